@@ -1,0 +1,32 @@
+# Everything sets itself up: a fresh machine needs python3 (3.11 or newer) and make.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: report test test-slow lint bench clean
+
+report: $(READY)
+	$(VENV)/bin/regraft report --out report
+
+test: $(READY)
+	$(PYTHON) -m pytest -n 2 -q
+
+test-slow: $(READY)
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[browser]"
+	$(PYTHON) -m pytest -q -m slow
+
+lint: $(READY)
+	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/ruff format --check src tests benchmarks
+	$(VENV)/bin/pyright
+
+bench: $(READY)
+	$(PYTHON) benchmarks/run.py
+
+$(READY): pyproject.toml constraints.txt
+	test -d $(VENV) || python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[test]"
+	touch $(READY)
+
+clean:
+	rm -rf report

@@ -1,0 +1,165 @@
+"""The command line: `report`, `inspect`, and one command for each experiment, made from its parameters.
+
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from regraft.experiment import Experiment, Parameter, experiments
+
+if TYPE_CHECKING:
+    from regraft.model.opened import Model
+
+app = typer.Typer(
+    help="Take a transformer apart, see what every part does, replace one, and prove that it still works.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or specimen:qwen3|tuned|gpt2|t5.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute, for example cpu or cuda.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16; by default what suits the device.")]
+AttentionOption = Annotated[str, typer.Option(help="sdpa or eager; by default the model's own.")]
+RemoteOption = Annotated[bool, typer.Option("--remote-code", help="Run modelling code that comes with the checkpoint.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+OutOption = Annotated[Path | None, typer.Option(help="Folder to write the run to.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
+
+
+@contextmanager
+def errors_in_one_sentence(debug: bool) -> Iterator[None]:
+    """Wrong use ends with exit code 2, a failed run with 1, each in one sentence; `--debug` shows where."""
+    try:
+        yield
+    except (ValueError, OSError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"regraft: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        from regraft.model.files import CheckpointError
+
+        raise typer.Exit(2 if isinstance(error, ValueError) and not isinstance(error, CheckpointError) else 1) from None
+
+
+def open_model(source: str, device: str, dtype: str, attention: str, remote_code: bool) -> Model:
+    """Open a model as the common options say."""
+    from regraft.model.load import load
+
+    return load(source, device=device, dtype=dtype or None, attention=attention or None, remote_code=remote_code)
+
+
+@app.command()
+def report(
+    model: ModelOption = "specimen:qwen3",
+    out: Annotated[Path, typer.Option(help="Folder to write report.html and the results to.")] = Path("report"),
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "",
+    attention: AttentionOption = "",
+    remote_code: RemoteOption = False,
+    seed: SeedOption = 0,
+    debug: DebugOption = False,
+) -> None:
+    """Run what suits the model and write one page that explains it."""
+    with errors_in_one_sentence(debug):
+        from regraft.commands import make_report
+
+        make_report(open_model(model, device, dtype, attention, remote_code), out, seed)
+
+
+@app.command("inspect")
+def inspect_model(
+    source: Annotated[str, typer.Argument(metavar="[MODEL]", help="The model; or use --model.")] = "",
+    model: ModelOption = "specimen:qwen3",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "",
+    attention: AttentionOption = "",
+    remote_code: RemoteOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show a model's parts, shapes, parameters and bytes, its sites, and the self-check."""
+    with errors_in_one_sentence(debug):
+        from regraft.commands import show_anatomy
+
+        show_anatomy(open_model(source or model, device, dtype, attention, remote_code), as_json)
+
+
+def command_for(experiment: Experiment) -> Callable[..., None]:
+    """A command whose options are the experiment's parameters and the common ones."""
+
+    def command(**given: Any) -> None:
+        common = {name: given.pop(name) for name in ("model", "device", "dtype", "attention", "remote_code")}
+        out, seed, as_json, debug = (given.pop(name) for name in ("out", "seed", "as_json", "debug"))
+        with errors_in_one_sentence(debug):
+            from regraft.commands import run_experiment
+
+            opened = open_model(*common.values())
+            run_experiment(experiment, opened, given, out, seed, as_json)
+
+    own = [_option(parameter) for parameter in experiment.parameters]
+    shared = [
+        ("model", ModelOption, "specimen:qwen3"),
+        ("device", DeviceOption, "cpu"),
+        ("dtype", DtypeOption, ""),
+        ("attention", AttentionOption, ""),
+        ("remote_code", RemoteOption, False),
+        ("out", OutOption, None),
+        ("seed", SeedOption, 0),
+        ("as_json", JsonOption, False),
+        ("debug", DebugOption, False),
+    ]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    common = [inspect.Parameter(name, kind, default=default, annotation=a) for name, a, default in shared]
+    command.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
+    command.__doc__ = experiment.summary
+    return command
+
+
+_TYPES: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "list[str]": list[str],
+    "list[int]": list[int],
+    "list[float]": list[float],
+}
+
+
+def _option(parameter: Parameter) -> inspect.Parameter:
+    """A Typer option for one parameter of an experiment; its annotation must be one of a few plain ones."""
+    text = parameter.annotation.removesuffix(" | None")
+    optional = text != parameter.annotation
+    if text.startswith("Literal["):
+        choices = tuple(part.strip().strip("'\"") for part in text[len("Literal[") : -1].split(","))
+        plain: Any = Literal[choices]
+    else:
+        plain = _TYPES[text]
+    help_text = parameter.help[:1].upper() + parameter.help[1:]
+    annotation = Annotated[plain | None if optional else plain, typer.Option(help=help_text)]
+    return inspect.Parameter(
+        parameter.name, inspect.Parameter.KEYWORD_ONLY, default=parameter.default, annotation=annotation
+    )
+
+
+for _experiment in experiments().values():
+    app.command(_experiment.name, help=_experiment.summary)(command_for(_experiment))
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(app())
+
+

@@ -1,0 +1,144 @@
+"""What the commands do once their options are read."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from regraft.experiment import Experiment
+from regraft.model.anatomy import part_rows, site_rows
+from regraft.model.opened import Model
+from regraft.report.build import build
+from regraft.report.drawing import drawing_of
+from regraft.report.page import CHECKS, csv_text
+from regraft.runs import check_writable, store, whole_folder
+
+console = Console()
+SHOWN_ROWS = 12
+
+
+def make_report(model: Model, out: Path, seed: int) -> None:
+    """Write the report, with a bar for its chapters, and say where it is."""
+    check_writable(out, "report", model.weights_sha256, version("regraft"))
+    started = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("report", total=None)
+
+        def advance(name: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{name:<10}", completed=done, total=total)
+
+        path, left_out = build(model, out, seed, advance)
+        bar.update(task, description="done      ", completed=1, total=1)
+    for sentence in left_out:
+        console.print(sentence, style="yellow", highlight=False)
+    console.print(f"{path} made in {time.perf_counter() - started:.0f} s; open it in a browser.", highlight=False)
+
+
+def show_anatomy(model: Model, as_json: bool) -> None:
+    """Print parts, sites and self-check."""
+    parts, sites = part_rows(model), site_rows(model)
+    if as_json:
+        value = {
+            "model": model.name,
+            "parts": [vars(row) for row in parts],
+            "sites": [vars(row) for row in sites],
+            "self_check": model.check.as_dict(),
+        }
+        console.print_json(json.dumps(value))
+        return
+    table = _table(f"{model.name}: parts", ("part", "module", "shape", "parameters", "bytes"), right=(3, 4))
+    for row in parts:
+        table.add_row(row.part, row.path, row.shape, f"{row.parameters:,}", f"{row.bytes:,}")
+    console.print(table)
+    table = _table("sites", ("site", "blocks", "why not in the others"))
+    for row in sites:
+        table.add_row(row.site, f"{row.blocks} of {row.total}", row.reason)
+    console.print(table)
+    found = model.check.as_dict()
+    table = _table("self-check", ("check", "what is compared", "measured", "unit"), right=(2,))
+    for name, what, unit in CHECKS:
+        table.add_row(name, what, f"{found[name]:.2g}", unit)
+    table.add_row("causal", "no position sees a later one", "yes" if found["causal"] else "no", "")
+    console.print(table)
+
+
+def _table(title: str, columns: tuple[str, ...], right: tuple[int, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+    return table
+
+
+def run_experiment(
+    experiment: Experiment, model: Model, options: dict[str, Any], out: Path | None, seed: int, as_json: bool
+) -> None:
+    """Run one experiment, write its run folder where one is asked for, and print a short table."""
+    if out is not None:
+        check_writable(out, experiment.name, model.weights_sha256, version("regraft"))
+    with console.status(f"{experiment.name} on {model.name}"):
+        dataset = experiment.run(model, seed, **options)
+    if out is not None:
+        write_run(dataset, out)
+    if as_json:
+        console.print_json(json.dumps(dataset.to_dict(), default=_plain))
+        return
+    print_result(dataset)
+    if out is not None:
+        console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def write_run(dataset: xr.Dataset, out: Path) -> None:
+    """The run folder: data, provenance, the numbers as CSV, and each figure as a page that opens offline."""
+    with whole_folder(out) as folder:
+        store(dataset, folder)
+        (folder / "data.csv").write_text(csv_text(dataset), encoding="utf-8")
+        figures = folder / "figures"
+        figures.mkdir()
+        for number, (_, figure) in enumerate(drawing_of(dataset).figures(dataset)):
+            figure.write_html(figures / f"figure-{number}.html", include_plotlyjs="directory")
+
+
+def print_result(dataset: xr.Dataset) -> None:
+    """The finding, the head of the data as a table with units, and where the numbers come from."""
+    drawing = drawing_of(dataset)
+    finding = drawing.finding(dataset)
+    if finding:
+        console.print(finding, highlight=False)
+    lines = csv_text(dataset).splitlines()
+    table = _table("", tuple(lines[0].split(",")))
+    frame = [line.split(",") for line in lines[1 : SHOWN_ROWS + 1] if '"' not in line]
+    for row in frame:
+        table.add_row(*[_short(cell) for cell in row])
+    console.print(table)
+    if len(lines) - 1 > len(frame):
+        console.print(f"... {len(lines) - 1 - len(frame):,} more rows (--out DIR keeps them all)", highlight=False)
+    units = {str(n): v.attrs.get("units", "") for n, v in dataset.data_vars.items() if str(n) in lines[0].split(",")}
+    console.print("units: " + "; ".join(f"{n}: {u}" for n, u in units.items()), highlight=False, style="dim")
+    attrs = dataset.attrs
+    console.print(
+        f"model {attrs['model']} ({attrs['weights_sha256'][:12]}), {attrs['dtype']} on {attrs['device']}, "
+        f"{attrs['seconds']:.1f} s"
+        + (f", control deviation {attrs['control_deviation']:.1g}" if "control_deviation" in attrs else ""),
+        highlight=False,
+        style="dim",
+    )
+
+
+def _short(cell: str) -> str:
+    try:
+        return f"{float(cell):.5g}" if "." in cell else cell
+    except ValueError:
+        return cell

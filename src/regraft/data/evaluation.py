@@ -1,0 +1,55 @@
+"""The text that a loss is measured on: prompts with the model's own completions, recorded in batches of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from regraft.data.completions import Completion, completions, spread, suited_prompts
+from regraft.data.prompts import Prompt
+from regraft.model.opened import Model
+from regraft.model.recording import Recording
+
+BATCH_TOKENS = 512
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """Recorded prompts with completions; `order[i]` lists the completions of recording i, prompt by prompt."""
+
+    recordings: list[Recording]
+    order: list[list[Completion]]
+
+    @property
+    def flat(self) -> list[Completion]:
+        """All completions in the order in which a joined sweep reports prompts."""
+        return [completion for batch in self.order for completion in batch]
+
+    @property
+    def scored_tokens(self) -> int:
+        """Number of tokens that count in a loss."""
+        return sum(int(recording.scored_BT.sum()) for recording in self.recordings)
+
+
+def evaluation(model: Model, prompts: Sequence[str] | None = None, count: int = 20, tokens: int = 24) -> Evaluation:
+    """Record `count` prompts (the user's, or those that suit the model) with greedy completions of up to `tokens` tokens.
+
+    Raises:
+        ValueError: there is nothing to measure on: no prompt, no tokenizer, or a model that does not write text.
+    """
+    chosen = [Prompt(text, "given") for text in prompts] if prompts else spread(suited_prompts(model), count)
+    if not chosen or any(not prompt.text for prompt in chosen):
+        raise ValueError("the prompt is empty: write at least one token of text")
+    if count < 1 or tokens < 1:
+        raise ValueError(f"{min(count, tokens)} is too few: measure at least one prompt and one token")
+    said = sorted(completions(model, chosen, tokens), key=lambda c: len(c.prompt_ids) + len(c.completion_ids))
+    batches: list[list[Completion]] = [[]]
+    for completion in said:
+        longest = len(completion.prompt_ids) + len(completion.completion_ids)
+        if batches[-1] and longest * (len(batches[-1]) + 1) > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(completion)
+    recordings = [
+        model.record([list(c.prompt_ids) for c in batch], [list(c.completion_ids) for c in batch]) for batch in batches
+    ]
+    return Evaluation(recordings, batches)

@@ -1,0 +1,94 @@
+"""Edits whose effect on a block's output is linear: the recorded output is corrected and the block is not run.
+
+Zeroing a neuron takes one column of the down projection times its activation out of what the MLP added; nothing else in
+the block reads it. The same holds for a head where attention and MLP read the stream side by side. Shapes: n rows, B
+prompts, T positions, D width, w features of the edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from regraft.engine.editing import Carried, Placed, apply_edits
+from regraft.engine.variant import Edit
+from regraft.model.parts import Block, Branch, close
+from regraft.model.recording import Recording
+from regraft.model.site import Tap
+
+
+def linear_branches(block: Block) -> frozenset[str]:
+    """The branches that nothing in the block reads: the last one, or all of them where they stand side by side."""
+    kinds = [branch.kind for branch in block.branches]
+    return frozenset(kinds if block.parallel else kinds[-1:])
+
+
+def corrected_stream(
+    recording: Recording, block: int, edits: list[Sequence[Edit]], lengths: tuple[int, ...]
+) -> Tensor:
+    """The stream (n, B, T, D) that leaves a block for n rows, each with edits of one branch of that block."""
+    model = recording.model
+    part = model.blocks[block]
+    name = model.site(edits[0][0].site).name
+    branch = part.branch("attn" if name in ("attn_out", "z", "head") else "mlp")
+    assert branch is not None
+    carried = Carried(0, recording.positions_of(block), lengths)
+    clean_out = recording[f"{part.address}.{branch.kind}_out"]
+    if name in ("attn_out", "mlp_out"):
+        placed = [Placed(row, edit) for row, own in enumerate(edits) for edit in own]
+        outs = apply_edits(clean_out.expand(len(edits), *clean_out.shape), placed, carried)
+    else:
+        delta = _projected_change(recording, block, branch, edits, carried)
+        if branch.out_norm is None:
+            outs = clean_out + delta
+        else:
+            raw = recording.read(block, Tap(branch.module, "output"))
+            outs = branch.out_norm(raw + delta)
+    if not part.sum_norms:
+        return recording.post(block) + (outs - clean_out)
+    return torch.stack([_closed(recording, part, branch, out) for out in outs])
+
+
+def _closed(recording: Recording, part: Block, branch: Branch, out_BTD: Tensor) -> Tensor:
+    outs = [out_BTD if b is branch else recording[f"{part.address}.{b.kind}_out"] for b in part.branches]
+    stream = close(part.branches, recording.pre(part.index), outs, out_BTD.shape)
+    assert stream is not None
+    return stream
+
+
+def _projected_change(
+    recording: Recording, block: int, branch: Branch, edits: list[Sequence[Edit]], carried: Carried
+) -> Tensor:
+    """What the edits change in the projection's output, (n, B, T, D), from the changed features' columns alone."""
+    assert branch.projection is not None
+    model = recording.model
+    clean_BTW = recording.read(block, Tap(branch.projection, "input"))
+    weight_DW = branch.projection.weight if isinstance(branch.projection, nn.Linear) else branch.projection.weight.t()
+    features = [_features(model, own) for own in edits]
+    if len({len(f) for f in features}) != 1:
+        return torch.cat(
+            [_projected_change(recording, block, branch, [own], carried) for own in edits]
+        )
+    index_nw = torch.stack(features).to(clean_BTW.device)
+    old_nBTw = clean_BTW[..., index_nw].permute(2, 0, 1, 3)
+    placed = []
+    for row, own in enumerate(edits):
+        place = {int(f): i for i, f in enumerate(index_nw[row])}
+        for edit in own:
+            tap = model.taps[model.site(edit.site)]
+            local = None if tap.features is None else torch.tensor([place[int(f)] for f in tap.features])
+            placed.append(Placed(row, edit, local))
+    change_nBTw = apply_edits(old_nBTw, placed, carried) - old_nBTw
+    columns_nwD = weight_DW.t()[index_nw]
+    return torch.einsum("nbtw,nwd->nbtd", change_nBTw, columns_nwD)
+
+
+def _features(model, own: Sequence[Edit]) -> Tensor:
+    """The features that a row's edits touch, in order; all of them where one edit has none of its own."""
+    taps = [model.taps[model.site(edit.site)] for edit in own]
+    if any(tap.features is None for tap in taps):
+        weight = taps[0].module.weight
+        return torch.arange(weight.shape[1] if isinstance(taps[0].module, nn.Linear) else weight.shape[0])
+    return torch.unique(torch.cat([tap.features for tap in taps if tap.features is not None]))

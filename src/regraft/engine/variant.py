@@ -1,0 +1,196 @@
+"""What a sweep varies: routes (which blocks a run passes through) and edits (changes of an activation at a site).
+
+Shapes: g edits of a group, B prompts, k positions, W features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Position = int | Sequence[int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A change of the activation at `site`, at all positions (None), one, or several.
+
+    A negative position counts from the end of each prompt.
+    """
+
+    site: str
+    position: Position = None
+
+    @property
+    def key(self) -> tuple:
+        """Two edits with one key do the same, so that variants can share their work."""
+        return (type(self).__name__, id(self))
+
+    def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
+        """The new activation, for all edits of one kind at once."""
+        raise NotImplementedError
+
+    def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The tensor that `change` needs for this edit, in the shape of the activation; None where it needs none."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Zero(Edit):
+    """Set the activation to 0."""
+
+    @property
+    def key(self) -> tuple:
+        return ("Zero", self.site, _plain(self.position))
+
+    def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
+        return torch.zeros_like(old_BkW)
+
+
+@dataclass(frozen=True, eq=False)
+class _WithValue(Edit):
+    value: Tensor | None = None
+
+    def __init__(self, site: str, value: Tensor, position: Position = None):
+        object.__setattr__(self, "site", site)
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "position", position)
+
+    def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        assert self.value is not None
+        return pick(self.value).to(old_BkW).expand_as(old_BkW)
+
+
+class Replace(_WithValue):
+    """Put `value` in place of the activation.
+
+    `value` is one vector (W,), one for each position (k, W), or a whole activation (B, T, W), of which the edited
+    positions are taken.
+    """
+
+    def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
+        assert value_BkW is not None
+        return value_BkW
+
+
+class Add(_WithValue):
+    """Add `value`, in any of the shapes of `Replace`."""
+
+    def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
+        assert value_BkW is not None
+        return old_BkW + value_BkW
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Edit):
+    """Multiply the activation by `factor`."""
+
+    factor: float = 1.0
+
+    def __init__(self, site: str, factor: float, position: Position = None):
+        object.__setattr__(self, "site", site)
+        object.__setattr__(self, "factor", factor)
+        object.__setattr__(self, "position", position)
+
+    @property
+    def key(self) -> tuple:
+        return ("Scale", self.site, self.factor, _plain(self.position))
+
+    def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.full_like(old_BkW, self.factor)
+
+    def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
+        assert value_BkW is not None
+        return old_BkW * value_BkW
+
+
+@dataclass(frozen=True, eq=False)
+class Noise(Edit):
+    """Add Gaussian noise whose standard deviation is `scale` times the activation's root mean square at each position."""
+
+    scale: float = 0.0
+    seed: int = 0
+
+    def __init__(self, site: str, scale: float, seed: int = 0, position: Position = None):
+        object.__setattr__(self, "site", site)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "position", position)
+
+    @property
+    def key(self) -> tuple:
+        return ("Noise", self.site, self.scale, self.seed, _plain(self.position))
+
+    def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randn(old_BkW.shape, generator=generator).to(old_BkW)
+        return self.scale * drawn * old_BkW.float().pow(2).mean(-1, keepdim=True).sqrt().to(old_BkW)
+
+    def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
+        assert value_BkW is not None
+        return old_BkW + value_BkW
+
+
+def _plain(position: Position) -> Any:
+    return tuple(position) if isinstance(position, Iterable) else position
+
+
+@dataclass(frozen=True, eq=False)
+class Stop:
+    """One call on a route: a block, or `module` in that block's place, called with that block's arguments."""
+
+    block: int
+    module: Callable[..., Any] | None = None
+
+    @property
+    def key(self) -> tuple:
+        """Two stops with one key compute the same."""
+        return (self.block, None if self.module is None else id(self.module))
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """The sequence of blocks that a run passes through."""
+
+    stops: tuple[Stop, ...]
+
+    @classmethod
+    def order(cls, blocks: Iterable[int]) -> Route:
+        """Blocks in the given order; any may be missing or come again."""
+        return cls(tuple(Stop(block) for block in blocks))
+
+    @classmethod
+    def skip(cls, count: int, skipped: Iterable[int]) -> Route:
+        """All of `count` blocks but some."""
+        left_out = set(skipped)
+        return cls.order(block for block in range(count) if block not in left_out)
+
+    @classmethod
+    def swap(cls, count: int, first: int, second: int) -> Route:
+        """All of `count` blocks with two exchanged."""
+        order = list(range(count))
+        order[first], order[second] = order[second], order[first]
+        return cls.order(order)
+
+    @classmethod
+    def repeat(cls, count: int, block: int, times: int) -> Route:
+        """All of `count` blocks, one of them `times` times in place."""
+        return cls.order(b for b in range(count) for _ in range(times if b == block else 1))
+
+    @classmethod
+    def replace(cls, count: int, modules: Mapping[int, Callable[..., Any]]) -> Route:
+        """All of `count` blocks, with other modules in some blocks' places."""
+        return cls(tuple(Stop(block, modules.get(block)) for block in range(count)))
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One run that differs from the clean one: a route (None: the clean one) and edits on it."""
+
+    edits: Sequence[Edit] = ()
+    route: Route | None = None
+    name: str = ""

@@ -1,0 +1,149 @@
+"""What an experiment is, and the registry that the command line, the report and the studio read.
+
+An experiment is one file in `observe/` or `intervene/` that defines a function of the file's name whose first parameter is
+the model and whose result is an `xarray.Dataset`. Its parameters, their defaults and their explanations are read from the
+source without importing it, so that the command line can list everything without loading PyTorch. A third-party package
+adds one through the entry point group `regraft.experiments`, whose value is `package.module:function`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from regraft.model.opened import Model
+
+ROOMS = ("observe", "intervene")
+GROUP = "regraft.experiments"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One option of an experiment: its annotation as written, its default, and one line of help."""
+
+    name: str
+    annotation: str
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment that can be run by name."""
+
+    name: str
+    module: str
+    summary: str
+    parameters: tuple[Parameter, ...]
+
+    def function(self) -> Callable[..., xr.Dataset]:
+        """The function itself; this imports its module."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+    def run(self, model: Model, seed: int = 0, **options: Any) -> xr.Dataset:
+        """Run the experiment and attach provenance to its result.
+
+        Raises:
+            TypeError: an option that the experiment does not have.
+        """
+        import torch
+
+        torch.manual_seed(seed)
+        started = time.perf_counter()
+        dataset = self.function()(model, **options)
+        elapsed = time.perf_counter() - started
+        dataset.attrs = {**provenance(model), **dataset.attrs, "experiment": self.name, "seed": seed}
+        dataset.attrs["options"] = repr({k: v for k, v in sorted(options.items())})
+        dataset.attrs["seconds"] = round(elapsed, 3)
+        return dataset
+
+
+def provenance(model: Model) -> dict[str, Any]:
+    """Where a number comes from: model and weights, versions, kind of arithmetic, self-check, command line, time."""
+    import json
+
+    return {
+        "model": model.name,
+        "weights_sha256": model.weights_sha256,
+        "regraft": version("regraft"),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "attention": model.attention,
+        "self_check": json.dumps(model.check.as_dict()),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+@cache
+def experiments() -> dict[str, Experiment]:
+    """Every experiment by name: those of this package, then those that other packages add.
+
+    Raises:
+        ValueError: two experiments bear one name.
+    """
+    here = Path(__file__).parent
+    found: dict[str, Experiment] = {}
+    sources = [
+        (f"regraft.{room}.{file.stem}", file.stem, file) for room in ROOMS for file in sorted((here / room).glob("[a-z]*.py"))
+    ]
+    for point in entry_points(group=GROUP):
+        module, _, name = point.value.partition(":")
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"the experiment {point.name!r} points to {module}, which is not installed")
+        sources.append((module, name, Path(spec.origin)))
+    for module, name, file in sources:
+        experiment = read_experiment(module, name, file)
+        if experiment is None:
+            continue
+        if name in found:
+            raise ValueError(f"two experiments are called {name!r}: {found[name].module} and {module}")
+        found[name] = experiment
+    return found
+
+
+def read_experiment(module: str, name: str, file: Path) -> Experiment | None:
+    """Read an experiment's name, summary and parameters from its source; None where the file defines none."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    if not functions or not functions[0].args.args or functions[0].args.args[0].arg != "model":
+        return None
+    node = functions[0]
+    docstring = ast.get_docstring(node) or ""
+    explained = _explanations(docstring)
+    given = node.args.args[1:] + node.args.kwonlyargs
+    defaults = [*node.args.defaults, *node.args.kw_defaults]
+    assert len(defaults) == len(given), f"{module}.{name}: every parameter after the model needs a default"
+    parameters = tuple(
+        Parameter(a.arg, ast.unparse(a.annotation) if a.annotation else "str", _literal(d), explained.get(a.arg, ""))
+        for a, d in zip(given, defaults, strict=True)
+    )
+    return Experiment(name, module, docstring.split("\n\n")[0].replace("\n", " "), parameters)
+
+
+def _literal(node: ast.expr | None) -> Any:
+    return None if node is None else ast.literal_eval(node)
+
+
+def _explanations(docstring: str) -> dict[str, str]:
+    """The lines under `Args:` of a docstring, by parameter."""
+    _, _, rest = docstring.partition("Args:\n")
+    block = re.split(r"\n\S|\n\n", rest)[0]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", block, flags=re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text) for name, text in entries}

@@ -1,0 +1,126 @@
+"""Checkpoint folders on disk: which files are there, whether they are whole, and what they weigh.
+
+Weights are read from safetensors only. A header is checked before anything is loaded: its length, its JSON, and that the
+tensors' offsets cover the file without a gap or an overlap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+CHECKSUMS = "SHA256SUMS"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LARGEST_HEADER = 100_000_000
+_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1,
+    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
+}  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be opened; the message says why and what to do."""
+
+
+def check_folder(folder: Path) -> list[Path]:
+    """The weight files of a model folder, each with a whole header and the length that it promises.
+
+    Raises:
+        CheckpointError: no config, no safetensors (a pickle is named, with the command that converts it), a shard that
+            is missing, a file that is truncated or damaged, or one that differs from the folder's checksums.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder: give a model folder, a hub id, or specimen:qwen3")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is not a model folder: it has no config.json")
+    files = weight_files(folder)
+    for file in files:
+        check_header(file)
+    _check_sums(folder)
+    return files
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, those of its index where it has one."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{folder.name} lacks {len(missing)} of its {len(names)} shards: {', '.join(missing)}")
+        return [folder / name for name in names]
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder.name} holds its weights only as a pickle ({pickles[0]}), which can run code and is not read: convert "
+            f"it where you trust it with python -c \"from transformers import AutoModel; "
+            f"AutoModel.from_pretrained('{folder.name}').save_pretrained('{folder.name}-safe')\""
+        )
+    raise CheckpointError(f"{folder} is not a model folder: it has no safetensors file")
+
+
+def check_header(file: Path) -> dict:
+    """Read a safetensors header and check it against the file.
+
+    Raises:
+        CheckpointError: the header or the data is cut, damaged, or does not fit the file.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        first = stream.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+        if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+            raise CheckpointError(f"{file.name} is damaged or cut: its header length does not fit: fetch the file again")
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file.name} is damaged: its header cannot be read: fetch the file again") from error
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    _check_offsets(file, tensors, size - 8 - length)
+    return tensors
+
+
+def _check_offsets(file: Path, tensors: dict, data_bytes: int) -> None:
+    end = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        count = 1
+        for dimension in entry["shape"]:
+            count *= dimension
+        known = entry["dtype"] in _BYTES
+        if start != end or stop < start or (known and stop - start != count * _BYTES[entry["dtype"]]):
+            raise CheckpointError(f"{file.name} is damaged: tensor {name} does not lie where its shape says")
+        end = stop
+    if end != data_bytes:
+        verb = "cut short" if end > data_bytes else "longer than its header says"
+        raise CheckpointError(f"{file.name} is {verb} ({data_bytes:,} bytes of {end:,}): fetch the file again")
+
+
+def _check_sums(folder: Path) -> None:
+    sums = folder / CHECKSUMS
+    if not sums.is_file():
+        return
+    for line in sums.read_text().splitlines():
+        wanted, name = line.split(maxsplit=1)
+        if _digest([folder / name]) != wanted:
+            raise CheckpointError(f"{name} differs from the checksum in {CHECKSUMS}: the file is damaged, fetch it again")
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over all weight files of a folder, in the order of their names."""
+    return _digest(weight_files(folder))

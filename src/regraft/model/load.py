@@ -1,0 +1,223 @@
+"""Open a model: the embedded specimen, a folder, a hub id, or a live Hugging Face model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from regraft.model.files import CheckpointError, check_folder
+from regraft.model.forward import learn_batched, without_cache
+from regraft.model.opened import Model
+from regraft.model.pack import pack_if_it_pays
+from regraft.model.parts import find_parts
+from regraft.model.selfcheck import LENGTH, check, sample_ids
+from regraft.model.site import Taps
+from regraft.model.trace import trace
+
+SPECIMENS = {"qwen3": "specimen-qwen3", "tuned": "specimen-qwen3-tuned", "gpt2": "specimen-gpt2", "t5": "specimen-t5"}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+
+
+def load(
+    source: str | Path | nn.Module | None = None,
+    tokenizer: Any = None,
+    *,
+    device: str = "cpu",
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+    remote_code: bool = False,
+    pack: bool = True,
+) -> Model:
+    """Open a transformer, find its parts, and prove on a short input that they are what they seem.
+
+    Args:
+        source: nothing for the embedded specimen, `"specimen:tuned"`, `"specimen:gpt2"` or `"specimen:t5"`, a folder, a
+            hub id, or a live Hugging Face model (then `tokenizer` may go with it).
+        tokenizer: a tokenizer, or the folder or hub id of one; by default the model's own.
+        device: where to put the weights, for example `"cpu"` or `"cuda"`.
+        dtype: floating type; by default float32 on a CPU and the checkpoint's own elsewhere.
+        attention: `"sdpa"` (the default), or `"eager"`, which alone returns attention patterns.
+        remote_code: run modelling code that comes with the checkpoint. Only where you trust it.
+        pack: on a CPU, pack linear layers for sweeps where a trial shows that it pays.
+
+    Raises:
+        ValueError: the checkpoint is damaged, incomplete, not safetensors, or no transformer was found in it.
+    """
+    if isinstance(source, nn.Module):
+        hf, folder, name = source, None, type(source).__name__
+        if attention:
+            hf.set_attn_implementation(attention)
+    else:
+        folder, name = resolve(source)
+        check_folder(folder)
+        hf = _load_weights(folder, device, dtype, attention, remote_code)
+        tokenizer = tokenizer or _load_tokenizer(folder, remote_code)
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = _load_tokenizer(resolve(str(tokenizer))[0], remote_code)
+    return open_live(hf, tokenizer, name, folder, pack)
+
+
+def open_live(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool) -> Model:
+    """Find the parts of a live model and check them."""
+    hf.eval()
+    _refuse_nan(hf)
+    rows = hf.get_input_embeddings().num_embeddings
+    two = bool(getattr(hf.config, "is_encoder_decoder", False))
+
+    def inputs_of(batch: int, padded: bool) -> dict[str, Any]:
+        device = next(hf.parameters()).device
+        ids = torch.tensor([sample_ids(rows, LENGTH)] * batch, device=device)
+        inputs: dict[str, Any] = {"input_ids": ids, **without_cache(hf)}
+        if padded:
+            inputs["attention_mask"] = torch.tensor([[1] * (LENGTH - 1) + [0]] * batch, device=device)
+        if two:
+            inputs["decoder_input_ids"] = ids
+            if padded:
+                inputs["decoder_attention_mask"] = inputs["attention_mask"]
+        return inputs
+
+    parts = find_parts(hf, trace(hf, inputs_of(1, False)))
+    attention = getattr(hf.config, "_attn_implementation", None) or "eager"
+    model = Model(
+        hf, tokenizer, name, folder, parts, Taps(parts, hf.config, attention), learn_batched(hf, parts, inputs_of), attention
+    )
+    model.check = check(model)
+    if pack and model.device.type == "cpu":
+        model.packed = pack_if_it_pays(hf)
+    return model
+
+
+def resolve(source: str | Path | None) -> tuple[Path, str]:
+    """The folder that a source names, downloaded from the hub where it is an id, and the name to show.
+
+    Raises:
+        CheckpointError: there is no such specimen, folder or hub repository.
+    """
+    text = "specimen:qwen3" if source is None else str(source)
+    if text.startswith("specimen"):
+        kind = text.partition(":")[2] or "qwen3"
+        if kind not in SPECIMENS:
+            raise CheckpointError(f"there is no specimen {kind!r}: choose one of {', '.join(SPECIMENS)}")
+        return Path(str(resources.files("regraft.specimens") / SPECIMENS[kind])), f"specimen:{kind}"
+    folder = Path(text).expanduser()
+    if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
+        if not folder.is_dir():
+            raise CheckpointError(f"{text} is not a folder: give a model folder, a hub id (owner/name), or specimen:qwen3")
+        return folder, folder.resolve().name
+    try:
+        return Path(snapshot_download(text, allow_patterns=_HUB_FILES)), text
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{text} is neither a folder here nor a model that the hub gave us: {reason}") from error
+
+
+def _load_weights(
+    folder: Path, device: str, dtype: str | torch.dtype | None, attention: str | None, remote_code: bool
+) -> nn.Module:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but this PyTorch sees no GPU: use --device cpu")
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known: choose one of {', '.join(DTYPES)}")
+    wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    wanted = wanted or (torch.float32 if device == "cpu" else "auto")
+    extra = {"attn_implementation": attention} if attention else {}
+    with _quiet_transformers():
+        config = _load_config(folder, remote_code)
+        chosen = _model_class(config, remote_code)
+        try:
+            hf, info = chosen.from_pretrained(
+                folder, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True,
+                trust_remote_code=remote_code, **extra,
+            )  # fmt: skip
+        except RuntimeError as error:
+            if "size mismatch" in str(error) or "mismatch" in str(error).lower():
+                raise CheckpointError(_mismatch_sentence(folder, error)) from error
+            raise
+    _refuse_incomplete(folder, info)
+    return hf.to(device)
+
+
+def _load_config(folder: Path, remote_code: bool) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+    except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"the config.json of {folder.name} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _model_class(config: Any, remote_code: bool) -> Any:
+    """The class that the checkpoint names, else the first general one that knows this kind of config."""
+    for architecture in config.architectures or ():
+        named = getattr(transformers, architecture, None)
+        if named is not None and issubclass(named, transformers.PreTrainedModel):
+            return named
+    for auto in (
+        transformers.AutoModelForCausalLM,
+        transformers.AutoModelForSeq2SeqLM,
+        transformers.AutoModelForMaskedLM,
+        transformers.AutoModel,
+    ):
+        if type(config) in auto._model_mapping or (remote_code and auto.__name__ in getattr(config, "auto_map", {})):
+            return auto
+    raise CheckpointError(f"transformers knows no model for a config of type {type(config).__name__}")
+
+
+def _refuse_incomplete(folder: Path, info: Any) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        named = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise CheckpointError(
+            f"{folder.name} lacks {len(missing)} tensors that its config calls for ({named}): they would be random, so the "
+            "model is not opened"
+        )
+    wrong = sorted(str(key) for key in info["mismatched_keys"])
+    if wrong:
+        raise CheckpointError(f"{folder.name}: the shapes of {', '.join(wrong[:4])} disagree with its config.json")
+
+
+def _mismatch_sentence(folder: Path, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "torch.Size" in line or "shape" in line.lower()]
+    detail = lines[0] if lines else str(error).splitlines()[0]
+    return f"{folder.name}: the shapes in its weights disagree with its config.json: {detail}"
+
+
+def _refuse_nan(hf: nn.Module) -> None:
+    for name, tensor in hf.named_parameters():
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise CheckpointError(f"the weights hold NaN (not a number), first in {name}: nothing measured would mean much")
+
+
+def _load_tokenizer(folder: Path, remote_code: bool) -> Any:
+    """The tokenizer of a folder, or None where it has none: then token ids still work."""
+    known = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+    if not any((folder / name).is_file() for name in known):
+        return None
+    with _quiet_transformers():
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence the loading bars and reports of transformers: what they say is checked and said by us."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

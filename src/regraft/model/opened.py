@@ -1,0 +1,165 @@
+"""An opened model: the Hugging Face module, its tokenizer, its parts, and what was proved about them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from regraft.model.files import weights_digest
+from regraft.model.parts import Block, Parts
+from regraft.model.site import Site, SiteError, Tap, Taps, parse_site
+from regraft.model.structure import Path
+
+if TYPE_CHECKING:
+    from regraft.model.recording import Recording
+    from regraft.model.selfcheck import SelfCheck
+
+
+@dataclass(eq=False)
+class Model:
+    """A transformer taken apart. Made by `regraft.load`.
+
+    `hf` is the live Hugging Face model, `parts` what was found in it, `check` what the self-check measured, `batched`
+    the recorded arguments that grow with the batch.
+    """
+
+    hf: nn.Module
+    tokenizer: Any
+    name: str
+    folder: FilePath | None
+    parts: Parts
+    taps: Taps
+    batched: frozenset[tuple[int, Path]]
+    attention: str
+    check: SelfCheck = field(init=False)
+    packed: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    proved: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block, counted over all stacks."""
+        return self.parts.blocks
+
+    @property
+    def width(self) -> int:
+        """Width D of the residual stream that leaves the model's last block."""
+        return self.parts.embedding.weight.shape[1] if self.parts.final_norm is None else _norm_width(self.parts)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of rows of the output matrix, or of the embedding where there is no head."""
+        module = self.parts.head or self.parts.embedding
+        return module.weight.shape[0] if type(module).__name__ != "Conv1D" else module.weight.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights."""
+        return next(p.dtype for p in self.hf.parameters() if p.is_floating_point())
+
+    @property
+    def two_stacks(self) -> bool:
+        """Whether this is an encoder-decoder."""
+        return len(self.parts.stacks) == 2
+
+    @property
+    def causal(self) -> bool:
+        """Whether, in the stack that makes the logits, no position sees a later one. Measured, not assumed."""
+        return self.check.causal
+
+    @property
+    def main_blocks(self) -> tuple[Block, ...]:
+        """The blocks of the stack that makes the logits: the only stack, or the decoder."""
+        return self.parts.stacks[-1].blocks
+
+    def site(self, address: str) -> Site:
+        """Parse an address and make sure that it exists here.
+
+        Raises:
+            SiteError: it does not, with the reason.
+        """
+        site = parse_site(address, self.parts)
+        if site.block is not None:
+            self.taps[site]
+        elif site.name == "final_norm" and self.parts.final_norm is None:
+            raise SiteError("final_norm does not exist here: no norm follows the last block")
+        elif site.name == "logits" and self.parts.head is None:
+            raise SiteError("logits does not exist here: this checkpoint has no output matrix")
+        elif site.name == "embed" and self.two_stacks:
+            raise SiteError("embed is not offered here: two stacks read one table; use encoder.0.resid_pre")
+        return site
+
+    def tap(self, address: str) -> Tap:
+        """Where a site inside a block is read and written."""
+        return self.taps[self.site(address)]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens as the tokenizer adds them.
+
+        An encoder-decoder's input is closed with its end token where the tokenizer did not do so.
+
+        Raises:
+            ValueError: the text is empty, or the model was opened without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer: pass token ids, or name a tokenizer with tokenizer=...")
+        ids = list(self.tokenizer(text)["input_ids"]) if text else []
+        end = getattr(self.hf.config, "eos_token_id", None)
+        if ids and self.two_stacks and isinstance(end, int) and ids[-1] != end:
+            ids.append(end)
+        if not ids:
+            raise ValueError("the prompt is empty: write at least one token of text")
+        return ids
+
+    def single_token(self, text: str) -> int:
+        """The id of a text that must be one token, as a target of a metric.
+
+        Raises:
+            ValueError: it is not one token; its pieces are shown.
+        """
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer: give the target as a token id")
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            pieces = " ".join(repr(self.tokenizer.decode([i])) for i in ids)
+            raise ValueError(f"the target {text!r} is {len(ids)} tokens here ({pieces}): choose one that is one token")
+        return ids[0]
+
+    def token_text(self, token: int) -> str:
+        """How a token reads, or its number where there is no tokenizer."""
+        return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
+
+    def record(
+        self, prompts: Any, completions: Any = None, scored: Tensor | None = None
+    ) -> Recording:
+        """One clean run of one or several prompts; see `regraft.model.recording.record`."""
+        from regraft.model.recording import record
+
+        return record(self, prompts, completions, scored)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 over the weight files, or over the tensors of a model that was passed in alive."""
+        if self.folder is not None:
+            return weights_digest(self.folder)
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes() if tensor.dim() else b"0")
+        return digest.hexdigest()
+
+
+def _norm_width(parts: Parts) -> int:
+    weight = getattr(parts.final_norm, "weight", None)
+    return parts.embedding.weight.shape[1] if weight is None else weight.shape[0]

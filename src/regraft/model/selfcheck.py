@@ -1,0 +1,174 @@
+"""Prove on a short input that what was found is what the model does; strike the sites whose identity fails.
+
+Identities: replayed blocks and head give the model's own logits; two copies of the prompts in one batch give the same;
+`resid + attn_out + mlp_out` closes; `down_proj(mlp_act) == mlp_out`; `o_proj(z) == attn_out`; with one token, whose
+attention can only look at itself, a head's `z` is its `v`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from regraft.model.forward import capture, without_cache
+from regraft.model.opened import Model
+from regraft.model.parts import Block, Branch, close
+from regraft.model.recording import Recording, record
+from regraft.model.site import Tap, head_count, in_width, packed_taps
+from regraft.model.structure import largest_difference, main_tensor
+
+LENGTH = 8
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@dataclass
+class SelfCheck:
+    """What was measured. Differences are largest absolute ones, relative to the largest value where marked so.
+
+    `replay`: logits (or last hidden states) of replayed blocks and head against the model's own. `batch`: the same with
+    the rows repeated. `closure`, `projections`: relative. `causal`: no position of the last stack sees a later one.
+    `refused`: sites struck, with the reason.
+    """
+
+    replay: float = float("inf")
+    batch: float = float("inf")
+    closure: float = 0.0
+    projections: float = 0.0
+    causal: bool = False
+    replays: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict:
+        """Plain values, for provenance."""
+        return asdict(self)
+
+
+def sample_ids(model_rows: int, length: int, seed: int = 0) -> list[int]:
+    """A short row of token ids, away from the special ones at the start of most vocabularies."""
+    generator = torch.Generator().manual_seed(seed)
+    low = min(5, model_rows - 1)
+    return torch.randint(low, model_rows, (length,), generator=generator).tolist()
+
+
+def check(model: Model) -> SelfCheck:
+    """Run every identity; sites that fail are refused in `model.taps`."""
+    found = SelfCheck()
+    rows = model.parts.embedding.weight.shape[0]
+    ids = sample_ids(rows, LENGTH)
+    recording = _record(model, ids)
+    found.replay = _replay_difference(recording, 1)
+    found.batch = _replay_difference(recording, 3)
+    limit = TOLERANCE.get(model.dtype, 1e-5)
+    scale = max(1.0, float(recording.post(len(model.blocks) - 1).abs().max()))
+    found.replays = max(found.replay, found.batch) <= limit * scale
+    found.causal = _is_causal(model, recording, ids, limit)
+    for block in model.blocks:
+        _check_block(model, recording, block, found, limit)
+    _check_values(model, _record(model, ids[:1]), found, limit)
+    return found
+
+
+def _record(model: Model, ids: list[int]) -> Recording:
+    return record(model, [ids], [ids] if model.two_stacks else None)
+
+
+def _replay_difference(recording: Recording, rows: int) -> float:
+    """Largest difference between the model's own output and that of `rows` replayed copies."""
+    model = recording.model
+    inputs = {**recording.inputs, **without_cache(model.hf)}
+    official = capture(model.hf, model.parts, inputs, whole=True).result
+    memory = None
+    with torch.no_grad():
+        for stack in model.parts.stacks:
+            stream = recording.pre(stack.first).repeat(rows, 1, 1)
+            for index in range(stack.first, stack.stop):
+                stream = recording.run_block(index, stream, rows, memory)
+            if stack is not model.parts.stacks[-1]:
+                memory = recording.bridge(stream, rows)
+        if model.parts.head is None:
+            mine, theirs = recording.hidden(stream), main_tensor(official)
+        else:
+            mine, theirs = recording.head(stream), official.logits
+    assert theirs is not None
+    return largest_difference(mine, theirs.repeat(rows, 1, 1))
+
+
+def _is_causal(model: Model, recording: Recording, ids: list[int], limit: float) -> bool:
+    other = [*ids[:-1], ids[-1] - 1]
+    changed = record(model, [ids], [other]) if model.two_stacks else record(model, [other])
+    last = model.main_blocks[-1].index
+    return largest_difference(recording.post(last)[:, : LENGTH - 1], changed.post(last)[:, : LENGTH - 1]) <= limit
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return largest_difference(a, b) / max(float(b.abs().max()), 1e-30)
+
+
+def _check_block(model: Model, recording: Recording, block: Block, found: SelfCheck, limit: float) -> None:
+    if not block.branches:
+        return
+    pre, post = recording.pre(block.index), recording.post(block.index)
+    outs = [recording[f"{block.address}.{branch.kind}_out"] for branch in block.branches]
+    with torch.no_grad():
+        closed = close(block.branches, pre, outs, pre.shape)
+    assert closed is not None
+    gap = _relative(closed, post)
+    found.closure = max(found.closure, gap)
+    if gap > limit:
+        reason = f"its block does not close: resid + branches differs from the block's output by {gap:.1e}"
+        for name in ("attn_out", "cross_out", "mixer_out", "mlp_out", "resid_mid"):
+            _strike(model, block, name, reason, found)
+    for branch in block.branches:
+        name = {"attn": "z", "mlp": "mlp_act"}.get(branch.kind)
+        if name and model.taps.exists(block.index, name):
+            gap = _projection_gap(recording, block, branch)
+            found.projections = max(found.projections, gap)
+            if gap > limit:
+                _strike(model, block, name, f"its projection does not give {branch.kind}_out (differs by {gap:.1e})", found)
+
+
+def _projection_gap(recording: Recording, block: Block, branch: Branch) -> float:
+    assert branch.projection is not None
+    given = recording.read(block.index, Tap(branch.projection, "input"))
+    with torch.no_grad():
+        out = branch.projection(given)
+        out = branch.out_norm(out) if branch.out_norm is not None else out
+    return _relative(out, recording[f"{block.address}.{branch.kind}_out"])
+
+
+def _check_values(model: Model, single: Recording, found: SelfCheck, limit: float) -> None:
+    """The first token of a causal stack sees itself alone, so softmax has one entry: `z` is `v` (times a factor of the head where a sink takes a share)."""
+    for block in model.blocks:
+        if not model.taps.exists(block.index, "v") or not model.taps.exists(block.index, "z"):
+            continue
+        if _value_gap(single, block) <= limit:
+            continue
+        attn = block.branch("attn")
+        tap = model.tap(f"{block.address}.v")
+        assert attn is not None and attn.projection is not None
+        if tap.features is not None:
+            heads = head_count(attn, model.hf.config, in_width(attn.projection))
+            width = in_width(attn.projection) // heads
+            model.taps.table[block.index] |= packed_taps(tap.module, heads, width, interleaved=True)
+            if model.taps.exists(block.index, "v") and _value_gap(single, block) <= limit:
+                continue
+        for name in ("q", "k", "v"):
+            _strike(model, block, name, "with one token the heads' output is not their value, so roles are not sure", found)
+
+
+def _value_gap(single: Recording, block: Block) -> float:
+    single._cache.pop(f"{block.address}.v", None)
+    v, z = single[f"{block.address}.v"], single[f"{block.address}.z"]
+    v, z = v[:, :1], z[:, :1]
+    z = z.reshape(*z.shape[:2], -1, v.shape[-1])
+    v = v.repeat_interleave(z.shape[2] // v.shape[2], dim=2)
+    factor = (z * v).sum(-1, keepdim=True) / (v * v).sum(-1, keepdim=True).clamp_min(1e-30)
+    return _relative(v * factor.clamp(0.0, 1.0), z)
+
+
+def _strike(model: Model, block: Block, name: str, reason: str, found: SelfCheck) -> None:
+    if model.taps.exists(block.index, name):
+        model.taps.refuse(block.index, name, reason)
+        found.refused[f"{block.address}.{name}"] = reason

@@ -1,0 +1,62 @@
+"""Nested arguments and outputs of a module call: find the tensors, replace them, keep the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Path = tuple[str | int, ...]
+
+
+def walk_tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Yield `(path, tensor)` for every tensor inside tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from walk_tensors(item, (*path, key))
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from walk_tensors(item, (*path, index))
+
+
+def map_tensors(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path = ()) -> Any:
+    """The same nesting with every tensor replaced by `change(path, tensor)`."""
+    if isinstance(value, Tensor):
+        return change(path, value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, change, (*path, key)) for key, item in value.items()}
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(map_tensors(item, change, (*path, index)) for index, item in enumerate(value))
+    return value
+
+
+def main_tensor(output: Any) -> Tensor | None:
+    """The first tensor of a call's output: for a block, the residual stream that leaves it."""
+    return next((tensor for _, tensor in walk_tensors(output)), None)
+
+
+def with_main_tensor(output: Any, tensor: Tensor) -> Any:
+    """`output` with its first tensor replaced."""
+    if isinstance(output, Tensor):
+        return tensor
+    first = next(path for path, _ in walk_tensors(output))
+    return map_tensors(output, lambda path, old: tensor if path == first else old)
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two living tensors are the same numbers in the same memory."""
+    return a.data_ptr() == b.data_ptr() and a.numel() == b.numel() and a.dtype == b.dtype
+
+
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    """Largest absolute difference in float32 units; infinite where a NaN stands on one side only."""
+    a, b = a.detach().to(torch.float64), b.detach().to(torch.float64)
+    if a.shape != b.shape or bool((a.isnan() != b.isnan()).any()):
+        return float("inf")
+    same_infinity = a == b
+    difference = torch.where(same_infinity, torch.zeros_like(a), (a - b).abs())
+    return float(difference.nan_to_num(nan=0.0, posinf=float("inf")).max()) if difference.numel() else 0.0

@@ -1,0 +1,103 @@
+"""Every family opens, replays bit for bit, and sweeps as the naive reference does."""
+
+from __future__ import annotations
+
+import naive
+import pytest
+import torch
+from families import FAMILIES, VOCAB
+
+from regraft.engine.metric import LogitDifference
+from regraft.engine.sweep import sweep
+from regraft.engine.variant import Add, Replace, Route, Scale, Variant, Zero
+from regraft.model.load import load
+
+ROUTED = 1e-6
+"""Where rows choose experts, the batched products are summed in another order."""
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def model(request):
+    torch.manual_seed(0)
+    opened = load(FAMILIES[request.param]().eval(), pack=False)
+    opened.family = request.param
+    return opened
+
+
+def prompt(length=9, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(5, VOCAB, (length,), generator=generator).tolist()
+
+
+def recorded(model, *lengths, seed=3):
+    ids = [prompt(n, seed + i) for i, n in enumerate(lengths)]
+    return model.record(ids, [prompt(n - 1, seed + 20 + i) for i, n in enumerate(lengths)] if model.two_stacks else None)
+
+
+def test_replay_is_the_model_bit_for_bit(model):
+    assert model.check.replay == 0.0
+    assert model.check.batch <= (ROUTED if model.family in MIXTURES else 0.0)
+    assert model.check.closure < 1e-6
+    assert model.check.projections == 0.0
+
+
+def test_padded_prompts_replay_too(model):
+    from regraft.model.selfcheck import _replay_difference
+
+    assert _replay_difference(recorded(model, 9, 6), 2) <= (ROUTED if model.family in MIXTURES else 0.0)
+
+
+def all_sites(model, block):
+    names = ("resid_pre", "resid_mid", "resid_post", "attn_out", "cross_out", "mixer_out", "mlp_out", "q", "k", "v", "z")
+    address = model.blocks[block].address
+    found = [f"{address}.{name}" for name in (*names, "mlp_act") if model.taps.exists(block, name)]
+    if model.taps.exists(block, "z") and model.tap(f"{address}.z").heads:
+        found.append(f"{address}.head.1")
+    if model.taps.exists(block, "mlp_act"):
+        found += [f"{address}.neuron.3", f"{address}.neuron.7"]
+    return found
+
+
+def some_variants(model, recording, other):
+    count = len(model.blocks)
+    variants = []
+    for block in (0, count - 2, count - 1):
+        for site in all_sites(model, block):
+            variants.append(Variant([Zero(site)]))
+            variants.append(Variant([Replace(site, other[site], position=2)]))
+            variants.append(Variant([Scale(site, 1.5, position=[1, -1])]))
+            variants.append(Variant([Add(site, 0.1 * other[site], position=4), Zero(site, position=5)]))
+    first = model.parts.stacks[-1].first
+    variants += [Variant(route=Route.skip(count, {block})) for block in range(count)]
+    variants += [Variant(route=Route.swap(count, first, count - 1)), Variant(route=Route.skip(count, {first, count - 1}))]
+    variants += [Variant(route=Route.repeat(count, count - 2, 3))]
+    edit = Scale(f"{model.blocks[-1].address}.resid_pre", 0.5)
+    variants += [Variant([edit], Route.swap(count, count - 2, count - 1))]
+    return variants
+
+
+def described(variant):
+    stops = [stop.block for stop in variant.route.stops] if variant.route else "clean"
+    return f"{[(type(e).__name__, e.site, e.position) for e in variant.edits]} on {stops}"
+
+
+def test_sweeps_equal_the_naive_reference(model):
+    if model.parts.head is None:
+        with pytest.raises(ValueError, match="no output matrix"):
+            sweep(recorded(model, 7), [Variant()], LogitDifference("d", "logits", tokens=(7, 9)))
+        return
+    recording, other = recorded(model, 7, 7), recorded(model, 7, 7, seed=50)
+    variants = some_variants(model, recording, other)
+    metric = LogitDifference("d", "logits", tokens=(7, 9))
+    result = sweep(recording, variants, metric)
+    wanted = torch.stack([naive.logits(model, recording, v)[:, -1] for v in variants])
+    wanted = wanted[..., 7] - wanted[..., 9]
+    gaps = (result.values["d"] - wanted).abs().amax(1)
+    apart = {described(v): float(g) for v, g in zip(variants, gaps, strict=True) if not g <= 1e-5}
+    assert not apart
+    assert result.work.executed == result.work.planned
+    assert result.work.planned + result.work.preparation <= result.work.naive
+    assert result.deviation <= 1e-5
+    exact = sweep(recording, variants[::7], metric, exact=True)
+    assert torch.allclose(exact.values["d"], wanted[::7], atol=1e-5, rtol=1e-5)
