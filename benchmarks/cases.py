@@ -65,9 +65,7 @@ class Case:
 EVERYONE = ("transformerlens", "nnsight", "loop")
 CASES = (
     Case("grid16", "a  resid_pre patch grid, all blocks x {T} positions", "grid", "gpt2", 16, 8.0, EVERYONE, long=True),
-    Case(
-        "grid64", "b  resid_pre patch grid, all blocks x {T} positions", "grid", "gpt2", 64, 5.0, EVERYONE, 2, long=True
-    ),
+    Case("grid64", "b  resid_pre patch grid, all blocks x {T} positions", "grid", "gpt2", 64, 5.0, EVERYONE, 2, long=True),
     Case("heads", "c  ablation of every head, {T} positions", "heads", "gpt2", 16, 5.0, EVERYONE, long=True),
     Case("knockout", "d  knockout of every block, {T} positions", "knockout", "gpt2", 16, 2.3, ("loop",)),
     Case("swap", "e  swap of every pair of blocks, {T} positions", "swap", "qwen3", 16, 2.0, ("loop",)),

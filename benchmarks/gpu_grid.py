@@ -1,12 +1,13 @@
 """The resid_pre patch grid on one NVIDIA GPU, in bfloat16, beside a plain loop of hooks.
 
-Needs torch and transformers alone; regraft runs from its source: `PYTHONPATH=src python benchmarks/gpu_grid.py`. Both shapes
-have random weights, made on the device. The loop is timed on a random subset of the cells and scaled to all of them.
+Needs torch and transformers alone; regraft runs from its source: `PYTHONPATH=src python benchmarks/gpu_grid.py`. Both
+shapes have random weights, made on the device. The loop is timed on a random subset of the cells and scaled to all.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import random
@@ -14,7 +15,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -57,6 +59,45 @@ SHAPES = (
 QUICK_SHAPES = (Shape("tiny", 4, 64, 4, 2, 16, 128, 512, 12, 1.0),)
 
 
+LOOPS = {"loop": False, "loop, last logits": True}
+"""The plain loop, and the same with the logits of the last position alone."""
+
+
+@dataclass
+class Trial:
+    """What was measured on one shape: seconds by round, peaks in GiB with weights, the grid's values, differences."""
+
+    timed_cells: int
+    cells: int
+    weights_gib: float
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    peak_gib: dict[str, float] = field(default_factory=dict)
+    values: list[float] = field(default_factory=list)
+    difference: float = 0.0
+    control_deviation: float = 0.0
+    work: float = 0.0
+
+    def keep(self, name: str, seconds: float, peak: float) -> None:
+        """One round of one way."""
+        self.seconds.setdefault(name, []).append(seconds)
+        self.peak_gib[name] = max(peak, self.peak_gib.get(name, 0.0))
+
+    def keep_result(self, result: SweepResult) -> None:
+        """The values of a sweep, its control row's deviation and its counted work."""
+        self.values = result.values["logit_difference"][:, 0].tolist()
+        self.control_deviation, self.work = result.deviation, result.work.saved
+
+    def compare(self, values: list[float], places: list[int]) -> None:
+        """Values of the loop beside the grid's."""
+        self.difference = max(
+            self.difference, *(abs(v - self.values[place]) for v, place in zip(values, places, strict=True))
+        )
+
+    def median(self, name: str) -> float:
+        """Median seconds."""
+        return statistics.median(self.seconds[name])
+
+
 def main() -> None:
     """Measure every shape and print a line for each."""
     options = arguments()
@@ -65,15 +106,21 @@ def main() -> None:
     if device.type == "cpu" and not options.quick:
         sys.exit("this PyTorch sees no GPU: run it on a machine with one, or with --quick on the CPU")
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
-    print(
-        f"{hardware}, python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    )
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    print(", ".join([hardware, *(f"{name} {number}" for name, number in versions.items())]))
     print("QUICK RUN on a tiny model: the numbers mean nothing\n" if options.quick else "")
     shapes = QUICK_SHAPES if options.quick else [s for s in SHAPES if options.only in (None, s.name)]
-    found = [measure(shape, device, options) for shape in shapes]
+    found = []
+    for shape in shapes:
+        found.append(measure(shape, device, options))
+        gc.collect()
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"hardware": hardware, "torch": torch.__version__, "shapes": found}, file, indent=1)
+            json.dump({"hardware": hardware, "versions": versions, "shapes": found}, file, indent=1)
 
 
 def arguments() -> argparse.Namespace:
@@ -94,41 +141,22 @@ def measure(shape: Shape, device: torch.device, options: argparse.Namespace) -> 
     drawn = random.Random(SEED)
     clean, corrupted = ([drawn.randrange(shape.vocabulary) for _ in range(shape.positions)] for _ in range(2))
     every = [(block, position) for block in range(shape.blocks) for position in range(shape.positions)]
-    scale = len(every) / min(options.cells, len(every))
-    weights = memory(device)
-
-    seconds: dict[str, list[float]] = {"regraft": [], "loop": [], "loop, last logits": []}
-    peaks: dict[str, float] = {}
-    differences: list[float] = []
+    count = min(options.cells, len(every))
+    trial = Trial(count, len(every), memory(device))
     grid(model, clean, corrupted)
     loop(hf, clean, corrupted, every[:2], last_only=False)
     for _ in range(options.rounds):
-        result, own, peaks["regraft"] = observed(lambda: grid(model, clean, corrupted), device)
-        seconds["regraft"].append(own)
-        values = result.values["logit_difference"][:, 0].view(shape.blocks, shape.positions)
-        chosen = drawn.sample(every, min(options.cells, len(every)))
-        for name, last_only in (("loop", False), ("loop, last logits", True)):
-            (cells, fixed), whole, peaks[name] = observed(
-                lambda last_only=last_only, chosen=chosen: loop(hf, clean, corrupted, chosen, last_only), device
-            )
-            seconds[name].append(fixed + (whole - fixed) * scale)
-            differences += [abs(value - float(values[cell])) for value, cell in zip(cells, chosen, strict=True)]
-    found = {
-        "shape": shape.name,
-        "cells": len(every),
-        "timed_cells": len(chosen),
-        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
-        "rounds": seconds,
-        "peak_gib": peaks,
-        "weights_gib": weights,
-        "difference": max(differences),
-        "largest": float(values.abs().max()),
-        "spread": float(values.max() - values.min()),
-        "control_deviation": result.deviation,
-        "work": result.work.saved,
-    }
-    describe(shape, found)
-    return found
+        result, seconds, peak = observed(lambda: grid(model, clean, corrupted), device)
+        trial.keep("regraft", seconds, peak)
+        trial.keep_result(result)
+        chosen = drawn.sample(every, count)
+        for name, last_only in LOOPS.items():
+            run = partial(loop, hf, clean, corrupted, chosen, last_only)
+            (values, fixed), whole, peak = observed(run, device)
+            trial.keep(name, fixed + (whole - fixed) * len(every) / count, peak)
+            trial.compare(values, [block * shape.positions + position for block, position in chosen])
+    describe(shape, trial)
+    return {"shape": asdict(shape), **asdict(trial)}
 
 
 def make_model(shape: Shape, device: torch.device) -> Any:
@@ -158,9 +186,7 @@ def grid(model: Model, clean: list[int], corrupted: list[int]) -> SweepResult:
     return sweep(recording, variants, logit_difference(*TOKENS))
 
 
-def loop(
-    hf: Any, clean: list[int], corrupted: list[int], cells: list[Cell], last_only: bool
-) -> tuple[list[float], float]:
+def loop(hf: Any, clean: list[int], corrupted: list[int], cells: list[Cell], last_only: bool) -> tuple[list[float], float]:
     """One full forward for each cell, with a hook. Values, and the seconds of the clean run, which is not scaled."""
     options: dict[str, Any] = {"use_cache": False, **({"logits_to_keep": 1} if last_only else {})}
     clean_BT, corrupted_BT = (torch.tensor([ids], device=hf.device) for ids in (clean, corrupted))
@@ -209,31 +235,23 @@ def memory(device: torch.device) -> float:
     return torch.cuda.memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
 
 
-def describe(shape: Shape, found: dict[str, Any]) -> None:
+def describe(shape: Shape, trial: Trial) -> None:
     """Print what was measured on one shape."""
-    seconds, peaks = found["seconds"], found["peak_gib"]
-    print(
-        f"{shape.name}: resid_pre grid of {shape.blocks} blocks x {shape.positions} positions = {found['cells']} cells, bfloat16"
-    )
-    print(
-        f"  regraft            {seconds['regraft']:9.3f} s  peak {peaks['regraft']:.2f} GiB (weights {found['weights_gib']:.2f})"
-    )
-    for name in ("loop", "loop, last logits"):
-        ratio = seconds[name] / seconds["regraft"]
-        verdict = (
-            (" ok" if ratio >= shape.target else " MISS") + f" (target >= {shape.target:g}x)" if name == "loop" else ""
-        )
-        scaled = (
-            f"timed on {found['timed_cells']} random cells, scaled"
-            if found["timed_cells"] < found["cells"]
-            else "all cells"
-        )
-        print(f"  {name:<18} {seconds[name]:9.3f} s  peak {peaks[name]:.2f} GiB, {scaled}: {ratio:.1f}x{verdict}")
-    print(f"  counted work: {found['work']:.1f}x less block work than one full forward a cell")
-    print(
-        f"  values: largest difference {found['difference']:.2g} of largest value {found['largest']:.2g}, spread {found['spread']:.2g};"
-    )
-    print(f"          bfloat16 rounds to 1 part in 256; control row deviates by {found['control_deviation']:.1g}\n")
+    size = f"{shape.blocks} blocks x {shape.positions} positions = {trial.cells} cells"
+    print(f"{shape.name}: resid_pre grid of {size}, bfloat16; weights {trial.weights_gib:.2f} GiB")
+    for name in ("regraft", *LOOPS):
+        ratio = trial.median(name) / trial.median("regraft")
+        words = f"  {name:<18} {trial.median(name):9.3f} s  peak {trial.peak_gib[name]:6.2f} GiB"
+        if name in LOOPS:
+            words += f"  {ratio:6.1f}x"
+        if name == "loop":
+            words += f" {'ok' if ratio >= shape.target else 'MISS'} (target >= {shape.target:g}x)"
+        print(words)
+    print(f"  the loops were timed on {trial.timed_cells} random cells in each round and scaled to {trial.cells}")
+    print(f"  counted block work: {trial.work:.1f}x less than one full forward a cell")
+    largest, spread = max(map(abs, trial.values)), max(trial.values) - min(trial.values)
+    print(f"  largest difference {trial.difference:.2g} of values up to {largest:.2g} that spread over {spread:.2g}")
+    print(f"  (bfloat16 rounds to 1 part in 256); the control row deviates by {trial.control_deviation:.1g}\n")
 
 
 if __name__ == "__main__":

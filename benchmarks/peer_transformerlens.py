@@ -33,9 +33,7 @@ class TransformerLens(Peer):
         )
         (_, cache), fixed = timed(lambda: self.model.run_with_cache(clean))
         values, seconds = timed(
-            lambda: get_act_patch_resid_pre(
-                self.model, corrupted, cache, last(task), index_axis_names=None, index_df=index
-            )
+            lambda: get_act_patch_resid_pre(self.model, corrupted, cache, last(task), index_axis_names=None, index_df=index)
         )
         return Outcome(in_rows(values, task), fixed + task.scale * seconds)
 

@@ -26,17 +26,19 @@ Seconds are medians over rounds in which the peers take turns, one process each;
 with logits_to_keep=1, and has no target. nnsight runs the cells of one block as one batch, as its guide says.
 'work' is what regraft counted: block work of one full forward a cell over block work planned (planned + preparation).
 It leaves out the output matrix, the gain of large batches and all overhead. Values agree where they differ by at most
-{tolerance:g}, or {tolerance:g} of the largest; 'spread' is how far the cells of the case lie apart."""
+{tolerance:g}, or {tolerance:g} of the largest; 'spread' is how far the cells of the case lie apart. 'busy':
+cores that other processes took meanwhile: two threads on two cores suffer a lot from that, so above 0.1 run it again."""
 SAMPLED = "'~': timed on {count} of the blocks in each round, other ones every time, and scaled to all."
 
 
 @dataclass
 class Measured:
-    """One case: answers by entrant, and the reason of each entrant that gave none."""
+    """One case: answers by entrant, the reason of each that gave none, and how many cores other processes kept busy."""
 
     case: Case
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    others_cores: float = 0.0
 
     def seconds(self, entrant: str) -> float | None:
         """Median over the rounds."""
@@ -82,7 +84,7 @@ class Measured:
 
 def table(measured: list[Measured], record: Measured | None, startup: dict[str, float], quick: bool) -> str:
     """The whole report as text."""
-    rows = [["case", "target", "regraft", *COLUMNS.values(), "work", "largest difference"]]
+    rows = [["case", "target", "regraft", *COLUMNS.values(), "work", "largest difference", "busy"]]
     rows += [_row(m, quick) for m in measured]
     parts = [_aligned(rows)] if measured else []
     costs = [*_record_rows(record, quick), *_startup_rows(startup)]
@@ -104,7 +106,12 @@ def _row(m: Measured, quick: bool) -> list[str]:
     cells += [_peer_cell(m, entrant) for entrant in COLUMNS]
     found = m.agreement()
     agreement = f"{found['difference']:.0e}, spread {found['spread']:.1g}" if found else "n/a"
-    return [*cells, "n/a" if saved is None else f"{saved:.1f}x", agreement + ("" if m.agrees else " FAIL")]
+    return [
+        *cells,
+        "n/a" if saved is None else f"{saved:.1f}x",
+        agreement + ("" if m.agrees else " FAIL"),
+        f"{m.others_cores:.2f}",
+    ]
 
 
 def _peer_cell(m: Measured, entrant: str) -> str:
@@ -127,9 +134,7 @@ def _record_rows(record: Measured | None, quick: bool) -> list[list[str]]:
     for plain in ("forward", "forward without head"):
         ratio = statistics.median(d["record"] / d[plain] for d in detail)
         own, other = (statistics.median(d[key] for d in detail) for key in ("record", plain))
-        rows.append(
-            _cost(f"{name} / plain {plain}, same process", RECORD.target, ratio, f"{own:.4f} / {other:.4f} s", "x")
-        )
+        rows.append(_cost(f"{name} / plain {plain}, same process", RECORD.target, ratio, f"{own:.4f} / {other:.4f} s", "x"))
     for entrant in ("loop", "transformerlens", "nnsight"):
         own, other = record.seconds("regraft"), record.seconds(entrant)
         if own and other and entrant == "loop":
@@ -189,16 +194,16 @@ def _lines(path: str) -> list[str]:
 
 
 def save(
-    folder: Path, quick: bool, host: dict[str, Any], versions: dict[str, Any],
+    folder: Path, prefix: str, host: dict[str, Any], versions: dict[str, Any],
     measured: list[Measured], record: Measured | None, startup: dict[str, float],
 ) -> Path:  # fmt: skip
     """Write everything that was measured, every round of it, as JSON; returns the file."""
     folder.mkdir(exist_ok=True)
     now = datetime.now(UTC)
-    path = folder / f"{'quick-' if quick else ''}{now:%Y-%m-%d}.json"
+    path = folder / f"{prefix}{now:%Y-%m-%d}.json"
     content = {
         "time": now.isoformat(timespec="seconds"),
-        "quick": quick,
+        "quick": prefix == "quick-",
         "machine": host,
         "versions": versions,
         "cases": [_plain(m) for m in (*measured, *([record] if record else []))],

@@ -19,8 +19,6 @@ from startup import measure_startup
 
 ENTRANTS = {"regraft": "regraft", "transformerlens": "tl", "nnsight": "nn", "loop": "hooks", "loop-last": "hooks"}
 """Every column of the table, and the process that it is measured in."""
-RESTLESS = 0.1
-"""Cores kept busy by other processes from which on the numbers are called into question."""
 
 
 def main() -> int:
@@ -39,15 +37,12 @@ def main() -> int:
             record = measure(RECORD, workers, broken, options) if with_record else None
             for worker in workers.values():
                 worker.close()
-    host["seconds"], host["other_processes_cores"] = others.seconds(), others.cores()
-    print(f"\n{host['cpu']}, {host['cores']} cores, {host['seconds']:.0f} s in all")
-    if host["other_processes_cores"] > RESTLESS:
-        print(
-            f"NOT QUIET: other processes kept {host['other_processes_cores']:.2f} cores busy; two threads suffer from that a lot"
-        )
+    host["seconds"] = others.seconds()
+    print(f"\n{host['cpu']}, {host['cores']} cores, {host['seconds']:.0f} s in all, others took {others.cores():.2f} cores")
     print("QUICK RUN on tiny models: the numbers mean nothing\n" if options.quick else "")
     print(table(measured, record, startup, options.quick))
-    path = save(Path(__file__).parent / "results", options.quick, host, versions, measured, record, startup)
+    prefix = "quick-" if options.quick else "part-" if options.only else ""
+    path = save(Path(__file__).parent / "results", prefix, host, versions, measured, record, startup)
     print(f"\nevery round: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return 0 if all(m.agrees for m in measured) else 1
 
@@ -100,21 +95,25 @@ def measure(case: Case, workers: dict[str, Worker], broken: dict[str, str], opti
     entrants = [name for name in ENTRANTS if case is not RECORD or name != "loop-last"]
     found.refused.update({name: broken[ENTRANTS[name]] for name in entrants if ENTRANTS[name] in broken})
     rounds = options.rounds if case.long else short(options.rounds)
+    others = Others(worker.process.pid for worker in workers.values())
     for turn in range(-1, rounds):
         say(f"{case.key}: {'warm-up' if turn < 0 else f'round {turn + 1} of {rounds}'}")
         shift = max(turn, 0) % len(entrants)
         for name in entrants[shift:] + entrants[:shift]:
             if name not in found.refused:
                 answer_of(found, name, turn, workers[ENTRANTS[name]], options.quick)
+    found.others_cores = others.cores()
     return found
 
 
 def answer_of(found: Measured, name: str, turn: int, worker: Worker, quick: bool) -> None:
-    """One entrant's turn; turn -1 is the warm-up, on the last block alone, of which nothing is kept."""
+    """One entrant's turn. Turn -1 is the warm-up: one block, or mere forwards where that is long; nothing of it is kept."""
     blocks = None if name == "regraft" else sampled_blocks(found.case, turn, quick)
     task = make_task(found.case, quick, blocks, last_only=name == "loop-last")
     if turn < 0:
         task.blocks = task.blocks[-1:]
+        if found.case.sampled and name != "regraft":
+            task.kind = RECORD.kind
     try:
         answer = worker.run(task)
         if turn >= 0:

@@ -128,8 +128,15 @@ def modernbert():
 def t5():
     return hf.T5ForConditionalGeneration(
         hf.T5Config(
-            vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_decoder_layers=3, num_heads=4,
-            decoder_start_token_id=0, dropout_rate=0.0,
+            vocab_size=VOCAB,
+            d_model=32,
+            d_kv=8,
+            d_ff=48,
+            num_layers=3,
+            num_decoder_layers=3,
+            num_heads=4,
+            decoder_start_token_id=0,
+            dropout_rate=0.0,
         )
     )
 
@@ -137,24 +144,41 @@ def t5():
 def bart():
     return hf.BartForConditionalGeneration(
         hf.BartConfig(
-            vocab_size=VOCAB, d_model=32, encoder_layers=3, decoder_layers=3, encoder_attention_heads=4,
-            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=128,
-            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2,
+            vocab_size=VOCAB,
+            d_model=32,
+            encoder_layers=3,
+            decoder_layers=3,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            max_position_embeddings=128,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=2,
+            forced_eos_token_id=2,
         )
     )
 
 
 def gptj():
-    return hf.GPTJForCausalLM(
-        hf.GPTJConfig(vocab_size=VOCAB, n_positions=128, n_embd=32, n_layer=4, n_head=4, rotary_dim=4)
-    )
+    return hf.GPTJForCausalLM(hf.GPTJConfig(vocab_size=VOCAB, n_positions=128, n_embd=32, n_layer=4, n_head=4, rotary_dim=4))
 
 
 def opt():
     return hf.OPTForCausalLM(
         hf.OPTConfig(
-            vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=4, num_attention_heads=4,
-            max_position_embeddings=128, word_embed_proj_dim=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            vocab_size=VOCAB,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            word_embed_proj_dim=32,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
         )
     )
 
@@ -173,7 +197,11 @@ def smollm3():
 
 def gpt_oss():
     return _decoder(
-        hf.GptOssConfig, hf.GptOssForCausalLM, num_local_experts=4, num_experts_per_tok=2, sliding_window=5,
+        hf.GptOssConfig,
+        hf.GptOssForCausalLM,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=5,
         layer_types=["sliding_attention", "full_attention"] * 2,
     )
 
@@ -181,8 +209,17 @@ def gpt_oss():
 def mamba2():
     return hf.Mamba2ForCausalLM(
         hf.Mamba2Config(
-            vocab_size=VOCAB, hidden_size=32, num_hidden_layers=4, state_size=8, num_heads=8, head_dim=8, n_groups=2,
-            chunk_size=8, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=4,
+            state_size=8,
+            num_heads=8,
+            head_dim=8,
+            n_groups=2,
+            chunk_size=8,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
         )
     )
 

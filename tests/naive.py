@@ -138,7 +138,9 @@ def _memory_from(recording):
     def choose(args, kwargs, own_args, own_kwargs):
         def fill(a, k):
             live = [*args[1:], *kwargs.values()]
-            positions = [i for i, t in enumerate(a) if i and isinstance(t, torch.Tensor) and t.dim() == 3 and t.is_floating_point()]
+            positions = [
+                i for i, t in enumerate(a) if i and isinstance(t, torch.Tensor) and t.dim() == 3 and t.is_floating_point()
+            ]
             names = [n for n, t in k.items() if isinstance(t, torch.Tensor) and t.dim() == 3 and n != "hidden_states"]
             now = [t for t in live if isinstance(t, torch.Tensor) and t.dim() == 3 and t.is_floating_point()]
             a = list(a)
@@ -154,7 +156,9 @@ def _memory_from(recording):
 def _hook_edit(stack, model, recording, edit, lengths) -> None:
     site = model.site(edit.site)
     if site.name in ("final_norm", "embed", "logits"):
-        module = {"final_norm": model.parts.final_norm, "embed": model.parts.embedding, "logits": model.parts.head}[site.name]
+        module = {"final_norm": model.parts.final_norm, "embed": model.parts.embedding, "logits": model.parts.head}[
+            site.name
+        ]
         hooked(stack, module, "output", lambda x: changed(edit, x, lengths, None))
         return
     encoder = model.two_stacks and site.block < model.parts.stacks[0].stop

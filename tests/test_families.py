@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import naive
 import pytest
 import torch
-from families import FAMILIES, VOCAB
 
+import naive
+from families import FAMILIES, VOCAB
 from regraft.engine.metric import LogitDifference
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Add, Replace, Route, Scale, Variant, Zero
@@ -49,7 +49,19 @@ def test_padded_prompts_replay_too(model):
 
 
 def all_sites(model, block):
-    names = ("resid_pre", "resid_mid", "resid_post", "attn_out", "cross_out", "mixer_out", "mlp_out", "q", "k", "v", "z")
+    names = (
+        "resid_pre",
+        "resid_mid",
+        "resid_post",
+        "attn_out",
+        "cross_out",
+        "mixer_out",
+        "mlp_out",
+        "q",
+        "k",
+        "v",
+        "z",
+    )
     address = model.blocks[block].address
     found = [f"{address}.{name}" for name in (*names, "mlp_act") if model.taps.exists(block, name)]
     if model.taps.exists(block, "z") and model.tap(f"{address}.z").heads:
@@ -70,7 +82,10 @@ def some_variants(model, recording, other):
             variants.append(Variant([Add(site, 0.1 * other[site], position=4), Zero(site, position=5)]))
     first = model.parts.stacks[-1].first
     variants += [Variant(route=Route.skip(count, {block})) for block in range(count)]
-    variants += [Variant(route=Route.swap(count, first, count - 1)), Variant(route=Route.skip(count, {first, count - 1}))]
+    variants += [
+        Variant(route=Route.swap(count, first, count - 1)),
+        Variant(route=Route.skip(count, {first, count - 1})),
+    ]
     variants += [Variant(route=Route.repeat(count, count - 2, 3))]
     edit = Scale(f"{model.blocks[-1].address}.resid_pre", 0.5)
     variants += [Variant([edit], Route.swap(count, count - 2, count - 1))]

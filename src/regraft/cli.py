@@ -161,5 +161,3 @@ for _experiment in experiments().values():
 def main() -> None:
     """The entry point."""
     sys.exit(app())
-
-

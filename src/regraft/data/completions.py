@@ -76,9 +76,7 @@ def completions(
 
 
 def _from_json(entry: dict) -> Completion:
-    return Completion(
-        entry["prompt"], entry["category"], tuple(entry["prompt_ids"]), tuple(entry["completion_ids"])
-    )
+    return Completion(entry["prompt"], entry["category"], tuple(entry["prompt_ids"]), tuple(entry["completion_ids"]))
 
 
 def prompt_ids(model: Model, text: str) -> list[int]:

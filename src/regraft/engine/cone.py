@@ -32,6 +32,7 @@ class PrefixCache(DynamicCache):
         self.rows = rows
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Recorded keys and values in front of the new ones, for every row."""
         past = (t.repeat(self.rows, 1, 1, 1) if len(t) > 1 else t.expand(self.rows, -1, -1, -1) for t in self.prefix)
         keys, values = past
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
@@ -61,7 +62,8 @@ class Cone:
             pass
         finally:
             handle.remove()
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        layers: list[Any] = list(cache.layers)
+        return [(layer.keys, layer.values) for layer in layers]
 
     def run_block(self, block: int, stream: Tensor, rows: int, start: int, module: Any = None) -> Tensor:
         """Run one block on the positions from `start` on."""
@@ -135,7 +137,7 @@ def _may_hold(model: Model) -> bool:
 
 def _prove(model: Model) -> float:
     """Largest difference, over all blocks, of a two-row suffix from the recorded stream, relative to the stream."""
-    recording = record(model, [sample_ids(model.parts.embedding.weight.shape[0], _PROOF_LENGTH, seed=1)])
+    recording = record(model, [sample_ids(model.table_rows, _PROOF_LENGTH, seed=1)])
     cone = Cone(recording)
     if len(cone.past) != len(model.blocks):
         return float("inf")

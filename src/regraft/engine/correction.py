@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regraft.engine.editing import Carried, Placed, apply_edits
 from regraft.engine.variant import Edit
-from regraft.model.parts import Block, Branch, close
+from regraft.model.opened import Model
+from regraft.model.parts import Block, Branch, close, matrix_OI
 from regraft.model.recording import Recording
-from regraft.model.site import Tap
+from regraft.model.site import Tap, in_width
 
 
 def linear_branches(block: Block) -> frozenset[str]:
@@ -25,9 +26,7 @@ def linear_branches(block: Block) -> frozenset[str]:
     return frozenset(kinds if block.parallel else kinds[-1:])
 
 
-def corrected_stream(
-    recording: Recording, block: int, edits: list[Sequence[Edit]], lengths: tuple[int, ...]
-) -> Tensor:
+def corrected_stream(recording: Recording, block: int, edits: Sequence[Sequence[Edit]], lengths: tuple[int, ...]) -> Tensor:
     """The stream (n, B, T, D) that leaves a block for n rows, each with edits of one branch of that block."""
     model = recording.model
     part = model.blocks[block]
@@ -59,18 +58,15 @@ def _closed(recording: Recording, part: Block, branch: Branch, out_BTD: Tensor) 
 
 
 def _projected_change(
-    recording: Recording, block: int, branch: Branch, edits: list[Sequence[Edit]], carried: Carried
+    recording: Recording, block: int, branch: Branch, edits: Sequence[Sequence[Edit]], carried: Carried
 ) -> Tensor:
     """What the edits change in the projection's output, (n, B, T, D), from the changed features' columns alone."""
     assert branch.projection is not None
     model = recording.model
     clean_BTW = recording.read(block, Tap(branch.projection, "input"))
-    weight_DW = branch.projection.weight if isinstance(branch.projection, nn.Linear) else branch.projection.weight.t()
     features = [_features(model, own) for own in edits]
     if len({len(f) for f in features}) != 1:
-        return torch.cat(
-            [_projected_change(recording, block, branch, [own], carried) for own in edits]
-        )
+        return torch.cat([_projected_change(recording, block, branch, [own], carried) for own in edits])
     index_nw = torch.stack(features).to(clean_BTW.device)
     old_nBTw = clean_BTW[..., index_nw].permute(2, 0, 1, 3)
     placed = []
@@ -81,14 +77,13 @@ def _projected_change(
             local = None if tap.features is None else torch.tensor([place[int(f)] for f in tap.features])
             placed.append(Placed(row, edit, local))
     change_nBTw = apply_edits(old_nBTw, placed, carried) - old_nBTw
-    columns_nwD = weight_DW.t()[index_nw]
+    columns_nwD = matrix_OI(branch.projection).t()[index_nw]
     return torch.einsum("nbtw,nwd->nbtd", change_nBTw, columns_nwD)
 
 
-def _features(model, own: Sequence[Edit]) -> Tensor:
+def _features(model: Model, own: Sequence[Edit]) -> Tensor:
     """The features that a row's edits touch, in order; all of them where one edit has none of its own."""
     taps = [model.taps[model.site(edit.site)] for edit in own]
     if any(tap.features is None for tap in taps):
-        weight = taps[0].module.weight
-        return torch.arange(weight.shape[1] if isinstance(taps[0].module, nn.Linear) else weight.shape[0])
+        return torch.arange(in_width(taps[0].module))
     return torch.unique(torch.cat([tap.features for tap in taps if tap.features is not None]))

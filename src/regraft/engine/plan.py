@@ -59,6 +59,7 @@ class Door:
 
     @property
     def key(self) -> tuple:
+        """Two doors with one key do the same."""
         return (tuple(edit.key for edit in self.edits), self.correct, self.bridge)
 
 
@@ -242,7 +243,7 @@ def _insert(plan: Plan, trie: dict, number: int, run: _Run, start: int, layout: 
     """Add one variant's calls to the trie, below the longest part that is there already."""
     at = 0 if control or run.embed else _clean_prefix(run)
     source, doors = _entrance(run, at, layout)
-    if linear and not run.embed and not control and at < len(run.stops) and _corrects(run, at, layout):
+    if linear and not doors and not control and at < len(run.stops) and _corrects(run, at, layout):
         doors = (Door(run.inner[at], correct=at), *_door(run.after[at]))
         plan.corrected.add(at)
         source, at = ("pre", at), at + 1
@@ -281,7 +282,9 @@ def _entrance(run: _Run, at: int, layout: Layout) -> tuple[Source, tuple[Door, .
         return ("pre", 0), _door(run.embed)
     after = _door(run.after[at - 1])
     new_stack = at < layout.blocks and layout.stack_of(at) != layout.stack_of(at - 1)
-    goes_on_there = at >= len(run.stops) or layout.stack_of(run.stops[at].block) == layout.stack_of(min(at, layout.blocks - 1))
+    goes_on_there = at >= len(run.stops) or layout.stack_of(run.stops[at].block) == layout.stack_of(
+        min(at, layout.blocks - 1)
+    )
     if new_stack and goes_on_there and not after:
         return ("pre", at), ()
     return ("post", at - 1), after

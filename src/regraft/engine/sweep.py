@@ -18,7 +18,7 @@ from regraft.engine.editing import Carried, Placed, apply_edits
 from regraft.engine.metric import AnyMetric, Metric, resolved
 from regraft.engine.plan import Layout, Leaf, Work, make_plan
 from regraft.engine.replay import Replay, State
-from regraft.engine.variant import Variant
+from regraft.engine.variant import Edit, Variant
 from regraft.model.pack import packed
 from regraft.model.recording import Recording
 from regraft.model.site import SiteError, Tap
@@ -180,7 +180,7 @@ class _Sweep:
         self.pairs.clean_PD = self.pairs.gather(clean[None], 0, clean)[0]
         return {name: value[0] for name, value in self._score(self.pairs.clean_PD[None], [()]).items()}
 
-    def _score(self, resid_nPD: Tensor, edits: Sequence[tuple]) -> dict[str, Tensor]:
+    def _score(self, resid_nPD: Tensor, edits: Sequence[tuple[Edit, ...]]) -> dict[str, Tensor]:
         """Run the head at the pairs, in chunks that bound the logits held, and average each metric per prompt."""
         rows, pairs = resid_nPD.shape[:2]
         flat = resid_nPD.flatten(0, 1)
@@ -205,7 +205,7 @@ class _Sweep:
 
         return clean
 
-    def _head(self, resid_cD: Tensor, chosen: Tensor, pairs: int, edits: Sequence[tuple]) -> Tensor:
+    def _head(self, resid_cD: Tensor, chosen: Tensor, pairs: int, edits: Sequence[tuple[Edit, ...]]) -> Tensor:
         if not any(edits):
             return self.recording.head(resid_cD[:, None])[:, 0]
         placed: dict[str, list[Placed]] = {"final_norm": [], "logits": []}
@@ -303,7 +303,7 @@ def _batch_rows(recording: Recording) -> int:
     if model.device.type != "cuda":
         return max(1, CPU_ROW_POSITIONS // positions)
     free, _ = torch.cuda.mem_get_info(model.device)
-    widest = max((m.weight.shape[0] for m in model.hf.modules() if isinstance(m, torch.nn.Linear)), default=1)
+    widest = max((m.out_features for m in model.hf.modules() if isinstance(m, torch.nn.Linear)), default=1)
     per_position = 4 * (min(widest, 16 * model.width) + 8 * model.width) * model.dtype.itemsize
     return max(1, int(0.5 * free) // (positions * per_position))
 

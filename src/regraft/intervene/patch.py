@@ -103,7 +103,8 @@ def _cells(model: Model, source: Recording, grid: str, site: str, places: list[t
         value = {a: source[a].flatten(2) for a in addresses}
         cells = [(row, column) for row in range(len(blocks)) for column in range(len(places))]
         variants = [
-            Variant([Replace(addresses[row], value[addresses[row]][0, places[c][0]], position=places[c][1])]) for row, c in cells
+            Variant([Replace(addresses[row], value[addresses[row]][0, places[c][0]], position=places[c][1])])
+            for row, c in cells
         ]
         return cells, variants, here
     froms = [a for a, _ in places]
@@ -124,7 +125,15 @@ def _cells(model: Model, source: Recording, grid: str, site: str, places: list[t
 
 
 def _dataset(
-    model: Model, result: SweepResult, source_value: float, cells, columns, grid: str, target: Recording, direction, site
+    model: Model,
+    result: SweepResult,
+    source_value: float,
+    cells,
+    columns,
+    grid: str,
+    target: Recording,
+    direction,
+    site,
 ) -> xr.Dataset:
     target_value = float(result.clean[METRIC])
     if source_value == target_value:

@@ -1,0 +1,1 @@
+"""A live checkpoint seen as parts."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from regraft.model.opened import Model
-from regraft.model.site import BLOCK_SITES
+from regraft.model.site import BLOCK_SITES, in_width
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def part_rows(model: Model) -> list[PartRow]:
             number = last - first + 1
             label = f"{stack.name + ' ' if stack.name else ''}block{'s' if number > 1 else ''} {first}"
             label += f" to {last}" if number > 1 else ""
-            rows.append(PartRow(label, f"{stack.path}.*", _block_shape(model, stack.blocks[first]), count * number, size * number))
+            rows.append(
+                PartRow(label, f"{stack.path}.*", _block_shape(model, stack.blocks[first]), count * number, size * number)
+            )
     if parts.final_norm is not None:
         rows.append(_row("final norm", parts.final_norm_path, _shape(parts.final_norm), parts.final_norm))
     if parts.head is not None:
@@ -60,7 +62,9 @@ def part_rows(model: Model) -> list[PartRow]:
     total, size = weigh(model.hf)
     rest = total - sum(row.parameters for row in rows)
     if rest:
-        rows.append(PartRow("other", "", "positions, pooling and norms outside the blocks", rest, size - sum(r.bytes for r in rows)))
+        rows.append(
+            PartRow("other", "", "positions, pooling and norms outside the blocks", rest, size - sum(r.bytes for r in rows))
+        )
     rows.append(PartRow("whole model", "", "", total, size))
     return rows
 
@@ -98,9 +102,7 @@ def _block_shape(model: Model, block) -> str:
             heads = model.tap(f"{block.address}.z").heads
             name += f" ({heads} heads)" if heads else ""
         if branch.kind == "mlp" and branch.projection is not None:
-            weight = branch.projection.weight
-            width = weight.shape[1] if isinstance(branch.projection, nn.Linear) else weight.shape[0]
-            name += f" ({width} neurons)"
+            name += f" ({in_width(branch.projection)} neurons)"
         if branch.kind == "mlp" and branch.projection is None:
             name += " (mixture of experts)"
         words.append(name)

@@ -58,7 +58,7 @@ def weight_files(folder: Path) -> list[Path]:
     if pickles:
         raise CheckpointError(
             f"{folder.name} holds its weights only as a pickle ({pickles[0]}), which can run code and is not read: convert "
-            f"it where you trust it with python -c \"from transformers import AutoModel; "
+            f'it where you trust it with python -c "from transformers import AutoModel; '
             f"AutoModel.from_pretrained('{folder.name}').save_pretrained('{folder.name}-safe')\""
         )
     raise CheckpointError(f"{folder} is not a model folder: it has no safetensors file")

@@ -8,7 +8,7 @@ answer with a given residual stream. Shapes: N rows, B prompts, T positions, K r
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -150,11 +150,12 @@ class StandIn(nn.Module):
         return getattr(self.__dict__["_original"], name)
 
     def forward(self, *args, **kwargs) -> Any:
+        """Whatever the reply is."""
         return self.__dict__["_reply"](args, kwargs)
 
 
 @contextmanager
-def stacks_replaced(replacements: list[tuple[Stack, list[nn.Module]]]) -> Iterator[None]:
+def stacks_replaced(replacements: Sequence[tuple[Stack, Sequence[nn.Module]]]) -> Iterator[None]:
     """Put other modules in place of the blocks of some stacks, and the blocks back afterwards."""
     originals = [(stack, getattr(stack.owner, stack.attribute)) for stack, _ in replacements]
     try:
@@ -212,9 +213,7 @@ def run_prologue(hf: nn.Module, parts: Parts, inputs: dict[str, Any]) -> Tensor:
     return taken[0]
 
 
-def run_bridge(
-    hf: nn.Module, parts: Parts, calls: list[BlockCall], inputs: dict[str, Any], resid_NSD: Tensor
-) -> Tensor:
+def run_bridge(hf: nn.Module, parts: Parts, calls: list[BlockCall], inputs: dict[str, Any], resid_NSD: Tensor) -> Tensor:
     """Run what stands between an encoder's last block and the decoder; return what the decoder would attend to."""
     encoder, decoder = parts.stacks
     taken: list[Tensor] = []

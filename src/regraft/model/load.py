@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -57,7 +57,7 @@ def load(
         ValueError: the checkpoint is damaged, incomplete, not safetensors, or no transformer was found in it.
     """
     if isinstance(source, nn.Module):
-        hf, folder, name = source, None, type(source).__name__
+        hf, folder, name = cast(Any, source), None, type(source).__name__
         if attention:
             hf.set_attn_implementation(attention)
     else:
@@ -74,7 +74,7 @@ def open_live(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pac
     """Find the parts of a live model and check them."""
     hf.eval()
     _refuse_nan(hf)
-    rows = hf.get_input_embeddings().num_embeddings
+    rows = _table_rows(hf)
     two = bool(getattr(hf.config, "is_encoder_decoder", False))
 
     def inputs_of(batch: int, padded: bool) -> dict[str, Any]:
@@ -92,12 +92,30 @@ def open_live(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pac
     parts = find_parts(hf, trace(hf, inputs_of(1, False)))
     attention = getattr(hf.config, "_attn_implementation", None) or "eager"
     model = Model(
-        hf, tokenizer, name, folder, parts, Taps(parts, hf.config, attention), learn_batched(hf, parts, inputs_of), attention
+        hf,
+        tokenizer,
+        name,
+        folder,
+        parts,
+        Taps(parts, hf.config, attention),
+        learn_batched(hf, parts, inputs_of),
+        attention,
     )
     model.check = check(model)
     if pack and model.device.type == "cpu":
         model.packed = pack_if_it_pays(hf)
     return model
+
+
+def _table_rows(hf: nn.Module) -> int:
+    """Rows of the smallest embedding that could be the token table, so that sample ids exist in it."""
+    declared = getattr(hf.config, "vocab_size", None)
+    if isinstance(declared, int):
+        return declared
+    tables = [module.num_embeddings for module in hf.modules() if isinstance(module, nn.Embedding)]
+    if not tables:
+        raise ValueError("this model has no embedding table: it cannot be opened")
+    return tables[0]
 
 
 def resolve(source: str | Path | None) -> tuple[Path, str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.model.files import weights_digest
-from regraft.model.parts import Block, Parts
+from regraft.model.parts import Block, Parts, matrix_OI
 from regraft.model.site import Site, SiteError, Tap, Taps, parse_site
 from regraft.model.structure import Path
 
@@ -30,7 +30,7 @@ class Model:
     the recorded arguments that grow with the batch.
     """
 
-    hf: nn.Module
+    hf: Any
     tokenizer: Any
     name: str
     folder: FilePath | None
@@ -50,13 +50,17 @@ class Model:
     @property
     def width(self) -> int:
         """Width D of the residual stream that leaves the model's last block."""
-        return self.parts.embedding.weight.shape[1] if self.parts.final_norm is None else _norm_width(self.parts)
+        return self.check.width
 
     @property
     def vocabulary(self) -> int:
         """Number of rows of the output matrix, or of the embedding where there is no head."""
-        module = self.parts.head or self.parts.embedding
-        return module.weight.shape[0] if type(module).__name__ != "Conv1D" else module.weight.shape[1]
+        return self.table_rows if self.parts.head is None else matrix_OI(self.parts.head).shape[0]
+
+    @property
+    def table_rows(self) -> int:
+        """Number of rows of the token embedding: ids run below it."""
+        return self.parts.embedding.num_embeddings
 
     @property
     def device(self) -> torch.device:
@@ -140,9 +144,7 @@ class Model:
         """How a token reads, or its number where there is no tokenizer."""
         return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
 
-    def record(
-        self, prompts: Any, completions: Any = None, scored: Tensor | None = None
-    ) -> Recording:
+    def record(self, prompts: Any, completions: Any = None, scored: Tensor | None = None) -> Recording:
         """One clean run of one or several prompts; see `regraft.model.recording.record`."""
         from regraft.model.recording import record
 
@@ -158,8 +160,3 @@ class Model:
             digest.update(name.encode())
             digest.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes() if tensor.dim() else b"0")
         return digest.hexdigest()
-
-
-def _norm_width(parts: Parts) -> int:
-    weight = getattr(parts.final_norm, "weight", None)
-    return parts.embedding.weight.shape[1] if weight is None else weight.shape[0]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from regraft.model.parts import is_linear
+from regraft.model.parts import is_linear, matrix_OI
 
 TRIAL_ROWS = 48
 LEAST_GAIN = 1.1
@@ -22,9 +22,9 @@ LEAST_GAIN = 1.1
 
 def packed_layer(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """A function that computes what a linear layer computes, from a packed copy of its weight."""
-    weight = module.weight if isinstance(module, nn.Linear) else module.weight.t().contiguous()
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-    bias = None if module.bias is None else module.bias.detach()
+    packed = torch.ops.mkldnn._reorder_linear_weight(matrix_OI(module).detach().contiguous(), None)
+    bias = getattr(module, "bias", None)
+    bias = None if bias is None else bias.detach()
 
     def forward(x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
@@ -47,7 +47,7 @@ def pack_if_it_pays(hf: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]
     for module in hf.modules():
         if not packing_applies(module):
             continue
-        shape = (type(module), *module.weight.shape)
+        shape = (type(module), *matrix_OI(module).shape)
         if shape not in pays:
             pays[shape] = _trial(module, packed_layer(module)) >= LEAST_GAIN
         if pays[shape]:
@@ -57,8 +57,7 @@ def pack_if_it_pays(hf: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]
 
 def _trial(module: nn.Module, fast: Callable[[Tensor], Tensor]) -> float:
     """How many times faster the packed layer is: the best of five calls of each, in turn."""
-    width = module.weight.shape[1] if isinstance(module, nn.Linear) else module.weight.shape[0]
-    x = torch.zeros(1, TRIAL_ROWS, width).uniform_(-1, 1)
+    x = torch.zeros(1, TRIAL_ROWS, matrix_OI(module).shape[1]).uniform_(-1, 1)
     best = [float("inf"), float("inf")]
     with torch.no_grad():
         for _ in range(6):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from regraft.model.structure import largest_difference, same_memory
 from regraft.model.trace import Call, Trace
@@ -101,7 +103,7 @@ class Parts:
     """All that was found; `None` where there is nothing of the kind."""
 
     stacks: tuple[Stack, ...]
-    embedding: nn.Module
+    embedding: nn.Embedding
     embedding_path: str
     final_norm: nn.Module | None
     final_norm_path: str
@@ -132,22 +134,30 @@ def find_parts(hf: nn.Module, heard: Trace) -> Parts:
         stacks.append(_stack(hf, heard, name, path, modules, first))
         first += len(modules)
     embedding = _embedding(heard)
+    table = embedding.module
+    assert isinstance(table, nn.Embedding)
     final_norm, head = _after_last_block(heard, stacks[-1])
     return Parts(
         stacks=tuple(stacks),
-        embedding=embedding.module,
+        embedding=table,
         embedding_path=embedding.name,
         final_norm=final_norm.module if final_norm else None,
         final_norm_path=final_norm.name if final_norm else "",
         head=head.module if head else None,
         head_path=head.name if head else "",
-        tied=head is not None and head.module.weight is embedding.module.weight,
+        tied=head is not None and head.module.weight is table.weight,
     )
 
 
 def stream_in(call: Call) -> Tensor | None:
     """The residual stream given to a block: its first three-dimensional floating tensor argument."""
     return next((t for t in call.inputs if t.dim() == 3 and t.is_floating_point()), None)
+
+
+def _stream_in(call: Call) -> Tensor:
+    stream = stream_in(call)
+    assert stream is not None
+    return stream
 
 
 def _find_stacks(hf: nn.Module, heard: Trace) -> dict[str, nn.ModuleList]:
@@ -166,13 +176,10 @@ def _hands_stream_on(calls: list[list[Call]]) -> bool:
         return False
     chain = [of_one[0] for of_one in calls]
     for call in chain:
-        incoming, leaving = stream_in(call), call.output
-        if incoming is None or leaving is None or incoming.shape != leaving.shape:
+        incoming = stream_in(call)
+        if incoming is None or not call.has_output or incoming.shape != call.output.shape:
             return False
-    return all(
-        largest_difference(earlier.output, stream_in(later)) == 0.0
-        for earlier, later in zip(chain, chain[1:], strict=False)
-    )
+    return all(largest_difference(earlier.output, _stream_in(later)) == 0.0 for earlier, later in pairwise(chain))
 
 
 def _stack(hf: nn.Module, heard: Trace, name: str, path: str, modules: nn.ModuleList, first: int) -> Stack:
@@ -187,7 +194,7 @@ def _stack(hf: nn.Module, heard: Trace, name: str, path: str, modules: nn.Module
 def _block(heard: Trace, index: int, address: str, path: str, module: nn.Module) -> Block:
     own = heard.of(module)[0]
     calls = heard.below(path)
-    pre, post = stream_in(own), own.output
+    pre, post = _stream_in(own), own.output
     for branches in _branch_choices(path, calls, pre.shape[-1]):
         branches = _with_norms(branches, calls, post)
         outs = [_output_of(branch, calls) for branch in branches]
@@ -224,7 +231,7 @@ def _branch_choices(path: str, calls: list[Call], width: int) -> list[tuple[Bran
     convolved = {call.name.rpartition(".")[0] for call in calls if isinstance(call.module, nn.Conv1d)}
     for call in reversed(calls):
         name = call.name.removeprefix(path + ".")
-        if call.output is None or call.output.shape[-1] != width or not is_linear(call.module):
+        if not call.has_output or call.output.shape[-1] != width or not is_linear(call.module):
             continue
         if name.rpartition(".")[2] in OUTPUT_PROJECTIONS:
             kind = _side(name)
@@ -234,7 +241,7 @@ def _branch_choices(path: str, calls: list[Call], width: int) -> list[tuple[Bran
             sides[kind].append(Branch(kind, call.module, call.module, attention=attention, recurrent=recurrent))
     for call in calls:
         name = call.name.removeprefix(path + ".")
-        if name.rpartition(".")[2] in MLP_MODULES and call.output is not None and call.output.shape[-1] == width:
+        if name.rpartition(".")[2] in MLP_MODULES and call.has_output and call.output.shape[-1] == width:
             sides["mlp"].append(Branch("mlp", call.module, None))
     order = _call_order(calls)
     choices = []
@@ -248,8 +255,14 @@ def _branch_choices(path: str, calls: list[Call], width: int) -> list[tuple[Bran
 
 def is_linear(module: nn.Module) -> bool:
     """Whether the module is one matrix product: `nn.Linear` or the transposed `Conv1D` of GPT-2."""
-    weight = getattr(module, "weight", None)
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and weight is not None)
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def matrix_OI(module: nn.Module) -> Tensor:
+    """The weight of a linear map as (outputs, inputs); a view where it is stored the other way round."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight if isinstance(module, nn.Linear) else weight.t()
 
 
 def _side(name: str) -> BranchKind:
@@ -284,7 +297,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def _with_norms(branches: tuple[Branch, ...], calls: list[Call], post: Tensor) -> tuple[Branch, ...]:
-    norms = [call for call in calls if is_norm(call.module) and call.inputs and call.output is not None]
+    norms = [call for call in calls if is_norm(call.module) and call.inputs and call.has_output]
     order = _call_order(calls)
     stream_is_normed = any(same_memory(call.output, post) for call in norms)
     found = []
@@ -331,5 +344,5 @@ def _after_last_block(heard: Trace, stack: Stack) -> tuple[Call | None, Call | N
     if logits is None:
         return norm, None
     vocabulary = logits.shape[-1]
-    heads = [c for c in after if is_linear(c.module) and c.output is not None and c.output.shape[-1] == vocabulary]
+    heads = [c for c in after if is_linear(c.module) and c.has_output and c.output.shape[-1] == vocabulary]
     return norm, heads[-1] if heads else None

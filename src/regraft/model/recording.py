@@ -139,7 +139,8 @@ class Recording:
             weights.extend(t for t in outcome[1:] if isinstance(t, Tensor) and t.dim() == 4)
 
         branch = self.model.blocks[block].branch("attn")
-        assert branch is not None and branch.attention is not None
+        assert branch is not None
+        assert branch.attention is not None
         handle = branch.attention.register_forward_hook(keep)
         try:
             with torch.no_grad():
@@ -164,9 +165,7 @@ class Recording:
         `module` takes the block's place (a donor, a quantized copy); `memory` takes the place of the encoder's output.
         """
         call = self.taken.calls[block]
-        return call_block(
-            module or self.model.blocks[block].module, call, stream_RTD, self._spread(block, rows), memory
-        )
+        return call_block(module or self.model.blocks[block].module, call, stream_RTD, self._spread(block, rows), memory)
 
     def _spread(self, block: int, rows: int) -> Callable[[Path, Tensor], Tensor]:
         batched = self.model.batched
@@ -271,7 +270,7 @@ def _ids(model: Model, prompt: Prompt, follows: bool = False) -> list[int]:
     ids = [int(i) for i in prompt]
     if not ids and not follows:
         raise ValueError("the prompt is empty: give at least one token")
-    rows = model.parts.embedding.weight.shape[0]
+    rows = model.table_rows
     wrong = next((i for i in ids if not 0 <= i < rows), None)
     if wrong is not None:
         raise ValueError(f"token id {wrong} is outside the vocabulary of {rows}: ids run from 0 to {rows - 1}")
@@ -285,5 +284,3 @@ def _padded(rows: list[list[int]], model: Model) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=model.device)
     mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows], device=model.device)
     return ids, mask
-
-

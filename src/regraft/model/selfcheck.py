@@ -37,6 +37,7 @@ class SelfCheck:
     closure: float = 0.0
     projections: float = 0.0
     causal: bool = False
+    width: int = 0
     replays: bool = False
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -55,9 +56,9 @@ def sample_ids(model_rows: int, length: int, seed: int = 0) -> list[int]:
 def check(model: Model) -> SelfCheck:
     """Run every identity; sites that fail are refused in `model.taps`."""
     found = SelfCheck()
-    rows = model.parts.embedding.weight.shape[0]
-    ids = sample_ids(rows, LENGTH)
+    ids = sample_ids(model.table_rows, LENGTH)
     recording = _record(model, ids)
+    found.width = recording.post(len(model.blocks) - 1).shape[-1]
     found.replay = _replay_difference(recording, 1)
     found.batch = _replay_difference(recording, 3)
     limit = TOLERANCE.get(model.dtype, 1e-5)
@@ -79,7 +80,7 @@ def _replay_difference(recording: Recording, rows: int) -> float:
     model = recording.model
     inputs = {**recording.inputs, **without_cache(model.hf)}
     official = capture(model.hf, model.parts, inputs, whole=True).result
-    memory = None
+    memory, stream = None, recording.pre(0)
     with torch.no_grad():
         for stack in model.parts.stacks:
             stream = recording.pre(stack.first).repeat(rows, 1, 1)
@@ -139,7 +140,7 @@ def _projection_gap(recording: Recording, block: Block, branch: Branch) -> float
 
 
 def _check_values(model: Model, single: Recording, found: SelfCheck, limit: float) -> None:
-    """The first token of a causal stack sees itself alone, so softmax has one entry: `z` is `v` (times a factor of the head where a sink takes a share)."""
+    """The first token of a causal stack sees itself alone, so a head's `z` is its `v`, or a share of it beside a sink."""
     for block in model.blocks:
         if not model.taps.exists(block.index, "v") or not model.taps.exists(block.index, "z"):
             continue
@@ -147,7 +148,8 @@ def _check_values(model: Model, single: Recording, found: SelfCheck, limit: floa
             continue
         attn = block.branch("attn")
         tap = model.tap(f"{block.address}.v")
-        assert attn is not None and attn.projection is not None
+        assert attn is not None
+        assert attn.projection is not None
         if tap.features is not None:
             heads = head_count(attn, model.hf.config, in_width(attn.projection))
             width = in_width(attn.projection) // heads

@@ -23,6 +23,7 @@ from regraft.model.parts import (
     Branch,
     Parts,
     is_linear,
+    matrix_OI,
 )
 
 BLOCK_SITES = (
@@ -101,14 +102,12 @@ def head_count(branch: Branch, config, z_width: int) -> int:
 
 def in_width(module: nn.Module) -> int:
     """Number of inputs of a linear map."""
-    weight = module.weight
-    return weight.shape[1] if isinstance(module, nn.Linear) else weight.shape[0]
+    return matrix_OI(module).shape[1]
 
 
 def out_width(module: nn.Module) -> int:
     """Number of outputs of a linear map."""
-    weight = module.weight
-    return weight.shape[0] if isinstance(module, nn.Linear) else weight.shape[1]
+    return matrix_OI(module).shape[0]
 
 
 class Taps:
@@ -135,7 +134,8 @@ class Taps:
         return self._part_of(site, tap)
 
     def _part_of(self, site: Site, tap: Tap) -> Tap:
-        assert is_linear(tap.module) and site.index is not None
+        assert is_linear(tap.module)
+        assert site.index is not None
         width = in_width(tap.module)
         count = tap.heads if site.name == "head" else width
         if count == 0:
@@ -249,6 +249,4 @@ def packed_taps(packed: nn.Module, heads: int, head_width: int, interleaved: boo
     else:
         q, k, v = features.split([q_width, kv_width, kv_width])
     counts = (heads, kv_width // head_width, kv_width // head_width)
-    return {
-        site: Tap(packed, "output", part, count) for site, part, count in zip("qkv", (q, k, v), counts, strict=True)
-    }
+    return {site: Tap(packed, "output", part, count) for site, part, count in zip("qkv", (q, k, v), counts, strict=True)}

@@ -25,9 +25,16 @@ class Call:
     outcome: Any
 
     @property
-    def output(self) -> Tensor | None:
+    def has_output(self) -> bool:
+        """Whether the module returned a tensor."""
+        return main_tensor(self.outcome) is not None
+
+    @property
+    def output(self) -> Tensor:
         """The first tensor that the module returned."""
-        return main_tensor(self.outcome)
+        tensor = main_tensor(self.outcome)
+        assert tensor is not None, f"{self.name} returned no tensor"
+        return tensor
 
 
 @dataclass
@@ -57,9 +64,7 @@ def trace(hf: nn.Module, inputs: dict[str, Any]) -> Trace:
 
         return hear
 
-    handles = [
-        module.register_forward_hook(listener(name), with_kwargs=True) for name, module in hf.named_modules() if name
-    ]
+    handles = [module.register_forward_hook(listener(name), with_kwargs=True) for name, module in hf.named_modules() if name]
     try:
         with torch.no_grad():
             heard.result = hf(**inputs)

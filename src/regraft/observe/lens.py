@@ -5,6 +5,7 @@ Shapes: S depths (blocks + 1), N scored tokens, B prompts, T positions, D width,
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -24,9 +25,78 @@ from regraft.model.structure import largest_difference
 SHOWN = 5
 FULL_LOGITS = 1 << 27
 FUNCTION_WORDS = frozenset(
-    "a an the of to in on at by for from with and or but so if as is are was were be been it its he she they we i you his "
-    "her their our my your this that these those not no do does did have has had will would can could may might must shall "
-    "should there here who what which when where how why than then".split()
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "from",
+        "with",
+        "and",
+        "or",
+        "but",
+        "so",
+        "if",
+        "as",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "it",
+        "its",
+        "he",
+        "she",
+        "they",
+        "we",
+        "i",
+        "you",
+        "his",
+        "her",
+        "their",
+        "our",
+        "my",
+        "your",
+        "this",
+        "that",
+        "these",
+        "those",
+        "not",
+        "no",
+        "do",
+        "does",
+        "did",
+        "have",
+        "has",
+        "had",
+        "will",
+        "would",
+        "can",
+        "could",
+        "may",
+        "might",
+        "must",
+        "shall",
+        "should",
+        "there",
+        "here",
+        "who",
+        "what",
+        "which",
+        "when",
+        "where",
+        "how",
+        "why",
+        "than",
+        "then",
+    ]
 )
 
 
@@ -53,6 +123,7 @@ def lens(model: Model, prompts: list[str] | None = None, count: int = 20, tokens
     parts = [_read(recording) for recording in text.recordings]
     joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0] if name != "gap"}
     dataset = _dataset(model, text, joined, k)
+    dataset.attrs["prompts"] = json.dumps([completion.prompt for completion in text.flat])
     dataset.attrs["last_depth_difference"] = max(part["gap"] for part in parts)
     return dataset
 
@@ -68,7 +139,9 @@ def _read(recording: Recording) -> dict[str, Any]:
     found: dict[str, list] = {name: [] for name in ("rank", "probability", "entropy", "top", "top_probability")}
     gap = 0.0
     for depth, stream in enumerate(streams):
-        logits_NV = recording.head(stream)[prompt, position] if whole else recording.head(stream[prompt, position][:, None])[:, 0]
+        logits_NV = (
+            recording.head(stream)[prompt, position] if whole else recording.head(stream[prompt, position][:, None])[:, 0]
+        )
         if depth == len(blocks):
             gap = largest_difference(logits_NV, _official(recording)[prompt, position])
         for name, value in _describe(logits_NV.float(), target_N).items():
@@ -109,7 +182,11 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
             "entropy": (dims, found["entropy"], {"units": "nats"}),
             "top": ((*dims, "place"), top_text, {"units": "token"}),
             "top_probability": ((*dims, "place"), found["top_probability"], {"units": "probability"}),
-            "crystallization": ("token", _first_depth(stays), {"units": f"depth from which the true token stays in the top {k}"}),
+            "crystallization": (
+                "token",
+                _first_depth(stays),
+                {"units": f"depth from which the true token stays in the top {k}"},
+            ),
             "first_top1": ("token", _first_depth(first), {"units": "first depth that ranks the true token first"}),
             "hurt_rate": ("block", worse, {"units": "share of tokens whose rank got worse through the block"}),
         },
