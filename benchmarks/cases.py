@@ -65,10 +65,10 @@ class Case:
 EVERYONE = ("transformerlens", "nnsight", "loop")
 CASES = (
     Case("grid16", "a  resid_pre patch grid, all blocks x {T} positions", "grid", "gpt2", 16, 8.0, EVERYONE, long=True),
-    Case("grid64", "b  resid_pre patch grid, all blocks x {T} positions", "grid", "gpt2", 64, 5.0, EVERYONE, 2, long=True),
+    Case("grid64", "b  resid_pre patch grid, all blocks x {T} positions", "grid", "gpt2", 64, 5.0, EVERYONE, 1, long=True),
     Case("heads", "c  ablation of every head, {T} positions", "heads", "gpt2", 16, 5.0, EVERYONE, long=True),
     Case("knockout", "d  knockout of every block, {T} positions", "knockout", "gpt2", 16, 2.3, ("loop",)),
-    Case("swap", "e  swap of every pair of blocks, {T} positions", "swap", "qwen3", 16, 2.0, ("loop",)),
+    Case("swap", "e  swap of every pair of blocks, {T} positions", "swap", "qwen3", 16, 2.0, ("loop",), long=True),
 )
 RECORD = Case("record", "f  recording of every block's stream, {T} positions", "record", "gpt2", 64, 1.05, ("loop",))
 QUICK_POSITIONS = {16: 6, 64: 12}
@@ -116,7 +116,7 @@ def make_task(case: Case, quick: bool, blocks: list[int] | None = None, last_onl
         blocks=chosen,
         scale=shape.blocks / len(chosen),
         last_only=last_only,
-        repeats=5 if quick else 15,
+        repeats=5 if quick else 9,
         shape=asdict(shape),
     )
 
@@ -127,7 +127,7 @@ def sampled_blocks(case: Case, turn: int, quick: bool) -> list[int] | None:
         return None
     count = (QUICK_SHAPES if quick else SHAPES)[case.model].blocks
     step = count // case.sampled
-    return sorted((1 + 2 * turn + i * step) % count for i in range(case.sampled))
+    return sorted((1 + 5 * turn + i * step) % count for i in range(case.sampled))
 
 
 def config_of(shape: Shape) -> Any:

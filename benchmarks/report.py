@@ -28,7 +28,7 @@ with logits_to_keep=1, and has no target. nnsight runs the cells of one block as
 It leaves out the output matrix, the gain of large batches and all overhead. Values agree where they differ by at most
 {tolerance:g}, or {tolerance:g} of the largest; 'spread' is how far the cells of the case lie apart. 'busy':
 cores that other processes took meanwhile: two threads on two cores suffer a lot from that, so above 0.1 run it again."""
-SAMPLED = "'~': timed on {count} of the blocks in each round, other ones every time, and scaled to all."
+SAMPLED = "'~': timed on {count} of the blocks in each round, not the same every time, and scaled to all."
 
 
 @dataclass

@@ -38,11 +38,11 @@ def main() -> int:
             for worker in workers.values():
                 worker.close()
     host["seconds"] = others.seconds()
+    prefix = "quick-" if options.quick else "part-" if options.only else ""
+    path = save(Path(__file__).parent / "results", prefix, host, versions, measured, record, startup)
     print(f"\n{host['cpu']}, {host['cores']} cores, {host['seconds']:.0f} s in all, others took {others.cores():.2f} cores")
     print("QUICK RUN on tiny models: the numbers mean nothing\n" if options.quick else "")
     print(table(measured, record, startup, options.quick))
-    prefix = "quick-" if options.quick else "part-" if options.only else ""
-    path = save(Path(__file__).parent / "results", prefix, host, versions, measured, record, startup)
     print(f"\nevery round: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return 0 if all(m.agrees for m in measured) else 1
 

@@ -106,8 +106,8 @@ def routed(model, route):
             setattr(part.owner, part.attribute, nn.ModuleList([Own(s.block, s.module) for s in stops]))
             stack.callback(setattr, part.owner, part.attribute, original)
         config = model.hf.config
-        stack.callback(setattr, config, "num_hidden_layers", config.num_hidden_layers)
-        if len(model.parts.stacks) == 1:
+        if len(model.parts.stacks) == 1 and hasattr(config, "num_hidden_layers"):
+            stack.callback(setattr, config, "num_hidden_layers", config.num_hidden_layers)
             config.num_hidden_layers = len(route.stops)
             kinds = vars(config).get("layer_types")
             if kinds:

@@ -37,11 +37,11 @@ def evaluation(model: Model, prompts: Sequence[str] | None = None, count: int = 
     Raises:
         ValueError: there is nothing to measure on: no prompt, no tokenizer, or a model that does not write text.
     """
-    chosen = [Prompt(text, "given") for text in prompts] if prompts else spread(suited_prompts(model), count)
-    if not chosen or any(not prompt.text for prompt in chosen):
-        raise ValueError("the prompt is empty: write at least one token of text")
     if count < 1 or tokens < 1:
         raise ValueError(f"{min(count, tokens)} is too few: measure at least one prompt and one token")
+    chosen = [Prompt(text, "given") for text in prompts] if prompts else spread(suited_prompts(model), count)
+    if any(not prompt.text for prompt in chosen):
+        raise ValueError("the prompt is empty: write at least one token of text")
     said = sorted(completions(model, chosen, tokens), key=lambda c: len(c.prompt_ids) + len(c.completion_ids))
     batches: list[list[Completion]] = [[]]
     for completion in said:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regraft.engine.editing import Carried, Placed, apply_edits
+from regraft.engine.plan import BRANCH_OF
 from regraft.engine.variant import Edit
 from regraft.model.opened import Model
 from regraft.model.parts import Block, Branch, close, matrix_OI
@@ -31,11 +32,11 @@ def corrected_stream(recording: Recording, block: int, edits: Sequence[Sequence[
     model = recording.model
     part = model.blocks[block]
     name = model.site(edits[0][0].site).name
-    branch = part.branch("attn" if name in ("attn_out", "z", "head") else "mlp")
+    branch = part.branch(BRANCH_OF[name])
     assert branch is not None
     carried = Carried(0, recording.positions_of(block), lengths)
     clean_out = recording[f"{part.address}.{branch.kind}_out"]
-    if name in ("attn_out", "mlp_out"):
+    if name.endswith("_out"):
         placed = [Placed(row, edit) for row, own in enumerate(edits) for edit in own]
         outs = apply_edits(clean_out.expand(len(edits), *clean_out.shape), placed, carried)
     else:

@@ -16,7 +16,13 @@ from dataclasses import dataclass, field
 
 from regraft.engine.variant import Edit, Route, Stop, Variant
 
-LINEAR_SITES = {"mlp": ("mlp_out", "mlp_act", "neuron"), "attn": ("attn_out", "z", "head")}
+LINEAR_SITES = {
+    "mlp": ("mlp_out", "mlp_act", "neuron"),
+    "attn": ("attn_out", "z", "head"),
+    "mixer": ("mixer_out",),
+    "cross": ("cross_out",),
+}
+BRANCH_OF = {site: kind for kind, sites in LINEAR_SITES.items() for site in sites}
 CONE_STEPS = 8
 Source = tuple[str, int]
 """A recorded stream: `("pre", b)` enters block b, `("post", b)` leaves it."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from regraft.engine.cone import Cone
 from regraft.engine.correction import corrected_stream
 from regraft.engine.editing import Carried, Placed, apply_edits
-from regraft.engine.plan import Door, Leaf, Node, Plan
+from regraft.engine.plan import BRANCH_OF, Door, Leaf, Node, Plan
 from regraft.engine.variant import Edit
 from regraft.model.recording import Recording
 from regraft.model.site import Tap
@@ -118,7 +118,7 @@ class Replay:
         names = {self.model.site(edit.site).name for edit in door.edits}
         if door.correct is None:
             return ("embed" in names, door.bridge)
-        return (door.correct, bool(names & {"attn_out", "z", "head"}), bool(names & {"attn_out", "mlp_out"}))
+        return (door.correct, *sorted({(BRANCH_OF[name], name.endswith("_out")) for name in names}))
 
     def _origin(self, parent: Node | None, source: tuple[str, int], start: int) -> State:
         if parent is not None:

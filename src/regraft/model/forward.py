@@ -64,10 +64,15 @@ def capture(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool = F
     taken = Captured()
     last_blocks = {stack.blocks[-1].index for stack in parts.stacks}
 
-    def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        call, stream = split_call(args, kwargs)
-        taken.calls.append(call)
-        taken.stream.append(stream)
+    def before(block: Block) -> Callable:
+        def hear(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if len(taken.calls) != block.index:
+                raise ValueError(f"block {block.address} was called out of order: the parts found are not this model's")
+            call, stream = split_call(args, kwargs)
+            taken.calls.append(call)
+            taken.stream.append(stream)
+
+        return hear
 
     def after(block: Block) -> Callable:
         def hear(module: nn.Module, args: tuple, outcome: Any) -> None:
@@ -79,7 +84,7 @@ def capture(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool = F
 
         return hear
 
-    handles = [block.module.register_forward_pre_hook(before, with_kwargs=True) for block in parts.blocks]
+    handles = [block.module.register_forward_pre_hook(before(block), with_kwargs=True) for block in parts.blocks]
     handles += [block.module.register_forward_hook(after(block)) for block in parts.blocks]
     if len(parts.stacks) == 2:
         handles.append(parts.stacks[0].owner.register_forward_hook(_keep_memory(taken)))

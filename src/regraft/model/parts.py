@@ -71,7 +71,7 @@ class Block:
     parallel: bool
     reason: str = ""
 
-    def branch(self, kind: BranchKind) -> Branch | None:
+    def branch(self, kind: str) -> Branch | None:
         """The branch of that kind, or None."""
         return next((branch for branch in self.branches if branch.kind == kind), None)
 
@@ -228,7 +228,7 @@ def _closes(branches: tuple[Branch, ...], pre: Tensor, outs: list[Tensor], post:
 def _branch_choices(path: str, calls: list[Call], width: int) -> list[tuple[Branch, ...]]:
     """Possible readings of a block, the most telling first; closure decides between them."""
     sides: dict[BranchKind, list[Branch]] = {"attn": [], "cross": [], "mixer": [], "mlp": []}
-    convolved = {call.name.rpartition(".")[0] for call in calls if isinstance(call.module, nn.Conv1d)}
+    convolved = {c.name for c in calls if any(isinstance(child, nn.Conv1d) for child in c.module.children())}
     for call in reversed(calls):
         name = call.name.removeprefix(path + ".")
         if not call.has_output or call.output.shape[-1] != width or not is_linear(call.module):

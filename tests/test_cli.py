@@ -1,0 +1,186 @@
+"""The command line as a user meets it: exit codes, one sentence, whole folders or none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import regraft
+from regraft.cli import app
+from regraft.experiment import experiments
+from regraft.model.load import load
+from regraft.report.build import build
+from regraft.runs import RunFolderError, open_run, whole_folder
+
+FAST = ["--model", "specimen:gpt2", "--count", "2", "--tokens", "3"]
+
+
+def run(*words):
+    return CliRunner().invoke(app, list(words))
+
+
+def refused(code, sentence, *words):
+    result = run(*words)
+    assert result.exit_code == code, result.output
+    assert sentence in result.stderr
+    assert result.stderr.startswith("regraft: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_help_names_every_command_and_loads_no_torch():
+    code = "import sys; from regraft.cli import app; import regraft; print(sorted(set(sys.modules) & {'torch', 'xarray'}))"
+    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert heavy.stdout.strip() == "[]"
+    shown = run("--help").stdout
+    assert all(name in shown for name in ("report", "inspect", *experiments()))
+    for name in experiments():
+        assert all(f"--{p.name}" in run(name, "--help").stdout for p in experiments()[name].parameters)
+
+
+def test_the_package_offers_what_it_says():
+    for name in dir(regraft):
+        assert getattr(regraft, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        regraft.nonsense  # noqa: B018
+
+
+def test_inspect_prints_parts_sites_and_check():
+    shown = run("inspect", "specimen:gpt2").stdout
+    assert "1,383,168" in shown
+    assert "resid_mid" in shown
+    as_json = json.loads(run("inspect", "specimen:gpt2", "--json").stdout)
+    assert as_json["self_check"]["replay"] == 0.0
+    assert as_json["parts"][-1]["parameters"] == 1_383_168
+
+
+def test_a_run_folder_can_be_read_again(tmp_path):
+    out = tmp_path / "run"
+    result = run("knockout", *FAST, "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert "units: loss: nats per token" in " ".join(result.stdout.split())
+    data = open_run(out)
+    assert data.attrs["experiment"] == "knockout"
+    assert data.sizes["block"] == 4
+    mark = json.loads((out / "run.json").read_text())
+    assert mark["weights_sha256"] == data.attrs["weights_sha256"]
+    assert (out / "data.csv").read_text().startswith("block,")
+    assert (out / "figures" / "figure-0.html").is_file()
+    assert run("knockout", *FAST, "--out", str(out)).exit_code == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_foreign_folders_are_refused_and_left_alone(tmp_path):
+    out = tmp_path / "run"
+    assert run("lens", *FAST, "--out", str(out)).exit_code == 0
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    refused(2, "holds a run of the experiment lens", "knockout", *FAST, "--out", str(out))
+    refused(2, "holds a run of another model", "lens", "--count", "2", "--tokens", "3", "--out", str(out))
+    mark = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**mark, "regraft": "0.0.1"}))
+    refused(2, "holds a run of another version of regraft: 0.0.1", "lens", *FAST, "--out", str(out))
+    (out / "run.json").write_text("{")
+    refused(2, "run.json cannot be read", "lens", *FAST, "--out", str(out))
+    other = tmp_path / "letters"
+    other.mkdir()
+    (other / "dear.txt").write_text("dear")
+    refused(2, "is not empty and is no run of regraft", "lens", *FAST, "--out", str(other))
+    assert before.keys() == {p.name for p in out.iterdir()}
+    assert (other / "dear.txt").read_text() == "dear"
+    with pytest.raises(RunFolderError, match="no run of regraft"):
+        open_run(other)
+
+
+def test_an_unwritable_folder(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    refused(2, "cannot be written to: choose another with --out", "lens", *FAST, "--out", str(file))
+    refused(2, "cannot be written to", "lens", *FAST, "--out", str(file / "below"))
+    refused(2, "cannot be written to", "report", "--model", "specimen:gpt2", "--out", str(file))
+
+
+def test_a_run_that_fails_leaves_what_was_there(tmp_path):
+    out = tmp_path / "kept"
+    out.mkdir()
+    (out / "old").write_text("old")
+    writing = whole_folder(out)
+    folder = writing.__enter__()
+    (folder / "new").write_text("new")
+    interrupt = KeyboardInterrupt()
+    assert not writing.__exit__(KeyboardInterrupt, interrupt, None)
+    assert [p.name for p in out.iterdir()] == ["old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence", "words"),
+    [
+        (1, "is not a folder", ["inspect", "./nowhere"]),
+        (1, "there is no specimen 'x'", ["inspect", "specimen:x"]),
+        (2, "the prompt is empty", ["lens", "--prompts", ""]),
+        (2, "choose one that is one token", ["patch", "--answer", " in the morning"]),
+        (2, "does not exist here: sdpa attention", ["patch", "--site", "pattern"]),
+        (2, "is no site", ["patch", "--site", "nonsense"]),
+        (2, "tokens long", ["patch", "--clean", "It is 9:00 am and"]),
+        (2, "dtype 'int4' is not known", ["lens", "--dtype", "int4"]),
+        (2, "k is 0", ["lens", "--k", "0"]),
+        (2, "is too few", ["lens", "--count", "0"]),
+    ],
+)
+def test_wrong_use_gets_one_sentence(code, sentence, words):
+    refused(code, sentence, *words)
+
+
+def test_damaged_weights_end_with_code_1(tmp_path):
+    source = load("specimen:gpt2")
+    folder = tmp_path / "model"
+    source.hf.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    assert all(torch.isfinite(t).all() for t in tensors.values())
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-4])
+    refused(1, "cut short", "inspect", str(folder))
+
+
+def test_wrong_options_are_refused_by_the_parser():
+    assert run("knockout", "--mode", "sideways").exit_code == 2
+    assert run("nonsense").exit_code == 2
+
+
+def test_debug_shows_where():
+    result = run("patch", "--site", "nonsense", "--debug")
+    assert "Traceback" in result.stderr
+    assert result.exit_code == 2
+
+
+def test_json_output():
+    value = json.loads(run("knockout", *FAST, "--json").stdout)
+    assert value["data_vars"]["ratio"]["attrs"]["units"] == "times the clean loss"
+
+
+def test_the_report_is_one_offline_page(tmp_path):
+    path, left_out = build(load("specimen:t5"), tmp_path / "report")
+    text = path.read_text(encoding="utf-8")
+    assert left_out == []
+    for words in ("Anatomy", "Self-check", "Logit lens", "Knockout", "Swap cost", "Activation patching", "text/csv;base64"):
+        assert words in text
+    script = text.index("<script>")
+    assert "http://" not in text[:script]
+    assert "https://" not in text[:script]
+    assert 'src="' not in text[:script]
+    assert (tmp_path / "report" / "knockout" / "run.json").is_file()
+
+
+def test_a_model_that_cannot_be_measured_still_has_a_page(tmp_path):
+    from families import FAMILIES
+
+    torch.manual_seed(0)
+    path, left_out = build(load(FAMILIES["bert"]().eval(), pack=False), tmp_path / "report")
+    assert len(left_out) == 5
+    assert "does not write text from left to right" in left_out[0]
+    assert "Anatomy" in path.read_text(encoding="utf-8")
