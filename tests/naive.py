@@ -127,7 +127,8 @@ def logits(model, recording, variant) -> torch.Tensor:
         for edit in variant.edits:
             _hook_edit(stack, model, recording, edit, lengths)
         with torch.no_grad():
-            return model.hf(**inputs).logits
+            result = model.hf(**inputs)
+            return result.last_hidden_state if model.parts.head is None else result.logits
 
 
 def _memory_from(recording):

@@ -7,7 +7,7 @@ import torch
 
 import naive
 from families import FAMILIES, VOCAB
-from regraft.engine.metric import LogitDifference
+from regraft.engine.metric import LogitDifference, logit_difference, stream_distance
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Add, Replace, Route, Scale, Variant, Zero
 from regraft.model.load import load
@@ -98,21 +98,28 @@ def described(variant):
 
 
 def test_sweeps_equal_the_naive_reference(model):
-    if model.parts.head is None:
-        with pytest.raises(ValueError, match="no output matrix"):
-            sweep(recorded(model, 7), [Variant()], LogitDifference("d", "logits", tokens=(7, 9)))
-        return
     recording, other = recorded(model, 7, 7), recorded(model, 7, 7, seed=50)
     variants = some_variants(model, recording, other)
-    metric = LogitDifference("d", "logits", tokens=(7, 9))
+    headless = model.parts.head is None
+    metric = stream_distance(-1) if headless else LogitDifference("d", "logits", tokens=(7, 9))
     result = sweep(recording, variants, metric)
     wanted = torch.stack([naive.logits(model, recording, v)[:, -1] for v in variants])
-    wanted = wanted[..., 7] - wanted[..., 9]
-    gaps = (result.values["d"] - wanted).abs().amax(1)
+    if headless:
+        clean = naive.logits(model, recording, Variant())[:, -1]
+        wanted = (wanted - clean).norm(dim=-1) / clean.norm(dim=-1)
+    else:
+        wanted = wanted[..., 7] - wanted[..., 9]
+    gaps = (result.values[metric.name] - wanted).abs().amax(1)
     apart = {described(v): float(g) for v, g in zip(variants, gaps, strict=True) if not g <= 1e-5}
     assert not apart
     assert result.work.executed == result.work.planned
     assert result.work.planned + result.work.preparation <= result.work.naive
     assert result.deviation <= 1e-5
     exact = sweep(recording, variants[::7], metric, exact=True)
-    assert torch.allclose(exact.values["d"], wanted[::7], atol=1e-5, rtol=1e-5)
+    assert torch.allclose(exact.values[metric.name], wanted[::7], atol=1e-5, rtol=1e-5)
+
+
+def test_logits_of_a_headless_model_are_refused():
+    bert = load(FAMILIES["bert_headless"]().eval(), pack=False)
+    with pytest.raises(ValueError, match="no output matrix, so there are no logits to measure"):
+        sweep(recorded(bert, 7), [Variant()], logit_difference(7, 9))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from regraft.engine.metric import loss as loss
     from regraft.engine.metric import probability as probability
     from regraft.engine.metric import rank as rank
+    from regraft.engine.metric import stream_distance as stream_distance
     from regraft.engine.metric import token_logit as token_logit
     from regraft.engine.metric import top1_agreement as top1_agreement
     from regraft.engine.sweep import sweep as sweep
@@ -35,7 +36,16 @@ _HOMES = {
     "sweep": "regraft.engine.sweep",
     **dict.fromkeys(("Variant", "Route", "Edit", "Replace", "Zero", "Add", "Scale", "Noise"), "regraft.engine.variant"),
     **dict.fromkeys(
-        ("loss", "logit_difference", "token_logit", "probability", "rank", "kl_to_clean", "top1_agreement"),
+        (
+            "loss",
+            "logit_difference",
+            "token_logit",
+            "probability",
+            "rank",
+            "kl_to_clean",
+            "top1_agreement",
+            "stream_distance",
+        ),
         "regraft.engine.metric",
     ),
 }

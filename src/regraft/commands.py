@@ -16,6 +16,7 @@ from rich.table import Table
 from regraft.experiment import Experiment
 from regraft.model.anatomy import part_rows, site_rows
 from regraft.model.opened import Model
+from regraft.model.progress import listening
 from regraft.report.build import build
 from regraft.report.drawing import drawing_of
 from regraft.report.page import CHECKS, csv_text
@@ -29,18 +30,30 @@ def make_report(model: Model, out: Path, seed: int) -> None:
     """Write the report, with a bar for its chapters, and say where it is."""
     check_writable(out, "report", model.weights_sha256, version("regraft"))
     started = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("report", total=None)
+    with _bar() as bar:
+        whole = bar.add_task("report", total=None)
+        part = bar.add_task("", total=None)
 
-        def advance(name: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{name:<10}", completed=done, total=total)
+        def chapter(name: str, done: int, total: int) -> None:
+            bar.update(whole, description=f"{name:<12}", completed=done, total=total)
+            bar.update(part, description="", completed=0, total=None)
 
-        path, left_out = build(model, out, seed, advance)
-        bar.update(task, description="done      ", completed=1, total=1)
+        def work(name: str, done: int, total: int) -> None:
+            bar.update(part, description=f"{name:<12}", completed=done, total=total)
+
+        with listening(work):
+            path, left_out = build(model, out, seed, chapter)
+        bar.update(whole, description=f"{'done':<12}", completed=1, total=1)
+        bar.remove_task(part)
     for sentence in left_out:
         console.print(sentence, style="yellow", highlight=False)
     console.print(f"{path} made in {time.perf_counter() - started:.0f} s; open it in a browser.", highlight=False)
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    to = Console(stderr=True)
+    return Progress(*columns, console=to, transient=True, disable=not to.is_terminal)
 
 
 def show_anatomy(model: Model, as_json: bool) -> None:
@@ -84,8 +97,14 @@ def run_experiment(
     """Run one experiment, write its run folder where one is asked for, and print a short table."""
     if out is not None:
         check_writable(out, experiment.name, model.weights_sha256, version("regraft"))
-    with console.status(f"{experiment.name} on {model.name}"):
-        dataset = experiment.run(model, seed, **options)
+    with _bar() as bar:
+        task = bar.add_task(experiment.name, total=None)
+
+        def work(name: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{experiment.name}: {name}", completed=done, total=total)
+
+        with listening(work):
+            dataset = experiment.run(model, seed, **options)
     if out is not None:
         write_run(dataset, out)
     if as_json:

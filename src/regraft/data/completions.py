@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 from regraft.data.prompts import Prompt, general, specimen
 from regraft.model.load import SPECIMENS
 from regraft.model.opened import Model
+from regraft.model.progress import advance
 
 SYSTEM = "Continue or answer directly. Do not repeat the question."
 
@@ -53,9 +54,7 @@ def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return turns[:count]
 
 
-def completions(
-    model: Model, prompts: Sequence[Prompt], limit: int = 24, progress: Callable[[int, int], None] | None = None
-) -> list[Completion]:
+def completions(model: Model, prompts: Sequence[Prompt], limit: int = 24) -> list[Completion]:
     """Greedy continuations of the prompts, at most `limit` tokens each, from the cache where it has them.
 
     Raises:
@@ -67,7 +66,7 @@ def completions(
     file = cache_folder() / "completions" / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".json")
     if file.is_file():
         return [_from_json(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
-    found = _generate(model, prompts, limit, progress)
+    found = _generate(model, prompts, limit)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.part")
     partial.write_text(json.dumps([asdict(c) for c in found]), encoding="utf-8")
@@ -88,7 +87,7 @@ def prompt_ids(model: Model, text: str) -> list[int]:
     return model.encode(text)
 
 
-def _generate(model: Model, prompts: Sequence[Prompt], limit: int, progress) -> list[Completion]:
+def _generate(model: Model, prompts: Sequence[Prompt], limit: int) -> list[Completion]:
     """Prompts of one length go through the model together, so that none needs padding."""
     ids = [prompt_ids(model, prompt.text) for prompt in prompts]
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -106,8 +105,7 @@ def _generate(model: Model, prompts: Sequence[Prompt], limit: int, progress) -> 
             said = row[1:] if model.two_stacks else row[len(ids[number]) :]
             prompt = prompts[number]
             found[number] = Completion(prompt.text, prompt.category, tuple(ids[number]), tuple(_until_end(model, said)))
-        if progress is not None:
-            progress(len(found), len(prompts))
+        advance("completions", len(found), len(prompts))
     return [found[number] for number in range(len(prompts))]
 
 

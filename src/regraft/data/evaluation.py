@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from regraft.data.completions import Completion, completions, spread, suited_prompts
 from regraft.data.prompts import Prompt
@@ -24,6 +26,22 @@ class Evaluation:
     def flat(self) -> list[Completion]:
         """All completions in the order in which a joined sweep reports prompts."""
         return [completion for batch in self.order for completion in batch]
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What a result keeps of its text: every prompt and completion with their token counts, and the scored tokens."""
+        model = self.recordings[0].model
+        said = [
+            {
+                "prompt": c.prompt,
+                "category": c.category,
+                "prompt_tokens": len(c.prompt_ids),
+                "completion": "".join(model.token_text(i) for i in c.completion_ids),
+                "completion_tokens": len(c.completion_ids),
+            }
+            for c in self.flat
+        ]
+        return {"completions": json.dumps(said), "scored_tokens": self.scored_tokens}
 
     @property
     def scored_tokens(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,18 +22,26 @@ Clean = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Metric:
-    """A named measurement. `unit` goes with every number; `larger_is_better` tells an optimiser which way to go."""
+    """A named measurement. `unit` goes with every number; `larger_is_better` tells an optimiser which way to go.
+
+    `reads` says what `score` is given: logits, or the residual stream that leaves the last block (no head is run).
+    """
 
     name: str
     unit: str
     larger_is_better: bool = True
+
+    @property
+    def reads(self) -> Literal["logits", "stream"]:
+        """What the metric reads."""
+        return "logits"
 
     def pairs(self, recording: Recording) -> tuple[Tensor, Tensor]:
         """Prompt index and position of every logit vector that is read, both (P,)."""
         raise NotImplementedError
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        """One number for each logit vector; `pair_c` says which pairs of `pairs` these are."""
+        """One number for each vector; `pair_c` says which pairs of `pairs` these are, `clean` gives the clean vectors."""
         raise NotImplementedError
 
 
@@ -140,6 +149,21 @@ class Top1Agreement(_AgainstClean):
         return (logits_cV.argmax(-1) == clean(pair_c).argmax(-1)).float()
 
 
+@dataclass(frozen=True)
+class StreamDistance(_AgainstClean):
+    """How far the stream that leaves the last block is from the clean one, relative to the clean one's length."""
+
+    larger_is_better: bool = False
+
+    @property
+    def reads(self) -> Literal["logits", "stream"]:
+        return "stream"
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        theirs = clean(pair_c).float()
+        return (logits_cV.float() - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+
+
 def predicted_pairs(recording: Recording) -> tuple[Tensor, Tensor]:
     """The (prompt, position) pairs that predict the scored tokens.
 
@@ -194,6 +218,11 @@ def kl_to_clean(position: int | None = None) -> Metric:
 def top1_agreement(position: int | None = None) -> Metric:
     """Share of predicted positions (or the one given) whose most likely token is the clean run's."""
     return Top1Agreement("top1_agreement", "share", True, position)
+
+
+def stream_distance(position: int | None = None) -> Metric:
+    """Relative distance of the final stream from the clean run's; the one metric that needs no output matrix."""
+    return StreamDistance("stream_distance", "share of the clean stream's length", False, position)
 
 
 @dataclass(frozen=True)

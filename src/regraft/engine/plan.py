@@ -23,7 +23,7 @@ LINEAR_SITES = {
     "cross": ("cross_out",),
 }
 BRANCH_OF = {site: kind for kind, sites in LINEAR_SITES.items() for site in sites}
-CONE_STEPS = 8
+CONE_STEPS, CONE_LEAST_STEP = 8, 4
 Source = tuple[str, int]
 """A recorded stream: `("pre", b)` enters block b, `("post", b)` leaves it."""
 
@@ -231,7 +231,7 @@ def _cost(block: int, layout: Layout, start: int) -> int:
 
 def _cone_starts(variants: Sequence[Variant], runs: list[_Run], layout: Layout) -> list[int]:
     """For each variant the first position that its rows carry, rounded down so that few different ones arise."""
-    step = max(1, -(-layout.positions[-1] // CONE_STEPS))
+    step = max(CONE_LEAST_STEP, -(-layout.positions[-1] // CONE_STEPS))
     starts = [_first_position(variant, run, layout) // step * step for variant, run in zip(variants, runs, strict=True)]
     saved = sum(start * layout.blocks for start in starts) // 2
     pays = layout.cone and saved > layout.positions[-1] * layout.blocks

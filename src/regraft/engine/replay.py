@@ -47,15 +47,14 @@ class Replay:
         self.lengths = tuple(recording.lengths_B.tolist())
         self.cone = Cone(recording) if plan.starts else None
 
-    def run(self, progress: Callable[[int], None] | None = None) -> None:
+    def run(self, progress: Callable[[int], None]) -> None:
         """Execute every batch; `progress` hears how much work each one was."""
         with torch.no_grad():
             self._measure(self.plan.immediate, None)
             for batch in self.plan.batches:
                 before = self.executed
                 self._run_batch(batch)
-                if progress is not None:
-                    progress(self.executed - before)
+                progress(self.executed - before)
 
     def _run_batch(self, nodes: list[Node]) -> None:
         for begin in range(0, len(nodes), self.most_rows):

@@ -20,6 +20,7 @@ from regraft.engine.plan import Layout, Leaf, Work, make_plan
 from regraft.engine.replay import Replay, State
 from regraft.engine.variant import Edit, Variant
 from regraft.model.pack import packed
+from regraft.model.progress import advance
 from regraft.model.recording import Recording
 from regraft.model.site import SiteError, Tap
 from regraft.model.tapping import writing
@@ -64,7 +65,6 @@ def sweep(
     metric: AnyMetric | Sequence[AnyMetric],
     *,
     exact: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> SweepResult:
     """Run every variant of one or several recordings and measure it.
 
@@ -74,14 +74,15 @@ def sweep(
         metric: one metric or several.
         exact: rows one at a time with stock layers, no suffixes, no corrections: for kernels whose results depend on
             the batch.
-        progress: called with (work done, work planned).
 
     Raises:
         ValueError: a site, position, target or route that does not exist here; the sentence says which.
     """
     recordings = [recording] if isinstance(recording, Recording) else list(recording)
     metrics = [metric] if isinstance(metric, AnyMetric) else list(metric)
-    parts = [_Sweep(r, variants, metrics, exact, progress).run() for r in recordings]
+    parts = []
+    for number, one in enumerate(recordings):
+        parts.append(_Sweep(one, variants, metrics, exact, (number, len(recordings))).run())
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
@@ -103,14 +104,14 @@ def _joined(parts: list[SweepResult]) -> SweepResult:
 class _Sweep:
     """One recording's share of a sweep."""
 
-    def __init__(self, recording: Recording, variants, metrics, exact, progress):
+    def __init__(self, recording: Recording, variants, metrics, exact: bool, share: tuple[int, int]):
         self.recording, self.model = recording, recording.model
         if not self.model.check.replays:
             raise ValueError(
                 f"{self.model.name} cannot be replayed: its blocks, called again with their own arguments, differ from the "
                 f"model by {max(self.model.check.replay, self.model.check.batch):.1e}"
             )
-        self.variants, self.exact, self.progress = [Variant(), *variants], exact, progress
+        self.variants, self.exact, self.share = [Variant(), *variants], exact, share
         self.metrics: list[Metric] = [resolved(m, recording) for m in metrics]
         _check_sites(self.model, variants)
         self.pairs = _Pairs(recording, self.metrics)
@@ -120,19 +121,18 @@ class _Sweep:
 
     def run(self) -> SweepResult:
         layout = layout_of(self.recording, {e.site for v in self.variants for e in v.edits}, cone=not self.exact)
-        work, done = Work(), 0
+        work = Work()
         chunk = _live_rows(self.recording)
         ranges = [range(begin, min(begin + chunk, len(self.variants))) for begin in range(0, len(self.variants), chunk)]
         rows = 1 if self.exact else _batch_rows(self.recording)
         with nullcontext() if self.exact else packed(self.model.packed):
             clean = self._clean_values()
-            for numbers in ranges:
+            for which, numbers in enumerate(ranges):
                 control = numbers.start == 0
                 chosen = [self.variants[i] for i in numbers]
                 plan = make_plan(chosen, layout, control=control, linear=not self.exact)
                 replay = Replay(self.recording, plan, self._measure_into(numbers.start), rows)
-                replay.run(self._progress(done, plan.work.planned, len(ranges)))
-                done += plan.work.planned
+                replay.run(self._progress(which / len(ranges), 1 / len(ranges), plan.work.planned))
                 work.executed += replay.executed
                 for name in ("planned", "preparation", "naive"):
                     setattr(work, name, getattr(work, name) + getattr(plan.work, name))
@@ -146,15 +146,15 @@ class _Sweep:
             self.deviation,
         )
 
-    def _progress(self, done: int, planned: int, chunks: int) -> Callable[[int], None] | None:
-        if self.progress is None:
-            return None
-        report, total = self.progress, (done + planned) * chunks
-        at = [done]
+    def _progress(self, done: float, chunk: float, planned: int) -> Callable[[int], None]:
+        """Progress in thousandths of the whole sweep: the share `done` is behind, this chunk is worth `chunk`."""
+        number, recordings = self.share
+        at = [0]
 
         def hear(amount: int) -> None:
             at[0] += amount
-            report(at[0], total)
+            within = done + chunk * at[0] / max(planned, 1)
+            advance("variants", round(1000 * (number + within) / recordings), 1000)
 
         return hear
 
@@ -188,18 +188,22 @@ class _Sweep:
         scores = {m.name: torch.zeros(rows * pairs, device=flat.device) for m in self.metrics}
         for begin in range(0, len(flat), step):
             chosen = torch.arange(begin, min(begin + step, len(flat)), device=flat.device)
-            logits = self._head(flat[chosen], chosen, pairs, edits)
+            given: dict[str, Tensor] = {"stream": flat[chosen]}
+            if any(m.reads == "logits" for m in self.metrics):
+                given["logits"] = self._head(flat[chosen], chosen, pairs, edits)
             for m in self.metrics:
                 own = self.pairs.own_index[m.name][chosen % pairs]
                 keep = own >= 0
                 if bool(keep.any()):
-                    clean = self._clean_reader(m, flat)
-                    scores[m.name][chosen[keep]] = m.score(logits[keep], own[keep], self.recording, clean).float()
+                    clean = self._clean_reader(m)
+                    scores[m.name][chosen[keep]] = m.score(given[m.reads][keep], own[keep], self.recording, clean).float()
         return {m.name: self.pairs.per_prompt(m.name, scores[m.name].view(rows, pairs)) for m in self.metrics}
 
-    def _clean_reader(self, metric: Metric, like: Tensor) -> Callable[[Tensor], Tensor]:
+    def _clean_reader(self, metric: Metric) -> Callable[[Tensor], Tensor]:
         def clean(pair_c: Tensor) -> Tensor:
             places = self.pairs.places[metric.name][pair_c]
+            if metric.reads == "stream":
+                return self.pairs.clean_PD[places]
             unique, back = places.unique(return_inverse=True)
             return self.recording.head(self.pairs.clean_PD[unique][:, None])[:, 0][back]
 

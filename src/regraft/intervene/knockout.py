@@ -59,7 +59,7 @@ def _addresses(model: Model) -> list[str]:
 
 
 def _attributes(model: Model, text: Evaluation, result: SweepResult) -> dict[str, Any]:
-    return {**sweep_attributes(result), "clean_loss": result.clean_mean("loss"), "scored_tokens": text.scored_tokens}
+    return {**sweep_attributes(result), "clean_loss": result.clean_mean("loss"), **text.attributes}
 
 
 def _single(model: Model, text: Evaluation) -> xr.Dataset:

@@ -65,7 +65,7 @@ def swap(
         attrs={
             **sweep_attributes(result),
             "clean_loss": clean,
-            "scored_tokens": text.scored_tokens,
+            **text.attributes,
             "tolerance": tolerance,
             "interchangeable_pairs": "; ".join(same) or "none",
             "pairs": len(pairs),

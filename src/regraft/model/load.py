@@ -27,6 +27,7 @@ from regraft.model.site import Taps
 from regraft.model.trace import trace
 
 SPECIMENS = {"qwen3": "specimen-qwen3", "tuned": "specimen-qwen3-tuned", "gpt2": "specimen-gpt2", "t5": "specimen-t5"}
+DEFAULT_SPECIMEN = "specimen:qwen3"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 
@@ -124,16 +125,18 @@ def resolve(source: str | Path | None) -> tuple[Path, str]:
     Raises:
         CheckpointError: there is no such specimen, folder or hub repository.
     """
-    text = "specimen:qwen3" if source is None else str(source)
+    text = DEFAULT_SPECIMEN if source is None else str(source)
     if text.startswith("specimen"):
-        kind = text.partition(":")[2] or "qwen3"
+        kind = text.partition(":")[2] or DEFAULT_SPECIMEN.partition(":")[2]
         if kind not in SPECIMENS:
             raise CheckpointError(f"there is no specimen {kind!r}: choose one of {', '.join(SPECIMENS)}")
         return Path(str(resources.files("regraft.specimens") / SPECIMENS[kind])), f"specimen:{kind}"
     folder = Path(text).expanduser()
     if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
         if not folder.is_dir():
-            raise CheckpointError(f"{text} is not a folder: give a model folder, a hub id (owner/name), or specimen:qwen3")
+            raise CheckpointError(
+                f"{text} is not a folder: give a model folder, a hub id (owner/name), or {DEFAULT_SPECIMEN}"
+            )
         return folder, folder.resolve().name
     try:
         return Path(snapshot_download(text, allow_patterns=_HUB_FILES)), text

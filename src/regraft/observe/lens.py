@@ -5,7 +5,6 @@ Shapes: S depths (blocks + 1), N scored tokens, B prompts, T positions, D width,
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -123,7 +122,7 @@ def lens(model: Model, prompts: list[str] | None = None, count: int = 20, tokens
     parts = [_read(recording) for recording in text.recordings]
     joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0] if name != "gap"}
     dataset = _dataset(model, text, joined, k)
-    dataset.attrs["prompts"] = json.dumps([completion.prompt for completion in text.flat])
+    dataset.attrs |= text.attributes
     dataset.attrs["last_depth_difference"] = max(part["gap"] for part in parts)
     return dataset
 
@@ -194,7 +193,6 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
     )
     for name in ("crystallization", "first_top1"):
         data.attrs[f"mean_{name}"] = float(np.nanmean(data[name])) if bool(np.isfinite(data[name]).any()) else float("nan")
-    data.attrs["scored_tokens"] = int(data.sizes["token"])
     return data
 
 

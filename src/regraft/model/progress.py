@@ -1,0 +1,30 @@
+"""Say how far along a long piece of work is, to whoever listens.
+
+The rooms that work call `advance`; the command line listens and draws a bar. Without a listener nothing happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+Listener = Callable[[str, int, int], None]
+_listener: ContextVar[Listener | None] = ContextVar("regraft_progress", default=None)
+
+
+def advance(work: str, done: int, total: int) -> None:
+    """Tell the listener that `done` of `total` parts of `work` are done."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(work, done, total)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """While inside, `listener` hears of all progress."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
