@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cases import RECORD, TOLERANCE, Case, title
+from cases import QUICK_POSITIONS, QUICK_SHAPES, RECORD, SHAPES, TOLERANCE, Case, title
 from startup import HELP_TARGET, IMPORT_TARGET
 
 COLUMNS = {
@@ -25,7 +25,8 @@ Seconds are medians over rounds in which the peers take turns, one process each;
 'plain loop' is one full Hugging Face forward a cell with a hook, read at the last position; 'loop, last logits' is that
 with logits_to_keep=1, and has no target. nnsight runs the cells of one block as one batch, as its guide says.
 'work' is what regraft counted: block work of one full forward a cell over block work planned (planned + preparation).
-It leaves out the output matrix, the gain of large batches and all overhead. Values agree where they differ by at most
+It leaves out the output matrix, the gain of large batches and all overhead; 'bound' counts multiply-adds with the
+output matrix, and is the most that a peer which batches its cells can be beaten by at equal efficiency. Values agree where they differ by at most
 {tolerance:g}, or {tolerance:g} of the largest; 'spread' is how far the cells of the case lie apart. 'busy':
 cores that other processes took meanwhile: two threads on two cores suffer a lot from that, so above 0.1 run it again."""
 SAMPLED = "'~': timed on {count} of the blocks in each round, not the same every time, and scaled to all."
@@ -75,6 +76,23 @@ class Measured:
             "spread": max(means) - min(means),
         }
 
+    def arithmetic_bound(self, quick: bool) -> float | None:
+        """Multiply-adds of a full forward for each cell, head at every position included, over those of regraft's plan.
+
+        A peer that runs cells in batches as large cannot be beaten by more than this at equal efficiency.
+        """
+        work = next((answer["work"] for answer in self.answers.get("regraft", ())), None)
+        if not work:
+            return None
+        shape = (QUICK_SHAPES if quick else SHAPES)[self.case.model]
+        attention = shape.width * shape.head_width * (2 * shape.heads + 2 * shape.kv_heads)
+        block = attention + shape.width * shape.mlp * (2 if shape.kind == "gpt2" else 3)
+        head = shape.width * shape.vocabulary
+        cells = sum(len(values) for values in self.answers["regraft"][0]["values"].values()) + 1
+        positions = QUICK_POSITIONS[self.case.positions] if quick else self.case.positions
+        naive = work["naive"] * block + cells * positions * head
+        return naive / ((work["planned"] + work["preparation"]) * block + cells * head)
+
     @property
     def agrees(self) -> bool:
         """Whether all values agree to the tolerance."""
@@ -84,7 +102,7 @@ class Measured:
 
 def table(measured: list[Measured], record: Measured | None, startup: dict[str, float], quick: bool) -> str:
     """The whole report as text."""
-    rows = [["case", "target", "regraft", *COLUMNS.values(), "work", "largest difference", "busy"]]
+    rows = [["case", "target", "regraft", *COLUMNS.values(), "work", "bound", "largest difference", "busy"]]
     rows += [_row(m, quick) for m in measured]
     parts = [_aligned(rows)] if measured else []
     costs = [*_record_rows(record, quick), *_startup_rows(startup)]
@@ -101,7 +119,7 @@ def table(measured: list[Measured], record: Measured | None, startup: dict[str, 
 
 
 def _row(m: Measured, quick: bool) -> list[str]:
-    own, saved = m.seconds("regraft"), m.work_saved()
+    own, saved, bound = m.seconds("regraft"), m.work_saved(), m.arithmetic_bound(quick)
     cells = [title(m.case, quick), f">= {m.case.target:g}x", "n/a" if own is None else f"{own:.3g} s"]
     cells += [_peer_cell(m, entrant) for entrant in COLUMNS]
     found = m.agreement()
@@ -109,6 +127,7 @@ def _row(m: Measured, quick: bool) -> list[str]:
     return [
         *cells,
         "n/a" if saved is None else f"{saved:.1f}x",
+        "n/a" if bound is None else f"{bound:.1f}x",
         agreement + ("" if m.agrees else " FAIL"),
         f"{m.others_cores:.2f}",
     ]
