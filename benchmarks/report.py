@@ -27,8 +27,9 @@ with logits_to_keep=1, and has no target. nnsight runs the cells of one block as
 'work' is what regraft counted: block work of one full forward a cell over block work planned (planned + preparation).
 It leaves out the output matrix, the gain of large batches and all overhead; 'bound' counts multiply-adds with the
 output matrix, and is the most that a peer which batches its cells can be beaten by at equal efficiency. Values agree
-where they differ by at most {tolerance:g}, or {tolerance:g} of the largest; 'spread' is how far the cells of the case lie apart. 'busy':
-cores that other processes took meanwhile: two threads on two cores suffer a lot from that, so above 0.1 run it again."""
+where they differ by at most {tolerance:g}, or {tolerance:g} of the largest; 'spread' is how far the cells lie apart.
+'busy': cores that other processes took meanwhile: two threads on two cores suffer a lot from that, so above 0.1 run
+it again."""
 SAMPLED = "'~': timed on {count} of the blocks in each round, not the same every time, and scaled to all."
 
 

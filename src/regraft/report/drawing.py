@@ -1,0 +1,112 @@
+"""How an experiment's result is drawn and explained: the registry of drawings, and the look that they share.
+
+Colours are chosen in the page, so that one figure serves a light and a dark theme: a trace whose `meta` names a scale is
+given that scale's colours by the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+import xarray as xr
+
+FIRST, SECOND, MUTED = "#3b7dd8", "#e08a2b", "#8a919c"
+SEQUENTIAL = [[0.0, "#f3f6fb"], [0.35, "#a9c8ef"], [0.7, "#4c8ddb"], [1.0, "#173f78"]]
+DIVERGING = [[0.0, "#c2571a"], [0.25, "#efb183"], [0.5, "#f4f4f2"], [0.75, "#8fb7e6"], [1.0, "#1f5fae"]]
+MARGIN = dict(l=64, r=16, t=24, b=64)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Everything that a page says about one experiment's result."""
+
+    title: str
+    question: str
+    how_to_read: str
+    figures: Callable[[xr.Dataset], list[tuple[str, go.Figure]]]
+    finding: Callable[[xr.Dataset], str]
+    table: tuple[str, ...] = ()
+
+
+_DRAWINGS: dict[str, Drawing] = {}
+
+
+def draws(experiment: str, drawing: Drawing) -> None:
+    """Register how an experiment is drawn; an installed package may do so for its own.
+
+    Raises:
+        ValueError: the experiment has a drawing already.
+    """
+    if experiment in _DRAWINGS:
+        raise ValueError(f"the experiment {experiment!r} has a drawing already")
+    _DRAWINGS[experiment] = drawing
+
+
+def drawing_of(dataset: xr.Dataset) -> Drawing:
+    """The drawing of a result; a plain one where its experiment brought none."""
+    return _DRAWINGS.get(dataset.attrs["experiment"]) or _plain(dataset)
+
+
+def _plain(dataset: xr.Dataset) -> Drawing:
+    name = dataset.attrs["experiment"]
+    return Drawing(
+        name.capitalize(),
+        "What did this experiment measure?",
+        "Each figure shows one measured quantity over its dimensions. Hover over a point to read its value.",
+        _plain_figures,
+        lambda d: "",
+    )
+
+
+def _plain_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    found = []
+    for name, values in dataset.data_vars.items():
+        if values.dtype.kind not in "fiu" or values.ndim not in (1, 2):
+            continue
+        x = values.dims[-1]
+        if values.ndim == 1:
+            figure = bars(dataset[x].values, values.values, str(x), str(name), values.attrs.get("units", ""))
+        else:
+            figure = heatmap(values.values, dataset[x].values, dataset[values.dims[0]].values, values.attrs.get("units", ""))
+            figure.update_layout(xaxis_title=str(x), yaxis_title=str(values.dims[0]))
+        found.append((str(name), figure))
+    return found
+
+
+def base(height: int = 380, **layout: Any) -> go.Figure:
+    """An empty figure in the house style."""
+    figure = go.Figure()
+    figure.update_layout(height=height, margin=MARGIN, template="none", showlegend=False, bargap=0.25, **layout)
+    return figure
+
+
+def axis_labels(values: Any) -> list[str]:
+    """Category labels for an axis, one for each value."""
+    return [str(value) for value in values]
+
+
+def bars(x: Any, y: Any, x_title: str, y_title: str, unit: str, log: bool = False) -> go.Figure:
+    """One bar for each x, with the unit on hover."""
+    figure = base()
+    hover = f"{x_title} %{{x}}<br>%{{y:.4g}} {unit}<extra></extra>"
+    figure.add_bar(x=axis_labels(x), y=list(y), marker_color=FIRST, hovertemplate=hover)
+    figure.update_xaxes(title=x_title, type="category")
+    figure.update_yaxes(title=y_title, type="log" if log else "linear")
+    return figure
+
+
+def heatmap(z: Any, x: Any, y: Any, unit: str, diverging: bool = False, **extra: Any) -> go.Figure:
+    """A matrix with its colour bar; `diverging` centres the colours on zero."""
+    figure = base(440)
+    centre: dict[str, Any] = {"zmid": 0} if diverging else {}
+    scale = "diverging" if diverging else "sequential"
+    figure.add_heatmap(
+        z=z, x=axis_labels(x), y=axis_labels(y), meta=scale, colorscale=DIVERGING if diverging else SEQUENTIAL, xgap=1, ygap=1,
+        colorbar=dict(thickness=10, outlinewidth=0, title=dict(text=unit, side="right")), **centre, **extra,
+    )  # fmt: skip
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="category")
+    return figure

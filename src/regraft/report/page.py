@@ -1,0 +1,184 @@
+"""One self-contained page about one model: anatomy, self-check, and a section for each result.
+
+The page opens offline: the drawing library, the figures and the data to download are inside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from importlib import resources
+from string import Template
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+import xarray as xr
+from plotly.offline import get_plotlyjs
+
+from regraft.model.anatomy import part_rows, site_rows
+from regraft.model.opened import Model
+from regraft.report import intervene_figures, observe_figures
+from regraft.report.drawing import drawing_of
+
+DRAWN_HERE = (observe_figures, intervene_figures)
+CHECKS = (
+    ("replay", "replayed blocks and head against the model's own output", "largest absolute difference"),
+    ("batch", "the same with three copies of the prompt in one batch", "largest absolute difference"),
+    ("closure", "stream + attention + MLP against what leaves the block", "relative to its largest value"),
+    ("projections", "output projections applied to z and to the neurons", "relative to its largest value"),
+)
+
+
+def page(model: Model, results: list[xr.Dataset], commands: list[str], seconds: float) -> str:
+    """The whole page as HTML; `commands[i]` makes `results[i]`."""
+    figures: list[dict[str, Any]] = []
+    sections = [anatomy_section(model), check_section(model)]
+    links = ['<a href="#anatomy">Anatomy</a>', '<a href="#check">Self-check</a>']
+    for number, (dataset, command) in enumerate(zip(results, commands, strict=True)):
+        sections.append(result_section(dataset, command, f"result-{number}", figures))
+        links.append(f'<a href="#result-{number}">{html.escape(title_of(dataset))}</a>')
+    template = Template(resources.files("regraft.report").joinpath("page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=html.escape(f"{model.name} taken apart"),
+        heading=html.escape(f"{model.name}, taken apart"),
+        lead=html.escape(lead(model)),
+        navigation="".join(links),
+        sections="\n".join(sections),
+        footer=footer(results, seconds),
+        plotly=get_plotlyjs(),
+        figures=json.dumps(figures).replace("</", "<\\/"),
+    )
+
+
+def lead(model: Model) -> str:
+    """What the model is, in one sentence from what was found."""
+    total = part_rows(model)[-1].parameters
+    stacks = " and ".join(f"{len(s.blocks)} {s.name + ' ' if s.name else ''}blocks" for s in model.parts.stacks)
+    kind = "an encoder-decoder" if model.two_stacks else "a decoder" if model.causal else "an encoder"
+    return (
+        f"This is {kind} with {stacks}, a residual stream of width {model.width}, a vocabulary of {model.vocabulary:,} and "
+        f"{total:,} parameters, measured in {str(model.dtype).removeprefix('torch.')} on {model.device}. Below is what its "
+        "parts are, and what happens when they are read, skipped, exchanged or given another run's activations."
+    )
+
+
+def table(header: list[str], rows: list[list[str]], numbers: tuple[int, ...] = ()) -> str:
+    """An HTML table; columns in `numbers` are set as figures."""
+
+    def cells(tag: str, row: list[str]) -> str:
+        marked = [f'<{tag} class="number">' if i in numbers else f"<{tag}>" for i in range(len(row))]
+        return "<tr>" + "".join(f"{m}{html.escape(c)}</{tag}>" for m, c in zip(marked, row, strict=True)) + "</tr>"
+
+    body = "".join(cells("td", row) for row in rows)
+    return f'<div class="wide"><table><thead>{cells("th", header)}</thead><tbody>{body}</tbody></table></div>'
+
+
+def anatomy_section(model: Model) -> str:
+    """Parts with their shapes, parameters and bytes; which sites exist."""
+    parts = [[r.part, r.path, r.shape, f"{r.parameters:,}", f"{r.bytes:,}"] for r in part_rows(model)]
+    sites = [[r.site, f"{r.blocks} of {r.total}", r.reason] for r in site_rows(model)]
+    return (
+        '<section id="anatomy"><h2>Anatomy</h2><p class="soft">What is it made of, and where can it be touched?</p>'
+        "<p>Parts are found by structure in the live model, not by its name. A site is an activation that can be read and "
+        "edited; where a block has none, the table says why.</p>"
+        + table(["part", "module", "shape", "parameters", "bytes"], parts, (3, 4))
+        + "<h3>Sites</h3>"
+        + table(["site", "blocks", "why not in the others"], sites)
+        + f"<pre><code>regraft inspect --model {html.escape(model.name)}</code></pre></section>"
+    )
+
+
+def check_section(model: Model) -> str:
+    """The self-check's figures."""
+    found = model.check.as_dict()
+    rows = [[name, what, f"{found[name]:.2g}", unit] for name, what, unit in CHECKS]
+    rows.append(["causal", "no position sees a later one (measured)", "yes" if found["causal"] else "no", ""])
+    struck = [f"{site}: {reason}" for site, reason in found["refused"].items()]
+    listed = "".join(f"<li>{html.escape(text)}</li>" for text in struck)
+    return (
+        '<section id="check"><h2>Self-check</h2><p class="soft">Are these really the model\'s own parts?</p>'
+        "<p>Before anything is measured, the parts are put together again on a short input and compared with the model "
+        "itself. Zero means equal to the bit.</p>"
+        + table(["check", "what is compared", "measured", "unit"], rows, (2,))
+        + (f"<p>Sites struck because their identity failed:</p><ul>{listed}</ul>" if struck else "")
+        + "</section>"
+    )
+
+
+def result_section(dataset: xr.Dataset, command: str, anchor: str, figures: list[dict[str, Any]]) -> str:
+    """One experiment: its question, finding, figures, how to read them, command and data."""
+    drawing = drawing_of(dataset)
+    drawn = []
+    for caption, figure in drawing.figures(dataset):
+        drawn.append(
+            f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="wide">'
+            f'<div class="plot" style="min-width:{least_width(figure)}px" id="figure-{len(figures)}"></div></div></figure>'
+        )
+        figures.append(json.loads(str(plotly.io.to_json(figure, validate=True))))
+    finding = drawing.finding(dataset)
+    return (
+        f'<section id="{anchor}"><h2>{html.escape(title_of(dataset))}</h2>'
+        f'<p class="soft">{html.escape(drawing.question)}</p>'
+        + (f'<p class="finding">{html.escape(finding)}</p>' if finding else "")
+        + "".join(drawn)
+        + f"<h3>How to read it</h3><p>{html.escape(drawing.how_to_read)}</p>"
+        + f"<pre><code>{html.escape(command)}</code></pre>"
+        + f'<p class="download">{download(dataset)}</p>{provenance_line(dataset)}</section>'
+    )
+
+
+def least_width(figure: go.Figure) -> int:
+    """Width in pixels under which a figure is scrolled instead of squeezed: a matrix needs room for its columns."""
+    traces: list[Any] = [trace for trace in list(figure.data) if isinstance(trace, go.Heatmap)]
+    columns = max((len(trace.x) for trace in traces), default=0)
+    per_column = 52 if any(trace.texttemplate for trace in traces) else 26
+    return 150 + per_column * columns if columns else 280
+
+
+def csv_text(dataset: xr.Dataset) -> str:
+    """The result's numbers as CSV: the drawing's own choice of columns, or every variable of one and the same shape."""
+    chosen = [name for name in drawing_of(dataset).table if name in dataset] or _largest_alike(dataset)
+    return dataset[list(chosen)].to_dataframe().reset_index().to_csv(index=False)
+
+
+def _largest_alike(dataset: xr.Dataset) -> tuple[str, ...]:
+    largest = max(dataset.data_vars.values(), key=lambda v: (v.dtype.kind == "f" and v.ndim <= 2, v.ndim, v.size))
+    alike = [str(name) for name, values in dataset.data_vars.items() if values.dims == largest.dims]
+    return tuple(alike)
+
+
+def download(dataset: xr.Dataset) -> str:
+    """A link that holds the data."""
+    name = f"{dataset.attrs['experiment']}.csv"
+    encoded = base64.b64encode(csv_text(dataset).encode()).decode()
+    return f'<a download="{name}" href="data:text/csv;base64,{encoded}">Download the data ({name})</a>'
+
+
+def title_of(dataset: xr.Dataset) -> str:
+    """The section's title: the result's own where it has one."""
+    return dataset.attrs.get("title", drawing_of(dataset).title)
+
+
+def provenance_line(dataset: xr.Dataset) -> str:
+    """Control deviation and counted work, where the engine ran variants."""
+    attrs = dataset.attrs
+    if "control_deviation" not in attrs:
+        return f'<p class="soft">Measured in {attrs["seconds"]:.1f} s.</p>'
+    return (
+        f'<p class="soft">Measured in {attrs["seconds"]:.1f} s. The control row, which changes nothing, deviates by '
+        f"{attrs['control_deviation']:.1g} of the stream's largest value. Work: {attrs['work_executed']:,} of "
+        f"{attrs['work_naive']:,} {attrs['work_unit']}, {attrs['work_saved']:.1f} times less than one full forward for each "
+        "variant.</p>"
+    )
+
+
+def footer(results: list[xr.Dataset], seconds: float) -> str:
+    """Where the numbers come from."""
+    attrs = results[0].attrs if results else {}
+    words = [f"{name} {attrs[name]}" for name in ("regraft", "torch", "transformers") if name in attrs]
+    return (
+        f"Made in {seconds:.0f} s by {html.escape(', '.join(words))}; attention: {html.escape(str(attrs.get('attention')))}; "
+        f"seed {attrs.get('seed')}; weights sha256 <code>{attrs.get('weights_sha256')}</code>; {attrs.get('time')}."
+    )
