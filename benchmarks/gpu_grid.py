@@ -89,9 +89,7 @@ class Trial:
 
     def compare(self, values: list[float], places: list[int]) -> None:
         """Values of the loop beside the grid's."""
-        self.difference = max(
-            self.difference, *(abs(v - self.values[place]) for v, place in zip(values, places, strict=True))
-        )
+        self.difference = max(self.difference, *(abs(v - self.values[place]) for v, place in zip(values, places, strict=True)))
 
     def median(self, name: str) -> float:
         """Median seconds."""

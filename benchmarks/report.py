@@ -175,9 +175,7 @@ def _startup_rows(startup: dict[str, float]) -> list[list[str]]:
         rows.append(["g  import regraft - import torch", f"<= {IMPORT_TARGET:g} s", "n/a", "import regraft failed"])
     if "from regraft import load, sweep" in startup:
         more = startup["from regraft import load, sweep"] - startup["import torch"]
-        rows.append(
-            ["g  from regraft import load, sweep - import torch", "", f"{more:.2f} s", "with what `import` puts off"]
-        )
+        rows.append(["g  from regraft import load, sweep - import torch", "", f"{more:.2f} s", "with what `import` puts off"])
     if "regraft --help" in startup:
         rows.append(_cost("g  regraft --help", HELP_TARGET, startup["regraft --help"], "", " s"))
     elif startup:

@@ -103,9 +103,7 @@ def mixtral():
 
 
 def qwen3_moe():
-    return _decoder(
-        hf.Qwen3MoeConfig, hf.Qwen3MoeForCausalLM, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
-    )
+    return _decoder(hf.Qwen3MoeConfig, hf.Qwen3MoeForCausalLM, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
 
 
 def bert():

@@ -157,13 +157,12 @@ def _memory_from(recording):
 def _hook_edit(stack, model, recording, edit, lengths) -> None:
     site = model.site(edit.site)
     if site.name in ("final_norm", "embed", "logits"):
-        module = {"final_norm": model.parts.final_norm, "embed": model.parts.embedding, "logits": model.parts.head}[
-            site.name
-        ]
+        module = {"final_norm": model.parts.final_norm, "embed": model.parts.embedding, "logits": model.parts.head}[site.name]
         hooked(stack, module, "output", lambda x: changed(edit, x, lengths, None))
         return
-    encoder = model.two_stacks and site.block < model.parts.stacks[0].stop
-    lengths = [recording.positions_of(site.block)] * recording.prompts if encoder else lengths
+    if model.two_stacks and site.block < model.parts.stacks[0].stop:
+        mask = recording.inputs.get("attention_mask", torch.ones_like(recording.inputs["input_ids"]))
+        lengths = mask.sum(1).tolist()
     block = model.blocks[site.block]
     if site.name == "resid_mid" and block.branches[-2].sum_norm is None:
         seen = {}

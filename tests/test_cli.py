@@ -28,7 +28,7 @@ def run(*words):
 def refused(code, sentence, *words):
     result = run(*words)
     assert result.exit_code == code, result.output
-    assert sentence in result.stderr
+    assert any(part in result.stderr for part in sentence.split("|")), result.stderr
     assert result.stderr.startswith("regraft: ")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
@@ -125,7 +125,11 @@ def test_a_run_that_fails_leaves_what_was_there(tmp_path):
         (1, "there is no specimen 'x'", ["inspect", "specimen:x"]),
         (2, "the prompt is empty", ["lens", "--prompts", ""]),
         (2, "choose one that is one token", ["patch", "--answer", " in the morning"]),
-        (2, "does not exist here: sdpa attention", ["patch", "--site", "pattern"]),
+        (2, "pattern cannot be patched as a whole", ["patch", "--site", "pattern"]),
+        (2, "needs a number", ["patch", "--site", "neuron"]),
+        (2, "device 'gpu' is not known", ["lens", "--device", "gpu"]),
+        (2, "attention 'nonsense' cannot be used|nonsense", ["lens", "--attention", "nonsense"]),
+        (2, "tokens do not fit this model", ["lens", "--model", "specimen:gpt2", "--prompts", "word " * 2000]),
         (2, "is no site", ["patch", "--site", "nonsense"]),
         (2, "tokens long", ["patch", "--clean", "It is 9:00 am and"]),
         (2, "dtype 'int4' is not known", ["lens", "--dtype", "int4"]),
@@ -156,6 +160,18 @@ def test_debug_shows_where():
     result = run("patch", "--site", "nonsense", "--debug")
     assert "Traceback" in result.stderr
     assert result.exit_code == 2
+
+
+def test_a_folder_without_a_tokenizer_takes_ids(tmp_path):
+    folder = tmp_path / "no tokenizer"
+    load("specimen:gpt2").hf.save_pretrained(folder)
+    words = ["lens", "--model", str(folder), "--tokens", "3"]
+    assert run(*words, "--prompts", "5,6,7").exit_code == 0
+    refused(2, "write token ids (5,6,7), or name a tokenizer with --tokenizer", *words, "--prompts", "some words")
+    assert run(*words, "--prompts", "some words", "--tokenizer", "specimen:gpt2").exit_code == 0
+    path, left_out = build(load(folder), tmp_path / "report")
+    assert len(left_out) == 5
+    assert "regraft inspect --model &#x27;" in path.read_text(encoding="utf-8")
 
 
 def test_json_output():

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from families import FAMILIES, VOCAB
-from regraft.data.completions import completions, spread, suited_prompts
+from regraft.data.completions import SYSTEM, completions, prompt_ids, spread, suited_prompts
+from regraft.data.contrasts import general as general_contrasts
+from regraft.data.contrasts import specimen as specimen_contrasts
 from regraft.data.evaluation import evaluation
-from regraft.data.prompts import general, specimen
+from regraft.data.prompts import Prompt, general, specimen
 from regraft.engine.metric import loss
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Route, Variant
@@ -19,6 +21,7 @@ from regraft.experiment import experiments, read_experiment
 from regraft.intervene.swap import cluster
 from regraft.model.load import load
 from regraft.observe.lens import token_type
+from unknown_decoder import OwnConfig, OwnDecoder
 
 EXPERIMENTS = experiments()
 
@@ -58,15 +61,41 @@ def test_completions_are_greedy_cached_and_keyed_by_the_model(model, tmp_path, m
     assert completions(load("specimen:tuned"), prompts, 5)[0].completion_ids != (7,)
 
 
+def test_completions_ignore_sampling_settings_and_work_without_generate(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path))
+    prompts = spread(suited_prompts(model), 3)
+    plain = completions(model, prompts, 6)
+    own = load()
+    own.hf.generation_config.repetition_penalty = 9.0
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "penalty"))
+    assert completions(own, prompts, 6) == plain
+    torch.manual_seed(0)
+    unknown = load(OwnDecoder(OwnConfig()).eval(), pack=False)
+    said = completions(unknown, [Prompt("5 6 7", "given")], 4)[0]
+    ids = [5, 6, 7]
+    for token in said.completion_ids:
+        assert token == int(unknown.hf(torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(token)
+
+
+@pytest.mark.parametrize("roles", ["system", "user only"])
+def test_chat_templates_are_applied(roles, tmp_path):
+    chat = load("specimen:gpt2")
+    refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    body = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+    chat.tokenizer.chat_template = body if roles == "system" else refuse + body
+    text = chat.tokenizer.decode(prompt_ids(chat, "Who?"))
+    wanted = f"[system]{SYSTEM}[user]Who?[assistant]" if roles == "system" else f"[user]{SYSTEM}\n\nWho?[assistant]"
+    assert text == wanted
+
+
 def test_only_completion_tokens_count(model):
     text = evaluation(model, count=6, tokens=5)
     assert text.scored_tokens == sum(len(c.completion_ids) for c in text.flat)
     for recording, batch in zip(text.recordings, text.order, strict=True):
         for row, completion in enumerate(batch):
             start = len(completion.prompt_ids)
-            assert recording.scored_BT[row].nonzero()[:, 0].tolist() == list(
-                range(start, start + len(completion.completion_ids))
-            )
+            assert recording.scored_BT[row].nonzero()[:, 0].tolist() == list(range(start, start + len(completion.completion_ids)))
     assert suited_prompts(load("specimen:t5"))[0].text == specimen()[0].text
 
 
@@ -212,6 +241,31 @@ def test_encoders_are_refused_with_the_reason():
     for name in ("lens", "knockout", "swap"):
         with pytest.raises(ValueError, match="does not write text from left to right"):
             EXPERIMENTS[name].run(bert)
+    assert bert.vocabulary == VOCAB
+    with pytest.raises(ValueError, match="predicts masked tokens: write the mask token"):
+        EXPERIMENTS["patch"].run(bert, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8")
+
+
+def test_a_site_that_some_blocks_lack_leaves_their_rows_empty():
+    torch.manual_seed(0)
+    hybrid = load(FAMILIES["qwen3_5"]().eval(), pack=False)
+    hybrid.taps.refuse(2, "mlp_act", "struck for this test")
+    data = EXPERIMENTS["patch"].run(
+        hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="mlp_act", grid="block"
+    )
+    assert np.isnan(data.effect.values[:, 0]).tolist() == [False, False, True, False]
+    with pytest.raises(ValueError, match="linear attention mixes its projections"):
+        EXPERIMENTS["patch"].run(hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="q")
+
+
+def test_contrastive_groups():
+    assert len(general_contrasts()) >= 60
+    for group in (*general_contrasts(), *specimen_contrasts()):
+        said = [group.base, group.synonym, group.antonym, group.style, group.unrelated]
+        assert len(set(said)) == 5
+        assert all(s.startswith(" ") and not s.endswith(".") for s in said)
+        firsts = {s.split()[0] for s in said}
+        assert len(firsts) == (5 if group.kind == "immediate" else 1)
     assert bert.vocabulary == VOCAB
 
 

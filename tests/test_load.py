@@ -98,6 +98,69 @@ def test_a_flipped_bit_in_the_weights_is_seen_where_there_are_checksums(folder):
     refused(folder, "model.safetensors differs from the checksum")
 
 
+def test_every_flipped_bit_of_a_header_is_refused_or_harmless(folder):
+    """Any one bit of the header: a sentence, or a header that still says the same of every byte; never another error."""
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    clean, length = check_header(file), struct.unpack("<Q", whole[:8])[0]
+    same = refusals = 0
+    for place in range(8 + length):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << (place * 5 % 8)
+        file.write_bytes(bytes(damaged))
+        try:
+            found = check_header(file)
+        except CheckpointError:
+            refusals += 1
+            continue
+        same += 1
+        assert sorted(e["data_offsets"] for e in found.values()) == sorted(e["data_offsets"] for e in clean.values())
+    assert refusals > same
+
+
+def test_a_header_that_is_json_but_no_table(folder):
+    for header in (b"[1, 2]", b'{"a": 3}', b'{"a": {"dtype": "XX", "shape": [1], "data_offsets": [0, 4]}}'):
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+        refused(folder, "is damaged")
+
+
+def test_broken_checksums_and_index(folder):
+    (folder / "SHA256SUMS").write_text("\nabc  missing.safetensors\n")
+    refused(folder, "names missing.safetensors, which is not in")
+    (folder / "SHA256SUMS").unlink()
+    (folder / "model.safetensors.index.json").write_text("{")
+    refused(folder, "names no shards")
+
+
+def test_a_config_of_a_smaller_model(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
+    refused(folder, r"holds \d+ tensors of blocks that its config does not call for, first transformer.h.3")
+
+
+def test_a_sharded_checkpoint_is_the_same_model(tmp_path):
+    source = load("specimen:gpt2")
+    source.hf.save_pretrained(tmp_path / "shards", max_shard_size="2MB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    again = load(tmp_path / "shards")
+    assert torch.equal(again.record([5, 6, 7])["logits"], source.record([5, 6, 7])["logits"])
+
+
+def test_a_folder_that_is_called_like_a_specimen(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    folder.rename(folder.parent / "specimen-mine")
+    assert load("specimen-mine").name == "specimen-mine"
+    assert load("specimen").name == "specimen:qwen3"
+
+
+def test_an_edit_in_place_is_noticed():
+    model = load("specimen:gpt2")
+    before = model.weights_sha256
+    with torch.no_grad():
+        model.hf.transformer.h[0].mlp.c_proj.weight[0, 0] += 1.0
+    assert model.weights_sha256 != before
+
+
 def test_absurd_header_length_allocates_nothing(folder):
     file = folder / "model.safetensors"
     file.write_bytes(struct.pack("<Q", 1 << 60) + file.read_bytes()[8:])
@@ -142,6 +205,12 @@ def test_nan_weights(folder):
     rewrite(folder, poison)
     refused(folder, r"hold NaN .* first in transformer.h.1.attn.c_attn.weight")
 
+    def explode(tensors):
+        tensors["transformer.h.1.attn.c_attn.weight"][3, 3] = float("inf")
+
+    rewrite(folder, explode)
+    refused(folder, "hold infinite values, first in transformer.h.1.attn.c_attn.weight")
+
 
 def test_a_missing_shard(folder):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
@@ -153,7 +222,7 @@ def test_without_a_tokenizer_ids_still_work(folder):
     for file in folder.glob("token*"):
         file.unlink()
     model = load(folder)
-    with pytest.raises(ValueError, match="has no tokenizer: pass token ids"):
+    with pytest.raises(ValueError, match="has no tokenizer: write token ids"):
         model.record("words")
     with pytest.raises(ValueError, match="has no tokenizer: give the target as a token id"):
         model.single_token(" sea")
@@ -176,6 +245,10 @@ def test_prompts_and_targets():
 
 
 def test_wrong_options():
+    live = load("specimen:gpt2").hf
+    for options in ({"dtype": "bfloat16"}, {"device": "cpu"}):
+        with pytest.raises(ValueError, match="a live model is opened as it is"):
+            load(live, **options)
     with pytest.raises(ValueError, match="dtype 'float3' is not known"):
         load("specimen:gpt2", dtype="float3")
     if not torch.cuda.is_available():

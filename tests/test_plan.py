@@ -16,7 +16,7 @@ SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z")
 def layout(cone=True, stacks=((0, BLOCKS),), positions=(POSITIONS,)):
     addresses = {f"{b}.{name}": (b, name) for b in range(BLOCKS) for name in SITES}
     linear = (frozenset({"mlp"}),) * BLOCKS
-    return Layout(stacks, positions, 1, (positions[-1],), linear, addresses, cone)
+    return Layout(stacks, positions, 1, tuple((p,) for p in positions), linear, addresses, cone)
 
 
 def blocks_run(plan):

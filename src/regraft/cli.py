@@ -33,6 +33,7 @@ DtypeOption = Annotated[str, typer.Option(help="float32, float64, bfloat16 or fl
 AttentionOption = Annotated[str, typer.Option(help="sdpa or eager; by default the model's own.")]
 RemoteOption = Annotated[bool, typer.Option("--remote-code", help="Run modelling code that comes with the checkpoint.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+TokenizerOption = Annotated[str, typer.Option(help="Folder or hub id of a tokenizer; by default the model's own.")]
 OutOption = Annotated[Path | None, typer.Option(help="Folder to write the run to.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
@@ -43,7 +44,7 @@ def errors_in_one_sentence(debug: bool) -> Iterator[None]:
     """Wrong use ends with exit code 2, a failed run with 1, each in one sentence; `--debug` shows where."""
     try:
         yield
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError, ImportError, LookupError) as error:
         if debug:
             traceback.print_exc()
         typer.echo(f"regraft: {' '.join(str(error).split()) or type(error).__name__}", err=True)
@@ -52,11 +53,18 @@ def errors_in_one_sentence(debug: bool) -> Iterator[None]:
         raise typer.Exit(2 if isinstance(error, ValueError) and not isinstance(error, CheckpointError) else 1) from None
 
 
-def open_model(source: str, device: str, dtype: str, attention: str, remote_code: bool) -> Model:
+def open_model(source: str, device: str, dtype: str, attention: str, remote_code: bool, tokenizer: str) -> Model:
     """Open a model as the common options say."""
     from regraft.model.load import load
 
-    return load(source, device=device, dtype=dtype or None, attention=attention or None, remote_code=remote_code)
+    return load(
+        source,
+        tokenizer or None,
+        device=device,
+        dtype=dtype or None,
+        attention=attention or None,
+        remote_code=remote_code,
+    )
 
 
 @app.command()
@@ -67,6 +75,7 @@ def report(
     dtype: DtypeOption = "",
     attention: AttentionOption = "",
     remote_code: RemoteOption = False,
+    tokenizer: TokenizerOption = "",
     seed: SeedOption = 0,
     debug: DebugOption = False,
 ) -> None:
@@ -74,7 +83,8 @@ def report(
     with errors_in_one_sentence(debug):
         from regraft.commands import make_report
 
-        make_report(open_model(model, device, dtype, attention, remote_code), out, seed)
+        options = {"device": device, "dtype": dtype, "attention": attention, "tokenizer": tokenizer, "seed": seed}
+        make_report(open_model(model, device, dtype, attention, remote_code, tokenizer), out, seed, options)
 
 
 @app.command("inspect")
@@ -85,6 +95,7 @@ def inspect_model(
     dtype: DtypeOption = "",
     attention: AttentionOption = "",
     remote_code: RemoteOption = False,
+    tokenizer: TokenizerOption = "",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -92,14 +103,14 @@ def inspect_model(
     with errors_in_one_sentence(debug):
         from regraft.commands import show_anatomy
 
-        show_anatomy(open_model(source or model, device, dtype, attention, remote_code), as_json)
+        show_anatomy(open_model(source or model, device, dtype, attention, remote_code, tokenizer), as_json)
 
 
 def command_for(experiment: Experiment) -> Callable[..., None]:
     """A command whose options are the experiment's parameters and the common ones."""
 
     def command(**given: Any) -> None:
-        common = {name: given.pop(name) for name in ("model", "device", "dtype", "attention", "remote_code")}
+        common = {name: given.pop(name) for name in ("model", "device", "dtype", "attention", "remote_code", "tokenizer")}
         out, seed, as_json, debug = (given.pop(name) for name in ("out", "seed", "as_json", "debug"))
         with errors_in_one_sentence(debug):
             from regraft.commands import run_experiment
@@ -114,6 +125,7 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
         ("dtype", DtypeOption, ""),
         ("attention", AttentionOption, ""),
         ("remote_code", RemoteOption, False),
+        ("tokenizer", TokenizerOption, ""),
         ("out", OutOption, None),
         ("seed", SeedOption, 0),
         ("as_json", JsonOption, False),
@@ -149,9 +161,7 @@ def _option(parameter: Parameter) -> inspect.Parameter:
         plain = _TYPES[text]
     help_text = parameter.help[:1].upper() + parameter.help[1:]
     annotation = Annotated[plain | None if optional else plain, typer.Option(help=help_text)]
-    return inspect.Parameter(
-        parameter.name, inspect.Parameter.KEYWORD_ONLY, default=parameter.default, annotation=annotation
-    )
+    return inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=parameter.default, annotation=annotation)
 
 
 for _experiment in experiments().values():

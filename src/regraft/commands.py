@@ -12,6 +12,7 @@ import xarray as xr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from regraft.experiment import Experiment
 from regraft.model.anatomy import part_rows, site_rows
@@ -22,11 +23,11 @@ from regraft.report.drawing import drawing_of
 from regraft.report.page import CHECKS, csv_text
 from regraft.runs import check_writable, store, whole_folder
 
-console = Console()
+console = Console(markup=False)
 SHOWN_ROWS = 12
 
 
-def make_report(model: Model, out: Path, seed: int) -> None:
+def make_report(model: Model, out: Path, seed: int, options: dict[str, Any]) -> None:
     """Write the report, with a bar for its chapters, and say where it is."""
     check_writable(out, "report", model.weights_sha256, version("regraft"))
     started = time.perf_counter()
@@ -42,7 +43,7 @@ def make_report(model: Model, out: Path, seed: int) -> None:
             bar.update(part, description=f"{name:<12}", completed=done, total=total)
 
         with listening(work):
-            path, left_out = build(model, out, seed, chapter)
+            path, left_out = build(model, out, seed, chapter, options)
         bar.update(whole, description=f"{'done':<12}", completed=1, total=1)
         bar.remove_task(part)
     for sentence in left_out:
@@ -140,7 +141,7 @@ def print_result(dataset: xr.Dataset) -> None:
     table = _table("", tuple(lines[0].split(",")))
     frame = [line.split(",") for line in lines[1 : SHOWN_ROWS + 1] if '"' not in line]
     for row in frame:
-        table.add_row(*[_short(cell) for cell in row])
+        table.add_row(*[Text(_short(cell)) for cell in row])
     console.print(table)
     if len(lines) - 1 > len(frame):
         console.print(f"... {len(lines) - 1 - len(frame):,} more rows (--out DIR keeps them all)", highlight=False)

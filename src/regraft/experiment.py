@@ -100,9 +100,7 @@ def experiments() -> dict[str, Experiment]:
     here = Path(__file__).parent
     found: dict[str, Experiment] = {}
     sources = [
-        (f"regraft.{room}.{file.stem}", file.stem, file)
-        for room in ROOMS
-        for file in sorted((here / room).glob("[a-z]*.py"))
+        (f"regraft.{room}.{file.stem}", file.stem, file) for room in ROOMS for file in sorted((here / room).glob("[a-z]*.py"))
     ]
     for point in entry_points(group=GROUP):
         module, _, name = point.value.partition(":")

@@ -35,7 +35,7 @@ def check_writable(out: Path, experiment: str, weights_sha256: str, version: str
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if (out.exists() and not out.is_dir()) or not os.access(out if out.exists() else parent, os.W_OK) or not parent.is_dir():
+    if (out.exists() and not out.is_dir()) or not os.access(parent, os.W_OK) or not parent.is_dir():
         raise RunFolderError(f"the folder {out} cannot be written to: choose another with --out")
     if not out.is_dir() or not any(out.iterdir()):
         return

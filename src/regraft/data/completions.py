@@ -15,8 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
 
 from regraft.data.prompts import Prompt, general, specimen
+from regraft.model.forward import without_cache
 from regraft.model.load import SPECIMENS
 from regraft.model.opened import Model
 from regraft.model.progress import advance
@@ -62,11 +66,14 @@ def completions(model: Model, prompts: Sequence[Prompt], limit: int = 24) -> lis
     """
     if model.parts.head is None or not model.causal:
         raise ValueError(f"{model.name} does not write text from left to right, so it has no completions")
-    key = json.dumps([model.weights_sha256, str(model.dtype), limit, [asdict(p) for p in prompts]])
+    ids = [prompt_ids(model, prompt.text) for prompt in prompts]
+    config = hashlib.sha256(json.dumps(model.hf.config.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
+    told = [asdict(p) for p in prompts]
+    key = json.dumps([model.weights_sha256, config, str(model.dtype), limit, told, ids, _ends(model)])
     file = cache_folder() / "completions" / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".json")
     if file.is_file():
         return [_from_json(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
-    found = _generate(model, prompts, limit)
+    found = _generate(model, prompts, ids, limit)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.part")
     partial.write_text(json.dumps([asdict(c) for c in found]), encoding="utf-8")
@@ -79,34 +86,71 @@ def _from_json(entry: dict) -> Completion:
 
 
 def prompt_ids(model: Model, text: str) -> list[int]:
-    """Token ids of a prompt, inside the chat template where the tokenizer has one."""
-    if getattr(model.tokenizer, "chat_template", None):
-        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
-        templated = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return list(templated["input_ids"])
-    return model.encode(text)
+    """Token ids of a prompt, inside the chat template where the tokenizer has one.
+
+    A template that knows no system role is given the system message in front of the user's.
+    """
+    if not getattr(model.tokenizer, "chat_template", None):
+        return model.encode(text)
+    spoken = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+    try:
+        return _templated(model, spoken)
+    except TemplateError:
+        return _templated(model, [{"role": "user", "content": f"{SYSTEM}\n\n{text}"}])
 
 
-def _generate(model: Model, prompts: Sequence[Prompt], limit: int) -> list[Completion]:
+def _templated(model: Model, messages: list[dict[str, str]]) -> list[int]:
+    made = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    return list(made["input_ids"])
+
+
+def _generate(model: Model, prompts: Sequence[Prompt], ids: list[list[int]], limit: int) -> list[Completion]:
     """Prompts of one length go through the model together, so that none needs padding."""
-    ids = [prompt_ids(model, prompt.text) for prompt in prompts]
     by_length: dict[int, list[int]] = defaultdict(list)
     for number, row in enumerate(ids):
         by_length[len(row)].append(number)
     found: dict[int, Completion] = {}
     for numbers in by_length.values():
+        model.record([ids[numbers[0]] + ([] if model.two_stacks else [ids[numbers[0]][-1]] * limit)])
         batch = torch.tensor([ids[number] for number in numbers], device=model.device)
-        with torch.no_grad():
-            out = model.hf.generate(
-                input_ids=batch, attention_mask=torch.ones_like(batch), max_new_tokens=limit, do_sample=False,
-                num_beams=1, pad_token_id=_pad(model), temperature=None, top_p=None, top_k=None,
-            )  # fmt: skip
-        for number, row in zip(numbers, out.tolist(), strict=True):
-            said = row[1:] if model.two_stacks else row[len(ids[number]) :]
+        said = _with_cache(model, batch, limit) if isinstance(model.hf, GenerationMixin) else _step_by_step(model, batch, limit)
+        for number, row in zip(numbers, said, strict=True):
             prompt = prompts[number]
-            found[number] = Completion(prompt.text, prompt.category, tuple(ids[number]), tuple(_until_end(model, said)))
+            found[number] = Completion(prompt.text, prompt.category, tuple(ids[number]), tuple(_until_end(model, row)))
         advance("completions", len(found), len(prompts))
     return [found[number] for number in range(len(prompts))]
+
+
+def _with_cache(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
+    """The most likely token at every step, by the model's own generation, without the checkpoint's sampling settings."""
+    own = model.hf.generation_config
+    greedy = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=_pad(model),
+        eos_token_id=own.eos_token_id,
+        bos_token_id=own.bos_token_id,
+        decoder_start_token_id=getattr(model.hf.config, "decoder_start_token_id", None),
+    )
+    model.hf.generation_config = greedy
+    try:
+        with torch.no_grad():
+            out = model.hf.generate(input_ids=batch, attention_mask=torch.ones_like(batch)).tolist()
+    finally:
+        model.hf.generation_config = own
+    start = 1 if model.two_stacks else batch.shape[1]
+    return [row[start:] for row in out]
+
+
+def _step_by_step(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
+    """The same for a model that cannot generate: one whole forward for every token."""
+    start = batch.shape[1]
+    with torch.no_grad():
+        for _ in range(limit):
+            following = model.hf(input_ids=batch, **without_cache(model.hf)).logits[:, -1].argmax(-1)
+            batch = torch.cat([batch, following[:, None]], dim=1)
+    return batch[:, start:].tolist()
 
 
 def _pad(model: Model) -> int:
@@ -115,7 +159,8 @@ def _pad(model: Model) -> int:
 
 
 def _ends(model: Model) -> list[int]:
-    end = model.hf.generation_config.eos_token_id
+    own = getattr(model.hf, "generation_config", None) or model.hf.config
+    end = getattr(own, "eos_token_id", None)
     return [end] if isinstance(end, int) else list(end or [])
 
 

@@ -49,7 +49,7 @@ class Evaluation:
         return sum(int(recording.scored_BT.sum()) for recording in self.recordings)
 
 
-def evaluation(model: Model, prompts: Sequence[str] | None = None, count: int = 20, tokens: int = 24) -> Evaluation:
+def evaluation(model: Model, prompts: str | Sequence[str] | None = None, count: int = 20, tokens: int = 24) -> Evaluation:
     """Record `count` prompts (the user's, or those that suit the model) with greedy completions of up to `tokens` tokens.
 
     Raises:
@@ -57,6 +57,7 @@ def evaluation(model: Model, prompts: Sequence[str] | None = None, count: int = 
     """
     if count < 1 or tokens < 1:
         raise ValueError(f"{min(count, tokens)} is too few: measure at least one prompt and one token")
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     chosen = [Prompt(text, "given") for text in prompts] if prompts else spread(suited_prompts(model), count)
     if any(not prompt.text for prompt in chosen):
         raise ValueError("the prompt is empty: write at least one token of text")
@@ -67,7 +68,5 @@ def evaluation(model: Model, prompts: Sequence[str] | None = None, count: int = 
         if batches[-1] and longest * (len(batches[-1]) + 1) > BATCH_TOKENS:
             batches.append([])
         batches[-1].append(completion)
-    recordings = [
-        model.record([list(c.prompt_ids) for c in batch], [list(c.completion_ids) for c in batch]) for batch in batches
-    ]
+    recordings = [model.record([list(c.prompt_ids) for c in batch], [list(c.completion_ids) for c in batch]) for batch in batches]
     return Evaluation(recordings, batches)

@@ -125,7 +125,7 @@ def cone_holds(model: Model) -> bool:
     """Whether suffixes on recorded keys and values reproduce the recorded stream; measured once for each model."""
     if "cone" not in model.proved:
         model.proved["cone"] = _prove(model) if _may_hold(model) else float("inf")
-    return model.proved["cone"] <= 10 * TOLERANCE.get(model.dtype, 1e-5)
+    return model.proved["cone"] <= max(1e-4, TOLERANCE.get(model.dtype, 1e-5))
 
 
 def _may_hold(model: Model) -> bool:

@@ -27,14 +27,14 @@ def linear_branches(block: Block) -> frozenset[str]:
     return frozenset(kinds if block.parallel else kinds[-1:])
 
 
-def corrected_stream(recording: Recording, block: int, edits: Sequence[Sequence[Edit]], lengths: tuple[int, ...]) -> Tensor:
+def corrected_stream(recording: Recording, block: int, edits: Sequence[Sequence[Edit]]) -> Tensor:
     """The stream (n, B, T, D) that leaves a block for n rows, each with edits of one branch of that block."""
     model = recording.model
     part = model.blocks[block]
     name = model.site(edits[0][0].site).name
     branch = part.branch(BRANCH_OF[name])
     assert branch is not None
-    carried = Carried(0, recording.positions_of(block), lengths)
+    carried = Carried(0, recording.positions_of(block), recording.lengths_of(block))
     clean_out = recording[f"{part.address}.{branch.kind}_out"]
     if name.endswith("_out"):
         placed = [Placed(row, edit) for row, own in enumerate(edits) for edit in own]

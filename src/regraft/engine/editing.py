@@ -85,23 +85,25 @@ def _apply_group(x_nBTW: Tensor, members: list[tuple[Placed, Tensor]], carried: 
         index = (*(i[..., None] for i in index), features[:, None, None, :])
     old = x_nBTW[index]
     operands = [
-        one.edit.operand(old[i], lambda value, one=one, p=positions: pick_value(one.edit, value, p, carried, x_nBTW))
+        one.edit.operand(old[i], lambda value, one=one, p=positions: pick_value(one.edit, value, p, carried, old.shape[-1]))
         for i, (one, positions) in enumerate(members)
     ]
     stacked = torch.stack([o for o in operands if o is not None]) if operands[0] is not None else None
     x_nBTW[index] = members[0][0].edit.change(old, stacked).to(x_nBTW.dtype)
 
 
-def pick_value(edit: Edit, value: Tensor, positions_Bk: Tensor, carried: Carried, x_nBTW: Tensor) -> Tensor:
+def pick_value(edit: Edit, value: Tensor, positions_Bk: Tensor, carried: Carried, width: int) -> Tensor:
     """The part of an edit's value that belongs to its positions; a value with heads is flattened.
 
     Raises:
         ValueError: the shape fits neither one vector, nor one for each position, nor a whole activation.
     """
-    value = value.to(x_nBTW.device)
+    value = value.to(positions_Bk.device)
     whole = (carried.positions,)
     if value.dim() == 4:
         value = value.flatten(2)
+    if value.dim() and value.shape[-1] not in (1, width):
+        raise ValueError(f"the value of the edit at {edit.site} is {value.shape[-1]} wide, the activation {width}")
     if value.dim() == 3 and value.shape[1:2] == whole and value.shape[0] in (1, len(positions_Bk)):
         value = value.expand(len(positions_Bk), -1, -1)
         batch = torch.arange(len(positions_Bk), device=value.device)[:, None]

@@ -72,9 +72,7 @@ class _AtPosition(Metric):
         where = -1 if self.position is None else self.position
         position = lengths + where if where < 0 else torch.full_like(lengths, where)
         if bool((position < 0).any()) or bool((position >= lengths).any()):
-            raise ValueError(
-                f"the metric {self.name} reads position {where}, but the prompt has {int(lengths.min())} tokens"
-            )
+            raise ValueError(f"the metric {self.name} reads position {where}, but the prompt has {int(lengths.min())} tokens")
         return torch.arange(recording.prompts, device=lengths.device), position
 
 

@@ -10,8 +10,9 @@ way of one full forward for each variant.
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from regraft.engine.variant import Edit, Route, Stop, Variant
@@ -23,6 +24,7 @@ LINEAR_SITES = {
     "cross": ("cross_out",),
 }
 BRANCH_OF = {site: kind for kind, sites in LINEAR_SITES.items() for site in sites}
+DOORS = ("resid_pre", "resid_post")
 CONE_STEPS, CONE_LEAST_STEP = 8, 4
 Source = tuple[str, int]
 """A recorded stream: `("pre", b)` enters block b, `("post", b)` leaves it."""
@@ -34,13 +36,14 @@ class Layout:
 
     `stacks` are (first, stop) block indices; `positions` the number of positions of each stack; `linear` for each block
     the branches whose outputs are added to the stream with nothing behind them but a norm; `addresses` map a site's
-    address to (block, name); `cone` says whether a row may carry only the positions that an edit can change.
+    address to (block, name); `lengths` are each prompt's real
+    tokens, stack by stack; `cone` says whether a row may carry only the positions that an edit can change.
     """
 
     stacks: tuple[tuple[int, int], ...]
     positions: tuple[int, ...]
     prompts: int
-    lengths: tuple[int, ...]
+    lengths: tuple[tuple[int, ...], ...]
     linear: tuple[frozenset[str], ...]
     addresses: dict[str, tuple[int | None, str]]
     cone: bool
@@ -180,12 +183,17 @@ def _compile(variant: Variant, layout: Layout) -> _Run:
             by_block[block].append((name, edit))
     passed = {stop.block for stop in route.stops}
     for block, found in by_block.items():
+        inner = next((edit for name, edit in found if name not in DOORS), None)
+        if inner is not None and any(stop.block == block and stop.module is not None for stop in route.stops):
+            raise ValueError(
+                f"the edit at {inner.site} is inside a block that the route replaces by another module: edit resid_pre or "
+                "resid_post there"
+            )
         if block not in passed:
             raise ValueError(f"the edit at {found[0][1].site} is never reached: the route does not pass block {block}")
 
     def pick(stop: Stop, *names: str, inside: bool = False) -> tuple[Edit, ...]:
-        doors = ("resid_pre", "resid_post")
-        return tuple(e for n, e in by_block.get(stop.block, ()) if (n not in doors if inside else n in names))
+        return tuple(e for n, e in by_block.get(stop.block, ()) if (n not in DOORS if inside else n in names))
 
     return _Run(
         route.stops,
@@ -212,16 +220,17 @@ def edit_positions(edit: Edit, lengths: Sequence[int]) -> list[list[int]] | None
     """For each prompt the positions that an edit touches; None for all of them."""
     if edit.position is None:
         return None
-    wanted = [edit.position] if isinstance(edit.position, int) else list(edit.position)
+    wanted = list(edit.position) if isinstance(edit.position, Iterable) else [edit.position]
+    wanted = [operator.index(position) for position in wanted]
+    if not wanted:
+        raise ValueError(f"the edit at {edit.site} names no position: leave it out to mean all of them")
     return [[p + length if p < 0 else p for p in wanted] for length in lengths]
 
 
 def _check_positions(edit: Edit, layout: Layout, block: int | None) -> None:
-    encoder = block is not None and layout.stack_of(block) < len(layout.stacks) - 1
-    positions = layout.positions[0] if encoder else layout.positions[-1]
-    lengths = (positions,) * layout.prompts if encoder else layout.lengths
+    lengths = layout.lengths[-1 if block is None else layout.stack_of(block)]
     for length, row in zip(lengths, edit_positions(edit, lengths) or (), strict=False):
-        if any(not 0 <= p < positions for p in row):
+        if any(not 0 <= p < length for p in row):
             raise ValueError(f"position {edit.position} of the edit at {edit.site} is outside the prompt of {length} tokens")
 
 
@@ -241,7 +250,7 @@ def _cone_starts(variants: Sequence[Variant], runs: list[_Run], layout: Layout) 
 def _first_position(variant: Variant, run: _Run, layout: Layout) -> int:
     if not run.clean_route or run.embed or not variant.edits:
         return 0
-    found = [edit_positions(edit, layout.lengths) for edit in variant.edits]
+    found = [edit_positions(edit, layout.lengths[-1]) for edit in variant.edits]
     return min((min(map(min, rows)) if rows else 0) for rows in found)
 
 
@@ -288,9 +297,7 @@ def _entrance(run: _Run, at: int, layout: Layout) -> tuple[Source, tuple[Door, .
         return ("pre", 0), _door(run.embed)
     after = _door(run.after[at - 1])
     new_stack = at < layout.blocks and layout.stack_of(at) != layout.stack_of(at - 1)
-    goes_on_there = at >= len(run.stops) or layout.stack_of(run.stops[at].block) == layout.stack_of(
-        min(at, layout.blocks - 1)
-    )
+    goes_on_there = at >= len(run.stops) or layout.stack_of(run.stops[at].block) == layout.stack_of(min(at, layout.blocks - 1))
     if new_stack and goes_on_there and not after:
         return ("pre", at), ()
     return ("post", at - 1), after

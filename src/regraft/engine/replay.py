@@ -44,7 +44,6 @@ class Replay:
         self.most_rows = most_rows
         self.states: dict[int, State] = {}
         self.executed = 0
-        self.lengths = tuple(recording.lengths_B.tolist())
         self.cone = Cone(recording) if plan.starts else None
 
     def run(self, progress: Callable[[int], None]) -> None:
@@ -134,7 +133,7 @@ class Replay:
             return [State(first, m) for m in memory.unflatten(0, (rows, -1))]
         if doors[0].correct is not None:
             edits = [door.edits for door in doors]
-            streams = corrected_stream(self.recording, doors[0].correct, edits, self.lengths)
+            streams = corrected_stream(self.recording, doors[0].correct, edits)
             return [State(stream[:, start:]) for stream in streams]
         placed = [Placed(row, edit) for row, door in enumerate(doors) for edit in door.edits]
         if placed and self.model.site(placed[0].edit.site).name == "embed":
@@ -146,7 +145,7 @@ class Replay:
     def _embedded(self, placed: list[Placed], rows: int) -> Tensor:
         tap = Tap(self.model.parts.embedding, "output")
         shape = (rows * self.recording.prompts, self.recording.positions)
-        carried = Carried(0, self.recording.positions, self.lengths)
+        carried = Carried(0, self.recording.positions, self.recording.lengths_of(0))
 
         def change(x: Tensor) -> Tensor:
             return apply_edits(x.unflatten(0, (rows, -1)), placed, carried).flatten(0, 1)
@@ -157,9 +156,7 @@ class Replay:
     def _carried(self, edit: Edit, start: int) -> Carried:
         block = self.model.site(edit.site).block
         assert block is not None
-        positions = self.recording.positions_of(block)
-        encoder = self.model.two_stacks and block < self.model.parts.stacks[0].stop
-        return Carried(start, positions, (positions,) * self.recording.prompts if encoder else self.lengths)
+        return Carried(start, self.recording.positions_of(block), self.recording.lengths_of(block))
 
     def _call(self, nodes: list[Node]) -> list[State]:
         """Send one batch of rows through their block."""

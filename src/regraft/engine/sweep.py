@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from regraft.engine.cone import cone_holds
 from regraft.engine.correction import linear_branches
-from regraft.engine.editing import Carried, Placed, apply_edits
+from regraft.engine.editing import Carried, Placed, apply_edits, pick_value
 from regraft.engine.metric import AnyMetric, Metric, resolved
-from regraft.engine.plan import Layout, Leaf, Work, make_plan
+from regraft.engine.plan import Layout, Leaf, Work, edit_positions, make_plan
 from regraft.engine.replay import Replay, State
-from regraft.engine.variant import Edit, Variant
+from regraft.engine.variant import Add, Edit, Noise, Replace, Variant
 from regraft.model.pack import packed
 from regraft.model.progress import advance
 from regraft.model.recording import Recording
@@ -28,6 +29,7 @@ from regraft.model.tapping import writing
 CPU_ROW_POSITIONS = 2048
 LOGITS_AT_ONCE = 1 << 25
 LIVE_FLOATS = 1 << 29
+CONTROL_LIMIT = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-7}
 
 
 @dataclass
@@ -61,7 +63,7 @@ class SweepResult:
 
 def sweep(
     recording: Recording | Sequence[Recording],
-    variants: Sequence[Variant],
+    variants: Variant | Sequence[Variant],
     metric: AnyMetric | Sequence[AnyMetric],
     *,
     exact: bool = False,
@@ -77,9 +79,11 @@ def sweep(
 
     Raises:
         ValueError: a site, position, target or route that does not exist here; the sentence says which.
+        SweepError: the control row, which changes nothing, came out different: no number of this sweep can be trusted.
     """
     recordings = [recording] if isinstance(recording, Recording) else list(recording)
     metrics = [metric] if isinstance(metric, AnyMetric) else list(metric)
+    variants = [variants] if isinstance(variants, Variant) else list(variants)
     parts = []
     for number, one in enumerate(recordings):
         parts.append(_Sweep(one, variants, metrics, exact, (number, len(recordings))).run())
@@ -101,6 +105,10 @@ def _joined(parts: list[SweepResult]) -> SweepResult:
     )
 
 
+class SweepError(RuntimeError):
+    """A sweep whose numbers cannot be trusted; the message says why."""
+
+
 class _Sweep:
     """One recording's share of a sweep."""
 
@@ -112,7 +120,7 @@ class _Sweep:
                 f"model by {max(self.model.check.replay, self.model.check.batch):.1e}"
             )
         self.variants, self.exact, self.share = [Variant(), *variants], exact, share
-        self.metrics: list[Metric] = [resolved(m, recording) for m in metrics]
+        self.metrics = _told_apart([resolved(m, recording) for m in metrics])
         _check_sites(self.model, variants)
         self.pairs = _Pairs(recording, self.metrics)
         count = len(self.variants)
@@ -125,7 +133,7 @@ class _Sweep:
         chunk = _live_rows(self.recording)
         ranges = [range(begin, min(begin + chunk, len(self.variants))) for begin in range(0, len(self.variants), chunk)]
         rows = 1 if self.exact else _batch_rows(self.recording)
-        with nullcontext() if self.exact else packed(self.model.packed):
+        with nullcontext() if self.exact else packed(self.model.packed_layers()):
             clean = self._clean_values()
             for which, numbers in enumerate(ranges):
                 control = numbers.start == 0
@@ -136,6 +144,12 @@ class _Sweep:
                 work.executed += replay.executed
                 for name in ("planned", "preparation", "naive"):
                     setattr(work, name, getattr(work, name) + getattr(plan.work, name))
+        limit = CONTROL_LIMIT.get(self.model.dtype, 1e-3)
+        if not self.deviation <= limit:
+            raise SweepError(
+                f"the control row, which changes nothing, deviates by {self.deviation:.1e} (limit {limit:g}): a weight was "
+                "changed behind the model's back, or a kernel depends on the batch; load the model again, or use exact=True"
+            )
         return SweepResult(
             {name: value[1:].cpu() for name, value in self.values.items()},
             {name: value.cpu() for name, value in clean.items()},
@@ -217,7 +231,7 @@ class _Sweep:
             prompt, position = self.pairs.prompt[flat % pairs], self.pairs.position[flat % pairs]
             for edit in edits[flat // pairs]:
                 if _touches(edit, int(prompt), int(position), self.recording):
-                    placed[edit.site].append(Placed(at, _everywhere(edit)))
+                    placed[edit.site].append(Placed(at, _at_one_position(edit, int(prompt), int(position), self.recording)))
         carried = Carried(0, 1, (1,))
 
         def changer(site: str) -> Callable[[Tensor], Tensor]:
@@ -229,18 +243,36 @@ class _Sweep:
         return changer("logits")(logits)[:, 0]
 
 
-def _everywhere(edit):
-    """The same edit without a position, for a row that is one position long."""
+def _at_one_position(edit: Edit, prompt: int, position: int, recording: Recording) -> Edit:
+    """The same edit for a row that is one position long: without a position, its value cut to that position's."""
     copy = object.__new__(type(edit))
-    copy.__dict__.update({**edit.__dict__, "position": None})
+    changes: dict[str, Any] = {"position": None}
+    if isinstance(edit, (Replace, Add)):
+        assert edit.value is not None
+        carried = Carried(0, recording.positions, recording.lengths_of(len(recording.model.blocks) - 1))
+        places = edit_positions(edit, carried.lengths)
+        rows = [list(range(recording.positions))] * recording.prompts if places is None else places
+        values = pick_value(edit, edit.value, torch.tensor(rows, device=edit.value.device), carried, edit.value.shape[-1])
+        values = values.expand(recording.prompts, len(rows[0]), -1)
+        changes["value"] = values[prompt, rows[prompt].index(position)]
+    copy.__dict__.update({**edit.__dict__, **changes})
     return copy
 
 
-def _touches(edit, prompt: int, position: int, recording: Recording) -> bool:
-    from regraft.engine.plan import edit_positions
-
+def _touches(edit: Edit, prompt: int, position: int, recording: Recording) -> bool:
     found = edit_positions(edit, recording.lengths_B.tolist())
     return found is None or position in found[prompt]
+
+
+def _told_apart(metrics: list[Metric]) -> list[Metric]:
+    """Metrics of one kind get a number behind their name, so that several can be measured at once."""
+    names = [m.name for m in metrics]
+    seen: dict[str, int] = {}
+    told = []
+    for m in metrics:
+        seen[m.name] = seen.get(m.name, 0) + 1
+        told.append(replace(m, name=f"{m.name}_{seen[m.name]}") if names.count(m.name) > 1 else m)
+    return told
 
 
 class _Pairs:
@@ -248,8 +280,6 @@ class _Pairs:
 
     def __init__(self, recording: Recording, metrics: list[Metric]):
         wanted = {m.name: torch.stack(m.pairs(recording), 1) for m in metrics}
-        if len(wanted) < len(metrics):
-            raise ValueError("two metrics of a sweep have one name: measure them in two sweeps")
         union = torch.cat(list(wanted.values())).unique(dim=0)
         self.prompt, self.position = union[:, 0], union[:, 1]
         self.prompts = recording.prompts
@@ -287,7 +317,7 @@ def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> L
         stacks=tuple((stack.first, stack.stop) for stack in stacks),
         positions=tuple(recording.positions_of(stack.first) for stack in stacks),
         prompts=recording.prompts,
-        lengths=tuple(recording.lengths_B.tolist()),
+        lengths=tuple(recording.lengths_of(stack.first) for stack in stacks),
         linear=tuple(linear_branches(block) for block in model.blocks),
         addresses={address: (site.block, site.name) for address, site in sites.items()},
         cone=cone and bool(addresses) and cone_holds(model),
@@ -296,8 +326,14 @@ def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> L
 
 def _check_sites(model, variants: Sequence[Variant]) -> None:
     for edit in (edit for variant in variants for edit in variant.edits):
+        _check_outside(edit)
         if model.site(edit.site).name == "pattern":
             raise SiteError(f"{edit.site} can be read but not edited: the model mixes values before it returns its pattern")
+
+
+def _check_outside(edit: Edit) -> None:
+    if isinstance(edit, Noise) and edit.site in ("final_norm", "logits"):
+        raise SiteError(f"noise at {edit.site} is not offered: add it to the last block's resid_post")
 
 
 def _batch_rows(recording: Recording) -> int:

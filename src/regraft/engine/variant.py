@@ -167,11 +167,13 @@ class Route:
     def skip(cls, count: int, skipped: Iterable[int]) -> Route:
         """All of `count` blocks but some."""
         left_out = set(skipped)
+        _within(count, left_out)
         return cls.order(block for block in range(count) if block not in left_out)
 
     @classmethod
     def swap(cls, count: int, first: int, second: int) -> Route:
         """All of `count` blocks with two exchanged."""
+        _within(count, (first, second))
         order = list(range(count))
         order[first], order[second] = order[second], order[first]
         return cls.order(order)
@@ -179,12 +181,20 @@ class Route:
     @classmethod
     def repeat(cls, count: int, block: int, times: int) -> Route:
         """All of `count` blocks, one of them `times` times in place."""
+        _within(count, (block,))
         return cls.order(b for b in range(count) for _ in range(times if b == block else 1))
 
     @classmethod
     def replace(cls, count: int, modules: Mapping[int, Callable[..., Any]]) -> Route:
         """All of `count` blocks, with other modules in some blocks' places."""
+        _within(count, modules)
         return cls(tuple(Stop(block, modules.get(block)) for block in range(count)))
+
+
+def _within(count: int, blocks: Iterable[int]) -> None:
+    wrong = next((block for block in blocks if not 0 <= block < count), None)
+    if wrong is not None:
+        raise ValueError(f"there is no block {wrong}: there are {count} blocks, 0 to {count - 1}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,7 +113,9 @@ def _greedy(model: Model, text: Evaluation, limit: float) -> xr.Dataset:
         works.append(result)
         clean = result.clean_mean("loss")
         after = result.mean("loss").numpy()
-        best = int(after.argmin())
+        if not np.isfinite(after).any():
+            break
+        best = int(np.nanargmin(after))
         if not after[best] <= limit * clean:
             break
         row = np.full(len(model.blocks), np.nan)
@@ -122,8 +124,11 @@ def _greedy(model: Model, text: Evaluation, limit: float) -> xr.Dataset:
         removed.append(left[best])
         losses.append(float(after[best]))
     attributes = {**_attributes(model, text, works[0]), "limit": limit, "blocks_removed": len(removed)}
+    each = [sweep_attributes(w) for w in works]
     for name in ("work_planned", "work_preparation", "work_naive", "work_executed"):
-        attributes[name] = sum(sweep_attributes(w)[name] for w in works)
+        attributes[name] = sum(one[name] for one in each)
+    attributes["work_saved"] = round(attributes["work_naive"] / (attributes["work_planned"] + attributes["work_preparation"]), 3)
+    attributes["control_deviation"] = max(one["control_deviation"] for one in each)
     return xr.Dataset(
         {
             "removed": ("step", [_addresses(model)[i] for i in removed], {"units": "block removed at this step"}),

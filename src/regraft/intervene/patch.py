@@ -14,7 +14,7 @@ from regraft.intervene.outcome import sweep_attributes
 from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.recording import Recording
-from regraft.model.site import SiteError
+from regraft.model.site import SiteError, parse_site
 
 METRIC = "logit_difference"
 
@@ -56,7 +56,7 @@ def patch(
     source, target = (runs["clean"], runs["corrupt"]) if direction == "denoise" else (runs["corrupt"], runs["clean"])
     places = pairs if direction == "denoise" else [(b, a) for a, b in pairs]
     cells, variants, columns = _cells(model, source, grid, site, places)
-    metric = logit_difference(answer, wrong)
+    metric = logit_difference(answer, wrong, _read_position(model, source, target))
     result = sweep(target, variants, metric)
     source_value = float(sweep(source, [], metric).clean[METRIC])
     return _dataset(model, result, source_value, cells, columns, grid, target, direction, site)
@@ -77,6 +77,24 @@ def _position_pairs(clean: Recording, corrupt: Recording, given: list[str] | Non
     return [(p, p) for p in range(lengths[0])]
 
 
+def _read_position(model: Model, source: Recording, target: Recording) -> int | None:
+    """Where the answer is read: at the last position, or at an encoder's one mask token.
+
+    Raises:
+        ValueError: an encoder's prompts do not hold one mask token each, at one position.
+    """
+    if model.causal:
+        return None
+    mask = getattr(model.tokenizer, "mask_token_id", None)
+    found = [(run.ids_BT[0] == mask).nonzero()[:, 0].tolist() if mask is not None else [] for run in (source, target)]
+    if len(found[0]) != 1 or found[0] != found[1]:
+        raise ValueError(
+            f"{model.name} predicts masked tokens: write the mask token {getattr(model.tokenizer, 'mask_token', '')!r} once in "
+            "each prompt, at the same position"
+        )
+    return found[0][0]
+
+
 def _blocks(model: Model) -> tuple[Block, ...]:
     """The blocks that read the prompt: the only stack's, or the encoder's."""
     return model.parts.stacks[0].blocks
@@ -95,25 +113,26 @@ def _pair(text: str, clean: int, corrupt: int) -> tuple[int, int]:
 def _cells(model: Model, source: Recording, grid: str, site: str, places: list[tuple[int, int]]):
     """Grid cells (row, column), their variants, and the names of the columns."""
     blocks = _blocks(model)
-    addresses = [f"{block.address}.{site}" for block in blocks]
-    for address in addresses:
-        model.site(address)
+    addresses = [_address(model, block, site) for block in blocks]
+    if grid != "head" and not any(addresses):
+        model.site(f"{blocks[0].address}.{site}")
     here = [to for _, to in places]
     if grid == "position":
-        value = {a: source[a].flatten(2) for a in addresses}
-        cells = [(row, column) for row in range(len(blocks)) for column in range(len(places))]
+        value = {a: source[a].flatten(2) for a in addresses if a}
+        cells = [(row, column) for row in range(len(blocks)) if addresses[row] for column in range(len(places))]
         variants = [
-            Variant([Replace(addresses[row], value[addresses[row]][0, places[c][0]], position=places[c][1])])
-            for row, c in cells
+            Variant([Replace(addresses[row], value[addresses[row]][0, places[c][0]], position=places[c][1])]) for row, c in cells
         ]
         return cells, variants, here
     froms = [a for a, _ in places]
     if grid == "block":
-        rows = [(row, 0) for row in range(len(blocks))]
-        return rows, [Variant([Replace(a, source[a].flatten(2)[0, froms], position=here)]) for a in addresses], ["all"]
+        rows = [(row, 0) for row in range(len(blocks)) if addresses[row]]
+        there = [a for a in addresses if a]
+        return rows, [Variant([Replace(a, source[a].flatten(2)[0, froms], position=here)]) for a in there], ["all"]
     if grid == "head":
-        heads = [model.tap(f"{block.address}.z").heads for block in blocks]
-        if min(heads) == 0:
+        exists = [model.taps.exists(block.index, "z") for block in blocks]
+        heads = [model.tap(f"{block.address}.z").heads if there else 0 for block, there in zip(blocks, exists, strict=True)]
+        if max(heads) == 0:
             raise SiteError("the number of heads is not told by this model's blocks, so there is no head grid")
         cells = [(row, head) for row in range(len(blocks)) for head in range(heads[row])]
         variants = []
@@ -122,6 +141,18 @@ def _cells(model: Model, source: Recording, grid: str, site: str, places: list[t
             variants.append(Variant([Replace(address, source[address][0, froms], position=here)]))
         return cells, variants, list(range(max(heads)))
     raise ValueError(f"grid {grid!r} is not known: choose position, head or block")
+
+
+def _address(model: Model, block: Block, site: str) -> str:
+    """The site's address in a block; empty where this block, for a reason, does not have it.
+
+    Raises:
+        SiteError: the site is none that is written as a whole.
+    """
+    address = f"{block.address}.{site}"
+    if parse_site(address, model.parts).index is not None or site == "pattern":
+        raise SiteError(f"{site} cannot be patched as a whole: choose resid_pre, attn_out, mlp_out, z or another whole site")
+    return address if model.taps.exists(block.index, site) else ""
 
 
 def _dataset(

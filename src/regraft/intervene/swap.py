@@ -33,9 +33,7 @@ def swap(
     Raises:
         ValueError: the model has no next-token loss, or a single block in every stack.
     """
-    pairs = [
-        (i, j) for stack in model.parts.stacks for i in range(stack.first, stack.stop) for j in range(i + 1, stack.stop)
-    ]
+    pairs = [(i, j) for stack in model.parts.stacks for i in range(stack.first, stack.stop) for j in range(i + 1, stack.stop)]
     if not pairs:
         raise ValueError("there is no pair of blocks to exchange: every stack has one block")
     text = evaluation(model, prompts, count, tokens)

@@ -81,9 +81,7 @@ def _shape(module: nn.Module | None) -> str:
 def _alike(blocks) -> list[tuple[int, int]]:
     """Runs of neighbouring blocks with the same class, branches and parameter count."""
     runs: list[tuple[int, int]] = []
-    kinds = [
-        (type(b.module), weigh(b.module)[0], tuple((x.kind, x.recurrent) for x in b.branches), b.parallel) for b in blocks
-    ]
+    kinds = [(type(b.module), weigh(b.module)[0], tuple((x.kind, x.recurrent) for x in b.branches), b.parallel) for b in blocks]
     for index, kind in enumerate(kinds):
         if runs and kinds[runs[-1][0]] == kind:
             runs[-1] = (runs[-1][0], index)

@@ -46,7 +46,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, those of its index where it has one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = _shards(index)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{folder.name} lacks {len(missing)} of its {len(names)} shards: {', '.join(missing)}")
@@ -62,6 +62,19 @@ def weight_files(folder: Path) -> list[Path]:
             f"AutoModel.from_pretrained('{folder.name}').save_pretrained('{folder.name}-safe')\""
         )
     raise CheckpointError(f"{folder} is not a model folder: it has no safetensors file")
+
+
+def _shards(index: Path) -> list[str]:
+    """The shards that an index names.
+
+    Raises:
+        CheckpointError: the index cannot be read.
+    """
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({str(name) for name in shards})
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index.name} is damaged: it names no shards: fetch the file again") from error
 
 
 def check_header(file: Path) -> dict:
@@ -81,9 +94,30 @@ def check_header(file: Path) -> dict:
         header = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file.name} is damaged: its header cannot be read: fetch the file again") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file.name} is damaged: its header is no table: fetch the file again")
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    for name, entry in tensors.items():
+        if not _is_entry(entry):
+            raise CheckpointError(f"{file.name} is damaged: its entry for tensor {name} cannot be read: fetch the file again")
     _check_offsets(file, tensors, size - 8 - length)
     return tensors
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a header's entry has a known dtype, a shape and two offsets, all of the right kind."""
+
+    def naturals(values: object) -> bool:
+        return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        return False
+    return (
+        entry["dtype"] in _BYTES
+        and naturals(entry["shape"])
+        and naturals(entry["data_offsets"])
+        and len(entry["data_offsets"]) == 2
+    )
 
 
 def _check_offsets(file: Path, tensors: dict, data_bytes: int) -> None:
@@ -93,8 +127,7 @@ def _check_offsets(file: Path, tensors: dict, data_bytes: int) -> None:
         count = 1
         for dimension in entry["shape"]:
             count *= dimension
-        known = entry["dtype"] in _BYTES
-        if start != end or stop < start or (known and stop - start != count * _BYTES[entry["dtype"]]):
+        if start != end or stop - start != count * _BYTES[entry["dtype"]]:
             raise CheckpointError(f"{file.name} is damaged: tensor {name} does not lie where its shape says")
         end = stop
     if end != data_bytes:
@@ -107,8 +140,11 @@ def _check_sums(folder: Path) -> None:
     if not sums.is_file():
         return
     for line in sums.read_text().splitlines():
-        wanted, name = line.split(maxsplit=1)
-        if _digest([folder / name]) != wanted:
+        wanted, _, name = line.strip().partition(" ")
+        name = name.strip().lstrip("*")
+        if wanted and not (folder / name).is_file():
+            raise CheckpointError(f"{CHECKSUMS} names {name or line}, which is not in {folder.name}")
+        if wanted and _digest([folder / name]) != wanted:
             raise CheckpointError(f"{name} differs from the checksum in {CHECKSUMS}: the file is damaged, fetch it again")
 
 

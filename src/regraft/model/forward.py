@@ -244,9 +244,7 @@ def without_cache(hf: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in inspect.signature(type(hf).forward).parameters else {}
 
 
-def learn_batched(
-    hf: nn.Module, parts: Parts, inputs_of: Callable[[int, bool], dict[str, Any]]
-) -> frozenset[tuple[int, Path]]:
+def learn_batched(hf: nn.Module, parts: Parts, inputs_of: Callable[[int, bool], dict[str, Any]]) -> frozenset[tuple[int, Path]]:
     """Which recorded arguments grow with the batch, learnt from runs with one and with two prompts, padded and not.
 
     `inputs_of(batch, padded)` makes the inputs. An argument counts when its first dimension doubles (BLOOM's alibi has

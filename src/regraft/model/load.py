@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -14,6 +15,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -36,7 +38,7 @@ def load(
     source: str | Path | nn.Module | None = None,
     tokenizer: Any = None,
     *,
-    device: str = "cpu",
+    device: str | None = None,
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
     remote_code: bool = False,
@@ -48,7 +50,7 @@ def load(
         source: nothing for the embedded specimen, `"specimen:tuned"`, `"specimen:gpt2"` or `"specimen:t5"`, a folder, a
             hub id, or a live Hugging Face model (then `tokenizer` may go with it).
         tokenizer: a tokenizer, or the folder or hub id of one; by default the model's own.
-        device: where to put the weights, for example `"cpu"` or `"cuda"`.
+        device: where to put the weights, for example `"cuda"`; by default the CPU. A live model stays where it is.
         dtype: floating type; by default float32 on a CPU and the checkpoint's own elsewhere.
         attention: `"sdpa"` (the default), or `"eager"`, which alone returns attention patterns.
         remote_code: run modelling code that comes with the checkpoint. Only where you trust it.
@@ -58,23 +60,27 @@ def load(
         ValueError: the checkpoint is damaged, incomplete, not safetensors, or no transformer was found in it.
     """
     if isinstance(source, nn.Module):
+        if device or dtype:
+            raise ValueError("a live model is opened as it is: move it or change its dtype before, then load it without them")
         hf, folder, name = cast(Any, source), None, type(source).__name__
         if attention:
             hf.set_attn_implementation(attention)
     else:
         folder, name = resolve(source)
         check_folder(folder)
-        hf = _load_weights(folder, device, dtype, attention, remote_code)
+        hf = _load_weights(folder, device or "cpu", dtype, attention, remote_code)
         tokenizer = tokenizer or _load_tokenizer(folder, remote_code)
     if isinstance(tokenizer, (str, Path)):
         tokenizer = _load_tokenizer(resolve(str(tokenizer))[0], remote_code)
-    return open_live(hf, tokenizer, name, folder, pack)
+    model = open_live(hf, tokenizer, name, folder, pack)
+    model.source = name if isinstance(source, nn.Module) else str(source or DEFAULT_SPECIMEN)
+    return model
 
 
 def open_live(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool) -> Model:
     """Find the parts of a live model and check them."""
     hf.eval()
-    _refuse_nan(hf)
+    _refuse_nonfinite(hf)
     rows = _table_rows(hf)
     two = bool(getattr(hf.config, "is_encoder_decoder", False))
 
@@ -126,7 +132,7 @@ def resolve(source: str | Path | None) -> tuple[Path, str]:
         CheckpointError: there is no such specimen, folder or hub repository.
     """
     text = DEFAULT_SPECIMEN if source is None else str(source)
-    if text.startswith("specimen"):
+    if text == "specimen" or text.startswith("specimen:"):
         kind = text.partition(":")[2] or DEFAULT_SPECIMEN.partition(":")[2]
         if kind not in SPECIMENS:
             raise CheckpointError(f"there is no specimen {kind!r}: choose one of {', '.join(SPECIMENS)}")
@@ -134,9 +140,7 @@ def resolve(source: str | Path | None) -> tuple[Path, str]:
     folder = Path(text).expanduser()
     if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
         if not folder.is_dir():
-            raise CheckpointError(
-                f"{text} is not a folder: give a model folder, a hub id (owner/name), or {DEFAULT_SPECIMEN}"
-            )
+            raise CheckpointError(f"{text} is not a folder: give a model folder, a hub id (owner/name), or {DEFAULT_SPECIMEN}")
         return folder, folder.resolve().name
     try:
         return Path(snapshot_download(text, allow_patterns=_HUB_FILES)), text
@@ -148,7 +152,11 @@ def resolve(source: str | Path | None) -> tuple[Path, str]:
 def _load_weights(
     folder: Path, device: str, dtype: str | torch.dtype | None, attention: str | None, remote_code: bool
 ) -> nn.Module:
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not known: write cpu, cuda or cuda:1") from error
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but this PyTorch sees no GPU: use --device cpu")
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known: choose one of {', '.join(DTYPES)}")
@@ -163,11 +171,16 @@ def _load_weights(
                 folder, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True,
                 trust_remote_code=remote_code, **extra,
             )  # fmt: skip
+        except ImportError as error:
+            raise ValueError(f"attention {attention!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        except SafetensorError as error:
+            raise CheckpointError(f"a weight file of {folder.name} is damaged: {error}: fetch it again") from error
         except RuntimeError as error:
             if "size mismatch" in str(error) or "mismatch" in str(error).lower():
                 raise CheckpointError(_mismatch_sentence(folder, error)) from error
             raise
     _refuse_incomplete(folder, info)
+    _refuse_truncated(folder, hf, info)
     return hf.to(device)
 
 
@@ -208,16 +221,35 @@ def _refuse_incomplete(folder: Path, info: Any) -> None:
         raise CheckpointError(f"{folder.name}: the shapes of {', '.join(wrong[:4])} disagree with its config.json")
 
 
+def _refuse_truncated(folder: Path, hf: nn.Module, info: Any) -> None:
+    """Tensors of further blocks that the config does not call for: the config belongs to a smaller model."""
+
+    def pattern(name: str) -> str:
+        return re.sub(r"\.\d+\.", ".#.", name)
+
+    known = {pattern(name) for name in hf.state_dict()}
+    extra = sorted(name for name in info["unexpected_keys"] if ".#." in pattern(name) and pattern(name) in known)
+    if extra:
+        raise CheckpointError(
+            f"{folder.name} holds {len(extra)} tensors of blocks that its config does not call for, first {extra[0]}: the "
+            "config belongs to a smaller model"
+        )
+
+
 def _mismatch_sentence(folder: Path, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if "torch.Size" in line or "shape" in line.lower()]
     detail = lines[0] if lines else str(error).splitlines()[0]
     return f"{folder.name}: the shapes in its weights disagree with its config.json: {detail}"
 
 
-def _refuse_nan(hf: nn.Module) -> None:
+def _refuse_nonfinite(hf: nn.Module) -> None:
     for name, tensor in hf.named_parameters():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            what = "NaN (not a number)" if bool(torch.isnan(tensor).any()) else "infinite values"
+            raise CheckpointError(f"the weights hold {what}, first in {name}: nothing measured would mean much")
+    for name, tensor in hf.named_buffers():
         if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
-            raise CheckpointError(f"the weights hold NaN (not a number), first in {name}: nothing measured would mean much")
+            raise CheckpointError(f"the buffers hold NaN (not a number), first in {name}: nothing measured would mean much")
 
 
 def _load_tokenizer(folder: Path, remote_code: bool) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.model.files import weights_digest
+from regraft.model.pack import packed_layer
 from regraft.model.parts import Block, Parts, matrix_OI
 from regraft.model.site import Site, SiteError, Tap, Taps, parse_site
 from regraft.model.structure import Path
@@ -41,6 +41,13 @@ class Model:
     check: SelfCheck = field(init=False)
     packed: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     proved: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+    opened_at: tuple = ()
+    packed_at: tuple = ()
+    _digests: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.opened_at = self.packed_at = self.fingerprint()
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -116,9 +123,14 @@ class Model:
         Raises:
             ValueError: the text is empty, or the model was opened without a tokenizer.
         """
+        if self.tokenizer is None and text and not all(word.isdigit() for word in text.replace(",", " ").split()):
+            raise ValueError(
+                f"{self.name} has no tokenizer: write token ids (5,6,7), or name a tokenizer with --tokenizer (tokenizer=...)"
+            )
         if self.tokenizer is None:
-            raise ValueError(f"{self.name} has no tokenizer: pass token ids, or name a tokenizer with tokenizer=...")
-        ids = list(self.tokenizer(text)["input_ids"]) if text else []
+            ids = [int(word) for word in text.replace(",", " ").split()]
+        else:
+            ids = list(self.tokenizer(text)["input_ids"]) if text else []
         end = getattr(self.hf.config, "eos_token_id", None)
         if ids and self.two_stacks and isinstance(end, int) and ids[-1] != end:
             ids.append(end)
@@ -132,8 +144,10 @@ class Model:
         Raises:
             ValueError: it is not one token; its pieces are shown.
         """
-        if self.tokenizer is None:
+        if self.tokenizer is None and not text.isdigit():
             raise ValueError(f"{self.name} has no tokenizer: give the target as a token id")
+        if self.tokenizer is None:
+            return int(text)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             pieces = " ".join(repr(self.tokenizer.decode([i])) for i in ids)
@@ -150,11 +164,31 @@ class Model:
 
         return record(self, prompts, completions, scored)
 
-    @cached_property
+    def fingerprint(self) -> tuple:
+        """Changes when a weight is written in place or exchanged; costs no arithmetic."""
+        return tuple((p.data_ptr(), p._version) for p in self.hf.parameters())
+
+    def packed_layers(self) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+        """The packed layers, packed anew where a weight has changed since."""
+        now = self.fingerprint()
+        if self.packed and now != self.packed_at:
+            self.packed = {module: packed_layer(module) for module in self.packed}
+        self.packed_at = now
+        return self.packed
+
+    @property
     def weights_sha256(self) -> str:
-        """SHA-256 over the weight files, or over the tensors of a model that was passed in alive."""
-        if self.folder is not None:
-            return weights_digest(self.folder)
+        """SHA-256 over the weight files as opened; over the live tensors where there is no file or a weight has changed."""
+        now = self.fingerprint()
+        if self._digests.get("at") != now:
+            from_file = self.folder is not None and now == self.opened_at
+            self._digests = {
+                "at": now,
+                "sha256": weights_digest(self.folder) if from_file and self.folder else self._live_digest(),
+            }
+        return self._digests["sha256"]
+
+    def _live_digest(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hf.state_dict().items()):
             digest.update(name.encode())

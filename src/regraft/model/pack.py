@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from regraft.model.parts import is_linear, matrix_OI
+from regraft.model.parts import matrix_OI
 
 TRIAL_ROWS = 48
 LEAST_GAIN = 1.1
@@ -33,10 +34,10 @@ def packed_layer(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def packing_applies(module: nn.Module) -> bool:
-    """Whether a layer can be packed: a float32 linear map on the CPU of this build."""
-    weight = getattr(module, "weight", None)
-    if not is_linear(module) or weight is None:
+    """Whether a layer can be packed: a plain float32 linear map (no subclass with a forward of its own) on the CPU."""
+    if type(module) not in (nn.Linear, Conv1D):
         return False
+    weight = matrix_OI(module)
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 

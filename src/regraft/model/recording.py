@@ -63,6 +63,13 @@ class Recording:
         """Number of real tokens of each prompt."""
         return self.mask_BT.sum(1)
 
+    def lengths_of(self, block: int) -> tuple[int, ...]:
+        """Number of real tokens of each prompt in the stack that the block belongs to."""
+        if not self.model.two_stacks or block >= self.model.parts.stacks[1].first:
+            return tuple(self.lengths_B.tolist())
+        mask = self.inputs.get("attention_mask")
+        return (self.positions_of(block),) * self.prompts if mask is None else tuple(mask.sum(1).tolist())
+
     def positions_of(self, block: int) -> int:
         """Number of positions that block works on (an encoder's differ from its decoder's)."""
         return self.taken.stream[block].shape[1]
@@ -101,7 +108,7 @@ class Recording:
             return self._around(self.model.parts.final_norm, lambda: self.head(last))
         assert site.block is not None
         if site.name in ("resid_pre", "resid_post"):
-            return self.pre(site.block) if site.name == "resid_pre" else self.post(site.block)
+            return (self.pre(site.block) if site.name == "resid_pre" else self.post(site.block)).clone()
         block = self.model.blocks[site.block]
         if site.name == "pattern":
             return self._pattern(site.block)
@@ -203,9 +210,7 @@ class Recording:
         return run_prologue(*self._hf, inputs)
 
 
-def record(
-    model: Model, prompts: Prompt | Sequence[Prompt], completions: Any = None, scored: Tensor | None = None
-) -> Recording:
+def record(model: Model, prompts: Prompt | Sequence[Prompt], completions: Any = None, scored: Tensor | None = None) -> Recording:
     """Run the model once, cleanly, and keep the residual stream and every block's arguments.
 
     Args:
@@ -218,6 +223,8 @@ def record(
         ValueError: an empty prompt, an id outside the vocabulary, or lists of different lengths.
     """
     sources = [_ids(model, prompt) for prompt in _as_list(prompts)]
+    if not sources:
+        raise ValueError("there is no prompt: give at least one")
     wanted = _as_list(completions) if completions is not None else [()] * len(sources)
     if len(wanted) != len(sources):
         raise ValueError(f"{len(sources)} prompts but {len(wanted)} completions: give one for each")
@@ -230,12 +237,18 @@ def record(
         inputs = {"input_ids": ids_BT}
         if not bool(mask_BT.all()):
             inputs["attention_mask"] = mask_BT.long()
-        first = [len(source) if rest else 1 for source, rest in zip(sources, follow, strict=True)]
+        first = [1 if completions is None else len(source) for source in sources]
     given = scored is not None
     if scored is None:
         starts = torch.tensor(first, device=model.device)[:, None]
         scored = mask_BT & (torch.arange(ids_BT.shape[1], device=model.device)[None] >= starts)
-    taken = capture(model.hf, model.parts, {**inputs, **without_cache(model.hf)})
+    try:
+        taken = capture(model.hf, model.parts, {**inputs, **without_cache(model.hf)})
+    except IndexError as error:
+        longest = getattr(model.hf.config, "max_position_embeddings", "unknown")
+        raise ValueError(
+            f"{ids_BT.shape[1]} tokens do not fit this model, whose longest input is {longest} tokens: shorten the text"
+        ) from error
     return Recording(model, inputs, ids_BT, mask_BT, scored.to(model.device), taken, given)
 
 
@@ -264,10 +277,12 @@ def _as_list(prompts: Any) -> list[Any]:
 
 def _ids(model: Model, prompt: Prompt, follows: bool = False) -> list[int]:
     if isinstance(prompt, str):
-        if follows:
-            return model.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-        return model.encode(prompt)
-    ids = [int(i) for i in prompt]
+        if follows and model.tokenizer is not None:
+            ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+        else:
+            ids = model.encode(prompt) if prompt or not follows else []
+    else:
+        ids = [int(i) for i in prompt]
     if not ids and not follows:
         raise ValueError("the prompt is empty: give at least one token")
     rows = model.table_rows

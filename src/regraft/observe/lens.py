@@ -138,9 +138,7 @@ def _read(recording: Recording) -> dict[str, Any]:
     found: dict[str, list] = {name: [] for name in ("rank", "probability", "entropy", "top", "top_probability")}
     gap = 0.0
     for depth, stream in enumerate(streams):
-        logits_NV = (
-            recording.head(stream)[prompt, position] if whole else recording.head(stream[prompt, position][:, None])[:, 0]
-        )
+        logits_NV = recording.head(stream)[prompt, position] if whole else recording.head(stream[prompt, position][:, None])[:, 0]
         if depth == len(blocks):
             gap = largest_difference(logits_NV, _official(recording)[prompt, position])
         for name, value in _describe(logits_NV.float(), target_N).items():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
-from regraft.experiment import experiments
+from regraft.experiment import experiments, provenance
 from regraft.model.opened import Model
 from regraft.report.page import page
 from regraft.runs import store, whole_folder
@@ -23,7 +26,11 @@ CHAPTERS: tuple[tuple[str, dict], ...] = (
 
 
 def build(
-    model: Model, out: Path, seed: int = 0, chapter: Callable[[str, int, int], None] | None = None
+    model: Model,
+    out: Path,
+    seed: int = 0,
+    chapter: Callable[[str, int, int], None] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[Path, list[str]]:
     """Run the chapters, write `report.html` and a run folder for each result, and say what was left out and why.
 
@@ -31,20 +38,21 @@ def build(
     """
     started = time.perf_counter()
     results: list[xr.Dataset] = []
-    commands, left_out = [], []
-    for number, (name, options) in enumerate(CHAPTERS):
+    commands: list[str] = []
+    slugs: list[str] = []
+    left_out: list[str] = []
+    for number, (name, chosen) in enumerate(CHAPTERS):
         if chapter is not None:
             chapter(name, number, len(CHAPTERS))
         try:
-            results.append(experiments()[name].run(model, seed, **options))
+            results.append(experiments()[name].run(model, seed, **chosen))
         except ValueError as error:
             left_out.append(f"{name} is left out: {error}")
             continue
-        flags = "".join(f" --{key} {value}" for key, value in options.items())
-        commands.append(f"regraft {name} --model {model.name}{flags}")
+        commands.append(command_line(name, model, {**chosen, **(options or {})}))
+        slugs.append("-".join([name, *map(str, chosen.values())]))
     with whole_folder(out) as folder:
-        for dataset, command in zip(results, commands, strict=True):
-            slug = "-".join(command.split()[1::2]).replace(f"-{model.name}", "").replace("/", "-").replace(":", "-")
+        for dataset, slug in zip(results, slugs, strict=True):
             (folder / slug).mkdir()
             store(dataset, folder / slug)
         text = page(model, results, commands, time.perf_counter() - started)
@@ -53,11 +61,19 @@ def build(
     return out / "report.html", left_out
 
 
+DEFAULTS = {"device": "cpu", "dtype": "", "attention": "", "tokenizer": "", "seed": 0}
+
+
+def command_line(name: str, model: Model, options: Mapping[str, Any]) -> str:
+    """The command that makes a result again, options that are not the default included."""
+    words = ["regraft", name, "--model", model.source or model.name]
+    for key, value in options.items():
+        if DEFAULTS.get(key) != value:
+            words += [f"--{key}", str(value)]
+    return shlex.join(words)
+
+
 def store_mark(model: Model, folder: Path) -> None:
     """The `run.json` that says whose report this is."""
-    import json
-
-    from regraft.experiment import provenance
-
     mark = {**provenance(model), "experiment": "report"}
     (folder / "run.json").write_text(json.dumps(mark, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -73,7 +73,10 @@ def swap_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         dataset.distance.values, dataset.distance_cost.values, "distance between the two blocks", "nats per token", "nats"
     )
     distance.update_traces(marker_color=MUTED)
-    return [("Loss added when two blocks change places, ordered by similarity", swap_map(dataset)), ("By distance", distance)]
+    return [
+        ("Loss added when two blocks change places, ordered by similarity", swap_map(dataset)),
+        ("By distance", distance),
+    ]
 
 
 def swap_map(dataset: xr.Dataset) -> go.Figure:
@@ -142,7 +145,10 @@ def patch_finding(dataset: xr.Dataset) -> str:
     )
     if "head" in dataset.dims:
         block, head = np.unravel_index(np.nanargmax(effect), effect.shape)
-        return span + f"Head {head} of block {dataset.block.values[block]} carries most, {effect[block, head]:.2f} of the difference."
+        return (
+            span
+            + f"Head {head} of block {dataset.block.values[block]} carries most, {effect[block, head]:.2f} of the difference."
+        )
     if "token" not in dataset.coords or effect.shape[0] < 2:
         return span
     words = [repr(str(t)) for t in dataset.token.values]

@@ -44,7 +44,7 @@ def lens_table(dataset: xr.Dataset) -> go.Figure:
     hover = np.array(
         [
             [
-                "<br>".join(f"{repr(t)} {p:.3f}" for t, p in zip(top[d, n], chance[d, n], strict=True))
+                "<br>".join(f"{t!r} {p:.3f}" for t, p in zip(top[d, n], chance[d, n], strict=True))
                 + f"<br>true {one.text.values[n]!r}: rank {one['rank'].values[d, n]}, p {one.probability.values[d, n]:.4f}"
                 for n in range(one.sizes["token"])
             ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import shlex
 from importlib import resources
 from string import Template
 from typing import Any
@@ -79,6 +80,7 @@ def anatomy_section(model: Model) -> str:
     """Parts with their shapes, parameters and bytes; which sites exist."""
     parts = [[r.part, r.path, r.shape, f"{r.parameters:,}", f"{r.bytes:,}"] for r in part_rows(model)]
     sites = [[r.site, f"{r.blocks} of {r.total}", r.reason] for r in site_rows(model)]
+    command = shlex.join(["regraft", "inspect", "--model", model.source or model.name])
     return (
         '<section id="anatomy"><h2>Anatomy</h2><p class="soft">What is it made of, and where can it be touched?</p>'
         "<p>Parts are found by structure in the live model, not by its name. A site is an activation that can be read and "
@@ -86,7 +88,7 @@ def anatomy_section(model: Model) -> str:
         + table(["part", "module", "shape", "parameters", "bytes"], parts, (3, 4))
         + "<h3>Sites</h3>"
         + table(["site", "blocks", "why not in the others"], sites)
-        + f"<pre><code>regraft inspect --model {html.escape(model.name)}</code></pre></section>"
+        + f"<pre><code>{html.escape(command)}</code></pre></section>"
     )
 
 
