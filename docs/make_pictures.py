@@ -15,7 +15,13 @@ from regraft import load
 from regraft.report.build import build
 
 IMAGES = Path(__file__).parent / "images"
-SECTIONS = {"Logit lens": "lens.png", "Knockout": "knockout.png", "Swap cost": "swap.png", "Patching heads": "patch-heads.png"}
+SECTIONS = {
+    "Logit lens": "lens.png",
+    "Residual geometry": "geometry.png",
+    "Knockout": "knockout.png",
+    "Swap cost": "swap.png",
+    "Patching heads": "patch-heads.png",
+}
 
 
 def section(page: Page, title: str, path: Path, until_reading: bool) -> None:

@@ -170,7 +170,7 @@ def test_a_folder_without_a_tokenizer_takes_ids(tmp_path):
     refused(2, "write token ids (5,6,7), or name a tokenizer with --tokenizer", *words, "--prompts", "some words")
     assert run(*words, "--prompts", "some words", "--tokenizer", "specimen:gpt2").exit_code == 0
     path, left_out = build(load(folder), tmp_path / "report")
-    assert len(left_out) == 5
+    assert len(left_out) == 6
     assert "regraft inspect --model &#x27;" in path.read_text(encoding="utf-8")
 
 
@@ -197,6 +197,6 @@ def test_a_model_that_cannot_be_measured_still_has_a_page(tmp_path):
 
     torch.manual_seed(0)
     path, left_out = build(load(FAMILIES["bert"]().eval(), pack=False), tmp_path / "report")
-    assert len(left_out) == 5
+    assert len(left_out) == 6
     assert "does not write text from left to right" in left_out[0]
     assert "Anatomy" in path.read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ from regraft.model.recording import Recording
 from regraft.model.site import SiteError, Tap
 from regraft.model.tapping import writing
 
-CPU_ROW_POSITIONS = 2048
+CPU_ROW_POSITIONS = 1024
 LOGITS_AT_ONCE = 1 << 25
 LIVE_FLOATS = 1 << 29
 CONTROL_LIMIT = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-7}

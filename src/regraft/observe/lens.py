@@ -189,9 +189,35 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
         },
         coords={"depth": np.arange(depths), "block": np.arange(depths - 1), **_token_coords(model, text)},
     )
+    for split in ("type", "category"):
+        data = data.assign(_split(data, split))
+    data.attrs["k"] = k
     for name in ("crystallization", "first_top1"):
         data.attrs[f"mean_{name}"] = float(np.nanmean(data[name])) if bool(np.isfinite(data[name]).any()) else float("nan")
     return data
+
+
+def _split(data: xr.Dataset, by: str) -> dict[str, xr.DataArray]:
+    """The summaries for each kind of token or prompt, with the number of tokens behind them."""
+    kinds = np.unique(data[by].values)
+    rank = data["rank"].values
+    rows = [data[by].values == kind for kind in kinds]
+    worse = np.array([(rank[1:, row] > rank[:-1, row]).mean(1) for row in rows])
+    named = {f"by_{by}": kinds}
+
+    def mean(name: str) -> np.ndarray:
+        values = [data[name].values[row] for row in rows]
+        return np.array([np.nanmean(v) if np.isfinite(v).any() else np.nan for v in values])
+
+    return {
+        f"tokens_by_{by}": xr.DataArray([int(row.sum()) for row in rows], named, attrs={"units": "tokens"}),
+        f"hurt_rate_by_{by}": xr.DataArray(
+            worse, {**named, "block": data.block.values}, (f"by_{by}", "block"), attrs={"units": "share of tokens"}
+        ),
+        **{
+            f"{n}_by_{by}": xr.DataArray(mean(n), named, attrs={"units": "mean depth"}) for n in ("crystallization", "first_top1")
+        },
+    }
 
 
 def _first_depth(flags_SN: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from regraft.runs import store, whole_folder
 
 CHAPTERS: tuple[tuple[str, dict], ...] = (
     ("lens", {}),
+    ("geometry", {}),
     ("knockout", {}),
     ("swap", {}),
     ("patch", {}),

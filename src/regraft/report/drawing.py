@@ -98,6 +98,20 @@ def bars(x: Any, y: Any, x_title: str, y_title: str, unit: str, log: bool = Fals
     return figure
 
 
+def lines(x: Any, series: dict[str, Any], x_title: str, y_title: str) -> go.Figure:
+    """One line for each named series over the same x, with a legend where there are several."""
+    figure = base(340)
+    for (name, y), colour in zip(series.items(), (FIRST, SECOND, MUTED), strict=False):
+        hover = f"{name}<br>{x_title} %{{x}}: %{{y:.4g}}<extra></extra>"
+        figure.add_scatter(x=list(x), y=list(y), name=name, mode="lines+markers", line_color=colour, hovertemplate=hover)
+    figure.update_layout(showlegend=len(series) > 1, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0))
+    if len(series) > 1:
+        figure.update_layout(margin_t=64)
+    figure.update_xaxes(title=x_title)
+    figure.update_yaxes(title=y_title)
+    return figure
+
+
 def heatmap(z: Any, x: Any, y: Any, unit: str, diverging: bool = False, **extra: Any) -> go.Figure:
     """A matrix with its colour bar; `diverging` centres the colours on zero."""
     figure = base(440)

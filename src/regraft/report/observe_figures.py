@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import FIRST, MUTED, SECOND, Drawing, axis_labels, bars, base, draws, heatmap
+from regraft.report.drawing import FIRST, MUTED, SECOND, Drawing, axis_labels, bars, base, draws, heatmap, lines
 
 SHOWN_TOKENS = 14
 
@@ -20,6 +20,7 @@ def lens_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         (f"What the model would say next after each block, continuing \u201c{prompt}\u201d", lens_table(dataset)),
         ("Where predictions settle", crystallization(dataset)),
         ("Blocks through which the true token's rank got worse", hurt_rates(dataset)),
+        ("The same by kind of token", by_type(dataset)),
     ]
 
 
@@ -75,7 +76,7 @@ def crystallization(dataset: xr.Dataset) -> go.Figure:
         share = [float((values == depth).mean()) for depth in depths]
         hover = f"{label}<br>depth %{{x}}: %{{y:.1%}} of tokens<extra></extra>"
         figure.add_bar(x=axis_labels(depths), y=share, name=label, marker_color=colour, hovertemplate=hover)
-    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.12, x=0))
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
     figure.update_xaxes(title="depth (blocks passed)", type="category")
     figure.update_yaxes(title="share of tokens", tickformat=".0%")
     return figure
@@ -89,12 +90,66 @@ def hurt_rates(dataset: xr.Dataset) -> go.Figure:
     return figure
 
 
+def by_type(dataset: xr.Dataset) -> go.Figure:
+    """Mean depths of settling for each kind of token."""
+    figure = base(300, barmode="group")
+    labels = [f"{kind} ({n})" for kind, n in zip(dataset.by_type.values, dataset.tokens_by_type.values, strict=True)]
+    for name, label, colour in (
+        ("crystallization_by_type", "stays in the top k", FIRST),
+        ("first_top1_by_type", "first ranked first", SECOND),
+    ):
+        hover = f"{label}<br>%{{x}}: depth %{{y:.2f}}<extra></extra>"
+        figure.add_bar(x=labels, y=dataset[name].values, name=label, marker_color=colour, hovertemplate=hover)
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+    figure.update_xaxes(title="kind of token (tokens)", type="category")
+    figure.update_yaxes(title="mean depth")
+    return figure
+
+
+def geometry_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """Dimension, norms, cosines, updates, and the similarity of depths."""
+    depth = dataset.depth.values
+    ratio = lines(depth, {"participation ratio": dataset.participation_ratio.values}, "depth", "dimensions")
+    norm = lines(depth, {"mean norm": dataset.mean_norm.values}, "depth", "length of the stream")
+    norm.update_yaxes(type="log")
+    cosines = {
+        "pairs, raw": dataset.cosine_raw.values,
+        "pairs, around their mean": dataset.cosine_centred.values,
+        "with the last depth": dataset.persistence.values,
+    }
+    update = bars(dataset.block.values, dataset.update_size.values, "block", "update / stream", "of the stream's length")
+    update.update_traces(marker_color=MUTED)
+    cka = heatmap(dataset.cka.values, dataset.other.values, depth, "linear CKA", zmin=0, zmax=1)
+    cka.update_layout(xaxis_title="depth", yaxis_title="depth")
+    return [
+        ("Participation ratio: how many directions the cloud of states uses", ratio),
+        ("Mean norm (logarithmic)", norm),
+        ("Mean cosines", lines(depth, cosines, "depth", "cosine")),
+        ("Size of each block's update", update),
+        ("Similarity of depths", cka),
+    ]
+
+
+def geometry_finding(dataset: xr.Dataset) -> str:
+    """The shape of the cloud in one sentence from measured numbers."""
+    ratio, norm = dataset.participation_ratio.values, dataset.mean_norm.values
+    low = int(np.nanargmin(ratio))
+    largest = int(dataset.update_size.values.argmax())
+    return (
+        f"Over {dataset.attrs['tokens']} tokens the cloud uses fewest directions at depth {low} ({ratio[low]:.1f} of "
+        f"{dataset.attrs['width']}); the norm goes from {norm[0]:.3g} to {norm[-1]:.3g}. Around their mean, pairs of states have "
+        f"a mean cosine of {float(dataset.cosine_centred.values.mean()):.3f} over all depths, raw up to "
+        f"{float(dataset.cosine_raw.values.max()):.2f}; block {dataset.block.values[largest]} moves the stream most, by "
+        f"{float(dataset.update_size.values[largest]):.1f} times its length."
+    )
+
+
 def lens_finding(dataset: xr.Dataset) -> str:
     """What the lens says about this model, in one sentence from measured numbers."""
     attrs = dataset.attrs
     worst = int(dataset.hurt_rate.values.argmax())
     return (
-        f"Over {attrs['scored_tokens']} tokens, the true next token enters the top 10 for good at depth "
+        f"Over {attrs['scored_tokens']} tokens, the true next token enters the top {attrs['k']} for good at depth "
         f"{attrs['mean_crystallization']:.1f} on average and is first ranked first at depth {attrs['mean_first_top1']:.1f} of "
         f"{dataset.sizes['block']}; block {worst} worsens the rank of {float(dataset.hurt_rate[worst]):.0%} of tokens, more "
         f"than any other. The last depth differs from the model's own logits by {attrs['last_depth_difference']:.1g}."
@@ -112,5 +167,18 @@ draws(
         lens_figures,
         lens_finding,
         ("rank", "probability", "entropy"),
+    ),
+)
+draws(
+    "geometry",
+    Drawing(
+        "Residual geometry",
+        "How is the cloud of residual states shaped, and how does each block move it?",
+        "A participation ratio of 1 means that all states lie along one direction, a large one that they spread over many; raw "
+        "cosines above the centred ones are owed to a direction that all states share. In the matrix, a bright square along the "
+        "diagonal is a run of depths whose clouds are alike up to a rotation.",
+        geometry_figures,
+        geometry_finding,
+        ("participation_ratio", "mean_norm", "cosine_raw", "cosine_centred", "persistence", "separation"),
     ),
 )

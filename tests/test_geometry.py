@@ -1,0 +1,129 @@
+"""Geometry against closed forms, a plain computation over all states, and planted batches and padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from families import FAMILIES
+from regraft.data import evaluation
+from regraft.experiment import experiments
+from regraft.model.load import load
+from regraft.observe.geometry import Cloud, linear_cka
+from regraft.observe.states import Observed, observed
+
+RUN = experiments()["geometry"].run
+
+
+class Planted(Observed):
+    """States given by hand in place of a model's: one recording's worth for each part."""
+
+    def __init__(self, parts, categories):
+        self.parts, self.categories = parts, categories
+
+    def walk(self):
+        first = 0
+        for states in self.parts:
+            yield first, states
+            first += len(states[0])
+
+
+def cloud(states_ND, categories=None, cut=None):
+    depths = [states_ND, 2 * states_ND + 1]
+    pieces = [depths] if cut is None else [[d[:cut] for d in depths], [d[cut:] for d in depths]]
+    return Cloud.of(Planted(pieces, categories or ["a"] * len(states_ND)), seed=0)
+
+
+def test_participation_ratio_has_its_closed_forms():
+    torch.manual_seed(0)
+    isotropic = torch.cat([torch.eye(8), -torch.eye(8)]) * 3 + 5
+    assert cloud(isotropic).participation_ratio()[0] == pytest.approx(8.0)
+    line = torch.randn(50, 1) @ torch.randn(1, 8) + 2
+    assert cloud(line).participation_ratio()[0] == pytest.approx(1.0, abs=1e-6)
+    plane = torch.zeros(40, 8)
+    plane[:20, 1] = torch.tensor([1.0, -1.0]).repeat(10)
+    plane[20:, 6] = torch.tensor([1.0, -1.0]).repeat(10)
+    assert cloud(plane).participation_ratio()[0] == pytest.approx(2.0)
+    assert cloud(plane).participation_ratio()[1] == pytest.approx(2.0)
+
+
+def test_cka_of_a_rotation_is_one_and_of_noise_is_not():
+    torch.manual_seed(0)
+    states = torch.randn(60, 8).double()
+    rotation = torch.linalg.qr(torch.randn(8, 8).double()).Q
+    found = linear_cka(torch.stack([states, 3 * states @ rotation + 7, torch.randn(60, 8).double()]))
+    assert float(found[0, 1]) == pytest.approx(1.0, abs=1e-12)
+    assert float(found[0, 2]) < 0.5
+
+
+def test_separation_is_between_over_within():
+    states = torch.tensor([[0.0, 1.0], [0.0, -1.0], [4.0, 1.0], [4.0, -1.0]])
+    assert cloud(states, ["a", "a", "b", "b"]).separation()[0] == pytest.approx(4.0)
+    assert np.isnan(cloud(states).separation()).all()
+
+
+def test_streaming_in_two_parts_is_one_cloud():
+    torch.manual_seed(0)
+    states = torch.randn(50, 6)
+    kinds = ["a", "b"] * 25
+    whole, parted = cloud(states, kinds), cloud(states, kinds, cut=17)
+    for name in ("participation_ratio", "separation", "cka"):
+        assert np.allclose(getattr(whole, name)(), getattr(parted, name)(), atol=1e-12)
+    assert np.allclose(whole.pair_cosine(True), parted.pair_cosine(True), atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("specimen:gpt2")
+
+
+def test_against_a_plain_computation_over_all_states(model):
+    data = RUN(model, count=5, tokens=6)
+    seen = observed(model, None, 5, 6, "")
+    parts = [states for _, states in seen.walk()]
+    states = [torch.cat([p[d] for p in parts]).double().numpy() for d in range(5)]
+    assert data.attrs["tokens"] == len(states[0]) == sum(int(r.scored_BT.sum()) for r in seen.recordings)
+    for depth, h in enumerate(states):
+        sigma = np.linalg.svd(h - h.mean(0), compute_uv=False)
+        assert data.participation_ratio[depth] == pytest.approx((sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-8)
+        assert data.mean_norm[depth] == pytest.approx(np.linalg.norm(h, axis=1).mean())
+    move = states[2] - states[1]
+    assert data.update_size[1] == pytest.approx((np.linalg.norm(move, axis=1) / np.linalg.norm(states[1], axis=1)).mean())
+    cosine = (move * states[-1]).sum(1) / np.linalg.norm(move, axis=1) / np.linalg.norm(states[-1], axis=1)
+    assert data.update_persistence[1] == pytest.approx(cosine.mean())
+    assert data.persistence[-1] == pytest.approx(1.0)
+    assert np.allclose(np.diag(data.cka), 1.0)
+
+
+def test_batches_and_padding_do_not_matter(model, monkeypatch):
+    wide = RUN(model, count=6, tokens=6)
+    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 1)
+    narrow = RUN(model, count=6, tokens=6)
+    assert max(len(r.ids_BT) for r in observed(model, None, 6, 6, "").recordings) == 1
+    for name in wide.data_vars:
+        assert np.allclose(wide[name], narrow[name], atol=1e-5, equal_nan=True), name
+
+
+def test_prompt_and_padding_positions_do_not_count(model):
+    seen = observed(model, None, 6, 6, "")
+    assert any(not bool(r.mask_BT.all()) for r in seen.recordings)
+    before = [states[3].clone() for _, states in seen.walk()]
+    for recording in seen.recordings:
+        for stream in [*recording.taken.stream, *recording.taken.ends]:
+            stream[~recording.scored_BT] = 1e9
+    assert all(torch.equal(a, b) for a, (_, states) in zip(before, seen.walk(), strict=True) for b in [states[3]])
+
+
+def test_encoders_and_both_stacks():
+    t5 = load("specimen:t5")
+    for stack in ("encoder", "decoder"):
+        assert RUN(t5, count=3, tokens=4, stack=stack).block.values[0] == f"{stack}.0"
+    with pytest.raises(ValueError, match="choose encoder or decoder"):
+        RUN(t5, stack="middle")
+    torch.manual_seed(0)
+    bert = load(FAMILIES["bert_headless"]().eval(), pack=False)
+    data = RUN(bert, prompts=["5 6 7 8", "9 10 11"])
+    assert data.attrs["tokens"] == 7
+    with pytest.raises(ValueError, match="1 token is too few"):
+        RUN(bert, prompts=["5"])
