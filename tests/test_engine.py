@@ -27,6 +27,7 @@ from regraft.engine.variant import Add, Noise, Replace, Route, Scale, Variant, Z
 from regraft.model.load import load
 from regraft.model.pack import packed_layer, packing_applies
 from regraft.model.progress import listening
+from regraft.model.selfcheck import check
 
 METRIC = LogitDifference("d", "logits", tokens=(7, 9))
 SHAPES = ("llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "bert", "t5", "qwen3_5")
@@ -333,6 +334,21 @@ def test_weights_written_in_place_are_packed_anew_and_a_stale_recording_is_refus
     fresh = recorded(model, 8)
     fast, stock = (sweep(fresh, [Variant([Zero("2.z")])], METRIC, exact=e).values["d"] for e in (False, True))
     assert torch.allclose(fast, stock, atol=1e-4)
+
+
+def test_a_model_whose_kernels_depend_on_the_batch_is_run_row_by_row_and_says_so():
+    model = opened("llama")
+    inner = model.blocks[1].branch("mlp").projection
+    whole = inner.forward
+    inner.forward = lambda x: whole(x) * (1.0 + 0.05 * (x.shape[0] > 1))
+    model.check = check(model)
+    assert model.check.replay == 0.0
+    assert model.check.batch > 1e-4
+    recording = recorded(model, 8)
+    variants = [Variant([Zero(f"{b}.head.{h}")]) for b in range(4) for h in range(2)]
+    result = sweep(recording, variants, METRIC)
+    assert "rows were run one at a time" in result.notes[0]
+    assert torch.allclose(result.values["d"], reference(model, recording, variants), atol=1e-5)
 
 
 def test_layers_with_a_forward_of_their_own_are_not_packed():

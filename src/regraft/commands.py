@@ -151,7 +151,8 @@ def print_result(dataset: xr.Dataset) -> None:
     console.print(
         f"model {attrs['model']} ({attrs['weights_sha256'][:12]}), {attrs['dtype']} on {attrs['device']}, "
         f"{attrs['seconds']:.1f} s"
-        + (f", control deviation {attrs['control_deviation']:.1g}" if "control_deviation" in attrs else ""),
+        + (f", control deviation {attrs['control_deviation']:.1g}" if "control_deviation" in attrs else "")
+        + (f"; {attrs['notes']}" if attrs.get("notes") else ""),
         highlight=False,
         style="dim",
     )

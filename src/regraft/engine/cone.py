@@ -129,7 +129,7 @@ def cone_holds(model: Model) -> bool:
 
 
 def _may_hold(model: Model) -> bool:
-    if model.two_stacks or not model.causal or not model.check.replays:
+    if model.two_stacks or not model.causal or not model.check.batches:
         return False
     attends = all((b := block.branch("attn")) is not None and not b.recurrent for block in model.blocks)
     return attends and "past_key_values" in inspect.signature(type(model.hf).forward).parameters

@@ -117,7 +117,14 @@ class _Sweep:
         if not self.model.check.replays:
             raise ValueError(
                 f"{self.model.name} cannot be replayed: its blocks, called again with their own arguments, differ from the "
-                f"model by {max(self.model.check.replay, self.model.check.batch):.1e}"
+                f"model by {self.model.check.replay:.1e}"
+            )
+        self.notes: list[str] = []
+        if not self.model.check.batches and not exact:
+            exact = True
+            self.notes.append(
+                f"rows were run one at a time, without any saving inside a batch: three rows at once differ from one by "
+                f"{self.model.check.batch:.1e} in this model"
             )
         self.variants, self.exact, self.share = [Variant(), *variants], exact, share
         self.metrics = _told_apart([resolved(m, recording) for m in metrics])
@@ -158,6 +165,7 @@ class _Sweep:
             {m.name: m.unit for m in self.metrics},
             work,
             self.deviation,
+            self.notes,
         )
 
     def _progress(self, done: float, chunk: float, planned: int) -> Callable[[int], None]:

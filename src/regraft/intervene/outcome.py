@@ -17,5 +17,6 @@ def sweep_attributes(result: SweepResult) -> dict[str, Any]:
         "work_naive": work.naive,
         "work_executed": work.executed,
         "work_saved": round(work.saved, 3),
+        "notes": "; ".join(result.notes),
         "work_unit": "rows x prompts x positions through one block",
     }

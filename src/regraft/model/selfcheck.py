@@ -28,8 +28,9 @@ class SelfCheck:
     """What was measured. Differences are largest absolute ones, relative to the largest value where marked so.
 
     `replay`: logits (or last hidden states) of replayed blocks and head against the model's own. `batch`: the same with
-    the rows repeated. `closure`, `projections`: relative. `causal`: no position of the last stack sees a later one.
-    `refused`: sites struck, with the reason.
+    the rows repeated; `replays`, `batches`: whether that is small enough, `largest` the official output's largest value.
+    `closure`, `projections`: relative. `causal`: no position of the last stack sees a later one. `width`: of the stream that
+    leaves the last block. `refused`: sites struck, with the reason.
     """
 
     replay: float = float("inf")
@@ -40,6 +41,7 @@ class SelfCheck:
     width: int = 0
     largest: float = 0.0
     replays: bool = False
+    batches: bool = False
     refused: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict:
@@ -64,7 +66,8 @@ def check(model: Model) -> SelfCheck:
     found.replay = _replay_difference(recording, 1)
     found.batch = _replay_difference(recording, 3)
     limit = TOLERANCE.get(model.dtype, 1e-5)
-    found.replays = max(found.replay, found.batch) <= limit * max(1.0, found.largest)
+    found.replays = found.replay <= limit * max(1.0, found.largest)
+    found.batches = found.batch <= limit * max(1.0, found.largest)
     found.causal = _is_causal(model, recording, ids, limit)
     for block in model.blocks:
         _check_block(model, recording, block, found, limit)

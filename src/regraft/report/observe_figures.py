@@ -175,7 +175,7 @@ draws(
         "Residual geometry",
         "How is the cloud of residual states shaped, and how does each block move it?",
         "A participation ratio of 1 means that all states lie along one direction, a large one that they spread over many; raw "
-        "cosines above the centred ones are owed to a direction that all states share. In the matrix, a bright square along the "
+        "cosines above the centred ones are owed to a direction that all states share. In the matrix, a strong square along the "
         "diagonal is a run of depths whose clouds are alike up to a rotation.",
         geometry_figures,
         geometry_finding,

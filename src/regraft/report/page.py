@@ -172,7 +172,7 @@ def provenance_line(dataset: xr.Dataset) -> str:
         f'<p class="soft">Measured in {attrs["seconds"]:.1f} s. The control row, which changes nothing, deviates by '
         f"{attrs['control_deviation']:.1g} of the stream's largest value. Work: {attrs['work_executed']:,} of "
         f"{attrs['work_naive']:,} {attrs['work_unit']}, {attrs['work_saved']:.1f} times less than one full forward for each "
-        "variant.</p>"
+        f"variant. {html.escape(attrs.get('notes', ''))}</p>"
     )
 
 
