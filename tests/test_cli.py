@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import regraft
 from regraft.cli import app
+from regraft.commands import aligned
 from regraft.experiment import experiments
 from regraft.model.load import load
 from regraft.report.build import build
@@ -172,6 +173,15 @@ def test_a_folder_without_a_tokenizer_takes_ids(tmp_path):
     path, left_out = build(load(folder), tmp_path / "report")
     assert len(left_out) == 6
     assert "regraft inspect --model &#x27;" in path.read_text(encoding="utf-8")
+
+
+def test_tables_are_aligned_and_not_cut():
+    lines = aligned([["depth", "text"], ["0", " a"], ["10", "⏎"]])
+    assert lines == ["depth  text", "0       a", "10     ⏎"]
+    shown = run("lens", *FAST).stdout.splitlines()
+    header = next(i for i, line in enumerate(shown) if line.startswith("depth"))
+    starts = [shown[header].index(name) for name in ("rank", "probability", "entropy")]
+    assert all(shown[header + row][start - 1] == " " != shown[header + row][start] for row in (1, 5, 12) for start in starts)
 
 
 def test_json_output():

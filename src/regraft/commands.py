@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import time
 from importlib.metadata import version
@@ -12,7 +14,6 @@ import xarray as xr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
 from regraft.experiment import Experiment
 from regraft.model.anatomy import part_rows, site_rows
@@ -137,15 +138,11 @@ def print_result(dataset: xr.Dataset) -> None:
     finding = drawing.finding(dataset)
     if finding:
         console.print(finding, highlight=False)
-    lines = csv_text(dataset).splitlines()
-    table = _table("", tuple(lines[0].split(",")))
-    frame = [line.split(",") for line in lines[1 : SHOWN_ROWS + 1] if '"' not in line]
-    for row in frame:
-        table.add_row(*[Text(_short(cell)) for cell in row])
-    console.print(table)
-    if len(lines) - 1 > len(frame):
-        console.print(f"... {len(lines) - 1 - len(frame):,} more rows (--out DIR keeps them all)", highlight=False)
-    units = {str(n): v.attrs.get("units", "") for n, v in dataset.data_vars.items() if str(n) in lines[0].split(",")}
+    rows = list(csv.reader(io.StringIO(csv_text(dataset))))
+    print("\n".join(aligned([[_short(cell) for cell in row] for row in rows[: SHOWN_ROWS + 1]])))
+    if len(rows) > SHOWN_ROWS + 1:
+        console.print(f"... {len(rows) - SHOWN_ROWS - 1:,} more rows (--out DIR keeps them all)", highlight=False)
+    units = {str(n): v.attrs.get("units", "") for n, v in dataset.data_vars.items() if str(n) in rows[0]}
     console.print("units: " + "; ".join(f"{n}: {u}" for n, u in units.items()), highlight=False, style="dim")
     attrs = dataset.attrs
     console.print(
@@ -158,8 +155,14 @@ def print_result(dataset: xr.Dataset) -> None:
     )
 
 
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows as lines with aligned columns; never cut, so a line may be longer than the terminal is wide."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def _short(cell: str) -> str:
     try:
         return f"{float(cell):.5g}" if "." in cell else cell
     except ValueError:
-        return cell
+        return cell.replace("\n", "⏎")
