@@ -99,6 +99,16 @@ def test_only_completion_tokens_count(model):
     assert suited_prompts(load("specimen:t5"))[0].text == specimen()[0].text
 
 
+def test_completions_as_a_result(model):
+    data = EXPERIMENTS["completions"].run(model, prompts=["The capital of France is", "The opposite of hot is"], tokens=2)
+    assert dict(zip(data.text.values, data.completion.values, strict=True)) == {
+        "The capital of France is": " Paris.",
+        "The opposite of hot is": " cold.",
+    }
+    assert data.prompt_tokens.values.tolist() == [len(model.encode(t)) for t in data.text.values]
+    assert int(data.completion_tokens.sum()) == data.attrs["scored_tokens"]
+
+
 def test_lens_ends_in_the_models_own_logits(lens):
     assert lens.attrs["last_depth_difference"] == 0.0
     assert int(lens["rank"].min()) >= 0

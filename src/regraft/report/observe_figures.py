@@ -106,6 +106,18 @@ def by_type(dataset: xr.Dataset) -> go.Figure:
     return figure
 
 
+def completion_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """How long the completions are."""
+    figure = bars(dataset.prompt.values, dataset.completion_tokens.values, "prompt", "tokens", "tokens")
+    return [("Length of each completion", figure)]
+
+
+def completions_finding(dataset: xr.Dataset) -> str:
+    """How much was said, in one sentence."""
+    kinds = len(set(dataset.category.values.tolist()))
+    return f"{dataset.sizes['prompt']} prompts of {kinds} kinds were continued by {dataset.attrs['scored_tokens']} tokens in all."
+
+
 def geometry_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """Dimension, norms, cosines, updates, and the similarity of depths."""
     depth = dataset.depth.values
@@ -180,5 +192,17 @@ draws(
         geometry_figures,
         geometry_finding,
         ("participation_ratio", "mean_norm", "cosine_raw", "cosine_centred", "persistence", "separation"),
+    ),
+)
+draws(
+    "completions",
+    Drawing(
+        "Completions",
+        "What does the model itself say next?",
+        "These are the model's own most likely continuations, and the only tokens that a loss here counts. A bar at the limit is "
+        "a completion that was cut there; a shorter one was ended by the model.",
+        completion_figures,
+        completions_finding,
+        ("category", "prompt_tokens", "completion_tokens", "text", "completion"),
     ),
 )
