@@ -264,6 +264,7 @@ def test_a_site_that_some_blocks_lack_leaves_their_rows_empty():
         hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="mlp_act", grid="block"
     )
     assert np.isnan(data.effect.values[:, 0]).tolist() == [False, False, True, False]
+    assert "mlp_act does not exist in block 2, whose rows are empty" in data.attrs["notes"]
     with pytest.raises(ValueError, match="linear attention mixes its projections"):
         EXPERIMENTS["patch"].run(hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="q")
 

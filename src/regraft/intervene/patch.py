@@ -178,6 +178,11 @@ def _dataset(
     if grid == "position":
         words = [model.token_text(int(target.inputs["input_ids"][0, p])) for p in columns]
         coords["token"] = (name, words)
+    attributes = sweep_attributes(result)
+    lacking = [block for row, block in enumerate(blocks) if np.isnan(values[row]).all()]
+    if lacking:
+        reason = f"{site} does not exist in block {', '.join(lacking)}, whose rows are empty"
+        attributes["notes"] = "; ".join(note for note in (attributes["notes"], reason) if note)
     return xr.Dataset(
         {
             METRIC: (("block", name), values, {"units": "logit of the answer minus logit of the wrong one"}),
@@ -189,7 +194,7 @@ def _dataset(
         },
         coords=coords,
         attrs={
-            **sweep_attributes(result),
+            **attributes,
             "source_value": source_value,
             "target_value": target_value,
             "direction": direction,
