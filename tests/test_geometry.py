@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,31 @@ def test_batches_and_padding_do_not_matter(model, monkeypatch):
     assert max(len(r.ids_BT) for r in observed(model, None, 6, 6, "").recordings) == 1
     for name in wide.data_vars:
         assert np.allclose(wide[name], narrow[name], atol=1e-5, equal_nan=True), name
+
+
+def test_recordings_are_not_all_kept_and_a_corpus_streams(model, monkeypatch, tmp_path):
+    """With no room to keep any, one recording is alive at a time, and every number is the same to the bit."""
+    file = tmp_path / "corpus.txt"
+    file.write_text("\n\n".join(f"There are {n} lamps in the park and {n + 1} bells near the church." for n in range(120)))
+    roomy = RUN(model, corpus=str(file))
+    monkeypatch.setattr(evaluation, "KEPT_FLOATS", 0)
+    alive, most, real = weakref.WeakSet(), [], evaluation.Recordings.__getitem__
+
+    def counted(self, index):
+        made = real(self, index)
+        alive.add(made)
+        most.append(len(alive))
+        return made
+
+    monkeypatch.setattr(evaluation.Recordings, "__getitem__", counted)
+    tight = RUN(model, corpus=str(file))
+    assert len(most) > 4
+    assert max(most) <= 2, "the one at hand, and at most the one before it"
+    for name in roomy.data_vars:
+        assert np.array_equal(roomy[name], tight[name], equal_nan=True), name
+    special = set(model.tokenizer.all_special_ids)
+    texts = file.read_text().split("\n\n")
+    assert roomy.attrs["tokens"] == sum(sum(i not in special for i in model.encode(t)[1:]) for t in texts)
 
 
 def test_prompt_and_padding_positions_do_not_count(model):

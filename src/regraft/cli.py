@@ -19,6 +19,7 @@ from regraft.experiment import Experiment, Parameter, experiments
 
 if TYPE_CHECKING:
     from regraft.model.opened import Model
+    from regraft.model.weights import Weights
 
 app = typer.Typer(
     help="Take a transformer apart, see what every part does, replace one, and prove that it still works.",
@@ -53,12 +54,19 @@ def errors_in_one_sentence(debug: bool) -> Iterator[None]:
         raise typer.Exit(2 if isinstance(error, ValueError) and not isinstance(error, CheckpointError) else 1) from None
 
 
-def open_model(source: str, device: str, dtype: str, attention: str, remote_code: bool, tokenizer: str) -> Model:
+def open_matrices(model: str, device: str) -> Weights:
+    """The weight matrices of a checkpoint, from its files alone."""
+    from regraft.model.weights import open_weights
+
+    return open_weights(model, device)
+
+
+def open_model(model: str, device: str, dtype: str, attention: str, remote_code: bool, tokenizer: str) -> Model:
     """Open a model as the common options say."""
     from regraft.model.load import load
 
     return load(
-        source,
+        model,
         tokenizer or None,
         device=device,
         dtype=dtype or None,
@@ -109,23 +117,24 @@ def inspect_model(
 def command_for(experiment: Experiment) -> Callable[..., None]:
     """A command whose options are the experiment's parameters and the common ones."""
 
+    opening = {"model": ModelOption, "device": DeviceOption}
+    if experiment.needs == "model":
+        opening |= {"dtype": DtypeOption, "attention": AttentionOption}
+        opening |= {"remote_code": RemoteOption, "tokenizer": TokenizerOption}
+
     def command(**given: Any) -> None:
-        common = {name: given.pop(name) for name in ("model", "device", "dtype", "attention", "remote_code", "tokenizer")}
+        common = {name: given.pop(name) for name in opening}
         out, seed, as_json, debug = (given.pop(name) for name in ("out", "seed", "as_json", "debug"))
         with errors_in_one_sentence(debug):
             from regraft.commands import run_experiment
 
-            opened = open_model(*common.values())
+            opened = open_model(**common) if experiment.needs == "model" else open_matrices(**common)
             run_experiment(experiment, opened, given, out, seed, as_json)
 
     own = [_option(parameter) for parameter in experiment.parameters]
+    defaults = {"model": "specimen:qwen3", "device": "cpu", "remote_code": False}
     shared = [
-        ("model", ModelOption, "specimen:qwen3"),
-        ("device", DeviceOption, "cpu"),
-        ("dtype", DtypeOption, ""),
-        ("attention", AttentionOption, ""),
-        ("remote_code", RemoteOption, False),
-        ("tokenizer", TokenizerOption, ""),
+        *((name, annotation, defaults.get(name, "")) for name, annotation in opening.items()),
         ("out", OutOption, None),
         ("seed", SeedOption, 0),
         ("as_json", JsonOption, False),

@@ -19,6 +19,7 @@ from regraft.experiment import Experiment
 from regraft.model.anatomy import part_rows, site_rows
 from regraft.model.opened import Model
 from regraft.model.progress import listening
+from regraft.model.weights import Weights
 from regraft.report.build import build
 from regraft.report.drawing import drawing_of
 from regraft.report.page import CHECKS, csv_text
@@ -94,7 +95,7 @@ def _table(title: str, columns: tuple[str, ...], right: tuple[int, ...] = ()) ->
 
 
 def run_experiment(
-    experiment: Experiment, model: Model, options: dict[str, Any], out: Path | None, seed: int, as_json: bool
+    experiment: Experiment, model: Model | Weights, options: dict[str, Any], out: Path | None, seed: int, as_json: bool
 ) -> None:
     """Run one experiment, write its run folder where one is asked for, and print a short table."""
     if out is not None:

@@ -1,7 +1,8 @@
 """What an experiment is, and the registry that the command line, the report and the studio read.
 
 An experiment is one file in `observe/` or `intervene/` that defines a function of the file's name whose first parameter is
-the model and whose result is an `xarray.Dataset`. Its parameters, their defaults and their explanations are read from the
+`model` (or `weights`, where the matrices of the checkpoint's files are enough and no model need be built) and whose result
+is an `xarray.Dataset`. Its parameters, their defaults and their explanations are read from the
 source without importing it, so that the command line can list everything without loading PyTorch. A third-party package
 adds one through the entry point group `regraft.experiments`, whose value is `package.module:function`.
 """
@@ -20,11 +21,13 @@ from functools import cache
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from regraft.model.opened import Model
+    from regraft.model.weights import Weights
 
 ROOMS = ("observe", "intervene")
 GROUP = "regraft.experiments"
@@ -48,12 +51,13 @@ class Experiment:
     module: str
     summary: str
     parameters: tuple[Parameter, ...]
+    needs: str = "model"
 
     def function(self) -> Callable[..., xr.Dataset]:
         """The function itself; this imports its module."""
         return getattr(importlib.import_module(self.module), self.name)
 
-    def run(self, model: Model, seed: int = 0, **options: Any) -> xr.Dataset:
+    def run(self, model: Model | Weights, seed: int = 0, **options: Any) -> xr.Dataset:
         """Run the experiment and attach provenance to its result.
 
         Raises:
@@ -71,10 +75,20 @@ class Experiment:
         return dataset
 
 
-def provenance(model: Model) -> dict[str, Any]:
-    """Where a number comes from: model and weights, versions, kind of arithmetic, self-check, command line, time."""
-    import json
+_RESULTS: WeakKeyDictionary[Any, dict[str, xr.Dataset]] = WeakKeyDictionary()
 
+
+def measured(model: Model | Weights, name: str, seed: int = 0, **options: Any) -> xr.Dataset:
+    """The result of an experiment on this model, run once for a seed and options as long as no weight changes."""
+    kept = _RESULTS.setdefault(model, {})
+    key = repr((name, seed, sorted(options.items()), model.fingerprint()))
+    if key not in kept:
+        kept[key] = experiments()[name].run(model, seed, **options)
+    return kept[key]
+
+
+def provenance(model: Model | Weights) -> dict[str, Any]:
+    """Where a number comes from: model and weights, versions, kind of arithmetic, self-check, command line, time."""
     return {
         "model": model.name,
         "weights_sha256": model.weights_sha256,
@@ -83,8 +97,7 @@ def provenance(model: Model) -> dict[str, Any]:
         "transformers": version("transformers"),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "attention": model.attention,
-        "self_check": json.dumps(model.check.as_dict()),
+        **model.proof(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -122,7 +135,7 @@ def read_experiment(module: str, name: str, file: Path) -> Experiment | None:
     """Read an experiment's name, summary and parameters from its source; None where the file defines none."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    if not functions or not functions[0].args.args or functions[0].args.args[0].arg != "model":
+    if not functions or not functions[0].args.args or functions[0].args.args[0].arg not in ("model", "weights"):
         return None
     node = functions[0]
     docstring = ast.get_docstring(node) or ""
@@ -134,7 +147,8 @@ def read_experiment(module: str, name: str, file: Path) -> Experiment | None:
         Parameter(a.arg, ast.unparse(a.annotation) if a.annotation else "str", _literal(d), explained.get(a.arg, ""))
         for a, d in zip(given, defaults, strict=True)
     )
-    return Experiment(name, module, docstring.split("\n\n")[0].replace("\n", " "), parameters)
+    needs = node.args.args[0].arg
+    return Experiment(name, module, docstring.split("\n\n")[0].replace("\n", " "), parameters, needs)
 
 
 def _literal(node: ast.expr | None) -> Any:

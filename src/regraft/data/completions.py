@@ -45,8 +45,12 @@ def cache_folder() -> Path:
 
 def suited_prompts(model: Model) -> tuple[Prompt, ...]:
     """The specimen's own prompts for an embedded specimen, the fifty general ones for any other model."""
-    embedded = model.folder is not None and model.folder.name in SPECIMENS.values()
-    return specimen() if embedded else general()
+    return specimen() if is_specimen(model) else general()
+
+
+def is_specimen(model: Model) -> bool:
+    """Whether this is one of the trained models that ship with the package."""
+    return model.folder is not None and model.folder.name in SPECIMENS.values()
 
 
 def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from regraft.data.completions import Completion, completions, spread, suited_prompts
 from regraft.data.prompts import Prompt
@@ -13,13 +13,48 @@ from regraft.model.opened import Model
 from regraft.model.recording import Recording
 
 BATCH_TOKENS = 512
+KEPT_FLOATS = 1 << 28
+
+Item = TypeVar("Item")
+Batch = tuple[list[list[int]], list[list[int]] | None]
+
+
+class Recordings(Sequence[Recording]):
+    """Batches of token ids, recorded when they are asked for; kept up to 1 GiB of float32 streams, else made again."""
+
+    def __init__(self, model: Model, batches: list[Batch]):
+        self.model, self.batches = model, batches
+        self.kept: dict[int, Recording] = {}
+        self.floats = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @overload
+    def __getitem__(self, index: int) -> Recording: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Recording]: ...
+    def __getitem__(self, index: int | slice) -> Recording | list[Recording]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index not in range(len(self)):
+            raise IndexError(index)
+        if index in self.kept:
+            return self.kept[index]
+        made = self.model.record(*self.batches[index])
+        size = sum(stream.numel() for stream in made.taken.stream)
+        if self.floats + size <= KEPT_FLOATS:
+            self.floats += size
+            self.kept[index] = made
+        return made
 
 
 @dataclass(eq=False)
 class Evaluation:
     """Recorded prompts with completions; `order[i]` lists the completions of recording i, prompt by prompt."""
 
-    recordings: list[Recording]
+    model: Model
+    recordings: Recordings
     order: list[list[Completion]]
 
     @property
@@ -30,13 +65,12 @@ class Evaluation:
     @property
     def attributes(self) -> dict[str, Any]:
         """What a result keeps of its text: every prompt and completion with their token counts, and the scored tokens."""
-        model = self.recordings[0].model
         said = [
             {
                 "prompt": c.prompt,
                 "category": c.category,
                 "prompt_tokens": len(c.prompt_ids),
-                "completion": "".join(model.token_text(i) for i in c.completion_ids),
+                "completion": "".join(self.model.token_text(i) for i in c.completion_ids),
                 "completion_tokens": len(c.completion_ids),
             }
             for c in self.flat
@@ -46,7 +80,7 @@ class Evaluation:
     @property
     def scored_tokens(self) -> int:
         """Number of tokens that count in a loss."""
-        return sum(int(recording.scored_BT.sum()) for recording in self.recordings)
+        return sum(len(completion.completion_ids) for completion in self.flat)
 
 
 def evaluation(model: Model, prompts: str | Sequence[str] | None = None, count: int = 20, tokens: int = 24) -> Evaluation:
@@ -62,11 +96,16 @@ def evaluation(model: Model, prompts: str | Sequence[str] | None = None, count: 
     if any(not prompt.text for prompt in chosen):
         raise ValueError("the prompt is empty: write at least one token of text")
     said = sorted(completions(model, chosen, tokens), key=lambda c: len(c.prompt_ids) + len(c.completion_ids))
-    batches: list[list[Completion]] = [[]]
-    for completion in said:
-        longest = len(completion.prompt_ids) + len(completion.completion_ids)
-        if batches[-1] and longest * (len(batches[-1]) + 1) > BATCH_TOKENS:
+    order = batched(said, [len(c.prompt_ids) + len(c.completion_ids) for c in said])
+    ids: list[Batch] = [([list(c.prompt_ids) for c in batch], [list(c.completion_ids) for c in batch]) for batch in order]
+    return Evaluation(model, Recordings(model, ids), order)
+
+
+def batched(items: Sequence[Item], lengths: Sequence[int]) -> list[list[Item]]:
+    """Items in batches of at most 512 tokens, padding counted; the items come shortest first."""
+    batches: list[list[Item]] = [[]]
+    for item, length in zip(items, lengths, strict=True):
+        if batches[-1] and length * (len(batches[-1]) + 1) > BATCH_TOKENS:
             batches.append([])
-        batches[-1].append(completion)
-    recordings = [model.record([list(c.prompt_ids) for c in batch], [list(c.completion_ids) for c in batch]) for batch in batches]
-    return Evaluation(recordings, batches)
+        batches[-1].append(item)
+    return batches

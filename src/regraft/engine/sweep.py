@@ -81,7 +81,7 @@ def sweep(
         ValueError: a site, position, target or route that does not exist here; the sentence says which.
         SweepError: the control row, which changes nothing, came out different: no number of this sweep can be trusted.
     """
-    recordings = [recording] if isinstance(recording, Recording) else list(recording)
+    recordings = [recording] if isinstance(recording, Recording) else recording
     metrics = [metric] if isinstance(metric, AnyMetric) else list(metric)
     variants = [variants] if isinstance(variants, Variant) else list(variants)
     parts = []

@@ -9,9 +9,9 @@ import xarray as xr
 
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.engine.metric import loss
+from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import SweepResult, sweep
 from regraft.engine.variant import Route, Variant
-from regraft.intervene.outcome import sweep_attributes
 from regraft.model.opened import Model
 
 
@@ -68,7 +68,7 @@ def _single(model: Model, text: Evaluation) -> xr.Dataset:
     return xr.Dataset(
         {
             "loss": ("block", losses, {"units": "nats per token"}),
-            "increase": ("block", losses - clean, {"units": "nats per token above clean"}),
+            "increase": ("block", losses - clean, {"units": "nats per token above clean", "correlate": "loss"}),
             "ratio": ("block", losses / clean, {"units": "times the clean loss"}),
             "prompt_loss": (("block", "prompt"), result.values["loss"].numpy(), {"units": "nats per token"}),
         },

@@ -8,9 +8,9 @@ import numpy as np
 import xarray as xr
 
 from regraft.engine.metric import logit_difference
+from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import SweepResult, sweep
 from regraft.engine.variant import Replace, Variant
-from regraft.intervene.outcome import sweep_attributes
 from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.recording import Recording

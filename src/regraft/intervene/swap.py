@@ -9,9 +9,9 @@ from scipy.spatial.distance import squareform
 
 from regraft.data.evaluation import evaluation
 from regraft.engine.metric import loss
+from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Route, Variant
-from regraft.intervene.outcome import sweep_attributes
 from regraft.model.opened import Model
 
 
@@ -54,7 +54,11 @@ def swap(
     return xr.Dataset(
         {
             "cost": (("block", "other"), cost, {"units": "nats per token above clean"}),
-            "mean_cost": ("block", np.array([_mean(row) for row in others]), {"units": "nats per token above clean"}),
+            "mean_cost": (
+                "block",
+                np.array([_mean(row) for row in others]),
+                {"units": "nats per token above clean", "correlate": "mean cost"},
+            ),
             "distance_cost": ("distance", np.array(by_distance), {"units": "nats per token above clean"}),
             "linkage": (("merge", "field"), tree, {"units": "left, right, cost, size (average linkage)"}),
             "leaf_order": ("leaf", leaves_list(tree), {"units": "block index, as the dendrogram orders them"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -163,6 +164,10 @@ class Model:
         from regraft.model.recording import record
 
         return record(self, prompts, completions, scored)
+
+    def proof(self) -> dict[str, str]:
+        """What was proved about the parts, for provenance: the kind of attention and the self-check as JSON."""
+        return {"attention": self.attention, "self_check": json.dumps(self.check.as_dict())}
 
     def fingerprint(self) -> tuple:
         """Changes when a weight is written in place or exchanged; costs no arithmetic."""

@@ -234,7 +234,7 @@ def _branch_choices(path: str, calls: list[Call], width: int) -> list[tuple[Bran
         if not call.has_output or call.output.shape[-1] != width or not is_linear(call.module):
             continue
         if name.rpartition(".")[2] in OUTPUT_PROJECTIONS:
-            kind = _side(name)
+            kind = side_of(name)
             kind = "mixer" if kind == "mlp" and call.name.rpartition(".")[0] in convolved else kind
             attention = _attention_module(path, name, calls) if kind in ("attn", "cross") else None
             recurrent = bool(LINEAR_ATTENTION.search(name))
@@ -265,7 +265,8 @@ def matrix_OI(module: nn.Module) -> Tensor:
     return weight if isinstance(module, nn.Linear) else weight.t()
 
 
-def _side(name: str) -> BranchKind:
+def side_of(name: str) -> BranchKind:
+    """The side of a block that a module's name speaks of: attention, cross-attention or, failing both, the MLP."""
     components = name.split(".")
     if any(CROSS_ATTENTION.search(component) for component in components):
         return "cross"

@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from regraft.data.corpus import corpus as read_corpus
 from regraft.model.opened import Model
 from regraft.observe.states import Observed, observed
 
@@ -27,6 +28,7 @@ def geometry(
     count: int = 20,
     tokens: int = 24,
     stack: str = "",
+    corpus: str = "",
 ) -> xr.Dataset:
     """Describe the cloud of residual states at every depth: dimension, directions, norms, updates, similarity of depths.
 
@@ -40,11 +42,12 @@ def geometry(
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
         stack: encoder or decoder of a model with two stacks; by default the decoder.
+        corpus: a text file of any length whose tokens are looked at in place of completions.
 
     Raises:
         ValueError: fewer than two tokens, or a stack that does not exist.
     """
-    seen = observed(model, prompts, count, tokens, stack)
+    seen = observed(model, prompts, count, tokens, stack, read_corpus(model, corpus) if corpus else ())
     if seen.tokens < 2:
         raise ValueError(f"{seen.tokens} token is too few for a cloud: give more or longer prompts")
     cloud = Cloud.of(seen, torch.initial_seed())
@@ -65,7 +68,10 @@ def geometry(
     return xr.Dataset(
         {
             **{name: ("depth", values, {"units": unit}) for name, (values, unit) in per_depth.items()},
-            **{name: ("block", values, {"units": unit}) for name, (values, unit) in per_block.items()},
+            **{
+                name: ("block", values, {"units": unit, "correlate": name.replace("_", " ")})
+                for name, (values, unit) in per_block.items()
+            },
             "cka": (("depth", "other"), cloud.cka(), {"units": "linear CKA"}),
         },
         coords={"depth": np.arange(depths), "other": np.arange(depths), "block": blocks},

@@ -185,9 +185,17 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
                 {"units": f"depth from which the true token stays in the top {k}"},
             ),
             "first_top1": ("token", _first_depth(first), {"units": "first depth that ranks the true token first"}),
-            "hurt_rate": ("block", worse, {"units": "share of tokens whose rank got worse through the block"}),
+            "hurt_rate": (
+                "block",
+                worse,
+                {"units": "share of tokens whose rank got worse through the block", "correlate": "hurt rate"},
+            ),
         },
-        coords={"depth": np.arange(depths), "block": np.arange(depths - 1), **_token_coords(model, text)},
+        coords={
+            "depth": np.arange(depths),
+            "block": [block.address for block in model.main_blocks],
+            **_token_coords(model, text),
+        },
     )
     for split in ("type", "category"):
         data = data.assign(_split(data, split))

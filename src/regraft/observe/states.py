@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.data.completions import spread, suited_prompts
-from regraft.data.evaluation import evaluation
+from regraft.data.completions import Completion, spread, suited_prompts
+from regraft.data.evaluation import Batch, Recordings, batched, evaluation
 from regraft.model.opened import Model
 from regraft.model.parts import Stack
+from regraft.model.progress import advance
 from regraft.model.recording import Recording
 
 
@@ -23,10 +24,11 @@ from regraft.model.recording import Recording
 class Observed:
     """Recordings, the stack that is looked at, and for each recording the (prompt, position) pairs that count.
 
-    `categories` names the kind of prompt behind every counted token, in the order of `walk`.
+    Recordings are made when they are walked over and not all kept, so that many tokens fit in memory. `categories` names the
+    kind of prompt behind every counted token, in the order of `walk`.
     """
 
-    recordings: list[Recording]
+    recordings: Sequence[Recording]
     stack: Stack
     pairs: list[tuple[Tensor, Tensor]]
     categories: list[str]
@@ -40,15 +42,21 @@ class Observed:
     def walk(self) -> Iterator[tuple[int, list[Tensor]]]:
         """For each recording the number of its first token and the states (n, D) at every depth."""
         first = 0
-        for recording, (prompt, position) in zip(self.recordings, self.pairs, strict=True):
+        for number, (prompt, position) in enumerate(self.pairs):
+            recording = self.recordings[number]
             blocks = range(self.stack.first, self.stack.stop)
             streams = [recording.pre(block) for block in blocks] + [recording.post(self.stack.stop - 1)]
             yield first, [stream[prompt, position] for stream in streams]
             first += len(prompt)
+            advance("recordings", number + 1, len(self.pairs))
 
 
-def observed(model: Model, prompts: Sequence[str] | None, count: int, tokens: int, stack: str) -> Observed:
+def observed(
+    model: Model, prompts: Sequence[str] | None, count: int, tokens: int, stack: str, texts: Sequence[str] = ()
+) -> Observed:
     """The states of the completion tokens of a model that writes; of every real, not special token of an encoder.
+
+    With `texts`, the states of every token of these but the first and special ones, whatever the model.
 
     Raises:
         ValueError: a stack that the model does not have, or nothing to look at.
@@ -58,26 +66,47 @@ def observed(model: Model, prompts: Sequence[str] | None, count: int, tokens: in
     if wanted not in names:
         raise ValueError(f"there is no stack {stack!r} here: leave --stack out, or choose {' or '.join(names)}")
     chosen = names[wanted]
+    if texts:
+        return _of_texts(model, [(text, "corpus") for text in texts], chosen, skip_first=True)
     if model.causal and chosen is model.parts.stacks[-1]:
         text = evaluation(model, prompts, count, tokens)
-        pairs = [recording.scored_BT.nonzero(as_tuple=True) for recording in text.recordings]
+        pairs = [_completion_pairs(batch, model.two_stacks) for batch in text.order]
         categories = [batch[row].category for batch, (rows, _) in zip(text.order, pairs, strict=True) for row in rows.tolist()]
-        return Observed(text.recordings, chosen, [(a, b) for a, b in pairs], categories, text.attributes)
-    return _of_an_encoder(model, prompts, count, chosen)
-
-
-def _of_an_encoder(model: Model, prompts: Sequence[str] | None, count: int, chosen: Stack) -> Observed:
+        return Observed(text.recordings, chosen, pairs, categories, text.attributes)
     suited = spread(suited_prompts(model), count)
-    texts = list(prompts) if prompts else [p.text for p in suited]
-    kinds = ["given"] * len(texts) if prompts else [p.category for p in suited]
-    recordings = [model.record([text]) for text in texts]
-    special = torch.tensor(sorted(getattr(model.tokenizer, "all_special_ids", None) or [-1]), device=model.device)
+    named = [(text, "given") for text in prompts] if prompts else [(p.text, p.category) for p in suited]
+    return _of_texts(model, named, chosen, skip_first=False)
+
+
+def _completion_pairs(batch: list[Completion], two_stacks: bool) -> tuple[Tensor, Tensor]:
+    """Row and position of every completion token of a batch."""
+    starts = [1 if two_stacks else len(c.prompt_ids) for c in batch]
+    places = [
+        (row, start + i) for row, (c, start) in enumerate(zip(batch, starts, strict=True)) for i in range(len(c.completion_ids))
+    ]
+    rows, positions = torch.tensor(places).t()
+    return rows, positions
+
+
+def _of_texts(model: Model, texts: Sequence[tuple[str, str]], chosen: Stack, skip_first: bool) -> Observed:
+    """Every real token that is not special; the decoder of two stacks reads the text that its encoder reads."""
+    special = set(getattr(model.tokenizer, "all_special_ids", None) or [])
+    read = sorted(((model.encode(text), kind) for text, kind in texts), key=lambda item: len(item[0]))
+    order = batched(read, [len(ids) for ids, _ in read])
+    shift = 1 if model.two_stacks and chosen is model.parts.stacks[-1] else 0
+    batches: list[Batch] = []
     pairs, categories = [], []
-    for recording, kind in zip(recordings, kinds, strict=True):
-        keep = ~torch.isin(recording.inputs["input_ids"], special)
-        rows, columns = keep.nonzero(as_tuple=True)
-        pairs.append((rows, columns))
-        categories += [kind] * len(rows)
+    for batch in order:
+        ids = [row for row, _ in batch]
+        batches.append((ids, ids if shift else None))
+        keep = [
+            (row, position + shift, batch[row][1])
+            for row, tokens in enumerate(ids)
+            for position, token in enumerate(tokens)
+            if token not in special and (position or not skip_first)
+        ]
+        pairs.append((torch.tensor([k[0] for k in keep]).long(), torch.tensor([k[1] for k in keep]).long()))
+        categories += [kind for _, _, kind in keep]
     if not categories:
         raise ValueError("the prompts hold special tokens only: there is nothing to look at")
-    return Observed(recordings, chosen, pairs, categories, {"scored_tokens": len(categories)})
+    return Observed(Recordings(model, batches), chosen, pairs, categories, {"scored_tokens": len(categories)})

@@ -11,7 +11,7 @@ from typing import Any
 
 import xarray as xr
 
-from regraft.experiment import experiments, provenance
+from regraft.experiment import measured, provenance
 from regraft.model.opened import Model
 from regraft.report.page import page
 from regraft.runs import store, whole_folder
@@ -19,10 +19,15 @@ from regraft.runs import store, whole_folder
 CHAPTERS: tuple[tuple[str, dict], ...] = (
     ("lens", {}),
     ("geometry", {}),
+    ("spectra", {}),
+    ("linearity", {}),
+    ("trajectories", {}),
+    ("neurons", {}),
     ("knockout", {}),
     ("swap", {}),
     ("patch", {}),
     ("patch", {"grid": "head"}),
+    ("correlations", {}),
 )
 
 
@@ -46,7 +51,7 @@ def build(
         if chapter is not None:
             chapter(name, number, len(CHAPTERS))
         try:
-            results.append(experiments()[name].run(model, seed, **chosen))
+            results.append(measured(model, name, seed, **chosen))
         except ValueError as error:
             left_out.append(f"{name} is left out: {error}")
             continue

@@ -13,7 +13,8 @@ from typing import Any
 import plotly.graph_objects as go
 import xarray as xr
 
-FIRST, SECOND, MUTED = "#3b7dd8", "#e08a2b", "#8a919c"
+FIRST, SECOND, THIRD, FOURTH, MUTED = "#3b7dd8", "#e08a2b", "#4f9d69", "#a05fb4", "#8a919c"
+PALETTE = (FIRST, SECOND, MUTED, THIRD, FOURTH, "#c2571a", "#7fb3d5")
 SEQUENTIAL = [[0.0, "#f3f6fb"], [0.35, "#a9c8ef"], [0.7, "#4c8ddb"], [1.0, "#173f78"]]
 DIVERGING = [[0.0, "#c2571a"], [0.25, "#efb183"], [0.5, "#f4f4f2"], [0.75, "#8fb7e6"], [1.0, "#1f5fae"]]
 MARGIN = dict(l=64, r=16, t=24, b=64)
@@ -101,7 +102,8 @@ def bars(x: Any, y: Any, x_title: str, y_title: str, unit: str, log: bool = Fals
 def lines(x: Any, series: dict[str, Any], x_title: str, y_title: str) -> go.Figure:
     """One line for each named series over the same x, with a legend where there are several."""
     figure = base(340)
-    for (name, y), colour in zip(series.items(), (FIRST, SECOND, MUTED), strict=False):
+    assert len(series) <= len(PALETTE), "more lines than the palette can tell apart"
+    for (name, y), colour in zip(series.items(), PALETTE, strict=False):
         hover = f"{name}<br>{x_title} %{{x}}: %{{y:.4g}}<extra></extra>"
         figure.add_scatter(x=list(x), y=list(y), name=name, mode="lines+markers", line_color=colour, hovertemplate=hover)
     figure.update_layout(showlegend=len(series) > 1, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0))
@@ -110,6 +112,21 @@ def lines(x: Any, series: dict[str, Any], x_title: str, y_title: str) -> go.Figu
     figure.update_xaxes(title=x_title)
     figure.update_yaxes(title=y_title)
     return figure
+
+
+def banded(x: Any, series: dict[str, tuple[Any, Any, Any]], x_title: str, y_title: str) -> go.Figure:
+    """Lines with a band around each: (middle, low, high) by name."""
+    figure = lines(x, {name: middle for name, (middle, _, _) in series.items()}, x_title, y_title)
+    for (_, low, high), colour in zip(series.values(), PALETTE, strict=False):
+        around = dict(mode="lines", line_width=0, showlegend=False, hoverinfo="skip")
+        figure.add_scatter(x=list(x), y=list(low), **around)
+        figure.add_scatter(x=list(x), y=list(high), fill="tonexty", fillcolor=_faint(colour), **around)
+    return figure
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.16)"
 
 
 def heatmap(z: Any, x: Any, y: Any, unit: str, diverging: bool = False, **extra: Any) -> go.Figure:

@@ -20,10 +20,10 @@ from plotly.offline import get_plotlyjs
 
 from regraft.model.anatomy import part_rows, site_rows
 from regraft.model.opened import Model
-from regraft.report import intervene_figures, observe_figures
+from regraft.report import block_figures, intervene_figures, observe_figures, text_figures
 from regraft.report.drawing import drawing_of
 
-DRAWN_HERE = (observe_figures, intervene_figures)
+DRAWN_HERE = (observe_figures, block_figures, text_figures, intervene_figures)
 CHECKS = (
     ("replay", "replayed blocks and head against the model's own output", "largest absolute difference"),
     ("batch", "the same with three copies of the prompt in one batch", "largest absolute difference"),
@@ -135,7 +135,7 @@ def least_width(figure: go.Figure) -> int:
     """Width in pixels under which a figure is scrolled instead of squeezed: a matrix needs room for its columns."""
     traces: list[Any] = [trace for trace in list(figure.data) if isinstance(trace, go.Heatmap)]
     columns = max((len(trace.x) for trace in traces), default=0)
-    per_column = 52 if any(trace.texttemplate for trace in traces) else 26
+    per_column = 52 if any(trace.texttemplate for trace in traces) else 26 if columns <= 32 else 14
     return 150 + per_column * columns if columns else 280
 
 

@@ -1,0 +1,221 @@
+"""The weight matrices of a checkpoint by role, read one at a time: from its files alone, or from a live model.
+
+What a tensor is follows from its name, by the same tables that name the parts of a live model; how a packed tensor divides
+is proved (`layout`). Shapes: O outputs, I inputs, E experts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from regraft.model.files import check_folder, check_header, weights_digest
+from regraft.model.layout import Layout, layouts_from_config, layouts_of, pattern
+from regraft.model.load import DEFAULT_SPECIMEN, resolve
+from regraft.model.opened import Model
+from regraft.model.parts import KEY_NAMES, OUTPUT_PROJECTIONS, PACKED_NAMES, QUERY_NAMES, VALUE_NAMES, side_of
+
+ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+GATE_NAMES = ("gate_proj", "w1", "wi_0", "linear_1")
+UP_NAMES = (
+    "up_proj", "w3", "wi_1", "wi", "c_fc", "fc1", "fc_in", "dense_h_to_4h", "lin1", "linear_v",
+)  # fmt: skip
+PACKED_MLP_NAMES = ("gate_up_proj", "Wi", "w13", "gate_and_up_proj")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_IN_A_BLOCK = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?P<block>\d+)\.(?P<rest>.+?)(?:\.weight)?$")
+_EXPERT = re.compile(r"experts\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix: the tensor that holds it, its block and role, and its expert in a mixture (-1: there is none)."""
+
+    tensor: str
+    block: str
+    role: str
+    shape: tuple[int, int]
+    expert: int = -1
+    rows: Layout | None = None
+
+
+@dataclass(eq=False)
+class Weights:
+    """The weight tensors of a checkpoint: their shapes, and a way to read one of them (or one expert's slice) at a time."""
+
+    name: str
+    source: str
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str, int], Tensor]
+    find_layouts: Callable[[], tuple[dict[str, Layout], str]]
+    digest: Callable[[], str]
+    device: torch.device
+    dtype: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights."""
+        return self.digest()
+
+    def fingerprint(self) -> tuple:
+        """Nothing changes here: the files are read as they are."""
+        return ()
+
+    def proof(self) -> dict[str, str]:
+        """For provenance: nothing was run, so nothing had to be proved."""
+        return {}
+
+    @cached_property
+    def matrices(self) -> list[Matrix]:
+        """Every matrix inside a block, packed ones divided where their layout was proved, the rest whole."""
+        found = [(name, match) for name in self.shapes if (match := _IN_A_BLOCK.match(name)) and _is_map(name, self.shapes[name])]
+        stacks = sorted({match["stack"] for _, match in found})
+        packed = [name for name, match in found if _role(match["rest"], self.shapes[name]) in ("qkv", "gate_up")]
+        layouts, reason = self.find_layouts() if packed else ({}, "")
+        if reason:
+            self.notes.append(f"packed projections are shown whole: {reason}")
+        made = []
+        for name, match in found:
+            address = _address(match["stack"], stacks, int(match["block"]))
+            made += list(_divided(name, self.shapes[name], address, match["rest"], layouts))
+        undivided = sorted({m.role for m in made if m.role in ("qkv", "gate_up", "cross_qkv")})
+        if undivided and not reason:
+            self.notes.append(f"shown whole, because no way to divide it was proved: {', '.join(undivided)}")
+        return sorted(made, key=_place)
+
+    def walk(self) -> Iterator[tuple[Matrix, Tensor]]:
+        """Every matrix with its values on the device; only the tensor at hand (or one expert of it) is in memory."""
+        for (tensor, expert), group in _grouped(self.matrices).items():
+            whole = self.read(tensor, expert).to(self.device)
+            for matrix in group:
+                yield matrix, whole if matrix.rows is None else matrix.rows.take(whole, matrix.role)
+
+
+def open_weights(source: str | Path | None, device: str = "cpu") -> Weights:
+    """The matrices of a folder, hub id or specimen from its files alone: no model is built for them.
+
+    Raises:
+        CheckpointError: no such checkpoint, or a damaged one.
+    """
+    folder, name = resolve(source)
+    files = check_folder(folder)
+    headers = {file: check_header(file) for file in files}
+    kinds = {entry["dtype"] for header in headers.values() for entry in header.values()}
+    return Weights(
+        name, str(source or DEFAULT_SPECIMEN), _shapes(headers), _reader(headers), lambda: layouts_from_config(folder),
+        lambda: weights_digest(folder), torch.device(device), ", ".join(sorted(kinds)),
+    )  # fmt: skip
+
+
+def weights_of(model: Model | Weights) -> Weights:
+    """The matrices of an opened model: from its files where it stands as they are, else from the live tensors."""
+    if isinstance(model, Weights):
+        return model
+    live = {name: t for name, t in model.hf.state_dict().items() if t.is_floating_point()}
+    read = _live_reader(live)
+    shapes: dict[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in live.items()}
+    if model.folder is not None and model.fingerprint() == model.opened_at:
+        headers = {file: check_header(file) for file in check_folder(model.folder)}
+        shapes, read = _shapes(headers), _reader(headers)
+    return Weights(
+        model.name, model.source, shapes, read, lambda: (layouts_of(model), ""), lambda: model.weights_sha256, model.device,
+        str(model.dtype).removeprefix("torch."),
+    )  # fmt: skip
+
+
+def live_weights(model: Model) -> Weights:
+    """The matrices of the live tensors, whatever the files say."""
+    made = weights_of(model)
+    live = {name: t for name, t in model.hf.state_dict().items() if t.is_floating_point()}
+    made.shapes, made.read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(live)
+    return made
+
+
+def _live_reader(live: dict[str, Tensor]) -> Callable[[str, int], Tensor]:
+    return lambda name, expert: live[name] if expert < 0 or live[name].dim() == 2 else live[name][expert]
+
+
+def _shapes(headers: dict[Path, dict]) -> dict[str, tuple[int, ...]]:
+    return {n: tuple(e["shape"]) for header in headers.values() for n, e in header.items() if e["dtype"] in _FLOATS}
+
+
+def _reader(headers: dict[Path, dict]) -> Callable[[str, int], Tensor]:
+    """Reads one tensor, or one expert's slice of a three-dimensional one, from the file that holds it."""
+    at = {name: file for file, header in headers.items() for name in header}
+    dims = {name: len(entry["shape"]) for header in headers.values() for name, entry in header.items()}
+
+    def read(name: str, expert: int) -> Tensor:
+        with ExitStack() as closing:
+            opened = closing.enter_context(safe_open(at[name], framework="pt"))
+            return opened.get_slice(name)[expert] if dims[name] == 3 else opened.get_tensor(name)
+
+    return read
+
+
+def _is_map(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor holds linear maps: a matrix that is no table of biases, or a mixture's stack of matrices."""
+    leaf = name.removesuffix(".weight").rpartition(".")[2]
+    if "bias" in leaf or "norm" in leaf.lower() or "embed" in leaf.lower() or min(shape, default=1) < 2:
+        return False
+    return len(shape) == 2 or (len(shape) == 3 and "experts" in name)
+
+
+def _address(stack: str, stacks: list[str], block: int) -> str:
+    if len(stacks) == 1:
+        return str(block)
+    words = [word for word in ("encoder", "decoder") if word in stack.split(".")]
+    return f"{words[0] if len(words) == 1 else stack}.{block}"
+
+
+def _role(rest: str, shape: tuple[int, ...]) -> str:
+    """The role of a tensor by its name inside the block; its own last name where the tables do not know it."""
+    components = rest.split(".")
+    leaf, side = components[-1], side_of(rest)
+    if leaf == "dense" and len(components) > 1 and components[-2] == "intermediate":
+        return "up"
+    if leaf == "gate":
+        return "router"
+    if "mixer" in components:
+        return leaf
+    if side in ("attn", "cross"):
+        named = [("q", QUERY_NAMES), ("k", KEY_NAMES), ("v", VALUE_NAMES), ("qkv", PACKED_NAMES), ("o", OUTPUT_PROJECTIONS)]
+    else:
+        down = ("w2", *OUTPUT_PROJECTIONS)
+        named = [("gate", GATE_NAMES), ("up", UP_NAMES), ("gate_up", PACKED_MLP_NAMES), ("down", down)]
+    role = next((role for role, names in named if leaf in names), leaf)
+    return f"cross_{role}" if side == "cross" else role
+
+
+def _divided(name: str, shape: tuple[int, ...], block: str, rest: str, layouts: dict[str, Layout]) -> Iterator[Matrix]:
+    role = _role(rest, shape)
+    layout = layouts.get(pattern(rest))
+    numbered = _EXPERT.search(rest)
+    experts = range(shape[0]) if len(shape) == 3 else [int(numbered[1]) if numbered else -1]
+    two = (shape[-2], shape[-1])
+    for expert in experts:
+        if layout is None:
+            yield Matrix(name, block, role, two, expert)
+        else:
+            yield from (Matrix(name, block, r, layout.shape(two, r), expert, layout) for r in layout.parts)
+
+
+def _place(matrix: Matrix) -> tuple[str, int, int, int, str]:
+    """Where a matrix stands in a list: by stack, block, expert and role, whatever the order in the file."""
+    stack, _, number = matrix.block.rpartition(".")
+    role = ROLES.index(matrix.role) if matrix.role in ROLES else len(ROLES)
+    return stack, int(number), matrix.expert, role, matrix.role
+
+
+def _grouped(matrices: list[Matrix]) -> dict[tuple[str, int], list[Matrix]]:
+    groups: dict[tuple[str, int], list[Matrix]] = {}
+    for matrix in matrices:
+        groups.setdefault((matrix.tensor, matrix.expert), []).append(matrix)
+    return groups

@@ -1,0 +1,277 @@
+"""Linearity: toys with known answers, exact derivatives against differences in float64, parts, and linear maps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from families import FAMILIES
+from regraft.data.evaluation import evaluation
+from regraft.engine.metric import loss
+from regraft.engine.sweep import sweep
+from regraft.engine.variant import Route, Variant
+from regraft.experiment import experiments
+from regraft.model.load import load
+from regraft.observe.jacobian import (
+    central_difference,
+    consistency,
+    exact_derivative,
+    gaps,
+    order,
+    spectral_norm,
+    transposed_derivative,
+    unit_directions,
+)
+from regraft.observe.linear_fit import LinearMap, fit_blocks, ridge_regression
+from regraft.observe.pieces import PARTS, sampled_tokens
+from regraft.observe.states import observed
+from small import opened
+
+RUN = experiments()["linearity"].run
+DECODERS = [n for n in FAMILIES if n not in ("bert", "bert_headless", "roberta", "modernbert", "t5", "bart")]
+CLOSE = 1e-5  # the recorded run rounds its norms to float32, the functions do not
+STATES = torch.randn(5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+DIRECTIONS = unit_directions(16, 16, torch.Generator().manual_seed(1), STATES)
+MATRIX = torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def linear(x):
+    return x @ MATRIX.t() + 1
+
+
+def normed(x):
+    return torch.tanh(x / x.norm(dim=-1, keepdim=True) @ MATRIX.t())
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_linear_block_has_no_gap(exact):
+    assert float(gaps(linear, STATES[0], DIRECTIONS, exact=exact).max()) < 1e-6
+
+
+def test_relu_has_its_known_gap():
+    """At a kink the central difference takes half of each step: |relu(d) - d/2| / |relu(d)| = |d| / (2 |relu(d)|)."""
+    x = torch.zeros(16, dtype=torch.float64)
+    x[0] = 1.0
+    d = DIRECTIONS.clone()
+    d[:, 0] = 0
+    wanted = d.norm(dim=1) / 2 / torch.relu(d).norm(dim=1)
+    assert torch.allclose(gaps(torch.relu, x, d, steps=(0.05,))[0], wanted)
+    assert float(wanted.mean()) == pytest.approx(math.sqrt(0.5), abs=0.06)
+    away = torch.ones(16, dtype=torch.float64)
+    assert float(gaps(torch.relu, away, d, steps=(0.05,)).max()) < 1e-12
+
+
+def test_orders_of_a_quadratic_and_a_cubic():
+    def quadratic(x):
+        return x + 0.3 * x * x
+
+    def cubic(x):
+        return x**3
+
+    for exact in (False, True):
+        slope, fit = order(gaps(quadratic, STATES[0], DIRECTIONS, exact=exact).mean(1).numpy())
+        assert slope == pytest.approx(2.0, abs=0.02)
+        assert fit > 0.999
+    at_zero = gaps(lambda x: x + cubic(x - STATES[0]), STATES[0], DIRECTIONS, exact=True)
+    assert order(at_zero.mean(1).numpy())[0] == pytest.approx(3.0, abs=0.05)
+    assert np.isnan(order(np.zeros(5))).all()
+
+
+def test_spectral_norm_is_the_largest_singular_value_or_a_little_less():
+    u = torch.linalg.qr(MATRIX).Q
+    stretched = u @ torch.diag(torch.tensor([9.0] + [1.0] * 15, dtype=torch.float64)) @ u.t()
+    found = spectral_norm(lambda x: x @ stretched.t(), STATES, torch.Generator().manual_seed(0))
+    assert torch.allclose(found, torch.full((5,), 9.0, dtype=torch.float64), rtol=1e-6)
+    hard = spectral_norm(linear, STATES, torch.Generator().manual_seed(0))
+    largest = float(torch.linalg.svdvals(MATRIX)[0])
+    assert float(hard.max()) <= largest + 1e-9
+    assert float(hard.min()) > 0.8 * largest
+
+
+def test_transposed_and_forward_derivatives_are_one_matrix():
+    jacobian = torch.func.jacrev(lambda x: normed(x[None])[0])(STATES[0])
+    pull = transposed_derivative(normed, STATES[:1])
+    assert torch.allclose(pull(DIRECTIONS[:1])[0], DIRECTIONS[0] @ jacobian, atol=1e-12)
+    assert torch.allclose(exact_derivative(normed, STATES[:1], DIRECTIONS[:1])[0], jacobian @ DIRECTIONS[0], atol=1e-12)
+
+
+def test_a_scale_invariant_block_does_not_see_the_radial_direction():
+    assert float(exact_derivative(normed, STATES, STATES).abs().max()) < 1e-12
+    assert float(exact_derivative(linear, STATES, STATES).abs().max()) > 1
+
+
+def test_consistency_of_linear_maps_is_one_and_of_opposite_ones_minus_one():
+    along = torch.stack([exact_derivative(linear, x.expand_as(DIRECTIONS), DIRECTIONS) for x in STATES])
+    assert consistency(along) == pytest.approx(1.0)
+    assert consistency(torch.stack([along[0], -along[0]])) == pytest.approx(-1.0)
+    assert math.isnan(consistency(along[:1]))
+
+
+@pytest.fixture(scope="module")
+def looked():
+    """Two tokens of every decoder family, in float64."""
+    made = {}
+
+    def of(name):
+        if name not in made:
+            torch.manual_seed(1)
+            hf = FAMILIES[name]().double().eval()
+            hf.set_experts_implementation("eager")
+            model = load(hf, pack=False)
+            made[name] = (model, sampled_tokens(model, observed(model, ["5 6 7 8 9 10"], 1, 5, ""), 2, 0))
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "bert_headless"])
+def test_exact_derivatives_and_differences_agree_in_float64(name, looked):
+    model, tokens = looked(name)
+    for block in model.parts.stacks[-1].blocks:
+        for part in PARTS:
+            made = tokens[0].function(block.index, part)
+            if made is None:
+                assert part != "block"
+                continue
+            g, x_D = made
+            d = unit_directions(4, len(x_D), torch.Generator().manual_seed(0), x_D)
+            x_RD = x_D.expand_as(d)
+            exact = exact_derivative(g, x_RD, d)
+            step = 1e-4 * x_D.norm()
+            with torch.no_grad():
+                difference = central_difference(g, x_RD, step * d) / step
+            assert float((exact - difference).norm() / exact.norm()) < 1e-6, (block.address, part)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma2", "bert", "t5", "gpt2", "qwen3_5"])
+def test_parts_are_what_the_model_adds(name, looked):
+    """At the recorded state the functions give what the sites hold, and a shifted MLP input is not the recorded one."""
+    model, tokens = looked(name)
+    token = tokens[1]
+    at = token.position
+    for block in model.parts.stacks[-1].blocks:
+        recording, index = token.recording, block.index
+        whole = (recording.post(index) - recording.pre(index))[0, at]
+        values = {}
+        for part in PARTS:
+            made = token.function(index, part)
+            if made is not None:
+                g, x_D = made
+                values[part] = g(x_D[None])[0]
+        assert torch.allclose(values["block"], whole, atol=CLOSE)
+        if block.sum_norms:
+            middle = recording[f"{block.address}.resid_mid"][0, at] - recording.pre(index)[0, at]
+            assert torch.allclose(values["attention"], middle, atol=CLOSE)
+            assert torch.allclose(values["attention"] + values["mlp"], whole, atol=CLOSE)
+        elif block.branch("cross") is None:
+            assert torch.allclose(values["attention"] + values["mlp"], whole, atol=CLOSE)
+        else:
+            cross = recording[f"{block.address}.cross_out"][0, at]
+            assert torch.allclose(values["attention"] + cross + values["mlp"], whole, atol=CLOSE)
+        if not block.parallel:
+            g, x_D = token.function(index, "mlp")
+            assert torch.allclose(x_D, recording[f"{block.address}.resid_mid"][0, at], atol=CLOSE)
+
+
+def test_the_mlp_alone_does_not_feel_the_attention(looked):
+    """Pre-norm parts ignore the length of what they read, the block as a whole does not: the attention is held still."""
+    _, tokens = looked("llama")
+    for part, still in (("attention", True), ("mlp", True), ("block", False)):
+        g, x_D = tokens[0].function(1, part)
+        far = 1000 * x_D[None]
+        radial = exact_derivative(g, far, far / far.norm()).norm()
+        sideways = exact_derivative(g, far, unit_directions(1, len(x_D), torch.Generator().manual_seed(0), far)).norm()
+        assert (float(radial / sideways) < 1e-4) == still, part
+
+
+def test_tokens_on_suffixes_and_on_whole_prompts_are_the_same(looked, monkeypatch):
+    _, tokens = looked("qwen3")
+    assert all(token.cone is not None for token in tokens)
+    for part in PARTS:
+        g, x_D = tokens[0].function(2, part)
+        rows = torch.stack([x_D, x_D * 1.1, x_D + 0.1])
+        fast = g(rows)
+        monkeypatch.setattr(tokens[0], "cone", None)
+        g, _ = tokens[0].function(2, part)
+        assert torch.allclose(g(rows), fast, atol=1e-10)
+        monkeypatch.undo()
+
+
+def test_a_linear_relation_is_found_and_noise_is_not():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 16, dtype=torch.float64, generator=generator) + 3
+    weight, bias, fit = ridge_regression(x, x @ MATRIX.t() + 2)
+    assert torch.allclose(weight, MATRIX, atol=1e-4)
+    assert torch.allclose(bias, torch.full((16,), 2.0, dtype=torch.float64), atol=1e-3)
+    assert fit == pytest.approx(1.0, abs=1e-6)
+    _, _, nothing = ridge_regression(x, torch.randn(400, 16, dtype=torch.float64, generator=generator))
+    assert nothing < 0.02
+
+
+def test_a_linear_block_is_replaced_without_loss_and_others_are_measured_by_the_engine():
+    """Where the fitted map is the block, all of the knockout's loss is won back; a planted zero map wins nothing."""
+    model = load("specimen:gpt2")
+    text = evaluation(model, None, 4, 6)
+    stack = model.parts.stacks[0]
+    maps = fit_blocks(text.recordings, stack)
+    x, y = text.recordings[0].pre(1), text.recordings[0].post(1)
+    real = text.recordings[0].mask_BT
+    fitted, _ = maps[1]
+    residual = (fitted(x)[real] - y[real]).norm() / (y - x)[real].norm()
+    assert float(residual) < 0.7
+    nothing = LinearMap(torch.zeros_like(fitted.weight_DD), torch.zeros_like(fitted.bias_D), 1)
+    routes = [Route.skip(4, {1}), Route.replace(4, {1: nothing}), Route.replace(4, {1: fitted})]
+    skipped, zero, linear_map = sweep(text.recordings, [Variant(route=r) for r in routes], loss()).mean("loss").tolist()
+    assert zero == pytest.approx(skipped, abs=1e-5)
+    assert linear_map < skipped
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return RUN(load("specimen:gpt2"), count=6, tokens=6, sample=4, directions=8)
+
+
+def test_the_experiment_on_the_specimen(measured):
+    assert measured.gap.sizes == {"part": 3, "block": 4}
+    assert np.isfinite(measured.gap.values).all()
+    assert (measured.gap.values > 0).all()
+    assert (measured.gap.values < 1).all()
+    assert (measured.spectral_norm.values >= measured.amplification.values).all()
+    assert (np.abs(measured.consistency.values) <= 1).all()
+    assert (measured.difference_error.values < 0.02).all()
+    assert measured.attrs["calibration_tokens"] > 100
+    assert measured.attrs["control_deviation"] < 1e-3
+    knockout = experiments()["knockout"].run(load("specimen:gpt2"), count=6, tokens=6)
+    assert np.allclose(knockout.loss.values, measured.knockout_loss.values, atol=1e-4)
+    by_hand = (measured.knockout_loss - measured.linear_loss) / (measured.knockout_loss - measured.attrs["clean_loss"])
+    assert np.allclose(by_hand, measured.recovered)
+
+
+def test_exact_and_differences_give_nearly_one_gap(measured):
+    exact = RUN(load("specimen:gpt2"), count=6, tokens=6, sample=4, directions=8, jacobian="exact")
+    assert np.allclose(exact.gap, measured.gap, rtol=0.15)
+    assert not np.array_equal(exact.gap, measured.gap)
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "bert", "bert_headless", "t5"])
+def test_every_family_is_measured(name):
+    model = opened(name)
+    stacks = ("encoder", "decoder") if model.two_stacks else ("",)
+    for stack in stacks:
+        data = RUN(model, prompts=["5 6 7 8 9", "10 11 12"], tokens=4, sample=2, directions=3, stack=stack)
+        assert np.isfinite(data.gap.sel(part="block")).all()
+        if model.causal:
+            assert np.isfinite(data.knockout_loss).all() or "no linear map" in data.attrs["notes"]
+        else:
+            assert "no next-token loss" in data.attrs["notes"]
+
+
+def test_wrong_options_are_refused():
+    model = opened("llama")
+    with pytest.raises(ValueError, match="take at least one token"):
+        RUN(model, prompts=["5 6 7"], directions=0)
+    with pytest.raises(ValueError, match="there is no stack 'decoder' here"):
+        RUN(model, prompts=["5 6 7"], stack="decoder")

@@ -1,0 +1,129 @@
+"""Neurons: planted consistent ones, control sets, contexts against a plain search, families that have none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from regraft.data.corpus import corpus
+from regraft.experiment import experiments
+from regraft.model.load import load
+from regraft.observe.neurons import top
+from small import opened
+
+RUN = experiments()["neurons"].run
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("specimen:gpt2")
+
+
+def plant(model, token, block, neuron):
+    """Make one neuron answer to one token id alone: its activation is its output, read off the token's own embedding."""
+    found = model.blocks[block].module
+    handle_at = found.mlp.c_proj
+
+    def strong(module, args):
+        changed = args[0].clone()
+        changed[..., neuron] = torch.where(seen["ids"][..., None] == token, 1e3, -1e3)[..., 0].to(changed)
+        return (changed,)
+
+    seen = {}
+
+    def ids(module, args, kwargs):
+        seen["ids"] = args[0] if args else kwargs["input"]
+
+    return [model.parts.embedding.register_forward_pre_hook(ids, with_kwargs=True), handle_at.register_forward_pre_hook(strong)]
+
+
+def test_a_planted_neuron_is_found_and_its_contexts_are_the_token(model, tmp_path):
+    token = model.single_token(" lamp")
+    handles = plant(model, token, 2, 77)
+    file = tmp_path / "corpus.txt"
+    file.write_text("Tom has the bell.\n\nRose sees a lamp near the door.\n\nThe old lamp is hot.\n\nIt is late.")
+    inside = ["Nora has the lamp and", "A lamp in the park is", "It is the lamp of Leo"]
+    outside = ["Nora has the bell and", "A bell in the park is"]
+    try:
+        data = RUN(model, prompts=inside, control=outside, k=5, corpus=str(file), contexts=2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert "N77@L2" in data.neuron.values
+    row = data.neuron.values.tolist().index("N77@L2")
+    assert all("[ lamp]" in text for text in data.context.values[row])
+    assert (data.context_activation.values[row] == 1e3).all()
+    assert float(data.consistent.sel(feature="given prompts", block="2")) >= 1
+
+
+def test_definition_by_a_plain_search(model):
+    """Every neuron that is listed, and none other, is in the top k of each text of its set and of no other text."""
+    inside, outside = ["14 + 43 =", "31 + 12 =", "20 + 21 ="], ["The capital of France is", "Question: Is Warsaw in Europe?"]
+    data = RUN(model, prompts=inside, control=outside, k=12, show=10_000)
+    wanted = set()
+    for block in range(4):
+        tops = []
+        for text in [*inside, *outside]:
+            recording = model.record([text])
+            values = recording[f"{block}.mlp_act"][0, 1:].amax(0)
+            tops.append(set(values.topk(12).indices.tolist()))
+        wanted |= {f"N{i}@L{block}" for i in set.intersection(*tops[:3]) - set.union(*tops[3:])}
+    assert set(data.neuron.values) == wanted
+    assert data.attrs["found"] == len(wanted) == int(data.consistent.sum())
+    assert wanted
+
+
+def test_without_a_control_set_more_remain(model):
+    texts = ["14 + 43 =", "31 + 12 ="]
+    alone = RUN(model, prompts=texts, show=500)
+    against = RUN(model, prompts=texts, control=["41 + 24 =", "The capital of France is"], show=500)
+    assert set(against.neuron.values) < set(alone.neuron.values)
+
+
+def test_contexts_are_the_strongest_of_the_corpus(model):
+    data = RUN(model, category="holder", k=10, show=3, contexts=3)
+    assert data.sizes["neuron"]
+    label = str(data.neuron.values[0])
+    index, block = label[1:].split("@L")
+    best = []
+    for text in corpus(model, seed=0):
+        values = model.record([text])[f"{block}.mlp_act"][0, :, int(index)]
+        special = torch.isin(torch.tensor(model.encode(text)), torch.tensor(model.tokenizer.all_special_ids))
+        values = values.masked_fill(special, float("-inf"))
+        best.append(float(values[1:].max()) if len(values) > 1 else float(values[0]))
+    wanted = sorted(best, reverse=True)[:3]
+    assert np.allclose(data.context_activation.values[0], wanted, rtol=1e-4)
+
+
+def test_ties_take_the_first_and_nothing_found_is_a_result(model):
+    assert top(np.array([1.0, 3.0, 3.0, 2.0]), 2) == {1, 2}
+    assert top(np.array([3.0, 3.0, 3.0]), 1) == {0}
+    same = ["The capital of France is"] * 2
+    data = RUN(model, prompts=same, control=same)
+    assert data.attrs["found"] == 0
+    assert data.sizes["neuron"] == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "t5", "bert_headless", "qwen3_5", "gemma2", "phi3"])
+def test_families_with_neurons(name, tmp_path):
+    file = tmp_path / "corpus.txt"
+    file.write_text("5 6 7 8\n\n9 10 11")
+    data = RUN(opened(name), prompts=["5 6 7", "5 6 8"], control=["20 21 22"], corpus=str(file))
+    assert data.sizes["block"] == len(opened(name).main_blocks)
+    assert data.attrs["found"] > 0
+
+
+def test_wrong_use_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="has everything in common with itself"):
+        RUN(model, prompts=["one"])
+    with pytest.raises(ValueError, match="no category 'nothing'"):
+        RUN(model, category="nothing")
+    with pytest.raises(ValueError, match="a control set alone"):
+        RUN(model, control=["one"])
+    with pytest.raises(ValueError, match="one for each expert"):
+        RUN(opened("mixtral"), prompts=["5 6", "7 8"])
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    with pytest.raises(ValueError, match="is empty: give a text file"):
+        RUN(model, prompts=["14 + 43 =", "31 + 12 ="], corpus=str(empty))
