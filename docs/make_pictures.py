@@ -17,7 +17,13 @@ from regraft.report.build import build
 IMAGES = Path(__file__).parent / "images"
 SECTIONS = {
     "Logit lens": "lens.png",
+    "Completions": "completions.png",
     "Residual geometry": "geometry.png",
+    "Weight spectra": "spectra.png",
+    "Layer linearity": "linearity.png",
+    "Contrastive trajectories": "trajectories.png",
+    "Neurons": "neurons.png",
+    "What goes with what": "correlations.png",
     "Knockout": "knockout.png",
     "Swap cost": "swap.png",
     "Patching heads": "patch-heads.png",

@@ -17,6 +17,7 @@ from regraft.report.page import page
 from regraft.runs import store, whole_folder
 
 CHAPTERS: tuple[tuple[str, dict], ...] = (
+    ("completions", {"count": 20}),
     ("lens", {}),
     ("geometry", {}),
     ("spectra", {}),
