@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regraft.engine.metric import kl_to_clean as kl_to_clean
+    from regraft.engine.metric import log_probability as log_probability
     from regraft.engine.metric import logit_difference as logit_difference
     from regraft.engine.metric import loss as loss
     from regraft.engine.metric import probability as probability
@@ -41,6 +42,7 @@ _HOMES = {
             "logit_difference",
             "token_logit",
             "probability",
+            "log_probability",
             "rank",
             "kl_to_clean",
             "top1_agreement",

@@ -177,6 +177,25 @@ for _experiment in experiments().values():
     app.command(_experiment.name, help=_experiment.summary)(command_for(_experiment))
 
 
+def spread_lists(words: list[str]) -> list[str]:
+    """The command line with every list option written once for each value: `--targets a b` as `--targets a --targets b`."""
+    experiment = experiments().get(words[0]) if words else None
+    parameters = experiment.parameters if experiment else ()
+    lists = {"--" + p.name.replace("_", "-") for p in parameters if p.annotation.startswith("list[")}
+    options = {"-m", *(word for word in words if word.startswith("--"))}
+    found: list[str] = []
+    option, values = "", 0
+    for word in words:
+        if word in options:
+            option, values = word, 0
+        elif option in lists:
+            values += 1
+            if values > 1:
+                found.append(option)
+        found.append(word)
+    return found
+
+
 def main() -> None:
     """The entry point."""
-    sys.exit(app())
+    sys.exit(app(spread_lists(sys.argv[1:])))

@@ -107,6 +107,16 @@ class Probability(_AtPosition):
 
 
 @dataclass(frozen=True)
+class LogProbability(_AtPosition):
+    """Logarithm of a token's probability, in nats."""
+
+    token: int = 0
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        return log_softmax(logits_cV.float(), -1)[:, self.token]
+
+
+@dataclass(frozen=True)
 class Rank(_AtPosition):
     """Rank of a token: how many tokens have a larger logit (0 is the first)."""
 
@@ -203,6 +213,11 @@ def probability(token: Target, position: int | None = None) -> _Named:
     return _Named("probability", (token,), position)
 
 
+def log_probability(token: Target, position: int | None = None) -> _Named:
+    """Logarithm of a token's probability (nats)."""
+    return _Named("log_probability", (token,), position)
+
+
 def rank(token: Target, position: int | None = None) -> _Named:
     """Number of tokens with a larger logit (0: the token is first)."""
     return _Named("rank", (token,), position)
@@ -244,6 +259,8 @@ class _Named:
             return TokenLogit(self.kind, "logits", True, self.position, ids[0])
         if self.kind == "probability":
             return Probability(self.kind, "probability", True, self.position, ids[0])
+        if self.kind == "log_probability":
+            return LogProbability(self.kind, "nats", True, self.position, ids[0])
         return Rank("rank", "tokens ahead", False, self.position, ids[0])
 
 

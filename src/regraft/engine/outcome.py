@@ -1,22 +1,23 @@
-"""What every intervention reports beside its numbers: the control row's deviation and the work that was counted."""
+"""What every result of sweeps reports beside its numbers: the control row's deviation and the work that was counted."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from regraft.engine.plan import Work
 from regraft.engine.sweep import SweepResult
 
 
-def sweep_attributes(result: SweepResult) -> dict[str, Any]:
-    """Attributes for a dataset: deviation of the control row, and work in rows x prompts x positions through a block."""
-    work = result.work
+def sweep_attributes(*results: SweepResult) -> dict[str, Any]:
+    """Attributes for a dataset from one sweep or several: largest deviation of a control row, and the work of all of them."""
+    work = Work.joined([result.work for result in results])
     return {
-        "control_deviation": result.deviation,
+        "control_deviation": max(result.deviation for result in results),
         "work_planned": work.planned,
         "work_preparation": work.preparation,
         "work_naive": work.naive,
         "work_executed": work.executed,
         "work_saved": round(work.saved, 3),
-        "notes": "; ".join(result.notes),
+        "notes": "; ".join(dict.fromkeys(note for result in results for note in result.notes)),
         "work_unit": "rows x prompts x positions through one block",
     }

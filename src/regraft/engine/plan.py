@@ -106,6 +106,11 @@ class Work:
     naive: int = 0
     executed: int = 0
 
+    @classmethod
+    def joined(cls, parts: Sequence[Work]) -> Work:
+        """The work of several sweeps together."""
+        return cls(*(sum(getattr(part, name) for part in parts) for name in ("planned", "preparation", "naive", "executed")))
+
     @property
     def saved(self) -> float:
         """How many times less is run than by one full forward for each variant."""

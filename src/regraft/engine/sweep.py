@@ -92,7 +92,7 @@ def sweep(
 
 def _joined(parts: list[SweepResult]) -> SweepResult:
     first = parts[0]
-    work = Work(*(sum(getattr(p.work, name) for p in parts) for name in ("planned", "preparation", "naive", "executed")))
+    work = Work.joined([part.work for part in parts])
     return SweepResult(
         {name: torch.cat([p.values[name] for p in parts], dim=1) for name in first.values},
         {name: torch.cat([p.clean[name] for p in parts]) for name in first.clean},

@@ -58,8 +58,8 @@ def _addresses(model: Model) -> list[str]:
     return [block.address for block in model.blocks]
 
 
-def _attributes(model: Model, text: Evaluation, result: SweepResult) -> dict[str, Any]:
-    return {**sweep_attributes(result), "clean_loss": result.clean_mean("loss"), **text.attributes}
+def _attributes(model: Model, text: Evaluation, *results: SweepResult) -> dict[str, Any]:
+    return {**sweep_attributes(*results), "clean_loss": results[0].clean_mean("loss"), **text.attributes}
 
 
 def _single(model: Model, text: Evaluation) -> xr.Dataset:
@@ -123,12 +123,7 @@ def _greedy(model: Model, text: Evaluation, limit: float) -> xr.Dataset:
         candidate_losses.append(row)
         removed.append(left[best])
         losses.append(float(after[best]))
-    attributes = {**_attributes(model, text, works[0]), "limit": limit, "blocks_removed": len(removed)}
-    each = [sweep_attributes(w) for w in works]
-    for name in ("work_planned", "work_preparation", "work_naive", "work_executed"):
-        attributes[name] = sum(one[name] for one in each)
-    attributes["work_saved"] = round(attributes["work_naive"] / (attributes["work_planned"] + attributes["work_preparation"]), 3)
-    attributes["control_deviation"] = max(one["control_deviation"] for one in each)
+    attributes = {**_attributes(model, text, *works), "limit": limit, "blocks_removed": len(removed)}
     return xr.Dataset(
         {
             "removed": ("step", [_addresses(model)[i] for i in removed], {"units": "block removed at this step"}),

@@ -28,6 +28,11 @@ CHAPTERS: tuple[tuple[str, dict], ...] = (
     ("swap", {}),
     ("patch", {}),
     ("patch", {"grid": "head"}),
+    ("push", {}),
+    ("ablate", {}),
+    ("repeat", {}),
+    ("noise", {}),
+    ("shuffle", {}),
     ("correlations", {}),
 )
 

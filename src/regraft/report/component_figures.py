@@ -1,0 +1,170 @@
+"""Figures of the experiments on single components: neuron ablation, push."""
+
+from __future__ import annotations
+
+from math import ceil, sqrt
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from regraft.report.drawing import FIRST, SECOND, Drawing, axis_labels, bars, base, draws, heatmap
+
+RANKED = 12
+
+
+def neuron_square(values_F: np.ndarray) -> np.ndarray:
+    """One block's neurons on a near-square grid, row by row; NaN behind the last."""
+    columns = ceil(sqrt(len(values_F)))
+    square = np.full((ceil(len(values_F) / columns), columns), np.nan)
+    square.ravel()[: len(values_F)] = values_F
+    return square
+
+
+def ablate_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """The heat map of the block with the largest change, crosses where the answer changed, and all blocks in one."""
+    change = dataset.change.values
+    row = int(np.nanargmax(np.nanmax(np.abs(change), axis=1)))
+    one = change[row][np.isfinite(change[row])]
+    square = neuron_square(one)
+    columns = square.shape[1]
+    numbers = np.arange(square.size).reshape(square.shape)
+    figure = heatmap(
+        np.abs(square), list(range(columns)), list(range(0, square.size, columns)), "size of the change",
+        customdata=np.dstack([numbers, square]),
+        hovertemplate="neuron %{customdata[0]}<br>change of the probability %{customdata[1]:+.4f}<extra></extra>", zmin=0,
+    )  # fmt: skip
+    crossed = np.flatnonzero(dataset.top1_changed.values[row][: len(one)] == 1)
+    mark = dict(symbol="x-thin", size=9, line=dict(width=2, color=SECOND))
+    figure.add_scatter(
+        x=axis_labels(crossed % columns),
+        y=axis_labels(crossed // columns * columns),
+        mode="markers",
+        marker=mark,
+        hoverinfo="skip",
+    )
+    figure.update_layout(height=560, xaxis_title="neuron, added to the row's first", yaxis_title="first neuron of the row")
+    figure.update_yaxes(autorange="reversed")
+    drawn = [
+        (
+            f"Block {dataset.block.values[row]}: change of the probability of {dataset.attrs['target']!r} (×: another answer)",
+            figure,
+        )
+    ]
+    if dataset.sizes["block"] > 1:
+        largest = np.nanmax(np.abs(change), axis=1)
+        drawn.append(
+            (
+                "Largest change by any one neuron of a block",
+                bars(dataset.block.values, largest, "block", "change", "of probability"),
+            )
+        )
+    return drawn
+
+
+def ablate_finding(dataset: xr.Dataset) -> str:
+    """The neuron that matters most and how many are large."""
+    change, attrs = dataset.change.values, dataset.attrs
+    row, neuron = np.unravel_index(np.nanargmax(np.abs(change)), change.shape)
+    return (
+        f"“{attrs['prompt']}” goes on with {attrs['target']!r} at a probability of {attrs['clean_probability']:.3f}. Of "
+        f"{int(np.isfinite(change).sum()):,} neurons, {attrs['large']} change it by more than {attrs['threshold']:g} and "
+        f"{attrs['flips']} make another token the most likely; N{neuron}@L{dataset.block.values[row]} changes it most, by "
+        f"{change[row, neuron]:+.3f}."
+    )
+
+
+def push_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """MLP layers as bars, heads as a map of the difference of the first two targets, and the ranked list."""
+    drawn = []
+    targets = [str(t) for t in dataset.target.values]
+    mlp = dataset.isel(component=dataset.kind.values == "mlp")
+    if mlp.sizes["component"]:
+        figure = base(barmode="group")
+        for number, colour in zip(range(len(targets)), (FIRST, SECOND), strict=False):
+            hover = f"%{{x}}<br>{targets[number]!r} %{{y:+.3f}} nats<extra></extra>"
+            values = list(mlp.push.values[:, number])
+            figure.add_bar(
+                x=axis_labels(mlp.component.values),
+                y=values,
+                name=repr(targets[number]),
+                marker_color=colour,
+                hovertemplate=hover,
+            )
+        figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+        figure.update_yaxes(title="push, nats")
+        drawn.append(("Push of every MLP layer", figure))
+    heads = dataset.isel(component=dataset.kind.values == "head")
+    if heads.sizes["component"]:
+        drawn.append(("Push of every head towards " + _towards(targets), _head_map(heads)))
+    return drawn
+
+
+def _towards(targets: list[str]) -> str:
+    return f"{targets[0]!r} rather than {targets[1]!r}" if len(targets) > 1 else repr(targets[0])
+
+
+def _signed(dataset: xr.Dataset) -> np.ndarray:
+    """Push towards the first target, less that towards the second where there is one: one number for each component."""
+    push = dataset.push.values
+    return push[:, 0] - push[:, 1] if push.shape[1] > 1 else push[:, 0]
+
+
+def _head_map(heads: xr.Dataset) -> go.Figure:
+    blocks = list(dict.fromkeys(heads.component_block.values.tolist()))
+    grid = np.full((len(blocks), int(heads["head"].max()) + 1), np.nan)
+    for block, head, value in zip(heads.component_block.values, heads["head"].values, _signed(heads), strict=True):
+        grid[blocks.index(block), head] = value
+    figure = heatmap(
+        grid, list(range(grid.shape[1])), blocks, "nats", True, hovertemplate="L%{y}H%{x}<br>%{z:+.3f} nats<extra></extra>"
+    )
+    figure.update_layout(xaxis_title="head", yaxis_title="block")
+    return figure
+
+
+def ranked(dataset: xr.Dataset, kind: str, count: int) -> list[tuple[str, float]]:
+    """The components of a kind that push most towards the first target rather than the second, strongest first."""
+    one = dataset.isel(component=dataset.kind.values == kind)
+    order = np.argsort(-np.abs(_signed(one)), kind="stable")[:count]
+    return [(str(one.component.values[i]), float(_signed(one)[i])) for i in order]
+
+
+def push_finding(dataset: xr.Dataset) -> str:
+    """The strongest MLP layers and heads in a ranked list."""
+    targets = [str(t) for t in dataset.target.values]
+    lists = []
+    for kind, noun in (("mlp", "MLP layers"), ("head", "heads")):
+        first = ", ".join(f"{name} {value:+.2f}" for name, value in ranked(dataset, kind, 5))
+        lists += [f"{noun} {first}"] if first else []
+    on = ", ".join(f"{t!r} {v:.2f}" for t, v in zip(targets, dataset.on_question.values, strict=True))
+    return (
+        f"“{dataset.attrs['question']}” into “{dataset.attrs['baseline']}”, towards {_towards(targets)}, in nats: "
+        f"{'; '.join(lists)}. Log-probabilities on the question itself: {on}."
+    )
+
+
+draws(
+    "ablate",
+    Drawing(
+        "Neuron ablation",
+        "Which single neurons does an answer hang on?",
+        "Every cell is one neuron set to zero: the darker, the more the answer's probability changes; a cross marks the cells "
+        "where another token became the most likely one. Usually nearly all cells are pale: an answer hangs on few neurons, or "
+        "on none alone.",
+        ablate_figures,
+        ablate_finding,
+        ("change", "top1_changed"),
+    ),
+)
+draws(
+    "push",
+    Drawing(
+        "Push",
+        "Which parts carry the answer to a question into a text that has nothing to do with it?",
+        "Each bar or cell takes one part's activation at the end of the question and puts it in at the end of a neutral text. "
+        "What pushes both answers alike only says that an answer is due; what pushes one rather than the other knows which.",
+        push_figures,
+        push_finding,
+        ("push",),
+    ),
+)
