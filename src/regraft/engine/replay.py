@@ -16,7 +16,7 @@ from regraft.engine.cone import Cone
 from regraft.engine.correction import corrected_stream
 from regraft.engine.editing import Carried, Placed, apply_edits
 from regraft.engine.plan import BRANCH_OF, Door, Leaf, Node, Plan
-from regraft.engine.variant import Edit
+from regraft.engine.variant import Edit, Route
 from regraft.model.recording import Recording
 from regraft.model.site import Tap
 from regraft.model.tapping import writing, writing_mid
@@ -208,3 +208,14 @@ class Replay:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
+
+
+def route_logits(recording: Recording, route: Route) -> Tensor:
+    """Logits (B, T, V) of one route that differs in the last stack only, at every position, one block after the other."""
+    first = recording.model.parts.stacks[-1].first
+    assert all(stop.block == i and stop.module is None for i, stop in enumerate(route.stops[:first]))
+    stream = recording.pre(first)
+    with torch.no_grad():
+        for stop in route.stops[first:]:
+            stream = recording.run_block(stop.block, stream, rows=1, module=stop.module)
+        return recording.head(stream)

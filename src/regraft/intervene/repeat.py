@@ -15,13 +15,22 @@ from regraft.engine.metric import loss
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Route, Variant
+from regraft.intervene.surgery import measured_route, route_of, save_blocks
 from regraft.model.opened import Model
 from regraft.model.recording import Recording
 
 SETTLED, CONVERGED, EXPLODED, RETURNED = 0.05, 0.5, 2.0, 0.5
 
 
-def repeat(model: Model, times: int = 10, prompts: list[str] | None = None, count: int = 20, tokens: int = 24) -> xr.Dataset:
+def repeat(
+    model: Model,
+    times: int = 10,
+    block: int = -1,
+    save: str = "",
+    prompts: list[str] | None = None,
+    count: int = 20,
+    tokens: int = 24,
+) -> xr.Dataset:
     """Run each block up to `times` times in place: the loss, and the length of the update of every repetition.
 
     By its updates u_1 .. u_N a block is idempotent (u_2 below 5% of u_1), cyclic (two steps lead back: less than half of one
@@ -29,6 +38,8 @@ def repeat(model: Model, times: int = 10, prompts: list[str] | None = None, coun
 
     Args:
         times: the most repetitions, at least 2.
+        block: number of the block to repeat in the model that is saved.
+        save: folder to write the model to in which that block is run `times` times; it needs block.
         prompts: texts whose completions are scored; without them, prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
@@ -39,6 +50,10 @@ def repeat(model: Model, times: int = 10, prompts: list[str] | None = None, coun
     if times < 2:
         raise ValueError(f"{times} repetitions are too few: 2 or more show what happens")
     text = evaluation(model, prompts, count, tokens)
+    stack = model.parts.stacks[-1]
+    if save and not 0 <= block < len(stack.blocks):
+        raise ValueError(f"--save writes one model: say which block to repeat with --block, 0 to {len(stack.blocks) - 1}")
+    saved = _saved(model, text, block, times, save) if save else ""
     total = len(model.blocks)
     variants = [Variant(route=Route.repeat(total, b.index, n)) for b in model.blocks for n in range(1, times + 1)]
     result = sweep(text.recordings, variants, loss())
@@ -61,8 +76,19 @@ def repeat(model: Model, times: int = 10, prompts: list[str] | None = None, coun
             ),
         },
         coords={"block": [block.address for block in model.blocks], "times": np.arange(1, times + 1)},
-        attrs={**sweep_attributes(result), "clean_loss": result.clean_mean("loss"), **text.attributes},
+        attrs={**sweep_attributes(result), "saved": saved, "clean_loss": result.clean_mean("loss"), **text.attributes},
     )
+
+
+def _saved(model: Model, text: Evaluation, number: int, times: int, folder: str) -> str:
+    """Write the model in which one block stands `times` times in a row."""
+    stack = model.parts.stacks[-1]
+    places = [p for p in range(len(stack.blocks)) for _ in range(times if p == number else 1)]
+    blocks = [stack.blocks[p] for p in places]
+    route = route_of(model, blocks, places)
+    measured = measured_route(model, text, route, blocks)
+    measured.attrs["change"] = f"with block {stack.blocks[number].address} {times} times"
+    return save_blocks(model, blocks, route, measured, folder)
 
 
 def _updates(model: Model, text: Evaluation, times: int) -> tuple[np.ndarray, np.ndarray]:

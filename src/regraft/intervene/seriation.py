@@ -66,14 +66,14 @@ def oriented(path: list[int], weight_n: np.ndarray) -> list[int]:
     along = weight_n[path]
     if np.ptp(along) == 0:
         return path
-    return path[::-1] if spearmanr(np.arange(len(path)), along).statistic < 0 else path
+    return path[::-1] if spearmanr(np.arange(len(path)), along)[0] < 0 else path
 
 
 def scores(recovered: list[int]) -> dict[str, float]:
     """How near a recovered order, written in true places, is to 0, 1, 2, ...: tau, share in place, mean displacement."""
     order, places = np.array(recovered), np.arange(len(recovered))
     return {
-        "tau": float(kendalltau(places, order).statistic),
+        "tau": float(kendalltau(places, order)[0]),
         "in_place": float((order == places).mean()),
         "displacement": float(np.abs(np.argsort(order) - places).mean()),
     }

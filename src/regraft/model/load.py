@@ -68,7 +68,7 @@ def load(
     else:
         folder, name = resolve(source)
         check_folder(folder)
-        hf = _load_weights(folder, device or "cpu", dtype, attention, remote_code)
+        hf = read_checkpoint(folder, device or "cpu", dtype, attention, remote_code)
         tokenizer = tokenizer or _load_tokenizer(folder, remote_code)
     if isinstance(tokenizer, (str, Path)):
         tokenizer = _load_tokenizer(resolve(str(tokenizer))[0], remote_code)
@@ -149,9 +149,10 @@ def resolve(source: str | Path | None) -> tuple[Path, str]:
         raise CheckpointError(f"{text} is neither a folder here nor a model that the hub gave us: {reason}") from error
 
 
-def _load_weights(
-    folder: Path, device: str, dtype: str | torch.dtype | None, attention: str | None, remote_code: bool
+def read_checkpoint(
+    folder: Path, device: str, dtype: str | torch.dtype | None, attention: str | None, remote_code: bool = False
 ) -> nn.Module:
+    """The Hugging Face model of a folder, by plain transformers, refused where it is not whole."""
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
@@ -163,7 +164,7 @@ def _load_weights(
     wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
     wanted = wanted or (torch.float32 if device == "cpu" else "auto")
     extra = {"attn_implementation": attention} if attention else {}
-    with _quiet_transformers():
+    with quiet_transformers():
         config = _load_config(folder, remote_code)
         chosen = _model_class(config, remote_code)
         try:
@@ -257,12 +258,12 @@ def _load_tokenizer(folder: Path, remote_code: bool) -> Any:
     known = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
     if not any((folder / name).is_file() for name in known):
         return None
-    with _quiet_transformers():
+    with quiet_transformers():
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence the loading bars and reports of transformers: what they say is checked and said by us."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

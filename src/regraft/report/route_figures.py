@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import FIRST, MUTED, Drawing, base, draws, heatmap, lines
+from regraft.report.drawing import FIRST, MUTED, Drawing, bars, base, draws, heatmap, lines
 
 
 def repeat_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -112,6 +112,83 @@ def shuffle_finding(dataset: xr.Dataset) -> str:
     )
 
 
+def surgery_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """Loss before and after."""
+    figure = bars(dataset.state.values, dataset.loss.values, "state", "nats per token", "nats per token")
+    return [(f"Loss, {dataset.attrs['change']}", figure)]
+
+
+def surgery_finding(dataset: xr.Dataset) -> str:
+    """What the change costs and saves."""
+    before, after = dataset.loss.values
+    share = float(dataset.parameters.values[1] / dataset.parameters.values[0])
+    return (
+        f"{dataset.attrs['change'].capitalize()}: loss {before:.3f} becomes {after:.3f} nats per token, {share:.1%} of the "
+        f"parameters, the whole model's top-1 token in {float(dataset.agreement.values[1]):.0%} of cases. "
+        f"{dataset.attrs['saved']}"
+    ).strip()
+
+
+def transplant_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """The matrix of losses, or loss before and after where given pairs were put in."""
+    if "donor_block" not in dataset.dims:
+        return surgery_figures(dataset)
+    shown = np.log10(np.maximum(dataset.increase.values, 1e-4))
+    figure = heatmap(
+        shown, dataset.block.values, dataset.donor_block.values, "log10 of nats per token above clean",
+        customdata=dataset.loss.values, hovertemplate="donor's %{y} in place of %{x}<br>loss %{customdata:.3f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(xaxis_title="place", yaxis_title=f"block of {dataset.attrs['donor']}")
+    return [("Loss with one block of the donor in each place (logarithmic)", figure)]
+
+
+def transplant_finding(dataset: xr.Dataset) -> str:
+    """Which of the donor's blocks fits best, and whether blocks fit their own places."""
+    if "donor_block" not in dataset.dims:
+        return surgery_finding(dataset)
+    increase = dataset.increase.values
+    i, j = np.unravel_index(np.nanargmin(increase), increase.shape)
+    said = (
+        f"Block {dataset.donor_block.values[i]} of {dataset.attrs['donor']} costs least, in place of block "
+        f"{dataset.block.values[j]}: {increase[i, j]:+.3f} nats per token. "
+    )
+    if increase.shape[0] != increase.shape[1]:
+        return said.strip()
+    away = ~np.eye(len(increase), dtype=bool)
+    return said + (
+        f"In its own place a block of the donor costs {np.median(np.diag(increase)):+.3f} at the median, elsewhere "
+        f"{np.median(increase[away]):+.3f}."
+    )
+
+
+for _name, _title, _question in (
+    ("prune", "Pruning", "What is lost when blocks are left out for good?"),
+    ("reorder", "Reordering", "What does the model become with its blocks in another order?"),
+):
+    draws(
+        _name,
+        Drawing(
+            _title,
+            _question,
+            "The two bars are the loss on the whole model's own completions, before and after; the run folder holds divergence, "
+            "agreement, parameters and bytes as well. A saved model opens in plain transformers.",
+            surgery_figures,
+            surgery_finding,
+            ("loss", "kl", "agreement", "parameters", "bytes"),
+        ),
+    )
+draws(
+    "transplant",
+    Drawing(
+        "Cross-model transplant",
+        "Does a block of one model work in another?",
+        "Each cell puts one block of the donor (row) in the place of one block of this model (column). A pale diagonal means "
+        "that the two models' blocks still do the same work, as in two trainings from one start.",
+        transplant_figures,
+        transplant_finding,
+        ("loss", "increase", "kl", "agreement", "parameters", "bytes"),
+    ),
+)
 draws(
     "repeat",
     Drawing(

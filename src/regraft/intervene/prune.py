@@ -1,0 +1,66 @@
+"""Pruning: leave blocks out, measure what is lost, and write the smaller model."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from regraft.data.evaluation import evaluation
+from regraft.intervene.knockout import knockout
+from regraft.intervene.surgery import measured_route, route_of, save_blocks
+from regraft.model.opened import Model
+
+
+def prune(
+    model: Model,
+    drop: list[int] | None = None,
+    limit: float = 1.5,
+    save: str = "",
+    prompts: list[str] | None = None,
+    count: int = 20,
+    tokens: int = 24,
+) -> xr.Dataset:
+    """Leave out blocks, the given ones or those that greedy pruning finds, and measure the model that remains.
+
+    Greedy pruning removes the block whose loss costs least, measures all that remain anew, and stops before the loss exceeds
+    `limit` times the whole model's. With `save` the pruned model is written as a plain Hugging Face checkpoint, which is read
+    back and compared with the measured route first.
+
+    Args:
+        drop: numbers of the blocks to leave out; without them, greedy pruning chooses.
+        limit: how many times the clean loss greedy pruning may reach.
+        save: folder to write the pruned model to.
+        prompts: texts whose completions are scored; without them, prompts that suit the model.
+        count: how many of the suiting prompts.
+        tokens: longest completion, in tokens.
+
+    Raises:
+        ValueError: a block that does not exist, nothing left, a model without a next-token loss, or one that cannot be
+            written without its blocks.
+    """
+    stack = model.parts.stacks[-1]
+    total = len(stack.blocks)
+    removed = sorted(set(drop)) if drop else _greedy(model, limit, prompts, count, tokens)
+    wrong = next((number for number in removed if not 0 <= number < total), None)
+    if wrong is not None:
+        raise ValueError(f"there is no block {wrong} to leave out: there are {total} blocks, 0 to {total - 1}")
+    places = [p for p in range(total) if p not in removed]
+    if not places:
+        raise ValueError("no block would remain: leave out fewer")
+    blocks = [stack.blocks[p] for p in places]
+    text = evaluation(model, prompts, count, tokens)
+    route = route_of(model, blocks, places)
+    measured = measured_route(model, text, route, blocks)
+    left_out = ", ".join(stack.blocks[p].address for p in removed) or "none"
+    measured.attrs["change"] = f"without block{'s' if len(removed) != 1 else ''} {left_out}"
+    measured = measured.assign_coords(kept=("place", [block.address for block in blocks]))
+    measured.attrs["saved"] = save_blocks(model, blocks, route, measured, save) if save else ""
+    return measured
+
+
+def _greedy(model: Model, limit: float, prompts: list[str] | None, count: int, tokens: int) -> list[int]:
+    """Numbers, within the last stack, of the blocks that greedy pruning removes."""
+    steps = knockout(model, mode="greedy", prompts=prompts, count=count, tokens=tokens, limit=limit)
+    numbers = {block.address: number for number, block in enumerate(model.parts.stacks[-1].blocks)}
+    found = [numbers[a] for a in steps.removed.values.tolist() if a in numbers]
+    return [int(n) for n in np.sort(found)]
