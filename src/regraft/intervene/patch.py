@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from regraft.engine.metric import logit_difference
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import SweepResult, sweep
 from regraft.engine.variant import Replace, Variant
+from regraft.intervene.attribution import gradients
 from regraft.model.opened import Model
 from regraft.model.parts import Block
+from regraft.model.progress import advance
 from regraft.model.recording import Recording
-from regraft.model.site import SiteError, parse_site
+from regraft.model.site import SiteError, in_width, parse_site
 
 METRIC = "logit_difference"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A clean prompt with its answer, and a corrupted one whose answer is another."""
+
+    clean: str
+    corrupt: str
+    answer: str
+    wrong: str
+
+
+@dataclass
+class Cells:
+    """What one case gave: values, effects and attributions of the grid (row, column), and the two runs' own values."""
+
+    value: np.ndarray
+    effect: np.ndarray
+    attribution: np.ndarray
+    result: SweepResult
+    source_value: float
+    target_value: float
+    columns: list[Any]
+    words: list[str]
 
 
 def patch(
@@ -25,41 +55,93 @@ def patch(
     corrupt: str = "The time displayed is 9:00 pm. Therefore, it is currently the",
     answer: str = " morning",
     wrong: str = " night",
-    grid: Literal["position", "head", "block"] = "position",
+    grid: Literal["position", "head", "block", "neuron"] = "position",
     site: str = "resid_pre",
     direction: Literal["denoise", "noise"] = "denoise",
+    window: int = 1,
+    block: int = -1,
+    pairs: str = "",
+    exact: bool = False,
     map: list[str] | None = None,
 ) -> xr.Dataset:
     """Patch one run's activations into another, cell by cell, and measure the logit of the answer minus a wrong one's.
 
     Source: Meng et al., "Locating and editing factual associations in GPT" (2022); Wang et al., "Interpretability in the
     wild" (2022). The normalised effect is (m_patched - m_target) / (m_source - m_target): 0 where the patch does nothing, 1
-    where it makes the run like the one that the activation came from.
+    where it makes the run like the one that the activation came from. Beside it attribution patching (Nanda, 2023): the same
+    to first order, difference times gradient, for all cells from one backward pass.
 
     Args:
         clean: the prompt whose answer is `answer`.
         corrupt: a prompt of as many tokens whose answer is `wrong`.
         answer: one token.
         wrong: one token.
-        grid: block x position, block x head (all positions), or block (all positions).
+        grid: block x position, block x head (all positions), block (all positions), or one block's neurons (all positions).
         site: which activation of a block: resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z or mlp_act.
         direction: denoise puts clean activations into the corrupted run, noise the other way round.
+        window: how many blocks from each one on are patched together.
+        block: for the neuron grid, the number of the block; by default the last.
+        pairs: a JSON list of cases of your own, each with clean, corrupt, answer and wrong; their effects are averaged.
+        exact: one row at a time with stock layers, so that a patch that changes nothing gives 0 and a full one 1 to the bit.
         map: for prompts of unequal length, pairs CLEAN:CORRUPT of token positions that belong together, for example 3:4.
 
     Raises:
         ValueError: prompts of unequal length without a map, a target that is not one token, or a site that no block has.
     """
-    runs = {"clean": model.record(clean), "corrupt": model.record(corrupt)}
-    pairs = _position_pairs(runs["clean"], runs["corrupt"], map)
     if direction not in ("denoise", "noise"):
         raise ValueError(f"direction {direction!r} is not known: choose denoise or noise")
-    source, target = (runs["clean"], runs["corrupt"]) if direction == "denoise" else (runs["corrupt"], runs["clean"])
-    places = pairs if direction == "denoise" else [(b, a) for a, b in pairs]
-    cells, variants, columns = _cells(model, source, grid, site, places)
-    metric = logit_difference(answer, wrong, _read_position(model, source, target))
-    result = sweep(target, variants, metric)
-    source_value = float(sweep(source, [], metric).clean[METRIC])
-    return _dataset(model, result, source_value, cells, columns, grid, target, direction, site)
+    if not 1 <= window <= len(_blocks(model)):
+        raise ValueError(f"a window of {window} blocks does not fit: choose 1 to {len(_blocks(model))}")
+    cases = read_cases(Path(pairs)) if pairs else [Case(clean, corrupt, answer, wrong)]
+    plan = _Grid(model, grid, site, window, block)
+    parts = []
+    for case in cases:
+        parts.append(_measured(model, plan, case, direction, map, exact))
+        advance("pairs", len(parts), len(cases))
+    if len({len(part.columns) for part in parts}) > 1:
+        raise ValueError("the pairs differ in their numbers of positions: choose the grid head or block, or pairs of one length")
+    return _dataset(plan, parts, direction)
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Cases from a JSON file.
+
+    Raises:
+        ValueError: it is no list of cases.
+    """
+    try:
+        found = [Case(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds no pairs ({error}): write a list of objects with clean, corrupt, answer, wrong"
+        ) from error
+    if not found:
+        raise ValueError(f"{path} holds no pairs: write at least one")
+    return found
+
+
+def _measured(model: Model, plan: _Grid, case: Case, direction: str, given: list[str] | None, exact: bool) -> Cells:
+    """Run one case's grid, and its attribution where every cell's activation can be reached by a gradient."""
+    runs = {"clean": model.record(case.clean), "corrupt": model.record(case.corrupt)}
+    places = _position_pairs(runs["clean"], runs["corrupt"], given)
+    source, target = runs["clean"], runs["corrupt"]
+    if direction == "noise":
+        source, target, places = target, source, [(b, a) for a, b in places]
+    variants, columns = plan.variants(source, places)
+    read = _read_position(model, source, target)
+    metric = logit_difference(case.answer, case.wrong, read)
+    result = sweep(target, variants, metric, exact=exact)
+    source_value, target_value = float(sweep(source, [], metric, exact=exact).clean[METRIC]), float(result.clean[METRIC])
+    if source_value == target_value:
+        raise ValueError("both prompts give the same logit difference, so there is no effect to carry over")
+    value = np.full((len(plan.rows), len(columns)), np.nan)
+    for (row, column), one in zip(plan.cells, result.values[METRIC][:, 0].tolist(), strict=True):
+        value[row, column] = one
+    tokens = (model.single_token(case.answer), model.single_token(case.wrong))
+    estimate = plan.attributed(source, target, places, tokens, read, value.shape)
+    span = source_value - target_value
+    words = [model.token_text(int(target.inputs["input_ids"][0, p])) for p in columns] if plan.grid == "position" else []
+    return Cells(value, (value - target_value) / span, estimate / span, result, source_value, target_value, columns, words)
 
 
 def _position_pairs(clean: Recording, corrupt: Recording, given: list[str] | None) -> list[tuple[int, int]]:
@@ -110,37 +192,94 @@ def _pair(text: str, clean: int, corrupt: int) -> tuple[int, int]:
     return a, b
 
 
-def _cells(model: Model, source: Recording, grid: str, site: str, places: list[tuple[int, int]]):
-    """Grid cells (row, column), their variants, and the names of the columns."""
-    blocks = _blocks(model)
-    addresses = [_address(model, block, site) for block in blocks]
-    if grid != "head" and not any(addresses):
-        model.site(f"{blocks[0].address}.{site}")
-    here = [to for _, to in places]
-    if grid == "position":
-        value = {a: source[a].flatten(2) for a in addresses if a}
-        cells = [(row, column) for row in range(len(blocks)) if addresses[row] for column in range(len(places))]
-        variants = [
-            Variant([Replace(addresses[row], value[addresses[row]][0, places[c][0]], position=places[c][1])]) for row, c in cells
-        ]
-        return cells, variants, here
-    froms = [a for a, _ in places]
-    if grid == "block":
-        rows = [(row, 0) for row in range(len(blocks)) if addresses[row]]
-        there = [a for a in addresses if a]
-        return rows, [Variant([Replace(a, source[a].flatten(2)[0, froms], position=here)]) for a in there], ["all"]
-    if grid == "head":
-        exists = [model.taps.exists(block.index, "z") for block in blocks]
-        heads = [model.tap(f"{block.address}.z").heads if there else 0 for block, there in zip(blocks, exists, strict=True)]
-        if max(heads) == 0:
+class _Grid:
+    """The cells of a grid: which blocks are rows, which addresses a cell patches, and what stands in a column."""
+
+    def __init__(self, model: Model, grid: str, site: str, window: int, block: int):
+        self.model, self.grid, self.site, self.window = model, grid, site, window
+        blocks = _blocks(model)
+        self.rows: list[Block] = list(blocks)
+        self.cells: list[tuple[int, int]] = []
+        if grid == "neuron":
+            if not -len(blocks) <= block < len(blocks):
+                raise ValueError(f"there is no block {block}: there are {len(blocks)} blocks, 0 to {len(blocks) - 1}")
+            self.rows, self.site = [blocks[block]], "mlp_act"
+            model.tap(f"{blocks[block].address}.mlp_act")
+        elif grid == "head":
+            self.site = "z"
+        elif grid not in ("position", "block"):
+            raise ValueError(f"grid {grid!r} is not known: choose position, head, block or neuron")
+        self.addresses = [_address(model, row, self.site) for row in self.rows]
+        if grid == "head" and not any(a and model.tap(a).heads for a in self.addresses):
             raise SiteError("the number of heads is not told by this model's blocks, so there is no head grid")
-        cells = [(row, head) for row in range(len(blocks)) for head in range(heads[row])]
-        variants = []
-        for row, head in cells:
-            address = f"{blocks[row].address}.head.{head}"
-            variants.append(Variant([Replace(address, source[address][0, froms], position=here)]))
-        return cells, variants, list(range(max(heads)))
-    raise ValueError(f"grid {grid!r} is not known: choose position, head or block")
+        if not any(self.addresses):
+            model.site(f"{blocks[0].address}.{self.site}")
+
+    def variants(self, source: Recording, places: list[tuple[int, int]]) -> tuple[list[Variant], list[Any]]:
+        """One variant for each cell, in the order of `cells`, and the names of the columns."""
+        froms, here = [a for a, _ in places], [b for _, b in places]
+        value = {address: source[address].flatten(2)[0] for address in self.addresses if address}
+        parts = [self.parts_of(address) for address in self.addresses]
+        counts = {"position": len(places), "block": 1}.get(self.grid, max(parts))
+        columns: list[Any] = {"position": here, "block": ["all"]}.get(self.grid, list(range(counts)))
+        self.cells = [
+            (row, column)
+            for row, address in enumerate(self.addresses)
+            if address
+            for column in range(counts if self.grid in ("position", "block") else parts[row])
+        ]
+        return [Variant(self._edits(row, column, value, froms, here)) for row, column in self.cells], columns
+
+    def parts_of(self, address: str) -> int:
+        """Number of heads, or of neurons, in the activation at an address."""
+        if not address:
+            return 0
+        tap = self.model.tap(address)
+        return tap.heads if self.grid == "head" else in_width(tap.module) if self.grid == "neuron" else 0
+
+    def _edits(self, row: int, column: int, value: dict[str, Tensor], froms: list[int], here: list[int]) -> list[Replace]:
+        """The edits of one cell: the activation of its block, or of as many blocks from there on as the window is wide."""
+        edits = []
+        for address in self.addresses[row : row + self.window]:
+            if not address or (self.grid in ("head", "neuron") and column >= self.parts_of(address)):
+                continue
+            whole = value[address]
+            if self.grid == "position":
+                edits.append(Replace(address, whole[froms[column]], position=here[column]))
+            elif self.grid == "block":
+                edits.append(Replace(address, whole[froms], position=here))
+            else:
+                part = whole.unflatten(-1, (self.parts_of(address), -1))[froms, column]
+                name = f"{address.rpartition('.')[0]}.{self.grid}.{column}"
+                edits.append(Replace(name, part, position=here))
+        return edits
+
+    def attributed(self, source: Recording, target: Recording, places, tokens: tuple[int, int], read: int | None, shape):
+        """Difference times gradient for every cell, in logits; NaN for a site that no gradient reaches."""
+        estimate = np.full(shape, np.nan)
+        chosen = [address for address in self.addresses if address]
+        if self.site == "resid_mid" and not all(b.sum_norms for b in self.rows):
+            return estimate
+        slope = gradients(target, chosen, tokens, read)
+        froms, here = [a for a, _ in places], [b for _, b in places]
+        single = np.zeros(shape)
+        for row, address in enumerate(self.addresses):
+            if not address:
+                single[row] = np.nan
+                continue
+            difference = source[address].flatten(2)[0, froms] - target[address].flatten(2)[0, here]
+            product = (difference * slope[address][here]).double()
+            if self.grid == "position":
+                single[row] = product.sum(-1).cpu().numpy()
+            elif self.grid == "block":
+                single[row] = float(product.sum())
+            else:
+                split = product.unflatten(-1, (self.parts_of(address), -1)).sum((0, 2)).cpu().numpy()
+                single[row, : len(split)] = split
+                single[row, len(split) :] = np.nan
+        for row in range(shape[0]):
+            estimate[row] = np.nansum(single[row : row + self.window], axis=0) if self.window > 1 else single[row]
+        return estimate
 
 
 def _address(model: Model, block: Block, site: str) -> str:
@@ -155,51 +294,48 @@ def _address(model: Model, block: Block, site: str) -> str:
     return address if model.taps.exists(block.index, site) else ""
 
 
-def _dataset(
-    model: Model,
-    result: SweepResult,
-    source_value: float,
-    cells,
-    columns,
-    grid: str,
-    target: Recording,
-    direction,
-    site,
-) -> xr.Dataset:
-    target_value = float(result.clean[METRIC])
-    if source_value == target_value:
-        raise ValueError("both prompts give the same logit difference, so there is no effect to carry over")
-    blocks = [block.address for block in _blocks(model)]
-    values = np.full((len(blocks), len(columns)), np.nan)
-    for (row, column), value in zip(cells, result.values[METRIC][:, 0].tolist(), strict=True):
-        values[row, column] = value
-    name = {"position": "position", "head": "head", "block": "positions"}[grid]
-    coords: dict = {"block": blocks, name: columns}
+def _dataset(plan: _Grid, parts: list[Cells], direction: str) -> xr.Dataset:
+    """One case's cells, or the mean over several cases with its standard error."""
+    first, grid = parts[0], plan.grid
+    name = {"position": "position", "head": "head", "block": "positions", "neuron": "neuron"}[grid]
+    rows = [block.address for block in plan.rows]
+    coords: dict[str, Any] = {"block": rows, name: first.columns}
     if grid == "position":
-        words = [model.token_text(int(target.inputs["input_ids"][0, p])) for p in columns]
-        coords["token"] = (name, words)
-    attributes = sweep_attributes(result)
-    lacking = [block for row, block in enumerate(blocks) if np.isnan(values[row]).all()]
+        coords["token"] = (name, first.words)
+    attributes = sweep_attributes(*(part.result for part in parts))
+    lacking = [row for row, address in zip(rows, plan.addresses, strict=True) if not address]
     if lacking:
-        reason = f"{site} does not exist in block {', '.join(lacking)}, whose rows are empty"
+        reason = f"{plan.site} does not exist in block {', '.join(lacking)}, whose rows are empty"
         attributes["notes"] = "; ".join(note for note in (attributes["notes"], reason) if note)
+    effect, estimate = (np.stack([getattr(part, field) for part in parts]) for field in ("effect", "attribution"))
+    dims = ("block", name)
+    data: dict[str, Any] = {
+        METRIC: (dims, np.mean([part.value for part in parts], 0), {"units": "logit of the answer minus logit of the wrong one"}),
+        "effect": (dims, effect.mean(0), {"units": "share of the difference between the runs"}),
+        "attribution": (dims, estimate.mean(0), {"units": "the same to first order: difference times gradient"}),
+    }
+    if len(parts) > 1:
+        error = effect.std(0, ddof=1) / np.sqrt(len(parts))
+        data["effect_error"] = (dims, error, {"units": f"standard error over {len(parts)} pairs"})
+        data["pair_effect"] = (("pair", *dims), effect, {"units": "share of the difference between the runs"})
+    both = np.isfinite(effect.mean(0)) & np.isfinite(estimate.mean(0))
+    a, b = effect.mean(0)[both], estimate.mean(0)[both]
+    varies = len(a) > 2 and a.std() > 0 and b.std() > 0
     return xr.Dataset(
-        {
-            METRIC: (("block", name), values, {"units": "logit of the answer minus logit of the wrong one"}),
-            "effect": (
-                ("block", name),
-                (values - target_value) / (source_value - target_value),
-                {"units": "share of the difference between the runs"},
-            ),
-        },
+        data,
         coords=coords,
         attrs={
             **attributes,
-            "source_value": source_value,
-            "target_value": target_value,
+            "source_value": float(np.mean([part.source_value for part in parts])),
+            "target_value": float(np.mean([part.target_value for part in parts])),
+            "pairs": len(parts),
+            "window": plan.window,
+            "attribution_correlation": float(np.corrcoef(a, b)[0, 1]) if varies else float("nan"),
             "direction": direction,
-            "site": "z of one head" if grid == "head" else site,
+            "site": {"head": "z of one head", "neuron": "one neuron"}.get(grid, plan.site),
             "grid": grid,
-            "title": {"position": "Activation patching", "head": "Patching heads", "block": "Patching blocks"}[grid],
+            "title": {"position": "Activation patching", "head": "Patching heads", "block": "Patching blocks"}.get(
+                grid, "Patching neurons"
+            ),
         },
     )

@@ -5,6 +5,8 @@ Shapes: n things, F features.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
@@ -66,14 +68,16 @@ def oriented(path: list[int], weight_n: np.ndarray) -> list[int]:
     along = weight_n[path]
     if np.ptp(along) == 0:
         return path
-    return path[::-1] if spearmanr(np.arange(len(path)), along)[0] < 0 else path
+    found: Any = spearmanr(np.arange(len(path)), along)
+    return path[::-1] if found.statistic < 0 else path
 
 
 def scores(recovered: list[int]) -> dict[str, float]:
     """How near a recovered order, written in true places, is to 0, 1, 2, ...: tau, share in place, mean displacement."""
     order, places = np.array(recovered), np.arange(len(recovered))
+    found: Any = kendalltau(places, order)
     return {
-        "tau": float(kendalltau(places, order)[0]),
+        "tau": float(found.statistic),
         "in_place": float((order == places).mean()),
         "displacement": float(np.abs(np.argsort(order) - places).mean()),
     }

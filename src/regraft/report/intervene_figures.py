@@ -132,7 +132,29 @@ def patch_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     figure.update_traces(zmin=-largest, zmax=largest, zmid=None, colorscale=DIVERGING)
     figure.update_xaxes(title=f"{column} of the patched activation", tickangle=0)
     figure.update_yaxes(title="block")
-    return [(f"Effect of patching {dataset.attrs['site']}, {dataset.attrs['direction']} direction", figure)]
+    over = f", mean over {dataset.attrs['pairs']} pairs" if dataset.attrs["pairs"] > 1 else ""
+    wide = f", {dataset.attrs['window']} blocks at once" if dataset.attrs["window"] > 1 else ""
+    drawn = [(f"Effect of patching {dataset.attrs['site']}, {dataset.attrs['direction']} direction{over}{wide}", figure)]
+    if np.isfinite(dataset.attribution.values).any():
+        drawn.append(("Each cell measured, against its first-order estimate from one backward pass", attribution_figure(dataset)))
+    return drawn
+
+
+def attribution_figure(dataset: xr.Dataset) -> go.Figure:
+    """Measured effect over attribution, one point for each cell, and the line on which both are the same."""
+    effect, estimate = dataset.effect.values, dataset.attribution.values
+    column = str(dataset.effect.dims[1])
+    hover = np.array([[f"block {b}, {column} {c}" for c in dataset[column].values] for b in dataset.block.values])
+    figure = base(340)
+    ends = [float(np.nanmin([effect, estimate])), float(np.nanmax([effect, estimate]))]
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=MUTED, dash="dot"), hoverinfo="skip")
+    figure.add_scatter(
+        x=estimate.ravel(), y=effect.ravel(), mode="markers", marker=dict(color=FIRST, size=6), text=hover.ravel(),
+        hovertemplate="%{text}<br>measured %{y:.3f}<br>estimated %{x:.3f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title="attribution: difference times gradient")
+    figure.update_yaxes(title="measured effect")
+    return figure
 
 
 def patch_finding(dataset: xr.Dataset) -> str:
@@ -143,6 +165,11 @@ def patch_finding(dataset: xr.Dataset) -> str:
         f"Logit of the answer minus the wrong one: {attrs['target_value']:+.1f} in the run that is patched, "
         f"{attrs['source_value']:+.1f} in the run that the activations come from. "
     )
+    if np.isfinite(attrs["attribution_correlation"]):
+        span += f"Attribution, from one backward pass, correlates with it by {attrs['attribution_correlation']:.2f}. "
+    if "neuron" in dataset.dims:
+        best = int(np.nanargmax(effect[0]))
+        return span + f"N{best}@L{dataset.block.values[0]} carries most, {effect[0, best]:.3f} of the difference."
     if "head" in dataset.dims:
         block, head = np.unravel_index(np.nanargmax(effect), effect.shape)
         return (
@@ -201,6 +228,6 @@ draws(
         "at which token the information sits and between which blocks it moves on.",
         patch_figures,
         patch_finding,
-        ("logit_difference", "effect"),
+        ("logit_difference", "effect", "attribution", "effect_error"),
     ),
 )
