@@ -16,7 +16,7 @@ from regraft.cli import app
 from regraft.commands import aligned
 from regraft.experiment import experiments
 from regraft.model.load import load
-from regraft.report.build import CHAPTERS, build
+from regraft.report.build import CHAPTERS, build, command_line
 from regraft.runs import RunFolderError, open_run, whole_folder
 
 FAST = ["--model", "specimen:gpt2", "--count", "2", "--tokens", "3"]
@@ -173,6 +173,14 @@ def test_a_folder_without_a_tokenizer_takes_ids(tmp_path):
     path, left_out = build(load(folder), tmp_path / "report")
     assert _named(left_out) == _all_but("spectra", "correlations")
     assert "regraft inspect --model &#x27;" in path.read_text(encoding="utf-8")
+
+
+def test_commands_in_a_report_can_be_run(tmp_path):
+    model = load("specimen:gpt2")
+    line = command_line("spectra", model, {"dtype": "float64", "device": "cpu", "remote_code": True, "attention": "eager"})
+    assert line == "regraft spectra --model specimen:gpt2"
+    line = command_line("lens", model, {"dtype": "float64", "remote_code": True})
+    assert line == "regraft lens --model specimen:gpt2 --dtype float64 --remote-code"
 
 
 def _named(left_out):

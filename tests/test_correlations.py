@@ -79,6 +79,8 @@ def test_marked_variables_are_joined_by_block():
     joined = quantities([shorter], [str(i) for i in range(8)])
     assert np.isnan(joined.sel(quantity="y: one").values[:2]).all()
     assert correlated(joined, 0).blocks.values[0, 1] == 6
+    elsewhere = result("z", v=rows).assign_coords(block=[f"other.{i}" for i in range(8)])
+    assert quantities([shorter, elsewhere], [str(i) for i in range(8)]).attrs["dropped"] == ["z: one"]
     with pytest.raises(ValueError, match="too few to correlate"):
         quantities([result("x", u=unmarked)], [str(i) for i in range(8)])
 

@@ -152,5 +152,8 @@ def test_encoders_and_both_stacks():
     bert = load(FAMILIES["bert_headless"]().eval(), pack=False)
     data = RUN(bert, prompts=["5 6 7 8", "9 10 11"])
     assert data.attrs["tokens"] == 7
+    causal = load(FAMILIES["gpt2"]().eval().transformer, pack=False)
+    assert causal.parts.head is None
+    assert RUN(causal, prompts=["5 6 7 8", "9 10 11"]).attrs["tokens"] == 5, "no head: every token but the first of each"
     with pytest.raises(ValueError, match="1 token is too few"):
         RUN(bert, prompts=["5"])

@@ -28,11 +28,13 @@ from regraft.observe.jacobian import (
 from regraft.observe.linear_fit import LinearMap, fit_blocks, ridge_regression
 from regraft.observe.pieces import PARTS, sampled_tokens
 from regraft.observe.states import observed
+from regraft.report.drawing import drawing_of
+from regraft.report.page import DRAWN_HERE
 from small import opened
 
 RUN = experiments()["linearity"].run
 DECODERS = [n for n in FAMILIES if n not in ("bert", "bert_headless", "roberta", "modernbert", "t5", "bart")]
-CLOSE = 1e-5  # the recorded run rounds its norms to float32, the functions do not
+CLOSE = 1e-5  # the recorded run rounds, the functions do not
 STATES = torch.randn(5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 DIRECTIONS = unit_directions(16, 16, torch.Generator().manual_seed(1), STATES)
 MATRIX = torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -187,6 +189,42 @@ def test_the_mlp_alone_does_not_feel_the_attention(looked):
         assert (float(radial / sideways) < 1e-4) == still, part
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_derivatives_do_not_depend_on_the_weights_type(dtype):
+    """Measured in float64: a half-precision model gives the gaps of the same weights in float64, not rounding noise."""
+    torch.manual_seed(1)
+    hf = FAMILIES["llama"]().to(dtype).eval()
+    model = load(hf, pack=False)
+    data = RUN(model, prompts=["5 6 7 8 9 10"], tokens=4, sample=2, directions=4)
+    torch.manual_seed(1)
+    precise = FAMILIES["llama"]().to(dtype).double().eval()
+    wanted = RUN(load(precise, pack=False), prompts=["5 6 7 8 9 10"], tokens=4, sample=2, directions=4)
+    assert np.allclose(data.order.sel(part="block"), wanted.order.sel(part="block"), atol=0.15)
+    assert (data.difference_error.values < 0.05).all()
+    assert np.allclose(data.gap, wanted.gap, rtol=0.35)
+
+
+def test_a_block_without_a_bend_has_no_order():
+    """A linear MLP of tiny weights: in float32 rounding would pass for a gap of 20%."""
+    model = opened("llama")
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            model.blocks[1].module.get_submodule(name).weight.zero_()
+        model.blocks[2].module.self_attn.o_proj.weight.zero_()
+    handle = model.blocks[2].module.mlp.register_forward_hook(lambda m, a, out: 1e-5 * a[0])
+    handle2 = model.blocks[2].module.post_attention_layernorm.register_forward_hook(lambda m, a, out: a[0])
+    try:
+        data = RUN(model, prompts=["5 6 7 8 9 10"], tokens=4, sample=2, directions=4)
+    finally:
+        handle.remove()
+        handle2.remove()
+    assert float(data.gap.sel(part="block")[2]) < 1e-6
+    assert np.isnan(float(data.order.sel(part="block")[2]))
+    assert np.isnan(float(data.gap.sel(part="block")[1])), "nothing moves"
+    assert DRAWN_HERE
+    assert "nan" not in drawing_of(data).finding(data)
+
+
 def test_tokens_on_suffixes_and_on_whole_prompts_are_the_same(looked, monkeypatch):
     _, tokens = looked("qwen3")
     assert all(token.cone is not None for token in tokens)
@@ -203,12 +241,18 @@ def test_tokens_on_suffixes_and_on_whole_prompts_are_the_same(looked, monkeypatc
 def test_a_linear_relation_is_found_and_noise_is_not():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 16, dtype=torch.float64, generator=generator) + 3
-    weight, bias, fit = ridge_regression(x, x @ MATRIX.t() + 2)
+    prompt = torch.arange(400) // 8
+    weight, bias, fit = ridge_regression(x, x @ MATRIX.t() + 2, prompt)
     assert torch.allclose(weight, MATRIX, atol=1e-4)
     assert torch.allclose(bias, torch.full((16,), 2.0, dtype=torch.float64), atol=1e-3)
     assert fit == pytest.approx(1.0, abs=1e-6)
-    _, _, nothing = ridge_regression(x, torch.randn(400, 16, dtype=torch.float64, generator=generator))
+    _, _, nothing = ridge_regression(x, torch.randn(400, 16, dtype=torch.float64, generator=generator), prompt)
     assert nothing < 0.02
+    prompt = torch.arange(400) // 40
+    own, answer = torch.randn(2, 10, 16, dtype=torch.float64, generator=generator)[:, prompt]
+    assert ridge_regression(own + 1e-3 * x, answer, torch.arange(400))[2] > 0.9, "learnt by heart"
+    assert ridge_regression(own + 1e-3 * x, answer, prompt)[2] < 0.5, "a prompt that is held out is held out as a whole"
+    assert math.isnan(ridge_regression(x, x, torch.zeros(400, dtype=torch.long))[2])
 
 
 def test_a_linear_block_is_replaced_without_loss_and_others_are_measured_by_the_engine():

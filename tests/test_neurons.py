@@ -10,6 +10,8 @@ from regraft.data.corpus import corpus
 from regraft.experiment import experiments
 from regraft.model.load import load
 from regraft.observe.neurons import top
+from regraft.report.drawing import drawing_of
+from regraft.report.page import DRAWN_HERE
 from small import opened
 
 RUN = experiments()["neurons"].run
@@ -87,9 +89,9 @@ def test_contexts_are_the_strongest_of_the_corpus(model):
     label = str(data.neuron.values[0])
     index, block = label[1:].split("@L")
     best = []
-    for text in corpus(model, seed=0):
-        values = model.record([text])[f"{block}.mlp_act"][0, :, int(index)]
-        special = torch.isin(torch.tensor(model.encode(text)), torch.tensor(model.tokenizer.all_special_ids))
+    for ids in corpus(model, seed=0):
+        values = model.record([ids])[f"{block}.mlp_act"][0, :, int(index)]
+        special = torch.isin(torch.tensor(ids), torch.tensor(model.tokenizer.all_special_ids))
         values = values.masked_fill(special, float("-inf"))
         best.append(float(values[1:].max()) if len(values) > 1 else float(values[0]))
     wanted = sorted(best, reverse=True)[:3]
@@ -114,6 +116,29 @@ def test_families_with_neurons(name, tmp_path):
     assert data.attrs["found"] > 0
 
 
+def test_without_a_tokenizer_there_are_neurons_but_no_contexts():
+    data = RUN(opened("llama"), prompts=["5 6 7", "5 6 8"], control=["20 21 22"])
+    assert data.attrs["found"] > 0
+    assert "no contexts: without a tokenizer" in data.attrs["notes"]
+    assert DRAWN_HERE
+    drawing = drawing_of(data)
+    assert len(drawing.figures(data)) == 2
+    assert "and in no other text" in drawing.finding(data)
+    alone = RUN(opened("llama"), prompts=["5 6 7", "5 6 8"])
+    assert "there is no control set" in drawing.finding(alone)
+
+
+def test_a_corpus_is_cut_by_tokens(model, tmp_path):
+    file = tmp_path / "long.txt"
+    file.write_text("x" * 3000 + "\n\n" + "lamp " * 500)
+    rows = corpus(model, str(file))
+    assert max(map(len, rows)) <= 128
+    (tmp_path / "ids.txt").write_text("5 6 7 " * 200)
+    short = corpus(opened("gpt2"), str(tmp_path / "ids.txt"))
+    assert max(map(len, short)) == 126, "that model reads 128 tokens"
+    assert sum(map(len, rows)) == sum(len(model.encode(t.strip())) for t in file.read_text().split("\n\n"))
+
+
 def test_wrong_use_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="has everything in common with itself"):
         RUN(model, prompts=["one"])
@@ -121,6 +146,10 @@ def test_wrong_use_is_refused(model, tmp_path):
         RUN(model, category="nothing")
     with pytest.raises(ValueError, match="a control set alone"):
         RUN(model, control=["one"])
+    with pytest.raises(ValueError, match="a block has 512 neurons: all would count"):
+        RUN(model, k=512)
+    with pytest.raises(ValueError, match="cannot be read \\(No such file"):
+        RUN(model, prompts=["14 + 43 =", "31 + 12 ="], corpus=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="one for each expert"):
         RUN(opened("mixtral"), prompts=["5 6", "7 8"])
     empty = tmp_path / "empty.txt"

@@ -165,4 +165,26 @@ def test_wrong_groups_are_refused(model, tmp_path):
         RUN(model, file=groups(tmp_path, entry()))
     with pytest.raises(ValueError, match="has no tokenizer to write the contrastive groups with"):
         RUN(opened("llama"))
+    for wrong, sentence in (({"base": ""}, "group 1 of"), ({"prompt": 5}, "no text"), ({"kind": "odd"}, "is of kind 'odd'")):
+        with pytest.raises(ValueError, match=sentence):
+            RUN(model, file=groups(tmp_path, entry(), {**entry(), **wrong}))
+    with pytest.raises(ValueError, match="holds no contrastive groups"):
+        RUN(model, file=str(tmp_path / "nowhere.json"))
     assert Contrast(**entry()).kind == "immediate"
+
+
+class Pairs(Words):
+    """A tokenizer of two letters a token: a prompt's last token may hold the completion's first letter."""
+
+    def __call__(self, text, add_special_tokens=True):
+        ids = [5 + (ord(text[i]) + 3 * sum(map(ord, text[i + 1 : i + 2]))) % 80 for i in range(0, len(text), 2)]
+        return {"input_ids": [1, *ids, 2] if self.closes and add_special_tokens else ids}
+
+
+def test_an_encoder_whose_tokens_cross_the_end_of_the_prompt(tmp_path):
+    torch.manual_seed(1)
+    model = load(FAMILIES["bert"]().eval(), Pairs(True), pack=False)
+    odd = entry(prompt="somet", base="hing", synonym="ime", antonym="imes", style="hings", unrelated="o be")
+    data = RUN(model, file=groups(tmp_path, odd, entry()))
+    assert np.isfinite(data.cosine.values).all()
+    assert (data.distance.sel(relation="unrelated", place="pivot").values > 0).all()

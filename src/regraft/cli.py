@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from regraft.experiment import Experiment, Parameter, experiments
+from regraft.experiment import REFUSALS, Experiment, Parameter, experiments
 
 if TYPE_CHECKING:
     from regraft.model.opened import Model
@@ -45,7 +45,7 @@ def errors_in_one_sentence(debug: bool) -> Iterator[None]:
     """Wrong use ends with exit code 2, a failed run with 1, each in one sentence; `--debug` shows where."""
     try:
         yield
-    except (ValueError, OSError, MemoryError, RuntimeError, ImportError, LookupError) as error:
+    except REFUSALS as error:
         if debug:
             traceback.print_exc()
         typer.echo(f"regraft: {' '.join(str(error).split()) or type(error).__name__}", err=True)
@@ -92,6 +92,7 @@ def report(
         from regraft.commands import make_report
 
         options = {"device": device, "dtype": dtype, "attention": attention, "tokenizer": tokenizer, "seed": seed}
+        options["remote_code"] = remote_code
         make_report(open_model(model, device, dtype, attention, remote_code, tokenizer), out, seed, options)
 
 

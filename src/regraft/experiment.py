@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ROOMS = ("observe", "intervene")
 GROUP = "regraft.experiments"
+REFUSALS = (ValueError, OSError, MemoryError, RuntimeError, ImportError, LookupError)
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,10 @@ def completions(model: Model, prompts: Sequence[Prompt], limit: int = 24) -> lis
     Raises:
         ValueError: the model has no tokenizer, no output matrix, or is not causal.
     """
-    if model.parts.head is None or not model.causal:
+    if not model.causal:
         raise ValueError(f"{model.name} does not write text from left to right, so it has no completions")
+    if model.parts.head is None:
+        raise ValueError(f"{model.name} has no output matrix, so it writes no text and has no completions")
     ids = [prompt_ids(model, prompt.text) for prompt in prompts]
     config = hashlib.sha256(json.dumps(model.hf.config.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
     told = [asdict(p) for p in prompts]

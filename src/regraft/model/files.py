@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -16,7 +17,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LARGEST_HEADER = 100_000_000
 _BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1,
-    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
+    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "C64": 8,
 }  # fmt: skip
 
 
@@ -98,6 +99,9 @@ def check_header(file: Path) -> dict:
         raise CheckpointError(f"{file.name} is damaged: its header is no table: fetch the file again")
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     for name, entry in tensors.items():
+        kind = entry.get("dtype") if isinstance(entry, dict) else None
+        if isinstance(kind, str) and re.fullmatch(r"[A-Z]+\d+(_E\d+M\d+\w*)?", kind) and kind not in _BYTES:
+            raise CheckpointError(f"{file.name} holds tensors of the type {kind} ({name}), which cannot be read here")
         if not _is_entry(entry):
             raise CheckpointError(f"{file.name} is damaged: its entry for tensor {name} cannot be read: fetch the file again")
     _check_offsets(file, tensors, size - 8 - length)

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from regraft.model.load import open_live
+from regraft.model.load import open_live, read_config
 from regraft.model.opened import Model
 from regraft.model.parts import Block, is_linear
 from regraft.model.recording import Recording, record
@@ -26,7 +27,7 @@ from regraft.model.site import Tap
 from regraft.model.tapping import reading
 
 LINEAR, CURVED = 1e-4, 1e-3
-_SHRUNK_BLOCKS, _SHRUNK_ROWS = 2, 64
+_SHRUNK_BLOCKS, _SHRUNK_ROWS, _SHRUNK_EXPERTS = 2, 64, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,24 +123,36 @@ def _bend(recording: Recording, block: Block, path: str, dim: int, half: Tensor)
 def layouts_from_config(folder: Path) -> tuple[dict[str, Layout], str]:
     """The layouts proved on a random model of two blocks with the folder's configuration; else the reason why not."""
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = read_config(folder, remote_code=False)
         _shrink(config)
-        torch_state = torch.get_rng_state()
-        torch.manual_seed(0)
-        hf = transformers.AutoModel.from_config(config)
-        torch.set_rng_state(torch_state)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            hf = transformers.AutoModel.from_config(config, trust_remote_code=False)
         return layouts_of(open_live(hf.float(), None, folder.name, None, pack=False)), ""
-    except (ValueError, KeyError, OSError, RuntimeError, AttributeError) as error:
-        return {}, f"no small model of this configuration could be made to prove their layout ({str(error).splitlines()[0]})"
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        AttributeError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return {}, f"no small model of this configuration could be made to prove their layout ({reason})"
 
 
 def _shrink(config: Any) -> None:
-    """Fewer blocks and tokens, the same widths."""
+    """Fewer blocks, tokens and experts, the same widths."""
     config.num_hidden_layers = min(config.num_hidden_layers, _SHRUNK_BLOCKS)
     for name in ("layer_types", "mlp_layer_types"):
         if getattr(config, name, None):
             setattr(config, name, list(getattr(config, name))[: config.num_hidden_layers])
     config.vocab_size = min(config.vocab_size, _SHRUNK_ROWS)
+    for name in ("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok"):
+        if isinstance(getattr(config, name, None), int):
+            setattr(config, name, min(getattr(config, name), _SHRUNK_EXPERTS if "per_tok" not in name else 1))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if isinstance(getattr(config, name, None), int):
             setattr(config, name, getattr(config, name) % config.vocab_size)

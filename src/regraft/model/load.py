@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -153,19 +153,14 @@ def read_checkpoint(
     folder: Path, device: str, dtype: str | torch.dtype | None, attention: str | None, remote_code: bool = False
 ) -> nn.Module:
     """The Hugging Face model of a folder, by plain transformers, refused where it is not whole."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is not known: write cpu, cuda or cuda:1") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but this PyTorch sees no GPU: use --device cpu")
+    check_device(device)
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known: choose one of {', '.join(DTYPES)}")
     wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
     wanted = wanted or (torch.float32 if device == "cpu" else "auto")
     extra = {"attn_implementation": attention} if attention else {}
     with quiet_transformers():
-        config = _load_config(folder, remote_code)
+        config = read_config(folder, remote_code)
         chosen = _model_class(config, remote_code)
         try:
             hf, info = chosen.from_pretrained(
@@ -185,11 +180,33 @@ def read_checkpoint(
     return hf.to(device)
 
 
-def _load_config(folder: Path, remote_code: bool) -> Any:
+def check_device(device: str) -> None:
+    """Make sure that there is such a device here.
+
+    Raises:
+        ValueError: there is not.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not known: write cpu, cuda or cuda:1") from error
+    if kind == "meta":
+        raise ValueError("device 'meta' holds no numbers: write cpu, cuda or cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but this PyTorch sees no GPU: use --device cpu")
+
+
+def read_config(folder: Path, remote_code: bool) -> Any:
+    """The configuration of a folder; code that comes with it is run only where it is asked for.
+
+    Raises:
+        CheckpointError: transformers cannot use it.
+    """
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-    except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"the config.json of {folder.name} cannot be used: {str(error).splitlines()[0]}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, json.JSONDecodeError, StrictDataclassError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"the config.json of {folder.name} cannot be used: {reason}") from error
 
 
 def _model_class(config: Any, remote_code: bool) -> Any:

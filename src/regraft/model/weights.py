@@ -7,7 +7,7 @@ is proved (`layout`). Shapes: O outputs, I inputs, E experts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from regraft.model.files import check_folder, check_header, weights_digest
 from regraft.model.layout import Layout, layouts_from_config, layouts_of, pattern
-from regraft.model.load import DEFAULT_SPECIMEN, resolve
+from regraft.model.load import DEFAULT_SPECIMEN, check_device, resolve
 from regraft.model.opened import Model
 from regraft.model.parts import KEY_NAMES, OUTPUT_PROJECTIONS, PACKED_NAMES, QUERY_NAMES, VALUE_NAMES, side_of
 
@@ -58,6 +58,7 @@ class Weights:
     digest: Callable[[], str]
     device: torch.device
     dtype: str
+    paths: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -76,27 +77,39 @@ class Weights:
     @cached_property
     def matrices(self) -> list[Matrix]:
         """Every matrix inside a block, packed ones divided where their layout was proved, the rest whole."""
-        found = [(name, match) for name in self.shapes if (match := _IN_A_BLOCK.match(name)) and _is_map(name, self.shapes[name])]
-        stacks = sorted({match["stack"] for _, match in found})
+        numbered = [(name, match) for name in self.shapes if (match := _IN_A_BLOCK.match(name))]
+        maps = [(name, match) for name, match in numbered if _is_map(name, self.shapes[name])]
+        stacks = _stack_names(maps, self.shapes, self.paths)
+        found = [(name, match) for name, match in maps if match["stack"] in stacks]
         packed = [name for name, match in found if _role(match["rest"], self.shapes[name]) in ("qkv", "gate_up")]
         layouts, reason = self.find_layouts() if packed else ({}, "")
         if reason:
             self.notes.append(f"packed projections are shown whole: {reason}")
         made = []
         for name, match in found:
-            address = _address(match["stack"], stacks, int(match["block"]))
+            stack = stacks[match["stack"]]
+            address = f"{stack}.{int(match['block'])}" if stack else str(int(match["block"]))
             made += list(_divided(name, self.shapes[name], address, match["rest"], layouts))
         undivided = sorted({m.role for m in made if m.role in ("qkv", "gate_up", "cross_qkv")})
         if undivided and not reason:
             self.notes.append(f"shown whole, because no way to divide it was proved: {', '.join(undivided)}")
         return sorted(made, key=_place)
 
-    def walk(self) -> Iterator[tuple[Matrix, Tensor]]:
-        """Every matrix with its values on the device; only the tensor at hand (or one expert of it) is in memory."""
-        for (tensor, expert), group in _grouped(self.matrices).items():
+    def walk(self, matrices: Sequence[Matrix] | None = None) -> Iterator[tuple[Matrix, Tensor]]:
+        """The matrices (all, or those given) with their values on the device.
+
+        Only the tensor at hand, or one expert of it, is in memory, as long as the caller keeps none.
+
+        Raises:
+            ValueError: a tensor that holds NaN or infinite values.
+        """
+        for (tensor, expert), group in _grouped(self.matrices if matrices is None else matrices).items():
             whole = self.read(tensor, expert).to(self.device)
+            if not bool(torch.isfinite(whole).all()):
+                raise ValueError(f"{tensor} holds NaN or infinite values: there is nothing to measure in it")
             for matrix in group:
                 yield matrix, whole if matrix.rows is None else matrix.rows.take(whole, matrix.role)
+            del whole
 
 
 def open_weights(source: str | Path | None, device: str = "cpu") -> Weights:
@@ -105,9 +118,11 @@ def open_weights(source: str | Path | None, device: str = "cpu") -> Weights:
     Raises:
         CheckpointError: no such checkpoint, or a damaged one.
     """
+    check_device(device)
     folder, name = resolve(source)
     files = check_folder(folder)
     headers = {file: check_header(file) for file in files}
+    _refuse_quantized(name, headers)
     kinds = {entry["dtype"] for header in headers.values() for entry in header.values()}
     return Weights(
         name, str(source or DEFAULT_SPECIMEN), _shapes(headers), _reader(headers), lambda: layouts_from_config(folder),
@@ -124,10 +139,11 @@ def weights_of(model: Model | Weights) -> Weights:
     shapes: dict[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in live.items()}
     if model.folder is not None and model.fingerprint() == model.opened_at:
         headers = {file: check_header(file) for file in check_folder(model.folder)}
+        _refuse_quantized(model.name, headers)
         shapes, read = _shapes(headers), _reader(headers)
     return Weights(
         model.name, model.source, shapes, read, lambda: (layouts_of(model), ""), lambda: model.weights_sha256, model.device,
-        str(model.dtype).removeprefix("torch."),
+        str(model.dtype).removeprefix("torch."), paths={stack.path: stack.name for stack in model.parts.stacks},
     )  # fmt: skip
 
 
@@ -163,16 +179,48 @@ def _reader(headers: dict[Path, dict]) -> Callable[[str, int], Tensor]:
 def _is_map(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor holds linear maps: a matrix that is no table of biases, or a mixture's stack of matrices."""
     leaf = name.removesuffix(".weight").rpartition(".")[2]
-    if "bias" in leaf or "norm" in leaf.lower() or "embed" in leaf.lower() or min(shape, default=1) < 2:
+    if re.search(r"bias|norm|embed|scale|zeros|absmax", leaf, re.IGNORECASE) or min(shape, default=1) < 2:
         return False
     return len(shape) == 2 or (len(shape) == 3 and "experts" in name)
 
 
-def _address(stack: str, stacks: list[str], block: int) -> str:
-    if len(stacks) == 1:
-        return str(block)
-    words = [word for word in ("encoder", "decoder") if word in stack.split(".")]
-    return f"{words[0] if len(words) == 1 else stack}.{block}"
+def _refuse_quantized(name: str, headers: dict[Path, dict]) -> None:
+    """Quantized tensors are codes, not weights: their spectra would mean nothing."""
+    for header in headers.values():
+        for tensor, entry in header.items():
+            coded = entry["dtype"] not in (*_FLOATS, "BOOL") and len(entry["shape"]) in (2, 3)
+            if coded and _IN_A_BLOCK.match(tensor) and "bias" not in tensor.rpartition(".")[2]:
+                raise ValueError(
+                    f"the weights of {name} are stored quantized ({tensor} is {entry['dtype']}): write a floating copy with "
+                    "dequantized weights first"
+                )
+
+
+def _stack_names(
+    maps: list[tuple[str, re.Match]], shapes: Mapping[str, tuple[int, ...]], paths: Mapping[str, str]
+) -> dict[str, str]:
+    """How each numbered list of blocks is called; lists that hold no block (a head of several layers) are left out.
+
+    Of a live model the lists are known. From files alone, the longest list with attention (or the longest of all) is the
+    model's own, unless there are just one encoder and one decoder; any other keeps its full name.
+    """
+    blocks: dict[str, set[str]] = {}
+    known: dict[str, set[str]] = {}
+    for name, match in maps:
+        blocks.setdefault(match["stack"], set()).add(match["block"])
+        known.setdefault(match["stack"], set()).add(_role(match["rest"], shapes[name]).removeprefix("cross_"))
+    lists = [s for s in blocks if len(blocks[s]) > 1 or known[s] & {*ROLES, "qkv", "gate_up"}]
+    live = {
+        s: name for s in lists for path, name in paths.items() if path == s or path.endswith("." + s) or s.endswith("." + path)
+    }
+    if live:
+        return {s: live.get(s, s) for s in lists}
+    attending = [s for s in lists if known[s] & {"q", "k", "v", "qkv"}] or lists
+    sides = {s: [word for word in ("encoder", "decoder") if word in s.split(".")] for s in attending}
+    if len(attending) == 2 and sorted(sides.values()) == [["decoder"], ["encoder"]]:
+        return {s: sides[s][0] if s in sides else s for s in lists}
+    main = max(attending, key=lambda s: len(blocks[s]), default="")
+    return {s: "" if s == main else s for s in lists}
 
 
 def _role(rest: str, shape: tuple[int, ...]) -> str:
@@ -214,7 +262,7 @@ def _place(matrix: Matrix) -> tuple[str, int, int, int, str]:
     return stack, int(number), matrix.expert, role, matrix.role
 
 
-def _grouped(matrices: list[Matrix]) -> dict[tuple[str, int], list[Matrix]]:
+def _grouped(matrices: Sequence[Matrix]) -> dict[tuple[str, int], list[Matrix]]:
     groups: dict[tuple[str, int], list[Matrix]] = {}
     for matrix in matrices:
         groups.setdefault((matrix.tensor, matrix.expert), []).append(matrix)

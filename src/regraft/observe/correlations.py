@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from scipy.stats import false_discovery_control, rankdata
 
-from regraft.experiment import experiments, measured
+from regraft.experiment import REFUSALS, experiments, measured
 from regraft.model.opened import Model
 
 SOURCES = ("lens", "geometry", "spectra", "linearity", "knockout", "swap")
@@ -42,10 +42,11 @@ def correlations(model: Model, of: list[str] | None = None) -> xr.Dataset:
     for name in names:
         try:
             results.append(measured(model, name, seed))
-        except ValueError as error:
-            left_out.append(f"{name} is left out: {error}")
+        except REFUSALS as error:
+            left_out.append(f"{name} is left out: {' '.join(str(error).split())}")
     found = quantities(results, [block.address for block in model.blocks])
     dataset = correlated(found, seed)
+    left_out += [f"{label} has no value in {FEWEST} blocks, or does not vary" for label in found.attrs["dropped"]]
     return dataset.assign_attrs(of=", ".join(r.attrs["experiment"] for r in results), notes="; ".join(left_out))
 
 
@@ -69,7 +70,9 @@ def quantities(results: list[xr.Dataset], blocks: list[str]) -> xr.DataArray:
         raise ValueError(
             f"{len(spread)} quantities over {len(blocks)} blocks are too few to correlate: two, over {FEWEST} blocks, are needed"
         )
-    return xr.DataArray(np.stack(list(spread.values())), {"quantity": list(spread), "block": blocks}, ("quantity", "block"))
+    dropped = [name for name in rows if name not in spread]
+    kept = {"quantity": list(spread), "block": blocks}
+    return xr.DataArray(np.stack(list(spread.values())), kept, ("quantity", "block"), attrs={"dropped": dropped})
 
 
 def correlated(values_QL: xr.DataArray, seed: int) -> xr.Dataset:

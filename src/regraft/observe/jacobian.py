@@ -20,6 +20,7 @@ Function = Callable[[Tensor], Tensor]
 STEPS = (0.005, 0.01, 0.02, 0.05, 0.1)
 STEP = 0.05
 RELIABLE = 0.5
+ROUNDING = 1e-6
 
 
 def unit_directions(count: int, width: int, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -83,9 +84,12 @@ def gaps(g: Function, x_D: Tensor, directions_RD: Tensor, steps: tuple[float, ..
 
 
 def order(gap_E: np.ndarray, steps: tuple[float, ...] = STEPS) -> tuple[float, float]:
-    """Slope + 1 of log gap against log step, and R squared of the line: 2 for a quadratic; NaN where a gap is 0."""
+    """Slope + 1 of log gap against log step, and R squared of the line: 2 for a quadratic.
+
+    NaN where there is no bend to follow: a gap of 0, or none above 1e-6, which is rounding.
+    """
     gap_E = np.asarray(gap_E, dtype=float)
-    if not (np.isfinite(gap_E).all() and (gap_E > 0).all()):
+    if not (np.isfinite(gap_E).all() and (gap_E > 0).all() and gap_E.max() > ROUNDING):
         return float("nan"), float("nan")
     x, y = np.log(np.array(steps)), np.log(gap_E)
     slope, level = np.polyfit(x, y, 1)

@@ -43,29 +43,33 @@ def fit_blocks(recordings: Sequence[Recording], stack: Stack) -> list[tuple[Line
     for block in stack.blocks:
         pairs = list(_pairs(recordings, block.index))
         x_ND, y_ND = (torch.cat(side) for side in zip(*pairs, strict=True))
-        weight, bias, fit = ridge_regression(x_ND.double(), (y_ND - x_ND).double())
+        prompt_N = torch.cat([torch.full((len(x),), number, device=x.device) for number, (x, _) in enumerate(pairs)])
+        weight, bias, fit = ridge_regression(x_ND.double(), (y_ND - x_ND).double(), prompt_N)
         made.append((LinearMap(weight.to(x_ND), bias.to(x_ND), len(x_ND)), fit))
         advance("linear maps", len(made), len(stack.blocks))
     return made
 
 
 def _pairs(recordings: Sequence[Recording], block: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The stream before and after a block at every real token."""
+    """The stream before and after a block at every real token, prompt by prompt."""
     for recording in recordings:
         lengths = torch.tensor(recording.lengths_of(block), device=recording.ids_BT.device)
         real = torch.arange(recording.positions_of(block), device=lengths.device)[None] < lengths[:, None]
-        yield recording.pre(block)[real], recording.post(block)[real]
+        for row in range(recording.prompts):
+            yield recording.pre(block)[row, real[row]], recording.post(block)[row, real[row]]
 
 
-def ridge_regression(x_ND: Tensor, y_ND: Tensor) -> tuple[Tensor, Tensor, float]:
-    """W, b of y ~ W x + b, and R squared on the held-out fifth; then fitted anew on all tokens.
+def ridge_regression(x_ND: Tensor, y_ND: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor, float]:
+    """W, b of y ~ W x + b, and R squared on every fifth group (prompt), held out; then fitted anew on all tokens.
 
-    The ridge is the best, on the held-out tokens, of seven between 1e-6 and 1 times the inputs' mean variance.
+    The ridge is the best, on the groups held out, of seven between 1e-6 and 1 times the inputs' mean variance. R squared is
+    NaN where there are fewer than five groups: then the middle ridge is taken.
     """
-    held = torch.arange(len(x_ND), device=x_ND.device) % HELD_OUT == HELD_OUT - 1
-    if len(x_ND) < HELD_OUT:
-        held = torch.zeros_like(held)
-    test = held if bool(held.any()) else ~held
+    held = group_N % HELD_OUT == HELD_OUT - 1
+    if not bool(held.any()):
+        _, (weight, bias) = next(_solutions(x_ND, y_ND, RIDGES[len(RIDGES) // 2 :][:1]))
+        return weight, bias, float("nan")
+    test = held
     spread = (y_ND[test] - y_ND[test].mean(0)).pow(2).sum()
     scored = []
     for ridge, (weight, bias) in _solutions(x_ND[~held], y_ND[~held], RIDGES):

@@ -37,6 +37,7 @@ from regraft.observe.linear_fit import LinearMap, fit_blocks
 from regraft.observe.pieces import PARTS, Part, Token, plain_experts, sampled_tokens
 from regraft.observe.states import observed
 
+FELT = 1e-3
 MEASURED = {
     "spectral_norm": "largest singular value of the Jacobian (5 power iterations)",
     "amplification": "mean length of J d for a unit direction d",
@@ -58,10 +59,10 @@ def linearity(
 ) -> xr.Dataset:
     """Measure how linear each block is around real states, and what the loss becomes with a linear map in its place.
 
-    g(x) is what a part adds to the stream at a token whose vector is x, the rest of the context as recorded. Perturbation
-    gap |g(x+d) - g(x) - Jd| / |g(x+d) - g(x)| for random d of 5% of the length of x; order: slope + 1 of log gap against log
-    step. The linear map is fitted by ridge regression on other prompts; recovered is the share of the knockout's loss that it
-    wins back.
+    g(x) is what a part adds to the stream at a token whose vector is x, the rest of the context as recorded. Perturbation gap
+    |g(x+d) - g(x) - Jd| / |g(x+d) - g(x)| for random d of 5% of the length of x; order: slope + 1 of log gap against log
+    step. All derivatives are taken in float64, whatever the weights' type. The linear map is fitted by ridge regression on
+    other prompts; recovered is the share of the knockout's loss that it wins back.
 
     Args:
         prompts: texts to complete and look at; without them, prompts that suit the model.
@@ -153,7 +154,7 @@ def _replacement(model: Model, stack: Stack, prompts: list[str] | None, count: i
         "clean_loss": clean,
         "knockout_loss": skipped.numpy(),
         "linear_loss": linear.numpy(),
-        "recovered": ((skipped - linear) / (skipped - clean)).numpy(),
+        "recovered": ((skipped - linear) / (skipped - clean).where((skipped - clean).abs() > FELT, float("nan"))).numpy(),
         "linear_fit": np.array([fit for _, fit in maps]),
         "calibration_tokens": LinearMap.fitted_on(maps),
         "swept": sweep_attributes(result),
@@ -173,8 +174,8 @@ def _dataset(stack: Stack, gap: np.ndarray, found: dict[str, np.ndarray], replac
     units = {
         "knockout_loss": "nats per token, block skipped",
         "linear_loss": "nats per token, linear map in its place",
-        "recovered": "share of the knockout's loss that the linear map wins back",
-        "linear_fit": "R squared of the linear map on tokens that were held out",
+        "recovered": "share of the knockout's loss that the linear map wins back (none below 0.001 nats)",
+        "linear_fit": "R squared on prompts held out while the ridge was chosen",
     }
     return xr.Dataset(
         {

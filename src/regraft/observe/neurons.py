@@ -21,7 +21,7 @@ from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.progress import advance
 from regraft.model.recording import Recording
-from regraft.model.site import SiteError
+from regraft.model.site import SiteError, in_width
 
 BATCH, AROUND = 16, 6
 
@@ -77,6 +77,9 @@ def neurons(
     blocks = [b for b in model.main_blocks if model.taps.exists(b.index, "mlp_act")]
     if not blocks:
         raise SiteError(f"{model.name} has no block with neurons: {model.taps.table[model.main_blocks[0].index]['mlp_act']}")
+    width = min(in_width(model.tap(f"{block.address}.mlp_act").module) for block in blocks)
+    if k >= width:
+        raise ValueError(f"k is {k}, but a block has {width} neurons: all would count as active; choose fewer")
     values = []
     for text, _ in texts:
         values.append(_activations(model, blocks, text, at))
@@ -88,8 +91,12 @@ def neurons(
         every = [n for row in range(len(blocks)) for n in _consistent(row, blocks[row], feature, inside, outside, k)]
         found[feature] = sorted(every, key=lambda n: -float(np.mean([v[n.row][n.index] for v in inside])))
     kept = [n for every in found.values() for n in every[:show]]
-    best = _contexts(model, kept, suited_corpus(model, corpus, torch.initial_seed()) if kept else [], contexts)
-    return _dataset(model, blocks, found, kept, best, (texts, values), {"k": k, "at": at})
+    searched = bool(kept) and (bool(corpus) or model.tokenizer is not None)
+    best = _contexts(model, kept, suited_corpus(model, corpus, torch.initial_seed()) if searched else [], contexts)
+    attrs = {"k": k, "at": at, "control": len({label for _, label in texts}) > 1}
+    if kept and not searched:
+        attrs["notes"] = "no contexts: without a tokenizer there is no corpus but one named with --corpus"
+    return _dataset(model, blocks, found, kept, best, (texts, values), attrs)
 
 
 def _sets(model: Model, prompts: list[str] | None, control: list[str] | None, category: str):
@@ -117,9 +124,9 @@ def _counted(recording: Recording, row: int) -> Tensor:
     return keep if bool(keep.any()) else recording.mask_BT[row]
 
 
-def _recorded(model: Model, texts: list[str]) -> Recording:
+def _recorded(model: Model, ids: list[list[int]]) -> Recording:
     """Texts as the stack that is looked at reads them; behind an encoder, both stacks read them."""
-    return model.record(texts, [model.encode(t) for t in texts] if model.two_stacks else None)
+    return model.record(ids, ids if model.two_stacks else None)
 
 
 def _neurons_of(recording: Recording, block: Block) -> Tensor:
@@ -129,7 +136,7 @@ def _neurons_of(recording: Recording, block: Block) -> Tensor:
 
 def _activations(model: Model, blocks: list[Block], text: str, at: str) -> list[np.ndarray]:
     """One number for each neuron of each block: its largest, or its last, activation in a text."""
-    recording = _recorded(model, [text])
+    recording = _recorded(model, [model.encode(text)])
     keep = _counted(recording, 0)
     values = [_neurons_of(recording, block)[0, keep].float() for block in blocks]
     return [(v[-1] if at == "last" else v.amax(0)).cpu().numpy() for v in values]
@@ -148,13 +155,13 @@ def top(values_W: np.ndarray, k: int) -> set[int]:
     return set(np.argsort(-values_W, kind="stable")[:k].tolist())
 
 
-def _contexts(model: Model, kept: list[Found], texts: list[str], count: int) -> dict[Found, list[tuple[float, str]]]:
+def _contexts(model: Model, kept: list[Found], texts: list[list[int]], count: int) -> dict[Found, list[tuple[float, str]]]:
     """For each neuron the passages' tokens at which it is most active, one of each passage, strongest first."""
     heaps: dict[Found, list[tuple[float, int, str]]] = {n: [] for n in kept}
     by_block: dict[int, list[Found]] = {}
     for neuron in kept:
         by_block.setdefault(neuron.block.index, []).append(neuron)
-    passages = sorted((text for text in texts if text), key=len)
+    passages = sorted(texts, key=len)
     for begin in range(0, len(passages), BATCH):
         recording = _recorded(model, passages[begin : begin + BATCH])
         masks = torch.stack([_counted(recording, row) for row in range(recording.prompts)])
@@ -194,6 +201,7 @@ def _dataset(
     strength = [[best[n][i][0] if i < len(best[n]) else np.nan for i in range(places)] for n in kept]
     counts = [[sum(n.block is block for n in every) for block in blocks] for every in found.values()]
     without = len(model.main_blocks) - len(blocks)
+    lacking = f"{without} blocks have no neurons that can be read" if without else ""
     return xr.Dataset(
         {
             "activation": (("neuron", "text"), values, {"units": "activation of the neuron in each text"}),
@@ -214,6 +222,6 @@ def _dataset(
             "found": sum(map(len, found.values())),
             "shown": len(kept),
             "prompts": len(texts),
-            "notes": f"{without} blocks have no neurons that can be read" if without else "",
+            "notes": "; ".join(note for note in (attrs.get("notes", ""), lacking) if note),
         },
     )

@@ -7,18 +7,21 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from regraft.engine.cone import Cone, cone_holds
 from regraft.model.opened import Model
+from regraft.model.parts import Block
 from regraft.model.recording import Recording
 from regraft.model.site import Tap
+from regraft.model.structure import map_tensors
 from regraft.model.tapping import writing
 from regraft.observe.jacobian import Function
 from regraft.observe.states import Observed
@@ -46,18 +49,42 @@ Part = Literal["block", "attention", "mlp"]
 PARTS: tuple[Part, ...] = ("block", "attention", "mlp")
 
 
+class Doubled:
+    """Blocks run in float64 whatever their weights' type: the response to a small step would drown in rounding else.
+
+    The float64 weights of one block at a time are kept.
+    """
+
+    def __init__(self) -> None:
+        self.block: Block | None = None
+        self.tensors: dict[str, Tensor] = {}
+
+    def of(self, block: Block) -> Callable[..., Any]:
+        """Something to call as the block is called; hooks on its parts hear it."""
+        if block is not self.block:
+            named = (*block.module.named_parameters(), *block.module.named_buffers())
+            self.block = block
+            self.tensors = {name: t.detach().double() for name, t in named if t.is_floating_point()}
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = map_tensors((args, kwargs), lambda path, t: t.double() if t.is_floating_point() else t)
+            return functional_call(block.module, self.tensors, args, kwargs)
+
+        return run
+
+
 class Token:
     """One token in its context: a recording of that prompt alone, and the position."""
 
-    def __init__(self, recording: Recording, position: int):
+    def __init__(self, recording: Recording, position: int, doubled: Doubled):
         assert recording.prompts == 1
-        self.recording, self.position = recording, position
+        self.recording, self.position, self.doubled = recording, position, doubled
         last = position == recording.positions - 1
         self.cone = Cone(recording) if last and position and cone_holds(recording.model) else None
 
     def state(self, block: int) -> Tensor:
-        """The stream that enters a block here, (D,)."""
-        return self.recording.pre(block)[0, self.position]
+        """The stream that enters a block here, (D,), in float64."""
+        return self.recording.pre(block)[0, self.position].double()
 
     def function(self, block: int, part: Part) -> tuple[Function, Tensor] | None:
         """What a part adds to the stream as a function of the vector that it reads, and that vector as recorded.
@@ -85,7 +112,7 @@ class Token:
     def _stream(self, block: int, x_RD: Tensor) -> Tensor:
         if self.cone is not None:
             return x_RD[:, None]
-        clean = self.recording.pre(block)
+        clean = self.recording.pre(block).double()
         before = clean[:, : self.position].expand(len(x_RD), -1, -1)
         after = clean[:, self.position + 1 :].expand(len(x_RD), -1, -1)
         return torch.cat([before, x_RD[:, None], after], dim=1)
@@ -93,9 +120,10 @@ class Token:
     def _run(self, block: int, x_RD: Tensor) -> Tensor:
         rows, stream = len(x_RD), self._stream(block, x_RD)
         with KeepFloat64():
+            module = self.doubled.of(self.recording.model.blocks[block])
             if self.cone is not None:
-                return self.cone.run_block(block, stream, rows, self.position)[:, 0]
-            return self.recording.run_block(block, stream, rows)[:, self.position]
+                return self.cone.run_block(block, stream, rows, self.position, module)[:, 0]
+            return self.recording.run_block(block, stream, rows, module=module)[:, self.position]
 
     @property
     def _at(self) -> int:
@@ -166,16 +194,17 @@ def sampled_tokens(model: Model, seen: Observed, count: int, seed: int) -> list[
 
     Where no position sees a later one the recording ends with the token.
     """
+    doubled = Doubled()
     order = torch.randperm(seen.tokens, generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
     places = [(number, int(p), int(t)) for number, pairs in enumerate(seen.pairs) for p, t in zip(*pairs, strict=True)]
-    return [_single(model, seen, *places[number]) for number in order]
+    return [_single(model, seen, doubled, *places[number]) for number in order]
 
 
-def _single(model: Model, seen: Observed, number: int, prompt: int, position: int) -> Token:
+def _single(model: Model, seen: Observed, doubled: Doubled, number: int, prompt: int, position: int) -> Token:
     recording = seen.recordings[number]
     length = int(recording.lengths_B[prompt])
     ids = recording.ids_BT[prompt, :length].tolist()
     if model.two_stacks:
         sources = recording.inputs["input_ids"][prompt, : recording.lengths_of(0)[prompt]].tolist()
-        return Token(model.record([sources], [ids[1:]]), position)
-    return Token(model.record([ids[: position + 1] if model.causal else ids]), position)
+        return Token(model.record([sources], [ids[1:]]), position, doubled)
+    return Token(model.record([ids[: position + 1] if model.causal else ids]), position, doubled)

@@ -48,12 +48,10 @@ def spectra(weights: Model | Weights, roles: list[str] | None = None) -> xr.Data
     if not matrices:
         known = ", ".join(sorted({m.role for m in held.matrices})) or "none"
         raise ValueError(f"there is no matrix of the role {', '.join(roles or [])} here: the roles are {known}")
-    chosen = set(matrices)
     rows, spectrum_RK = [], np.full((len(matrices), max(min(m.shape) for m in matrices)), np.nan, dtype=np.float32)
-    for matrix, values_OI in held.walk():
-        if matrix not in chosen:
-            continue
+    for matrix, values_OI in held.walk(matrices):
         sigma_K = singular_values(values_OI).cpu().numpy()
+        del values_OI
         spectrum_RK[len(rows), : len(sigma_K)] = sigma_K
         rows.append((matrix, measures(sigma_K)))
         advance("matrices", len(rows), len(matrices))

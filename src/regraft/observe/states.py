@@ -52,11 +52,11 @@ class Observed:
 
 
 def observed(
-    model: Model, prompts: Sequence[str] | None, count: int, tokens: int, stack: str, texts: Sequence[str] = ()
+    model: Model, prompts: Sequence[str] | None, count: int, tokens: int, stack: str, texts: Sequence[list[int]] = ()
 ) -> Observed:
-    """The states of the completion tokens of a model that writes; of every real, not special token of an encoder.
+    """The states of the completion tokens of a model that writes; of every real, not special token of any other.
 
-    With `texts`, the states of every token of these but the first and special ones, whatever the model.
+    With `texts` (token ids), the states of every token of these but the first and special ones, whatever the model.
 
     Raises:
         ValueError: a stack that the model does not have, or nothing to look at.
@@ -67,15 +67,15 @@ def observed(
         raise ValueError(f"there is no stack {stack!r} here: leave --stack out, or choose {' or '.join(names)}")
     chosen = names[wanted]
     if texts:
-        return _of_texts(model, [(text, "corpus") for text in texts], chosen, skip_first=True)
-    if model.causal and chosen is model.parts.stacks[-1]:
+        return _of_texts(model, [(ids, "corpus") for ids in texts], chosen, skip_first=True)
+    if model.causal and model.parts.head is not None and chosen is model.parts.stacks[-1]:
         text = evaluation(model, prompts, count, tokens)
         pairs = [_completion_pairs(batch, model.two_stacks) for batch in text.order]
         categories = [batch[row].category for batch, (rows, _) in zip(text.order, pairs, strict=True) for row in rows.tolist()]
         return Observed(text.recordings, chosen, pairs, categories, text.attributes)
     suited = spread(suited_prompts(model), count)
     named = [(text, "given") for text in prompts] if prompts else [(p.text, p.category) for p in suited]
-    return _of_texts(model, named, chosen, skip_first=False)
+    return _of_texts(model, [(model.encode(text), kind) for text, kind in named], chosen, skip_first=model.causal)
 
 
 def _completion_pairs(batch: list[Completion], two_stacks: bool) -> tuple[Tensor, Tensor]:
@@ -88,10 +88,10 @@ def _completion_pairs(batch: list[Completion], two_stacks: bool) -> tuple[Tensor
     return rows, positions
 
 
-def _of_texts(model: Model, texts: Sequence[tuple[str, str]], chosen: Stack, skip_first: bool) -> Observed:
+def _of_texts(model: Model, texts: Sequence[tuple[list[int], str]], chosen: Stack, skip_first: bool) -> Observed:
     """Every real token that is not special; the decoder of two stacks reads the text that its encoder reads."""
     special = set(getattr(model.tokenizer, "all_special_ids", None) or [])
-    read = sorted(((model.encode(text), kind) for text, kind in texts), key=lambda item: len(item[0]))
+    read = sorted(texts, key=lambda item: len(item[0]))
     order = batched(read, [len(ids) for ids, _ in read])
     shift = 1 if model.two_stacks and chosen is model.parts.stacks[-1] else 0
     batches: list[Batch] = []

@@ -24,6 +24,7 @@ from regraft.observe.geometry import linear_cka
 
 RELATIONS = ("synonym", "antonym", "style", "unrelated")
 PLACES = ("pivot", "completion")
+KINDS = ("immediate", "shared prefix")
 RESAMPLES, BAND = 2000, (2.5, 97.5)
 DISTANCES = {
     "cosine": "cosine of the two states",
@@ -78,11 +79,17 @@ def _chosen(model: Model, groups: str, kind: str, file: str) -> list[Contrast]:
 
 
 def _from_file(path: Path) -> list[Contrast]:
+    wanted = "a JSON list of objects with prompt, base, synonym, antonym, style, unrelated and kind"
     try:
-        return [Contrast(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        wanted = "a JSON list of objects with prompt, base, synonym, antonym, style, unrelated and kind"
+        found = [Contrast(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, OSError) as error:
         raise ValueError(f"{path} holds no contrastive groups ({error}): write {wanted}") from error
+    for number, group in enumerate(found):
+        if not all(isinstance(text, str) and text for text in vars(group).values()):
+            raise ValueError(f"group {number} of {path} has a field that is empty or no text: write {wanted}")
+        if group.kind not in KINDS:
+            raise ValueError(f"group {number} of {path} is of kind {group.kind!r}: write {' or '.join(map(repr, KINDS))}")
+    return found
 
 
 def _walk(model: Model, group: Contrast) -> dict[str, Any]:
@@ -120,7 +127,12 @@ def _recorded(model: Model, group: Contrast) -> tuple[Recording, int]:
         ids = prompt_ids(model, group.prompt)
         recording = model.record([ids] * 5, said)
         return recording, 1 if model.two_stacks else len(ids)
-    return model.record([group.prompt + one for one in said]), len(model.encode(group.prompt)) - _closing(model)
+    recording = model.record([group.prompt + one for one in said])
+    prompt = model.encode(group.prompt)
+    first = len(prompt) - _closing(model)
+    for row in recording.ids_BT.tolist():
+        first = min(first, next((i for i, (a, b) in enumerate(zip(prompt, row, strict=False)) if a != b), first))
+    return recording, first
 
 
 def _closing(model: Model) -> int:

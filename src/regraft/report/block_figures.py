@@ -63,8 +63,12 @@ def _by_role(dataset: xr.Dataset, name: str) -> dict[str, list[float]]:
 
 def spectra_finding(dataset: xr.Dataset) -> str:
     """Which roles use the smallest and the largest share of their directions."""
-    mean = {str(r): float(np.nanmean(dataset.rank_ratio.sel(role=r).values)) for r in dataset.role.values}
+    rows = {str(r): dataset.rank_ratio.sel(role=r).values for r in dataset.role.values}
+    mean = {role: float(np.nanmean(row)) if np.isfinite(row).any() else float("nan") for role, row in rows.items()}
+    mean = {role: value for role, value in mean.items() if np.isfinite(value)}
     listed = ", ".join(f"{role} {value:.2f}" for role, value in mean.items())
+    if len(mean) < 2:
+        return f"{dataset.attrs['matrices']} matrices. Mean effective rank over the smaller side: {listed or 'none'}."
     low, high = min(mean, key=mean.__getitem__), max(mean, key=mean.__getitem__)
     return (
         f"{dataset.attrs['matrices']} matrices. Mean effective rank over the smaller side: {listed}. {low} uses the smallest "
@@ -108,21 +112,30 @@ def linearity_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def linearity_finding(dataset: xr.Dataset) -> str:
     """The shape of the gap over the depth and what the linear maps win back, from measured numbers."""
     gap, blocks = dataset.gap.sel(part="block").values, dataset.block.values
-    low = int(np.nanargmin(gap))
-    inside = gap[1:-1] if len(gap) > 2 else gap
-    shape = "the ends are more curved than the middle" if min(gap[0], gap[-1]) > np.median(inside) else "it is no U over depth"
+    bends = np.isfinite(gap)
+    if not bends.any():
+        return "No block answers to a step of 5%: there is no gap to measure."
+    low, high = int(np.nanargmin(gap)), int(np.nanargmax(gap))
     said = (
-        f"At {dataset.attrs['sampled_tokens']} tokens, a step of 5% leaves the linear map by {gap.min():.3f} (block "
-        f"{blocks[low]}) to {gap.max():.3f} (block {blocks[int(gap.argmax())]}) of the change; {shape}. The order is "
-        f"{float(np.nanmedian(dataset.order.sel(part='block').values)):.2f}, where 2 is a quadratic."
+        f"At {dataset.attrs['sampled_tokens']} tokens, a step of 5% leaves the linear map by {gap[low]:.3f} of the change in "
+        f"block {blocks[low]} and by {gap[high]:.3f} in block {blocks[high]}."
     )
+    if bends.all() and len(gap) >= 4:
+        ends = min(gap[0], gap[-1]) > np.median(gap[1:-1])
+        said += " The ends are more curved than the middle." if ends else " Over the depth it is no U."
+    orders = dataset.order.sel(part="block").values
+    if np.isfinite(orders).any():
+        said += f" The order is {float(np.nanmedian(orders)):.2f}, where 2 is a quadratic."
     recovered = dataset.recovered.values
     if not np.isfinite(recovered).any():
         return f"{said} {dataset.attrs['notes'].capitalize()}."
     best = int(np.nanargmax(recovered))
+    fitted = f"A linear map fitted on {dataset.attrs['calibration_tokens']:,} other tokens"
+    if recovered[best] <= 0:
+        return f"{said} {fitted} is no better in any block's place than leaving the block out."
     return (
-        f"{said} A linear map fitted on {dataset.attrs['calibration_tokens']:,} other tokens wins back {recovered[best]:.0%} of "
-        f"what skipping block {blocks[best]} costs, more than in any other block; the median is {np.nanmedian(recovered):.0%}."
+        f"{said} {fitted} wins back {recovered[best]:.0%} of what skipping block {blocks[best]} costs, more than in any other "
+        f"block; the median is {np.nanmedian(recovered):.0%}."
     )
 
 

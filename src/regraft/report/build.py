@@ -11,7 +11,7 @@ from typing import Any
 
 import xarray as xr
 
-from regraft.experiment import measured, provenance
+from regraft.experiment import REFUSALS, experiments, measured, provenance
 from regraft.model.opened import Model
 from regraft.report.page import page
 from regraft.runs import store, whole_folder
@@ -58,8 +58,8 @@ def build(
             chapter(name, number, len(CHAPTERS))
         try:
             results.append(measured(model, name, seed, **chosen))
-        except ValueError as error:
-            left_out.append(f"{name} is left out: {error}")
+        except REFUSALS as error:
+            left_out.append(f"{name} is left out: {' '.join(str(error).split())}")
             continue
         commands.append(command_line(name, model, {**chosen, **(options or {})}))
         slugs.append("-".join([name, *map(str, chosen.values())]))
@@ -73,15 +73,16 @@ def build(
     return out / "report.html", left_out
 
 
-DEFAULTS = {"device": "cpu", "dtype": "", "attention": "", "tokenizer": "", "seed": 0}
+DEFAULTS = {"device": "cpu", "dtype": "", "attention": "", "tokenizer": "", "seed": 0, "remote_code": False}
 
 
 def command_line(name: str, model: Model, options: Mapping[str, Any]) -> str:
     """The command that makes a result again, options that are not the default included."""
     words = ["regraft", name, "--model", model.source or model.name]
+    from_files = experiments()[name].needs == "weights"
     for key, value in options.items():
-        if DEFAULTS.get(key) != value:
-            words += [f"--{key}", str(value)]
+        if DEFAULTS.get(key) != value and not (from_files and key in ("dtype", "attention", "tokenizer", "remote_code")):
+            words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
     return shlex.join(words)
 
 

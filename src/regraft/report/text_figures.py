@@ -86,7 +86,8 @@ def neuron_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     figure.update_layout(height=190 + 20 * len(labels), margin=dict(l=170, b=110))
     figure.update_xaxes(tickangle=-60)
     figure.update_yaxes(autorange="reversed", tickmode="linear")
-    return [*drawn, ("Each neuron in each text", figure), ("Where each is most active in running text", contexts(dataset))]
+    drawn.append(("Each neuron in each text", figure))
+    return [*drawn, ("Where each is most active in running text", contexts(dataset))] if dataset.sizes["place"] else drawn
 
 
 def contexts(dataset: xr.Dataset) -> go.Figure:
@@ -102,15 +103,19 @@ def contexts(dataset: xr.Dataset) -> go.Figure:
     )  # fmt: skip
     figure.update_layout(margin_l=170)
     figure.update_yaxes(autorange="reversed", type="category", tickmode="linear")
-    figure.update_xaxes(title="activation at the token in brackets", range=[0, 2.6 * float(np.nanmax(strength))])
+    figure.update_xaxes(
+        title="activation at the token in brackets",
+        range=[min(0.0, float(np.nanmin(strength))), 2.6 * max(float(np.nanmax(strength)), 1e-6)],
+    )
     return figure
 
 
 def neurons_finding(dataset: xr.Dataset) -> str:
     """How many were found and the strongest with its context."""
     attrs = dataset.attrs
-    said = f"{attrs['found']} neurons are among their block's top {attrs['k']} in every text of a set and in no other text"
-    if not dataset.sizes["neuron"]:
+    said = f"{attrs['found']} neurons are among their block's top {attrs['k']} in every text of a set"
+    said += " and in no other text" if attrs["control"] else " (there is no control set)"
+    if not dataset.sizes["neuron"] or not dataset.sizes["place"]:
         return said + "."
     first = int(np.argmax(dataset.context_activation.values[:, 0]))
     return (
