@@ -27,6 +27,11 @@ SECTIONS = {
     "Knockout": "knockout.png",
     "Swap cost": "swap.png",
     "Patching heads": "patch-heads.png",
+    "Push": "push.png",
+    "Neuron ablation": "ablate.png",
+    "Repetition": "repeat.png",
+    "Noise": "noise.png",
+    "Shuffle recovery": "shuffle.png",
 }
 
 
