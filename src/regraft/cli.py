@@ -134,6 +134,8 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
 
     own = [_option(parameter) for parameter in experiment.parameters]
     defaults = {"model": "specimen:qwen3", "device": "cpu", "remote_code": False}
+    if experiment.needs == "weights":
+        defaults["device"] = "auto"
     shared = [
         *((name, annotation, defaults.get(name, "")) for name, annotation in opening.items()),
         ("out", OutOption, None),

@@ -112,12 +112,15 @@ class Weights:
             del whole
 
 
-def open_weights(source: str | Path | None, device: str = "cpu") -> Weights:
-    """The matrices of a folder, hub id or specimen from its files alone: no model is built for them.
+def open_weights(source: str | Path | None, device: str = "auto") -> Weights:
+    """The matrices of a folder, hub id or specimen from its files alone: the model is not loaded.
+
+    `device` auto is a GPU where there is one.
 
     Raises:
         CheckpointError: no such checkpoint, or a damaged one.
     """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     check_device(device)
     folder, name = resolve(source)
     files = check_folder(folder)

@@ -74,7 +74,7 @@ def noise_finding(dataset: xr.Dataset) -> str:
 def shuffle_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """Tau of every method, and where each put every block."""
     methods = [str(m) for m in dataset.method.values]
-    tau = base(110 + 28 * len(methods))
+    tau = base(max(240, 110 + 28 * len(methods)))
     hover = "%{y}<br>tau %{x:.3f}<extra></extra>"
     measured = zip(*(dataset[name].values for name in ("tau", "loss", "seconds")), strict=True)
     tau.add_bar(
@@ -91,7 +91,7 @@ def shuffle_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         places, dataset["place"].values, methods, "true place", zmin=0,
         hovertemplate="%{y}<br>place %{x}: block of place %{z}<extra></extra>",
     )  # fmt: skip
-    found.update_layout(xaxis_title="place in the recovered order", height=150 + 26 * len(methods), margin_l=150)
+    found.update_layout(xaxis_title="place in the recovered order", height=max(240, 150 + 26 * len(methods)), margin_l=150)
     found.update_yaxes(autorange="reversed", tickmode="linear")
     return [
         ("How well each method finds the order", tau),

@@ -93,7 +93,7 @@ def neuron_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def contexts(dataset: xr.Dataset) -> go.Figure:
     """Each neuron's strongest context as a bar of its activation with the text beside it."""
     labels = [f"{n} ({f})" for n, f in zip(dataset.neuron.values, dataset.neuron_feature.values, strict=True)]
-    figure = base(120 + 26 * len(labels))
+    figure = base(max(240, 120 + 26 * len(labels)))
     strength = dataset.context_activation.values[:, 0]
     said = [str(t).replace("\n", "⏎") for t in dataset.context.values[:, 0]]
     figure.add_bar(
