@@ -32,6 +32,7 @@ SECTIONS = {
     "Repetition": "repeat.png",
     "Noise": "noise.png",
     "Shuffle recovery": "shuffle.png",
+    "Quantization": "quantize.png",
 }
 
 

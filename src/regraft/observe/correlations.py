@@ -16,7 +16,7 @@ from scipy.stats import false_discovery_control, rankdata
 from regraft.experiment import REFUSALS, experiments, measured
 from regraft.model.opened import Model
 
-SOURCES = ("lens", "geometry", "spectra", "linearity", "knockout", "swap")
+SOURCES = ("lens", "geometry", "spectra", "linearity", "knockout", "swap", "quantize")
 PERMUTATIONS, FEWEST, LEVEL = 20_000, 4, 0.05
 POSITION = "position in the model"
 

@@ -33,6 +33,7 @@ CHAPTERS: tuple[tuple[str, dict], ...] = (
     ("repeat", {}),
     ("noise", {}),
     ("shuffle", {}),
+    ("quantize", {}),
     ("correlations", {}),
 )
 

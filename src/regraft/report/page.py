@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from regraft.model.anatomy import part_rows, site_rows
 from regraft.model.opened import Model
 from regraft.report import (
+    bit_figures,
     block_figures,
     component_figures,
     intervene_figures,
@@ -30,7 +31,7 @@ from regraft.report import (
 )
 from regraft.report.drawing import drawing_of
 
-DRAWN_HERE = (observe_figures, block_figures, text_figures, intervene_figures, component_figures, route_figures)
+DRAWN_HERE = (observe_figures, block_figures, text_figures, intervene_figures, component_figures, route_figures, bit_figures)
 CHECKS = (
     ("replay", "replayed blocks and head against the model's own output", "largest absolute difference"),
     ("batch", "the same with three copies of the prompt in one batch", "largest absolute difference"),

@@ -1,0 +1,193 @@
+"""Quantization sensitivity: what each block and each matrix loses with few bits, and which recipe of bits loses least.
+
+Shapes: L blocks, W widths in bits, R roles, Q recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import nn
+
+from regraft.data.evaluation import Evaluation, evaluation
+from regraft.engine.metric import loss
+from regraft.engine.outcome import sweep_attributes
+from regraft.engine.sweep import SweepResult, sweep
+from regraft.engine.variant import Route, Variant
+from regraft.experiment import REFUSALS, measured
+from regraft.intervene.recipes import by_score, ends_protected, oracle, uniform
+from regraft.intervene.rounding import block_bytes, quantized_block
+from regraft.intervene.surgery import measured_route, route_of, save_blocks
+from regraft.model.opened import Model
+from regraft.model.parts import Block
+from regraft.model.progress import advance
+from regraft.model.weights import ROLES, live_weights
+
+WIDTHS = (8, 6, 4, 3, 2)
+MATRIX_BITS = 3
+
+
+def quantize(
+    model: Model,
+    bits: list[int] | None = None,
+    group: int = 128,
+    recipe: str = "",
+    save: str = "",
+    prompts: list[str] | None = None,
+    count: int = 20,
+    tokens: int = 24,
+) -> xr.Dataset:
+    """Round each block's weights to few bits, alone and all together, and measure the loss; then compare recipes of bits.
+
+    Round to nearest, symmetric, one scale for each group along the inputs, by routes: the model is not changed. Recipes with
+    a mean of 4 bits: uniform, first and last block protected, by the sensitivity measured here (oracle) and by its inverse,
+    by effective rank, by perturbation gap. Embedding and output matrix stay as they are.
+
+    Args:
+        bits: widths to measure each block at; by default 8, 6, 4, 3 and 2.
+        group: how many inputs share a scale.
+        recipe: with save, the recipe to write; by default the one with the lowest loss.
+        save: folder to write the model to, its weights rounded as the recipe says.
+        prompts: texts whose completions are scored; without them, prompts that suit the model.
+        count: how many of the suiting prompts.
+        tokens: longest completion, in tokens.
+
+    Raises:
+        ValueError: a width outside 2 to 16, an unknown recipe, or a model without a next-token loss.
+    """
+    widths = sorted(set(bits or WIDTHS) | {2, 3, 4, 6}, reverse=True)
+    if group < 1 or min(widths) < 2 or max(widths) > 16:
+        raise ValueError("a group has at least 1 input, and a width is 2 to 16 bits")
+    text = evaluation(model, prompts, count, tokens)
+    blocks = list(model.parts.stacks[-1].blocks)
+    results: list[SweepResult] = []
+
+    def losses(places: list[dict[int, nn.Module]]) -> np.ndarray:
+        routes = [Route.replace(len(model.blocks), dict(place)) for place in places]
+        results.append(sweep(text.recordings, [Variant(route=route) for route in routes], loss()))
+        return results[-1].mean("loss").numpy()
+
+    alone = np.zeros((len(blocks), len(widths)))
+    for row, block in enumerate(blocks):
+        alone[row] = losses([{block.index: quantized_block(model, block, width, group=group)} for width in widths])
+        advance("blocks", row + 1, len(blocks))
+    clean = results[0].clean_mean("loss")
+    roles, matrices = _matrices(model, blocks, group, losses)
+    chosen, lacking = _recipes(model, blocks, alone - clean, widths)
+    found = []
+    for number, plan in enumerate(chosen.values()):
+        found.append(float(losses([_all(model, blocks, plan, group)])[0]))
+        advance("recipes", number + 1, len(chosen))
+    whole = [float(losses([_all(model, blocks, [width] * len(blocks), group)])[0]) for width in widths]
+    best = list(chosen)[int(np.nanargmin(found))]
+    if recipe and recipe not in chosen:
+        raise ValueError(f"there is no recipe {recipe!r}: choose among {', '.join(chosen)}")
+    saved = _save(model, text, blocks, chosen[recipe or best], recipe or best, group, save) if save else ""
+    units = "nats per token"
+    return xr.Dataset(
+        {
+            "loss": (("block", "bits"), alone, {"units": f"{units}, this block alone"}),
+            "increase": (("block", "bits"), alone - clean, {"units": f"{units} above clean"}),
+            "perplexity_increase": (("block", "bits"), np.exp(alone) - np.exp(clean), {"units": "perplexity above clean"}),
+            "sensitivity": (
+                "block",
+                alone[:, widths.index(MATRIX_BITS)] - clean,
+                {"units": f"{units} above clean at {MATRIX_BITS} bits", "correlate": "sensitivity"},
+            ),
+            "matrix_increase": (("role", "block"), matrices - clean, {"units": f"{units} above clean at {MATRIX_BITS} bits"}),
+            "whole_loss": ("bits", whole, {"units": f"{units}, all blocks"}),
+            "whole_bytes": (
+                "bits",
+                [sum(block_bytes(model, b, w, group) for b in blocks) for w in widths],
+                {"units": "bytes of the blocks"},
+            ),
+            "recipe_loss": ("recipe", found, {"units": units}),
+            "recipe_bytes": (
+                "recipe",
+                [_bytes(model, blocks, plan, group) for plan in chosen.values()],
+                {"units": "bytes of the blocks"},
+            ),
+            "recipe_bits": (("recipe", "block"), list(chosen.values()), {"units": "bits"}),
+        },
+        coords={"block": [b.address for b in blocks], "bits": widths, "role": roles, "recipe": list(chosen)},
+        attrs={
+            **sweep_attributes(*results),
+            "clean_loss": clean,
+            "clean_bytes": sum(block_bytes(model, b, None) for b in blocks),
+            "group": group,
+            "best_recipe": best,
+            "saved": saved,
+            "without": "; ".join(lacking),
+            **text.attributes,
+        },
+    )
+
+
+def _matrices(model: Model, blocks: list[Block], group: int, losses: Callable) -> tuple[list[str], np.ndarray]:
+    """Loss with one role's matrices of one block at three bits, (R, L); NaN where the block has none."""
+    held = live_weights(model).matrices
+    roles = [role for role in ROLES if any(m.role == role for m in held)]
+    roles += sorted({m.role for m in held} - set(roles))
+    table = np.full((len(roles), len(blocks)), np.nan)
+    for column, block in enumerate(blocks):
+        own = {role: [m for m in held if m.block == block.address and m.role == role] for role in roles}
+        present = [role for role in roles if own[role]]
+        copies = [{block.index: quantized_block(model, block, MATRIX_BITS, own[role], group)} for role in present]
+        for role, value in zip(present, losses(copies), strict=True):
+            table[roles.index(role), column] = value
+        advance("matrices", column + 1, len(blocks))
+    return roles, table
+
+
+def _recipes(
+    model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int]
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Bits of every block for each recipe, and why those are left out that need an experiment which cannot run here."""
+    sensitivity = increase[:, widths.index(MATRIX_BITS)]
+    found = {
+        "uniform": uniform(len(blocks)),
+        "ends protected": ends_protected(len(blocks)),
+        "oracle": oracle(increase, widths),
+        "inverse": by_score(-sensitivity),
+    }
+    addresses = [block.address for block in blocks]
+    lacking = []
+    for name, score in (("rank-guided", _mean_rank), ("linearity-guided", _gap)):
+        try:
+            values = score(model).reindex(block=addresses).values
+        except REFUSALS as error:
+            lacking.append(f"{name} is left out: {' '.join(str(error).split())}")
+            continue
+        found[name] = by_score(values)
+    return found, lacking
+
+
+def _mean_rank(model: Model) -> xr.DataArray:
+    return measured(model, "spectra").rank_ratio.mean("role")
+
+
+def _gap(model: Model) -> xr.DataArray:
+    return measured(model, "linearity").gap.sel(part="block")
+
+
+def _all(model: Model, blocks: list[Block], plan: list[int], group: int) -> dict[int, nn.Module]:
+    return {b.index: quantized_block(model, b, width, group=group) for b, width in zip(blocks, plan, strict=True)}
+
+
+def _bytes(model: Model, blocks: list[Block], plan: list[int], group: int) -> float:
+    return sum(block_bytes(model, block, width, group) for block, width in zip(blocks, plan, strict=True))
+
+
+def _save(model: Model, text: Evaluation, blocks: list[Block], plan: list[int], name: str, group: int, folder: str) -> str:
+    """Write the model with its blocks rounded as a recipe says."""
+    modules: list[Any] = list(_all(model, blocks, plan, group).values())
+    route = route_of(model, modules, list(range(len(modules))))
+    done = measured_route(model, text, route, modules)
+    done.attrs |= {
+        "change": f"weights of the blocks rounded by the recipe {name}: {', '.join(map(str, plan))} bits in groups of {group}",
+        "quantized_bytes": _bytes(model, blocks, plan, group),
+    }
+    return save_blocks(model, modules, route, done, folder)

@@ -1,0 +1,57 @@
+"""Mixed-precision recipes: how many bits for each block, so that all cost the same. Plain numbers; no model here.
+
+Shapes: n blocks, W widths in bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+MEAN = 4
+LOW, HIGH, PROTECTED = 3, 5, 6
+
+
+def uniform(blocks: int) -> list[int]:
+    """Four bits everywhere."""
+    return [MEAN] * blocks
+
+
+def ends_protected(blocks: int) -> list[int]:
+    """First and last block at six bits, paid for by as many as needed at three, those nearest to the middle."""
+    bits = uniform(blocks)
+    if blocks < 3:
+        return bits
+    inner = sorted(range(1, blocks - 1), key=lambda i: abs(i - (blocks - 1) / 2))
+    paid = min(len(inner), 2 * (PROTECTED - MEAN))
+    given = [0, blocks - 1] if paid == 2 * (PROTECTED - MEAN) else [0] if paid >= PROTECTED - MEAN else []
+    for i in given:
+        bits[i] = PROTECTED
+    for i in inner[: len(given) * (PROTECTED - MEAN)]:
+        bits[i] = LOW
+    return bits
+
+
+def by_score(score_n: np.ndarray) -> list[int]:
+    """Five bits for the third of the blocks with the highest score, three for the third with the lowest, four between."""
+    order = np.argsort(-np.nan_to_num(score_n, nan=float(np.nanmedian(score_n))), kind="stable")
+    third = len(order) // 3
+    bits = np.full(len(order), MEAN)
+    bits[order[:third]] = HIGH
+    bits[order[len(order) - third :]] = LOW
+    return bits.tolist()
+
+
+def oracle(increase_nW: np.ndarray, widths: list[int]) -> list[int]:
+    """The bits that minimise the sum of the increases measured block by block, at a mean of four: exact, by budget."""
+    blocks = len(increase_nW)
+    budget = MEAN * blocks
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    for block in range(blocks):
+        following: dict[int, tuple[float, list[int]]] = {}
+        for used, (cost, chosen) in best.items():
+            for column, width in enumerate(widths):
+                total, value = used + width, cost + float(increase_nW[block, column])
+                if total <= budget and (total not in following or value < following[total][0]):
+                    following[total] = (value, [*chosen, width])
+        best = following
+    return min(best.values(), key=lambda found: found[0])[1]
