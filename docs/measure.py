@@ -18,7 +18,7 @@ from regraft.report.page import DRAWN_HERE
 OUT = Path(__file__).parent / "measured.md"
 NAMES = (
     "lens", "geometry", "spectra", "linearity", "trajectories", "neurons", "knockout", "swap", "patch", "push", "ablate",
-    "repeat", "noise", "quantize", "correlations",
+    "repeat", "noise", "replacement", "quantize", "correlations",
 )  # fmt: skip
 SPECIMENS = ("specimen:qwen3", "specimen:gpt2")
 SEEDS = 10

@@ -86,44 +86,22 @@ def quantize(
     if recipe and recipe not in chosen:
         raise ValueError(f"there is no recipe {recipe!r}: choose among {', '.join(chosen)}")
     saved = _save(model, text, blocks, chosen[recipe or best], recipe or best, group, save) if save else ""
-    units = "nats per token"
-    return xr.Dataset(
-        {
-            "loss": (("block", "bits"), alone, {"units": f"{units}, this block alone"}),
-            "increase": (("block", "bits"), alone - clean, {"units": f"{units} above clean"}),
-            "perplexity_increase": (("block", "bits"), np.exp(alone) - np.exp(clean), {"units": "perplexity above clean"}),
-            "sensitivity": (
-                "block",
-                alone[:, widths.index(MATRIX_BITS)] - clean,
-                {"units": f"{units} above clean at {MATRIX_BITS} bits", "correlate": "sensitivity"},
-            ),
-            "matrix_increase": (("role", "block"), matrices - clean, {"units": f"{units} above clean at {MATRIX_BITS} bits"}),
-            "whole_loss": ("bits", whole, {"units": f"{units}, all blocks"}),
-            "whole_bytes": (
-                "bits",
-                [sum(block_bytes(model, b, w, group) for b in blocks) for w in widths],
-                {"units": "bytes of the blocks"},
-            ),
-            "recipe_loss": ("recipe", found, {"units": units}),
-            "recipe_bytes": (
-                "recipe",
-                [_bytes(model, blocks, plan, group) for plan in chosen.values()],
-                {"units": "bytes of the blocks"},
-            ),
-            "recipe_bits": (("recipe", "block"), list(chosen.values()), {"units": "bits"}),
-        },
-        coords={"block": [b.address for b in blocks], "bits": widths, "role": roles, "recipe": list(chosen)},
-        attrs={
-            **sweep_attributes(*results),
-            "clean_loss": clean,
-            "clean_bytes": sum(block_bytes(model, b, None) for b in blocks),
-            "group": group,
-            "best_recipe": best,
-            "saved": saved,
-            "without": "; ".join(lacking),
-            **text.attributes,
-        },
-    )
+    attrs = {
+        **sweep_attributes(*results),
+        "clean_loss": clean,
+        "clean_bytes": sum(block_bytes(model, b, None) for b in blocks),
+        "group": group,
+        "best_recipe": best,
+        "saved": saved,
+        "without": "; ".join(lacking),
+        **text.attributes,
+    }
+    size = {
+        "whole": [sum(block_bytes(model, b, w, group) for b in blocks) for w in widths],
+        "recipe": [_bytes(model, blocks, plan, group) for plan in chosen.values()],
+    }
+    coords = {"block": [b.address for b in blocks], "bits": widths, "role": roles, "recipe": list(chosen)}
+    return _dataset(alone, matrices, (whole, found), size, list(chosen.values()), coords, attrs)
 
 
 def _matrices(model: Model, blocks: list[Block], group: int, losses: Callable) -> tuple[list[str], np.ndarray]:
@@ -191,3 +169,35 @@ def _save(model: Model, text: Evaluation, blocks: list[Block], plan: list[int], 
         "quantized_bytes": _bytes(model, blocks, plan, group),
     }
     return save_blocks(model, modules, route, done, folder)
+
+
+def _dataset(
+    alone: np.ndarray,
+    matrices: np.ndarray,
+    together: tuple[list[float], list[float]],
+    size: dict[str, list[float]],
+    plans: list[list[int]],
+    coords: dict[str, Any],
+    attrs: dict[str, Any],
+) -> xr.Dataset:
+    """`alone` (L, W), `matrices` (R, L), losses of all blocks at every width and by every recipe, and their bytes."""
+    clean, units = attrs["clean_loss"], "nats per token"
+    three = alone[:, coords["bits"].index(MATRIX_BITS)] - clean
+    at_three = f"{units} above clean at {MATRIX_BITS} bits"
+    whole, recipes = together
+    return xr.Dataset(
+        {
+            "loss": (("block", "bits"), alone, {"units": f"{units}, this block alone"}),
+            "increase": (("block", "bits"), alone - clean, {"units": f"{units} above clean"}),
+            "perplexity_increase": (("block", "bits"), np.exp(alone) - np.exp(clean), {"units": "perplexity above clean"}),
+            "sensitivity": ("block", three, {"units": at_three, "correlate": "sensitivity"}),
+            "matrix_increase": (("role", "block"), matrices - clean, {"units": at_three}),
+            "whole_loss": ("bits", whole, {"units": f"{units}, all blocks"}),
+            "whole_bytes": ("bits", size["whole"], {"units": "bytes of the blocks"}),
+            "recipe_loss": ("recipe", recipes, {"units": units}),
+            "recipe_bytes": ("recipe", size["recipe"], {"units": "bytes of the blocks"}),
+            "recipe_bits": (("recipe", "block"), plans, {"units": "bits"}),
+        },
+        coords=coords,
+        attrs=attrs,
+    )

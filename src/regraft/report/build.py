@@ -32,6 +32,7 @@ CHAPTERS: tuple[tuple[str, dict], ...] = (
     ("ablate", {}),
     ("repeat", {}),
     ("noise", {}),
+    ("replacement", {}),
     ("shuffle", {}),
     ("quantize", {}),
     ("correlations", {}),

@@ -193,6 +193,47 @@ def patch_finding(dataset: xr.Dataset) -> str:
     )
 
 
+def replacement_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """Loss for each change in one block, and in all."""
+    shown = np.log10(np.maximum(dataset.increase.values, 1e-4))
+    figure = heatmap(
+        shown, dataset.block.values, dataset.change.values, "log10 of nats per token above clean",
+        customdata=dataset.increase.values,
+        hovertemplate="%{y} in block %{x}<br>%{customdata:+.4f} nats per token<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(xaxis_title="block", height=150 + 30 * dataset.sizes["change"], margin_l=110)
+    figure.update_yaxes(autorange="reversed")
+    whole = bars(dataset.change.values, dataset.everywhere.values, "change", "nats per token above clean", "nats per token")
+    return [("Loss with one block changed (logarithmic)", figure), ("Loss with every block changed", whole)]
+
+
+def replacement_finding(dataset: xr.Dataset) -> str:
+    """The cheapest and the dearest change that is not the model's own."""
+    felt = {str(c): float(v) for c, v in zip(dataset.change.values, dataset.everywhere.values, strict=True) if np.isfinite(v)}
+    own = [name for name, value in felt.items() if abs(value) < 1e-4]
+    others = {name: value for name, value in felt.items() if name not in own}
+    if not others:
+        return "Nothing but the model's own functions was put in."
+    low, high = min(others, key=others.__getitem__), max(others, key=others.__getitem__)
+    said = f" ({', '.join(own)} changes nothing: it is the model's own)" if own else ""
+    return (
+        f"In every block at once, {low} costs least ({others[low]:+.3f} nats per token) and {high} most "
+        f"({others[high]:+.2f}){said}."
+    )
+
+
+draws(
+    "replacement",
+    Drawing(
+        "Activation and norm replacement",
+        "Does it matter which nonlinearity or norm a block uses?",
+        "A pale row is a function that a block does not distinguish from its own; identity takes the nonlinearity away "
+        "altogether. A block where even that is pale does nearly linear work in its MLP.",
+        replacement_figures,
+        replacement_finding,
+        ("increase", "everywhere"),
+    ),
+)
 draws(
     "knockout",
     Drawing(
