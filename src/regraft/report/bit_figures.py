@@ -14,7 +14,7 @@ def quantize_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     blocks, widths = dataset.block.values, dataset.bits.values
     shown = np.log10(np.maximum(dataset.increase.values, 1e-4)).T
     alone = heatmap(
-        shown, blocks, [f"{w} bits" for w in widths], "log10 of nats per token above clean", customdata=dataset.increase.values.T,
+        shown, blocks, [f"{w} bits" for w in widths], "log10 of nats above clean", customdata=dataset.increase.values.T,
         hovertemplate="block %{x} at %{y}<br>%{customdata:+.4f} nats per token<extra></extra>",
     )  # fmt: skip
     alone.update_layout(xaxis_title="block", height=280)
