@@ -201,7 +201,7 @@ def test_derivatives_do_not_depend_on_the_weights_type(dtype):
     wanted = RUN(load(precise, pack=False), prompts=["5 6 7 8 9 10"], tokens=4, sample=2, directions=4)
     assert np.allclose(data.order.sel(part="block"), wanted.order.sel(part="block"), atol=0.15)
     assert (data.difference_error.values < 0.05).all()
-    assert np.allclose(data.gap, wanted.gap, rtol=0.35)
+    assert np.allclose(data.gap, wanted.gap, rtol=0.35 if dtype == torch.bfloat16 else 1e-3)
 
 
 def test_a_block_without_a_bend_has_no_order():

@@ -58,6 +58,16 @@ def test_the_model_at_hand_is_not_touched(tmp_path):
     assert [m.self_attn.layer_idx for m in model.hf.model.layers] == [0, 1, 2, 3]
 
 
+def test_lists_that_are_not_about_blocks_are_left_alone(tmp_path):
+    """Four end tokens in a model of four blocks: they are no list of blocks, however many there are."""
+    model = opened("gemma2")
+    model.hf.config.eos_token_id = [2, 3, 4, 5]
+    PRUNE(model, drop=[1], save=str(tmp_path / "pruned"), **TEXT)
+    config = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    assert config["eos_token_id"] == [2, 3, 4, 5]
+    assert config["layer_types"] == [model.hf.config.layer_types[i] for i in (0, 2, 3)]
+
+
 def test_what_the_configuration_cannot_say_is_refused_and_nothing_is_written(tmp_path):
     """T5 keeps its table of distances in block 0: without it, the other blocks have none."""
     model = opened("t5")

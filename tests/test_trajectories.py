@@ -146,10 +146,10 @@ class Words:
         return "x" * len(ids)
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "roberta"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_followed(name, tmp_path):
     torch.manual_seed(1)
-    encoder = name in ("bert", "bert_headless", "modernbert")
+    encoder = name in ("bert", "bert_headless", "roberta", "modernbert")
     model = load(FAMILIES[name]().eval(), Words(encoder), pack=False)
     data = RUN(model, file=groups(tmp_path, entry(), entry(prompt="It is", base=" quite big", synonym=" quite large")))
     assert data.sizes["depth"] == len(model.main_blocks) + 1

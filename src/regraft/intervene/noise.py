@@ -14,7 +14,6 @@ from regraft.engine.metric import loss
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Noise, Variant
-from regraft.intervene.repeat import real_positions
 from regraft.model.opened import Model
 
 LEVELS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -68,7 +67,7 @@ def _passed_on(model: Model, text: Evaluation, levels: list[float], seed: int) -
     sums, positions = np.zeros((len(model.blocks), len(levels))), np.zeros(len(model.blocks))
     for recording in text.recordings:
         for block in model.blocks:
-            real = real_positions(recording, block.index)
+            real = recording.real_at(block.index)
             positions[block.index] += int(real.sum())
             before, after = recording.pre(block.index), recording.post(block.index)
             for number, level in enumerate(levels):

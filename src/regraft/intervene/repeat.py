@@ -100,7 +100,7 @@ def _updates(model: Model, text: Evaluation, times: int) -> tuple[np.ndarray, np
     positions = np.zeros(len(model.blocks))
     for recording in text.recordings:
         for block in model.blocks:
-            real = real_positions(recording, block.index)
+            real = recording.real_at(block.index)
             steps = _repeated(recording, block.index, times)
             length = steps[0][real].norm(dim=-1)
             positions[block.index] += int(real.sum())
@@ -119,12 +119,6 @@ def _repeated(recording: Recording, block: int, times: int) -> list[Tensor]:
         for _ in range(times):
             steps.append(recording.run_block(block, steps[-1], rows=1))
     return steps
-
-
-def real_positions(recording: Recording, block: int) -> Tensor:
-    """True on the tokens of every prompt in the stack of a block, False on padding."""
-    lengths = torch.tensor(recording.lengths_of(block), device=recording.ids_BT.device)
-    return torch.arange(recording.positions_of(block), device=lengths.device)[None] < lengths[:, None]
 
 
 def behaviour(updates_N: np.ndarray, back: np.ndarray) -> str:

@@ -125,7 +125,7 @@ def rebuilt(model: Model, blocks: Sequence[Block | nn.Module]) -> Any:
 def _adjust(config: Any, before: int, kept: list[int], decoder: bool) -> None:
     """The number of layers, and every list that holds one entry for each of them."""
     for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == before and name not in ("architectures",):
+        if isinstance(value, list) and len(value) == before and "layer" in name:
             setattr(config, name, [value[k] for k in kept])
     count = "num_decoder_layers" if decoder and hasattr(config, "num_decoder_layers") else "num_hidden_layers"
     if decoder and hasattr(config, "decoder_layers"):

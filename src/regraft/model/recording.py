@@ -70,6 +70,11 @@ class Recording:
         mask = self.inputs.get("attention_mask")
         return (self.positions_of(block),) * self.prompts if mask is None else tuple(mask.sum(1).tolist())
 
+    def real_at(self, block: int) -> Tensor:
+        """True on the tokens of every prompt in the stack of a block, False on padding: (B, T)."""
+        lengths = torch.tensor(self.lengths_of(block), device=self.ids_BT.device)
+        return torch.arange(self.positions_of(block), device=lengths.device)[None] < lengths[:, None]
+
     def positions_of(self, block: int) -> int:
         """Number of positions that block works on (an encoder's differ from its decoder's)."""
         return self.taken.stream[block].shape[1]

@@ -53,8 +53,7 @@ def fit_blocks(recordings: Sequence[Recording], stack: Stack) -> list[tuple[Line
 def _pairs(recordings: Sequence[Recording], block: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The stream before and after a block at every real token, prompt by prompt."""
     for recording in recordings:
-        lengths = torch.tensor(recording.lengths_of(block), device=recording.ids_BT.device)
-        real = torch.arange(recording.positions_of(block), device=lengths.device)[None] < lengths[:, None]
+        real = recording.real_at(block)
         for row in range(recording.prompts):
             yield recording.pre(block)[row, real[row]], recording.post(block)[row, real[row]]
 
