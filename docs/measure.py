@@ -20,6 +20,17 @@ NAMES = (
     "lens", "geometry", "spectra", "linearity", "trajectories", "neurons", "knockout", "swap", "patch", "push", "ablate",
     "repeat", "noise", "replacement", "quantize", "correlations",
 )  # fmt: skip
+DETAILS = {
+    "lens": ("hurt_rate",),
+    "geometry": ("participation_ratio", "mean_norm", "cosine_raw", "cosine_centred", "update_size"),
+    "linearity": ("gap", "spectral_norm", "consistency", "recovered"),
+    "trajectories": ("cosine_mean",),
+    "neurons": ("context",),
+    "push": ("push",),
+    "noise": ("ratio",),
+    "replacement": ("everywhere",),
+    "quantize": ("sensitivity", "recipe_loss"),
+}
 SPECIMENS = ("specimen:qwen3", "specimen:gpt2")
 SEEDS = 10
 
@@ -37,6 +48,22 @@ def shuffle_table(data: xr.Dataset) -> list[str]:
     return rows
 
 
+def details(data: xr.Dataset) -> list[str]:
+    """The numbers behind the pages, one line for each row of a variable."""
+    lines = []
+    for name in DETAILS.get(data.attrs["experiment"], ()):
+        values = data[name]
+        if name == "context":
+            pairs = zip(values["neuron"].values, data.neuron_feature.values, values.values[:, 0], strict=True)
+            lines += [f"  - {neuron} ({feature}): `{str(text).strip()}`" for neuron, feature, text in pairs]
+            continue
+        for row in values.stack(row=values.dims[:-1]).transpose("row", ...) if values.ndim > 1 else [values]:
+            label = " ".join(map(str, row.row.item())) if values.ndim > 1 else ""
+            numbers = ", ".join(f"{x:.4g}" for x in row.values)
+            lines.append(f"  - `{name}` {label} over {values.dims[-1]}: {numbers}".replace("  over", " over"))
+    return lines
+
+
 def main() -> None:
     """Write the page."""
     assert DRAWN_HERE
@@ -47,6 +74,7 @@ def main() -> None:
         for experiment in NAMES:
             data = measured(model, experiment)
             lines.append(f"- **{experiment}** ({data.attrs['seconds']:.1f} s): {drawing_of(data).finding(data)}")
+            lines += details(data) if name == SPECIMENS[0] else []
         lines.append("")
     model = load()
     exact = [measured(model, "shuffle", seed) for seed in range(SEEDS)]

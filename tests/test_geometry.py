@@ -10,6 +10,7 @@ import torch
 
 from families import FAMILIES
 from regraft.data import evaluation
+from regraft.data.completions import prompt_ids
 from regraft.experiment import experiments
 from regraft.model.load import load
 from regraft.observe.geometry import Cloud, linear_cka
@@ -140,6 +141,20 @@ def test_prompt_and_padding_positions_do_not_count(model):
         for stream in [*recording.taken.stream, *recording.taken.ends]:
             stream[~recording.scored_BT] = 1e9
     assert all(torch.equal(a, b) for a, (_, states) in zip(before, seen.walk(), strict=True) for b in [states[3]])
+
+
+def test_template_tokens_do_not_count():
+    """With a chat template round the prompt, what is looked at begins where the template ends, and nothing in front of it."""
+    chat = load("specimen:gpt2")
+    chat.tokenizer.chat_template = "{% for m in messages %}Question: {{ m.content }} Answer:{% endfor %}"
+    seen = observed(chat, ["The capital of France is"], 1, 5, "")
+    (recording,) = seen.recordings
+    spoken = prompt_ids(chat, "The capital of France is")
+    assert len(spoken) > len(chat.encode("The capital of France is")) + 4
+    assert recording.ids_BT[0, : len(spoken)].tolist() == spoken
+    assert seen.pairs[0][1].tolist() == list(range(len(spoken), recording.positions))
+    assert recording.scored_BT[0].nonzero()[:, 0].tolist() == seen.pairs[0][1].tolist()
+    assert seen.tokens == recording.positions - len(spoken) > 0
 
 
 def test_encoders_and_both_stacks():
