@@ -33,6 +33,7 @@ SECTIONS = {
     "Noise": "noise.png",
     "Shuffle recovery": "shuffle.png",
     "Quantization": "quantize.png",
+    "Quantizers": "quantizers.png",
     "Activation and norm replacement": "replacement.png",
 }
 

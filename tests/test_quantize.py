@@ -132,7 +132,7 @@ def test_bytes_are_counted():
 
 def test_a_recipe_is_saved_with_its_measured_loss(tmp_path):
     model = opened("qwen3")
-    data = RUN(model, recipe="uniform", save=str(tmp_path / "four"), **TEXT)
+    data = RUN(model, recipe="uniform", save=str(tmp_path / "four"), format="float", **TEXT)
     assert "opens with transformers" in data.attrs["saved"]
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "four").eval()
     weight = plain.model.layers[2].mlp.up_proj.weight

@@ -16,7 +16,9 @@ from regraft.intervene.repeat import behaviour
 from regraft.model.load import load
 from small import opened
 
-REPEAT, NOISE = experiments()["repeat"].run, experiments()["noise"].run
+REPEAT, NOISE, KNOCKOUT, SWAP, PRUNE, REORDER = (
+    experiments()[name].run for name in ("repeat", "noise", "knockout", "swap", "prune", "reorder")
+)
 FOUR = ("llama", "gpt2", "gemma2", "t5", "gpt_neox", "olmo2")
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
 
@@ -131,3 +133,28 @@ def test_wrong_options_are_refused():
         NOISE(opened("llama"), levels=[-0.1], **TEXT)
     with pytest.raises(ValueError, match="does not write text from left to right"):
         REPEAT(opened("bert"), **TEXT)
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_knockouts_swaps_and_orders_against_full_forwards(name):
+    """Single losses, synergy by its definition, exchanged pairs, and what prune and reorder measure."""
+    model = opened(name)
+    text = evaluation(model, TEXT["prompts"], 2, 4)
+    count, first = len(model.blocks), model.parts.stacks[-1].first
+
+    def by_hand(route):
+        return naive_loss(model, text, Variant(route=route))
+
+    clean = naive_loss(model, text, Variant())
+    alone = [by_hand(Route.skip(count, {i})) - clean for i in range(count)]
+    pairs = KNOCKOUT(model, mode="pairs", **TEXT)
+    assert np.allclose(np.diag(pairs.increase), alone, atol=1e-5)
+    for i, j in ((0, 1), (first, first + 1), (first, count - 1)):
+        wanted = by_hand(Route.skip(count, {i, j})) - clean - (alone[i] + alone[j])
+        assert float(pairs.synergy[i, j]) == pytest.approx(wanted, abs=2e-5)
+    cost = SWAP(model, **TEXT).cost
+    for i, j in ((first, first + 1), (first, count - 1)):
+        assert float(cost[i, j]) == pytest.approx(by_hand(Route.swap(count, i, j)) - clean, abs=1e-5)
+    assert float(PRUNE(model, drop=[1], **TEXT).loss[1]) == pytest.approx(by_hand(Route.skip(count, {first + 1})), abs=1e-5)
+    exchanged = REORDER(model, **TEXT).loss[1]
+    assert float(exchanged) == pytest.approx(by_hand(Route.swap(count, first + 1, first + 2)), abs=1e-5)

@@ -6,7 +6,8 @@ Shapes: L blocks, W widths in bits, R roles, Q recipes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -18,9 +19,10 @@ from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import SweepResult, sweep
 from regraft.engine.variant import Route, Variant
 from regraft.experiment import REFUSALS, measured
+from regraft.intervene.packed import check_packable, write_packed
 from regraft.intervene.recipes import by_score, ends_protected, oracle, uniform
 from regraft.intervene.rounding import block_bytes, quantized_block
-from regraft.intervene.surgery import measured_route, route_of, save_blocks
+from regraft.intervene.surgery import check_empty, measured_route, route_of, save_blocks
 from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.progress import advance
@@ -36,6 +38,7 @@ def quantize(
     group: int = 128,
     recipe: str = "",
     save: str = "",
+    format: Literal["packed", "float"] = "packed",
     prompts: list[str] | None = None,
     count: int = 20,
     tokens: int = 24,
@@ -51,6 +54,8 @@ def quantize(
         group: how many inputs share a scale.
         recipe: with save, the recipe to write; by default the one with the lowest loss.
         save: folder to write the model to, its weights rounded as the recipe says.
+        format: what is saved: integers packed into few bits, which transformers opens with the package compressed-tensors, or
+            rounded numbers of the model's own type, which it opens without but which are not smaller.
         prompts: texts whose completions are scored; without them, prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
@@ -61,8 +66,12 @@ def quantize(
     widths = sorted(set(bits or WIDTHS) | {2, 3, 4, 6}, reverse=True)
     if group < 1 or min(widths) < 2 or max(widths) > 16:
         raise ValueError("a group has at least 1 input, and a width is 2 to 16 bits")
-    text = evaluation(model, prompts, count, tokens)
     blocks = list(model.parts.stacks[-1].blocks)
+    if save:
+        check_empty(Path(save))
+    if save and format == "packed":
+        check_packable(blocks, model.width)
+    text = evaluation(model, prompts, count, tokens)
     results: list[SweepResult] = []
 
     def losses(places: list[dict[int, nn.Module]]) -> np.ndarray:
@@ -85,7 +94,7 @@ def quantize(
     best = list(chosen)[int(np.nanargmin(found))]
     if recipe and recipe not in chosen:
         raise ValueError(f"there is no recipe {recipe!r}: choose among {', '.join(chosen)}")
-    saved = _save(model, text, blocks, chosen[recipe or best], recipe or best, group, save) if save else ""
+    saved = _save(model, text, blocks, chosen[recipe or best], recipe or best, group, save, format) if save else ""
     attrs = {
         **sweep_attributes(*results),
         "clean_loss": clean,
@@ -159,16 +168,20 @@ def _bytes(model: Model, blocks: list[Block], plan: list[int], group: int) -> fl
     return sum(block_bytes(model, block, width, group) for block, width in zip(blocks, plan, strict=True))
 
 
-def _save(model: Model, text: Evaluation, blocks: list[Block], plan: list[int], name: str, group: int, folder: str) -> str:
+def _save(
+    model: Model, text: Evaluation, blocks: list[Block], plan: list[int], name: str, group: int, folder: str, format: str
+) -> str:
     """Write the model with its blocks rounded as a recipe says."""
     modules: list[Any] = list(_all(model, blocks, plan, group).values())
     route = route_of(model, modules, list(range(len(modules))))
     done = measured_route(model, text, route, modules)
-    done.attrs |= {
-        "change": f"weights of the blocks rounded by the recipe {name}: {', '.join(map(str, plan))} bits in groups of {group}",
-        "quantized_bytes": _bytes(model, blocks, plan, group),
-    }
-    return save_blocks(model, modules, route, done, folder)
+    done.attrs["change"] = (
+        f"weights of the blocks rounded by the recipe {name}: {', '.join(map(str, plan))} bits in groups of {group}, "
+        f"kept as {'packed integers' if format == 'packed' else 'numbers of the type of the model'}"
+    )
+    if format == "float":
+        return save_blocks(model, modules, route, done, folder)
+    return save_blocks(model, blocks, route, done, folder, lambda changed, to: write_packed(changed, to, blocks, plan, group))
 
 
 def _dataset(

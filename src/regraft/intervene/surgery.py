@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +71,31 @@ def measured_route(model: Model, text: Evaluation, route: Route, blocks: Sequenc
     )
 
 
-def save_blocks(model: Model, blocks: Sequence[Block | nn.Module], route: Route, measured: xr.Dataset, folder: str) -> str:
+def save_blocks(
+    model: Model,
+    blocks: Sequence[Block | nn.Module],
+    route: Route,
+    measured: xr.Dataset,
+    folder: str,
+    write: Callable[[Any, Path], None] = lambda changed, fresh: changed.save_pretrained(fresh),
+) -> str:
     """Write the model with other blocks in its last stack to a folder that plain transformers opens.
 
-    The folder is read again and its logits compared with the route's before it takes its place. Returns one sentence.
+    `write` puts the changed model into the new folder. The folder is read again and its logits compared with the
+    route's before it takes its place. Returns one sentence.
 
     Raises:
         ValueError: the folder is not empty, or this sequence of blocks cannot be said by the model's configuration: the
             logits of what would have been written differ.
     """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RunFolderError(f"the folder {folder} is not empty: choose another with --save")
+    check_empty(target)
     sample = _sample(model)
     wanted = route_logits(sample, route)
     changed = rebuilt(model, blocks)
     with whole_folder(target) as fresh:
         with quiet_transformers():
-            changed.save_pretrained(fresh)
+            write(changed, fresh)
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(fresh)
         read = read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
@@ -100,8 +107,18 @@ def save_blocks(model: Model, blocks: Sequence[Block | nn.Module], route: Route,
                 f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: read back, its logits "
                 f"differ by {difference:.1e} (something in it depends on a block's number)"
             )
-        (fresh / CARD).write_text(_card(model, measured, difference), encoding="utf-8")
+        (fresh / CARD).write_text(_card(model, measured, difference, _weight_bytes(fresh)), encoding="utf-8")
     return f"{folder} opens with transformers and gives the route's logits (largest difference {difference:.1g})"
+
+
+def check_empty(folder: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        RunFolderError: the folder is a file or holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"the folder {folder} is not empty: choose another with --save")
 
 
 def rebuilt(model: Model, blocks: Sequence[Block | nn.Module]) -> Any:
@@ -143,7 +160,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value.is_integer() else f"{value:,.4f}"
 
 
-def _card(model: Model, measured: xr.Dataset, difference: float) -> str:
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _card(model: Model, measured: xr.Dataset, difference: float, size: int) -> str:
     """The model card: what was changed, and the measurements with their provenance."""
     rows = [
         f"| {name} | {_number(before)} | {_number(after)} | {measured[name].attrs['units']} |"
@@ -161,7 +182,7 @@ def _card(model: Model, measured: xr.Dataset, difference: float) -> str:
             f"# {model.name}, {measured.attrs['change']}",
             "",
             f"Made by regraft from {model.name} (weights sha256 `{model.weights_sha256}`). Read back by transformers, its "
-            f"logits differ from those of the measured route by at most {difference:.1g}.",
+            f"logits differ from those of the measured route by at most {difference:.1g}. The weight files hold {size:,} bytes.",
             "",
             "| quantity | before | after | unit |",
             "|---|---|---|---|",

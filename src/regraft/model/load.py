@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from regraft.model.files import CheckpointError, check_folder
 from regraft.model.forward import learn_batched, without_cache
+from regraft.model.integers import holds_integers, with_plain_weights
 from regraft.model.opened import Model
 from regraft.model.pack import pack_if_it_pays
 from regraft.model.parts import find_parts
@@ -168,6 +170,8 @@ def read_checkpoint(
                 trust_remote_code=remote_code, **extra,
             )  # fmt: skip
         except ImportError as error:
+            if not attention:
+                raise CheckpointError(f"{folder.name} cannot be opened here: {str(error).splitlines()[0]}") from error
             raise ValueError(f"attention {attention!r} cannot be used here: {str(error).splitlines()[0]}") from error
         except SafetensorError as error:
             raise CheckpointError(f"a weight file of {folder.name} is damaged: {error}: fetch it again") from error
@@ -177,6 +181,9 @@ def read_checkpoint(
             raise
     _refuse_incomplete(folder, info)
     _refuse_truncated(folder, hf, info)
+    if holds_integers(hf):
+        with quiet_transformers():
+            hf = with_plain_weights(hf, read_config(folder, remote_code), attention)
     return hf.to(device)
 
 
@@ -281,14 +288,17 @@ def _load_tokenizer(folder: Path, remote_code: bool) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the loading bars and reports of transformers: what they say is checked and said by us."""
-    level = transformers_logging.get_verbosity()
+    """Silence the loading bars and reports of transformers and what it imports: what they say is checked and said by us."""
+    level, disabled = transformers_logging.get_verbosity(), logging.root.manager.disable
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
+    logging.disable(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
+        logging.disable(disabled)
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import FIRST, MUTED, Drawing, axis_labels, base, draws, heatmap, lines
+from regraft.report.drawing import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, draws, heatmap, lines
 
 
 def quantize_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -89,5 +89,58 @@ draws(
         quantize_figures,
         quantize_finding,
         ("loss", "increase", "perplexity_increase"),
+    ),
+)
+
+
+def quantizers_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """Loss above the model as loaded over bytes, and tokens per second, one point or bar for each method."""
+    names = [str(name) for name in dataset.quantizer.values]
+    plane = base(340)
+    plane.add_scatter(
+        x=dataset.bytes.values / 1e6, y=dataset.loss.values, text=axis_labels(names), mode="markers+text",
+        textposition=["bottom center" if "torchao" in name else "top center" for name in names],
+        marker=dict(size=9, color=[MUTED] + [FIRST] * (len(names) - 1)),
+        hovertemplate="%{text}<br>%{x:.2f} MB, %{y:.4f} nats per token<extra></extra>",
+    )  # fmt: skip
+    plane.update_layout(xaxis_title="megabytes of the blocks", yaxis_title="nats per token")
+    runs = [i for i in range(1, len(names)) if not np.isnan(dataset.writing.values[i])]
+    speed = base(max(240, 110 + 50 * len(runs)))
+    for color, (label, values) in zip(
+        PALETTE, (("reading", dataset.reading.values), ("writing", dataset.writing.values)), strict=False
+    ):
+        speed.add_bar(
+            y=[names[i] for i in runs], x=[values[i] / values[0] for i in runs], orientation="h", name=label, marker_color=color,
+            customdata=[values[i] for i in runs],
+            hovertemplate=f"%{{y}}, {label}: %{{customdata:,.0f}} tokens per second, %{{x:.2f}} times as loaded<extra></extra>",
+        )  # fmt: skip
+    speed.add_vline(x=1, line=dict(dash="dot", color=MUTED))
+    speed.update_xaxes(title="tokens per second, in times the model as loaded (dotted)", rangemode="tozero")
+    speed.update_yaxes(autorange="reversed", type="category", tickmode="linear")
+    speed.update_layout(margin_l=150, barmode="group", showlegend=True)
+    return [("Loss over bytes, all blocks quantized", plane), ("Speed of what runs in few bits", speed)]
+
+
+def quantizers_finding(dataset: xr.Dataset) -> str:
+    """Loss, bytes and speed of every method in one sentence, and what was left out."""
+    rows = []
+    for one in (dataset.isel(quantizer=i) for i in range(1, dataset.sizes["quantizer"])):
+        share = float(one.bytes) / float(dataset.bytes[0])
+        speed = "" if np.isnan(float(one.writing)) else f", writing at {float(one.writing) / float(dataset.writing[0]):.2f}x"
+        rows.append(f"{one.quantizer.item()} {float(one.increase):+.3f} nats per token at {share:.0%} of the bytes{speed}")
+    without = dataset.attrs["without"]
+    return f"{'; '.join(rows)}.{f' ({without}.)' if without else ''}" if rows else without
+
+
+draws(
+    "quantizers",
+    Drawing(
+        "Quantizers",
+        "What do whole-model quantizers cost in loss, and what do they save in bytes and time?",
+        "Down and left is better. A method can save bytes and lose time: where the processor has no kernel for few bits, the "
+        "weights are unpacked at every call. Methods that run as plain floats here have no bar for speed.",
+        quantizers_figures,
+        quantizers_finding,
+        ("loss", "increase", "agreement"),
     ),
 )

@@ -35,6 +35,7 @@ CHAPTERS: tuple[tuple[str, dict], ...] = (
     ("replacement", {}),
     ("shuffle", {}),
     ("quantize", {}),
+    ("quantizers", {}),
     ("correlations", {}),
 )
 

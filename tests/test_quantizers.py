@@ -1,0 +1,158 @@
+"""Other libraries' quantizers on copies of blocks, and checkpoints of packed integers."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from regraft.data.evaluation import evaluation
+from regraft.engine.metric import loss
+from regraft.engine.sweep import sweep
+from regraft.experiment import experiments
+from regraft.intervene import packed
+from regraft.intervene.libraries import METHODS, held_bytes, linears, quiet, whole_group, with_linears
+from regraft.intervene.packed import steps, write_packed
+from regraft.intervene.rounding import matrix_axes, round_to_nearest
+from regraft.model.files import CheckpointError
+from regraft.model.load import load
+from small import ids, opened
+
+TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
+RUN = experiments()["quantizers"].run
+QUANTIZE = experiments()["quantize"].run
+BY_NAME = {method.name: method for method in METHODS}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("llama", "torchao int8"), ("gpt2", "torchao int4"), ("gemma2", "torchao int8"), ("t5", "torchao int4")]
+    + [(f"specimen:{name}", "NF4") for name in ("qwen3", "gpt2", "t5")],
+)
+def test_losses_are_those_of_the_live_model_with_the_quantized_layers_in_it(name, method):
+    model, twin = (load(name, pack=False) if ":" in name else opened(name) for _ in range(2))
+    before = model.fingerprint()
+    data = RUN(model, methods=[method], **TEXT)
+    assert model.fingerprint() == before
+    assert data.quantizer.values.tolist() == ["as loaded", method]
+    batches = evaluation(model, TEXT["prompts"], 2, 4).recordings.batches
+    blocks = twin.parts.stacks[-1].blocks
+    copies = BY_NAME[method].copies(twin, blocks, 128)
+    for block, made in zip(blocks, copies, strict=True):
+        for path, _ in linears(with_linears(block.module)):
+            block.module.get_submodule(path).forward = made.get_submodule(path).forward
+    wanted = sweep([twin.record(*batch) for batch in batches], [], loss()).clean_mean("loss")
+    assert float(data.loss.sel(quantizer=method)) == pytest.approx(wanted, abs=1e-5)
+    assert wanted != pytest.approx(data.loss[0].item(), abs=1e-5)
+
+
+def test_bytes_and_speed():
+    model = load("specimen:gpt2")
+    data = RUN(model, count=4, tokens=6)
+    share = data.bytes / float(data.bytes.sel(quantizer="as loaded"))
+    assert float(share.sel(quantizer="torchao int8")) == pytest.approx(0.255, abs=0.02)
+    assert float(share.sel(quantizer="NF4")) == pytest.approx(0.14, abs=0.02)
+    runs = data.quantizer.isin(["as loaded", "torchao int8", "torchao int4", "NF4"])
+    assert (np.isfinite(data.writing) == runs).all(), "no speed is claimed for what runs as plain floats"
+    assert (data.reading.values[runs] > 0).all()
+    assert data.attrs["without"] == "GPTQ 4 bits is left out: llmcompressor is not installed"
+
+
+def test_each_library_changes_every_matrix_and_nothing_else():
+    model = load("specimen:gpt2")
+    block = model.blocks[1]
+    axes = matrix_axes(block, model.width)
+    for name in ("torchao int8", "NF4"):
+        (made,) = BY_NAME[name].copies(model, [block], 128)
+        assert held_bytes(made) < held_bytes(block.module)
+        kept = {n for n, p in made.named_parameters() if type(p.data) is torch.Tensor and p.dtype == torch.float32}
+        assert kept == {n for n, _ in block.module.named_parameters()} - set(axes), name
+
+
+def test_transposed_maps_become_plain_ones_with_the_same_outputs():
+    block = opened("gpt2").blocks[0].module
+    made, x = with_linears(block), torch.randn(2, 5, 32)
+    assert len(linears(made)) == 4, "c_attn, c_proj, c_fc, c_proj"
+    assert len(linears(block)) == 0
+    torch.testing.assert_close(made.mlp.c_fc(x), block.mlp.c_fc(x))
+
+
+def test_wrong_methods_and_unsuited_models():
+    with pytest.raises(ValueError, match="no method 'gold': choose among RTN 8 bits, RTN 4 bits, torchao int8"):
+        RUN(opened("llama"), methods=["gold"], **TEXT)
+    data = RUN(opened("mixtral"), methods=["torchao int8", "RTN 4 bits"], **TEXT)
+    assert data.quantizer.values.tolist() == ["as loaded", "RTN 4 bits"]
+    assert "knows linear layers only" in data.attrs["without"]
+    data = RUN(opened("llama"), methods=["NF4"], **TEXT)
+    assert data.sizes["quantizer"] == 1
+    assert "it needs inputs in blocks of 64, and a matrix has 32" in data.attrs["without"]
+    with pytest.raises(ValueError, match="does not write text"):
+        RUN(opened("bert"), **TEXT)
+
+
+def test_a_packed_checkpoint_is_small_and_holds_exactly_the_rounded_weights(tmp_path):
+    model = load("specimen:qwen3")
+    plan = [3, 4, 5, 6, 8, 2] * 2
+    write_packed(copy.deepcopy(model.hf), tmp_path, model.blocks, plan, 128)
+    assert (tmp_path / "model.safetensors").stat().st_size < 0.4 * 4 * sum(p.numel() for p in model.hf.parameters())
+    again = load(str(tmp_path))
+    for block, bits in zip(again.blocks, plan, strict=True):
+        original = model.blocks[block.index].module
+        for name, linear in linears(block.module):
+            wanted = round_to_nearest(original.get_submodule(name).weight, bits, group=128)
+            assert torch.equal(linear.weight, wanted), (block.index, name)
+    with quiet():
+        plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        row = torch.tensor([ids(6, 1)])
+        assert torch.equal(plain(row).logits, again.hf(row).logits)
+
+
+def test_a_recipe_is_saved_as_packed_integers_with_its_measured_loss(tmp_path):
+    folder = tmp_path / "packed"
+    data = QUANTIZE(opened("qwen3"), recipe="uniform", save=str(folder), **TEXT)
+    assert "largest difference 0)" in data.attrs["saved"]
+    said = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert said["quant_method"] == "compressed-tensors"
+    assert {group["weights"]["num_bits"] for group in said["config_groups"].values()} == {4}
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"{float(data.recipe_loss.sel(recipe='uniform')):,.4f}" in card
+    assert f"{(folder / 'model.safetensors').stat().st_size:,} bytes" in card
+    with pytest.raises(ValueError, match="16 bits cannot be packed: at most 8"):
+        write_packed(copy.deepcopy(opened("qwen3").hf), tmp_path / "wide", opened("qwen3").blocks, [16] * 4, 128)
+
+
+def test_a_last_shorter_group_keeps_its_own_step():
+    """192 inputs in groups of 128: the last 64 have a step of their own, and the first one is said twice."""
+    weight = torch.randn(3, 192)
+    weight[:, 128:] *= 10
+    found = steps(weight, 4, 128, whole_group(192, 128))
+    assert found.shape == (3, 3)
+    assert torch.equal(found[:, 0], found[:, 1])
+    assert torch.equal(found[:, 2], weight[:, 128:].abs().amax(-1) / 7)
+
+
+def test_what_cannot_be_packed_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"h\.0\.attn\.c_attn\.weight cannot be packed: .* --format float"):
+        QUANTIZE(opened("gpt2"), save=str(tmp_path / "x"), **TEXT)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        QUANTIZE(opened("qwen3"), save=str(tmp_path / "full"), **TEXT)
+    monkeypatch.setattr(packed, "PACKAGE", "no_such_package")
+    with pytest.raises(ValueError, match=r"no-such-package is not installed: `pip install 'regraft\[quantize\]'`"):
+        QUANTIZE(opened("qwen3"), save=str(tmp_path / "y"), **TEXT)
+
+
+def test_opening_packed_integers_without_the_package_says_what_is_missing(tmp_path, monkeypatch):
+    def absent(*args, **kwargs):
+        raise ImportError("Using `compressed_tensors` quantized models requires compressed-tensors")
+
+    model = load("specimen:gpt2")
+    model.hf.save_pretrained(tmp_path)
+    monkeypatch.setattr(transformers.GPT2LMHeadModel, "from_pretrained", absent)
+    with pytest.raises(CheckpointError, match="cannot be opened here: Using `compressed_tensors` quantized models requires"):
+        load(str(tmp_path))
