@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -45,6 +46,9 @@ def errors_in_one_sentence(debug: bool) -> Iterator[None]:
     """Wrong use ends with exit code 2, a failed run with 1, each in one sentence; `--debug` shows where."""
     try:
         yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
     except REFUSALS as error:
         if debug:
             traceback.print_exc()
