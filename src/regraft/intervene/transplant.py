@@ -22,7 +22,7 @@ from regraft.model.parts import Block
 
 def transplant(
     model: Model,
-    donor: str = "specimen:tuned",
+    donor: str = "",
     put: list[str] | None = None,
     save: str = "",
     prompts: list[str] | None = None,
@@ -36,7 +36,7 @@ def transplant(
     read back and compared with the measured route first.
 
     Args:
-        donor: a folder, a hub id, or a specimen; as wide as this model.
+        donor: a folder, a hub id, or a specimen, as wide as this model; by default this model itself.
         put: pairs DONOR:PLACE of block numbers, for example 3:5.
         save: folder to write the model to; it needs put.
         prompts: texts whose completions are scored; without them, prompts that suit the model.
@@ -49,7 +49,9 @@ def transplant(
     """
     if save and not put:
         raise ValueError("--save writes one model: say which blocks to put where with --put DONOR:PLACE")
-    given = load(donor, device=str(model.device), dtype=model.dtype, attention=model.attention, pack=False)
+    given = (
+        model if not donor else load(donor, device=str(model.device), dtype=model.dtype, attention=model.attention, pack=False)
+    )
     stack, theirs = model.parts.stacks[-1], given.parts.stacks[-1]
     text = evaluation(model, prompts, count, tokens)
     _check_fit(model, given, theirs.blocks)

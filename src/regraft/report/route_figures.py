@@ -146,13 +146,17 @@ def transplant_finding(dataset: xr.Dataset) -> str:
     """Which of the donor's blocks fits best, and whether blocks fit their own places."""
     if "donor_block" not in dataset.dims:
         return surgery_finding(dataset)
-    increase = dataset.increase.values
+    increase = dataset.increase.values.copy()
+    if dataset.attrs["donor_sha256"] == dataset.attrs["weights_sha256"]:
+        np.fill_diagonal(increase, np.nan)
+        if np.isnan(increase).all():
+            return ""
     i, j = np.unravel_index(np.nanargmin(increase), increase.shape)
     said = (
         f"Block {dataset.donor_block.values[i]} of {dataset.attrs['donor']} costs least, in place of block "
         f"{dataset.block.values[j]}: {increase[i, j]:+.3f} nats per token. "
     )
-    if increase.shape[0] != increase.shape[1]:
+    if increase.shape[0] != increase.shape[1] or np.isnan(increase[0, 0]):
         return said.strip()
     away = ~np.eye(len(increase), dtype=bool)
     return said + (
@@ -181,9 +185,10 @@ draws(
     "transplant",
     Drawing(
         "Cross-model transplant",
-        "Does a block of one model work in another?",
+        "Does a block work in another place, or in another model?",
         "Each cell puts one block of the donor (row) in the place of one block of this model (column). A pale diagonal means "
-        "that the two models' blocks still do the same work, as in two trainings from one start.",
+        "that the two models' blocks still do the same work, as in two trainings from one start; without a donor the model gives "
+        "its own blocks, and the diagonal is the clean run.",
         transplant_figures,
         transplant_finding,
         ("loss", "increase", "kl", "agreement", "parameters", "bytes"),
