@@ -119,6 +119,26 @@ def inspect_model(
         show_anatomy(open_model(source or model, device, dtype, attention, remote_code, tokenizer), as_json)
 
 
+@app.command("rebuild")
+def rebuild_model(
+    source: Annotated[str, typer.Argument(metavar="[MODEL]", help="The model; or use --model.")] = "",
+    model: ModelOption = "specimen:qwen3",
+    text: Annotated[list[str] | None, typer.Option(help="What both models read; write it again for several texts.")] = None,
+    stage: Annotated[str, typer.Option(help="The last stage to compare, for example 0.scores.")] = "",
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="float64 tells rounding from error.")] = "float32",
+    skeleton: Annotated[Path | None, typer.Option(help="Write a folder for a student's own implementation instead.")] = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run a model written anew from its files beside the official one, stage by stage, and name what parts."""
+    with errors_in_one_sentence(debug):
+        from regraft.commands import rebuild_model
+
+        code = rebuild_model(source or model, text or [], stage, dtype, skeleton, out, as_json)
+    raise typer.Exit(code)
+
+
 def command_for(experiment: Experiment) -> Callable[..., None]:
     """A command whose options are the experiment's parameters and the common ones."""
 

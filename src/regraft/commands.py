@@ -17,12 +17,17 @@ from rich.table import Table
 
 from regraft.experiment import Experiment
 from regraft.model.anatomy import part_rows, site_rows
+from regraft.model.load import resolve
 from regraft.model.opened import Model
 from regraft.model.progress import listening
 from regraft.model.weights import Weights
+from regraft.rebuild.checkpoint import open_rebuilt
+from regraft.rebuild.skeleton import write_skeleton
+from regraft.rebuild.verify import rebuild
 from regraft.report.build import build
 from regraft.report.drawing import drawing_of
 from regraft.report.page import CHECKS, csv_text
+from regraft.report.rebuild_figures import OUTSIDE, split
 from regraft.runs import check_writable, store, whole_folder
 
 console = Console(markup=False)
@@ -116,6 +121,57 @@ def run_experiment(
     print_result(dataset)
     if out is not None:
         console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
+
+
+def rebuild_model(
+    source: str, texts: list[str], stage: str, dtype: str, skeleton: Path | None, out: Path | None, as_json: bool
+) -> int:
+    """Compare a rebuilt model stage by stage, or write a student's folder; 1 where a stage parts."""
+    if skeleton is not None:
+        stages = write_skeleton(source, skeleton, texts)
+        console.print(f"{len(stages)} stages written to {skeleton}: fill in model.py, then `python {skeleton}/check.py`")
+        return 0
+    if out is not None:
+        check_writable(out, "rebuild", open_rebuilt(resolve(source)[0]).weights_sha256, version("regraft"))
+    with _bar() as bar:
+        bar.add_task("the official model, in a process of its own, then the rebuilt one", total=None)
+        dataset = rebuild(source, texts, stage, dtype)
+    if out is not None:
+        write_run(dataset, out)
+    if as_json:
+        console.print_json(json.dumps(dataset.to_dict(), default=_plain))
+    else:
+        print_stages(dataset)
+        if out is not None:
+            console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
+    return 1 if dataset.attrs["parted"] else 0
+
+
+def print_stages(dataset: xr.Dataset) -> None:
+    """The finding, and one row for each kind of stage: its blocks, shape, differences and decimals at their worst."""
+    console.print(drawing_of(dataset).finding(dataset), highlight=False)
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for place, stage in enumerate(dataset.stage.values):
+        block, kind = split(str(stage))
+        kinds.setdefault((block.rpartition(".")[0], kind), []).append(place)
+    table = _table("", ("stage", "of", "shape", "official shape", "largest", "mean", "decimals"), right=(4, 5, 6))
+    for (stack, kind), places in kinds.items():
+        some = dataset.isel(stage=places)
+        shapes = [", ".join(dict.fromkeys(map(str, values.values))) for values in (some.shape_of_ours, some.shape_of_official)]
+        blocks = f"{len(places)} block{'s' if len(places) > 1 else ''}" if split(str(some.stage.values[0]))[0] != OUTSIDE else ""
+        name = f"{stack}.{kind}" if stack else kind
+        numbers = (f"{float(some.largest.max()):.2g}", f"{float(some['mean'].max()):.2g}", str(int(some.decimals.min())))
+        table.add_row(name, blocks, *shapes, *numbers)
+    console.print(table)
+    if dataset.attrs["values"]:
+        console.print(dataset.attrs["values"], highlight=False)
+    attrs = dataset.attrs
+    console.print(
+        f"model {attrs['model']} ({attrs['weights_sha256'][:12]}), {attrs['dtype']}, {attrs['seconds']:.1f} s; largest and mean: "
+        "absolute differences at their worst over the blocks; decimals: 17 is equal to the bit",
+        highlight=False,
+        style="dim",
+    )
 
 
 def _plain(value: Any) -> Any:

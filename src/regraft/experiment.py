@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -32,6 +32,20 @@ if TYPE_CHECKING:
 ROOMS = ("observe", "intervene")
 GROUP = "regraft.experiments"
 REFUSALS = (ValueError, OSError, MemoryError, RuntimeError, ImportError, LookupError)
+
+
+class Proved(Protocol):
+    """What provenance is taken from: a model, its matrices, or a rebuilt one."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def weights_sha256(self) -> str: ...  # noqa: D102
+    @property
+    def dtype(self) -> Any: ...  # noqa: D102
+    @property
+    def device(self) -> Any: ...  # noqa: D102
+    def proof(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ def measured(model: Model | Weights, name: str, seed: int = 0, **options: Any) -
     return kept[key]
 
 
-def provenance(model: Model | Weights) -> dict[str, Any]:
+def provenance(model: Proved) -> dict[str, Any]:
     """Where a number comes from: model and weights, versions, kind of arithmetic, self-check, command line, time."""
     return {
         "model": model.name,

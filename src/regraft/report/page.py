@@ -26,12 +26,22 @@ from regraft.report import (
     component_figures,
     intervene_figures,
     observe_figures,
+    rebuild_figures,
     route_figures,
     text_figures,
 )
 from regraft.report.drawing import drawing_of
 
-DRAWN_HERE = (observe_figures, block_figures, text_figures, intervene_figures, component_figures, route_figures, bit_figures)
+DRAWN_HERE = (
+    observe_figures,
+    block_figures,
+    text_figures,
+    intervene_figures,
+    component_figures,
+    route_figures,
+    bit_figures,
+    rebuild_figures,
+)
 CHECKS = (
     ("replay", "replayed blocks and head against the model's own output", "largest absolute difference"),
     ("batch", "the same with three copies of the prompt in one batch", "largest absolute difference"),

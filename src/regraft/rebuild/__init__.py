@@ -1,0 +1,1 @@
+"""Independent re-implementations of architectures, from the checkpoint's files alone, verified stage by stage."""
