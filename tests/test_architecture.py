@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "regraft"
-ORDER = ["model", "engine", "specimens", "data", "runs", "experiment", "observe", "intervene", "rebuild", "report", "commands", "cli"]
+ORDER = [
+    "model",
+    "engine",
+    "specimens",
+    "data",
+    "runs",
+    "experiment",
+    "observe",
+    "intervene",
+    "rebuild",
+    "report",
+    "commands",
+    "cli",
+]
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p.name != "__init__.py")
 FAMILIES = """llama qwen gpt2 gpt_neox gemma mistral mixtral bloom mamba olmo phi3 bert bart cohere smollm gpt_oss
 model_type""".split()

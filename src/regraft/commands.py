@@ -154,15 +154,15 @@ def print_stages(dataset: xr.Dataset) -> None:
     for place, stage in enumerate(dataset.stage.values):
         block, kind = split(str(stage))
         kinds.setdefault((block.rpartition(".")[0], kind), []).append(place)
-    table = _table("", ("stage", "of", "shape", "official shape", "largest", "mean", "decimals"), right=(4, 5, 6))
+    table = [["stage", "blocks", "shape", "largest", "mean", "decimals"]]
     for (stack, kind), places in kinds.items():
         some = dataset.isel(stage=places)
-        shapes = [", ".join(dict.fromkeys(map(str, values.values))) for values in (some.shape_of_ours, some.shape_of_official)]
-        blocks = f"{len(places)} block{'s' if len(places) > 1 else ''}" if split(str(some.stage.values[0]))[0] != OUTSIDE else ""
-        name = f"{stack}.{kind}" if stack else kind
+        pairs = zip(some.shape_of_ours.values, some.shape_of_official.values, strict=True)
+        shapes = ", ".join(dict.fromkeys(a if a == b else f"{a} (officially {b})" for a, b in pairs))
+        blocks = "" if split(str(some.stage.values[0]))[0] == OUTSIDE else str(len(places))
         numbers = (f"{float(some.largest.max()):.2g}", f"{float(some['mean'].max()):.2g}", str(int(some.decimals.min())))
-        table.add_row(name, blocks, *shapes, *numbers)
-    console.print(table)
+        table.append([f"{stack}.{kind}" if stack else kind, blocks, shapes, *numbers])
+    print("\n".join(aligned(table)))
     if dataset.attrs["values"]:
         console.print(dataset.attrs["values"], highlight=False)
     attrs = dataset.attrs

@@ -6,7 +6,6 @@ Shapes: B texts, T tokens, D width, H heads, K width of a head, F neurons, V voc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +81,7 @@ def block(w: Mapping[str, Tensor], s: Settings, i: int, resid_BTD: Tensor, mask_
         yield f"{i}.{name}", flat_BTD
         split[name] = flat_BTD.view(B, T, s.heads, D // s.heads).transpose(1, 2)
     scores_BHTT = (split["q"] @ split["k"].transpose(2, 3)) * (D // s.heads) ** -0.5
-    scores_BHTT = scores_BHTT.masked_fill(~mask_BT[:, None, None, :], -math.inf)
+    scores_BHTT = scores_BHTT.masked_fill(~mask_BT[:, None, None, :], lowest(scores_BHTT))
     yield f"{i}.scores", scores_BHTT
     probs_BHTT = scores_BHTT.softmax(dim=-1)
     yield f"{i}.probs", probs_BHTT
@@ -110,7 +109,8 @@ def masked_head(w: Mapping[str, Tensor], s: Settings, resid_BTD: Tensor) -> Stag
     normed_BTD = layer_norm(gelu(dense_BTD), w, "cls.predictions.transform.LayerNorm", s.epsilon)
     yield "head.norm", normed_BTD
     table_VD = w.get("cls.predictions.decoder.weight", w["embeddings.word_embeddings.weight"])
-    yield "logits", torch.nn.functional.linear(normed_BTD, table_VD, w["cls.predictions.bias"])
+    bias_V = w.get("cls.predictions.decoder.bias", w["cls.predictions.bias"])
+    yield "logits", torch.nn.functional.linear(normed_BTD, table_VD, bias_V)
 
 
 def sentence(resid_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
@@ -121,6 +121,11 @@ def sentence(resid_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
         kept_BT1 = mask_BT[..., None].to(resid_BTD.dtype)
         pooled_BD = (resid_BTD * kept_BT1).sum(1) / kept_BT1.sum(1).clamp(min=1e-9)
     return torch.nn.functional.normalize(pooled_BD, p=2, dim=1)
+
+
+def lowest(scores: Tensor) -> float:
+    """The lowest number rather than minus infinity: a row of padding that may look nowhere stays finite."""
+    return torch.finfo(scores.dtype).min
 
 
 def layer_norm(x_BTD: Tensor, w: Mapping[str, Tensor], name: str, epsilon: float) -> Tensor:

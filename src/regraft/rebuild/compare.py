@@ -34,6 +34,8 @@ class Row:
 def compare(stage: str, ours: Tensor, official: Tensor, needed: int) -> Row:
     """Compare one stage; scores that a mask rules out count as equal where both rule them out.
 
+    Decimals are those of the tensors as they are, or scaled to at most 1 where the official one is larger.
+
     Raises:
         SameTensorError: both sides are one tensor, or lie in one memory.
     """
@@ -44,7 +46,8 @@ def compare(stage: str, ours: Tensor, official: Tensor, needed: int) -> Row:
     largest, mean = float(difference.max()), float(difference.mean())
     if math.isnan(largest):
         largest = mean = math.inf
-    decimals = matching_decimals(largest)
+    scale = float(official.detach().double()[unmasked(official) > MASKED].abs().max())
+    decimals = matching_decimals(largest / max(1.0, scale))
     return Row(stage, tuple(ours.shape), tuple(official.shape), largest, mean, decimals, decimals >= needed)
 
 

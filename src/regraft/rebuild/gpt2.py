@@ -74,7 +74,7 @@ def block(w: Mapping[str, Tensor], s: Settings, i: int, resid_BTD: Tensor, sees_
     yield f"{i}.qkv", qkv_BT3D
     q_BHTK, k_BHTK, v_BHTK = (x.view(B, T, s.heads, D // s.heads).transpose(1, 2) for x in qkv_BT3D.split(D, dim=2))
     scores_BHTT = (q_BHTK @ k_BHTK.transpose(2, 3)) * (D // s.heads) ** -0.5
-    scores_BHTT = scores_BHTT.masked_fill(~sees_BTT[:, None], -math.inf)
+    scores_BHTT = scores_BHTT.masked_fill(~sees_BTT[:, None], lowest(scores_BHTT))
     yield f"{i}.scores", scores_BHTT
     probs_BHTT = scores_BHTT.softmax(dim=-1)
     yield f"{i}.probs", probs_BHTT
@@ -102,6 +102,11 @@ def who_sees_whom(inputs: Mapping[str, Tensor]) -> Tensor:
     mask_BT = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
     causal_TT = torch.ones(mask_BT.shape[1], mask_BT.shape[1], dtype=torch.bool).tril()
     return causal_TT & mask_BT[:, None, :]
+
+
+def lowest(scores: Tensor) -> float:
+    """The lowest number rather than minus infinity: a row of padding that may look nowhere stays finite."""
+    return torch.finfo(scores.dtype).min
 
 
 def layer_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, epsilon: float) -> Tensor:

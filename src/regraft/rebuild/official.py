@@ -41,6 +41,7 @@ class Order:
     texts: list[str]
     inputs: dict[str, list]
     generate: int
+    threads: int
     pooling: str
     out: str
 
@@ -80,6 +81,7 @@ def read(file: Path) -> Official:
 def answer(order: Order) -> None:
     """Run the official model, take its tensors, and write them to the file that is asked for."""
     dtype = DTYPES[order.dtype]
+    torch.set_num_threads(order.threads)
     hf: Any = read_checkpoint(Path(order.folder), "cpu", dtype, "eager").eval()
     inputs = {name: torch.tensor(value) for name, value in order.inputs.items()}
     places = {stage: place for stage, place in PAIRS[order.architecture].items()}

@@ -115,7 +115,7 @@ def attention(w: Mapping[str, Tensor], s: Settings, i: int, normed_BTD: Tensor, 
     q_BHTK, k_BGTK = rotated(q_BHTK, *turn), rotated(k_BGTK, *turn)
     k_BHTK, v_BHTK = (x.repeat_interleave(s.heads // s.groups, dim=1) for x in (k_BGTK, v_BGTK))
     scores_BHTT = (q_BHTK @ k_BHTK.transpose(2, 3)) * q_BHTK.shape[-1] ** -0.5
-    scores_BHTT = scores_BHTT.masked_fill(~sees_BTT[:, None], -math.inf)
+    scores_BHTT = scores_BHTT.masked_fill(~sees_BTT[:, None], lowest(scores_BHTT))
     yield f"{i}.scores", scores_BHTT
     probs_BHTT = scores_BHTT.softmax(dim=-1)
     yield f"{i}.probs", probs_BHTT
@@ -161,6 +161,11 @@ def who_sees_whom(inputs: Mapping[str, Tensor], window: int) -> Tensor:
     back_TT = position_T[:, None] - position_T[None, :]
     near_TT = (back_TT >= 0) & (back_TT < window) if window else back_TT >= 0
     return near_TT & mask_BT[:, None, :]
+
+
+def lowest(scores: Tensor) -> float:
+    """The lowest number rather than minus infinity: a row of padding that may look nowhere stays finite."""
+    return torch.finfo(scores.dtype).min
 
 
 def rms_norm(x_BTD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:

@@ -108,7 +108,7 @@ def attend(
     scores_BHQP = split["q"] @ split["k"].transpose(2, 3)
     if bias_1HQP is not None:
         scores_BHQP = scores_BHQP + bias_1HQP
-    scores_BHQP = scores_BHQP.masked_fill(~sees_BQP[:, None], -math.inf)
+    scores_BHQP = scores_BHQP.masked_fill(~sees_BQP[:, None], lowest(scores_BHQP))
     yield f"{name}scores", scores_BHQP
     probs_BHQP = scores_BHQP.softmax(dim=-1)
     yield f"{name}probs", probs_BHQP
@@ -164,6 +164,11 @@ def buckets_of(distance_QQ: Tensor, count: int, farthest: int, both_ways: bool) 
     stretch = torch.log(distance_QQ.float() / exact) / math.log(farthest / exact) * (count - exact)
     far_QQ = (exact + stretch.clamp(min=0).long()).clamp(max=count - 1)
     return offset_QQ + torch.where(distance_QQ < exact, distance_QQ, far_QQ)
+
+
+def lowest(scores: Tensor) -> float:
+    """The lowest number rather than minus infinity: a row of padding that may look nowhere stays finite."""
+    return torch.finfo(scores.dtype).min
 
 
 def rms_norm(x_BQD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:

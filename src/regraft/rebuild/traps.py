@@ -39,6 +39,11 @@ class Case:
         """The stage's name without its block."""
         return self.stage.rpartition(".")[2].removeprefix("cross_")
 
+    @property
+    def final(self) -> Tensor | None:
+        """What the head is given: the last stage before the logits."""
+        return list(self.before.values())[-1] if self.kind == "logits" and self.before else None
+
 
 Trap = Callable[[Case], str]
 
@@ -48,7 +53,7 @@ def causes(stage: str, ours: Tensor, official: Tensor, before: Mapping[str, Tens
     if ours.shape != official.shape:
         return [_shapes(ours, official)]
     case = Case(stage, unmasked(ours), unmasked(official), before, weights, heads)
-    found = [sentence for trap in TRAPS if (sentence := trap(case))]
+    found = [undefined] if (undefined := not_a_number(case)) else [sentence for trap in TRAPS if (sentence := trap(case))]
     return found or ["no known trap leaves such a mark: compare the code of this stage line by line, at its input first"]
 
 
@@ -117,8 +122,8 @@ def _named(ratio: float, case: Case) -> str:
     sizes = {"the width": width}
     if q is not None:
         sizes = {"a head's width": q.shape[-1] // case.heads, **sizes}
-    if case.kind == "logits" and "final_norm" in case.before:
-        sizes = {"the model's width": case.before["final_norm"].shape[-1], **sizes}
+    if case.final is not None:
+        sizes = {"the model's width": case.final.shape[-1], **sizes}
     if case.kind == "scores" and q is None and case.neighbour("qkv") is not None:
         sizes = {"a head's width": case.neighbour("qkv").shape[-1] // 3 // case.heads}  # type: ignore[union-attr]
     for what, size in sizes.items():
@@ -138,10 +143,9 @@ def score_scale(case: Case) -> str:
     q, k = case.neighbour("q"), case.neighbour("k")
     if case.kind != "scores" or q is None or k is None:
         return ""
-    split = (x.unflatten(-1, (case.heads, -1)).transpose(1, 2) for x in (q, k))
-    q_BHQK, k_BHPK = split
-    if q_BHQK.shape[-1] != k_BHPK.shape[-1]:
+    if q.shape[-1] != k.shape[-1]:
         return ""
+    q_BHQK, k_BHPK = (x.unflatten(-1, (case.heads, -1)).transpose(1, 2) for x in (q, k))
     raw = q_BHQK @ k_BHPK.transpose(2, 3)
     real = (case.official > MASKED) & (case.ours > MASKED)
     part = _constant((case.official - case.ours)[real], raw[real])
@@ -232,6 +236,26 @@ def other_stage(case: Case) -> str:
     return ""
 
 
+def not_normed(case: Case) -> str:
+    """Rows that a norm has passed officially and not here."""
+    if "norm" not in case.stage and not case.kind.startswith("resid"):
+        return ""
+    vectors = {name: t.double() for name, t in case.weights.items() if t.shape == case.ours.shape[-1:]}
+    for name, weight in vectors.items():
+        stem, _, last = name.rpartition(".")
+        if last != "weight":
+            continue
+        shift = vectors.get(f"{stem}.bias", torch.zeros_like(weight))
+        if _is_normed((case.official - shift) / weight) and not _is_normed((case.ours - shift) / weight):
+            return f"every row comes out of the norm {stem} officially, and not here: the norm stands elsewhere, or is left out"
+    return ""
+
+
+def _is_normed(rows: Tensor) -> bool:
+    """Whether every row's mean square is 1 but for an epsilon."""
+    return bool(rows.isfinite().all()) and float((rows.pow(2).mean(-1) - 1).abs().max()) < 0.01
+
+
 def epsilon(case: Case) -> str:
     """A norm whose rows have the official direction and a length that is a little off: another epsilon."""
     if "norm" not in case.stage and not case.kind.startswith("resid"):
@@ -240,10 +264,10 @@ def epsilon(case: Case) -> str:
         a, b = case.ours, case.official
         if bias is not None:
             a, b = a - bias.double(), b - bias.double()
-        ratio = (a * b).sum(-1, keepdim=True) / (a * a).sum(-1, keepdim=True)
+        ratio = ((a * b).sum(-1, keepdim=True) / (a * a).sum(-1, keepdim=True)).nan_to_num(nan=1.0)
         drift = float((ratio - 1).abs().max())
         rest = float((b - ratio * a).abs().max())
-        if 1e-12 < drift < 0.5 and rest <= 0.02 * float((b - a).abs().max()):
+        if 1e-12 < drift < 100 and rest <= 0.02 * float((b - a).abs().max()):
             return (
                 f"every row has the official direction and another length, by up to {drift:.1e} of it: the epsilon of a norm "
                 "differs (the smaller a row's variance, the larger the drift)"
@@ -253,8 +277,8 @@ def epsilon(case: Case) -> str:
 
 def other_head(case: Case) -> str:
     """Logits from another matrix of the checkpoint."""
-    final = case.before.get("scaled", case.before.get("final_norm"))
-    if case.kind != "logits" or final is None:
+    final = case.final
+    if final is None:
         return ""
     shape = (case.ours.shape[-1], final.shape[-1])
     for name, matrix in case.weights.items():
@@ -323,7 +347,7 @@ def reordered(case: Case) -> str:
 def rounding(case: Case) -> str:
     """A difference as small as float32 leaves."""
     relative = float((case.ours - case.official).abs().max()) / max(1.0, float(case.official[case.official > MASKED].abs().max()))
-    if relative >= ROUNDING:
+    if not relative < ROUNDING:
         return ""
     return (
         f"the difference is {relative:.1e} of the largest value, as rounding leaves it: --dtype float64 tells rounding from error"
@@ -331,6 +355,6 @@ def rounding(case: Case) -> str:
 
 
 TRAPS: tuple[Trap, ...] = (
-    not_a_number, mask, dropout, activation, positions, other_head, rotation, constant_ratio, score_scale, relative_bias,
-    same_vector, other_stage, epsilon, reordered, rounding,
+    mask, dropout, activation, positions, other_head, rotation, constant_ratio, score_scale, relative_bias,
+    same_vector, other_stage, epsilon, not_normed, reordered, rounding,
 )  # fmt: skip

@@ -134,6 +134,7 @@ def order_of(
         "texts": texts,
         "inputs": {name: value.tolist() for name, value in inputs.items()},
         "generate": generate,
+        "threads": torch.get_num_threads(),
         "pooling": rebuilt.config["pooling"],
     }
 
@@ -153,7 +154,11 @@ def _dataset(
         {
             "largest": ("stage", [row.largest for row in found], {"units": "largest absolute difference"}),
             "mean": ("stage", [row.mean for row in found], {"units": "mean absolute difference"}),
-            "decimals": ("stage", [row.decimals for row in found], {"units": "decimals that match (17: equal to the bit)"}),
+            "decimals": (
+                "stage",
+                [row.decimals for row in found],
+                {"units": "decimals that match, values above 1 scaled to 1 (17: equal to the bit)"},
+            ),
             "shape_of_ours": ("stage", [" x ".join(map(str, row.shape)) for row in found], {"units": "of the rebuilt tensor"}),
             "shape_of_official": (
                 "stage",
