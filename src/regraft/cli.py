@@ -109,13 +109,22 @@ def inspect_model(
     attention: AttentionOption = "",
     remote_code: RemoteOption = False,
     tokenizer: TokenizerOption = "",
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="From the files' headers alone: no model is built.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="With --weights-only: a folder for the anatomy as JSON and a drawing.")] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Show a model's parts, shapes, parameters and bytes, its sites, and the self-check."""
     with errors_in_one_sentence(debug):
-        from regraft.commands import show_anatomy
+        from regraft.commands import show_anatomy, show_dissection
 
+        if weights_only:
+            show_dissection(source or model, out, as_json)
+            return
+        if out is not None:
+            raise ValueError("--out draws what the headers tell: add --weights-only")
         show_anatomy(open_model(source or model, device, dtype, attention, remote_code, tokenizer), as_json)
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from regraft.experiment import Experiment
 from regraft.model.anatomy import part_rows, site_rows
+from regraft.model.dissect import dissect
 from regraft.model.load import resolve
 from regraft.model.opened import Model
 from regraft.model.progress import listening
@@ -25,10 +27,11 @@ from regraft.rebuild.checkpoint import open_rebuilt
 from regraft.rebuild.skeleton import write_skeleton
 from regraft.rebuild.verify import rebuild
 from regraft.report.build import build
+from regraft.report.diagram import svg
 from regraft.report.drawing import drawing_of
 from regraft.report.page import CHECKS, csv_text
 from regraft.report.rebuild_figures import OUTSIDE, split
-from regraft.runs import check_writable, store, whole_folder
+from regraft.runs import RunFolderError, check_writable, store, whole_folder
 
 console = Console(markup=False)
 SHOWN_ROWS = 12
@@ -97,6 +100,38 @@ def _table(title: str, columns: tuple[str, ...], right: tuple[int, ...] = ()) ->
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index in right else "left", overflow="fold")
     return table
+
+
+def show_dissection(source: str, out: Path | None, as_json: bool) -> None:
+    """Print what a checkpoint's headers tell, and draw it where a folder is given."""
+    components = dissect(source)
+    written = json.dumps({"source": source, "components": [asdict(c) for c in components]}, indent=1) + "\n"
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunFolderError(f"the folder {out} is not empty: choose another with --out")
+        with whole_folder(out) as folder:
+            (folder / "anatomy.json").write_text(written, encoding="utf-8")
+            (folder / "anatomy.svg").write_text(svg(source, components), encoding="utf-8")
+    if as_json:
+        print(written, end="")
+        return
+    for component in components:
+        rows = [["what", "value", "how sure", "why"], *([f.what, _said(f.value), f.how, f.why] for f in component.facts)]
+        for stack in component.stacks:
+            rows += [[f"{stack.path}: {f.what}", _said(f.value), f.how, f.why] for f in stack.facts]
+            for kind in stack.kinds:
+                label = stack.path if len(stack.kinds) == 1 else f"{stack.path} {len(kind.blocks)} x (first {kind.blocks[0]})"
+                rows += [[f"{label}: {f.what}", _said(f.value), f.how, f.why] for f in kind.facts]
+        console.print(f"{component.name or source}: {component.bytes:,} bytes", style="bold", highlight=False)
+        print("\n".join(aligned(rows)))
+        for note in component.odd:
+            console.print(f"odd: {note}", highlight=False, style="yellow")
+    if out is not None:
+        console.print(f"written to {out} (anatomy.json, anatomy.svg)", highlight=False)
+
+
+def _said(value: Any) -> str:
+    return "unknown" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def run_experiment(

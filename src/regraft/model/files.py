@@ -15,7 +15,7 @@ from pathlib import Path
 CHECKSUMS = "SHA256SUMS"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LARGEST_HEADER = 100_000_000
-_BYTES = {
+BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1,
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "C64": 8,
 }  # fmt: skip
@@ -47,7 +47,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, those of its index where it has one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = _shards(index)
+        names = shards_of(index)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{folder.name} lacks {len(missing)} of its {len(names)} shards: {', '.join(missing)}")
@@ -65,7 +65,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} is not a model folder: it has no safetensors file")
 
 
-def _shards(index: Path) -> list[str]:
+def shards_of(index: Path) -> list[str]:
     """The shards that an index names.
 
     Raises:
@@ -86,25 +86,42 @@ def check_header(file: Path) -> dict:
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
-        first = stream.read(8)
-        length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-        if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
-            raise CheckpointError(f"{file.name} is damaged or cut: its header length does not fit: fetch the file again")
-        text = stream.read(length)
+        length = header_length(file.name, stream.read(8), size)
+        return parse_header(file.name, stream.read(length), size)
+
+
+def header_length(name: str, first: bytes, size: int) -> int:
+    """How long the header is that follows a file's first eight bytes, before anything of that length is read.
+
+    Raises:
+        CheckpointError: a length that does not fit a file of `size` bytes, or no header's.
+    """
+    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+    if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+        raise CheckpointError(f"{name} is damaged or cut: its header length does not fit: fetch the file again")
+    return length
+
+
+def parse_header(name: str, text: bytes, size: int) -> dict:
+    """A header's tensors by name, each with dtype, shape and offsets that fit a file of `size` bytes.
+
+    Raises:
+        CheckpointError: they do not.
+    """
     try:
         header = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file.name} is damaged: its header cannot be read: fetch the file again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{name} is damaged: its header cannot be read: fetch the file again") from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{file.name} is damaged: its header is no table: fetch the file again")
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    for name, entry in tensors.items():
+        raise CheckpointError(f"{name} is damaged: its header is no table: fetch the file again")
+    tensors = {tensor: entry for tensor, entry in header.items() if tensor != "__metadata__"}
+    for tensor, entry in tensors.items():
         kind = entry.get("dtype") if isinstance(entry, dict) else None
-        if isinstance(kind, str) and re.fullmatch(r"[A-Z]+\d+(_E\d+M\d+\w*)?", kind) and kind not in _BYTES:
-            raise CheckpointError(f"{file.name} holds tensors of the type {kind} ({name}), which cannot be read here")
+        if isinstance(kind, str) and re.fullmatch(r"[A-Z]+\d+(_E\d+M\d+\w*)?", kind) and kind not in BYTES:
+            raise CheckpointError(f"{name} holds tensors of the type {kind} ({tensor}), which cannot be read here")
         if not _is_entry(entry):
-            raise CheckpointError(f"{file.name} is damaged: its entry for tensor {name} cannot be read: fetch the file again")
-    _check_offsets(file, tensors, size - 8 - length)
+            raise CheckpointError(f"{name} is damaged: its entry for tensor {tensor} cannot be read: fetch the file again")
+    _check_offsets(name, tensors, size - 8 - len(text))
     return tensors
 
 
@@ -117,26 +134,26 @@ def _is_entry(entry: object) -> bool:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         return False
     return (
-        entry["dtype"] in _BYTES
+        entry["dtype"] in BYTES
         and naturals(entry["shape"])
         and naturals(entry["data_offsets"])
         and len(entry["data_offsets"]) == 2
     )
 
 
-def _check_offsets(file: Path, tensors: dict, data_bytes: int) -> None:
+def _check_offsets(name: str, tensors: dict, data_bytes: int) -> None:
     end = 0
-    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+    for tensor, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]
         count = 1
         for dimension in entry["shape"]:
             count *= dimension
-        if start != end or stop - start != count * _BYTES[entry["dtype"]]:
-            raise CheckpointError(f"{file.name} is damaged: tensor {name} does not lie where its shape says")
+        if start != end or stop - start != count * BYTES[entry["dtype"]]:
+            raise CheckpointError(f"{name} is damaged: tensor {tensor} does not lie where its shape says")
         end = stop
     if end != data_bytes:
         verb = "cut short" if end > data_bytes else "longer than its header says"
-        raise CheckpointError(f"{file.name} is {verb} ({data_bytes:,} bytes of {end:,}): fetch the file again")
+        raise CheckpointError(f"{name} is {verb} ({data_bytes:,} bytes of {end:,}): fetch the file again")
 
 
 def _check_sums(folder: Path) -> None:

@@ -81,7 +81,7 @@ class Weights:
         maps = [(name, match) for name, match in numbered if _is_map(name, self.shapes[name])]
         stacks = _stack_names(maps, self.shapes, self.paths)
         found = [(name, match) for name, match in maps if match["stack"] in stacks]
-        packed = [name for name, match in found if _role(match["rest"], self.shapes[name]) in ("qkv", "gate_up")]
+        packed = [name for name, match in found if role_of(match["rest"]) in ("qkv", "gate_up")]
         layouts, reason = self.find_layouts() if packed else ({}, "")
         if reason:
             self.notes.append(f"packed projections are shown whole: {reason}")
@@ -209,9 +209,9 @@ def _stack_names(
     """
     blocks: dict[str, set[str]] = {}
     known: dict[str, set[str]] = {}
-    for name, match in maps:
+    for _, match in maps:
         blocks.setdefault(match["stack"], set()).add(match["block"])
-        known.setdefault(match["stack"], set()).add(_role(match["rest"], shapes[name]).removeprefix("cross_"))
+        known.setdefault(match["stack"], set()).add(role_of(match["rest"]).removeprefix("cross_"))
     lists = [s for s in blocks if len(blocks[s]) > 1 or known[s] & {*ROLES, "qkv", "gate_up"}]
     live = {
         s: name for s in lists for path, name in paths.items() if path == s or path.endswith("." + s) or s.endswith("." + path)
@@ -226,7 +226,7 @@ def _stack_names(
     return {s: "" if s == main else s for s in lists}
 
 
-def _role(rest: str, shape: tuple[int, ...]) -> str:
+def role_of(rest: str) -> str:
     """The role of a tensor by its name inside the block; its own last name where the tables do not know it."""
     components = rest.split(".")
     leaf, side = components[-1], side_of(rest)
@@ -246,7 +246,7 @@ def _role(rest: str, shape: tuple[int, ...]) -> str:
 
 
 def _divided(name: str, shape: tuple[int, ...], block: str, rest: str, layouts: dict[str, Layout]) -> Iterator[Matrix]:
-    role = _role(rest, shape)
+    role = role_of(rest)
     layout = layouts.get(pattern(rest))
     numbered = _EXPERT.search(rest)
     experts = range(shape[0]) if len(shape) == 3 else [int(numbered[1]) if numbered else -1]
