@@ -41,8 +41,9 @@ class Fact:
 def width_of(parts: Iterable[Part], tables: Iterable[tuple[int, ...]], config: Mapping[str, Any] | None) -> Fact | None:
     """The width of the stream: the size that norms, matrices and a token table have in common."""
     parts = list(parts)
-    norms = Counter(shape[0] for name, _, shape, each in parts if len(shape) == 1 and NORM.search(name))
-    sides = Counter(size for _, _, shape, each in parts if len(shape) == 2 for size in set(shape))
+    vectors = [(name.removesuffix(".weight"), shape[0]) for name, _, shape, _ in parts if len(shape) == 1]
+    norms = Counter(size for name, size in vectors if NORM.search(name) and not PER_HEAD_NORM.search(name))
+    sides = Counter(size for _, _, shape, _ in parts if len(shape) == 2 for size in set(shape))
     if not sides:
         return None
     columns = {shape[1] for shape in tables}
