@@ -118,14 +118,21 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def svg(name: str, components: Sequence[Component]) -> str:
-    """The whole drawing."""
-    made, left, height = [], GAP, 0
+    """The whole drawing of a checkpoint."""
+    groups = []
     for component in components:
-        stacks = columns(component)
         title = f"{component.name or name}: {component.parameters:,} parameters, {component.bytes / 1e6:,.1f} MB"
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(component.dtypes.items()))
+        groups.append((title, kinds, columns(component)))
+    return drawing(groups, "● certain    ◐ inferred from names and shapes    ○ unknown; full, dashed, dotted lines alike")
+
+
+def drawing(groups: Sequence[tuple[str, str, list[list[Box]]]], legend: str) -> str:
+    """Columns of boxes side by side, with arrows downwards: (title, words below it, columns) for each group."""
+    made, left, height = [], GAP, 0
+    for title, below, stacks in groups:
         made.append(_text(left, 30, title, bold=True))
-        made.append(_text(left, 30 + LINE, kinds, MUTED))
+        made.append(_text(left, 30 + LINE, below, MUTED))
         for boxes in stacks:
             top = 70
             for place, box in enumerate(boxes):
@@ -136,7 +143,6 @@ def svg(name: str, components: Sequence[Component]) -> str:
                     top += GAP
             height = max(height, top)
             left += COLUMN + GAP
-    legend = "● certain    ◐ inferred from names and shapes    ○ unknown; full, dashed, dotted lines alike"
     made.append(_text(GAP, height + 40, legend, MUTED))
     style = "font-family:system-ui,sans-serif;font-size:12px"
     size = f'width="{left}" height="{height + 64}" viewBox="0 0 {left} {height + 64}"'

@@ -34,7 +34,7 @@ def rebuild_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         table, blocks, kinds, "decimals that match", customdata=largest, zmin=0, zmax=17,
         hovertemplate="%{y} of %{x}: %{z} decimals<br>largest difference %{customdata:.2g}<extra></extra>",
     )  # fmt: skip
-    figure.update_layout(xaxis_title="block", height=150 + 22 * len(kinds))
+    figure.update_layout(xaxis_title="block", height=150 + 22 * len(kinds), margin_l=130)
     figure.update_yaxes(autorange="reversed")
     return [("Decimals that match the official model's tensors (17: equal to the bit)", figure)]
 
