@@ -18,6 +18,7 @@ ORDER = [
     "observe",
     "intervene",
     "rebuild",
+    "graft",
     "report",
     "commands",
     "cli",

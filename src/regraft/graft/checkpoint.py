@@ -1,0 +1,71 @@
+"""Checkpoints of a training run: graft, optimiser and random state, written whole or not at all, in safetensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+STATE, NUMBERS = "state.safetensors", "state.json"
+PREFIX = "step-"
+
+
+def write_checkpoint(folder: Path, step: int, graft: nn.Module, optimiser: torch.optim.Optimizer) -> Path:
+    """Write the state behind `step` steps; older checkpoints go once the new one stands."""
+    target, fresh = folder / f"{PREFIX}{step:07d}", folder / f".{PREFIX}{step:07d}"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    tensors: dict[str, Tensor] = {f"graft.{name}": p.detach().cpu().contiguous() for name, p in graft.state_dict().items()}
+    numbers: dict[str, float] = {}
+    for place, state in optimiser.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser.{place}.{name}"] = value.detach().cpu().contiguous().clone()
+            else:
+                numbers[f"{place}.{name}"] = value
+    tensors["random"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, fresh / STATE)
+    (fresh / NUMBERS).write_text(json.dumps({"step": step, "optimiser": numbers}), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+    for old in checkpoints(folder):
+        if old != target:
+            shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / NUMBERS).is_file())
+
+
+def newest(folder: Path) -> Path | None:
+    """The last whole checkpoint, or None."""
+    return next(reversed(checkpoints(folder)), None)
+
+
+def restore(checkpoint: Path | None, graft: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Put a checkpoint's state back; returns the number of steps behind it."""
+    assert checkpoint is not None
+    tensors = load_file(checkpoint / STATE)
+    said = json.loads((checkpoint / NUMBERS).read_text(encoding="utf-8"))
+    graft.load_state_dict({name.removeprefix("graft."): t for name, t in tensors.items() if name.startswith("graft.")})
+    state: dict[int, dict] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, place, key = name.split(".", 2)
+            state.setdefault(int(place), {})[key] = tensor
+    for name, value in said["optimiser"].items():
+        place, key = name.split(".", 1)
+        state.setdefault(int(place), {})[key] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    torch.set_rng_state(tensors["random"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return said["step"]

@@ -1,0 +1,83 @@
+"""A graft in its place: one module exchanged for another in a live model, and the stream at chosen depths listened to.
+
+The model is the same object before, during and after: teacher and student share every weight of the trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+from regraft.model.opened import Model
+from regraft.model.structure import main_tensor
+
+
+@contextmanager
+def placed(root: nn.Module, old: nn.Module, new: nn.Module) -> Iterator[None]:
+    """While inside, every place in a model that held `old`, or a module tied to its weight, holds `new`.
+
+    A head that is tied to the embedding is no embedding: it keeps the matrix.
+
+    Raises:
+        ValueError: the model does not hold `old`.
+    """
+    held = [(parent, name, child) for parent in root.modules() for name, child in parent._modules.items()]
+    places = [(parent, name, child) for parent, name, child in held if child is old or _tied(child, old)]
+    if not places:
+        raise ValueError(f"this model holds no such {type(old).__name__} to replace")
+    try:
+        for parent, name, _ in places:
+            setattr(parent, name, new)
+        yield
+    finally:
+        for parent, name, child in places:
+            setattr(parent, name, child)
+
+
+def _tied(child: nn.Module | None, old: nn.Module) -> bool:
+    """Whether a module is an embedding with the very weight of another."""
+    return isinstance(child, nn.Embedding) and isinstance(old, nn.Embedding) and child.weight is old.weight
+
+
+@contextmanager
+def streams(model: Model, depths: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """While inside, a run of the model fills the dictionary with the stream behind so many blocks (0: in front of the first).
+
+    Depths are counted over the last stack. Gradients flow.
+
+    Raises:
+        ValueError: a depth that the model does not have.
+    """
+    blocks = model.parts.stacks[-1].blocks
+    wrong = next((depth for depth in depths if not 0 <= depth <= len(blocks)), None)
+    if wrong is not None:
+        raise ValueError(f"there is no depth {wrong}: the model has {len(blocks)} blocks, so 0 to {len(blocks)}")
+    seen: dict[int, Tensor] = {}
+    with ExitStack() as hooks:
+        for depth in depths:
+            if depth:
+                handle = blocks[depth - 1].module.register_forward_hook(_keeping_output(seen, depth))
+            else:
+                handle = blocks[0].module.register_forward_pre_hook(_keeping_input(seen), with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield seen
+
+
+def _keeping_output(seen: dict[int, Tensor], depth: int):
+    def keep(module: nn.Module, args: object, output: object) -> None:
+        tensor = main_tensor(output)
+        assert tensor is not None
+        seen[depth] = tensor
+
+    return keep
+
+
+def _keeping_input(seen: dict[int, Tensor]):
+    def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        tensor = main_tensor((args, kwargs))
+        assert tensor is not None
+        seen[0] = tensor
+
+    return keep

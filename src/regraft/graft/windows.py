@@ -1,0 +1,141 @@
+"""Training text as token ids: files, folders or any iterable of texts, encoded once into a file, and cut into equal windows.
+
+Which windows make a step's batch follows from seed and step alone, so a run that was broken off needs no memory of the
+data but the number of its step. Shapes: B windows, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regraft.model.opened import Model
+from regraft.model.progress import advance
+
+SUFFIXES = (".txt", ".md", ".py", ".jsonl")
+AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of T ids over one long row of tokens; each is seen once before any is seen twice."""
+
+    ids: np.ndarray
+    length: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.ids) // self.length
+
+    def batch(self, step: int, size: int) -> Tensor:
+        """The ids (B, T) of a step's batch."""
+        numbers = range(step * size, (step + 1) * size)
+        rows = [self._window(*divmod(number, len(self))) for number in numbers]
+        return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+    def _window(self, epoch: int, place: int) -> np.ndarray:
+        order = _order(len(self), self.seed, epoch)
+        start = int(order[place]) * self.length
+        return self.ids[start : start + self.length]
+
+
+_ORDERS: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the windows in one pass over the text; the last two are kept."""
+    key = (count, seed, epoch)
+    if key not in _ORDERS:
+        while len(_ORDERS) > 1:
+            _ORDERS.pop(next(iter(_ORDERS)))
+        _ORDERS[key] = np.random.default_rng((seed, epoch)).permutation(count)
+    return _ORDERS[key]
+
+
+def windows(model: Model, sources: Iterable[str] | Iterable[Path], length: int, folder: Path, seed: int = 0) -> Windows:
+    """Encode text into `folder` (once; a second call finds it) and cut it into windows of `length` tokens.
+
+    A source is a text file, a JSONL file whose objects have `text`, or a folder that is searched for both; any other
+    iterable's items are taken as texts themselves. Texts are joined by the end-of-text token, where there is one.
+
+    Raises:
+        ValueError: a source that is not there, or text of less than one window.
+    """
+    if model.tokenizer is None:
+        raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
+    files = [file for source in sources for file in _files(Path(source))]
+    if not files:
+        raise ValueError("there is no text to train on: name a text file or a folder")
+    key = hashlib.sha256(json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]).encode())
+    key.update(model.tokenizer.backend_tokenizer.to_str().encode())
+    target = folder / f"text-{key.hexdigest()[:16]}.ids"
+    if not target.is_file():
+        write_ids(model.tokenizer, (text for file in files for text in _texts(file)), target, len(files))
+    return cut(np.memmap(target, dtype=np.uint32, mode="r"), length, seed)
+
+
+def cut(ids: np.ndarray, length: int, seed: int = 0) -> Windows:
+    """Windows over ids that are there already.
+
+    Raises:
+        ValueError: fewer than one window.
+    """
+    if length < 2 or len(ids) < length:
+        raise ValueError(f"the text has {len(ids):,} tokens, less than one sequence of {length}: give more, or shorten it")
+    return Windows(ids, length, seed)
+
+
+def write_ids(tokenizer: Any, texts: Iterable[str], target: Path, files: int = 0) -> None:
+    """Encode texts into a file of 32-bit ids, a few hundred at a time; the file appears whole or not at all."""
+    end = tokenizer.eos_token_id
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    with part.open("wb") as stream:
+        for number, some in enumerate(_groups(texts)):
+            for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
+                row = ids if end is None else [*ids, end]
+                stream.write(np.asarray(row, dtype=np.uint32).tobytes())
+            advance("encoding", number, max(files, number + 1))
+    part.replace(target)
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    some: list[str] = []
+    for text in texts:
+        some.append(text)
+        if len(some) == AT_ONCE or sum(map(len, some)) > 4_000_000:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_dir():
+        return sorted(file for file in source.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    if not source.is_file():
+        raise ValueError(f"{source} is neither a file nor a folder: give text to train on")
+    return [source]
+
+
+def _texts(file: Path) -> Iterator[str]:
+    """A file's texts: a line each of a JSONL file, else its paragraphs, kept together to a few thousand characters."""
+    if file.suffix == ".jsonl":
+        with file.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                value = json.loads(line)
+                if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+                    raise ValueError(f"line {number} of {file.name} has no text under `text`")
+                yield value["text"]
+        return
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        while piece := stream.read(200_000):
+            yield piece + stream.readline()
