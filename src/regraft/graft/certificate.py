@@ -1,0 +1,157 @@
+"""What a graft costs and saves, measured against the model that it came from; nothing is saved without it.
+
+Shapes: B windows, T tokens, D width, V vocabulary, L depths.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from regraft.data.token_bytes import TokenBytes
+from regraft.experiment import provenance
+from regraft.graft.placing import placed, streams
+from regraft.graft.windows import Windows
+from regraft.model.anatomy import weigh
+from regraft.model.opened import Model
+from regraft.model.progress import advance
+
+BATCH, WORST, TOP, ROUNDS = 4, 12, 5, 5
+PARTS = ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5")
+UNITS = {
+    "bits_per_byte_before": "bits per byte of text, the model as it was",
+    "bits_per_byte_after": "bits per byte of text, with the graft",
+    "kl": "nats per token from the model as it was",
+    "top1": "share of tokens whose most probable next one is the same",
+    "top5": f"share of the model's {TOP} most probable next tokens that are among the graft's",
+}
+
+
+def certify(
+    model: Model,
+    graft: nn.Module,
+    old: nn.Module,
+    domains: Mapping[str, Windows],
+    table: TokenBytes,
+    most: int = 64,
+) -> xr.Dataset:
+    """Measure a graft in the place of `old` on windows of text by domain.
+
+    Args:
+        domains: text that was not trained on, by name.
+        table: the bytes of every token, for bits per byte.
+        most: how many windows of each domain are read.
+
+    Raises:
+        ValueError: no domain is given.
+    """
+    if not domains:
+        raise ValueError("there is no text to certify on: name at least one domain")
+    lengths_V = torch.tensor([len(content) for content in table.bytes_V], dtype=torch.float64)
+    depths = list(range(len(model.parts.stacks[-1].blocks) + 1))
+    sums = np.zeros((len(domains), len(PARTS)))
+    errors, sizes = np.zeros((len(domains), len(depths))), np.zeros((len(domains), len(depths)))
+    worst: list[tuple[float, str, str, str]] = []
+    counts = np.zeros((len(domains), 2))
+    for row, (name, windows) in enumerate(domains.items()):
+        total = min(most, len(windows))
+        for start in range(0, total, BATCH):
+            ids_BT = windows.batch(start // BATCH, min(BATCH, total - start)).to(model.device)
+            before, after, taught, learnt = _both(model, graft, old, ids_BT, depths)
+            sums[row] += _measured(before, after, ids_BT)
+            counts[row] += (ids_BT[:, 1:].numel(), float(lengths_V[ids_BT[:, 1:].cpu()].sum()))
+            for place, depth in enumerate(depths):
+                errors[row, place] += float(((learnt[depth] - taught[depth]) ** 2).sum())
+                sizes[row, place] += float((taught[depth] ** 2).sum())
+            worst += _worst(model, name, before, after, ids_BT)
+            advance(f"measuring {name}", start + BATCH, total)
+    worst = sorted(worst, key=lambda one: -one[0])[:WORST]
+    tokens, bytes_ = counts[:, :1], counts[:, 1:]
+    values = np.concatenate([sums[:, :2] / math.log(2) / bytes_, sums[:, 2:] / tokens], axis=1)
+    costs = _costs(model, graft, old, next(iter(domains.values())))
+    return xr.Dataset(
+        {
+            **{name: ("domain", values[:, i], {"units": UNITS[name]}) for i, name in enumerate(PARTS)},
+            "tokens": ("domain", counts[:, 0], {"units": "tokens predicted"}),
+            "nmse": (("domain", "depth"), errors / sizes, {"units": "squared error of the stream over its mean square"}),
+            "excess": ("worst", [one[0] for one in worst], {"units": "nats more than the model as it was"}),
+            "token": ("worst", [one[2] for one in worst], {"units": "token that was to come"}),
+            "context": ("worst", [one[3] for one in worst], {"units": "text in front of it"}),
+            "worst_domain": ("worst", [one[1] for one in worst], {"units": "domain"}),
+            **costs,
+        },
+        coords={"domain": list(domains), "depth": depths, "state": ["before", "after"]},
+        attrs={**provenance(model), "experiment": "certificate", "windows": most},
+    )
+
+
+def _both(model: Model, graft: nn.Module, old: nn.Module, ids_BT: Tensor, depths: list[int]):
+    """Log-probabilities (B, T, V) and the stream at every depth, of the model as it was and with the graft."""
+    with torch.no_grad():
+        with streams(model, depths) as taught:
+            before = _log_probabilities(model, ids_BT)
+        with placed(model.hf, old, graft), streams(model, depths) as learnt:
+            after = _log_probabilities(model, ids_BT)
+    return before, after, taught, learnt
+
+
+def _log_probabilities(model: Model, ids_BT: Tensor) -> Tensor:
+    return model.hf(input_ids=ids_BT, use_cache=False).logits.float().log_softmax(-1)
+
+
+def _measured(before: Tensor, after: Tensor, ids_BT: Tensor) -> np.ndarray:
+    """Sums over tokens of both losses in nats, divergence, and agreement of the first and the first five."""
+    target = ids_BT[:, 1:, None]
+    ours, theirs = after[:, :-1], before[:, :-1]
+    losses = [-float(x.gather(-1, target).double().sum()) for x in (theirs, ours)]
+    divergence = float((theirs.exp() * (theirs - ours)).double().sum())
+    top = theirs.topk(TOP, dim=-1).indices
+    found = ours.topk(TOP, dim=-1).indices
+    first = float((top[..., 0] == found[..., 0]).sum())
+    five = float((top[..., :, None] == found[..., None, :]).any(-1).double().mean(-1).sum())
+    return np.array([*losses, divergence, first, five])
+
+
+def _worst(model: Model, domain: str, before: Tensor, after: Tensor, ids_BT: Tensor) -> list[tuple[float, str, str, str]]:
+    """The tokens of a batch that the graft makes less probable by most, with the text in front of them."""
+    target = ids_BT[:, 1:, None]
+    excess_BT = (before[:, :-1].gather(-1, target) - after[:, :-1].gather(-1, target))[..., 0]
+    found = []
+    for place in excess_BT.flatten().topk(min(WORST, excess_BT.numel())).indices.tolist():
+        row, position = divmod(place, excess_BT.shape[1])
+        context = "".join(model.token_text(int(i)) for i in ids_BT[row, max(0, position - 12) : position + 1])
+        found.append((float(excess_BT[row, position]), domain, model.token_text(int(ids_BT[row, position + 1])), context))
+    return found
+
+
+def _costs(model: Model, graft: nn.Module, old: nn.Module, windows: Windows) -> dict[str, Any]:
+    """Parameters, bytes, and the time of a forward pass before and after, in turns."""
+    ids_BT = windows.batch(0, min(BATCH, len(windows))).to(model.device)
+    seconds = np.zeros((2, ROUNDS))
+    for turn in range(ROUNDS):
+        for place, part in enumerate((old, graft)):
+            with placed(model.hf, old, part), torch.no_grad():
+                began = time.perf_counter()
+                model.hf(input_ids=ids_BT, use_cache=False)
+                seconds[place, turn] = time.perf_counter() - began
+    kept = any(p is q for p in old.parameters() for m in _others(model, old) for q in m.parameters(recurse=False))
+    count, size = (0, 0) if kept else weigh(old)
+    ours, whole = weigh(graft), weigh(model.hf)
+    return {
+        "part_parameters": ("state", [weigh(old)[0], ours[0]], {"units": "parameters of the part"}),
+        "parameters": ("state", [whole[0], whole[0] - count + ours[0]], {"units": "parameters of the model"}),
+        "bytes": ("state", [whole[1], whole[1] - size + ours[1]], {"units": "bytes in memory of the model"}),
+        "forward": ("state", np.median(seconds, axis=1), {"units": f"s, forward pass of {ids_BT.numel()} tokens, median"}),
+    }
+
+
+def _others(model: Model, old: nn.Module) -> list[nn.Module]:
+    """Every module that is no embedding tied to the old one, but may hold its weight: a tied head."""
+    return [m for m in model.hf.modules() if m is not old and not isinstance(m, nn.Embedding)]
