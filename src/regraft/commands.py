@@ -179,7 +179,7 @@ def rebuild_model(
         print_stages(dataset)
         if out is not None:
             console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
-    return 1 if dataset.attrs["parted"] else 0
+    return 0 if dataset.attrs["agrees"] else 1
 
 
 def print_stages(dataset: xr.Dataset) -> None:

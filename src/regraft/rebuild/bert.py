@@ -15,6 +15,7 @@ from torch import Tensor
 
 Stages = Iterator[tuple[str, Tensor]]
 MARK = "encoder.layer.0.attention.self.query.weight"
+TOKENS, POSITIONS = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
 PREFIX = "bert."
 GENERATES = False
 
@@ -27,6 +28,7 @@ class Settings:
     heads: int
     epsilon: float
     pooling: str = ""
+    normalises: bool = False
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Settings:
@@ -42,7 +44,13 @@ class Settings:
         pooling = config.get("pooling", "")
         if pooling not in ("", "mean", "cls"):
             raise ValueError(f"the pooling {pooling!r} is not rebuilt, only mean and cls")
-        return cls(config["num_hidden_layers"], config["num_attention_heads"], config.get("layer_norm_eps", 1e-12), pooling)
+        return cls(
+            config["num_hidden_layers"],
+            config["num_attention_heads"],
+            config.get("layer_norm_eps", 1e-12),
+            pooling,
+            config.get("normalises", False),
+        )
 
 
 def stages(w: Mapping[str, Tensor], s: Settings, inputs: Mapping[str, Tensor]) -> Stages:
@@ -68,7 +76,7 @@ def stages(w: Mapping[str, Tensor], s: Settings, inputs: Mapping[str, Tensor]) -
     if "cls.predictions.transform.dense.weight" in w:
         yield from masked_head(w, s, resid_BTD)
     if s.pooling:
-        yield "sentence", sentence(resid_BTD, mask_BT, s.pooling)
+        yield "sentence", sentence(resid_BTD, mask_BT, s)
 
 
 def block(w: Mapping[str, Tensor], s: Settings, i: int, resid_BTD: Tensor, mask_BT: Tensor):
@@ -113,14 +121,14 @@ def masked_head(w: Mapping[str, Tensor], s: Settings, resid_BTD: Tensor) -> Stag
     yield "logits", torch.nn.functional.linear(normed_BTD, table_VD, bias_V)
 
 
-def sentence(resid_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
-    """One vector of length 1 for each text: the mean over its tokens, or its first token's."""
-    if pooling == "cls":
+def sentence(resid_BTD: Tensor, mask_BT: Tensor, s: Settings) -> Tensor:
+    """One vector for each text: the mean over its tokens, or its first token's; of length 1 where the model says so."""
+    if s.pooling == "cls":
         pooled_BD = resid_BTD[:, 0]
     else:
         kept_BT1 = mask_BT[..., None].to(resid_BTD.dtype)
         pooled_BD = (resid_BTD * kept_BT1).sum(1) / kept_BT1.sum(1).clamp(min=1e-9)
-    return torch.nn.functional.normalize(pooled_BD, p=2, dim=1)
+    return torch.nn.functional.normalize(pooled_BD, p=2, dim=1) if s.normalises else pooled_BD
 
 
 def lowest(scores: Tensor) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 Stages = Iterator[tuple[str, Tensor]]
 MARK = "h.0.attn.c_attn.weight"
+TOKENS, POSITIONS = "wte.weight", "wpe.weight"
 PREFIX = "transformer."
 GENERATES = True
 
@@ -122,15 +123,3 @@ def conv1d(x_BTI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
 def gelu_tanh(x: Tensor) -> Tensor:
     """The tanh approximation, written out as GPT-2 does."""
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def first_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What generation starts from: the first text, without padding."""
-    ids_BT = inputs["input_ids"]
-    mask_BT = inputs.get("attention_mask", torch.ones_like(ids_BT)).bool()
-    return {"input_ids": ids_BT[:1, mask_BT[0]]}
-
-
-def with_token(inputs: Mapping[str, Tensor], token: int) -> dict[str, Tensor]:
-    """The inputs with one more token."""
-    return {"input_ids": torch.cat([inputs["input_ids"], torch.tensor([[token]])], dim=1)}

@@ -42,7 +42,9 @@ class Order:
     inputs: dict[str, list]
     generate: int
     threads: int
+    ends: list[int]
     pooling: str
+    normalises: bool
     out: str
 
 
@@ -89,12 +91,14 @@ def answer(order: Order) -> None:
         with taking(hf, order.prefix, places) as seen:
             result = hf(**inputs, **without_cache(hf))
         if order.pooling:
-            seen["sentence"] = pooled(result[0], inputs, order.pooling)
-    generated = generate(hf, inputs, order.generate) if order.generate else []
+            seen["sentence"] = pooled(result[0], inputs, order.pooling, order.normalises)
+    wanted = order.generate if hf.can_generate() else 0
+    generated = generate(hf, inputs, wanted, order.ends) if wanted else []
     rows = tokenized(order)
     out = Path(order.out)
     save_file({stage: tensor.clone().contiguous() for stage, tensor in seen.items()}, out)
     facts = {"generated": generated, "rows": rows, "transformers": transformers.__version__, "class": type(hf).__name__}
+    facts["generates"] = bool(wanted)
     out.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -107,22 +111,28 @@ def tokenized(order: Order) -> list[list[int]]:
         return [tokenizer(text)["input_ids"] for text in order.texts]
 
 
-def pooled(hidden_BTD: Tensor, inputs: Mapping[str, Tensor], pooling: str) -> Tensor:
-    """The sentence encoder's vector as its own documentation computes it, (B, D)."""
+def pooled(hidden_BTD: Tensor, inputs: Mapping[str, Tensor], pooling: str, normalises: bool) -> Tensor:
+    """The sentence encoder's vector as the model cards of sentence-transformers compute it, (B, D)."""
     if pooling == "cls":
-        return torch.nn.functional.normalize(hidden_BTD[:, 0], p=2, dim=1)
+        first_BD = hidden_BTD[:, 0]
+        return torch.nn.functional.normalize(first_BD, p=2, dim=1) if normalises else first_BD
     mask_BT = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
     mask_BTD = mask_BT.unsqueeze(-1).expand(hidden_BTD.size()).to(hidden_BTD.dtype)
     mean_BD = torch.sum(hidden_BTD * mask_BTD, 1) / torch.clamp(mask_BTD.sum(1), min=1e-9)
-    return torch.nn.functional.normalize(mean_BD, p=2, dim=1)
+    return torch.nn.functional.normalize(mean_BD, p=2, dim=1) if normalises else mean_BD
 
 
-def generate(hf: Any, inputs: Mapping[str, Tensor], tokens: int) -> list[int]:
-    """The official greedy continuation of the first text."""
+def generate(hf: Any, inputs: Mapping[str, Tensor], tokens: int, ends: list[int]) -> list[int]:
+    """The official greedy continuation of the first text, without the folder's own wishes (penalties and the like)."""
     mask_BT = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
     first = inputs["input_ids"][:1, mask_BT[0]]
+    start = int(inputs["decoder_input_ids"][0, 0]) if "decoder_input_ids" in inputs else None
+    hf.generation_config = transformers.GenerationConfig(
+        max_new_tokens=tokens, do_sample=False, num_beams=1, use_cache=False, eos_token_id=ends or None,
+        decoder_start_token_id=start, pad_token_id=hf.config.get_text_config().pad_token_id or 0,
+    )  # fmt: skip
     with torch.no_grad(), quiet_transformers():
-        made = hf.generate(first, attention_mask=torch.ones_like(first), max_new_tokens=tokens, do_sample=False, num_beams=1)
+        made = hf.generate(first, attention_mask=torch.ones_like(first))
     begin = 1 if hf.config.is_encoder_decoder else first.shape[1]
     return made[0, begin:].tolist()
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 Stages = Iterator[tuple[str, Tensor]]
 MARK = "layers.0.self_attn.q_proj.weight"
+TOKENS, POSITIONS = "embed_tokens.weight", ""
 PREFIX = "model."
 GENERATES = True
 
@@ -46,6 +47,19 @@ class Settings:
             raise ValueError(f"positions of the kind {kind!r} are not rebuilt, only default and llama3")
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"this model has hidden_act = {config['hidden_act']!r}; only 'silu' is rebuilt")
+        usual = {"embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 1, "logit_scale": 1, "clip_qkv": None}
+        usual |= {"partial_rotary_factor": 1, "final_logit_softcapping": None, "attn_logit_softcapping": None}
+        for name, value in usual.items():
+            said = rope.get(name, config.get(name, value))
+            if said not in (value, None):
+                raise ValueError(f"this model has {name} = {said!r}; only {value!r} is rebuilt")
+        width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        if config.get("attention_multiplier") not in (None, width**-0.5):
+            raise ValueError(
+                f"this model has attention_multiplier = {config['attention_multiplier']!r}; only 1/√{width} is rebuilt"
+            )
+        if not all(config.get("no_rope_layers") or [1]):
+            raise ValueError("this model has blocks without rotary positions (no_rope_layers), which are not rebuilt")
         blocks, heads = config["num_hidden_layers"], config["num_attention_heads"]
         kinds = config.get("layer_types") or ["full_attention"] * blocks
         strange = set(kinds) - {"full_attention", "sliding_attention"}
@@ -176,15 +190,3 @@ def rms_norm(x_BTD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
 def linear(x_BTI: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
     """A linear map with its bias, where it has one."""
     return torch.nn.functional.linear(x_BTI, w[f"{name}.weight"], w.get(f"{name}.bias"))
-
-
-def first_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What generation starts from: the first text, without padding."""
-    ids_BT = inputs["input_ids"]
-    mask_BT = inputs.get("attention_mask", torch.ones_like(ids_BT)).bool()
-    return {"input_ids": ids_BT[:1, mask_BT[0]]}
-
-
-def with_token(inputs: Mapping[str, Tensor], token: int) -> dict[str, Tensor]:
-    """The inputs with one more token."""
-    return {"input_ids": torch.cat([inputs["input_ids"], torch.tensor([[token]])], dim=1)}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from regraft.model.files import CheckpointError
 from regraft.model.load import resolve
 from regraft.rebuild.checkpoint import model_inputs, open_rebuilt, token_ids
+from regraft.rebuild.compare import SameTensorError
 from regraft.rebuild.official import ask
 from regraft.rebuild.verify import TEXTS, Verdict, order_of, verify_stages
 from regraft.runs import RunFolderError, whole_folder
@@ -109,12 +112,18 @@ def what_is(stage: str) -> str:
     return f"towards the encoder: {said}" if kind.startswith("cross_") else said
 
 
-def check(folder: Path) -> Verdict:
+class OwnCodeError(ValueError):
+    """A student's `model.py` cannot be run to its end; the message says where and why."""
+
+
+def check(folder: Path, verdict: Verdict | None = None) -> Verdict:
     """Score `model.py` of a skeleton folder: its stages beside the official tensors, up to the first that parts.
+
+    A `verdict` that is given holds the stages that were compared, where the code stops before its end.
 
     Raises:
         CheckpointError: the folder is no skeleton, or the model's weights are not those that it was made from.
-        ValueError: `model.py` cannot be run, or yields something else than pairs of a name and a tensor.
+        OwnCodeError: `model.py` cannot be run, or yields something else than pairs of a name and a tensor.
     """
     if not (folder / TASK).is_file():
         raise CheckpointError(f"{folder} is no skeleton: make one with `regraft rebuild MODEL --skeleton {folder}`")
@@ -126,57 +135,78 @@ def check(folder: Path) -> Verdict:
     tensors = load_file(folder / TRUTH)
     truth = {stage: tensor for stage, tensor in tensors.items() if not stage.startswith(INPUT)}
     inputs = {stage.removeprefix(INPUT): tensor for stage, tensor in tensors.items() if stage.startswith(INPUT)}
-    own = _load_own(folder / OWN)
+    verdict = Verdict() if verdict is None else verdict
+    order = [entry["stage"] for entry in task["stages"]]
+    stages = _own_stages(folder / OWN, (dict(rebuilt.weights), task["config"], inputs), order)
     with torch.no_grad():
-        stages = _named(own(dict(rebuilt.weights), task["config"], inputs), [entry["stage"] for entry in task["stages"]])
-        return verify_stages(stages, truth, rebuilt.weights, rebuilt.heads)
+        return verify_stages(stages, truth, rebuilt.weights, rebuilt.heads, verdict=verdict)
 
 
-def _load_own(file: Path) -> Any:
+def _own_stages(file: Path, given: tuple, order: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """The student's stages, in the order of the task; whatever stops their code is said in one sentence with its line."""
     spec = importlib.util.spec_from_file_location("own_model", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "stages", None)):
-        raise ValueError(f"{file.name} has no function stages(weights, config, inputs)")
-    return module.stages
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "stages", None)):
+            raise OwnCodeError(f"{file.name} has no function stages(weights, config, inputs)")
+        made = module.stages(*given)
+        if not isinstance(made, Iterator):
+            raise OwnCodeError(f"stages returns {type(made).__name__}; it has to yield a pair (name, tensor) for each stage")
+        for number, pair in enumerate(made):
+            yield _pair(number, pair, order)
+    except (OwnCodeError, NotImplementedError):
+        raise
+    except Exception as error:  # a student's code may stop for any reason at all
+        raise OwnCodeError(_stopped(error, file, given[0])) from error
 
 
-def _named(stages: Any, order: list[str]):
-    """The student's stages, in the order of the task; a stage out of order is said at once."""
-    for number, pair in enumerate(stages):
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], Tensor)):
-            raise ValueError(f"stage {number + 1} is {type(pair).__name__}, not a pair of a name and a tensor")
-        if number >= len(order) or pair[0] != order[number]:
-            wanted = repr(order[number]) if number < len(order) else "nothing more"
-            raise ValueError(f"stage {number + 1} is called {pair[0]!r}; the task asks for {wanted} there")
-        yield pair
+def _stopped(error: Exception, file: Path, weights: dict[str, Tensor]) -> str:
+    """Where and why a student's code stopped, with the names that a missing one may have meant."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    line = lines[-1] if lines else getattr(error, "lineno", "?")
+    near = get_close_matches(str(error.args[0]), weights, 3, 0.5) if isinstance(error, KeyError) and error.args else []
+    hint = f"; names like it are {', '.join(near)}" if near else ""
+    return f"line {line} of {file.name} stops with {type(error).__name__}: {error}{hint}"
+
+
+def _pair(number: int, pair: Any, order: list[str]) -> tuple[str, Tensor]:
+    """One yielded pair, if it is the one that the task asks for there."""
+    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+        raise OwnCodeError(f"stage {number + 1} is {type(pair).__name__}, not a pair of a name and a tensor")
+    if not isinstance(pair[1], Tensor):
+        raise OwnCodeError(f"what is yielded for {pair[0]!r} is {type(pair[1]).__name__}, not a torch tensor")
+    wanted = repr(order[number]) if number < len(order) else "nothing more"
+    if repr(pair[0]) != wanted:
+        raise OwnCodeError(f"stage {number + 1} is called {pair[0]!r}; the task asks for {wanted} there")
+    return pair
 
 
 def report(folder: Path) -> int:
     """Print the score of a skeleton folder; 0 where every stage passed."""
     task = json.loads((folder / TASK).read_text(encoding="utf-8"))
     total = len(task["stages"])
+    verdict, stopped = Verdict(), ""
     try:
-        verdict = check(folder)
-    except NotImplementedError as error:
-        print(f"0 of {total} stages: {error}")
-        return 1
+        check(folder, verdict)
+    except (NotImplementedError, OwnCodeError, SameTensorError, CheckpointError) as error:
+        stopped = str(error)
     for row in verdict.rows:
         mark = "ok  " if row.passed else "PART"
         shape = " x ".join(map(str, row.shape))
         print(f"{mark} {row.stage:<28} {shape:<20} largest {row.largest:<9.2g} mean {row.mean:<9.2g} {row.decimals} decimals")
     passed = sum(row.passed for row in verdict.rows)
-    print(f"{passed} of {total} stages")
+    print(f"{passed} of {total} stages{': ' + stopped if stopped else ''}")
     if verdict.parted:
         entry = next(entry for entry in task["stages"] if entry["stage"] == verdict.parted)
         print(f"{verdict.parted} is {entry['what']}, of shape {entry['shape']}.")
         print("\n".join(f"- {cause}" for cause in verdict.causes))
-    elif passed < total:
+    elif passed < total and not stopped:
         print(f"next: {task['stages'][passed]['stage']}, {task['stages'][passed]['what']}, {task['stages'][passed]['shape']}")
-    return 0 if passed == total else 1
+    return 0 if passed == total and not stopped else 1
 
 
 _CHECK = '''"""Score model.py, stage by stage: `python check.py`."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 Stages = Iterator[tuple[str, Tensor]]
 MARK = "encoder.block.0.layer.0.SelfAttention.q.weight"
+TOKENS, POSITIONS = "shared.weight", ""
 PREFIX = ""
 GENERATES = True
 
@@ -179,15 +180,3 @@ def rms_norm(x_BQD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
 def gelu_tanh(x: Tensor) -> Tensor:
     """The tanh approximation of later versions."""
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def first_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What generation starts from: the first text, without padding, and the decoder's first token."""
-    mask_BS = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-    return {"input_ids": inputs["input_ids"][:1, mask_BS[0]], "decoder_input_ids": inputs["decoder_input_ids"][:1, :1]}
-
-
-def with_token(inputs: Mapping[str, Tensor], token: int) -> dict[str, Tensor]:
-    """The inputs with one more written token."""
-    written = torch.cat([inputs["decoder_input_ids"], torch.tensor([[token]])], dim=1)
-    return {"input_ids": inputs["input_ids"], "decoder_input_ids": written}

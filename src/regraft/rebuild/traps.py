@@ -49,12 +49,14 @@ Trap = Callable[[Case], str]
 
 
 def causes(stage: str, ours: Tensor, official: Tensor, before: Mapping[str, Tensor], weights: Mapping[str, Tensor], heads: int):
-    """Sentences about what usually causes such a difference, most telling first; one that says so where nothing is known."""
+    """What usually causes such a difference, by the most telling mark; a sentence that says so where nothing is known."""
+    if ours.dim() == official.dim() and ours.shape[0] == 1:
+        ours = ours.expand(official.shape[0], *ours.shape[1:])
     if ours.shape != official.shape:
         return [_shapes(ours, official)]
     case = Case(stage, unmasked(ours), unmasked(official), before, weights, heads)
-    found = [undefined] if (undefined := not_a_number(case)) else [sentence for trap in TRAPS if (sentence := trap(case))]
-    return found or ["no known trap leaves such a mark: compare the code of this stage line by line, at its input first"]
+    found = next((sentence for trap in TRAPS if (sentence := trap(case))), "")
+    return [found or "no known trap leaves such a mark: compare the code of this stage line by line, at its input first"]
 
 
 def _shapes(ours: Tensor, official: Tensor) -> str:
@@ -102,7 +104,7 @@ def constant_ratio(case: Case) -> str:
     """One factor everywhere."""
     real = (case.official > MASKED) & (case.ours > MASKED)
     ratio = _constant(case.official[real], case.ours[real])
-    if ratio is None or abs(ratio - 1) < ROUNDING:
+    if ratio is None or abs(ratio - 1) < 5 * CLOSE:
         return ""
     return f"the official values are {ratio:.6g} times these everywhere{_named(ratio, case)}"
 
@@ -169,7 +171,8 @@ def relative_bias(case: Case) -> str:
     diagonals = [difference_BHQQ.diagonal(offset, dim1=2, dim2=3) for offset in range(1 - length, length)]
     varied = [d - d.nanmean(dim=(0, 2), keepdim=True) for d in diagonals if not bool(d.isnan().all())]
     spread = max(float(v.nan_to_num().abs().max()) for v in varied)
-    if spread > CLOSE * float(difference_BHQQ.nan_to_num().abs().max()):
+    largest = float(difference_BHQQ.nan_to_num().abs().max())
+    if largest == 0 or spread > CLOSE * largest:
         return ""
     return (
         "the scores differ by what depends on head and distance alone: the relative bias, which only the first block holds and "
@@ -185,7 +188,11 @@ def same_vector(case: Case) -> str:
     if float((flat - vector).abs().max()) > CLOSE * float(vector.abs().max()) or len(flat) < 2:
         return ""
     name = _in_checkpoint(vector, case.weights) or _in_checkpoint(-vector, case.weights)
-    what = f"{name}{' (the type of the tokens, added to every one)' if 'type' in name else ''}" if name else "a bias"
+    what = (
+        f"{name}{' (the type of the tokens, added to every one)' if 'type' in name else ''}"
+        if name
+        else "a vector that the checkpoint does not hold"
+    )
     return f"the two differ by one and the same vector at every position: {what} is missing or twice there"
 
 
@@ -204,14 +211,14 @@ def positions(case: Case) -> str:
     """Sinusoids for learned positions, or positions that start at another number."""
     if "position" not in case.stage:
         return ""
-    ours, official = case.ours[0], case.official[0]
-    for name, table in _sinusoids(*ours.shape).items():
-        if _near(ours, table):
+    for name, table in _sinusoids(*case.ours.shape[1:]).items():
+        if _near(case.ours[0], table):
             return f"these are sinusoids ({name}); this model's positions are learned, a table in the checkpoint"
-    for shift in (1, 2, -1, -2):
-        a, b = (ours[shift:], official[:-shift]) if shift > 0 else (ours[:shift], official[-shift:])
-        if len(a) and _near(a, b):
-            return f"the positions start {abs(shift)} too {'high' if shift < 0 else 'low'}: shifted along the table"
+    for ours, official in zip(case.ours, case.official, strict=True):
+        for shift in (1, 2, -1, -2):
+            a, b = (ours[shift:], official[:-shift]) if shift > 0 else (ours[:shift], official[-shift:])
+            if len(a) and _near(a, b):
+                return f"the positions start {abs(shift)} too {'high' if shift < 0 else 'low'}: shifted along the table"
     return ""
 
 
@@ -258,7 +265,7 @@ def _is_normed(rows: Tensor) -> bool:
 
 def epsilon(case: Case) -> str:
     """A norm whose rows have the official direction and a length that is a little off: another epsilon."""
-    if "norm" not in case.stage and not case.kind.startswith("resid"):
+    if ("norm" not in case.stage and not case.kind.startswith("resid")) or constant_ratio(case) or same_vector(case):
         return ""
     for bias in [None, *(t for n, t in case.weights.items() if t.shape == case.ours.shape[-1:] and n.endswith("bias"))]:
         a, b = case.ours, case.official
@@ -321,25 +328,32 @@ def rotation(case: Case) -> str:
         return ""
     width = cos.shape[-1]
     cos_TK, sin_TK = cos[0].double(), sin[0].double()
-    heads = [(p if p.dim() == 4 else p.unflatten(-1, (-1, width))).transpose(1, 2) for p in parts if p is not None]  # fmt: skip
+    heads = [(p if p.dim() == 4 else p.unflatten(-1, (-1, width))).transpose(1, 2) for p in parts if p is not None]
     speeds = torch.arange(width // 2).repeat_interleave(2)
 
     def woven(x: Tensor) -> Tensor:
         even, odd = x[..., 0::2], x[..., 1::2]
         return x * cos_TK[:, speeds] + torch.stack([-odd, even], -1).flatten(-2) * sin_TK[:, speeds]
 
+    real = (case.ours > MASKED) & (case.official > MASKED)
     for name, turn in (("neighbours are paired (interleaved)", woven), ("nothing is rotated", lambda x: x)):
         q, k = turn(heads[0]), turn(heads[1]).repeat_interleave(heads[0].shape[1] // heads[1].shape[1], dim=1)
-        real = (case.ours > MASKED) & (case.official > MASKED)
-        if _near(case.ours[real], ((q @ k.transpose(2, 3)) * width**-0.5)[real]):
+        scores = ((q @ k.transpose(2, 3)) * width**-0.5)[real]
+        if _near(case.ours[real], scores):
             return f"in these scores {name}; officially channel j turns against channel j + {width // 2}"
+        if _near(case.official[real], scores):
+            return f"in the official scores {name}; here channel j turns against channel j + {width // 2}"
     return ""
 
 
 def reordered(case: Case) -> str:
-    """The same numbers in another order."""
-    a, b = case.ours.flatten(1).sort().values, case.official.flatten(1).sort().values
-    if not _near(a, b):
+    """The same numbers in another order, to rounding, and far from where they should be."""
+    real = (case.official > MASKED) & (case.ours > MASKED)
+    ours, official = case.ours[real], case.official[real]
+    scale = float(official.abs().max())
+    apart = float((ours - official).abs().max())
+    sorted_apart = float((ours.sort().values - official.sort().values).abs().max())
+    if apart < 0.01 * scale or sorted_apart > ROUNDING * scale:
         return ""
     return "the same numbers in another order: heads merged the wrong way, or axes exchanged before a reshape"
 
@@ -355,6 +369,6 @@ def rounding(case: Case) -> str:
 
 
 TRAPS: tuple[Trap, ...] = (
-    mask, dropout, activation, positions, other_head, rotation, constant_ratio, score_scale, relative_bias,
-    same_vector, other_stage, epsilon, not_normed, reordered, rounding,
+    not_a_number, mask, dropout, activation, positions, rotation, constant_ratio, score_scale, relative_bias, same_vector,
+    other_head, other_stage, epsilon, not_normed, reordered, rounding,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ import xarray as xr
 from torch import Tensor
 
 from regraft.experiment import provenance
+from regraft.model.files import CheckpointError
 from regraft.model.load import resolve
+from regraft.rebuild import bert
 from regraft.rebuild.checkpoint import Rebuilt, model_inputs, open_rebuilt, token_ids
 from regraft.rebuild.compare import NEEDED, Row, refuse_same, rows
 from regraft.rebuild.official import DTYPES, Official, ask
@@ -43,8 +46,11 @@ def verify_stages(
     heads: int,
     dtype: str = "float32",
     last: str = "",
+    verdict: Verdict | None = None,
 ) -> Verdict:
     """Compare a stream of named stages with the official tensors, up to the first that parts or the one named `last`.
+
+    A `verdict` that is given is filled row by row, so that it holds what was compared where the stream breaks off.
 
     Raises:
         LookupError: a stage that the official model does not have.
@@ -52,7 +58,7 @@ def verify_stages(
     """
     for name, weight in weights.items():
         refuse_same(name, weight, official.values())
-    verdict = Verdict()
+    verdict = Verdict() if verdict is None else verdict
     before: dict[str, Tensor] = {}
     for row, ours in rows(stages, official, NEEDED[dtype]):
         verdict.rows.append(row)
@@ -103,6 +109,7 @@ def rebuild(
     rebuilt = open_rebuilt(folder, DTYPES[dtype], name)
     given = list(texts) or (list(TEXTS) if (folder / "tokenizer.json").is_file() else ["5 6 7 8 9", "10 11 12"])
     ids = token_ids(folder, given)
+    rebuilt.check_ids(ids)
     inputs = model_inputs(rebuilt.config, ids, rebuilt.two_stacks, types)
     wanted = generate if rebuilt.module.GENERATES and not stage else 0
     said = official(order_of(rebuilt, dtype, ids, given, inputs, wanted))
@@ -110,15 +117,31 @@ def rebuild(
         wrong = next(i for i, (a, b) in enumerate(zip(ids, said.rows, strict=True)) if a != b)
         raise ValueError(f"the two tokenizers part on {given[wrong]!r}: {ids[wrong]} here, {said.rows[wrong]} officially")
     if stage and stage not in said.tensors:
-        raise ValueError(f"there is no stage {stage!r}: the last ones are {', '.join(list(said.tensors)[-6:])}")
-    with torch.no_grad():
-        verdict = verify_stages(rebuilt.stages(inputs), said.tensors, rebuilt.weights, rebuilt.heads, dtype, stage)
-        same, unused = "", []
-        if not verdict.parted and not stage:
-            unused = rebuilt.weights.unused
-            made = rebuilt.greedy(inputs, wanted) if wanted else []
-            same = _same(made, said.generated) if wanted else ""
+        near = ", ".join(get_close_matches(stage, said.tensors, 6, 0.3)) or ", ".join(list(said.tensors)[:6])
+        raise ValueError(f"there is no stage {stage!r}: stages like it are {near}")
+    verdict = _compared(rebuilt, inputs, said, dtype, stage)
+    same, unused = "", []
+    if not verdict.parted and not stage:
+        unused = rebuilt.weights.unused
+        if said.facts["generates"]:
+            with torch.no_grad():
+                same = _same(rebuilt.greedy(inputs, wanted), said.generated)
     return _dataset(rebuilt, verdict, said, unused, same, time.perf_counter() - started, given)
+
+
+def _compared(rebuilt: Rebuilt, inputs: Mapping[str, Tensor], said: Official, dtype: str, stage: str) -> Verdict:
+    """The comparison; a tensor that is not there, or shapes that do not fit, mean that the variant is not rebuilt."""
+    verdict = Verdict()
+    try:
+        with torch.no_grad():
+            stages = rebuilt.stages(inputs)
+            return verify_stages(stages, said.tensors, rebuilt.weights, rebuilt.heads, dtype, stage, verdict)
+    except (KeyError, RuntimeError) as error:
+        where = f"behind {verdict.rows[-1].stage}" if verdict.rows else "at its first stage"
+        what = f"it has no tensor {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{rebuilt.name} is no {rebuilt.architecture} of a kind that is rebuilt here: {where}, {what}"
+        ) from error
 
 
 def order_of(
@@ -135,7 +158,9 @@ def order_of(
         "inputs": {name: value.tolist() for name, value in inputs.items()},
         "generate": generate,
         "threads": torch.get_num_threads(),
-        "pooling": rebuilt.config["pooling"],
+        "ends": rebuilt.ends,
+        "pooling": rebuilt.config["pooling"] if rebuilt.module is bert else "",
+        "normalises": rebuilt.config["normalises"],
     }
 
 
@@ -150,6 +175,8 @@ def _dataset(
     rebuilt: Rebuilt, verdict: Verdict, said: Official, unused: list[str], same: str, seconds: float, texts: list[str]
 ) -> xr.Dataset:
     found = verdict.rows
+    left = rebuilt.config["pooling"] and rebuilt.module is not bert
+    note = f"the folder's pooling ({rebuilt.config['pooling']}) is not compared" if left else ""
     return xr.Dataset(
         {
             "largest": ("stage", [row.largest for row in found], {"units": "largest absolute difference"}),
@@ -177,6 +204,8 @@ def _dataset(
             "causes": "; ".join(verdict.causes),
             "values": verdict.values,
             "generated": same,
+            "agrees": int(not verdict.parted and " part at " not in same),
+            "notes": note,
             "unused": ", ".join(unused),
             "texts": " | ".join(texts),
             "seed": 0,

@@ -50,11 +50,12 @@ def rebuild_finding(dataset: xr.Dataset) -> str:
             f"{float(last.largest):.2g}, {int(last.decimals)} decimals where {attrs['needed']} are needed. {attrs['causes']}."
         )
     unused = f" Tensors that nothing read: {attrs['unused']}." if attrs["unused"] else ""
+    note = f" {attrs['notes']}." if attrs["notes"] else ""
     rest = "" if exact == count else f", the others to at least {int(dataset.decimals.values.min())} decimals"
     return (
         f"All {count} stages of the rebuilt {attrs['architecture']} agree with {attrs['official']}: {exact} of them to the bit"
         f"{rest} ({attrs['dtype']}). "
-        f"{attrs['generated'] and attrs['generated'] + '.'}{unused}"
+        f"{attrs['generated'] and attrs['generated'] + '.'}{unused}{note}"
     ).strip()
 
 
