@@ -21,6 +21,7 @@ from regraft.model.dissect import component, dissect, numbered
 from regraft.model.files import CheckpointError
 from regraft.model.headers import Entry, Headers
 from regraft.model.load import load, resolve
+from regraft.model.shapes import section
 from regraft.report.diagram import svg
 
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I64": 8, "I32": 4}
@@ -131,7 +132,7 @@ def test_every_family_from_headers_alone(name, with_config, tmp_path):
             assert heads.value == _heads(config)
             assert facts["key/value heads"].value == (getattr(config, "num_key_value_heads", None) or _heads(config))
         if with_config and heads is not None:
-            assert heads.how == "certain"
+            assert heads.how in ("certain", "inferred")
         experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
         assert ("experts" in facts) == bool(experts)
         if experts:
@@ -216,7 +217,43 @@ def test_what_a_config_says_against_the_shapes_is_not_believed(tmp_path):
     (found,) = dissect(str(tmp_path))
     facts = facts_of(found.stacks[0])
     assert facts["heads"].how == "unknown"
+    assert "config.json says 3 with 2 key/value heads, which the shapes cannot have" in facts["heads"].why
     assert (facts["width"].value, facts["width"].how) == (32, "inferred")
+    assert "config.json says 64, which no shape bears out" in facts["width"].why
+
+
+def test_a_config_of_several_models_speaks_of_each_stack_by_its_own_section(tmp_path):
+    """A picture model of 12 heads beside a text model of 8, both of which the shapes allow; encoder and decoder likewise."""
+    tensors = {"text_model.embeddings.token_embedding.weight": (500, 512), "vision_model.embeddings.class_embedding": (768,)}
+    for side, width in (("text_model", 512), ("vision_model", 768)):
+        for i in range(3):
+            path = f"{side}.encoder.layers.{i}"
+            tensors |= {f"{path}.self_attn.{n}_proj.weight": (width, width) for n in ("q", "k", "v", "out")}
+            tensors |= {f"{path}.mlp.fc1.weight": (4 * width, width), f"{path}.mlp.fc2.weight": (width, 4 * width)}
+            tensors |= {f"{path}.layer_norm1.weight": (width,), f"{path}.layer_norm2.weight": (width,)}
+    header_file(tmp_path / "model.safetensors", tensors)
+    sections = {"text_config": {"num_attention_heads": 8}, "vision_config": {"num_attention_heads": 12}}
+    (tmp_path / "config.json").write_text(json.dumps(sections))
+    (found,) = dissect(str(tmp_path))
+    told = {stack.path.split(".")[0]: facts_of(stack) for stack in found.stacks}
+    assert (told["text_model"]["heads"].value, told["vision_model"]["heads"].value) == (8, 12)
+    assert told["vision_model"]["heads"].how == "inferred", "the shapes allow it, they do not say it"
+    sides = {"encoder_attention_heads": 4, "decoder_attention_heads": 2, "d_model": 32}
+    assert section(sides, "model.decoder.layers")["num_attention_heads"] == 2
+    assert section(sides, "model.encoder.layers")["num_attention_heads"] == 4
+    assert section({"text_config": "x"}, "layers") == {"text_config": "x"}
+
+
+def test_adapters_and_single_rows_are_no_widths_and_no_tables(tmp_path):
+    tensors = {}
+    for i in range(3):
+        path = f"base_model.model.model.layers.{i}.self_attn.q_proj"
+        tensors |= {f"{path}.lora_A.weight": (16, 4096), f"{path}.lora_B.weight": (4096, 16)}
+    header_file(tmp_path / "adapter_model.safetensors", tensors)
+    (found,) = dissect(str(tmp_path))
+    assert all(fact.what != "width" for stack in found.stacks for kind in stack.kinds for fact in kind.facts)
+    entries = {"embeddings.mask_token": Entry("embeddings.mask_token", "F32", (1, 64), "a")}
+    assert [o.use for o in component(Headers("", entries, None)).outside] == ["other"]
 
 
 # damage -------------------------------------------------------------------------------------------------------------
@@ -266,6 +303,18 @@ def test_damaged_checkpoints_are_refused_with_a_sentence(tmp_path):
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"x")
     assert "only as a pickle (pytorch_model.bin)" in refused(tmp_path / "pickled")
     assert "is not a folder" in refused(tmp_path / "no" / "such" / "place")
+    listed = good.replace(b'"dtype": "BF16"', b'"dtype": ["F32"]', 1)
+    assert "its entry for tensor a cannot be read" in broken(
+        "listed", struct.pack("<Q", len(listed) - len(good) + struct.unpack("<Q", good[:8])[0]) + listed[8:]
+    )
+    digits = b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}'
+    assert "its header cannot be read" in broken("digits", struct.pack("<Q", len(digits)) + digits + b"1234")
+    strange = header_file(tmp_path / "strange" / "m.safetensors", {"layers.².q": (4, 4), "bad\ud800name": (4,)})
+    assert strange.is_file()
+    (found,) = dissect(str(tmp_path / "strange"))
+    assert svg("strange", [found]).encode()
+    (tmp_path / "strange" / "config.json").write_text("[1]")
+    assert "config.json of" in refused(tmp_path / "strange")
     _made(tmp_path / "bad")
     header_file(tmp_path / "bad" / "m.safetensors", {"a": (4, 4)})
     (tmp_path / "bad" / "config.json").write_text("{")

@@ -141,7 +141,9 @@ def test_a_recipe_is_saved_with_its_measured_loss(tmp_path):
     assert f"{float(data.recipe_loss.sel(recipe='uniform')):,.4f}" in card
     assert torch.isfinite(plain(torch.tensor([ids(6, 1)])).logits).all()
     with pytest.raises(ValueError, match="there is no recipe 'gold'"):
-        RUN(model, recipe="gold", **TEXT)
+        RUN(model, recipe="gold", save=str(tmp_path / "gold"), **TEXT)
+    with pytest.raises(ValueError, match="name a folder with --save"):
+        RUN(model, recipe="uniform", **TEXT)
     with pytest.raises(ValueError, match="does not write text"):
         RUN(opened("bert"), **TEXT)
 

@@ -15,7 +15,7 @@ from regraft.engine.metric import loss
 from regraft.engine.sweep import sweep
 from regraft.experiment import experiments
 from regraft.intervene import packed
-from regraft.intervene.libraries import METHODS, held_bytes, linears, quiet, whole_group, with_linears
+from regraft.intervene.libraries import METHODS, Method, held_bytes, linears, quiet, whole_group, with_linears
 from regraft.intervene.packed import steps, write_packed
 from regraft.intervene.rounding import matrix_axes, round_to_nearest
 from regraft.model.files import CheckpointError
@@ -87,11 +87,27 @@ def test_wrong_methods_and_unsuited_models():
     data = RUN(opened("mixtral"), methods=["torchao int8", "RTN 4 bits"], **TEXT)
     assert data.quantizer.values.tolist() == ["as loaded", "RTN 4 bits"]
     assert "knows linear layers only" in data.attrs["without"]
+    data = RUN(opened("llama"), methods=["torchao int4"], group=7, **TEXT)
+    assert "groups of 7 do not divide 32 inputs" in data.attrs["without"]
     data = RUN(opened("llama"), methods=["NF4"], **TEXT)
     assert data.sizes["quantizer"] == 1
     assert "it needs inputs in blocks of 64, and a matrix has 32" in data.attrs["without"]
     with pytest.raises(ValueError, match="does not write text"):
         RUN(opened("bert"), **TEXT)
+
+
+def test_a_method_whose_loss_is_not_a_number_is_left_out(monkeypatch):
+    def poisoned(model, blocks, group):
+        made = [with_linears(block.module) for block in blocks]
+        with torch.no_grad():
+            linears(made[0])[0][1].weight.fill_(float("nan"))
+        return made
+
+    method = Method("poisoned", "", 8, poisoned, held=False)
+    monkeypatch.setattr("regraft.intervene.quantizers.METHODS", (method, BY_NAME["RTN 8 bits"]))
+    data = RUN(opened("llama"), **TEXT)
+    assert data.quantizer.values.tolist() == ["as loaded", "RTN 8 bits"]
+    assert "poisoned is left out: its loss is not a number" in data.attrs["without"]
 
 
 def test_a_packed_checkpoint_is_small_and_holds_exactly_the_rounded_weights(tmp_path):

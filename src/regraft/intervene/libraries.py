@@ -171,8 +171,17 @@ def replace_linears(module: nn.Module, make: Callable[[nn.Linear], nn.Module], k
 
 
 def whole_group(inputs: int, group: int) -> int:
-    """The longest group that divides both the inputs and the group asked for: these libraries know no shorter last group."""
-    return math.gcd(inputs, group)
+    """The longest group that divides both the inputs and the group asked for: these libraries know no shorter last group.
+
+    Raises:
+        ValueError: there is none but 1.
+    """
+    common = math.gcd(inputs, group)
+    if common == 1:
+        raise ValueError(
+            f"groups of {group} do not divide {inputs} inputs: choose --group with a divisor in common, 64 for example"
+        )
+    return common
 
 
 def held_bytes(module: nn.Module) -> int:

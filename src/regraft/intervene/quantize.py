@@ -64,13 +64,8 @@ def quantize(
         ValueError: a width outside 2 to 16, an unknown recipe, or a model without a next-token loss.
     """
     widths = sorted(set(bits or WIDTHS) | {2, 3, 4, 6}, reverse=True)
-    if group < 1 or min(widths) < 2 or max(widths) > 16:
-        raise ValueError("a group has at least 1 input, and a width is 2 to 16 bits")
     blocks = list(model.parts.stacks[-1].blocks)
-    if save:
-        check_empty(Path(save))
-    if save and format == "packed":
-        check_packable(blocks, model.width)
+    _check(model, blocks, widths, group, recipe, save, format)
     text = evaluation(model, prompts, count, tokens)
     results: list[SweepResult] = []
 
@@ -111,6 +106,18 @@ def quantize(
     }
     coords = {"block": [b.address for b in blocks], "bits": widths, "role": roles, "recipe": list(chosen)}
     return _dataset(alone, matrices, (whole, found), size, list(chosen.values()), coords, attrs)
+
+
+def _check(model: Model, blocks: list[Block], widths: list[int], group: int, recipe: str, save: str, format: str) -> None:
+    """Refuse what cannot be done before anything is measured."""
+    if group < 1 or min(widths) < 2 or max(widths) > 16:
+        raise ValueError("a group has at least 1 input, and a width is 2 to 16 bits")
+    if recipe and not save:
+        raise ValueError("--recipe chooses what is written: name a folder with --save")
+    if save:
+        check_empty(Path(save))
+    if save and format == "packed":
+        check_packable(blocks, model.width)
 
 
 def _matrices(model: Model, blocks: list[Block], group: int, losses: Callable) -> tuple[list[str], np.ndarray]:

@@ -79,6 +79,12 @@ def quantizers(
             sum(map(held_bytes, copies)) if method.held else sum(block_bytes(model, b, method.bits, group) for b in blocks)
         )
     results = [_measured(text, blocks, copies) for copies in made[1:]]
+    broken = [i for i, result in enumerate(results, 1) if not np.isfinite(float(result.mean("loss")[0]))]
+    lacking += [f"{names[i]} is left out: its loss is not a number in {model.dtype}" for i in broken]
+    kept = [i for i in range(len(names)) if i not in broken]
+    results = [result for i, result in enumerate(results, 1) if i not in broken]
+    names, made = [names[i] for i in kept], [made[i] for i in kept]
+    size, held = [size[i] for i in kept], [held[i] for i in kept]
     reading, writing = _speeds(model, text, made, held)
     clean = results[0].clean_mean("loss") if results else _measured(text, blocks, made[0]).clean_mean("loss")
     losses = [clean, *(float(result.mean("loss")[0]) for result in results)]

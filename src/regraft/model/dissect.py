@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from regraft.model.headers import Entry, Headers, read_headers
-from regraft.model.shapes import Fact, block_facts, width_of
+from regraft.model.shapes import Fact, block_facts, section, width_of
 from regraft.model.weights import role_of
 
 Use = Literal["token table", "position table", "type table", "norm", "head", "other"]
@@ -21,10 +22,11 @@ TABLE = re.compile(r"emb|wte|wpe|shared|codebook", re.IGNORECASE)
 NO_TABLE = re.compile(r"time|patch|proj|linear|\.\d+$", re.IGNORECASE)
 POSITION = re.compile(r"pos|wpe", re.IGNORECASE)
 TYPE = re.compile(r"type", re.IGNORECASE)
+NUMBER = re.compile(r"[0-9]{1,6}")
 NORM = re.compile(r"norm|(^|\.)ln_?\w*(\.|$)", re.IGNORECASE)
 HEAD = re.compile(r"lm_head|output|head|decoder$|classifier|unembed|embed_out", re.IGNORECASE)
 ATTENDS = frozenset({"q", "k", "v", "qkv", "cross_q", "cross_qkv"})
-PRESENT, RARE = 0.6, 0.15
+PRESENT, RARE, LEAST_ROWS = 0.6, 0.15, 8
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def numbered(entries: list[Entry]) -> tuple[dict[str, dict[int, dict[str, list[E
         found: dict[str, dict[int, dict[str, list[Entry]]]] = {}
         for entry in left:
             words = entry.name.split(".")
-            places = [i for i, word in enumerate(words) if word.isdigit()]
+            places = [i for i, word in enumerate(words) if NUMBER.fullmatch(word)]
             if len(places) > depth and places[depth] + 1 < len(words):
                 at = places[depth]
                 inner = re.sub(r"(?<=\.)\d+(?=\.)", "#", "." + ".".join(words[at + 1 :]))[1:]
@@ -164,7 +166,8 @@ def _stack(
         for name, group in blocks[number].items():
             if len({entry.shape for entry in group}) > 1:
                 odd.append(f"{path}.{number}.{name}: alike names with unlike shapes")
-    kinds = tuple(_kind(template, numbers, blocks, tables, config) for template, numbers in groups.items())
+    own = section(config, path)
+    kinds = tuple(_kind(template, numbers, blocks, tables, own) for template, numbers in groups.items())
     kinds = tuple(_with_heads_of(kind, kinds) for kind in kinds)
     _rare(path, kinds, odd)
     everything = [entry for block in blocks.values() for group in block.values() for entry in group]
@@ -179,7 +182,7 @@ def _kind(
     numbers: list[int],
     blocks: dict[int, dict[str, list[Entry]]],
     tables: list[Entry],
-    config: dict[str, Any] | None,
+    config: Mapping[str, Any] | None,
 ) -> Kind:
     tensors = tuple(
         Tensors(name, role_of(name.removesuffix(".weight")), shape, dtype, each) for name, shape, dtype, each in template
@@ -228,7 +231,8 @@ def _use(entry: Entry) -> Use:
         return "norm"
     if HEAD.search(name):
         return "head"
-    if len(entry.shape) == 2 and TABLE.search(name) and not NO_TABLE.search(name):
+    large = len(entry.shape) == 2 and (entry.shape[0] > LEAST_ROWS or bool(TYPE.search(name)))
+    if large and TABLE.search(name) and not NO_TABLE.search(name):
         return "position table" if POSITION.search(name) else "type table" if TYPE.search(name) else "token table"
     return "other"
 

@@ -110,7 +110,7 @@ def parse_header(name: str, text: bytes, size: int) -> dict:
     """
     try:
         header = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name} is damaged: its header cannot be read: fetch the file again") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{name} is damaged: its header is no table: fetch the file again")
@@ -134,7 +134,8 @@ def _is_entry(entry: object) -> bool:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         return False
     return (
-        entry["dtype"] in BYTES
+        isinstance(entry["dtype"], str)
+        and entry["dtype"] in BYTES
         and naturals(entry["shape"])
         and naturals(entry["data_offsets"])
         and len(entry["data_offsets"]) == 2

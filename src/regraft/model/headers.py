@@ -109,6 +109,7 @@ def _part(store: _Store, folder: str, files: list[str]) -> Headers:
     twice = 0
     for file in files:
         for name, entry in store.header(file).items():
+            name = name.encode("utf-8", "replace").decode()
             if name in entries:
                 twice += 1
                 continue
@@ -122,7 +123,10 @@ def _part(store: _Store, folder: str, files: list[str]) -> Headers:
     if beside:
         notes.append(f"{len(beside):,} tensors stand in no index, first {beside[0]}")
     config = f"{folder}/{CONFIG}" if folder else CONFIG
-    return Headers(folder, entries, store.json(config) if config in store.files else None, notes)
+    said = store.json(config) if config in store.files else None
+    if said is not None and not isinstance(said, dict):
+        raise CheckpointError(f"{config} of {store.source} is no table of settings: fetch the file again")
+    return Headers(folder, entries, said, notes)
 
 
 def _index(store: _Store, folder: str) -> dict[str, str]:
@@ -141,7 +145,7 @@ def _index(store: _Store, folder: str) -> dict[str, str]:
 def _parsed(name: str, text: bytes) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name} is damaged: it is no JSON: fetch the file again") from error
 
 

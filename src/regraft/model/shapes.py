@@ -15,7 +15,7 @@ Certainty = Literal["certain", "inferred", "unknown"]
 Part = tuple[str, str, tuple[int, ...], int]
 HEAD_WIDTHS = (32, 64, 72, 80, 96, 112, 128, 192, 256)
 WIDTH_NAMES = ("hidden_size", "d_model", "n_embd", "dim", "n_embed", "width", "inner_dim")
-HEADS_NAMES = ("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads")
+HEADS_NAMES = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 GROUPS_NAMES = ("num_key_value_heads", "n_local_heads", "num_kv_heads", "n_kv_heads")
 NORM = re.compile(r"norm|(^|\.)ln_?\w*(\.|$)", re.IGNORECASE)
 PER_HEAD_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(layer)?_?norm|norm_(q|k)$|(q|k)_ln", re.IGNORECASE)
@@ -43,7 +43,8 @@ def width_of(parts: Iterable[Part], tables: Iterable[tuple[int, ...]], config: M
     parts = list(parts)
     vectors = [(name.removesuffix(".weight"), shape[0]) for name, _, shape, _ in parts if len(shape) == 1]
     norms = Counter(size for name, size in vectors if NORM.search(name) and not PER_HEAD_NORM.search(name))
-    sides = Counter(size for _, _, shape, _ in parts if len(shape) == 2 for size in set(shape))
+    whole = [shape for name, _, shape, _ in parts if len(shape) == 2 and not ADAPTER.search(name)]
+    sides = Counter(size for shape in whole for size in set(shape))
     if not sides:
         return None
     columns = {shape[1] for shape in tables}
@@ -53,8 +54,8 @@ def width_of(parts: Iterable[Part], tables: Iterable[tuple[int, ...]], config: M
     best = likely or (norms.most_common(1)[0][0] if norms else sides.most_common(1)[0][0])
     if said == best:
         return Fact("width", best, "certain", "config.json says so and the shapes bear it out")
-    why = "the token table's columns are the norms' size" if likely else "the size that most norms or matrices share"
-    return Fact("width", best, "inferred", why)
+    why = "a table's columns are the norms' size" if likely else "the size that most norms or matrices share"
+    return Fact("width", best, "inferred", why + (f"; config.json says {said}, which no shape bears out" if said else ""))
 
 
 def block_facts(parts: Iterable[Part], width: int, config: Mapping[str, Any] | None) -> tuple[Fact, ...]:
@@ -68,13 +69,31 @@ def block_facts(parts: Iterable[Part], width: int, config: Mapping[str, Any] | N
     return tuple(fact for fact in (*_attention(roles, parts, width, config), *_mlp(roles, named, width), *_others(named)) if fact)
 
 
+def section(config: Mapping[str, Any] | None, path: str) -> Mapping[str, Any] | None:
+    """What a configuration says of one stack: the section that its path speaks of, else the text model's or the whole.
+
+    Under `encoder_attention_heads` and the like only the side that the path names is meant.
+    """
+    if config is None:
+        return None
+    parts = {name.removesuffix("_config"): value for name, value in config.items() if isinstance(value, dict)}
+    named = next((value for name, value in parts.items() if name in re.split(r"[._]", path)), None)
+    chosen = dict(named if named is not None else parts.get("text", {}) or config)
+    for side, other in (("encoder", "decoder"), ("decoder", "encoder")):
+        if side in path.split("."):
+            own = {n.removeprefix(f"{side}_"): v for n, v in chosen.items() if n.startswith(f"{side}_")}
+            chosen = {**{n: v for n, v in chosen.items() if not n.startswith((f"{side}_", f"{other}_"))}, **own}
+            if "attention_heads" in own:
+                chosen["num_attention_heads"] = own["attention_heads"]
+    return chosen
+
+
 def _said(config: Mapping[str, Any] | None, names: Iterable[str]) -> int | None:
-    """What a configuration, or the text model's inside it, says under one of these names."""
-    for place in (config, (config or {}).get("text_config")):
-        for name in names:
-            value = (place or {}).get(name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
+    """What a section of a configuration says under one of these names."""
+    for name in names:
+        value = (config or {}).get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
     return None
 
 
@@ -122,13 +141,16 @@ def _heads(query: int, key: int, parts: list[Part], config: Mapping[str, Any] | 
         return
     if said and query % said == 0 and key % (query // said) == 0 and said_groups in (None, key // (query // said)):
         why = "config.json says so and the shapes allow it"
-        yield Fact("heads", said, "certain", why)
-        yield Fact("width of a head", query // said, "certain", why)
-        yield Fact("key/value heads", key // (query // said), "certain", why)
+        yield Fact("heads", said, "inferred", why)
+        yield Fact("width of a head", query // said, "inferred", why)
+        yield Fact("key/value heads", key // (query // said), "inferred", why)
         return
     possible = [size for size in HEAD_WIDTHS if query % size == 0 and key % size == 0 and query > size]
     listed = "; ".join(f"{query // size} of {size}" for size in possible)
-    yield Fact("heads", None, "unknown", f"shapes allow {listed}" if listed else "no shape tells")
+    why = f"shapes allow {listed}" if listed else "no shape tells"
+    groups = f" with {said_groups} key/value heads" if said_groups else ""
+    denied = f"; config.json says {said}{groups}, which the shapes cannot have" if said else ""
+    yield Fact("heads", None, "unknown", why + denied)
 
 
 def _witness(query: int, key: int, parts: list[Part]) -> tuple[int, str] | None:
