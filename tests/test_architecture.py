@@ -21,6 +21,7 @@ ORDER = [
     "graft",
     "report",
     "commands",
+    "graft_commands",
     "cli",
 ]
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p.name != "__init__.py")

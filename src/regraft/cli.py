@@ -29,6 +29,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+graft = typer.Typer(help="Put another part in a part's place, trained against the model and measured.", no_args_is_help=True)
+embedding = typer.Typer(help="A token embedding computed from each token's bytes.", no_args_is_help=True)
+app.add_typer(graft, name="graft")
+graft.add_typer(embedding, name="embedding")
+
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or specimen:qwen3|tuned|gpt2|t5.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute, for example cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16; by default what suits the device.")]
@@ -146,6 +151,83 @@ def rebuild_model(
 
         code = rebuild_model(source or model, text or [], stage, dtype, skeleton, out, as_json)
     raise typer.Exit(code)
+
+
+GraftOption = Annotated[Path, typer.Option(help="Folder of a graft.")]
+
+
+@embedding.command("fit")
+def fit_embedding(
+    model: ModelOption = "specimen:qwen3",
+    text: Annotated[list[str] | None, typer.Option(help="File or folder to train on; again for several. None: almanac.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the run and the graft.")] = Path("byte-embedding"),
+    group: Annotated[int, typer.Option(help="Bytes kept of each token.")] = 16,
+    byte_width: Annotated[int, typer.Option(help="Width of a byte.")] = 48,
+    blocks: Annotated[int, typer.Option(help="Transformer blocks over the bytes.")] = 1,
+    neurons: Annotated[int, typer.Option(help="Neurons of the MLP.")] = 384,
+    readout: Annotated[Literal["flatten", "pool"], typer.Option(help="Bytes side by side, or pooled by attention.")] = "flatten",
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 128,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    warm: Annotated[int, typer.Option(help="Steps of regression on the table before.")] = 300,
+    hidden: Annotated[float, typer.Option(help="Weight of the stream's error in the loss.")] = 1.0,
+    kl: Annotated[float, typer.Option(help="Weight of the divergence of predictions in the loss.")] = 1.0,
+    device: DeviceOption = "cpu",
+    tokenizer: TokenizerOption = "",
+    seed: SeedOption = 0,
+    debug: DebugOption = False,
+) -> None:
+    """Train an embedding that computes each token's vector from its bytes."""
+    with errors_in_one_sentence(debug):
+        from regraft.commands import with_bar
+        from regraft.graft.byte_embedding import ByteConfig
+        from regraft.graft.distill import Plan
+        from regraft.graft.embedding_task import Weights
+        from regraft.graft_commands import fit_embedding
+
+        config = ByteConfig(group, byte_width, blocks, neurons=neurons, readout=readout)
+        plan = Plan(steps=steps, batch=batch, rate=rate)
+        opened = open_model(model, device, "", "", False, tokenizer)
+        losses = Weights(hidden=hidden, kl=kl)
+        typer.echo(with_bar(lambda: fit_embedding(opened, text or [], out, config, plan, losses, length, warm, seed)))
+
+
+@embedding.command("eval")
+def eval_embedding(
+    graft: GraftOption = Path("byte-embedding/graft"),
+    model: ModelOption = "specimen:qwen3",
+    text: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a domain; again for several. None: almanac.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 128,
+    windows: Annotated[int, typer.Option(help="Sequences read of each domain.")] = 64,
+    device: DeviceOption = "cpu",
+    tokenizer: TokenizerOption = "",
+    debug: DebugOption = False,
+) -> None:
+    """Measure a graft against the model that it came from, and write its certificate."""
+    with errors_in_one_sentence(debug):
+        from regraft.commands import with_bar
+        from regraft.graft_commands import eval_embedding, sentences
+
+        opened = open_model(model, device, "", "", False, tokenizer)
+        for line in sentences(with_bar(lambda: eval_embedding(opened, graft, text or [], length, windows))):
+            typer.echo(line)
+
+
+@embedding.command("bake")
+def bake_embedding(
+    save: Annotated[Path, typer.Option(help="Folder to write the model to.")],
+    graft: GraftOption = Path("byte-embedding/graft"),
+    model: ModelOption = "specimen:qwen3",
+    device: DeviceOption = "cpu",
+    tokenizer: TokenizerOption = "",
+    debug: DebugOption = False,
+) -> None:
+    """Write the model with the graft's vectors as an ordinary table, which any transformers opens."""
+    with errors_in_one_sentence(debug):
+        from regraft.graft_commands import bake_embedding
+
+        typer.echo(bake_embedding(open_model(model, device, "", "", False, tokenizer), graft, save))
 
 
 def command_for(experiment: Experiment) -> Callable[..., None]:

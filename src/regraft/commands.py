@@ -6,10 +6,11 @@ import csv
 import io
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import xarray as xr
 from rich.console import Console
@@ -31,8 +32,9 @@ from regraft.report.diagram import svg
 from regraft.report.drawing import drawing_of
 from regraft.report.page import CHECKS, csv_text
 from regraft.report.rebuild_figures import OUTSIDE, split
-from regraft.runs import RunFolderError, check_writable, store, whole_folder
+from regraft.runs import check_empty, check_writable, store, whole_folder
 
+Made = TypeVar("Made")
 console = Console(markup=False)
 SHOWN_ROWS = 12
 
@@ -65,6 +67,14 @@ def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     to = Console(stderr=True)
     return Progress(*columns, console=to, transient=True, disable=not to.is_terminal)
+
+
+def with_bar(work: Callable[[], Made]) -> Made:
+    """Do some work while a bar shows how far along it is."""
+    with _bar() as bar:
+        task = bar.add_task("", total=None)
+        with listening(lambda name, done, total: bar.update(task, description=f"{name:<24}", completed=done, total=total)):
+            return work()
 
 
 def show_anatomy(model: Model, as_json: bool) -> None:
@@ -107,8 +117,7 @@ def show_dissection(source: str, out: Path | None, as_json: bool) -> None:
     components = dissect(source)
     written = json.dumps({"source": source, "components": [asdict(c) for c in components]}, indent=1) + "\n"
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RunFolderError(f"the folder {out} is not empty: choose another with --out")
+        check_empty(out, "--out")
         with whole_folder(out) as folder:
             (folder / "anatomy.json").write_text(written, encoding="utf-8")
             (folder / "anatomy.svg").write_text(svg(source, components), encoding="utf-8")

@@ -66,6 +66,16 @@ def read_mark(out: Path) -> dict[str, Any]:
         raise RunFolderError(f"the folder {out} is no run of regraft: its {OUR_MARK} cannot be read") from error
 
 
+def check_empty(folder: Path, option: str) -> None:
+    """Make sure that nothing is where a new folder is to be written.
+
+    Raises:
+        RunFolderError: a file is there, or a folder that holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"the folder {folder} is not empty: choose another with {option}")
+
+
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A fresh folder that takes the place of `out` when the block ends well, and vanishes when it does not."""

@@ -22,11 +22,12 @@ from regraft.experiment import REFUSALS, measured
 from regraft.intervene.packed import check_packable, write_packed
 from regraft.intervene.recipes import by_score, ends_protected, oracle, uniform
 from regraft.intervene.rounding import block_bytes, quantized_block
-from regraft.intervene.surgery import check_empty, measured_route, route_of, save_blocks
+from regraft.intervene.surgery import measured_route, route_of, save_blocks
 from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.progress import advance
 from regraft.model.weights import ROLES, live_weights
+from regraft.runs import check_empty
 
 WIDTHS = (8, 6, 4, 3, 2)
 MATRIX_BITS = 3
@@ -115,7 +116,7 @@ def _check(model: Model, blocks: list[Block], widths: list[int], group: int, rec
     if recipe and not save:
         raise ValueError("--recipe chooses what is written: name a folder with --save")
     if save:
-        check_empty(Path(save))
+        check_empty(Path(save), "--save")
     if save and format == "packed":
         check_packable(blocks, model.width)
 

@@ -31,7 +31,7 @@ from regraft.model.parts import Block
 from regraft.model.recording import Recording
 from regraft.model.selfcheck import LENGTH, sample_ids
 from regraft.model.structure import largest_difference
-from regraft.runs import RunFolderError, whole_folder
+from regraft.runs import check_empty, whole_folder
 
 CARD = "README.md"
 EQUAL = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -89,7 +89,7 @@ def save_blocks(
             logits of what would have been written differ.
     """
     target = Path(folder)
-    check_empty(target)
+    check_empty(target, "--save")
     sample = _sample(model)
     wanted = route_logits(sample, route)
     changed = rebuilt(model, blocks)
@@ -109,16 +109,6 @@ def save_blocks(
             )
         (fresh / CARD).write_text(_card(model, measured, difference, _weight_bytes(fresh)), encoding="utf-8")
     return f"{folder} opens with transformers and gives the route's logits (largest difference {difference:.1g})"
-
-
-def check_empty(folder: Path) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        RunFolderError: the folder is a file or holds something.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunFolderError(f"the folder {folder} is not empty: choose another with --save")
 
 
 def rebuilt(model: Model, blocks: Sequence[Block | nn.Module]) -> Any:

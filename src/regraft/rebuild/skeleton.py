@@ -21,7 +21,7 @@ from regraft.rebuild.checkpoint import model_inputs, open_rebuilt, token_ids
 from regraft.rebuild.compare import SameTensorError
 from regraft.rebuild.official import ask
 from regraft.rebuild.verify import TEXTS, Verdict, order_of, verify_stages
-from regraft.runs import RunFolderError, whole_folder
+from regraft.runs import check_empty, whole_folder
 
 WHAT = {
     "embed.tokens": "the row of the token table for every id",
@@ -70,8 +70,7 @@ def write_skeleton(source: str, folder: Path, texts: Sequence[str] = ()) -> list
         RunFolderError: the folder is not empty.
         CheckpointError: the model is not one that is rebuilt here.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunFolderError(f"the folder {folder} is not empty: choose another with --skeleton")
+    check_empty(folder, "--skeleton")
     path, name = resolve(source)
     rebuilt = open_rebuilt(path, name=name)
     given = list(texts) or (list(TEXTS) if (path / "tokenizer.json").is_file() else ["5 6 7 8 9", "10 11 12"])
