@@ -45,7 +45,7 @@ def fit_embedding(
     return (
         f"{parameters([graft]):,} parameters, {share:.2f} of the table's; {cut_share(table, config.group):.2%} of the tokens "
         f"have more than {config.group} bytes and are cut; {warmed}after {len(log)} steps the loss is {last:.3f}, the same first "
-        f"token in {agreement:.1%} of cases. Written to {out / 'graft'}; next: `regraft graft embedding eval --graft {out / 'graft'}`"
+        f"token in {agreement:.1%} of cases. Next: `regraft graft embedding eval --graft {out / 'graft'}`"
     )
 
 
