@@ -404,6 +404,16 @@ def test_variants_of_known_architectures_are_refused_in_words(tmp_path):
             rebuild(source, WORDS, official=here)
 
 
+def test_a_model_without_its_head_is_compared_up_to_there(tmp_path):
+    torch.manual_seed(0)
+    hf.GPT2Model(hf.GPT2Config(vocab_size=96, n_positions=64, n_embd=32, n_layer=2, n_head=2)).save_pretrained(tmp_path)
+    data = rebuild(str(tmp_path), WORDS, official=here)
+    assert data.stage.values[-1] == "final_norm"
+    assert data.attrs["agrees"] == 1
+    assert data.attrs["notes"] == "GPT2Model has no head, so no logits are compared"
+    assert data.attrs["generated"] == ""
+
+
 def test_inputs_that_do_not_fit_are_refused(tmp_path):
     source = saved("gpt2", tmp_path)
     with pytest.raises(ValueError, match="token id 96 is outside the vocabulary of 96"):

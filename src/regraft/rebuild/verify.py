@@ -23,6 +23,7 @@ from regraft.rebuild.traps import causes
 
 TEXTS = ("She sells sea shells by the", "The time displayed is 9:00 pm. Therefore, it is currently the")
 GENERATED = 12
+HEAD = ("scaled", "logits")
 
 
 @dataclass
@@ -134,7 +135,7 @@ def _compared(rebuilt: Rebuilt, inputs: Mapping[str, Tensor], said: Official, dt
     verdict = Verdict()
     try:
         with torch.no_grad():
-            stages = rebuilt.stages(inputs)
+            stages = (pair for pair in rebuilt.stages(inputs) if pair[0] not in HEAD or pair[0] in said.tensors)
             return verify_stages(stages, said.tensors, rebuilt.weights, rebuilt.heads, dtype, stage, verdict)
     except (KeyError, RuntimeError) as error:
         where = f"behind {verdict.rows[-1].stage}" if verdict.rows else "at its first stage"
@@ -176,7 +177,9 @@ def _dataset(
 ) -> xr.Dataset:
     found = verdict.rows
     left = rebuilt.config["pooling"] and rebuilt.module is not bert
-    note = f"the folder's pooling ({rebuilt.config['pooling']}) is not compared" if left else ""
+    headless = rebuilt.module.GENERATES and "logits" not in said.tensors
+    notes = [f"The folder's pooling ({rebuilt.config['pooling']}) is not compared"] if left else []
+    notes += [f"{said.facts['class']} has no head, so no logits are compared"] if headless else []
     return xr.Dataset(
         {
             "largest": ("stage", [row.largest for row in found], {"units": "largest absolute difference"}),
@@ -205,7 +208,7 @@ def _dataset(
             "values": verdict.values,
             "generated": same,
             "agrees": int(not verdict.parted and " part at " not in same),
-            "notes": note,
+            "notes": "; ".join(notes),
             "unused": ", ".join(unused),
             "texts": " | ".join(texts),
             "seed": 0,
