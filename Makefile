@@ -16,8 +16,8 @@ test-slow: $(READY)
 	$(PYTHON) -m pytest -q -m slow
 
 lint: $(READY)
-	$(VENV)/bin/ruff check src tests benchmarks
-	$(VENV)/bin/ruff format --check src tests benchmarks
+	$(VENV)/bin/ruff check src tests benchmarks docs
+	$(VENV)/bin/ruff format --check src tests benchmarks docs
 	$(VENV)/bin/pyright
 
 bench: $(READY)

@@ -37,7 +37,8 @@ def stage_columns(stages: list[tuple[str, tuple[int, ...]]]) -> list[list[Box]]:
         if block != OUTSIDE and block not in first:
             continue
         side = name.split(".")[0] if name.split(".")[0] in ("encoder", "decoder") else ""
-        place = f"{side} {'outside' if block == OUTSIDE else 'MLP' if kind.startswith(MLP) or kind == 'resid_post' else 'attention'}".strip()
+        within = "MLP" if kind.startswith(MLP) or kind == "resid_post" else "attention"
+        place = f"{side} {'outside' if block == OUTSIDE else within}".strip()
         if place != now:
             box, now = Box(f"{place}{' of block ' + block.split('.')[-1] if block != OUTSIDE else ''}", [], "block"), place
             if not columns or (side and side not in columns[-1][0].heading):

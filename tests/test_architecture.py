@@ -74,3 +74,8 @@ def test_no_branch_on_a_models_name(file):
 def test_the_name_check_sees_a_branch():
     planted = ast.parse("if config.model_type == 'llama':\n    pass")
     assert {w for _, w in branches_on(planted)} >= {"llama", "model_type"}
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("*.py")), ids=lambda p: p.name)
+def test_files_of_tests_stay_short_too(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
