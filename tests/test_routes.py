@@ -16,8 +16,8 @@ from regraft.intervene.repeat import behaviour
 from regraft.model.load import load
 from small import opened
 
-REPEAT, NOISE, KNOCKOUT, SWAP, PRUNE, REORDER = (
-    experiments()[name].run for name in ("repeat", "noise", "knockout", "swap", "prune", "reorder")
+REPEAT, NOISE, KNOCKOUT, SWAP, PRUNE, REORDER, TRANSPLANT = (
+    experiments()[name].run for name in ("repeat", "noise", "knockout", "swap", "prune", "reorder", "transplant")
 )
 FOUR = ("llama", "gpt2", "gemma2", "t5", "gpt_neox", "olmo2")
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
@@ -158,3 +158,23 @@ def test_knockouts_swaps_and_orders_against_full_forwards(name):
     assert float(PRUNE(model, drop=[1], **TEXT).loss[1]) == pytest.approx(by_hand(Route.skip(count, {first + 1})), abs=1e-5)
     exchanged = REORDER(model, **TEXT).loss[1]
     assert float(exchanged) == pytest.approx(by_hand(Route.swap(count, first + 1, first + 2)), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_transplants_against_full_forwards_of_a_model_changed_by_hand(name, tmp_path):
+    """The donor's block copied into the live model gives the loss of the cell, on the completions of the model as it was."""
+    model, donor, changed = opened(name), opened(name, seed=7), opened(name)
+    donor.hf.save_pretrained(tmp_path / "donor")
+    text = evaluation(model, TEXT["prompts"], 2, 4)
+    data = TRANSPLANT(model, donor=str(tmp_path / "donor"), **TEXT)
+    place, given = changed.parts.stacks[-1].blocks[1], donor.parts.stacks[-1].blocks[2]
+    place.module.load_state_dict(given.module.state_dict(), strict=False)
+    losses = []
+    for batch in text.recordings.batches:
+        recording = changed.record(*batch)
+        logits = naive.logits(changed, recording, Variant()).log_softmax(-1)
+        rows, columns = recording.scored_BT.nonzero(as_tuple=True)
+        losses.append(-logits[rows, columns - 1, recording.ids_BT[rows, columns]])
+    wanted = float(torch.cat(losses).mean())
+    assert float(data.loss[2, 1]) == pytest.approx(wanted, abs=1e-5)
+    assert abs(wanted - data.attrs["clean_loss"]) > 1e-3
