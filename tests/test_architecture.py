@@ -22,6 +22,9 @@ ORDER = [
     "report",
     "commands",
     "graft_commands",
+    "head_commands",
+    "options",
+    "graft_cli",
     "cli",
 ]
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p.name != "__init__.py")

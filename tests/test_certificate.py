@@ -28,7 +28,7 @@ def case():
 def test_the_part_itself_changes_nothing(case):
     model, domains, table = case
     old = model.parts.embedding
-    data = certify(model, copy.deepcopy(old), old, domains, table, most=6)
+    data = certify(model, [(old, copy.deepcopy(old))], domains, table, most=6)
     assert np.array_equal(data.bits_per_byte_before, data.bits_per_byte_after)
     assert float(np.abs(data.kl).max()) < 1e-7
     assert (data.top1 == 1).all()
@@ -42,7 +42,7 @@ def test_numbers_by_hand(case):
     old = model.parts.embedding
     torch.manual_seed(0)
     graft = nn.Embedding.from_pretrained(old.weight.detach() + 0.05 * torch.randn_like(old.weight))
-    data = certify(model, graft, old, domains, table, most=4)
+    data = certify(model, [(old, graft)], domains, table, most=4)
     ids = domains["code"].batch(0, 4)
     with torch.no_grad():
         before = model.hf(input_ids=ids).logits.log_softmax(-1)
@@ -71,14 +71,14 @@ def test_a_tied_matrix_is_kept_and_counted(case):
     """GPT-2's head is its embedding: a graft comes on top. Qwen3's is not: the table goes."""
     model, domains, table = case
     whole = sum(p.numel() for p in model.hf.parameters())
-    same = certify(model, copy.deepcopy(model.parts.embedding), model.parts.embedding, domains, table, most=1)
+    same = certify(model, [(model.parts.embedding, copy.deepcopy(model.parts.embedding))], domains, table, most=1)
     assert same.parameters.values.tolist() == [whole, whole + model.parts.embedding.weight.numel()]
     other = load("specimen:qwen3", pack=False)
-    same = certify(other, copy.deepcopy(other.parts.embedding), other.parts.embedding, domains, table, most=1)
+    same = certify(other, [(other.parts.embedding, copy.deepcopy(other.parts.embedding))], domains, table, most=1)
     assert float(same.parameters[0]) == float(same.parameters[1])
 
 
 def test_no_text_is_refused(case):
     model, _, table = case
     with pytest.raises(ValueError, match="no text to certify on"):
-        certify(model, model.parts.embedding, model.parts.embedding, {}, table)
+        certify(model, [(model.parts.embedding, model.parts.embedding)], {}, table)

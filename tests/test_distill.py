@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from regraft.data.token_bytes import TokenBytes, token_bytes
-from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding, coded, cut_share, parameters
+from regraft.graft.byte_embedding import ByteConfig, parameters
 from regraft.graft.checkpoint import newest
+from regraft.graft.codes import byte_embedding, coded, cut_share
 from regraft.graft.distill import NotANumberError, Plan, only_trainable, train
 from regraft.graft.embedding_task import EmbeddingTask, relative_error, warm_up
 from regraft.graft.placing import placed, streams
@@ -33,7 +34,7 @@ TABLE = TokenBytes((b"", b"", b"", *WORDS, b"", b"", b""), ("special",) * 3 + ("
 def made(name="llama", config=SMALL):
     model = opened(name)
     torch.manual_seed(0)
-    return model, ByteEmbedding(TABLE, model.width, config)
+    return model, byte_embedding(TABLE, model.width, config)
 
 
 def text(tokens=4000, length=16):
@@ -53,7 +54,7 @@ def test_each_token_alone(readout):
     assert torch.allclose(table[ids], out, atol=1e-6)
     swapped = TokenBytes((b"ab", b"ba", b"ab"), ("text",) * 3, "byte-level")
     torch.manual_seed(0)
-    two = ByteEmbedding(swapped, 32, ByteConfig(4, 8, 1, 2, 16, readout))(torch.arange(3))
+    two = byte_embedding(swapped, 32, ByteConfig(4, 8, 1, 2, 16, readout))(torch.arange(3))
     assert not torch.allclose(two[0], two[1])
     assert torch.allclose(two[0], two[2], atol=1e-6)
     with torch.no_grad():
@@ -77,9 +78,10 @@ def test_sizes_that_do_not_fit_are_refused():
     for config, sentence in (
         (ByteConfig(byte_width=10, heads=4), "4 heads do not divide"),
         (ByteConfig(neurons=0), "at least one"),
+        (ByteConfig(group=12), "12 bytes side by side do not divide the model's width of 32: choose 8 or 16"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            ByteEmbedding(TABLE, 32, config)
+            byte_embedding(TABLE, 32, config)
 
 
 def test_the_graft_takes_every_place_of_the_embedding_and_gives_it_back():
@@ -293,7 +295,7 @@ def test_text_is_encoded_once(tmp_path):
 def test_the_specimens_vocabulary_fits():
     model = load("specimen:qwen3")
     table = token_bytes(model.tokenizer, model.table_rows)
-    graft = ByteEmbedding(table, model.width, ByteConfig(group=12))
+    graft = byte_embedding(table, model.width, ByteConfig(group=12))
     assert cut_share(table, 12) < 0.01
     assert parameters([graft]) < 0.5 * model.parts.embedding.weight.numel()
     assert float(relative_error(graft.table(), model.parts.embedding.weight.detach())) > 0.9

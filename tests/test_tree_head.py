@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from regraft.graft.tree_head import TreeHead, from_means, from_states
-from regraft.graft.trees import Tree, by_id, by_merges, huffman, over, two_means
+from regraft.graft.tree_head import tree_head
+from regraft.graft.tree_start import from_means, from_states
+from regraft.graft.trees import ABSENT, by_id, by_merges, from_lists, huffman, over, two_means, widened
 from regraft.model.load import load
 
 COUNT, WIDTH = 41, 12
@@ -17,42 +19,54 @@ COUNT, WIDTH = 41, 12
 
 def trees():
     rng = np.random.default_rng(0)
-    return {
+    found = {
         "by id": by_id(COUNT),
         "huffman": huffman(rng.pareto(1.0, COUNT) + 1e-3),
         "two means": two_means(rng.normal(size=(COUNT, WIDTH))),
         "shuffled": over(rng.permutation(COUNT)),
     }
+    return {**found, "wide": widened(found["two means"], 2), "wide huffman": widened(found["huffman"], 3)}
 
 
-def head(tree):
+def head(tree, neurons=0, sparse=False):
     torch.manual_seed(1)
-    made = TreeHead(tree, WIDTH).double()
-    torch.nn.init.normal_(made.weight)
-    torch.nn.init.normal_(made.bias)
+    made = tree_head(tree, WIDTH, neurons, sparse).double()
+    with torch.no_grad():
+        made.rows.weight[:-1].normal_()
+        made.biases.weight[:-1].normal_()
+        if neurons:
+            made.adapter.down.weight.normal_()
     return made
 
 
 def naive(made, tree, hidden_D):
-    """Log-probability of every token by walking down from the root, one node at a time."""
-    found = {}
+    """Log-probability of every token by walking down from the root, one node at a time, rows counted off in order."""
+    found, starts, row = {}, {}, 0
+    for node, children in enumerate(tree.children_NB):
+        starts[node] = row
+        row += sum(child != ABSENT for child in children) - 1
+    adapted_D = made.adapter(hidden_D[None])[0].detach()
 
     def walk(code, value):
         if code < 0:
             found[-1 - code] = value
             return
-        score = float((made.weight[code] @ hidden_D + made.bias[code]).detach())
-        for side, sign in ((0, -1), (1, 1)):
-            walk(int(tree.children_N2[code, side]), value - math.log1p(math.exp(-sign * score)))
+        children = [int(child) for child in tree.children_NB[code] if child != ABSENT]
+        rows = range(starts[code], starts[code] + len(children) - 1)
+        scores = [0.0, *(float((made.rows.weight[n] @ adapted_D + made.biases.weight[n, 0]).detach()) for n in rows)]
+        whole = math.log(sum(math.exp(score) for score in scores))
+        for child, score in zip(children, scores, strict=True):
+            walk(child, value + score - whole)
 
     walk(0, 0.0)
     return torch.tensor([found[token] for token in range(tree.leaves)], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", trees())
-def test_probabilities_equal_the_naive_walk_and_sum_to_one(name):
+@pytest.mark.parametrize("neurons", [0, 24])
+def test_probabilities_equal_the_naive_walk_and_sum_to_one(name, neurons):
     tree = trees()[name]
-    made, hidden = head(tree), torch.randn(5, WIDTH, dtype=torch.float64)
+    made, hidden = head(tree, neurons), torch.randn(5, WIDTH, dtype=torch.float64)
     wanted = torch.stack([naive(made, tree, row) for row in hidden])
     whole = made.log_probabilities(hidden)
     torch.testing.assert_close(whole, wanted)
@@ -62,16 +76,42 @@ def test_probabilities_equal_the_naive_walk_and_sum_to_one(name):
 
 
 @pytest.mark.parametrize("name", trees())
-def test_gradients_of_a_given_token_touch_its_path_only(name):
+def test_gradients_of_a_given_token_are_sparse_and_name_its_path_only(name):
     tree = trees()[name]
-    made, hidden = head(tree), torch.randn(1, WIDTH, dtype=torch.float64)
+    made, hidden = head(tree, sparse=True), torch.randn(1, WIDTH, dtype=torch.float64)
     made.log_probability(hidden, torch.tensor([9])).sum().backward()
-    touched = set(made.weight.grad.abs().sum(1).nonzero()[:, 0].tolist())
-    assert touched == {node for node in tree.paths[0][9].tolist() if node >= 0}
-    grad = made.weight.grad.clone()
+    sparse = made.rows.weight.grad.coalesce()
+    path = [node for node in tree.paths[0][9].tolist() if node >= 0]
+    starts = np.cumsum(tree.counts_N - 1) - (tree.counts_N - 1)
+    wanted = {int(starts[node]) + k for node in path for k in range(tree.counts_N[node] - 1)}
+    assert set(sparse.indices()[0].tolist()) == wanted
     made.zero_grad()
     made.log_probabilities(hidden)[0, 9].backward()
-    torch.testing.assert_close(made.weight.grad, grad)
+    torch.testing.assert_close(made.rows.weight.grad, sparse.to_dense())
+
+
+def test_multiply_adds_are_those_of_the_path():
+    tree = widened(by_id(64), 3)
+    assert tree.multiply_adds(WIDTH) == WIDTH * 2 * 7
+    assert by_id(64).multiply_adds(WIDTH) == WIDTH * 6
+    counts = np.array([50.0, 20, 10, 5, 5, 4, 3, 2, 1])
+    assert huffman(counts).multiply_adds(1, counts) < by_id(9).multiply_adds(1, counts)
+    assert tree_head(tree, WIDTH).rows.weight.shape[0] - 1 == 63, "a tree has V - 1 rows whatever its branching"
+
+
+def test_a_wider_tree_keeps_the_leaves_of_every_branch():
+    """Three decisions at once: the leaves below each child are those below the node that stood three levels down."""
+    binary = by_id(32)
+    wide = widened(binary, 3)
+    assert wide.children_NB.shape[1] == 8
+    assert [len(level) for level in wide.levels] == [1, 8]
+    turns = binary.paths[1]
+    for leaf in range(32):
+        steps = turns[leaf, :5]
+        assert wide.paths[1][leaf, :2].tolist() == [4 * steps[0] + 2 * steps[1] + steps[2], 2 * steps[3] + steps[4]]
+    assert np.array_equal(widened(binary, 1).paths[1], binary.paths[1])
+    with pytest.raises(ValueError, match="at least one"):
+        widened(binary, 0)
 
 
 @pytest.mark.parametrize("name", trees())
@@ -86,7 +126,7 @@ def test_best_first_is_the_sorted_distribution(name):
         assert visited <= COUNT - 1
     sharp = head(tree)
     with torch.no_grad():
-        sharp.weight.mul_(20)
+        sharp.rows.weight.mul_(20)
     _, _, visited = sharp.top(torch.randn(WIDTH, dtype=torch.float64), 1)
     assert visited <= len(tree.levels) + 3, "a sure head is searched along one path"
 
@@ -112,7 +152,7 @@ def test_shapes_of_the_trees():
     balanced = (by_id(9).paths[0] >= 0).sum(1)
     assert float(counts @ depth) < float(counts @ balanced)
     order = [3, 1, 0, 2]
-    assert over(order).children_N2.tolist() == [[1, 2], [-4, -2], [-1, -3]]
+    assert over(order).children_NB.tolist() == [[1, 2], [-4, -2], [-1, -3]]
     clustered = np.repeat(np.eye(WIDTH)[:2], 8, axis=0)[np.random.default_rng(0).permutation(16)]
     root = two_means(clustered)
     right = {int(token) for token in range(16) if root.paths[1][token, 0] == 1}
@@ -132,10 +172,19 @@ def test_merges_put_relatives_together():
         by_merges(Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")), 2)
 
 
-@pytest.mark.parametrize("children", [[[-1, -1]], [[-1, 1], [-2, -2]], [[-1, -2], [-3, -4]]])
-def test_broken_trees_are_refused(children):
-    with pytest.raises(ValueError, match=r"does not hold every one|is no node's child"):
-        Tree(np.array(children))
+@pytest.mark.parametrize(
+    ("children", "sentence"),
+    [
+        ([[-1, -1]], "does not hold every one"),
+        ([[-1, 1], [-2, -2]], "does not hold every one"),
+        ([[-1, -3], [-2, -4]], "is no node's child"),
+        ([[1, -1], [-2]], "fewer than two children"),
+        ([[-1, -2], [1, -3]], "cannot be reached"),
+    ],
+)
+def test_broken_trees_are_refused(children, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        from_lists(children)
     with pytest.raises(ValueError, match="at least two leaves"):
         by_id(1)
 
@@ -144,7 +193,7 @@ def test_starting_weights_without_training():
     """Two leaves: the mean difference is the softmax itself. A vocabulary: states do better than means, means than nothing."""
     torch.manual_seed(0)
     rows = torch.randn(2, WIDTH, dtype=torch.float64)
-    two = TreeHead(by_id(2), WIDTH).double()
+    two = tree_head(by_id(2), WIDTH).double()
     from_means(two, rows)
     hidden = torch.randn(7, WIDTH, dtype=torch.float64)
     torch.testing.assert_close(two.log_probabilities(hidden), (hidden @ rows.T).log_softmax(-1))
@@ -152,12 +201,26 @@ def test_starting_weights_without_training():
     states = torch.randn(600, WIDTH, dtype=torch.float64)
     logits, held = states @ rows.T, torch.randn(300, WIDTH, dtype=torch.float64)
     target = (held @ rows.T).softmax(-1)
-    losses = []
-    for start in (lambda h: None, lambda h: from_means(h, rows), lambda h: from_states(h, states, logits)):
-        made = TreeHead(two_means(rows.numpy()), WIDTH).double()
-        start(made)
-        losses.append(float(-(target * made.log_probabilities(held).detach()).sum(-1).mean()))
     entropy = float(-(target * target.log()).sum(-1).mean())
-    nothing, means, regressed = losses
-    assert regressed < means < nothing
-    assert entropy < regressed
+    for levels in (1, 3):
+        losses = []
+        for start in (lambda h: None, lambda h: from_means(h, rows), lambda h: from_states(h, rows, states, logits)):
+            made = tree_head(widened(two_means(rows.numpy()), levels), WIDTH).double()
+            start(made)
+            losses.append(float(-(target * made.log_probabilities(held).detach()).sum(-1).mean()))
+        nothing, means, regressed = losses
+        assert entropy < regressed < means < nothing
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_no_round_of_the_regression_raises_the_loss(levels):
+    """Against the objective by hand: the original's own probability of each child, and the ridge among all children alike."""
+    torch.manual_seed(0)
+    rows, states = torch.randn(16, WIDTH, dtype=torch.float64), 2 * torch.randn(200, WIDTH, dtype=torch.float64)
+    logits = states @ rows.T
+    losses = []
+    for rounds in (0, 1, 2, 5, 20, 60):
+        made = tree_head(widened(two_means(rows.numpy()), levels), WIDTH).double()
+        from_states(made, rows, states, logits, rounds, ridge=1e-6)
+        losses.append(float(-(logits.softmax(-1) * made.log_probabilities(states).detach()).sum(-1).mean()))
+    assert all(later < earlier for earlier, later in pairwise(losses)), losses

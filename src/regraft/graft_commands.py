@@ -1,7 +1,8 @@
-"""What `regraft graft embedding fit | eval | bake` do once their options are read."""
+"""What `regraft graft embedding fit | bake`, and `eval` and `export` of every graft, do once their options are read."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,57 +13,99 @@ import xarray as xr
 
 from regraft.data.token_bytes import token_bytes
 from regraft.graft.bake import bake
-from regraft.graft.byte_embedding import ByteConfig, cut_share, parameters
+from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding, parameters
 from regraft.graft.certificate import certify
+from regraft.graft.codes import cut_share
 from regraft.graft.distill import Plan, train
-from regraft.graft.embedding_task import EmbeddingTask, Weights, warm_up
-from regraft.graft.folder import attach, make_embedding, save_graft, write_certificate
+from regraft.graft.embedding_task import EmbeddingTask, Weights, embedded_rows, warm_up
+from regraft.graft.export import export
+from regraft.graft.folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
+from regraft.graft.kinds import EMBEDDING, HEAD, kind_of
+from regraft.graft.sensitivity import sensitivity
 from regraft.graft.windows import Windows, cut, windows
 from regraft.model.opened import Model
+from regraft.report.page import page
 from regraft.runs import check_empty
 from regraft.specimens import almanac
 
 HELD_CHARACTERS = 200_000
 
 
+def training_text(model: Model, texts: list[str], length: int, folder: Path, seed: int) -> Windows:
+    """Windows over files and folders, encoded into `folder`, or over an almanac where none is named."""
+    return windows(model, texts, length, folder, seed) if texts else almanac_windows(model, length, 0, 2_000_000)
+
+
 def fit_embedding(
-    model: Model, texts: list[str], out: Path, config: ByteConfig, plan: Plan, weights: Weights, length: int, warm: int, seed: int
+    model: Model,
+    texts: list[str],
+    out: Path,
+    config: ByteConfig,
+    plan: Plan,
+    weights: Weights,
+    length: int,
+    warming: tuple[int, bool],
+    seed: int,
 ) -> str:
     """Train a byte embedding and write it to `out/graft`; the run's checkpoints and log stand in `out/run`."""
     check_empty(out / "graft", "--out")
     torch.manual_seed(seed)
     graft = make_embedding(model, config)
     table = token_bytes(model.tokenizer, model.table_rows)
-    text = windows(model, texts, length, out / "run", seed) if texts else almanac_windows(model, length, 0, 2_000_000)
+    text = training_text(model, texts, length, out / "run", seed)
     started = (out / "run" / "plan.json").is_file()
-    errors = [] if started else warm_up(graft, model.parts.embedding.weight.detach(), warm, seed=seed)
+    errors: list[float] = []
+    if not started:
+        steps, by_feeling = warming
+        felt = sensitivity(model, text) if by_feeling and model.parts.head is not None else None
+        errors = warm_up(graft, embedded_rows(model), steps, felt, seed=seed, matrices=plan.matrices)
     log = train(EmbeddingTask(model, graft, weights=weights), text, plan, out / "run")
     save_graft(graft, model, out / "graft")
     share = parameters([graft]) / model.parts.embedding.weight.numel()
     warmed = f"the warm-up left {errors[-1]:.3f} of the table's mean square, " if errors else ""
     last = np.mean([line["loss"] for line in log[-20:]])
     agreement = np.mean([line.get("agreement", np.nan) for line in log[-20:]])
+    head = " The head was tied to the table: it keeps the old matrix as its own." if model.parts.tied else ""
     return (
         f"{parameters([graft]):,} parameters, {share:.2f} of the table's; {cut_share(table, config.group):.2%} of the tokens "
         f"have more than {config.group} bytes and are cut; {warmed}after {len(log)} steps the loss is {last:.3f}, the same first "
-        f"token in {agreement:.1%} of cases. Next: `regraft graft embedding eval --graft {out / 'graft'}`"
+        f"token in {agreement:.1%} of cases.{head} Next: `regraft graft embedding eval --graft {out / 'graft'}`"
     )
 
 
-def eval_embedding(model: Model, folder: Path, texts: list[str], length: int, most: int) -> xr.Dataset:
-    """Certify a graft on text by domain (NAME=PATH), by default on an almanac of the specimens' kind; written beside it."""
-    graft = attach(folder, model)
-    domains = {name: windows(model, [path], length, folder / "text") for name, path in map(_named, texts)}
+def evaluate(model: Model, folders: list[Path], texts: list[str], length: int, most: int) -> xr.Dataset:
+    """Certify one graft or two on text by domain (NAME=PATH), by default on an almanac of the specimens' kind.
+
+    The certificate is written beside the first, as JSON and as a page.
+    """
+    grafts = [attach(folder, model) for folder in folders]
+    domains = {name: windows(model, [path], length, folders[0] / "text") for name, path in map(_named, texts)}
     domains = domains or {"almanac": almanac_windows(model, length, 99, HELD_CHARACTERS)}
     table = token_bytes(model.tokenizer, model.table_rows)
-    data = certify(model, graft, model.parts.embedding, domains, table, most)
-    write_certificate(data, folder)
+    data = certify(model, swaps_of(model, grafts), domains, table, most)
+    data.attrs["grafts"] = " and ".join(kind_of(graft) for graft in grafts)
+    write_certificate(data, folders)
+    kind = "head" if kind_of(grafts[0]) == HEAD else "embedding"
+    words = ["regraft", "graft", kind, "eval", "--graft", str(folders[0]), *(["--with", str(folders[1])] if folders[1:] else [])]
+    for text in texts:
+        words += ["--text", text]
+    command = shlex.join([*words, "--length", str(length), "--windows", str(most), "--model", model.source or model.name])
+    text = page(model, [data], [command], data.attrs["seconds"])
+    (folders[0] / "certificate.html").write_text(text, encoding="utf-8")
     return data
 
 
 def bake_embedding(model: Model, folder: Path, target: Path) -> str:
     """Write the model with the graft's table."""
-    return bake(model, attach(folder, model), folder, target)
+    graft = attach(folder, model, EMBEDDING)
+    assert isinstance(graft, ByteEmbedding)
+    return bake(model, graft, folder, target)
+
+
+def export_grafts(model: Model, folders: list[Path], target: Path, remote_code: bool) -> str:
+    """Write the model with one graft or two in it."""
+    grafts = [attach(folder, model) for folder in folders]
+    return export(model, grafts, read_certificate(folders), target, remote_code)
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -90,7 +133,13 @@ def sentences(data: xr.Dataset) -> Iterable[str]:
             f"of divergence, the same first token in {float(one.top1):.1%}, of the first five {float(one.top5):.1%}"
         )
     count, ours = (int(v) for v in data.part_parameters.values)
-    then, now = (float(v) * 1e3 for v in data.forward.values)
-    yield f"the part: {count:,} parameters before, {ours:,} after; a forward pass {then:.0f} ms before, {now:.0f} ms after"
+    yield f"the part: {count:,} parameters before, {ours:,} after"
+    for name, what in (("forward", "forward pass"), ("step", "training step of the part")):
+        seconds = [1e3 * float(value) for value in data[name].values]
+        peaks = [float(value) / 2**20 for value in data[f"{name}_peak"].values]
+        yield (
+            f"{what}: {seconds[0]:.0f} ms and {peaks[0]:.1f} MiB beyond the weights before, {seconds[1]:.0f} ms and "
+            f"{peaks[1]:.1f} MiB after"
+        )
     token, context = str(data.token.values[0]), str(data.context.values[0])
     yield f"worst: {token!r} after {context!r} ({float(data.excess.values[0]):+.2f} nats)"

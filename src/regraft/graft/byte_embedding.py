@@ -15,8 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from regraft.data.token_bytes import TokenBytes
-
 PAD = 256
 
 
@@ -34,8 +32,8 @@ class ByteConfig:
     neurons: int = 384
     readout: Literal["flatten", "pool"] = "flatten"
 
-    def check(self) -> None:
-        """Make sure that the sizes fit together.
+    def check(self, width: int) -> None:
+        """Make sure that the sizes fit together and to a model's width.
 
         Raises:
             ValueError: they do not.
@@ -44,8 +42,20 @@ class ByteConfig:
             raise ValueError("a byte embedding needs at least one byte, one channel, one head and one neuron")
         if self.byte_width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide a byte's width of {self.byte_width}: choose another number")
+        if self.readout == "flatten" and width % self.group:
+            raise ValueError(
+                f"{self.group} bytes side by side do not divide the model's width of {width}: "
+                f"choose {_near(width, self.group)}, or the readout pool"
+            )
         if self.readout not in ("flatten", "pool"):
             raise ValueError(f"the readout {self.readout!r} is not known: choose flatten or pool")
+
+
+def _near(width: int, group: int) -> str:
+    """The divisors of a width on both sides of a number."""
+    divisors = [number for number in range(1, width + 1) if width % number == 0]
+    near = [max((d for d in divisors if d < group), default=None), min((d for d in divisors if d > group), default=None)]
+    return " or ".join(str(d) for d in near if d is not None)
 
 
 class ByteEmbedding(nn.Module):
@@ -54,14 +64,15 @@ class ByteEmbedding(nn.Module):
     codes_VG: Tensor
     own_V: Tensor
 
-    def __init__(self, table: TokenBytes, width: int, config: ByteConfig):
+    def __init__(self, config: ByteConfig, width: int, tokens: int, own: int):
+        """`own` of the tokens have an entry of their own; which, and the bytes of all others, is read from the buffers."""
         super().__init__()
-        config.check()
+        config.check(width)
         self.config, self.width = config, width
-        self.embedding_dim, self.num_embeddings = width, len(table)
-        codes, own = coded(table, config.group)
-        self.register_buffer("codes_VG", codes, persistent=False)
-        self.register_buffer("own_V", own, persistent=False)
+        self.embedding_dim, self.num_embeddings, self.owners = width, tokens, own
+        self.answers_in: torch.dtype | None = None
+        self.register_buffer("codes_VG", torch.full((tokens, config.group), PAD, dtype=torch.int16))
+        self.register_buffer("own_V", torch.full((tokens,), -1, dtype=torch.int32))
         self.bytes = nn.Embedding(PAD + 1, config.byte_width)
         self.places = nn.Parameter(torch.randn(config.group, config.byte_width) * 0.02)
         self.over_bytes = nn.ModuleList(ByteBlock(config.byte_width, config.heads) for _ in range(config.blocks))
@@ -69,23 +80,24 @@ class ByteEmbedding(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.heads, config.byte_width) * 0.02) if config.readout == "pool" else None
         self.up = nn.Linear(inner, config.neurons)
         self.down = nn.Linear(config.neurons, width)
-        self.own = nn.Embedding(max(1, int((own >= 0).sum())), width)
+        self.own = nn.Embedding(max(1, own), width)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of these tokens, (..., D); each token that occurs is computed once."""
         different, back = ids.unique(return_inverse=True)
-        return self.embed(different)[back]
+        made = self.embed(different)[back]
+        return made if self.answers_in is None else made.to(self.answers_in)
 
     def embed(self, ids_N: Tensor) -> Tensor:
         """Vectors (N, D) of the given tokens."""
-        codes_NG = self.codes_VG[ids_N]
+        codes_NG = self.codes_VG[ids_N].long()
         x_NGE = self.bytes(codes_NG) + self.places
         real_NG = codes_NG != PAD
         for block in self.over_bytes:
             x_NGE = block(x_NGE, real_NG)
         x_NGE = x_NGE * real_NG[..., None]
         made_ND = self.down(nn.functional.gelu(self.up(self._read(x_NGE, real_NG))))
-        own_N = self.own_V[ids_N]
+        own_N = self.own_V[ids_N].long()
         return torch.where((own_N >= 0)[:, None], self.own(own_N.clamp(min=0)), made_ND)
 
     def _read(self, x_NGE: Tensor, real_NG: Tensor) -> Tensor:
@@ -121,26 +133,6 @@ class ByteBlock(nn.Module):
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         x_NGE = x_NGE + self.out(mixed.transpose(1, 2).flatten(2))
         return x_NGE + self.down(nn.functional.gelu(self.up(self.norm_mlp(x_NGE))))
-
-
-def coded(table: TokenBytes, group: int) -> tuple[Tensor, Tensor]:
-    """Every token's first `group` bytes, padded with 256, (V, G); and the number of its own entry, or -1, (V,)."""
-    codes = torch.full((len(table), group), PAD, dtype=torch.long)
-    own = torch.full((len(table),), -1, dtype=torch.long)
-    count = 0
-    for number, (content, kind) in enumerate(zip(table.bytes_V, table.kind_V, strict=True)):
-        if kind != "text" or not content:
-            own[number], count = count, count + 1
-            continue
-        kept = content[:group]
-        codes[number, : len(kept)] = torch.tensor(list(kept))
-    return codes, own
-
-
-def cut_share(table: TokenBytes, group: int) -> float:
-    """Share of the tokens with bytes that have more of them than are kept."""
-    lengths = [len(content) for content in table.bytes_V if content]
-    return sum(length > group for length in lengths) / max(1, len(lengths))
 
 
 def parameters(modules: Sequence[nn.Module]) -> int:

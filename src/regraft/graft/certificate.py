@@ -8,22 +8,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from regraft.data.token_bytes import TokenBytes
 from regraft.experiment import provenance
-from regraft.graft.placing import placed, streams
+from regraft.graft.costs import measured_costs
+from regraft.graft.placing import Swaps, all_placed, forward_inputs, logits_of, streams, written
 from regraft.graft.windows import Windows
-from regraft.model.anatomy import weigh
 from regraft.model.opened import Model
 from regraft.model.progress import advance
 
-BATCH, WORST, TOP, ROUNDS = 4, 12, 5, 5
+BATCH, WORST, TOP = 4, 12, 5
 PARTS = ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5")
 UNITS = {
     "bits_per_byte_before": "bits per byte of text, the model as it was",
@@ -36,24 +35,27 @@ UNITS = {
 
 def certify(
     model: Model,
-    graft: nn.Module,
-    old: nn.Module,
+    swaps: Swaps,
     domains: Mapping[str, Windows],
     table: TokenBytes,
     most: int = 64,
 ) -> xr.Dataset:
-    """Measure a graft in the place of `old` on windows of text by domain.
+    """Measure one graft or several in their places on windows of text by domain.
 
     Args:
+        swaps: each part of the model with the graft that takes its place.
         domains: text that was not trained on, by name.
         table: the bytes of every token, for bits per byte.
         most: how many windows of each domain are read.
 
     Raises:
-        ValueError: no domain is given.
+        ValueError: no domain is given, or the model predicts no tokens.
     """
     if not domains:
         raise ValueError("there is no text to certify on: name at least one domain")
+    if model.parts.head is None:
+        raise ValueError(f"{model.name} has no output matrix, so there are no predictions to compare")
+    began = time.perf_counter()
     lengths_V = torch.tensor([len(content) for content in table.bytes_V], dtype=torch.float64)
     depths = list(range(len(model.parts.stacks[-1].blocks) + 1))
     sums = np.zeros((len(domains), len(PARTS)))
@@ -64,18 +66,19 @@ def certify(
         total = min(most, len(windows))
         for start in range(0, total, BATCH):
             ids_BT = windows.batch(start // BATCH, min(BATCH, total - start)).to(model.device)
-            before, after, taught, learnt = _both(model, graft, old, ids_BT, depths)
-            sums[row] += _measured(before, after, ids_BT)
-            counts[row] += (ids_BT[:, 1:].numel(), float(lengths_V[ids_BT[:, 1:].cpu()].sum()))
+            before, after, taught, learnt = _both(model, swaps, ids_BT, depths)
+            written_BT = written(model, ids_BT)
+            sums[row] += _measured(before, after, written_BT)
+            counts[row] += (written_BT[:, 1:].numel(), float(lengths_V[written_BT[:, 1:].cpu()].sum()))
             for place, depth in enumerate(depths):
                 errors[row, place] += float(((learnt[depth] - taught[depth]) ** 2).sum())
                 sizes[row, place] += float((taught[depth] ** 2).sum())
-            worst += _worst(model, name, before, after, ids_BT)
+            worst += _worst(model, name, before, after, written_BT)
             advance(f"measuring {name}", start + BATCH, total)
     worst = sorted(worst, key=lambda one: -one[0])[:WORST]
     tokens, bytes_ = counts[:, :1], counts[:, 1:]
     values = np.concatenate([sums[:, :2] / math.log(2) / bytes_, sums[:, 2:] / tokens], axis=1)
-    costs = _costs(model, graft, old, next(iter(domains.values())))
+    costs = measured_costs(model, swaps, next(iter(domains.values())))
     return xr.Dataset(
         {
             **{name: ("domain", values[:, i], {"units": UNITS[name]}) for i, name in enumerate(PARTS)},
@@ -88,22 +91,30 @@ def certify(
             **costs,
         },
         coords={"domain": list(domains), "depth": depths, "state": ["before", "after"]},
-        attrs={**provenance(model), "experiment": "certificate", "windows": most},
+        attrs={
+            **provenance(model),
+            "experiment": "certificate",
+            "windows": most,
+            "window": next(iter(domains.values())).length,
+            "seconds": time.perf_counter() - began,
+        },
     )
 
 
-def _both(model: Model, graft: nn.Module, old: nn.Module, ids_BT: Tensor, depths: list[int]):
+def _both(model: Model, swaps: Swaps, ids_BT: Tensor, depths: list[int]):
     """Log-probabilities (B, T, V) and the stream at every depth, of the model as it was and with the graft."""
     with torch.no_grad():
         with streams(model, depths) as taught:
             before = _log_probabilities(model, ids_BT)
-        with placed(model.hf, old, graft), streams(model, depths) as learnt:
+        with all_placed(model.hf, swaps), streams(model, depths) as learnt:
             after = _log_probabilities(model, ids_BT)
     return before, after, taught, learnt
 
 
 def _log_probabilities(model: Model, ids_BT: Tensor) -> Tensor:
-    return model.hf(input_ids=ids_BT, use_cache=False).logits.float().log_softmax(-1)
+    logits_BTV = logits_of(model, forward_inputs(model, ids_BT))
+    assert logits_BTV is not None
+    return logits_BTV.float().log_softmax(-1)
 
 
 def _measured(before: Tensor, after: Tensor, ids_BT: Tensor) -> np.ndarray:
@@ -129,29 +140,3 @@ def _worst(model: Model, domain: str, before: Tensor, after: Tensor, ids_BT: Ten
         context = "".join(model.token_text(int(i)) for i in ids_BT[row, max(0, position - 12) : position + 1])
         found.append((float(excess_BT[row, position]), domain, model.token_text(int(ids_BT[row, position + 1])), context))
     return found
-
-
-def _costs(model: Model, graft: nn.Module, old: nn.Module, windows: Windows) -> dict[str, Any]:
-    """Parameters, bytes, and the time of a forward pass before and after, in turns."""
-    ids_BT = windows.batch(0, min(BATCH, len(windows))).to(model.device)
-    seconds = np.zeros((2, ROUNDS))
-    for turn in range(ROUNDS):
-        for place, part in enumerate((old, graft)):
-            with placed(model.hf, old, part), torch.no_grad():
-                began = time.perf_counter()
-                model.hf(input_ids=ids_BT, use_cache=False)
-                seconds[place, turn] = time.perf_counter() - began
-    kept = any(p is q for p in old.parameters() for m in _others(model, old) for q in m.parameters(recurse=False))
-    count, size = (0, 0) if kept else weigh(old)
-    ours, whole = weigh(graft), weigh(model.hf)
-    return {
-        "part_parameters": ("state", [weigh(old)[0], ours[0]], {"units": "parameters of the part"}),
-        "parameters": ("state", [whole[0], whole[0] - count + ours[0]], {"units": "parameters of the model"}),
-        "bytes": ("state", [whole[1], whole[1] - size + ours[1]], {"units": "bytes in memory of the model"}),
-        "forward": ("state", np.median(seconds, axis=1), {"units": f"s, forward pass of {ids_BT.numel()} tokens, median"}),
-    }
-
-
-def _others(model: Model, old: nn.Module) -> list[nn.Module]:
-    """Every module that is no embedding tied to the old one, but may hold its weight: a tied head."""
-    return [m for m in model.hf.modules() if m is not old and not isinstance(m, nn.Embedding)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,19 +15,18 @@ STATE, NUMBERS = "state.safetensors", "state.json"
 PREFIX = "step-"
 
 
-def write_checkpoint(folder: Path, step: int, graft: nn.Module, optimiser: torch.optim.Optimizer) -> Path:
+def write_checkpoint(folder: Path, step: int, graft: nn.Module, found: Sequence[torch.optim.Optimizer]) -> Path:
     """Write the state behind `step` steps; older checkpoints go once the new one stands."""
     target, fresh = folder / f"{PREFIX}{step:07d}", folder / f".{PREFIX}{step:07d}"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     tensors: dict[str, Tensor] = {f"graft.{name}": p.detach().cpu().contiguous() for name, p in graft.state_dict().items()}
     numbers: dict[str, float] = {}
-    for place, state in optimiser.state_dict()["state"].items():
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimiser.{place}.{name}"] = value.detach().cpu().contiguous().clone()
-            else:
-                numbers[f"{place}.{name}"] = value
+    for place, name, value in _states(found):
+        if isinstance(value, Tensor):
+            tensors[f"optimiser.{place}.{name}"] = value.detach().cpu().contiguous().clone()
+        else:
+            numbers[f"{place}.{name}"] = value
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -50,22 +50,32 @@ def newest(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
-def restore(checkpoint: Path | None, graft: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def restore(checkpoint: Path | None, graft: nn.Module, found: Sequence[torch.optim.Optimizer]) -> int:
     """Put a checkpoint's state back; returns the number of steps behind it."""
     assert checkpoint is not None
     tensors = load_file(checkpoint / STATE)
     said = json.loads((checkpoint / NUMBERS).read_text(encoding="utf-8"))
     graft.load_state_dict({name.removeprefix("graft."): t for name, t in tensors.items() if name.startswith("graft.")})
-    state: dict[int, dict] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimiser."):
-            _, place, key = name.split(".", 2)
-            state.setdefault(int(place), {})[key] = tensor
-    for name, value in said["optimiser"].items():
-        place, key = name.split(".", 1)
-        state.setdefault(int(place), {})[key] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    values: dict[str, Tensor | float] = {
+        **{name.removeprefix("optimiser."): t for name, t in tensors.items() if name.startswith("optimiser.")},
+        **said["optimiser"],
+    }
+    for number, optimiser in enumerate(found):
+        state: dict[int, dict] = {}
+        for key, value in values.items():
+            which, place, name = key.split(".", 2)
+            if int(which) == number:
+                state.setdefault(int(place), {})[name] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     torch.set_rng_state(tensors["random"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return said["step"]
+
+
+def _states(found: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[str, str, Tensor | float]]:
+    """Everything that some optimisers remember: optimiser and parameter by number, name, value."""
+    for number, optimiser in enumerate(found):
+        for place, state in optimiser.state_dict()["state"].items():
+            for name, value in state.items():
+                yield f"{number}.{place}", name, value

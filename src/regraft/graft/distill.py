@@ -1,7 +1,8 @@
 """One trainer for all grafts: the frozen model teaches the part that stands in for one of its own.
 
-Teacher and student are one model and share every weight of the trunk; only the graft's parameters are in the optimiser.
-Runs under Hugging Face Accelerate (one process or several). Shapes: B sequences, T tokens.
+Teacher and student are one model and share every weight of the trunk; only the graft's parameters are in the optimisers.
+Runs under Hugging Face Accelerate: one process or several, with the frozen trunk whole in each or spread over them
+(`many`). Shapes: B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.tensorboard import SummaryWriter
 
 from regraft.graft.checkpoint import newest, restore, write_checkpoint
+from regraft.graft.many import average, same_everywhere, trunk_spread
+from regraft.graft.optimisers import optimisers, set_rates
 from regraft.graft.windows import Windows
 from regraft.model.progress import advance
 
@@ -29,7 +35,8 @@ from regraft.model.progress import advance
 class Plan:
     """How long and how fast to train: steps, sequences a step, rate, schedule, precision, and when to write and to stop.
 
-    `patience` stops where the smoothed loss has not fallen for so many steps; 0 never does.
+    `rate` is AdamW's; Muon's follows from it (`optimisers`). `patience` stops where the smoothed loss has not fallen for so
+    many steps; 0 never does. `shard` spreads the frozen trunk's blocks over the processes.
     """
 
     steps: int = 1000
@@ -40,6 +47,8 @@ class Plan:
     precision: Literal["no", "bf16", "fp16"] = "no"
     clip: float = 1.0
     weight_decay: float = 0.0
+    matrices: Literal["muon", "adamw"] = "muon"
+    shard: bool = False
     save_every: int = 200
     patience: int = 0
 
@@ -55,6 +64,10 @@ class Task(Protocol):
 
     graft: nn.Module
     root: nn.Module
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The frozen trunk's blocks, which can be spread over processes."""
+        ...
 
     def losses(self, ids_BT: Tensor) -> Mapping[str, Tensor]:
         """Parts of the loss by name, weighted, to be added up; names that begin with _ are measured and not trained on."""
@@ -74,63 +87,110 @@ def train(task: Task, windows: Windows, plan: Plan, folder: Path, watch: Callabl
         NotANumberError: the loss is NaN or infinite.
         ValueError: the folder holds a run with another plan.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _same_plan(plan, folder)
     accelerator = Accelerator(mixed_precision=plan.precision)
-    with only_trainable(task.root, task.graft):
-        parameters = [p for p in task.graft.parameters() if p.requires_grad]
-        plain = torch.optim.AdamW(parameters, plan.rate, weight_decay=plan.weight_decay)
-        task.graft, optimiser = accelerator.prepare(task.graft, plain)
-        started = restore(newest(folder), accelerator.unwrap_model(task.graft), plain) if newest(folder) else 0
-        history: list[dict] = _read_lines(folder / "log.jsonl", started)
-        best, best_step = math.inf, started
-        for step in range(started, plan.steps):
-            line = _step(task, windows, plan, step, accelerator, optimiser, parameters, folder)
-            history.append(line)
-            if accelerator.is_main_process:
-                with (folder / "log.jsonl").open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(line) + "\n")
-                if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-                    write_checkpoint(folder, step + 1, accelerator.unwrap_model(task.graft), plain)
-            advance(f"training ({line['loss']:.3f})", step + 1, plan.steps)
-            if watch is not None:
-                watch(step)
-            smooth = sum(entry["loss"] for entry in history[-20:]) / len(history[-20:])
-            if smooth < best:
-                best, best_step = smooth, step
-            if plan.patience and step - best_step >= plan.patience:
-                break
-        task.graft = accelerator.unwrap_model(task.graft)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        _same_plan(plan, folder)
+    accelerator.wait_for_everyone()
+    with only_trainable(task.root, task.graft), trunk_spread(task, accelerator, plan.shard):
+        plain = optimisers(task.graft, plan.rate, plan.weight_decay, plan.matrices)
+        started = restore(newest(folder), task.graft, plain) if newest(folder) else 0
+        accelerator.wait_for_everyone()
+        run = _Run(task, windows, plan, folder, accelerator, [accelerator.prepare_optimizer(one) for one in plain])
+        same_everywhere(task.graft, accelerator)
+        history = _read_lines(folder / "log.jsonl", started) if accelerator.is_main_process else []
+        with _writer(folder, started, accelerator.is_main_process) as write:
+            for step in range(started, plan.steps):
+                line = run.step(step)
+                history.append(line)
+                write(line)
+                if accelerator.is_main_process and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
+                    write_checkpoint(folder, step + 1, task.graft, plain)
+                advance(f"training ({line['loss']:.3f})", step + 1, plan.steps)
+                if watch is not None:
+                    watch(step)
+                if plan.patience and _stalled(history, plan.patience):
+                    break
     return history
 
 
-def _step(task, windows, plan, step, accelerator, optimiser, parameters, folder) -> dict:
-    """One step: gradients added up over its parts, clipped, applied."""
-    began = time.perf_counter()
-    for group in optimiser.param_groups:
-        group["lr"] = plan.rate * plan.scale(step)
-    parts: dict[str, float] = {}
-    share = accelerator.num_processes
-    for part in range(plan.accumulate):
-        number = (step * plan.accumulate + part) * share + accelerator.process_index
-        ids_BT = windows.batch(number, plan.batch).to(accelerator.device)
-        with accelerator.autocast():
-            losses = task.losses(ids_BT)
+def _stalled(history: Sequence[dict], patience: int) -> bool:
+    """Whether the loss, smoothed over 20 steps, has its lowest value so many steps ago."""
+    losses = np.array([line["loss"] for line in history])
+    smooth = [losses[max(0, end - 20) : end].mean() for end in range(1, len(losses) + 1)]
+    return len(smooth) - 1 - int(np.argmin(smooth)) >= patience
+
+
+@dataclass
+class _Run:
+    """What a training run holds on to."""
+
+    task: Task
+    windows: Windows
+    plan: Plan
+    folder: Path
+    accelerator: Accelerator
+    optimisers: list
+
+    def step(self, step: int) -> dict:
+        """One step: gradients added up over its parts, averaged over the processes, clipped, applied."""
+        began = time.perf_counter()
+        plan, accelerator = self.plan, self.accelerator
+        set_rates(self.optimisers, plan.scale(step))
+        parts: dict[str, float] = {}
+        share = accelerator.num_processes
+        for part in range(plan.accumulate):
+            number = (step * plan.accumulate + part) * share + accelerator.process_index
+            losses, total = self._losses(self.windows.batch(number, plan.batch).to(accelerator.device), step)
+            accelerator.backward(total / plan.accumulate)
+            for name, value in {**losses, "loss": total}.items():
+                name = name.removeprefix("_")
+                parts[name] = parts.get(name, 0.0) + float(value.detach()) / plan.accumulate
+        parameters = [p for p in self.task.graft.parameters() if p.grad is not None]
+        average(parameters, accelerator)
+        accelerator.clip_grad_norm_([p for p in parameters if not _gradient(p).is_sparse], plan.clip)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        tokens = plan.batch * self.windows.length * plan.accumulate * share
+        return {"step": step, **parts, "tokens_per_second": tokens / (time.perf_counter() - began)}
+
+    def _losses(self, ids_BT: Tensor, step: int) -> tuple[Mapping[str, Tensor], Tensor]:
+        with self.accelerator.autocast():
+            losses = self.task.losses(ids_BT)
         total = torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
         if not bool(torch.isfinite(total)):
-            save_file({"ids": ids_BT.cpu()}, folder / f"not-a-number-{step}.safetensors")
+            save_file({"ids": ids_BT.cpu()}, self.folder / f"not-a-number-{step}.safetensors")
             raise NotANumberError(
                 f"the loss is {float(total.detach())} at step {step}: its batch is kept as not-a-number-{step}.safetensors"
             )
-        accelerator.backward(total / plan.accumulate)
-        for name, value in losses.items():
-            parts[name.removeprefix("_")] = parts.get(name.removeprefix("_"), 0.0) + float(value.detach()) / plan.accumulate
-        parts["loss"] = parts.get("loss", 0.0) + float(total.detach()) / plan.accumulate
-    accelerator.clip_grad_norm_(parameters, plan.clip)
-    optimiser.step()
-    optimiser.zero_grad()
-    tokens = plan.batch * windows.length * plan.accumulate * share
-    return {"step": step, **parts, "tokens_per_second": tokens / (time.perf_counter() - began)}
+        return losses, total
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+@contextmanager
+def _writer(folder: Path, started: int, writes: bool) -> Iterator[Callable[[dict], None]]:
+    """A function that adds a step's line to `log.jsonl` and to TensorBoard's events; lines behind `started` are made again."""
+    if not writes:
+        yield lambda line: None
+        return
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=started)
+
+    def write(line: dict) -> None:
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name != "step":
+                board.add_scalar(name, value, line["step"])
+
+    try:
+        yield write
+    finally:
+        board.close()
 
 
 @contextmanager
@@ -156,7 +216,8 @@ def only_trainable(root: nn.Module, graft: nn.Module) -> Iterator[None]:
 
 
 def _checksum(tensor: Tensor) -> int:
-    """The sum of a tensor's bytes read as integers: equal bits give equal sums."""
+    """The sum of a tensor's bytes read as integers (of the share of this process, if it is spread)."""
+    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return int(tensor.detach().contiguous().view(torch.uint8).to(torch.int64).sum())
 
 

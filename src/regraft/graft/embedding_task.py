@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regraft.graft.placing import placed, streams
+from regraft.graft.optimisers import optimisers, set_rates
+from regraft.graft.placing import forward_inputs, logits_of, placed, streams, trunk_blocks
+from regraft.graft.sensitivity import Sensitivity
 from regraft.model.opened import Model
 from regraft.model.progress import advance
 
@@ -41,13 +43,17 @@ class EmbeddingTask:
         self.depths = tuple(depths) or tuple(sorted({max(1, blocks // 4), max(1, blocks // 2), blocks}))
         self.weights = weights or Weights()
 
+    def blocks(self) -> list[nn.Module]:
+        """Blocks of the trunk."""
+        return trunk_blocks(self.model)
+
     def losses(self, ids_BT: Tensor) -> Mapping[str, Tensor]:
         """Parts of the loss on a batch, and the share of tokens whose most probable next one is the teacher's."""
-        inputs = self._inputs(ids_BT)
+        inputs = forward_inputs(self.model, ids_BT)
         with torch.no_grad(), streams(self.model, self.depths) as taught:
-            wanted_BTV = self._logits(inputs)
+            wanted_BTV = logits_of(self.model, inputs)
         with placed(self.root, self.model.parts.embedding, self.graft), streams(self.model, self.depths) as learnt:
-            found_BTV = self._logits(inputs)
+            found_BTV = logits_of(self.model, inputs)
         hidden = torch.stack([relative_error(learnt[d], taught[d]) for d in self.depths]).mean()
         used = ids_BT.unique()
         table = relative_error(self.graft(used), self.model.parts.embedding(used))
@@ -57,15 +63,12 @@ class EmbeddingTask:
             parts["_agreement"] = (found_BTV.argmax(-1) == wanted_BTV.argmax(-1)).float().mean()
         return parts
 
-    def _inputs(self, ids_BT: Tensor) -> dict[str, Tensor]:
-        if not self.model.two_stacks:
-            return {"input_ids": ids_BT}
-        half = ids_BT.shape[1] // 2
-        return {"input_ids": ids_BT[:, :half], "decoder_input_ids": ids_BT[:, half:]}
 
-    def _logits(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        result = self.root(**inputs, **({"use_cache": False} if self.model.causal or self.model.two_stacks else {}))
-        return getattr(result, "logits", None)
+@torch.no_grad()
+def embedded_rows(model: Model) -> Tensor:
+    """What the model's embedding gives for every id (V, D): its table, times the factor that some models have in it."""
+    embedding = model.parts.embedding
+    return embedding(torch.arange(model.table_rows, device=model.device)).detach().float()
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
@@ -80,19 +83,44 @@ def divergence(found_BTV: Tensor, wanted_BTV: Tensor) -> Tensor:
     return nn.functional.kl_div(found_BTV.float().log_softmax(-1).flatten(0, -2), wanted, log_target=True, reduction="batchmean")
 
 
-def warm_up(graft: nn.Module, table_VD: Tensor, steps: int, batch: int = 1024, rate: float = 2e-3, seed: int = 0) -> list[float]:
-    """Regress the embedding on the whole table, no text needed; returns the relative squared error of every step."""
+def warm_up(
+    graft: nn.Module,
+    table_VD: Tensor,
+    steps: int,
+    felt: Sensitivity | None = None,
+    batch: int = 1024,
+    rate: float = 2e-3,
+    seed: int = 0,
+    matrices: str = "muon",
+) -> list[float]:
+    """Regress the embedding on the whole table; returns the loss of every step.
+
+    Without `felt` no text is needed: tokens are drawn evenly, the loss is the squared error over the mean square. With it
+    tokens are drawn by the square root of their frequency, and the error in the metric that predictions feel counts as much
+    as the plain one.
+    """
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(graft.parameters(), rate, weight_decay=0.0)
+    chance_V = torch.ones(len(table_VD)) if felt is None else (felt.counts_V.cpu() + 1.0).sqrt()
+    found = optimisers(graft, rate, matrices=matrices)
     errors = []
     for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * (1 - step / steps)
-        ids_N = torch.randperm(len(table_VD), generator=generator)[:batch].to(table_VD.device)
-        loss = relative_error(graft(ids_N), table_VD[ids_N])
-        optimiser.zero_grad()
+        set_rates(found, min(1.0, (step + 1) / 50) * (1 - step / steps))
+        ids_N = torch.multinomial(chance_V, min(batch, len(table_VD)), generator=generator).to(table_VD.device)
+        made_ND, wanted_ND = graft(ids_N), table_VD[ids_N]
+        loss = relative_error(made_ND, wanted_ND)
+        if felt is not None:
+            loss = 0.5 * loss + 0.5 * felt_error(made_ND, wanted_ND, felt.fisher_DD)
+        for optimiser in found:
+            optimiser.zero_grad()
         loss.backward()
-        optimiser.step()
+        for optimiser in found:
+            optimiser.step()
         errors.append(float(loss.detach()))
         advance("warm-up", step + 1, steps)
     return errors
+
+
+def felt_error(found_ND: Tensor, wanted_ND: Tensor, fisher_DD: Tensor) -> Tensor:
+    """Squared error in a metric over the size in it of what is wanted."""
+    error_ND = found_ND - wanted_ND
+    return ((error_ND @ fisher_DD) * error_ND).sum() / ((wanted_ND @ fisher_DD) * wanted_ND).sum()

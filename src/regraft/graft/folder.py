@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from regraft.data.token_bytes import token_bytes
 from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding
-from regraft.model.files import CheckpointError
+from regraft.graft.codes import byte_embedding
+from regraft.graft.kinds import EMBEDDING, Graft, fresh, kind_of, sizes, standing
+from regraft.graft.placing import Swaps
+from regraft.model.files import CheckpointError, digest
 from regraft.model.opened import Model
 from regraft.runs import check_empty, whole_folder
 
 WEIGHTS, ABOUT, CERTIFICATE = "graft.safetensors", "graft.json", "certificate.json"
-KIND = "byte embedding"
 
 
 def make_embedding(model: Model, config: ByteConfig) -> ByteEmbedding:
@@ -29,46 +33,82 @@ def make_embedding(model: Model, config: ByteConfig) -> ByteEmbedding:
     if model.tokenizer is None:
         raise ValueError(f"{model.name} has no tokenizer, so its tokens' bytes cannot be told: name one with --tokenizer")
     table = token_bytes(model.tokenizer, model.table_rows)
-    return ByteEmbedding(table, model.parts.embedding.embedding_dim, config).to(model.device)
+    graft = byte_embedding(table, model.parts.embedding.embedding_dim, config).to(model.device)
+    graft.answers_in = None if model.dtype == torch.float32 else model.dtype
+    return graft
 
 
-def save_graft(graft: ByteEmbedding, model: Model, folder: Path) -> None:
-    """Write a graft into a new folder.
+def swaps_of(model: Model, grafts: Sequence[Graft]) -> Swaps:
+    """Each graft with the part of the model that it takes the place of.
+
+    Raises:
+        ValueError: two grafts for one part, or the model lacks the part.
+    """
+    kinds = [kind_of(graft) for graft in grafts]
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"two grafts of the kind {kinds[0]} cannot stand in one place")
+    found: list[tuple[nn.Module, nn.Module]] = []
+    for graft, kind in zip(grafts, kinds, strict=True):
+        old = model.parts.embedding if kind == EMBEDDING else model.parts.head
+        if old is None:
+            raise ValueError(f"{model.name} has no output matrix that a tree could replace")
+        found.append((old, standing(graft)))
+    return found
+
+
+def save_graft(graft: Graft, model: Model, folder: Path, **said: Any) -> None:
+    """Write a graft into a new folder; `said` is added to what is written about it.
 
     Raises:
         RunFolderError: the folder is not empty.
     """
     check_empty(folder, "--out")
-    with whole_folder(folder) as fresh:
-        save_file({name: t.detach().cpu().contiguous() for name, t in graft.state_dict().items()}, fresh / WEIGHTS)
-        about = {
-            "kind": KIND,
-            "config": asdict(graft.config),
-            "model": model.name,
-            "weights_sha256": model.weights_sha256,
-            "parameters": sum(p.numel() for p in graft.parameters()),
-        }
-        (fresh / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with whole_folder(folder) as new:
+        write_graft(graft, model, new, **said)
 
 
-def attach(folder: Path, model: Model) -> ByteEmbedding:
+def write_graft(graft: Graft, model: Model, folder: Path, **said: Any) -> None:
+    """Write a graft's files into a folder that is there; a certificate of what stood there before is gone."""
+    (folder / CERTIFICATE).unlink(missing_ok=True)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in graft.state_dict().items()}
+    part = folder / f".{WEIGHTS}"
+    save_file(tensors, part)
+    part.replace(folder / WEIGHTS)
+    about = {
+        **sizes(graft),
+        **said,
+        "model": model.name,
+        "weights_sha256": model.weights_sha256,
+        "parameters": sum(p.numel() for p in graft.parameters()),
+    }
+    (folder / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+ADDED = ("model", "weights_sha256", "parameters", "tree")
+
+
+def attach(folder: Path, model: Model, kind: str = "") -> Graft:
     """The graft of a folder, made for this very model.
 
     Raises:
-        CheckpointError: no graft is there, it was made for another model, or its tensors do not fit.
+        CheckpointError: no graft (of that kind) is there, it was made for another model, or its tensors do not fit.
     """
     about = read_about(folder)
+    if kind and about["kind"] != kind:
+        raise CheckpointError(f"{folder} holds a {about['kind']}, not a {kind}")
     if about["weights_sha256"] != model.weights_sha256:
         raise CheckpointError(
             f"{folder} was made for {about['model']} (weights {about['weights_sha256'][:12]}), not for {model.name} "
             f"({model.weights_sha256[:12]}): a graft fits only the weights that taught it"
         )
-    graft = make_embedding(model, ByteConfig(**about["config"]))
     try:
+        graft = fresh({name: value for name, value in about.items() if name not in ADDED})
         graft.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"the tensors of {folder} do not fit its configuration: {str(error).splitlines()[0]}") from error
-    return graft
+    if isinstance(graft, ByteEmbedding):
+        graft.answers_in = None if model.dtype == torch.float32 else model.dtype
+    return graft.to(model.device)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -80,29 +120,39 @@ def read_about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no graft: make one with `regraft graft embedding fit`") from error
-    if not isinstance(about, dict) or about.get("kind") != KIND:
-        raise CheckpointError(f"{folder} holds no graft of the kind {KIND}")
+        raise CheckpointError(f"{folder} holds no graft: make one with `regraft graft embedding fit` or `head build`") from error
+    if not isinstance(about, dict) or not {"kind", "model", "weights_sha256"} <= set(about):
+        raise CheckpointError(f"{folder} holds no graft: its {ABOUT} does not say of what kind and for which model it is")
     return about
 
 
-def write_certificate(data: xr.Dataset, folder: Path) -> None:
-    """Put a certificate beside a graft."""
-    part = folder / f".{CERTIFICATE}"
+def write_certificate(data: xr.Dataset, folders: Sequence[Path]) -> None:
+    """Put a certificate beside the first of some grafts, with the hash of the tensors that it was measured on."""
+    data.attrs["grafts_sha256"] = grafts_hash(folders)
+    part = folders[0] / f".{CERTIFICATE}"
     part.write_text(json.dumps(data.to_dict(), indent=1, default=_plain) + "\n", encoding="utf-8")
-    part.replace(folder / CERTIFICATE)
+    part.replace(folders[0] / CERTIFICATE)
 
 
-def read_certificate(folder: Path) -> xr.Dataset:
-    """The certificate of a graft.
+def read_certificate(folders: Sequence[Path]) -> xr.Dataset:
+    """The certificate of some grafts together.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: they have none, or one of other tensors.
     """
-    file = folder / CERTIFICATE
+    file = folders[0] / CERTIFICATE
+    command = "`regraft graft embedding eval` or `head eval`"
     if not file.is_file():
-        raise CheckpointError(f"{folder} has no certificate: measure the graft first, with `regraft graft embedding eval`")
-    return xr.Dataset.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        raise CheckpointError(f"{folders[0]} has no certificate: measure the graft first, with {command}")
+    data = xr.Dataset.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    if data.attrs.get("grafts_sha256") != grafts_hash(folders):
+        raise CheckpointError(f"the certificate of {folders[0]} was measured on other tensors: measure again, with {command}")
+    return data
+
+
+def grafts_hash(folders: Sequence[Path]) -> str:
+    """SHA-256 of some grafts' tensor files, in the order of their kinds."""
+    return digest(sorted((folder / WEIGHTS for folder in folders), key=lambda file: read_about(file.parent)["kind"]))
 
 
 def _plain(value: Any) -> Any:

@@ -10,8 +10,12 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
+from regraft.model.forward import without_cache
 from regraft.model.opened import Model
 from regraft.model.structure import main_tensor
+
+Swaps = Sequence[tuple[nn.Module, nn.Module]]
+"""Parts of a model, each with what takes its place."""
 
 
 @contextmanager
@@ -36,9 +40,41 @@ def placed(root: nn.Module, old: nn.Module, new: nn.Module) -> Iterator[None]:
             setattr(parent, name, child)
 
 
+@contextmanager
+def all_placed(root: nn.Module, swaps: Swaps) -> Iterator[None]:
+    """While inside, each old module's places hold the new one of its pair."""
+    with ExitStack() as stack:
+        for old, new in swaps:
+            stack.enter_context(placed(root, old, new))
+        yield
+
+
 def _tied(child: nn.Module | None, old: nn.Module) -> bool:
     """Whether a module is an embedding with the very weight of another."""
     return isinstance(child, nn.Embedding) and isinstance(old, nn.Embedding) and child.weight is old.weight
+
+
+def forward_inputs(model: Model, ids_BT: Tensor) -> dict[str, Tensor]:
+    """Arguments of a forward pass on some text; an encoder-decoder reads the first half of each row and writes the second."""
+    if not model.two_stacks:
+        return {"input_ids": ids_BT}
+    half = ids_BT.shape[1] // 2
+    return {"input_ids": ids_BT[:, :half], "decoder_input_ids": ids_BT[:, half:]}
+
+
+def written(model: Model, ids_BT: Tensor) -> Tensor:
+    """The tokens that a forward pass on `forward_inputs` predicts from and to: all of them, or the decoder's half."""
+    return forward_inputs(model, ids_BT).get("decoder_input_ids", ids_BT)
+
+
+def logits_of(model: Model, inputs: dict[str, Tensor]) -> Tensor | None:
+    """Next-token scores (B, T, V) of a forward pass, or None for a model without a head."""
+    return getattr(model.hf(**inputs, **without_cache(model.hf)), "logits", None)
+
+
+def trunk_blocks(model: Model) -> list[nn.Module]:
+    """The modules of all blocks of all stacks."""
+    return [block.module for stack in model.parts.stacks for block in stack.blocks]
 
 
 @contextmanager

@@ -1,72 +1,164 @@
 """A hierarchical softmax in place of the output matrix: one decision at every inner node of a tree over the vocabulary.
 
-`p(token)` is the product of `sigmoid(±(w_n·h + b_n))` along the token's path. The cost of a known token's probability grows
-with its depth, not with the vocabulary. After "Hierarchical Probabilistic Neural Network Language Model" (Morin and Bengio,
-2005). Shapes: R rows, D width, V tokens, N inner nodes, L longest path, K best tokens.
+The probability of a token is the product of the probabilities of the children on its path. A node with c children has
+c - 1 vectors and biases, the first child's score is 0: with two children a node is `sigmoid(w_n·h + b_n)`. So a tree of V
+leaves has V - 1 rows whatever its branching, and the cost of a known token's probability grows with its path, not with
+the vocabulary. After "Hierarchical Probabilistic Neural Network Language Model" (Morin and Bengio, 2005).
+Shapes: R rows, D width, V tokens, N inner nodes, L longest path, B most children of a node, K = B - 1, S rows of the tree.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from regraft.graft.trees import Tree
+from regraft.graft.trees import ABSENT, Tree
+
+
+class Adapter(nn.Module):
+    """A residual MLP on the hidden state in front of the tree; it starts as the identity."""
+
+    def __init__(self, width: int, neurons: int):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, neurons), nn.Linear(neurons, width)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, hidden_RD: Tensor) -> Tensor:
+        """The state with what the MLP adds."""
+        return hidden_RD + self.down(nn.functional.gelu(self.up(hidden_RD)))
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """Sizes of a tree: leaves, inner nodes, most children of a node, longest path."""
+
+    leaves: int
+    nodes: int
+    children: int
+    depth: int
+
+
+def tree_head(tree: Tree, width: int, neurons: int = 0, sparse: bool = True) -> TreeHead:
+    """A head on a tree, all of its decisions even; `neurons` of the adapter in front (0: none)."""
+    nodes, turns = tree.paths
+    head = TreeHead(
+        TreeShape(tree.leaves, len(tree.children_NB), tree.children_NB.shape[1], nodes.shape[1]), width, neurons, sparse
+    )
+    head.nodes_VL.copy_(torch.from_numpy(nodes))
+    head.turns_VL.copy_(torch.from_numpy(turns))
+    head.children_NB.copy_(torch.from_numpy(tree.children_NB))
+    counts_N = torch.from_numpy(tree.counts_N)
+    head.first_N.copy_((counts_N - 1).cumsum(0) - (counts_N - 1))
+    return head
 
 
 class TreeHead(nn.Module):
-    """Vectors and biases of a tree's inner nodes; everything exact."""
+    """Vectors and biases of a tree's inner nodes, behind an adapter if it has neurons; everything exact.
+
+    Row V - 1 of the tables is padding: always zero, never moved.
+    """
 
     nodes_VL: Tensor
     turns_VL: Tensor
-    children_N2: Tensor
+    children_NB: Tensor
+    first_N: Tensor
 
-    def __init__(self, tree: Tree, width: int):
+    def __init__(self, shape: TreeShape, width: int, neurons: int = 0, sparse: bool = True):
+        """The tree itself is read from the buffers; `tree_head` fills them."""
         super().__init__()
-        nodes, turns = tree.paths
-        self.levels = [torch.from_numpy(level) for level in tree.levels]
-        self.register_buffer("nodes_VL", torch.from_numpy(nodes).long(), persistent=False)
-        self.register_buffer("turns_VL", torch.from_numpy(turns).float(), persistent=False)
-        self.register_buffer("children_N2", torch.from_numpy(tree.children_N2), persistent=False)
-        self.weight = nn.Parameter(torch.zeros(tree.leaves - 1, width))
-        self.bias = nn.Parameter(torch.zeros(tree.leaves - 1))
+        self.shape, self.width, self.neurons = shape, width, neurons
+        self.register_buffer("nodes_VL", torch.full((shape.leaves, shape.depth), -1, dtype=torch.int32))
+        self.register_buffer("turns_VL", torch.zeros(shape.leaves, shape.depth, dtype=torch.int16))
+        self.register_buffer("children_NB", torch.full((shape.nodes, shape.children), ABSENT))
+        self.register_buffer("first_N", torch.zeros(shape.nodes, dtype=torch.int64))
+        self.padding = shape.leaves - 1
+        self.rows = nn.Embedding(shape.leaves, width, padding_idx=self.padding, sparse=sparse)
+        self.biases = nn.Embedding(shape.leaves, 1, padding_idx=self.padding, sparse=sparse)
+        nn.init.zeros_(self.rows.weight)
+        nn.init.zeros_(self.biases.weight)
+        self.adapter = Adapter(width, neurons) if neurons else nn.Identity()
+        self._levels: tuple[int, list[Tensor]] = (-1, [])
+
+    @property
+    def levels(self) -> list[Tensor]:
+        """Inner nodes by depth, as they lie in the table of children."""
+        version = self.children_NB._version
+        if self._levels[0] != version or self._levels[1][0].device != self.children_NB.device:
+            found = [torch.zeros(1, dtype=torch.long, device=self.children_NB.device)]
+            while len(under := self.children_NB[found[-1]].flatten()) and bool((under >= 0).any()):
+                found.append(under[under >= 0])
+            self._levels = version, found
+        return self._levels[1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Number V of tokens."""
+        return len(self.nodes_VL)
 
     def log_probability(self, hidden_RD: Tensor, ids_R: Tensor) -> Tensor:
-        """Log-probability of one given token for each row, (R,), from the nodes on its path alone."""
-        nodes_RL = self.nodes_VL[ids_R]
-        real_RL = nodes_RL >= 0
-        reached_RL = nodes_RL.clamp(min=0)
-        scores_RL = torch.einsum("rld,rd->rl", self.weight[reached_RL], hidden_RD) + self.bias[reached_RL]
-        steps_RL = nn.functional.logsigmoid(self.turns_VL[ids_R].to(scores_RL.dtype) * scores_RL)
-        return (steps_RL * real_RL).sum(-1)
+        """Log-probability of one given token for each row, (R,), from the nodes on its path alone.
+
+        Gradients of the tree's rows are sparse: they name only the rows on the paths.
+        """
+        hidden_RD = self.adapter(hidden_RD)
+        steps_RLB = self._steps(hidden_RD, self.nodes_VL[ids_R].long())
+        return steps_RLB.gather(-1, self.turns_VL[ids_R].long()[..., None])[..., 0].sum(-1)
+
+    def _steps(self, adapted_RD: Tensor, nodes_RL: Tensor) -> Tensor:
+        """Log-probability of every child of some nodes, (R, L, B); of a node that is padding (-1), 0 for its first."""
+        rows_RLK = self.node_rows(nodes_RL)
+        scores_RLK = torch.einsum("rlkd,rd->rlk", self.rows(rows_RLK), adapted_RD) + self.biases(rows_RLK)[..., 0]
+        return self._children(scores_RLK, rows_RLK != self.padding)
+
+    def node_rows(self, nodes_X: Tensor) -> Tensor:
+        """Numbers of some nodes' rows (..., K), the padding's for children that they do not have."""
+        reached_X = nodes_X.clamp(min=0)
+        real_XK = (self.children_NB[reached_X][..., 1:] != ABSENT) & (nodes_X >= 0)[..., None]
+        rows_XK = self.first_N[reached_X][..., None] + torch.arange(real_XK.shape[-1], device=nodes_X.device)
+        return torch.where(real_XK, rows_XK, self.padding)
+
+    @staticmethod
+    def _children(scores_XK: Tensor, real_XK: Tensor) -> Tensor:
+        """Log-probabilities of the children from the scores of all but the first; children that are not there have none."""
+        if scores_XK.shape[-1] == 1:
+            scores_XK = torch.where(real_XK, scores_XK, -torch.inf)
+            return nn.functional.logsigmoid(torch.cat([-scores_XK, scores_XK], dim=-1))
+        scores_XK = scores_XK.masked_fill(~real_XK, -torch.inf)
+        return nn.functional.pad(scores_XK, (1, 0)).log_softmax(-1)
 
     def log_probabilities(self, hidden_RD: Tensor) -> Tensor:
         """The whole distribution (R, V), level by level."""
-        scores_RN = hidden_RD @ self.weight.T + self.bias
-        reached_RN = scores_RN.new_zeros(scores_RN.shape)
-        found_RV = scores_RN.new_zeros(len(hidden_RD), len(self.nodes_VL))
+        hidden_RD = self.adapter(hidden_RD)
+        scores_RS = hidden_RD @ self.rows.weight.T + self.biases.weight[:, 0]
+        reached_RM = scores_RS.new_zeros(len(hidden_RD), 1)
+        ids: list[Tensor] = []
+        values: list[Tensor] = []
         for level in self.levels:
-            level = level.to(hidden_RD.device)
-            for side, sign in ((0, -1.0), (1, 1.0)):
-                below = self.children_N2[level, side]
-                value = reached_RN[:, level] + nn.functional.logsigmoid(sign * scores_RN[:, level])
-                inner = below >= 0
-                reached_RN = reached_RN.index_copy(1, below[inner], value[:, inner])
-                found_RV = found_RV.index_copy(1, -1 - below[~inner], value[:, ~inner])
-        return found_RV
+            rows_MK, below_X = self.node_rows(level), self.children_NB[level].flatten()
+            steps_RMB = self._children(scores_RS[:, rows_MK], (rows_MK != self.padding).expand(len(hidden_RD), -1, -1))
+            value_RX = (reached_RM[..., None] + steps_RMB).flatten(1)
+            inner, leaf = below_X >= 0, (below_X < 0) & (below_X != ABSENT)
+            reached_RM = value_RX[:, inner]
+            ids.append(-1 - below_X[leaf])
+            values.append(value_RX[:, leaf])
+        return torch.cat(values, dim=1)[:, torch.cat(ids).argsort()]
 
     @torch.no_grad()
     def sample(self, hidden_RD: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One token drawn from each row's distribution, (R,), by descending the tree."""
+        adapted_RD = self.adapter(hidden_RD)
         at_R = torch.zeros(len(hidden_RD), dtype=torch.long, device=hidden_RD.device)
         while bool((at_R >= 0).any()):
-            rows = (at_R >= 0).nonzero()[:, 0]
-            nodes = at_R[rows]
-            scores = (self.weight[nodes] * hidden_RD[rows]).sum(-1) + self.bias[nodes]
-            right = torch.rand(scores.shape, generator=generator, device=scores.device, dtype=scores.dtype) < scores.sigmoid()
-            at_R[rows] = self.children_N2[nodes, right.long()]
+            walking = (at_R >= 0).nonzero()[:, 0]
+            nodes = at_R[walking]
+            chances = self._steps(adapted_RD[walking], nodes[:, None])[:, 0].exp()
+            turn = torch.multinomial(chances, 1, generator=generator)[:, 0]
+            at_R[walking] = self.children_NB[nodes, turn]
         return -1 - at_R
 
     @torch.no_grad()
@@ -75,6 +167,7 @@ class TreeHead(nn.Module):
 
         A node's path product bounds everything below it, so the first leaf that comes out of the queue is the best.
         """
+        adapted_1D = self.adapter(hidden_D[None])
         waiting: list[tuple[float, int]] = [(0.0, 0)]
         visited = 0
         while waiting:
@@ -83,55 +176,12 @@ class TreeHead(nn.Module):
                 yield -1 - code, -cost, visited
                 continue
             visited += 1
-            score = self.weight[code] @ hidden_D + self.bias[code]
-            steps = nn.functional.logsigmoid(torch.stack([-score, score])).tolist()
-            for below, step in zip(self.children_N2[code].tolist(), steps, strict=True):
-                heapq.heappush(waiting, (cost - step, below))
+            steps = self._steps(adapted_1D, torch.tensor([[code]], device=hidden_D.device))[0, 0].tolist()
+            for below, step in zip(self.children_NB[code].tolist(), steps, strict=True):
+                if below != ABSENT:
+                    heapq.heappush(waiting, (cost - step, below))
 
     def top(self, hidden_D: Tensor, count: int) -> tuple[list[int], list[float], int]:
         """The `count` most probable tokens of one row, their log-probabilities, and how many nodes were visited."""
         found = [one for one, _ in zip(self.best_first(hidden_D), range(count), strict=False)]
         return [token for token, _, _ in found], [value for _, value, _ in found], found[-1][2]
-
-
-@torch.no_grad()
-def from_means(head: TreeHead, rows_VD: Tensor) -> None:
-    """Start each node with the difference of the mean rows of the leaves to its right and to its left."""
-    sums, counts = _below(head, rows_VD), _below(head, torch.ones(len(rows_VD), 1, dtype=rows_VD.dtype))
-    head.weight.copy_(sums[:, 1] / counts[:, 1] - sums[:, 0] / counts[:, 0])
-    head.bias.copy_((counts[:, 1] / counts[:, 0]).log()[:, 0])
-
-
-@torch.no_grad()
-def from_states(head: TreeHead, hidden_RD: Tensor, logits_RV: Tensor, ridge: float = 1e-2) -> None:
-    """Start each node by regressing the original head's own log-odds of turning right there on states of the model.
-
-    The log-odds at a node are those of the original distribution's mass to its right and to its left; rows count by the
-    original probability of reaching the node, so a node is fitted where it matters.
-    """
-    mass_VR = logits_RV.double().softmax(-1).T.contiguous()
-    sums = _below(head, mass_VR).clamp(min=1e-30)
-    with_one_RE = torch.cat([hidden_RD.double(), torch.ones(len(hidden_RD), 1, dtype=torch.float64)], dim=1)
-    ridge_EE = ridge * torch.eye(with_one_RE.shape[1], dtype=torch.float64) * float(with_one_RE.pow(2).mean())
-    for node in range(len(head.weight)):
-        odds_R = sums[node, 1].log() - sums[node, 0].log()
-        reach_R = sums[node].sum(0)
-        reach_R = reach_R / reach_R.sum()
-        weighted_ER = with_one_RE.T * reach_R
-        solved_E = torch.linalg.solve(weighted_ER @ with_one_RE + ridge_EE / len(hidden_RD), weighted_ER @ odds_R)
-        head.weight[node] = solved_E[:-1].to(head.weight.dtype)
-        head.bias[node] = solved_E[-1].to(head.bias.dtype)
-
-
-def _below(head: TreeHead, values_VX: Tensor) -> Tensor:
-    """Sums of the leaves' values to the left and right of every node, (N, 2, X), from the deepest level up."""
-    whole_NX = values_VX.new_zeros(len(head.children_N2), values_VX.shape[1])
-    sides = values_VX.new_zeros(len(head.children_N2), 2, values_VX.shape[1])
-    for level in reversed(head.levels):
-        for side in (0, 1):
-            below = head.children_N2[level, side]
-            inner = below >= 0
-            sides[level[inner], side] = whole_NX[below[inner]]
-            sides[level[~inner], side] = values_VX[-1 - below[~inner]]
-        whole_NX[level] = sides[level].sum(1)
-    return sides

@@ -1,6 +1,7 @@
-"""Binary trees over a vocabulary: balanced by id, Huffman by frequency, balanced 2-means of the head's rows, BPE merges.
+"""Trees over a vocabulary: balanced by id, Huffman by frequency, balanced 2-means of the head's rows, BPE merges.
 
-A tree of V leaves has V - 1 inner nodes; node 0 is the root. Shapes: V leaves, N inner nodes, L longest path, D width.
+All are built binary; `widened` turns any of them into one of wider branching. Node 0 is the root. Shapes: V leaves,
+N inner nodes, L longest path, B most children of a node, D width.
 """
 
 from __future__ import annotations
@@ -14,38 +15,49 @@ from typing import Any
 
 import numpy as np
 
+ABSENT = np.iinfo(np.int64).min
+"""In place of a child that a node does not have."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Both children of every inner node: an inner node's number, or -1 - id for a leaf."""
+    """The children of every inner node: an inner node's number, -1 - id for a leaf, ABSENT behind a node's last child."""
 
-    children_N2: np.ndarray
+    children_NB: np.ndarray
 
     def __post_init__(self) -> None:
         """Make sure that every leaf and every node but the root is somebody's child once.
 
         Raises:
-            ValueError: a leaf is missing or repeated, or a node cannot be reached.
+            ValueError: a leaf is missing or repeated, a node cannot be reached, or has fewer than two children.
         """
-        children = self.children_N2.reshape(-1)
+        children = self.children_NB[self.children_NB != ABSENT]
         leaves, inner = np.sort(-1 - children[children < 0]), np.sort(children[children >= 0])
-        count = len(self.children_N2) + 1
-        if not np.array_equal(leaves, np.arange(count)):
-            raise ValueError(f"the tree does not hold every one of its {count} leaves once")
-        if not np.array_equal(inner, np.arange(1, len(self.children_N2))):
+        if not len(leaves) or not np.array_equal(leaves, np.arange(len(leaves))):
+            raise ValueError(f"the tree does not hold every one of its {len(leaves)} leaves once")
+        if not np.array_equal(inner, np.arange(1, len(self.children_NB))):
             raise ValueError("a node of the tree is no node's child, or that of two")
+        if (self.counts_N < 2).any() or (self.children_NB[:, :1] == ABSENT).any():
+            raise ValueError("a node of the tree has fewer than two children")
+        if sum(len(level) for level in self.levels) != len(self.children_NB):
+            raise ValueError("a node of the tree cannot be reached from its root")
 
     @property
     def leaves(self) -> int:
         """Number V of leaves."""
-        return len(self.children_N2) + 1
+        return int(self.counts_N.sum()) - len(self.children_NB) + 1
+
+    @cached_property
+    def counts_N(self) -> np.ndarray:
+        """Children of every node."""
+        return (self.children_NB != ABSENT).sum(1)
 
     @cached_property
     def levels(self) -> list[np.ndarray]:
         """Inner nodes by depth, the root's level first."""
         found = [np.zeros(1, dtype=np.int64)]
         while True:
-            below = self.children_N2[found[-1]].reshape(-1)
+            below = self.children_NB[found[-1]].reshape(-1)
             below = below[below >= 0]
             if not len(below):
                 return found
@@ -53,21 +65,60 @@ class Tree:
 
     @cached_property
     def paths(self) -> tuple[np.ndarray, np.ndarray]:
-        """For every leaf the inner nodes on its way from the root (V, L), padded with -1, and the turns: 1 right, -1 left."""
+        """For every leaf the inner nodes on its way from the root (V, L), padded with -1, and the child taken at each."""
         depth = len(self.levels)
-        nodes, turns = np.full((self.leaves, depth), -1, np.int32), np.zeros((self.leaves, depth), np.int8)
-        above_N = np.full((len(self.children_N2), depth), -1, np.int32)
-        turned_N = np.zeros((len(self.children_N2), depth), np.int8)
+        nodes, turns = np.full((self.leaves, depth), -1, np.int32), np.zeros((self.leaves, depth), np.int16)
+        above_N = np.full((len(self.children_NB), depth), -1, np.int32)
+        turned_N = np.zeros((len(self.children_NB), depth), np.int16)
         for level, numbers in enumerate(self.levels):
-            for side, turn in ((0, -1), (1, 1)):
-                below = self.children_N2[numbers, side]
+            for turn in range(self.children_NB.shape[1]):
+                below = self.children_NB[numbers, turn]
+                leaf, inner = (below < 0) & (below != ABSENT), below >= 0
                 for goal, rows, walked, turned in (
-                    (-1 - below[below < 0], numbers[below < 0], nodes, turns),
-                    (below[below >= 0], numbers[below >= 0], above_N, turned_N),
+                    (-1 - below[leaf], numbers[leaf], nodes, turns),
+                    (below[inner], numbers[inner], above_N, turned_N),
                 ):
                     walked[goal], turned[goal] = above_N[rows], turned_N[rows]
                     walked[goal, level], turned[goal, level] = rows, turn
         return nodes, turns
+
+    def multiply_adds(self, width: int, counts_V: np.ndarray | None = None) -> float:
+        """Products that the log-probability of one given token takes: `width` for every child but one on its path.
+
+        The mean over tokens, which count by `counts_V`, or evenly.
+        """
+        nodes = self.paths[0]
+        scores_V = np.where(nodes >= 0, self.counts_N[nodes] - 1, 0).sum(1)
+        return width * float(np.average(scores_V, weights=counts_V))
+
+
+def widened(tree: Tree, levels: int) -> Tree:
+    """The tree whose nodes decide `levels` binary decisions at once, among up to 2 ** levels children.
+
+    Raises:
+        ValueError: fewer than one level.
+    """
+    if levels < 1:
+        raise ValueError(f"a node cannot decide {levels} decisions at once: at least one")
+    order, made = [0], []
+    for node in order:
+        codes = [node]
+        for _ in range(levels):
+            codes = [below for code in codes for below in (tree.children_NB[code].tolist() if code >= 0 else (code,))]
+            codes = [code for code in codes if code != ABSENT]
+        first = len(order)
+        order += [code for code in codes if code >= 0]
+        fresh = iter(range(first, len(order)))
+        made.append([next(fresh) if code >= 0 else code for code in codes])
+    return from_lists(made)
+
+
+def from_lists(children: Sequence[Sequence[int]]) -> Tree:
+    """A tree from every node's children, of which nodes may have different numbers."""
+    table_NB = np.full((len(children), max(map(len, children))), ABSENT, dtype=np.int64)
+    for node, row in enumerate(children):
+        table_NB[node, : len(row)] = row
+    return Tree(table_NB)
 
 
 def over(order: Sequence[int] | np.ndarray) -> Tree:

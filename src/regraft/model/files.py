@@ -166,19 +166,20 @@ def _check_sums(folder: Path) -> None:
         name = name.strip().lstrip("*")
         if wanted and not (folder / name).is_file():
             raise CheckpointError(f"{CHECKSUMS} names {name or line}, which is not in {folder.name}")
-        if wanted and _digest([folder / name]) != wanted:
+        if wanted and digest([folder / name]) != wanted:
             raise CheckpointError(f"{name} differs from the checksum in {CHECKSUMS}: the file is damaged, fetch it again")
 
 
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
+def digest(files: list[Path]) -> str:
+    """SHA-256 over the bytes of some files, one behind the other."""
+    found = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
+                found.update(chunk)
+    return found.hexdigest()
 
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 over all weight files of a folder, in the order of their names."""
-    return _digest(weight_files(folder))
+    return digest(weight_files(folder))

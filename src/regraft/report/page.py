@@ -24,6 +24,7 @@ from regraft.report import (
     bit_figures,
     block_figures,
     component_figures,
+    graft_figures,
     intervene_figures,
     observe_figures,
     rebuild_figures,
@@ -41,6 +42,7 @@ DRAWN_HERE = (
     route_figures,
     bit_figures,
     rebuild_figures,
+    graft_figures,
 )
 CHECKS = (
     ("replay", "replayed blocks and head against the model's own output", "largest absolute difference"),

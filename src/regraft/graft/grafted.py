@@ -1,0 +1,109 @@
+"""A model with grafts in it as a Hugging Face model of its own type: a config, and a wrapper around the plain architecture.
+
+Importing this module makes the type known to `AutoConfig` and `AutoModelForCausalLM` (and the sequence-to-sequence one).
+An export may also carry this file and those that it imports, for use with remote code and without regraft.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+
+from regraft.graft.byte_embedding import ByteEmbedding
+from regraft.graft.kinds import fresh, standing
+from regraft.graft.logits_view import LogitsView
+
+
+class GraftedConfig(PreTrainedConfig):
+    """What a model with grafts is: the plain model's config, every graft's sizes and places, tensors with two names."""
+
+    model_type = "regraft"
+
+    def __init__(
+        self,
+        base: dict[str, Any] | None = None,
+        grafts: list[dict[str, Any]] | None = None,
+        ties: dict[str, str] | None = None,
+        **others: Any,
+    ):
+        self.base = base or {}
+        self.grafts = grafts or []
+        self.ties = ties or {}
+        super().__init__(**{**others, "tie_word_embeddings": bool(self.ties)})
+
+    def plain(self) -> PreTrainedConfig:
+        """The plain model's config."""
+        said = copy.deepcopy(self.base)
+        return AutoConfig.for_model(said.pop("model_type"), **said)
+
+
+class GraftedModel(PreTrainedModel):
+    """A plain model whose embedding, head or both are grafts."""
+
+    config_class = GraftedConfig
+    base_model_prefix = "base"
+    _supports_sdpa = True
+
+    def __init__(self, config: GraftedConfig):
+        super().__init__(config)
+        plain = config.plain()
+        self.base = getattr(transformers, config.base["architectures"][0])(plain)
+        for said in config.grafts:
+            graft = fresh(said["sizes"])
+            if isinstance(graft, ByteEmbedding) and self.base.dtype != torch.float32:
+                graft.answers_in = self.base.dtype
+            new = standing(graft)
+            for place in said["places"]:
+                parent, _, name = place.rpartition(".")
+                setattr(self.base.get_submodule(parent), name, new)
+        for module in self.base.modules():
+            if isinstance(module, PreTrainedModel):
+                module._tied_weights_keys, module.all_tied_weights_keys = {}, {}
+        self._tied_weights_keys = {f"base.{name}": f"base.{first}" for name, first in config.ties.items()}
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every tensor is read from a file, and a file that lacks one is refused."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain model's forward pass, with the grafts in their places."""
+        return self.base(*args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding, be it a graft or not."""
+        return self.base.get_input_embeddings()
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Yes: by the plain model's own `generate`."""
+        return True
+
+    def generate(self, *args: Any, generation_config: Any = None, **kwargs: Any) -> Any:
+        """The plain model's `generate`; of a tree head's rows only what the kind of search needs is computed, exactly."""
+        view = next((module for module in self.base.modules() if isinstance(module, LogitsView)), None)
+        if view is None:
+            return self.base.generate(*args, generation_config=generation_config, **kwargs)
+        asked = copy.deepcopy(generation_config or self.base.generation_config)
+        asked.update(**kwargs)
+        with view.asked(asked, every=bool(kwargs.get("logits_processor") or kwargs.get("assistant_model"))):
+            return self.base.generate(*args, generation_config=generation_config, **kwargs)
+
+
+def shared(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are another name's parameter, each with the name under which it comes first."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            found[name] = first[id(parameter)]
+    return found
+
+
+AutoConfig.register(GraftedConfig.model_type, GraftedConfig, exist_ok=True)
+AutoModelForCausalLM.register(GraftedConfig, GraftedModel, exist_ok=True)
+AutoModelForSeq2SeqLM.register(GraftedConfig, GraftedModel, exist_ok=True)

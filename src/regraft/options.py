@@ -1,0 +1,68 @@
+"""What all commands share: common options, errors in one sentence, opening a model. Nothing heavy is imported early."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regraft.experiment import REFUSALS
+
+if TYPE_CHECKING:
+    from regraft.model.opened import Model
+    from regraft.model.weights import Weights
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or specimen:qwen3|tuned|gpt2|t5.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute, for example cpu or cuda.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16; by default what suits the device.")]
+AttentionOption = Annotated[str, typer.Option(help="sdpa or eager; by default the model's own.")]
+RemoteOption = Annotated[bool, typer.Option("--remote-code", help="Run modelling code that comes with the checkpoint.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+TokenizerOption = Annotated[str, typer.Option(help="Folder or hub id of a tokenizer; by default the model's own.")]
+OutOption = Annotated[Path | None, typer.Option(help="Folder to write the run to.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
+
+
+@contextmanager
+def errors_in_one_sentence(debug: bool) -> Iterator[None]:
+    """Wrong use ends with exit code 2, a failed run with 1, each in one sentence; `--debug` shows where."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except REFUSALS as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"regraft: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        from regraft.model.files import CheckpointError
+
+        raise typer.Exit(2 if isinstance(error, ValueError) and not isinstance(error, CheckpointError) else 1) from None
+
+
+def open_matrices(model: str, device: str) -> Weights:
+    """The weight matrices of a checkpoint, from its files alone."""
+    from regraft.model.weights import open_weights
+
+    return open_weights(model, device)
+
+
+def open_model(model: str, device: str, dtype: str, attention: str, remote_code: bool, tokenizer: str) -> Model:
+    """Open a model as the common options say."""
+    from regraft.model.load import load
+
+    return load(
+        model,
+        tokenizer or None,
+        device=device,
+        dtype=dtype or None,
+        attention=attention or None,
+        remote_code=remote_code,
+    )

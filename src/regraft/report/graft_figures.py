@@ -1,0 +1,80 @@
+"""The figures of a certificate: what grafts change by domain and by depth, and what they weigh and take."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from regraft.report.drawing import FIRST, MUTED, Drawing, axis_labels, base, draws, lines
+
+COSTS = {
+    "part_parameters": "parameters of the parts",
+    "parameters": "parameters of the model",
+    "bytes": "bytes of the model",
+    "forward": "time of a forward pass",
+    "forward_peak": "memory of a forward pass",
+    "step": "time of a training step",
+    "step_peak": "memory of a training step",
+}
+
+
+def certificate_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """Bits per byte, error by depth, costs as ratios."""
+    text = base(340, barmode="group")
+    for name, colour, said in (("bits_per_byte_before", MUTED, "before"), ("bits_per_byte_after", FIRST, "after")):
+        hover = f"%{{x}}, {said}: %{{y:.4f}} bits per byte<extra></extra>"
+        text.add_bar(
+            x=axis_labels(data.domain.values), y=data[name].values.tolist(), name=said, marker_color=colour, hovertemplate=hover
+        )
+    text.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+    text.update_yaxes(title="bits per byte")
+    depth = lines(
+        data.depth.values,
+        {str(name): data.nmse.sel(domain=name).values for name in data.domain.values},
+        "blocks run",
+        "squared error over mean square",
+    )
+    ratios = [float(data[name].sel(state="after")) / float(data[name].sel(state="before")) for name in COSTS]
+    costs = base(320)
+    costs.add_bar(
+        y=list(COSTS.values()), x=ratios, orientation="h", marker_color=FIRST,
+        hovertemplate="%{y}: %{x:.3g} times what it was<extra></extra>",
+    )  # fmt: skip
+    costs.add_vline(x=1, line_color=MUTED, line_dash="dot")
+    costs.update_layout(margin_l=190)
+    costs.update_xaxes(title="after, in times before")
+    costs.update_yaxes(autorange="reversed")
+    return [
+        ("Bits per byte of text, before and after", text),
+        ("Error of the residual stream by depth", depth),
+        ("What the parts weigh and take, after in times before", costs),
+    ]
+
+
+def certificate_finding(data: xr.Dataset) -> str:
+    """Each domain's change in one clause, and the worst token."""
+    said = [
+        f"on {name} {float(one.bits_per_byte_after - one.bits_per_byte_before):+.4f} bits per byte (same first token in "
+        f"{float(one.top1):.1%})"
+        for name, one in ((str(d), data.sel(domain=d)) for d in data.domain.values)
+    ]
+    worst = data.isel(worst=0)
+    return (
+        f"With the {data.attrs.get('grafts', 'graft')} in place: {'; '.join(said)}. The token that suffers most is "
+        f"{worst.token.item()!r} behind {worst.context.item()!r}: {float(worst.excess):+.2f} nats."
+    )
+
+
+draws(
+    "certificate",
+    Drawing(
+        "Certificate",
+        "What does the graft change, measured against the model that it came from?",
+        "Both models read the same text, which should not be what the graft was trained on. Bits per byte say how well each "
+        "predicts it, the error by depth how far the inner stream is moved, the last figure what the new part weighs and takes "
+        "in times of the old one; times are medians of turns, memory is the highest beyond the weights.",
+        certificate_figures,
+        certificate_finding,
+        ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5"),
+    ),
+)

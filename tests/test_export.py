@@ -1,0 +1,151 @@
+"""Models with grafts as Hugging Face folders: read again to the bit, by name and with remote code, one graft and both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from regraft.data.token_bytes import token_bytes
+from regraft.graft.byte_embedding import ByteConfig
+from regraft.graft.certificate import certify
+from regraft.graft.export import export
+from regraft.graft.folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
+from regraft.graft.grafted import GraftedModel
+from regraft.graft.placing import all_placed
+from regraft.graft.tree_head import tree_head
+from regraft.graft.trees import by_id, widened
+from regraft.graft.windows import cut
+from regraft.model.files import CheckpointError
+from regraft.model.load import load
+
+BYTES = ByteConfig(group=8, byte_width=16, blocks=1, heads=2, neurons=32)
+NAMES = ("specimen:qwen3", "specimen:gpt2", "specimen:t5")
+
+
+def both(model):
+    torch.manual_seed(0)
+    embedding = make_embedding(model, BYTES)
+    head = tree_head(widened(by_id(model.vocabulary), 2), model.width, 16)
+    with torch.no_grad():
+        head.rows.weight[:-1].normal_()
+        head.adapter.down.weight.normal_()
+    return embedding, head
+
+
+def certified(model, grafts):
+    text = {"noise": cut(np.random.default_rng(0).integers(5, 90, 400).astype(np.uint32), 16)}
+    return certify(model, swaps_of(model, grafts), text, token_bytes(model.tokenizer, model.table_rows), most=2)
+
+
+def outputs(hf, two_stacks):
+    ids = torch.tensor([[5, 9, 300, 1000, 2, 77]])
+    with torch.no_grad():
+        return hf(input_ids=ids, **({"decoder_input_ids": ids} if two_stacks else {})).logits
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)], ids=["embedding", "head", "both"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_export_is_read_again_to_the_bit(name, which, tmp_path):
+    model = load(name, pack=False)
+    grafts = [both(model)[i] for i in which]
+    plain = outputs(model.hf, model.two_stacks)
+    with all_placed(model.hf, swaps_of(model, grafts)):
+        wanted = outputs(model.hf, model.two_stacks)
+    data = certified(model, grafts)
+    said = export(model, grafts, data, tmp_path / "out")
+    assert "equal the grafts' to the bit" in said
+    auto = transformers.AutoModelForSeq2SeqLM if model.two_stacks else transformers.AutoModelForCausalLM
+    again = auto.from_pretrained(tmp_path / "out").eval()
+    assert isinstance(again, GraftedModel)
+    found = outputs(again, model.two_stacks)
+    assert torch.equal(found, wanted)
+    assert not torch.allclose(found, plain, atol=1e-3)
+    assert torch.equal(outputs(model.hf, model.two_stacks), plain), "the model itself is as it was"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{float(data.bits_per_byte_after[0]):.4f}" in card
+    assert f"{int(data.part_parameters[1]):,}" in card
+    assert not list((tmp_path / "out").glob("*.py"))
+
+
+REMOTE = """
+import sys, torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+ids = torch.tensor([[5, 9, 300, 1000, 2, 77]])
+torch.save((model(ids).logits.detach(), model.generate(ids, max_new_tokens=5, do_sample=False)), sys.argv[2])
+assert not any(name.split(".")[0] == "regraft" for name in sys.modules), "regraft was imported"
+"""
+
+
+def test_an_export_with_its_code_opens_without_regraft(tmp_path):
+    model = load("specimen:gpt2", pack=False)
+    grafts = both(model)
+    export(model, grafts, certified(model, grafts), tmp_path / "out", remote_code=True)
+    env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", REMOTE, str(tmp_path / "out"), str(tmp_path / "found.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    logits, written = torch.load(tmp_path / "found.pt")
+    with all_placed(model.hf, swaps_of(model, grafts)):
+        assert torch.equal(logits, outputs(model.hf, False))
+    again = GraftedModel.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(again.generate(torch.tensor([[5, 9, 300, 1000, 2, 77]]), max_new_tokens=5, do_sample=False), written)
+
+
+def test_generation_of_an_export_reads_only_what_it_needs(tmp_path):
+    model = load("specimen:gpt2", pack=False)
+    grafts = both(model)[1:]
+    export(model, grafts, certified(model, grafts), tmp_path / "out")
+    again = GraftedModel.from_pretrained(tmp_path / "out").eval()
+    view = again.base.lm_head
+    ids = torch.tensor([[5, 9, 300]])
+    for how in ({"num_beams": 3, "do_sample": False}, {"do_sample": False}):
+        before = view.visited
+        found = again.generate(ids, max_new_tokens=6, **how)
+        assert view.visited > before
+        whole = again.generate(ids, max_new_tokens=6, logits_processor=[lambda ids, scores: scores], **how)
+        assert torch.equal(found, whole)
+    assert view.mode == "full"
+
+
+def test_a_file_that_lacks_a_tensor_is_not_kept(tmp_path, monkeypatch):
+    model = load("specimen:gpt2", pack=False)
+    grafts = both(model)
+    data = certified(model, grafts)
+    monkeypatch.setattr("regraft.graft.export._plain", lambda tensor: tensor.detach().clone().contiguous() * 1)
+    export(model, grafts, data, tmp_path / "good")
+    monkeypatch.setattr("regraft.graft.export.outputs", lambda model, swaps: torch.zeros(1, 3, model.vocabulary))
+    with pytest.raises(ValueError, match="outputs differ from the grafts'"):
+        export(model, grafts, data, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_certificate_is_of_these_very_tensors(tmp_path):
+    model = load("specimen:gpt2", pack=False)
+    embedding, head = both(model)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for graft, folder in zip((embedding, head), folders, strict=True):
+        save_graft(graft, model, folder)
+    with pytest.raises(CheckpointError, match="has no certificate"):
+        read_certificate(folders)
+    write_certificate(certified(model, [embedding, head]), folders)
+    assert read_certificate(folders).attrs["grafts_sha256"] == read_certificate([folders[0], folders[1]]).attrs["grafts_sha256"]
+    with pytest.raises(CheckpointError, match="was measured on other tensors"):
+        read_certificate(folders[:1])
+    again = attach(folders[1], model)
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), head.parameters(), strict=True))
+    assert torch.equal(again.children_NB, head.children_NB)
+    with pytest.raises(CheckpointError, match="holds a tree head, not a byte embedding"):
+        attach(folders[1], model, "byte embedding")
+    about = json.loads((folders[1] / "graft.json").read_text())
+    (folders[1] / "graft.json").write_text(json.dumps({**about, "kind": "hat"}))
+    with pytest.raises(CheckpointError, match="no graft of the kind 'hat' is known"):
+        attach(folders[1], model)
+    with pytest.raises(ValueError, match="two grafts of the kind byte embedding"):
+        swaps_of(model, [embedding, embedding])
