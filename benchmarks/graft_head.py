@@ -113,6 +113,13 @@ def by_domain(model: Model, heads: Mapping[str, TreeHead], text: Texts) -> dict[
     return {called: {domain: values[called] for domain, values in found.items()} for called in ["original", *heads]}
 
 
+@torch.no_grad()
+def copy_rows(source: TreeHead, target: TreeHead) -> None:
+    """The same starting weights for a head that differs in its adapter only, which starts as the identity."""
+    target.rows.weight.copy_(source.rows.weight)
+    target.biases.weight.copy_(source.biases.weight)
+
+
 def measure(model: Model, text: Texts, group: list[Head], steps: int, counts_V: np.ndarray, results: Results) -> None:
     """Build, start in two ways, train and measure the heads of a group."""
     made = trees(model, counts_V)
@@ -121,11 +128,16 @@ def measure(model: Model, text: Texts, group: list[Head], steps: int, counts_V: 
     heads: dict[str, TreeHead] = {}
     starts: dict[str, dict] = {}
     seconds: dict[str, float] = {}
+    begun: dict[tuple[str, int], str] = {}
     with torch.no_grad():
         logits_RV = model.parts.head(hidden_RD)
     for one in group:
         torch.manual_seed(0)
         head = tree_head(widened(made[one.tree], one.levels), model.width, one.times * model.width, sparse=False)
+        if (alike := begun.setdefault((one.tree, one.levels), name(one))) != name(one):
+            copy_rows(heads[alike], head)
+            heads[name(one)], starts[name(one)], seconds[name(one)] = head, starts[alike], seconds[alike]
+            continue
         from_means(head, model.parts.head.weight.detach())
         starts[name(one)] = {"means": by_domain(model, {"head": head}, text)["head"]}
         clock = Clock()

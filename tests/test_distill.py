@@ -22,7 +22,7 @@ from regraft.graft.codes import byte_embedding, coded, cut_share
 from regraft.graft.distill import NotANumberError, Plan, only_trainable, train
 from regraft.graft.embedding_task import EmbeddingTask, relative_error, warm_up
 from regraft.graft.placing import placed, streams
-from regraft.graft.windows import cut, windows
+from regraft.graft.windows import cut
 from regraft.model.load import load
 from small import opened
 
@@ -260,36 +260,6 @@ def test_a_loss_that_does_not_fall_stops_early(tmp_path):
     task.losses = lambda ids: {"flat": (graft(ids) * 0).sum() + 1}
     log = train(task, text(), Plan(steps=100, patience=7), tmp_path)
     assert len(log) == 8
-
-
-def test_windows_are_seen_once_before_any_twice():
-    made_of = cut(np.arange(64, dtype=np.uint32), 8, seed=3)
-    first = torch.cat([made_of.batch(step, 2) for step in range(4)])
-    assert sorted(first.flatten().tolist()) == list(range(64))
-    assert not torch.equal(first, torch.cat([made_of.batch(step, 2) for step in range(4, 8)]))
-    assert torch.equal(made_of.batch(5, 2), cut(np.arange(64, dtype=np.uint32), 8, seed=3).batch(5, 2))
-    with pytest.raises(ValueError, match="less than one sequence of 65"):
-        cut(np.arange(64, dtype=np.uint32), 65)
-
-
-def test_text_is_encoded_once(tmp_path):
-    model = load("specimen:gpt2")
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_text("She sells sea shells. " * 50)
-    (tmp_path / "text" / "b.jsonl").write_text('{"text": "Once upon a time."}\n' * 3)
-    found = windows(model, [tmp_path / "text"], 32, tmp_path / "cache")
-    ids = found.ids.tolist()
-    assert model.tokenizer.decode(ids[:5]).startswith("She sells")
-    assert ids.count(model.tokenizer.eos_token_id) == 4
-    (file,) = (tmp_path / "cache").iterdir()
-    written = file.stat().st_mtime_ns
-    windows(model, [tmp_path / "text"], 16, tmp_path / "cache")
-    assert file.stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="is neither a file nor a folder"):
-        windows(model, [tmp_path / "none"], 32, tmp_path / "cache")
-    (tmp_path / "bad.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match=r"line 1 of bad\.jsonl has no text"):
-        windows(model, [tmp_path / "bad.jsonl"], 32, tmp_path / "cache")
 
 
 def test_the_specimens_vocabulary_fits():

@@ -1,4 +1,7 @@
-"""The command line of the grafts: `regraft graft embedding | head`; heavy imports wait for a command."""
+"""The command line of the grafts: `regraft graft embedding | head`; heavy imports wait for a command.
+
+A command opens its model before it imports more: opening silences what the libraries behind transformers say as they load.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +75,7 @@ def fit_embedding(
 ) -> None:
     """Train an embedding that computes each token's vector from its bytes."""
     with errors_in_one_sentence(debug):
+        opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.commands import with_bar
         from regraft.graft.byte_embedding import ByteConfig
         from regraft.graft.distill import Plan
@@ -83,7 +87,6 @@ def fit_embedding(
             steps=steps, batch=batch, rate=rate, accumulate=accumulate, precision=precision, matrices=matrices,
             patience=patience, shard=shard,
         )  # fmt: skip
-        opened = open_model(model, device, "", "", False, tokenizer)
         losses = Weights(hidden=hidden, kl=kl)
         warming = (warm, felt)
         typer.echo(with_bar(lambda: fit_embedding(opened, text or [], out, config, plan, losses, length, warming, seed)))
@@ -109,10 +112,10 @@ def build_head(
 ) -> None:
     """Build a tree head from the model's own output matrix, without training, and say its loss."""
     with errors_in_one_sentence(debug):
+        opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.commands import with_bar
         from regraft.head_commands import Build, build_head
 
-        opened = open_model(model, device, "", "", False, tokenizer)
         how = Build(tree, branching, adapter, start, states)
         typer.echo(with_bar(lambda: build_head(opened, text or [], out, how, length, seed)))
 
@@ -142,6 +145,7 @@ def fit_head(
 ) -> None:
     """Train a tree head that was built before."""
     with errors_in_one_sentence(debug):
+        opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.commands import with_bar
         from regraft.graft.distill import Plan
         from regraft.head_commands import fit_head
@@ -150,25 +154,24 @@ def fit_head(
             steps=steps, batch=batch, rate=rate, accumulate=accumulate, precision=precision, matrices=matrices,
             patience=patience, shard=shard,
         )  # fmt: skip
-        opened = open_model(model, device, "", "", False, tokenizer)
         typer.echo(with_bar(lambda: fit_head(opened, text or [], out, plan, loss, length, seed)))
 
 
 def _measured(
     graft: Path, second: Path | None, model: str, text: list[str], length: int, windows: int, device: str, tokenizer: str
 ):
+    opened = open_model(model, device, "", "", False, tokenizer)
     from regraft.commands import with_bar
     from regraft.graft_commands import evaluate, sentences
 
-    opened = open_model(model, device, "", "", False, tokenizer)
     for line in sentences(with_bar(lambda: evaluate(opened, [graft, *([second] if second else [])], text, length, windows))):
         typer.echo(line)
 
 
 def _exported(graft: Path, second: Path | None, model: str, save: Path, remote_code: bool, device: str, tokenizer: str) -> None:
+    opened = open_model(model, device, "", "", False, tokenizer)
     from regraft.graft_commands import export_grafts
 
-    opened = open_model(model, device, "", "", False, tokenizer)
     typer.echo(export_grafts(opened, [graft, *([second] if second else [])], save, remote_code))
 
 
@@ -249,6 +252,7 @@ def bake_embedding(
 ) -> None:
     """Write the model with the graft's vectors as an ordinary table, which any transformers opens."""
     with errors_in_one_sentence(debug):
+        opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.graft_commands import bake_embedding
 
-        typer.echo(bake_embedding(open_model(model, device, "", "", False, tokenizer), graft, save))
+        typer.echo(bake_embedding(opened, graft, save))

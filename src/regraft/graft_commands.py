@@ -15,6 +15,7 @@ from regraft.data.token_bytes import token_bytes
 from regraft.graft.bake import bake
 from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding, parameters
 from regraft.graft.certificate import certify
+from regraft.graft.checkpoint import newest
 from regraft.graft.codes import cut_share
 from regraft.graft.distill import Plan, train
 from regraft.graft.embedding_task import EmbeddingTask, Weights, embedded_rows, warm_up
@@ -53,7 +54,7 @@ def fit_embedding(
     graft = make_embedding(model, config)
     table = token_bytes(model.tokenizer, model.table_rows)
     text = training_text(model, texts, length, out / "run", seed)
-    started = (out / "run" / "plan.json").is_file()
+    started = newest(out / "run") is not None
     errors: list[float] = []
     if not started:
         steps, by_feeling = warming
@@ -119,7 +120,7 @@ def almanac_windows(model: Model, length: int, seed: int, characters: int) -> Wi
     """Windows over an almanac made with a seed: sentences whose facts are known, at hand without any file."""
     ids: list[int] = []
     for text in almanac.corpus(characters, seed + 1):
-        ids += model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return cut(np.array(ids, dtype=np.uint32), length)
 
 

@@ -106,12 +106,19 @@ def train(task: Task, windows: Windows, plan: Plan, folder: Path, watch: Callabl
                 write(line)
                 if accelerator.is_main_process and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
                     write_checkpoint(folder, step + 1, task.graft, plain)
-                advance(f"training ({line['loss']:.3f})", step + 1, plan.steps)
+                advance(said(line), step + 1, plan.steps)
                 if watch is not None:
                     watch(step)
                 if plan.patience and _stalled(history, plan.patience):
                     break
     return history
+
+
+def said(line: Mapping[str, float]) -> str:
+    """A step's measurements in a few words, for the bar: the loss and its parts, agreement, rate."""
+    parts = [f"{name} {line[name]:.3f}" for name in line if name not in ("step", "loss", "agreement", "tokens_per_second")]
+    agreement = f", same token {line['agreement']:.0%}" if "agreement" in line else ""
+    return f"loss {line['loss']:.3f} ({', '.join(parts)}){agreement}, {line['tokens_per_second']:,.0f} tokens/s"
 
 
 def _stalled(history: Sequence[dict], patience: int) -> bool:

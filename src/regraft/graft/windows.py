@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,11 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return _ORDERS[key]
 
 
-def windows(model: Model, sources: Iterable[str] | Iterable[Path], length: int, folder: Path, seed: int = 0) -> Windows:
+def windows(model: Model, sources: Iterable[str | Path], length: int, folder: Path, seed: int = 0) -> Windows:
     """Encode text into `folder` (once; a second call finds it) and cut it into windows of `length` tokens.
 
-    A source is a text file, a JSONL file whose objects have `text`, or a folder that is searched for both; any other
-    iterable's items are taken as texts themselves. Texts are joined by the end-of-text token, where there is one.
+    A source is a text file, a JSONL file whose objects have `text`, or a folder that is searched for both. Texts are joined
+    by the end-of-text token, where there is one.
 
     Raises:
         ValueError: a source that is not there, or text of less than one window.
@@ -79,7 +79,32 @@ def windows(model: Model, sources: Iterable[str] | Iterable[Path], length: int, 
     target = folder / f"text-{key.hexdigest()[:16]}.ids"
     if not target.is_file():
         write_ids(model.tokenizer, (text for file in files for text in _texts(file)), target, len(files))
-    return cut(np.memmap(target, dtype=np.uint32, mode="r"), length, seed)
+    return cut(_ids(target), length, seed)
+
+
+def windows_over(model: Model, texts: Iterable[str | Mapping[str, Any]], length: int, file: Path, seed: int = 0) -> Windows:
+    """Encode texts one after the other into `file`, once, and cut them into windows: for a `datasets` object or any other stream.
+
+    An item is a text, or a mapping with one under `text`, as a dataset's rows are. A file that is there is taken as it is.
+
+    Raises:
+        ValueError: an item without text, or text of less than one window.
+    """
+    if not file.is_file():
+        write_ids(model.tokenizer, map(_text_of, texts), file)
+    return cut(_ids(file), length, seed)
+
+
+def _ids(file: Path) -> np.ndarray:
+    """The ids of a file; they stay on disk."""
+    return np.memmap(file, dtype=np.uint32, mode="r") if file.stat().st_size else np.zeros(0, np.uint32)
+
+
+def _text_of(item: str | Mapping[str, Any]) -> str:
+    text = item if isinstance(item, str) else item.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"an item of the data set has no text under `text`, only {', '.join(map(str, item))}")
+    return text
 
 
 def cut(ids: np.ndarray, length: int, seed: int = 0) -> Windows:
@@ -100,7 +125,7 @@ def write_ids(tokenizer: Any, texts: Iterable[str], target: Path, files: int = 0
     part = target.with_suffix(".part")
     with part.open("wb") as stream:
         for number, some in enumerate(_groups(texts)):
-            for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
+            for ids in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:
                 row = ids if end is None else [*ids, end]
                 stream.write(np.asarray(row, dtype=np.uint32).tobytes())
             advance("encoding", number, max(files, number + 1))
