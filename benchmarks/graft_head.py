@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from graft_texts import RESULTS, Clock, Results, Texts, texts
 from regraft import load
 from regraft.graft.distill import Plan, train
-from regraft.graft.embedding_task import divergence
-from regraft.graft.head_task import states
+from regraft.graft.head_task import distance, states
 from regraft.graft.placing import trunk_blocks
 from regraft.graft.tree_head import TreeHead, tree_head
 from regraft.graft.tree_start import from_means, from_states
@@ -32,33 +31,34 @@ from regraft.graft.windows import Windows
 from regraft.model.opened import Model
 
 STATES = 6_000
-LONGER = 5
+STEPS, LONG, ALONE = 800, 6_000, 12_000
 HELD = 256
 """Windows of each domain that are measured on."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """One head: which tree, how many decisions a node takes at once, neurons of the adapter in times the width, how long."""
+    """One head: which tree, how many decisions a node takes at once, neurons of the adapter in times the width, steps."""
 
     tree: str
     levels: int = 1
     times: int = 4
-    longer: int = 1
+    steps: int = STEPS
 
 
 GROUPS = {
-    "long": [Head("two means", 1, 4, LONGER), Head("two means", 6, 4, LONGER)],
     "trees": [Head(tree, 1, times) for tree in ("by id", "huffman", "two means", "merges") for times in (0, 4)],
     "branching": [Head("two means", levels, times) for levels in (2, 4, 6) for times in (0, 4)],
     "adapter": [Head("two means", levels, times) for levels in (1, 6) for times in (1, 8)],
+    "long": [Head("two means", 1, 4, LONG), Head("two means", 6, 4, LONG)],
+    "alone": [Head("two means", 1, 4, ALONE)],
 }
 
 
 def name(head: Head) -> str:
     """What a head is called in the results."""
     said = f"{head.tree}, {2**head.levels} children, adapter {head.times}D"
-    return said if head.longer == 1 else f"{said}, {head.longer} times the steps"
+    return said if head.steps == STEPS else f"{said}, {head.steps:,} steps"
 
 
 class Together:
@@ -76,9 +76,9 @@ class Together:
         """Each head's divergence, nats per token."""
         hidden_RD, _ = states(self.model, ids_BT)
         with torch.no_grad():
-            wanted_RV = self.model.parts.head(hidden_RD)
+            wanted_RV = self.model.parts.head(hidden_RD).log_softmax(-1)
         return {
-            called: divergence(head.log_probabilities(hidden_RD), wanted_RV)
+            called: distance(head.log_probabilities(hidden_RD), wanted_RV)
             for called, head in zip(self.names, self.graft, strict=True)
         }
 
@@ -120,7 +120,7 @@ def copy_rows(source: TreeHead, target: TreeHead) -> None:
     target.biases.weight.copy_(source.biases.weight)
 
 
-def measure(model: Model, text: Texts, group: list[Head], steps: int, counts_V: np.ndarray, results: Results) -> None:
+def measure(model: Model, text: Texts, group: list[Head], counts_V: np.ndarray, results: Results) -> None:
     """Build, start in two ways, train and measure the heads of a group."""
     made = trees(model, counts_V)
     hidden_RD, _ = states(model, text.train.batch(10_000, STATES // (text.train.length - 1) + 1))
@@ -148,7 +148,7 @@ def measure(model: Model, text: Texts, group: list[Head], steps: int, counts_V: 
         heads[name(one)] = head
     clock = Clock()
     folder = Path(tempfile.mkdtemp(prefix="regraft-head-"))
-    plan = Plan(steps=steps * group[0].longer, batch=2, rate=1e-3, warmup=20, clip=1e9, save_every=10**9)
+    plan = Plan(steps=group[0].steps, batch=2, rate=1e-3, warmup=20, clip=1e9, save_every=10**9)
     train(Together(model, heads), text.train, plan, folder)
     trained = clock()
     shutil.rmtree(folder)
@@ -180,7 +180,6 @@ def main() -> None:
     """Train every head that is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpora", type=Path, required=True, help="folder with books and books-heldout")
-    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regraft-benchmark-texts")
     parser.add_argument("--group", action="append", choices=list(GROUPS), help="may be repeated; by default all")
@@ -193,7 +192,7 @@ def main() -> None:
     for group in options.group or GROUPS:
         missing = [head for head in GROUPS[group] if name(head) not in results]
         if missing:
-            measure(model, text, missing, options.steps, counts_V, results)
+            measure(model, text, missing, counts_V, results)
 
 
 if __name__ == "__main__":

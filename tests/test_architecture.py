@@ -9,6 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "regraft"
 ORDER = [
+    "registering",
     "model",
     "engine",
     "specimens",
@@ -26,6 +27,7 @@ ORDER = [
     "options",
     "graft_cli",
     "cli",
+    "__main__",
 ]
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p.name != "__init__.py")
 FAMILIES = """llama qwen gpt2 gpt_neox gemma mistral mixtral bloom mamba olmo phi3 bert bart cohere smollm gpt_oss

@@ -98,6 +98,27 @@ def test_an_export_with_its_code_opens_without_regraft(tmp_path):
     assert torch.equal(again.generate(torch.tensor([[5, 9, 300, 1000, 2, 77]]), max_new_tokens=5, do_sample=False), written)
 
 
+NAMED = """
+import sys
+{imports}
+assert "torch" not in sys.modules or "transformers" in sys.modules
+from transformers import AutoModelForCausalLM
+print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__module__)
+"""
+
+
+@pytest.mark.parametrize("imports", ["import regraft", "import transformers; transformers.AutoModel; import regraft"])
+def test_import_regraft_makes_the_type_known(imports, tmp_path):
+    """Whichever is imported first."""
+    model = load("specimen:gpt2", pack=False)
+    grafts = both(model)[:1]
+    export(model, grafts, certified(model, grafts), tmp_path / "out")
+    code = NAMED.format(imports=imports)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "regraft.graft.grafted"
+
+
 def test_generation_of_an_export_reads_only_what_it_needs(tmp_path):
     model = load("specimen:gpt2", pack=False)
     grafts = both(model)[1:]
@@ -114,12 +135,10 @@ def test_generation_of_an_export_reads_only_what_it_needs(tmp_path):
     assert view.mode == "full"
 
 
-def test_a_file_that_lacks_a_tensor_is_not_kept(tmp_path, monkeypatch):
+def test_a_folder_with_other_outputs_is_not_kept(tmp_path, monkeypatch):
     model = load("specimen:gpt2", pack=False)
     grafts = both(model)
     data = certified(model, grafts)
-    monkeypatch.setattr("regraft.graft.export._plain", lambda tensor: tensor.detach().clone().contiguous() * 1)
-    export(model, grafts, data, tmp_path / "good")
     monkeypatch.setattr("regraft.graft.export.outputs", lambda model, swaps: torch.zeros(1, 3, model.vocabulary))
     with pytest.raises(ValueError, match="outputs differ from the grafts'"):
         export(model, grafts, data, tmp_path / "bad")

@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from regraft.registering import register
+
 if TYPE_CHECKING:
     from regraft.engine.metric import kl_to_clean as kl_to_clean
     from regraft.engine.metric import log_probability as log_probability
@@ -26,6 +28,15 @@ if TYPE_CHECKING:
     from regraft.engine.variant import Scale as Scale
     from regraft.engine.variant import Variant as Variant
     from regraft.engine.variant import Zero as Zero
+    from regraft.graft.byte_embedding import ByteConfig as ByteConfig
+    from regraft.graft.byte_embedding import ByteEmbedding as ByteEmbedding
+    from regraft.graft.certificate import certify as certify
+    from regraft.graft.export import export as export
+    from regraft.graft.folder import attach as attach
+    from regraft.graft.folder import make_embedding as make_embedding
+    from regraft.graft.folder import swaps_of as swaps_of
+    from regraft.graft.tree_head import TreeHead as TreeHead
+    from regraft.graft.tree_head import tree_head as tree_head
     from regraft.model.load import load as load
     from regraft.model.opened import Model as Model
     from regraft.model.recording import Recording as Recording
@@ -35,6 +46,11 @@ _HOMES = {
     "Model": "regraft.model.opened",
     "Recording": "regraft.model.recording",
     "sweep": "regraft.engine.sweep",
+    **dict.fromkeys(("ByteConfig", "ByteEmbedding"), "regraft.graft.byte_embedding"),
+    **dict.fromkeys(("TreeHead", "tree_head"), "regraft.graft.tree_head"),
+    **dict.fromkeys(("attach", "make_embedding", "swaps_of"), "regraft.graft.folder"),
+    "certify": "regraft.graft.certificate",
+    "export": "regraft.graft.export",
     **dict.fromkeys(("Variant", "Route", "Edit", "Replace", "Zero", "Add", "Scale", "Noise"), "regraft.engine.variant"),
     **dict.fromkeys(
         (
@@ -51,6 +67,9 @@ _HOMES = {
         "regraft.engine.metric",
     ),
 }
+
+
+register()
 
 
 def __getattr__(name: str) -> Any:

@@ -89,7 +89,7 @@ def fit_embedding(
         )  # fmt: skip
         losses = Weights(hidden=hidden, kl=kl)
         warming = (warm, felt)
-        typer.echo(with_bar(lambda: fit_embedding(opened, text or [], out, config, plan, losses, length, warming, seed)))
+        _say(with_bar(lambda: fit_embedding(opened, text or [], out, config, plan, losses, length, warming, seed)))
 
 
 @head.command("build")
@@ -154,7 +154,13 @@ def fit_head(
             steps=steps, batch=batch, rate=rate, accumulate=accumulate, precision=precision, matrices=matrices,
             patience=patience, shard=shard,
         )  # fmt: skip
-        typer.echo(with_bar(lambda: fit_head(opened, text or [], out, plan, loss, length, seed)))
+        _say(with_bar(lambda: fit_head(opened, text or [], out, plan, loss, length, seed)))
+
+
+def _say(text: str) -> None:
+    """Print a command's sentence; of several processes only the first has one."""
+    if text:
+        typer.echo(text)
 
 
 def _measured(

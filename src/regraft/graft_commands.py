@@ -22,6 +22,7 @@ from regraft.graft.embedding_task import EmbeddingTask, Weights, embedded_rows, 
 from regraft.graft.export import export
 from regraft.graft.folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
 from regraft.graft.kinds import EMBEDDING, HEAD, kind_of
+from regraft.graft.many import processes
 from regraft.graft.sensitivity import sensitivity
 from regraft.graft.windows import Windows, cut, windows
 from regraft.model.opened import Model
@@ -33,8 +34,9 @@ HELD_CHARACTERS = 200_000
 
 
 def training_text(model: Model, texts: list[str], length: int, folder: Path, seed: int) -> Windows:
-    """Windows over files and folders, encoded into `folder`, or over an almanac where none is named."""
-    return windows(model, texts, length, folder, seed) if texts else almanac_windows(model, length, 0, 2_000_000)
+    """Windows over files and folders, encoded into `folder` by the first process, or over an almanac where none is named."""
+    with processes().main_process_first():
+        return windows(model, texts, length, folder, seed) if texts else almanac_windows(model, length, 0, 2_000_000)
 
 
 def fit_embedding(
@@ -48,10 +50,14 @@ def fit_embedding(
     warming: tuple[int, bool],
     seed: int,
 ) -> str:
-    """Train a byte embedding and write it to `out/graft`; the run's checkpoints and log stand in `out/run`."""
+    """Train a byte embedding and write it to `out/graft`; the run's checkpoints and log stand in `out/run`.
+
+    Of several processes the first writes and has something to say.
+    """
     check_empty(out / "graft", "--out")
     torch.manual_seed(seed)
     graft = make_embedding(model, config)
+    weights_sha256 = model.weights_sha256
     table = token_bytes(model.tokenizer, model.table_rows)
     text = training_text(model, texts, length, out / "run", seed)
     started = newest(out / "run") is not None
@@ -61,7 +67,9 @@ def fit_embedding(
         felt = sensitivity(model, text) if by_feeling and model.parts.head is not None else None
         errors = warm_up(graft, embedded_rows(model), steps, felt, seed=seed, matrices=plan.matrices)
     log = train(EmbeddingTask(model, graft, weights=weights), text, plan, out / "run")
-    save_graft(graft, model, out / "graft")
+    if not processes().is_main_process:
+        return ""
+    save_graft(graft, model, out / "graft", weights_sha256)
     share = parameters([graft]) / model.parts.embedding.weight.numel()
     warmed = f"the warm-up left {errors[-1]:.3f} of the table's mean square, " if errors else ""
     last = np.mean([line["loss"] for line in log[-20:]])

@@ -13,6 +13,7 @@ from regraft.graft.distill import Plan, train
 from regraft.graft.folder import attach, read_about, save_graft, write_graft
 from regraft.graft.head_task import HeadTask, check_head, states
 from regraft.graft.kinds import HEAD
+from regraft.graft.many import processes
 from regraft.graft.tree_head import TreeHead, tree_head
 from regraft.graft.tree_start import from_means, from_states
 from regraft.graft.trees import Tree, by_id, by_merges, huffman, two_means, widened
@@ -101,7 +102,10 @@ def loss_of(model: Model, head: TreeHead, text: Windows) -> tuple[float, float]:
 
 
 def fit_head(model: Model, texts: list[str], out: Path, plan: Plan, loss: str, length: int, seed: int) -> str:
-    """Train the head in `out/graft` and write it there again; checkpoints and log stand in `out/run`."""
+    """Train the head in `out/graft` and write it there again; checkpoints and log stand in `out/run`.
+
+    Of several processes the first writes and has something to say.
+    """
     torch.manual_seed(seed)
     text = training_text(model, texts, length, out / "run", seed)
     said = read_about(out / "graft")
@@ -111,7 +115,9 @@ def fit_head(model: Model, texts: list[str], out: Path, plan: Plan, loss: str, l
     task = HeadTask(model, head, path=float(loss == "path"), kl=float(loss == "divergence"))
     log = train(task, text, plan, out / "run")
     ours, theirs = loss_of(model, head, text)
-    write_graft(head, model, out / "graft", tree=said.get("tree", ""))
+    if not processes().is_main_process:
+        return ""
+    write_graft(head, model, out / "graft", said["weights_sha256"], tree=said.get("tree", ""))
     return (
         f"after {len(log)} steps the loss on {min(MEASURED, len(text))} sequences of the text is {ours:.3f} nats per token, the "
         f"original head's {theirs:.3f}. Next: `regraft graft head eval --graft {out / 'graft'}`"

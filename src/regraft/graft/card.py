@@ -17,7 +17,7 @@ def card(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, baked: 
     kinds = " and ".join(kind_of(graft) for graft in grafts)
     ours = sum(p.numel() for graft in grafts for p in graft.parameters())
     before = int(certificate.part_parameters.sel(state="before"))
-    opening = baked or "Open it behind `import regraft.graft.grafted`, which makes its type known to transformers."
+    opening = baked or "Open it behind `import regraft`, which makes its type known to transformers."
     return "\n".join(
         [
             "---",

@@ -57,10 +57,7 @@ def export(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, targe
         (fresh / "README.md").write_text(card(model, grafts, certificate), encoding="utf-8")
         _check(fresh, model, tensors, wanted)
     how = "with trust_remote_code=True, or " if remote_code else ""
-    return (
-        f"{target} opens with transformers {how}behind `import regraft.graft.grafted`; read again, its outputs equal the grafts' "
-        "to the bit"
-    )
+    return f"{target} opens with transformers {how}behind `import regraft`; read again, its outputs equal the grafts' to the bit"
 
 
 def grafted_config(model: Model, grafts: Sequence[Graft], swaps: Swaps) -> GraftedConfig:

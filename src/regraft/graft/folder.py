@@ -56,18 +56,20 @@ def swaps_of(model: Model, grafts: Sequence[Graft]) -> Swaps:
     return found
 
 
-def save_graft(graft: Graft, model: Model, folder: Path, **said: Any) -> None:
+def save_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **said: Any) -> None:
     """Write a graft into a new folder; `said` is added to what is written about it.
+
+    `weights` is the hash of the model's weights, where it was told before they were spread over processes.
 
     Raises:
         RunFolderError: the folder is not empty.
     """
     check_empty(folder, "--out")
     with whole_folder(folder) as new:
-        write_graft(graft, model, new, **said)
+        write_graft(graft, model, new, weights, **said)
 
 
-def write_graft(graft: Graft, model: Model, folder: Path, **said: Any) -> None:
+def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **said: Any) -> None:
     """Write a graft's files into a folder that is there; a certificate of what stood there before is gone."""
     (folder / CERTIFICATE).unlink(missing_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in graft.state_dict().items()}
@@ -78,7 +80,7 @@ def write_graft(graft: Graft, model: Model, folder: Path, **said: Any) -> None:
         **sizes(graft),
         **said,
         "model": model.name,
-        "weights_sha256": model.weights_sha256,
+        "weights_sha256": weights or model.weights_sha256,
         "parameters": sum(p.numel() for p in graft.parameters()),
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")

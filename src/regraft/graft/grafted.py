@@ -1,6 +1,7 @@
 """A model with grafts in it as a Hugging Face model of its own type: a config, and a wrapper around the plain architecture.
 
-Importing this module makes the type known to `AutoConfig` and `AutoModelForCausalLM` (and the sequence-to-sequence one).
+Importing this module makes the type known to `AutoConfig` and `AutoModelForCausalLM` (and the sequence-to-sequence one);
+`import regraft` sees to it (`registering.py`).
 An export may also carry this file and those that it imports, for use with remote code and without regraft.
 """
 

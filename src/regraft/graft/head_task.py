@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from regraft.graft.embedding_task import divergence
 from regraft.graft.placing import forward_inputs, logits_of, placed, trunk_blocks, written
 from regraft.graft.tree_head import TreeHead
 from regraft.model.opened import Model
@@ -44,9 +43,14 @@ class HeadTask:
         if self.kl:
             assert self.model.parts.head is not None
             with torch.no_grad():
-                wanted_RV = self.model.parts.head(hidden_RD)
-            parts["kl"] = self.kl * divergence(self.head.log_probabilities(hidden_RD), wanted_RV)
+                wanted_RV = self.model.parts.head(hidden_RD).float().log_softmax(-1)
+            parts["kl"] = self.kl * distance(self.head.log_probabilities(hidden_RD).float(), wanted_RV)
         return parts
+
+
+def distance(found_RV: Tensor, wanted_RV: Tensor) -> Tensor:
+    """Divergence of found log-probabilities from wanted ones, nats per row."""
+    return nn.functional.kl_div(found_RV, wanted_RV, log_target=True, reduction="batchmean")
 
 
 @torch.no_grad()

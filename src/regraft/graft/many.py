@@ -11,14 +11,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, broadcast, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 if TYPE_CHECKING:
     from regraft.graft.distill import Task
+
+
+def processes() -> PartialState:
+    """Which of how many processes this is, as the launcher says."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def same_everywhere(graft: nn.Module, accelerator: Accelerator) -> None:

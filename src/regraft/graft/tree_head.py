@@ -123,30 +123,30 @@ class TreeHead(nn.Module):
         return torch.where(real_XK, rows_XK, self.padding)
 
     @staticmethod
-    def _children(scores_XK: Tensor, real_XK: Tensor) -> Tensor:
-        """Log-probabilities of the children from the scores of all but the first; children that are not there have none."""
-        if scores_XK.shape[-1] == 1:
-            scores_XK = torch.where(real_XK, scores_XK, -torch.inf)
-            return nn.functional.logsigmoid(torch.cat([-scores_XK, scores_XK], dim=-1))
-        scores_XK = scores_XK.masked_fill(~real_XK, -torch.inf)
-        return nn.functional.pad(scores_XK, (1, 0)).log_softmax(-1)
+    def _children(scores: Tensor, real: Tensor, dim: int = -1) -> Tensor:
+        """Log-probabilities of the children along `dim`, from the scores of all but the first; who is not there has none."""
+        if scores.shape[dim] == 1:
+            second = nn.functional.logsigmoid(scores)
+            return torch.cat([torch.where(real, second - scores, 0.0), torch.where(real, second, -torch.inf)], dim)
+        scores = torch.where(real, scores, -torch.inf)
+        first = scores.narrow(dim, 0, 1).new_zeros(()).expand_as(scores.narrow(dim, 0, 1))
+        return torch.cat([first, scores], dim).log_softmax(dim)
 
     def log_probabilities(self, hidden_RD: Tensor) -> Tensor:
-        """The whole distribution (R, V), level by level."""
-        hidden_RD = self.adapter(hidden_RD)
-        scores_RS = hidden_RD @ self.rows.weight.T + self.biases.weight[:, 0]
-        reached_RM = scores_RS.new_zeros(len(hidden_RD), 1)
+        """The whole distribution (R, V), level by level; rows lie in the last dimension until the end, where gathers are fast."""
+        scores_SR = self.rows.weight @ self.adapter(hidden_RD).T + self.biases.weight
+        reached_MR = scores_SR.new_zeros(1, len(hidden_RD))
         ids: list[Tensor] = []
         values: list[Tensor] = []
         for level in self.levels:
             rows_MK, below_X = self.node_rows(level), self.children_NB[level].flatten()
-            steps_RMB = self._children(scores_RS[:, rows_MK], (rows_MK != self.padding).expand(len(hidden_RD), -1, -1))
-            value_RX = (reached_RM[..., None] + steps_RMB).flatten(1)
+            steps_MBR = self._children(scores_SR[rows_MK], (rows_MK != self.padding)[..., None], dim=1)
+            value_XR = (reached_MR[:, None] + steps_MBR).flatten(0, 1)
             inner, leaf = below_X >= 0, (below_X < 0) & (below_X != ABSENT)
-            reached_RM = value_RX[:, inner]
+            reached_MR = value_XR[inner]
             ids.append(-1 - below_X[leaf])
-            values.append(value_RX[:, leaf])
-        return torch.cat(values, dim=1)[:, torch.cat(ids).argsort()]
+            values.append(value_XR[leaf])
+        return torch.cat(values)[torch.cat(ids).argsort()].T.contiguous()
 
     @torch.no_grad()
     def sample(self, hidden_RD: Tensor, generator: torch.Generator | None = None) -> Tensor:
