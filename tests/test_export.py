@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from regraft.data.token_bytes import token_bytes
 from regraft.graft.byte_embedding import ByteConfig
@@ -18,6 +19,7 @@ from regraft.graft.certificate import certify
 from regraft.graft.export import export
 from regraft.graft.folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
 from regraft.graft.grafted import GraftedModel
+from regraft.graft.head_task import HeadTask
 from regraft.graft.placing import all_placed
 from regraft.graft.tree_head import tree_head
 from regraft.graft.trees import by_id, widened
@@ -168,3 +170,64 @@ def test_a_certificate_is_of_these_very_tensors(tmp_path):
         attach(folders[1], model)
     with pytest.raises(ValueError, match="two grafts of the kind byte embedding"):
         swaps_of(model, [embedding, embedding])
+
+
+def test_a_tampered_or_damaged_graft_is_refused(tmp_path):
+    model = load("specimen:gpt2", pack=False)
+    head = both(model)[1]
+    save_graft(head, model, tmp_path / "head")
+    file = tmp_path / "head" / "graft.safetensors"
+    whole, tensors = file.read_bytes(), load_file(file)
+    for name, place in (("children_NB", (-1, 1)), ("turns_VL", (5, 0)), ("first_N", (3,))):
+        changed = {key: tensor.clone() for key, tensor in tensors.items()}
+        changed[name][place] = changed[name][place] - 1
+        save_file(changed, file)
+        with pytest.raises(CheckpointError, match=r"leaves once|does not belong to its children"):
+            attach(tmp_path / "head", model)
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="do not fit its configuration"):
+        attach(tmp_path / "head", model)
+    file.write_bytes(whole)
+    assert torch.equal(attach(tmp_path / "head", model).rows.weight, head.rows.weight)
+
+
+def test_grafts_in_a_half_precision_model_stay_in_float32(tmp_path):
+    model = load("specimen:gpt2", dtype="bfloat16", pack=False)
+    grafts = both(model)
+    ids = torch.randint(5, 90, (2, 12), generator=torch.Generator().manual_seed(0))
+    assert bool(torch.isfinite(HeadTask(model, grafts[1]).losses(ids)["path"]))
+    export(model, grafts, certified(model, grafts), tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert again.base.lm_head.head.rows.weight.dtype == torch.float32
+    assert again.base.transformer.h[0].mlp.c_fc.weight.dtype == torch.bfloat16
+    assert torch.equal(again.base.lm_head.head.rows.weight, grafts[1].rows.weight)
+
+
+def test_generation_follows_the_settings_that_were_exported(tmp_path):
+    """Settings stand in a file of their own; what is left open falls back on them, and on transformers' own defaults."""
+    model = load("specimen:gpt2", pack=False)
+    grafts = both(model)[1:]
+    model.hf.generation_config.repetition_penalty = 1.8
+    model.hf.generation_config.eos_token_id = [3, 77]
+    export(model, grafts, certified(model, grafts), tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    assert again.generation_config.eos_token_id == [3, 77]
+    assert again.base.generation_config.repetition_penalty == 1.8
+    assert again.base.config._attn_implementation == "eager"
+    view, ids = again.base.lm_head, torch.tensor([[5, 9, 300]])
+    short = transformers.GenerationConfig(max_new_tokens=9, do_sample=False)
+    again.generate(ids, short)
+    assert view.visited == 0, "a penalty reads every token"
+    again.generation_config.repetition_penalty = 1.0
+    again.generate(ids, short)
+    assert view.visited > 0
+    torch.manual_seed(0)
+    ids = torch.tensor([[5, 9, 300]] * 64)
+    drawn = again.generate(ids, do_sample=True, max_new_tokens=1)[:, -1]
+    with torch.no_grad():
+        best = again(ids[:1]).logits[0, -1].topk(50).indices.tolist()
+    assert set(drawn.tolist()) <= set(best), "transformers samples among the 50 best where nothing is said"
+    before = view.visited
+    only = again.generate(ids[:1], max_new_tokens=2, do_sample=False, prefix_allowed_tokens_fn=lambda batch, row: [11])
+    assert only[0, -2:].tolist() == [11, 11]
+    assert view.visited == before

@@ -59,7 +59,7 @@ def test_build_fit_eval_export(work):
     assert isinstance(transformers.AutoModelForCausalLM.from_pretrained(work / "out"), GraftedModel)
     fitted = run(*fit[:-4], *SIZES, "--loss", "divergence", "--rate", "5e-4")
     assert fitted.exit_code == 2
-    assert "holds a run with another plan" in fitted.output
+    assert "holds a run with another" in " ".join(fitted.output.split())
 
 
 def test_both_grafts_at_once(work):

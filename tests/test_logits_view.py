@@ -63,6 +63,8 @@ def test_only_what_is_needed_is_asked_for():
     assert asked(do_sample=False, num_beams=4, eos_token_id=[2, 3, 4]) == ("top", 16)
     assert asked(do_sample=True, top_k=50) == ("top", 50)
     assert asked(do_sample=True, top_k=0) == ("draw", 1)
+    assert asked(do_sample=True) == ("full", 0), "what is open may be any number"
+    assert asked() == ("full", 0)
     assert asked(do_sample=True, top_k=0, temperature=0.5) == ("full", 0)
     assert asked(do_sample=True, num_beams=2) == ("full", 0)
     assert asked(do_sample=False, no_repeat_ngram_size=2) == ("full", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from regraft.graft.distill import Plan, train
 from regraft.graft.embedding_task import EmbeddingTask, Weights, embedded_rows, warm_up
 from regraft.graft.export import export
 from regraft.graft.folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
-from regraft.graft.kinds import EMBEDDING, HEAD, kind_of
+from regraft.graft.kinds import EMBEDDING, HEAD, kind_of, sizes
 from regraft.graft.many import processes
 from regraft.graft.sensitivity import sensitivity
 from regraft.graft.windows import Windows, cut, windows
@@ -35,6 +36,8 @@ HELD_CHARACTERS = 200_000
 
 def training_text(model: Model, texts: list[str], length: int, folder: Path, seed: int) -> Windows:
     """Windows over files and folders, encoded into `folder` by the first process, or over an almanac where none is named."""
+    if model.tokenizer is None:
+        raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
     with processes().main_process_first():
         return windows(model, texts, length, folder, seed) if texts else almanac_windows(model, length, 0, 2_000_000)
 
@@ -66,7 +69,8 @@ def fit_embedding(
         steps, by_feeling = warming
         felt = sensitivity(model, text) if by_feeling and model.parts.head is not None else None
         errors = warm_up(graft, embedded_rows(model), steps, felt, seed=seed, matrices=plan.matrices)
-    log = train(EmbeddingTask(model, graft, weights=weights), text, plan, out / "run")
+    origin = {"model": weights_sha256, "graft": sizes(graft), "weights": asdict(weights), "warm-up": list(warming), "seed": seed}
+    log = train(EmbeddingTask(model, graft, weights=weights), text, plan, out / "run", origin=origin)
     if not processes().is_main_process:
         return ""
     save_graft(graft, model, out / "graft", weights_sha256)
@@ -88,6 +92,9 @@ def evaluate(model: Model, folders: list[Path], texts: list[str], length: int, m
     The certificate is written beside the first, as JSON and as a page.
     """
     grafts = [attach(folder, model) for folder in folders]
+    names = [_named(text)[0] for text in texts]
+    if len(set(names)) < len(names):
+        raise ValueError("two texts have one domain's name: give each a name of its own")
     domains = {name: windows(model, [path], length, folders[0] / "text") for name, path in map(_named, texts)}
     domains = domains or {"almanac": almanac_windows(model, length, 99, HELD_CHARACTERS)}
     table = token_bytes(model.tokenizer, model.table_rows)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from regraft.graft.distill import Plan, train
-from regraft.graft.folder import attach, read_about, save_graft, write_graft
+from regraft.graft.folder import attach, grafts_hash, read_about, save_graft, write_graft
 from regraft.graft.head_task import HeadTask, check_head, states
 from regraft.graft.kinds import HEAD
 from regraft.graft.many import processes
@@ -41,13 +41,14 @@ class Build:
 def build_head(model: Model, texts: list[str], out: Path, how: Build, length: int, seed: int) -> str:
     """Build a tree head, give it starting weights, and write it to `out/graft`."""
     check_empty(out / "graft", "--out")
+    check_empty(out / "run", "--out")
     check_head(model)
     assert model.parts.head is not None
     levels = int(math.log2(how.branching)) if how.branching > 0 else 0
     if 2**levels != how.branching or levels < 1:
         raise ValueError(f"a node cannot have {how.branching} children: choose 2, 4, 8 or a higher power of two")
     torch.manual_seed(seed)
-    text = training_text(model, texts, length, out / "run", seed)
+    text = training_text(model, texts, length, out / "text", seed)
     rows_VD = matrix_OI(model.parts.head).detach().float()
     tree = widened(plain_tree(model, how.tree, rows_VD, text, seed), levels)
     graft = tree_head(tree, rows_VD.shape[1], round(how.adapter * rows_VD.shape[1]))
@@ -107,13 +108,14 @@ def fit_head(model: Model, texts: list[str], out: Path, plan: Plan, loss: str, l
     Of several processes the first writes and has something to say.
     """
     torch.manual_seed(seed)
-    text = training_text(model, texts, length, out / "run", seed)
+    text = training_text(model, texts, length, out / "text", seed)
     said = read_about(out / "graft")
     head = attach(out / "graft", model, HEAD)
     assert isinstance(head, TreeHead)
     head.rows.sparse = head.biases.sparse = loss == "path"
     task = HeadTask(model, head, path=float(loss == "path"), kl=float(loss == "divergence"))
-    log = train(task, text, plan, out / "run")
+    origin = {"model": said["weights_sha256"], "start": grafts_hash([out / "graft"]), "loss": loss}
+    log = train(task, text, plan, out / "run", origin=origin)
     ours, theirs = loss_of(model, head, text)
     if not processes().is_main_process:
         return ""

@@ -65,14 +65,15 @@ def certify(
     for row, (name, windows) in enumerate(domains.items()):
         total = min(most, len(windows))
         for start in range(0, total, BATCH):
-            ids_BT = windows.batch(start // BATCH, min(BATCH, total - start)).to(model.device)
+            ids_BT = windows.rows(range(start, min(start + BATCH, total))).to(model.device)
             before, after, taught, learnt = _both(model, swaps, ids_BT, depths)
             written_BT = written(model, ids_BT)
             sums[row] += _measured(before, after, written_BT)
             counts[row] += (written_BT[:, 1:].numel(), float(lengths_V[written_BT[:, 1:].cpu()].sum()))
             for place, depth in enumerate(depths):
-                errors[row, place] += float(((learnt[depth] - taught[depth]) ** 2).sum())
-                sizes[row, place] += float((taught[depth] ** 2).sum())
+                wanted = taught[depth].float()
+                errors[row, place] += float(((learnt[depth].float() - wanted) ** 2).sum())
+                sizes[row, place] += float((wanted**2).sum())
             worst += _worst(model, name, before, after, written_BT)
             advance(f"measuring {name}", start + BATCH, total)
     worst = sorted(worst, key=lambda one: -one[0])[:WORST]
@@ -83,6 +84,7 @@ def certify(
         {
             **{name: ("domain", values[:, i], {"units": UNITS[name]}) for i, name in enumerate(PARTS)},
             "tokens": ("domain", counts[:, 0], {"units": "tokens predicted"}),
+            "windows": ("domain", [min(most, len(w)) for w in domains.values()], {"units": "sequences read"}),
             "nmse": (("domain", "depth"), errors / sizes, {"units": "squared error of the stream over its mean square"}),
             "excess": ("worst", [one[0] for one in worst], {"units": "nats more than the model as it was"}),
             "token": ("worst", [one[2] for one in worst], {"units": "token that was to come"}),
@@ -94,7 +96,6 @@ def certify(
         attrs={
             **provenance(model),
             "experiment": "certificate",
-            "windows": most,
             "window": next(iter(domains.values())).length,
             "seconds": time.perf_counter() - began,
         },

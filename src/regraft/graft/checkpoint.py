@@ -6,16 +6,22 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from regraft.model.files import CheckpointError
 
 STATE, NUMBERS = "state.safetensors", "state.json"
 PREFIX = "step-"
 
 
-def write_checkpoint(folder: Path, step: int, graft: nn.Module, found: Sequence[torch.optim.Optimizer]) -> Path:
+def write_checkpoint(
+    folder: Path, step: int, graft: nn.Module, found: Sequence[torch.optim.Optimizer], scaler: Any = None
+) -> Path:
     """Write the state behind `step` steps; older checkpoints go once the new one stands."""
     target, fresh = folder / f"{PREFIX}{step:07d}", folder / f".{PREFIX}{step:07d}"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -31,7 +37,9 @@ def write_checkpoint(folder: Path, step: int, graft: nn.Module, found: Sequence[
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, fresh / STATE)
-    (fresh / NUMBERS).write_text(json.dumps({"step": step, "optimiser": numbers}), encoding="utf-8")
+    (fresh / NUMBERS).write_text(
+        json.dumps({"step": step, "optimiser": numbers, "scaler": scaler.state_dict() if scaler else None}), encoding="utf-8"
+    )
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
     for old in checkpoints(folder):
@@ -50,10 +58,17 @@ def newest(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
-def restore(checkpoint: Path | None, graft: nn.Module, found: Sequence[torch.optim.Optimizer]) -> int:
-    """Put a checkpoint's state back; returns the number of steps behind it."""
+def restore(checkpoint: Path | None, graft: nn.Module, found: Sequence[torch.optim.Optimizer], scaler: Any = None) -> int:
+    """Put a checkpoint's state back; returns the number of steps behind it.
+
+    Raises:
+        CheckpointError: its file is damaged.
+    """
     assert checkpoint is not None
-    tensors = load_file(checkpoint / STATE)
+    try:
+        tensors = load_file(checkpoint / STATE)
+    except SafetensorError as error:
+        raise CheckpointError(f"{checkpoint} is damaged ({error}): remove it to start the run anew") from error
     said = json.loads((checkpoint / NUMBERS).read_text(encoding="utf-8"))
     graft.load_state_dict({name.removeprefix("graft."): t for name, t in tensors.items() if name.startswith("graft.")})
     values: dict[str, Tensor | float] = {
@@ -67,6 +82,8 @@ def restore(checkpoint: Path | None, graft: nn.Module, found: Sequence[torch.opt
             if int(which) == number:
                 state.setdefault(int(place), {})[name] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    if scaler is not None and said["scaler"]:
+        scaler.load_state_dict(said["scaler"])
     torch.set_rng_state(tensors["random"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])

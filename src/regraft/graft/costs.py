@@ -30,10 +30,14 @@ def measured_costs(model: Model, swaps: Swaps, windows: Windows) -> dict[str, An
         f"{kind}_{state}": _work(model, parts[state], ids_BT, kind == "step") for kind in ("forward", "step") for state in STATES
     }
     seconds: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
     for _ in range(ROUNDS):
         for name, work in works.items():
+            _finish(model.device)
             began = time.perf_counter()
             work()
+            _finish(model.device)
             seconds[name].append(time.perf_counter() - began)
     peaks = {name: peak_bytes(work, model.device) for name, work in works.items()}
     what = f"{ids_BT.numel()} tokens"
@@ -44,6 +48,12 @@ def measured_costs(model: Model, swaps: Swaps, windows: Windows) -> dict[str, An
         taken = [peaks[f"{kind}_{state}"] for state in STATES]
         found[f"{kind}_peak"] = ("state", taken, {"units": f"bytes beyond the weights, {said} of {what}, at the highest"})
     return found
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for an accelerator to do what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _work(model: Model, swaps: Swaps, ids_BT: Tensor, step: bool) -> Callable[[], None]:
@@ -64,18 +74,26 @@ def _work(model: Model, swaps: Swaps, ids_BT: Tensor, step: bool) -> Callable[[]
 
 
 def next_token_loss(model: Model, swaps: Swaps, ids_BT: Tensor) -> Tensor:
-    """Mean loss in nats of the next tokens; a tree head computes it from their paths alone."""
+    """Mean loss in nats of the next tokens; a tree head computes it from their paths alone.
+
+    Where the head is all that is exchanged, the trunk below it takes no gradients: not for the old head either, be it tied.
+    """
     next_R = written(model, ids_BT)[:, 1:].flatten()
-    view = next((new for _, new in swaps if isinstance(new, LogitsView)), None)
-    if view is not None:
-        swaps = [(old, nn.Identity() if new is view else new) for old, new in swaps]
-    with all_placed(model.hf, swaps):
-        found_BTX = logits_of(model, forward_inputs(model, ids_BT))
-    assert found_BTX is not None
-    found_RX = found_BTX[:, :-1].flatten(0, 1)
-    if view is not None:
-        return -view.head.log_probability(found_RX, next_R).mean()
-    return nn.functional.cross_entropy(found_RX.float(), next_R)
+    own = model.parts.head
+    head = next((new for old, new in swaps if old is own), None)
+    if head is None or own is None:
+        with all_placed(model.hf, swaps):
+            found_BTV = logits_of(model, forward_inputs(model, ids_BT))
+        assert found_BTV is not None
+        return nn.functional.cross_entropy(found_BTV[:, :-1].flatten(0, 1).float(), next_R)
+    others = [(old, new) for old, new in swaps if old is not own]
+    with all_placed(model.hf, [*others, (own, nn.Identity())]), torch.set_grad_enabled(bool(others)):
+        hidden_BTD = logits_of(model, forward_inputs(model, ids_BT))
+    assert hidden_BTD is not None
+    hidden_RD = hidden_BTD[:, :-1].flatten(0, 1)
+    if isinstance(head, LogitsView):
+        return -head.head.log_probability(hidden_RD.to(head.weight.dtype), next_R).mean()
+    return nn.functional.cross_entropy(head(hidden_RD).float(), next_R)
 
 
 @contextmanager
@@ -100,8 +118,9 @@ def _weights(model: Model, swaps: Swaps) -> dict[str, Any]:
     part = [sum(weigh(old)[0] for old, _ in swaps), sum(weigh(new)[0] for _, new in swaps)]
     with all_placed(model.hf, swaps):
         after = weigh(model.hf)
+    tables = sum(buffer.nbytes for _, new in swaps for buffer in new.buffers())
     return {
         "part_parameters": ("state", part, {"units": "parameters of the part"}),
         "parameters": ("state", [whole[0], after[0]], {"units": "parameters of the model"}),
-        "bytes": ("state", [whole[1], after[1]], {"units": "bytes in memory of the model"}),
+        "bytes": ("state", [whole[1], after[1] + tables], {"units": "bytes in memory of the model"}),
     }

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 
 from regraft.graft.checkpoint import newest, restore, write_checkpoint
-from regraft.graft.many import average, same_everywhere, trunk_spread
+from regraft.graft.many import average, mean_over, same_everywhere, trunk_spread
 from regraft.graft.optimisers import optimisers, set_rates
 from regraft.graft.windows import Windows
 from regraft.model.progress import advance
@@ -51,6 +51,15 @@ class Plan:
     shard: bool = False
     save_every: int = 200
     patience: int = 0
+
+    def __post_init__(self) -> None:
+        """Make sure that there is something to do.
+
+        Raises:
+            ValueError: no steps, no sequences in a step, or no batch in one.
+        """
+        if min(self.steps, self.batch, self.accumulate, self.save_every) < 1:
+            raise ValueError("a run needs at least one step, one sequence a step, and one batch to add up")
 
     def scale(self, step: int) -> float:
         """The rate at a step, in times the highest: a straight rise, then half a cosine to nothing."""
@@ -78,34 +87,48 @@ class NotANumberError(RuntimeError):
     """The loss is no number; step and batch were kept."""
 
 
-def train(task: Task, windows: Windows, plan: Plan, folder: Path, watch: Callable[[int], None] | None = None) -> list[dict]:
+def train(
+    task: Task,
+    windows: Windows,
+    plan: Plan,
+    folder: Path,
+    watch: Callable[[int], None] | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> list[dict]:
     """Train a graft; continue where an earlier run in `folder` was broken off. Returns a line of measurements a step.
 
-    `watch` is called behind every step. On one device a run that was broken off ends with the weights of one that was not.
+    On one device a run that was broken off ends with the weights of one that was not.
+
+    Args:
+        watch: called behind every step.
+        origin: what else must be the same for a run to be continued, for example the model's hash.
 
     Raises:
         NotANumberError: the loss is NaN or infinite.
-        ValueError: the folder holds a run with another plan.
+        ValueError: the folder holds a run with another plan, text or origin.
     """
-    accelerator = Accelerator(mixed_precision=plan.precision)
+    accelerator = Accelerator(mixed_precision=plan.precision, cpu=_device(task).type == "cpu")
+    said_before = _plan_of(plan, windows, accelerator.num_processes, origin or {})
+    _same_plan(said_before, folder)
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        _same_plan(plan, folder)
+        (folder / PLAN).write_text(said_before, encoding="utf-8")
     accelerator.wait_for_everyone()
-    with only_trainable(task.root, task.graft), trunk_spread(task, accelerator, plan.shard):
+    with trunk_spread(task, accelerator, plan.shard), only_trainable(task.root, task.graft):
         plain = optimisers(task.graft, plan.rate, plan.weight_decay, plan.matrices)
-        started = restore(newest(folder), task.graft, plain) if newest(folder) else 0
+        started = restore(newest(folder), task.graft, plain, accelerator.scaler) if newest(folder) else 0
+        history = _read_lines(folder / "log.jsonl", started)
         accelerator.wait_for_everyone()
-        run = _Run(task, windows, plan, folder, accelerator, [accelerator.prepare_optimizer(one) for one in plain])
+        run = _Run(task, windows, plan, folder, accelerator, plain)
         same_everywhere(task.graft, accelerator)
-        history = _read_lines(folder / "log.jsonl", started) if accelerator.is_main_process else []
-        with _writer(folder, started, accelerator.is_main_process) as write:
+        with _writer(folder, history, accelerator.is_main_process) as write:
             for step in range(started, plan.steps):
                 line = run.step(step)
                 history.append(line)
                 write(line)
                 if accelerator.is_main_process and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
-                    write_checkpoint(folder, step + 1, task.graft, plain)
+                    write_checkpoint(folder, step + 1, task.graft, plain, accelerator.scaler)
                 advance(said(line), step + 1, plan.steps)
                 if watch is not None:
                     watch(step)
@@ -146,46 +169,82 @@ class _Run:
         set_rates(self.optimisers, plan.scale(step))
         parts: dict[str, float] = {}
         share = accelerator.num_processes
+        batches: list[Tensor] = []
         for part in range(plan.accumulate):
             number = (step * plan.accumulate + part) * share + accelerator.process_index
-            losses, total = self._losses(self.windows.batch(number, plan.batch).to(accelerator.device), step)
+            batches.append(self.windows.batch(number, plan.batch).to(_device(self.task)))
+            losses, total = self._losses(batches[-1])
+            self._stop_unless(torch.isfinite(total.detach()), f"the loss is {float(total.detach())}", step, batches)
             accelerator.backward(total / plan.accumulate)
             for name, value in {**losses, "loss": total}.items():
                 name = name.removeprefix("_")
                 parts[name] = parts.get(name, 0.0) + float(value.detach()) / plan.accumulate
+        parts = {name: mean_over(value, accelerator) for name, value in parts.items()}
         parameters = [p for p in self.task.graft.parameters() if p.grad is not None]
         average(parameters, accelerator)
-        accelerator.clip_grad_norm_([p for p in parameters if not _gradient(p).is_sparse], plan.clip)
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        self._apply(parameters, step, batches)
         tokens = plan.batch * self.windows.length * plan.accumulate * share
         return {"step": step, **parts, "tokens_per_second": tokens / (time.perf_counter() - began)}
 
-    def _losses(self, ids_BT: Tensor, step: int) -> tuple[Mapping[str, Tensor], Tensor]:
+    def _losses(self, ids_BT: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
         with self.accelerator.autocast():
             losses = self.task.losses(ids_BT)
-        total = torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
-        if not bool(torch.isfinite(total)):
-            save_file({"ids": ids_BT.cpu()}, self.folder / f"not-a-number-{step}.safetensors")
-            raise NotANumberError(
-                f"the loss is {float(total.detach())} at step {step}: its batch is kept as not-a-number-{step}.safetensors"
-            )
-        return losses, total
+        return losses, torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
+
+    def _apply(self, parameters: Sequence[nn.Parameter], step: int, batches: list[Tensor]) -> None:
+        """Clip and apply the gradients; in half precision one scale serves all optimisers and changes once a step."""
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            for optimiser in self.optimisers:
+                scaler.unscale_(optimiser)
+        norm = clip(parameters, self.plan.clip)
+        if scaler is None:
+            self._stop_unless(torch.isfinite(norm), f"the gradient's norm is {float(norm)}", step, batches)
+        for optimiser in self.optimisers:
+            if scaler is None:
+                optimiser.step()
+            else:
+                scaler.step(optimiser)
+            optimiser.zero_grad()
+        if scaler is not None:
+            scaler.update()
+
+    def _stop_unless(self, fine: Tensor, what: str, step: int, batches: list[Tensor]) -> None:
+        """Keep the step's batches and stop every process, where one of them has no number."""
+        if mean_over(float(fine), self.accelerator) < 1:
+            name = f"not-a-number-{step}.safetensors"
+            if self.accelerator.is_main_process:
+                save_file({"ids": torch.cat(batches).cpu()}, self.folder / name)
+            raise NotANumberError(f"{what} at step {step}: its batch is kept as {name}")
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
+def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+    """Scale all gradients, sparse ones too, to a norm of at most `most`; returns the norm that they had."""
+    gradients = [p.grad.coalesce() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
+    values = [g.values() if g.is_sparse else g for g in gradients]
+    norm = torch.stack([value.float().norm() for value in values]).norm()
+    scale = (most / (norm + 1e-6)).clamp(max=1.0)
+    for value in values:
+        value.mul_(scale.to(value.dtype))
+    for parameter, gradient in zip((p for p in parameters if p.grad is not None), gradients, strict=True):
+        parameter.grad = gradient
+    return norm
+
+
+def _device(task: Task) -> torch.device:
+    return next(task.graft.parameters()).device
 
 
 @contextmanager
-def _writer(folder: Path, started: int, writes: bool) -> Iterator[Callable[[dict], None]]:
-    """A function that adds a step's line to `log.jsonl` and to TensorBoard's events; lines behind `started` are made again."""
+def _writer(folder: Path, history: Sequence[dict], writes: bool) -> Iterator[Callable[[dict], None]]:
+    """A function that adds a step's line to `log.jsonl` and to TensorBoard's events, behind the lines that there are."""
     if not writes:
         yield lambda line: None
         return
-    board = SummaryWriter(str(folder / "tensorboard"), purge_step=started)
+    part = folder / ".log.jsonl"
+    part.write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
+    part.replace(folder / "log.jsonl")
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
 
     def write(line: dict) -> None:
         with (folder / "log.jsonl").open("a", encoding="utf-8") as stream:
@@ -225,22 +284,29 @@ def only_trainable(root: nn.Module, graft: nn.Module) -> Iterator[None]:
 def _checksum(tensor: Tensor) -> int:
     """The sum of a tensor's bytes read as integers (of the share of this process, if it is spread)."""
     tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return int(tensor.detach().contiguous().view(torch.uint8).to(torch.int64).sum())
+    return int(tensor.detach().contiguous().reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
 
 
-def _same_plan(plan: Plan, folder: Path) -> None:
-    file = folder / "plan.json"
-    said = json.dumps(asdict(plan), indent=1, sort_keys=True) + "\n"
-    if file.is_file() and file.read_text(encoding="utf-8") != said:
-        raise ValueError(f"{folder} holds a run with another plan: choose another folder, or repeat its options")
-    file.write_text(said, encoding="utf-8")
+PLAN = "plan.json"
+
+
+def _plan_of(plan: Plan, windows: Windows, share: int, origin: Mapping[str, Any]) -> str:
+    """Everything that a run must have in common with the one that it continues."""
+    text = {"tokens": len(windows.ids), "sha256": windows.digest(), "length": windows.length, "seed": windows.seed}
+    return json.dumps({"plan": asdict(plan), "text": text, "processes": share, "origin": origin}, indent=1, sort_keys=True) + "\n"
+
+
+def _same_plan(said: str, folder: Path) -> None:
+    file = folder / PLAN
+    if file.is_file() and (before := file.read_text(encoding="utf-8")) != said:
+        old, new = json.loads(before), json.loads(said)
+        parted = ", ".join(name for name in new if old.get(name) != new[name])
+        raise ValueError(f"{folder} holds a run with another {parted}: repeat its options to go on with it, or remove it")
 
 
 def _read_lines(file: Path, before: int) -> list[dict]:
-    """The log's lines of the steps that a checkpoint holds; later ones are taken out of the file: they are made again."""
+    """The log's lines of the steps that a checkpoint holds; later ones are made again."""
     if not file.is_file():
         return []
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    kept = [line for line in lines if line["step"] < before]
-    file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    return kept
+    return [line for line in lines if line["step"] < before]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import xarray as xr
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,6 +18,7 @@ from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding
 from regraft.graft.codes import byte_embedding
 from regraft.graft.kinds import EMBEDDING, Graft, fresh, kind_of, sizes, standing
 from regraft.graft.placing import Swaps
+from regraft.graft.tree_head import TreeHead, check_tree
 from regraft.model.files import CheckpointError, digest
 from regraft.model.opened import Model
 from regraft.runs import check_empty, whole_folder
@@ -106,7 +108,9 @@ def attach(folder: Path, model: Model, kind: str = "") -> Graft:
     try:
         graft = fresh({name: value for name, value in about.items() if name not in ADDED})
         graft.load_state_dict(load_file(folder / WEIGHTS))
-    except (RuntimeError, TypeError, ValueError, OSError) as error:
+        if isinstance(graft, TreeHead):
+            check_tree(graft)
+    except (RuntimeError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise CheckpointError(f"the tensors of {folder} do not fit its configuration: {str(error).splitlines()[0]}") from error
     if isinstance(graft, ByteEmbedding):
         graft.answers_in = None if model.dtype == torch.float32 else model.dtype

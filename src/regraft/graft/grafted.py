@@ -8,12 +8,20 @@ An export may also carry this file and those that it imports, for use with remot
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from regraft.graft.byte_embedding import ByteEmbedding
 from regraft.graft.kinds import fresh, standing
@@ -53,7 +61,9 @@ class GraftedModel(PreTrainedModel):
     def __init__(self, config: GraftedConfig):
         super().__init__(config)
         plain = config.plain()
+        plain._attn_implementation = config._attn_implementation
         self.base = getattr(transformers, config.base["architectures"][0])(plain)
+        kept = set()
         for said in config.grafts:
             graft = fresh(said["sizes"])
             if isinstance(graft, ByteEmbedding) and self.base.dtype != torch.float32:
@@ -62,6 +72,8 @@ class GraftedModel(PreTrainedModel):
             for place in said["places"]:
                 parent, _, name = place.rpartition(".")
                 setattr(self.base.get_submodule(parent), name, new)
+                kept |= {f"base.{place}.{name}" for name, _ in new.named_parameters()}
+        self._keep_in_fp32_modules_strict = kept
         for module in self.base.modules():
             if isinstance(module, PreTrainedModel):
                 module._tied_weights_keys, module.all_tied_weights_keys = {}, {}
@@ -84,15 +96,32 @@ class GraftedModel(PreTrainedModel):
         """Yes: by the plain model's own `generate`."""
         return True
 
-    def generate(self, *args: Any, generation_config: Any = None, **kwargs: Any) -> Any:
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a folder or hub id as any model, and its settings of generation."""
+        found = super().from_pretrained(source, *args, **kwargs)
+        model = found[0] if isinstance(found, tuple) else found
+        asked = {
+            name: kwargs[name] for name in ("revision", "subfolder", "token", "cache_dir", "local_files_only") if name in kwargs
+        }
+        with suppress(OSError):
+            model.base.generation_config = GenerationConfig.from_pretrained(source, **asked)
+        model.generation_config = model.base.generation_config
+        return found
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The plain model's `generate`; of a tree head's rows only what the kind of search needs is computed, exactly."""
         view = next((module for module in self.base.modules() if isinstance(module, LogitsView)), None)
         if view is None:
-            return self.base.generate(*args, generation_config=generation_config, **kwargs)
-        asked = copy.deepcopy(generation_config or self.base.generation_config)
-        asked.update(**kwargs)
-        with view.asked(asked, every=bool(kwargs.get("logits_processor") or kwargs.get("assistant_model"))):
-            return self.base.generate(*args, generation_config=generation_config, **kwargs)
+            return self.base.generate(inputs, generation_config, *args, **kwargs)
+        asked, _ = self.base._prepare_generation_config(generation_config, **kwargs)
+        every = bool(args) or any(kwargs.get(name) is not None for name in READS_ROWS)
+        with view.asked(asked, every=every):
+            return self.base.generate(inputs, generation_config, *args, **kwargs)
+
+
+READS_ROWS = ("logits_processor", "prefix_allowed_tokens_fn", "assistant_model", "custom_generate", "negative_prompt_ids")
+"""Arguments of `generate` that may read a whole row of scores."""
 
 
 def shared(model: nn.Module) -> dict[str, str]:

@@ -37,14 +37,15 @@ class HeadTask:
     def losses(self, ids_BT: Tensor) -> Mapping[str, Tensor]:
         """Parts of the loss on a batch."""
         hidden_RD, next_R = states(self.model, ids_BT)
+        own_RD = hidden_RD.to(self.head.rows.weight.dtype)
         parts = {}
         if self.path:
-            parts["path"] = -self.path * self.head.log_probability(hidden_RD, next_R).mean()
+            parts["path"] = -self.path * self.head.log_probability(own_RD, next_R).mean()
         if self.kl:
             assert self.model.parts.head is not None
             with torch.no_grad():
                 wanted_RV = self.model.parts.head(hidden_RD).float().log_softmax(-1)
-            parts["kl"] = self.kl * distance(self.head.log_probabilities(hidden_RD).float(), wanted_RV)
+            parts["kl"] = self.kl * distance(self.head.log_probabilities(own_RD).float(), wanted_RV)
         return parts
 
 

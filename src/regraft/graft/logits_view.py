@@ -37,7 +37,7 @@ class LogitsView(nn.Module):
 
     def forward(self, hidden_XD: Tensor) -> Tensor:
         """Scores (..., V) of every place."""
-        hidden_RD = hidden_XD.reshape(-1, hidden_XD.shape[-1])
+        hidden_RD = hidden_XD.reshape(-1, hidden_XD.shape[-1]).to(self.weight.dtype)
         make = {"full": self.head.log_probabilities, "top": self._top, "draw": self._draw}[self.mode]
         return make(hidden_RD).view(*hidden_XD.shape[:-1], self.head.vocabulary)
 
@@ -106,8 +106,13 @@ PLAIN = {
 
 
 def needed(config: Any) -> tuple[Mode, int]:
-    """How much of each row a generation reads: everything, the best K, or one draw."""
+    """How much of each row a generation reads: everything, the best K, or one draw.
+
+    The config must be whole, as `generate` completes it: what is still open may turn out to read everything.
+    """
     if any(getattr(config, name, None) not in plain for name, plain in PLAIN.items()):
+        return "full", 0
+    if config.do_sample is None or (config.do_sample and config.top_k is None):
         return "full", 0
     beams = config.num_beams or 1
     ends = config.eos_token_id

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def processes() -> PartialState:
     """Which of how many processes this is, as the launcher says."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
 
 
 def same_everywhere(graft: nn.Module, accelerator: Accelerator) -> None:
@@ -32,6 +32,14 @@ def same_everywhere(graft: nn.Module, accelerator: Accelerator) -> None:
         with torch.no_grad():
             for parameter in graft.parameters():
                 parameter.copy_(broadcast(parameter.detach().clone()))
+
+
+def mean_over(value: float, accelerator: Accelerator) -> float:
+    """A number's mean over the processes."""
+    if accelerator.num_processes == 1:
+        return value
+    found = accelerator.reduce(torch.tensor(value, device=accelerator.device, dtype=torch.float64), reduction="mean")
+    return float(found)  # pyright: ignore[reportArgumentType]
 
 
 def average(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
@@ -62,7 +70,7 @@ def _together(gradient: Tensor, accelerator: Accelerator) -> Tensor:
 
 @contextmanager
 def trunk_spread(task: Task, accelerator: Accelerator, shard: bool) -> Iterator[None]:
-    """While inside, every block of the trunk is spread over the processes, if that was asked for.
+    """Spread every block of the trunk over the processes, if that was asked for; they stay so, and take no gradients.
 
     Raises:
         ValueError: there is one process only, so there is nothing to spread over.
@@ -74,5 +82,6 @@ def trunk_spread(task: Task, accelerator: Accelerator, shard: bool) -> Iterator[
         raise ValueError("there is one process, so nothing to spread the trunk over: start with `accelerate launch`")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for block in task.blocks():
+        block.requires_grad_(False)
         fully_shard(block, mesh=mesh)
     yield

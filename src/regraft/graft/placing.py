@@ -28,7 +28,7 @@ def placed(root: nn.Module, old: nn.Module, new: nn.Module) -> Iterator[None]:
         ValueError: the model does not hold `old`.
     """
     held = [(parent, name, child) for parent in root.modules() for name, child in parent._modules.items()]
-    places = [(parent, name, child) for parent, name, child in held if child is old or _tied(child, old)]
+    places = [(parent, name, child) for parent, name, child in held if child is old or tied(child, old)]
     if not places:
         raise ValueError(f"this model holds no such {type(old).__name__} to replace")
     try:
@@ -49,7 +49,7 @@ def all_placed(root: nn.Module, swaps: Swaps) -> Iterator[None]:
         yield
 
 
-def _tied(child: nn.Module | None, old: nn.Module) -> bool:
+def tied(child: nn.Module | None, old: nn.Module) -> bool:
     """Whether a module is an embedding with the very weight of another."""
     return isinstance(child, nn.Embedding) and isinstance(old, nn.Embedding) and child.weight is old.weight
 

@@ -7,12 +7,13 @@ that an error d causes. Shapes: B sequences, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from regraft.graft.placing import forward_inputs, logits_of
+from regraft.graft.placing import forward_inputs, logits_of, tied
 from regraft.graft.windows import Windows
 from regraft.model.opened import Model
 from regraft.model.progress import advance
@@ -32,8 +33,7 @@ def sensitivity(model: Model, windows: Windows, batches: int = 12, batch: int = 
     Raises:
         ValueError: the model predicts no tokens.
     """
-    embedding = model.parts.embedding
-    width = embedding.embedding_dim
+    width = model.parts.embedding.embedding_dim
     fisher_DD = torch.zeros(width, width, device=model.device)
     generator = torch.Generator(model.device).manual_seed(seed)
     needed = [p.requires_grad for p in model.hf.parameters()]
@@ -41,30 +41,30 @@ def sensitivity(model: Model, windows: Windows, batches: int = 12, batch: int = 
     try:
         model.hf.requires_grad_(False)
         for number in range(batches):
-            gradients_RD = _gradients(model, embedding, windows.batch(number, batch).to(model.device), generator)
+            gradients_RD = _gradients(model, windows.batch(number, batch).to(model.device), generator)
             fisher_DD += gradients_RD.T @ gradients_RD
             seen += len(gradients_RD)
             advance("sensitivity", number + 1, batches)
     finally:
         for parameter, need in zip(model.hf.parameters(), needed, strict=True):
             parameter.requires_grad_(need)
-    counts_V = torch.bincount(torch.from_numpy(windows.ids.astype("int64")), minlength=model.table_rows)
+    counts_V = torch.from_numpy(windows.counts(model.table_rows))
     return Sensitivity(fisher_DD / seen, counts_V.to(model.device))
 
 
-def _gradients(model: Model, embedding: nn.Module, ids_BT: Tensor, generator: torch.Generator) -> Tensor:
-    """Gradients at the embedding's outputs (R, D), of the log-probability of tokens drawn at every place."""
+def _gradients(model: Model, ids_BT: Tensor, generator: torch.Generator) -> Tensor:
+    """Gradients at the outputs (R, D) of the embedding, of both stacks, of the log-probability of tokens drawn at every place."""
     leaves: list[Tensor] = []
 
     def start_here(module: nn.Module, args: object, output: Tensor) -> Tensor:
         leaves.append(output.detach().requires_grad_())
         return leaves[-1]
 
-    handle = embedding.register_forward_hook(start_here)
-    try:
+    with ExitStack() as hooks:
+        for module in model.hf.modules():
+            if module is model.parts.embedding or tied(module, model.parts.embedding):
+                hooks.callback(module.register_forward_hook(start_here).remove)
         logits_BTV = logits_of(model, forward_inputs(model, ids_BT))
-    finally:
-        handle.remove()
     if logits_BTV is None:
         raise ValueError(f"{model.name} predicts no tokens, so nothing can be said to be sensitive")
     flat_RV = logits_BTV.flatten(0, -2).float()

@@ -45,16 +45,30 @@ class TreeShape:
 
 def tree_head(tree: Tree, width: int, neurons: int = 0, sparse: bool = True) -> TreeHead:
     """A head on a tree, all of its decisions even; `neurons` of the adapter in front (0: none)."""
-    nodes, turns = tree.paths
-    head = TreeHead(
-        TreeShape(tree.leaves, len(tree.children_NB), tree.children_NB.shape[1], nodes.shape[1]), width, neurons, sparse
-    )
-    head.nodes_VL.copy_(torch.from_numpy(nodes))
-    head.turns_VL.copy_(torch.from_numpy(turns))
-    head.children_NB.copy_(torch.from_numpy(tree.children_NB))
-    counts_N = torch.from_numpy(tree.counts_N)
-    head.first_N.copy_((counts_N - 1).cumsum(0) - (counts_N - 1))
+    shape = TreeShape(tree.leaves, len(tree.children_NB), tree.children_NB.shape[1], len(tree.levels))
+    head = TreeHead(shape, width, neurons, sparse)
+    for name, tensor in tables(tree).items():
+        head.get_buffer(name).copy_(tensor)
     return head
+
+
+def tables(tree: Tree) -> dict[str, Tensor]:
+    """A tree as the buffers of a head: every token's path, every node's children, the first row of each node."""
+    nodes, turns = tree.paths
+    rows_N = torch.from_numpy(tree.counts_N) - 1
+    found = {"nodes_VL": nodes, "turns_VL": turns, "children_NB": tree.children_NB}
+    return {**{name: torch.from_numpy(array) for name, array in found.items()}, "first_N": rows_N.cumsum(0) - rows_N}
+
+
+def check_tree(head: TreeHead) -> None:
+    """Make sure that what was read as a head's tree is one, and that its paths are its own.
+
+    Raises:
+        ValueError: a leaf is missing or repeated, a node cannot be reached, or the paths are another tree's.
+    """
+    for name, tensor in tables(Tree(head.children_NB.cpu().numpy())).items():
+        if not torch.equal(head.get_buffer(name).cpu(), tensor):
+            raise ValueError(f"the tree's table {name} does not belong to its children")
 
 
 class TreeHead(nn.Module):

@@ -12,6 +12,8 @@ from regraft.graft.tree_head import TreeHead
 from regraft.graft.trees import ABSENT
 from regraft.model.progress import advance
 
+MOST_BYTES = 8 * 2**30
+
 
 @torch.no_grad()
 def from_means(head: TreeHead, rows_VD: Tensor) -> None:
@@ -32,7 +34,16 @@ def from_states(
     and is drawn back to it by `ridge` states' worth of evidence, so nodes that the states say little about keep it. Each
     round solves with a bound of the Hessian that holds everywhere, so no round raises the loss and the matrix is factored
     once ("Multinomial logistic regression algorithm", Böhning, 1992).
+
+    Raises:
+        ValueError: it would take more than 8 GiB.
     """
+    held = 4 * head.children_NB.numel() * len(hidden_RD)
+    if held > MOST_BYTES:
+        raise ValueError(
+            f"fitting {len(head.children_NB):,} nodes to {len(hidden_RD):,} states takes {held / 2**30:.0f} GiB: start from the "
+            "means, or give fewer states"
+        )
     mass_NBR = below(head, logits_RV.softmax(-1).T.contiguous())
     ones_R1 = hidden_RD.new_ones(len(hidden_RD), 1)
     states_RE = torch.cat([hidden_RD, ones_R1], dim=1)

@@ -37,9 +37,26 @@ class Windows:
 
     def batch(self, step: int, size: int) -> Tensor:
         """The ids (B, T) of a step's batch."""
-        numbers = range(step * size, (step + 1) * size)
+        return self.rows(range(step * size, (step + 1) * size))
+
+    def rows(self, numbers: Iterable[int]) -> Tensor:
+        """The windows (B, T) of some numbers, counted on through every pass over the text."""
         rows = [self._window(*divmod(number, len(self))) for number in numbers]
         return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+    def counts(self, vocabulary: int) -> np.ndarray:
+        """How often each id occurs, read a few million at a time."""
+        found = np.zeros(vocabulary, np.int64)
+        for start in range(0, len(self.ids), 1 << 22):
+            found += np.bincount(self.ids[start : start + (1 << 22)], minlength=vocabulary)[:vocabulary]
+        return found
+
+    def digest(self) -> str:
+        """SHA-256 of the ids."""
+        found = hashlib.sha256()
+        for start in range(0, len(self.ids), 1 << 22):
+            found.update(np.ascontiguousarray(self.ids[start : start + (1 << 22)]).tobytes())
+        return found.hexdigest()
 
     def _window(self, epoch: int, place: int) -> np.ndarray:
         order = _order(len(self), self.seed, epoch)
