@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from graft_texts import RESULTS, Clock, Results, Texts, texts
+from graft_texts import RESULTS, Clock, Results, Texts, changes, texts
 from regraft import load
 from regraft.data.token_bytes import TokenBytes, token_bytes
 from regraft.graft.byte_embedding import ByteConfig, parameters
@@ -118,15 +118,9 @@ def measure(model: Model, text: Texts, table: TokenBytes, run: Run) -> dict:
         "cut_share": cut_share(seen, run.config.group),
         "table_error": left,
         "nmse": {str(d): data.nmse.sel(domain=d).values.tolist() for d in data.domain.values},
-        "warmed_only": _changes(between),
-        "changes": _changes(data),
+        "warmed_only": changes(between),
+        "changes": changes(data),
     }
-
-
-def _changes(data) -> dict:
-    """By domain: bits per byte before and after, divergence, agreement."""
-    names = ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5")
-    return {str(d): {name: float(data[name].sel(domain=d)) for name in names} for d in data.domain.values}
 
 
 def main() -> None:

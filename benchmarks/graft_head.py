@@ -26,7 +26,7 @@ from regraft.graft.head_task import distance, states
 from regraft.graft.placing import trunk_blocks
 from regraft.graft.tree_head import TreeHead, tree_head
 from regraft.graft.tree_start import from_means, from_states
-from regraft.graft.trees import Tree, by_id, by_merges, huffman, two_means, widened
+from regraft.graft.trees import Tree, by_id, by_merges, by_scores, huffman, two_means, widened
 from regraft.graft.windows import Windows
 from regraft.model.opened import Model
 
@@ -52,6 +52,9 @@ GROUPS = {
     "adapter": [Head("two means", levels, times) for levels in (1, 6) for times in (1, 8)],
     "long": [Head("two means", 1, 4, LONG), Head("two means", 6, 4, LONG)],
     "alone": [Head("two means", 1, 4, ALONE)],
+    "scores": [Head("scores", levels, times) for levels in (1, 2, 4, 6) for times in (0, 4)],
+    "scores alone": [Head("scores", 1, 4, ALONE)],
+    "scores wide": [Head("scores", 6, 4, ALONE)],
 }
 
 
@@ -83,13 +86,14 @@ class Together:
         }
 
 
-def trees(model: Model, counts_V: np.ndarray) -> dict[str, Tree]:
-    """The four binary trees over the specimen's vocabulary."""
+def trees(model: Model, counts_V: np.ndarray, hidden_RD: Tensor) -> dict[str, Tree]:
+    """The binary trees over the specimen's vocabulary."""
     rows_VD = model.parts.head.weight.detach().numpy()
     return {
         "by id": by_id(len(counts_V)),
         "huffman": huffman(counts_V),
         "two means": two_means(rows_VD),
+        "scores": two_means(by_scores(rows_VD, hidden_RD.numpy())),
         "merges": by_merges(model.tokenizer, len(counts_V)),
     }
 
@@ -122,9 +126,9 @@ def copy_rows(source: TreeHead, target: TreeHead) -> None:
 
 def measure(model: Model, text: Texts, group: list[Head], counts_V: np.ndarray, results: Results) -> None:
     """Build, start in two ways, train and measure the heads of a group."""
-    made = trees(model, counts_V)
     hidden_RD, _ = states(model, text.train.batch(10_000, STATES // (text.train.length - 1) + 1))
     hidden_RD = hidden_RD[:STATES]
+    made = trees(model, counts_V, hidden_RD)
     heads: dict[str, TreeHead] = {}
     starts: dict[str, dict] = {}
     seconds: dict[str, float] = {}

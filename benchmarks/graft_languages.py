@@ -47,7 +47,7 @@ def vectors(tokenizer: Tokenizer, files: list[Path]) -> tuple[torch.Tensor, torc
     beside = sp.csr_matrix((size, size), dtype=np.float32)
     counts = np.zeros(size)
     for file in files:
-        ids = np.array(tokenizer.encode(file.read_text(encoding="utf-8")).ids)
+        ids = np.array(tokenizer.encode(file.read_text(encoding="utf-8")).ids, np.int64)
         np.add.at(counts, ids, 1)
         for step in range(1, REACH + 1):
             ones = np.ones(len(ids) - step, np.float32)
@@ -95,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = Results(RESULTS / "graft-languages.json")
-    files = sorted((options.corpora / "udhr").glob("*.txt"))
+    files = sorted(file for file in (options.corpora / "udhr").glob("*.txt") if file.stat().st_size)
     clock = Clock()
     tokenizer = trained(files)
     rows_VD, counts_V = vectors(tokenizer, files)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+import xarray as xr
 
 from regraft.graft.windows import Windows, windows
 from regraft.model.opened import Model
@@ -79,3 +80,9 @@ class Clock:
 
     def __call__(self) -> float:
         return round(time.perf_counter() - self.began, 1)
+
+
+def changes(data: xr.Dataset) -> dict[str, dict[str, float]]:
+    """By domain: bits per byte before and after, divergence, agreement."""
+    names = ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5")
+    return {str(d): {name: float(data[name].sel(domain=d)) for name in names} for d in data.domain.values}

@@ -82,3 +82,36 @@ def test_no_text_is_refused(case):
     model, _, table = case
     with pytest.raises(ValueError, match="no text to certify on"):
         certify(model, [(model.parts.embedding, model.parts.embedding)], {}, table)
+
+
+def test_tokens_by_length_frequency_and_type(case):
+    """Every group's mean is that of its tokens, one by one; the groups of each kind together hold all that was read."""
+    model, domains, table = case
+    old = model.parts.embedding
+    torch.manual_seed(1)
+    graft = nn.Embedding.from_pretrained(old.weight.detach() + 0.05 * torch.randn_like(old.weight))
+    data = certify(model, [(old, graft)], {"code": domains["code"]}, table, most=5)
+    ids = domains["code"].rows(range(5))
+    with torch.no_grad():
+        before = model.hf(input_ids=ids).logits.log_softmax(-1)
+        after = model.hf(inputs_embeds=graft(ids)).logits.log_softmax(-1)
+        taught = model.hf(input_ids=ids, output_hidden_states=True).hidden_states[1]
+        learnt = model.hf(inputs_embeds=graft(ids), output_hidden_states=True).hidden_states[1]
+    groups = [str(name) for name in data.group.values]
+    behind, to_come = [], []
+    for b in range(5):
+        for t in range(23):
+            kl = float((before[b, t].exp() * (before[b, t] - after[b, t])).sum())
+            read, wanted = int(ids[b, t]), int(ids[b, t + 1])
+            behind += [kl] if 3 <= len(table.bytes_V[read]) <= 4 else []
+            loss = float(before[b, t, wanted] - after[b, t, wanted])
+            to_come += [loss] if table.bytes_V[wanted][:1] in b" \n" else []
+    lengths, spaced = data.sel(group="3 to 4 bytes"), data.sel(group="opens with white space")
+    assert float(lengths.group_tokens) == len(behind) > 0
+    assert float(lengths.group_kl) == pytest.approx(np.mean(behind), rel=1e-4)
+    assert float(spaced.group_excess) == pytest.approx(np.mean(to_come), rel=1e-4, abs=1e-6)
+    for kind in ("byte", "times", ("opens", "does not", "part of")):
+        these = [name for name in groups if any(word in name for word in ([kind] if isinstance(kind, str) else kind))]
+        assert float(data.group_tokens.sel(group=these).sum()) == 5 * 23
+    cosine = torch.cosine_similarity(learnt, taught, dim=-1).mean()
+    assert float(data.cosine.sel(domain="code", depth=1)) == pytest.approx(float(cosine), rel=1e-5)

@@ -11,7 +11,7 @@ import torch
 
 from regraft.graft.tree_head import tree_head
 from regraft.graft.tree_start import from_means, from_states
-from regraft.graft.trees import ABSENT, by_id, by_merges, from_lists, huffman, over, two_means, widened
+from regraft.graft.trees import ABSENT, by_id, by_merges, by_scores, from_lists, huffman, over, two_means, widened
 from regraft.model.load import load
 
 COUNT, WIDTH = 41, 12
@@ -138,6 +138,41 @@ def test_draws_follow_the_distribution():
     share = torch.bincount(draws, minlength=COUNT) / 40_000
     wanted = made.log_probabilities(hidden)[0].exp().detach()
     assert float((share - wanted).abs().max()) < 4 * math.sqrt(0.25 / 40_000)
+
+
+@pytest.mark.parametrize("name", ["huffman", "wide", "wide huffman"])
+def test_few_rows_are_drawn_as_many_are(name):
+    """Both descents take the same uniform numbers, so they choose the same tokens; the first row goes the widest way."""
+    made = head(trees()[name], neurons=5).float()
+    hidden, uniform = torch.randn(300, WIDTH), torch.rand(300, made.shape.depth)
+    uniform[0] = 1 - 2**-24
+    with torch.no_grad():
+        many, few = made._descend(hidden, uniform), made._descend_few(hidden, uniform)
+        assert (many == few).float().mean() > 0.99, "a number between two roundings may go either way"
+        assert len(many.unique()) > 20
+        assert not torch.equal(many, made._descend(hidden, uniform.flip(0)))
+    one = made.sample(hidden[:1], torch.Generator().manual_seed(3))
+    assert torch.equal(one, made.sample(hidden[:1], torch.Generator().manual_seed(3)))
+    draws = torch.cat([made.sample(hidden[:16], torch.Generator().manual_seed(seed)) for seed in range(500)]).view(500, 16)
+    share = torch.bincount(draws[:, 5], minlength=COUNT) / 500
+    wanted = made.log_probabilities(hidden[5:6])[0].exp().detach()
+    assert float((share - wanted).abs().max()) < 4 * math.sqrt(0.25 / 500)
+
+
+def test_scores_put_tokens_together_that_the_model_tells_apart_little():
+    """Rows differ most in a direction that no state has; the distance of the new rows is that of the scores."""
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(500, 4)) * [3.0, 1.0, 0.5, 0.0] + 2
+    rows = rng.normal(size=(16, 4)) * 0.1
+    rows[:, 0] += np.where(np.arange(16) % 2, 0.5, -0.5)
+    rows[:, 3] += np.where(np.arange(16) < 8, 5.0, -5.0)
+    found = by_scores(rows, states)
+    scores = (states - states.mean(0)) @ rows.T
+    for a, b in ((0, 1), (3, 9), (15, 2)):
+        naive = np.sqrt(((scores[:, a] - scores[:, b]) ** 2).mean())
+        assert np.linalg.norm(found[a] - found[b]) == pytest.approx(naive, rel=1e-4)
+    sides = [{int(t) % 2 for t in np.flatnonzero(two_means(r).paths[1][:, 0])} for r in (found, rows)]
+    assert [len(side) for side in sides] == [1, 2]
 
 
 def test_shapes_of_the_trees():

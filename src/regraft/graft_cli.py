@@ -97,13 +97,16 @@ def build_head(
     model: ModelOption = "specimen:qwen3",
     text: TrainOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the head.")] = HEAD_FOLDER,
-    tree: Annotated[Literal["by-id", "huffman", "two-means", "merges"], typer.Option(help="Which tree.")] = "two-means",
+    tree: Annotated[
+        Literal["by-id", "huffman", "two-means", "scores", "merges"],
+        typer.Option(help="Which tree; `scores`: 2-means of what the tokens score on the model's states."),
+    ] = "scores",
     branching: Annotated[int, typer.Option(help="Children of a node: 2, 4, 8, ...")] = 2,
     adapter: Annotated[float, typer.Option(help="Neurons of the MLP before the tree, in times the width; 0: none.")] = 4.0,
     start: Annotated[
         Literal["means", "states"], typer.Option(help="Start at differences of mean rows, or fit them to the head's own paths.")
     ] = "states",
-    states: Annotated[int, typer.Option(help="States of the model that the start is fitted on.")] = 4000,
+    states: Annotated[int, typer.Option(help="States of the model that the tree and the start are fitted on.")] = 4000,
     length: LengthOption = 128,
     device: DeviceOption = "cpu",
     tokenizer: TokenizerOption = "",

@@ -16,7 +16,7 @@ from regraft.graft.kinds import HEAD
 from regraft.graft.many import processes
 from regraft.graft.tree_head import TreeHead, tree_head
 from regraft.graft.tree_start import from_means, from_states
-from regraft.graft.trees import Tree, by_id, by_merges, huffman, two_means, widened
+from regraft.graft.trees import Tree, by_id, by_merges, by_scores, huffman, two_means, widened
 from regraft.graft.windows import Windows
 from regraft.graft_commands import training_text
 from regraft.model.opened import Model
@@ -50,13 +50,13 @@ def build_head(model: Model, texts: list[str], out: Path, how: Build, length: in
     torch.manual_seed(seed)
     text = training_text(model, texts, length, out / "text", seed)
     rows_VD = matrix_OI(model.parts.head).detach().float()
-    tree = widened(plain_tree(model, how.tree, rows_VD, text, seed), levels)
+    batches = math.ceil(how.states / (8 * (length - 1)))
+    hidden_RD = torch.cat([states(model, text.batch(i, 8).to(model.device))[0] for i in range(batches)])[: how.states]
+    tree = widened(plain_tree(model, how.tree, rows_VD, hidden_RD, text, seed), levels)
     graft = tree_head(tree, rows_VD.shape[1], round(how.adapter * rows_VD.shape[1]))
     if how.start == "means":
         from_means(graft, rows_VD.cpu())
     else:
-        batches = math.ceil(how.states / (8 * (length - 1)))
-        hidden_RD = torch.cat([states(model, text.batch(i, 8).to(model.device))[0] for i in range(batches)])[: how.states]
         with torch.no_grad():
             logits_RV = model.parts.head(hidden_RD)
         from_states(graft, rows_VD.cpu(), hidden_RD.cpu().float(), logits_RV.cpu().float())
@@ -72,8 +72,8 @@ def build_head(model: Model, texts: list[str], out: Path, how: Build, length: in
     )
 
 
-def plain_tree(model: Model, name: str, rows_VD: torch.Tensor, text: Windows, seed: int) -> Tree:
-    """A binary tree of one of the four kinds.
+def plain_tree(model: Model, name: str, rows_VD: torch.Tensor, hidden_RD: torch.Tensor, text: Windows, seed: int) -> Tree:
+    """A binary tree of one of the kinds that the command line names.
 
     Raises:
         ValueError: the tokenizer has no merges to build one by.
@@ -85,7 +85,8 @@ def plain_tree(model: Model, name: str, rows_VD: torch.Tensor, text: Windows, se
         return huffman(np.bincount(np.asarray(text.ids), minlength=count)[:count] + 0.5)
     if name == "merges":
         return by_merges(model.tokenizer, count)
-    return two_means(rows_VD.cpu().numpy(), seed=seed)
+    clustered_VD = rows_VD.cpu().numpy()
+    return two_means(by_scores(clustered_VD, hidden_RD.cpu().float().numpy()) if name == "scores" else clustered_VD, seed=seed)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from regraft.data.token_bytes import TokenBytes
 from regraft.experiment import provenance
 from regraft.graft.costs import measured_costs
 from regraft.graft.placing import Swaps, all_placed, forward_inputs, logits_of, streams, written
+from regraft.graft.token_groups import TokenSums
 from regraft.graft.windows import Windows
 from regraft.model.opened import Model
 from regraft.model.progress import advance
@@ -59,7 +60,8 @@ def certify(
     lengths_V = torch.tensor([len(content) for content in table.bytes_V], dtype=torch.float64)
     depths = list(range(len(model.parts.stacks[-1].blocks) + 1))
     sums = np.zeros((len(domains), len(PARTS)))
-    errors, sizes = np.zeros((len(domains), len(depths))), np.zeros((len(domains), len(depths)))
+    errors, sizes, cosines = np.zeros((3, len(domains), len(depths)))
+    tokens = TokenSums(len(table))
     worst: list[tuple[float, str, str, str]] = []
     counts = np.zeros((len(domains), 2))
     for row, (name, windows) in enumerate(domains.items()):
@@ -69,23 +71,27 @@ def certify(
             before, after, taught, learnt = _both(model, swaps, ids_BT, depths)
             written_BT = written(model, ids_BT)
             sums[row] += _measured(before, after, written_BT)
+            tokens.add(before, after, written_BT)
             counts[row] += (written_BT[:, 1:].numel(), float(lengths_V[written_BT[:, 1:].cpu()].sum()))
             for place, depth in enumerate(depths):
-                wanted = taught[depth].float()
-                errors[row, place] += float(((learnt[depth].float() - wanted) ** 2).sum())
+                wanted, found = taught[depth].float(), learnt[depth].float()
+                errors[row, place] += float(((found - wanted) ** 2).sum())
                 sizes[row, place] += float((wanted**2).sum())
+                cosines[row, place] += float(torch.cosine_similarity(found, wanted, dim=-1).mean() * len(ids_BT))
             worst += _worst(model, name, before, after, written_BT)
             advance(f"measuring {name}", start + BATCH, total)
     worst = sorted(worst, key=lambda one: -one[0])[:WORST]
-    tokens, bytes_ = counts[:, :1], counts[:, 1:]
-    values = np.concatenate([sums[:, :2] / math.log(2) / bytes_, sums[:, 2:] / tokens], axis=1)
+    read = np.array([min(most, len(windows)) for windows in domains.values()])
+    values = np.concatenate([sums[:, :2] / math.log(2) / counts[:, 1:], sums[:, 2:] / counts[:, :1]], axis=1)
     costs = measured_costs(model, swaps, next(iter(domains.values())))
     return xr.Dataset(
         {
             **{name: ("domain", values[:, i], {"units": UNITS[name]}) for i, name in enumerate(PARTS)},
             "tokens": ("domain", counts[:, 0], {"units": "tokens predicted"}),
-            "windows": ("domain", [min(most, len(w)) for w in domains.values()], {"units": "sequences read"}),
+            "windows": ("domain", read, {"units": "sequences read"}),
             "nmse": (("domain", "depth"), errors / sizes, {"units": "squared error of the stream over its mean square"}),
+            "cosine": (("domain", "depth"), cosines / read[:, None], {"units": "mean cosine of the stream before and after"}),
+            **tokens.by_group(table),
             "excess": ("worst", [one[0] for one in worst], {"units": "nats more than the model as it was"}),
             "token": ("worst", [one[2] for one in worst], {"units": "token that was to come"}),
             "context": ("worst", [one[3] for one in worst], {"units": "text in front of it"}),

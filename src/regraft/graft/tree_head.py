@@ -10,6 +10,7 @@ Shapes: R rows, D width, V tokens, N inner nodes, L longest path, B most childre
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from regraft.graft.trees import ABSENT, Tree
+
+FEW = 16
+"""Rows up to which a draw on the CPU goes row by row."""
 
 
 class Adapter(nn.Module):
@@ -58,6 +62,18 @@ def tables(tree: Tree) -> dict[str, Tensor]:
     rows_N = torch.from_numpy(tree.counts_N) - 1
     found = {"nodes_VL": nodes, "turns_VL": turns, "children_NB": tree.children_NB}
     return {**{name: torch.from_numpy(array) for name, array in found.items()}, "first_N": rows_N.cumsum(0) - rows_N}
+
+
+def turn_of(scores_K: list[float], uniform: float) -> int:
+    """Which child a uniform number chooses, by the scores of all children but the first, whose own is 0."""
+    most = max(0.0, *scores_K)
+    shares = [math.exp(-most), *(math.exp(score - most) for score in scores_K)]
+    left = uniform * sum(shares)
+    for turn, share in enumerate(shares):
+        left -= share
+        if left < 0:
+            return turn
+    return len(scores_K)
 
 
 def check_tree(head: TreeHead) -> None:
@@ -164,16 +180,38 @@ class TreeHead(nn.Module):
 
     @torch.no_grad()
     def sample(self, hidden_RD: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One token drawn from each row's distribution, (R,), by descending the tree."""
+        """One exact draw for each row, (R,): down the tree, one uniform number a decision."""
+        uniform_RL = torch.rand(len(hidden_RD), self.shape.depth, generator=generator, device=hidden_RD.device)
         adapted_RD = self.adapter(hidden_RD)
-        at_R = torch.zeros(len(hidden_RD), dtype=torch.long, device=hidden_RD.device)
-        while bool((at_R >= 0).any()):
+        on_cpu = adapted_RD.device.type == "cpu" and adapted_RD.dtype == self.rows.weight.dtype == torch.float32
+        few = on_cpu and len(hidden_RD) <= FEW
+        return self._descend_few(adapted_RD, uniform_RL) if few else self._descend(adapted_RD, uniform_RL)
+
+    def _descend(self, adapted_RD: Tensor, uniform_RL: Tensor) -> Tensor:
+        """Draws of many rows at once, level by level."""
+        at_R = torch.zeros(len(adapted_RD), dtype=torch.long, device=adapted_RD.device)
+        for level in range(self.shape.depth):
             walking = (at_R >= 0).nonzero()[:, 0]
             nodes = at_R[walking]
-            chances = self._steps(adapted_RD[walking], nodes[:, None])[:, 0].exp()
-            turn = torch.multinomial(chances, 1, generator=generator)[:, 0]
+            upto = self._steps(adapted_RD[walking], nodes[:, None])[:, 0].exp().cumsum(-1)
+            last = (self.children_NB[nodes] != ABSENT).sum(-1) - 1
+            turn = (upto <= uniform_RL[walking, level, None]).sum(-1).minimum(last)
             at_R[walking] = self.children_NB[nodes, turn]
         return -1 - at_R
+
+    def _descend_few(self, adapted_RD: Tensor, uniform_RL: Tensor) -> Tensor:
+        """The same, row by row without tensors of a few numbers, whose set-up would cost more than the products."""
+        rows_SD, biases_S = self.rows.weight.detach().numpy(), self.biases.weight.detach().numpy()[:, 0]
+        children_NB, first_N, nodes = self.children_NB.numpy(), self.first_N.numpy(), self.shape.nodes
+        drawn: list[int] = []
+        for hidden_D, uniform_L in zip(adapted_RD.detach().numpy(), uniform_RL.tolist(), strict=True):
+            at, level = 0, 0
+            while at >= 0:
+                first, behind = first_N[at], first_N[at + 1] if at + 1 < nodes else self.padding
+                scores_K = (rows_SD[first:behind] @ hidden_D + biases_S[first:behind]).tolist()
+                at, level = int(children_NB[at, turn_of(scores_K, uniform_L[level])]), level + 1
+            drawn.append(-1 - at)
+        return torch.tensor(drawn)
 
     @torch.no_grad()
     def best_first(self, hidden_D: Tensor) -> Iterator[tuple[int, float, int]]:

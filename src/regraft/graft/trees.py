@@ -1,4 +1,4 @@
-"""Trees over a vocabulary: balanced by id, Huffman by frequency, balanced 2-means of the head's rows, BPE merges.
+"""Trees over a vocabulary: balanced by id, Huffman by frequency, balanced 2-means of the head's rows or of scores, BPE merges.
 
 All are built binary; `widened` turns any of them into one of wider branching. Node 0 is the root. Shapes: V leaves,
 N inner nodes, L longest path, B most children of a node, D width.
@@ -197,6 +197,16 @@ def two_means(rows_VD: np.ndarray, rounds: int = 6, seed: int = 0) -> Tree:
         return ids[np.argsort(rows @ direction, kind="stable")]
 
     return split_by(np.arange(len(rows_VD)), arrange)
+
+
+def by_scores(rows_VD: np.ndarray, states_RD: np.ndarray) -> np.ndarray:
+    """Rows (V, D) whose distance is the root mean square difference of two tokens' scores over some states of the model.
+
+    `two_means` of them puts tokens together that the model tells apart little, whatever their rows have in directions that
+    no state points to. Scores are compared less their mean, which a node's bias makes up for.
+    """
+    values_D, vectors_DD = np.linalg.eigh(np.cov(states_RD.T.astype(np.float64), bias=True))
+    return (rows_VD @ (vectors_DD * np.sqrt(values_D.clip(min=0)))).astype(np.float32)
 
 
 def by_merges(tokenizer: Any, count: int) -> Tree:

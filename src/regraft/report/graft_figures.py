@@ -34,6 +34,16 @@ def certificate_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
         "blocks run",
         "squared error over mean square",
     )
+    kinds = base(420, barmode="group")
+    for name, colour, said in (("group_kl", MUTED, "behind such a token"), ("group_excess", FIRST, "such a token to come")):
+        hover = f"%{{y}}, {said}: %{{x:.4f}} nats<extra></extra>"
+        kinds.add_bar(
+            y=axis_labels(data.group.values), x=data[name].values.tolist(), name=said, orientation="h", marker_color=colour,
+            hovertemplate=hover,
+        )  # fmt: skip
+    kinds.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64, margin_l=190)
+    kinds.update_xaxes(title="nats per token: divergence behind it, loss added where it was to come")
+    kinds.update_yaxes(autorange="reversed")
     ratios = [float(data[name].sel(state="after")) / float(data[name].sel(state="before")) for name in COSTS]
     costs = base(320)
     costs.add_bar(
@@ -47,6 +57,7 @@ def certificate_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
     return [
         ("Bits per byte of text, before and after", text),
         ("Error of the residual stream by depth", depth),
+        ("What changes by length, frequency and type of the token", kinds),
         ("What the parts weigh and take, after in times before", costs),
     ]
 
