@@ -93,31 +93,56 @@ def head_rows(found: dict[str, Any]) -> list[str]:
     return rows
 
 
+def head_series(found: dict[str, Any]) -> dict[str, list[dict]]:
+    """Heads by tree and adapter where they were trained equally long; those that were trained longer stand apart."""
+    least = min(run["steps"] for run in found.values())
+    series: dict[str, list[dict]] = {}
+    for name, run in found.items():
+        tree, children, adapter = name.split(", ")[:3]
+        kind = f"{tree}, {adapter}" if run["steps"] == least else f"{tree}, {adapter}, longest training"
+        longest = max(r["steps"] for n, r in found.items() if n.startswith(f"{tree}, {children}, {adapter}"))
+        if run["steps"] in (least, longest):
+            series.setdefault(kind, []).append({**run, "children": children.split()[0]})
+    return {kind: sorted(members, key=lambda run: run["multiply_adds"]) for kind, members in series.items()}
+
+
 def head_figure(found: dict[str, Any]) -> go.Figure:
     """Loss over the original head's against the work of a given token's probability."""
-    figure = base(420, width=820)
-    groups: dict[str, list[tuple[str, dict]]] = {}
-    for name, run in found.items():
-        adapter = name.split(", adapter ")[1].split(",")[0]
-        groups.setdefault(adapter, []).append((name, run))
-    for (adapter, members), colour in zip(sorted(groups.items()), PALETTE, strict=False):
-        members.sort(key=lambda one: one[1]["multiply_adds"])
+    figure = base(520, width=820)
+    for number, (kind, members) in enumerate(head_series(found).items()):
         figure.add_scatter(
-            x=[r["multiply_adds"] for _, r in members],
-            y=[r["after"]["books"] - r["original"]["books"] for _, r in members],
-            text=[n.split(", adapter")[0].replace(" children", "") for n, _ in members],
-            name=f"adapter {adapter}",
-            mode="markers+text",
+            x=[r["multiply_adds"] for r in members],
+            y=[r["after"]["books"] - r["original"]["books"] for r in members],
+            text=[r["children"] for r in members],
+            name=kind,
+            mode="lines+markers+text",
             textposition="top center",
             textfont_size=9,
-            marker=dict(color=colour, size=9),
+            line=dict(color=PALETTE[number % len(PALETTE)], width=1),
+            marker=dict(size=9, symbol="star" if "longest" in kind else "circle" if number < len(PALETTE) else "diamond"),
         )
     whole = next(iter(found.values()))["multiply_adds_original"]
     figure.add_vline(x=whole, line_color=MUTED, line_dash="dot", annotation_text="full softmax")
-    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
-    figure.update_xaxes(title="multiply-adds of one given token's probability", type="log")
-    figure.update_yaxes(title="nats per token over the original head, books")
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=150)
+    figure.update_xaxes(title="multiply-adds of one given token's probability (numbers: children of a node)", type="log")
+    figure.update_yaxes(title="nats per token over the original head, books", rangemode="tozero")
     return figure
+
+
+def family_rows(found: dict[str, Any]) -> list[str]:
+    """Both grafts on models of several families, alone and together."""
+    rows = [
+        "| model | head tied | grafts | parameters, before | after | books | almanac | code | same token on books |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model, run in found.items():
+        for name, changed in run["changes"].items():
+            added = " | ".join(f"{one['bits_per_byte_after'] - one['bits_per_byte_before']:+.3f}" for one in changed.values())
+            rows.append(
+                f"| {model} | {'yes' if run['tied'] else 'no'} | {name} | {run['parameters']['model']:,} | "
+                f"{run['parameters_after'][name]:,.0f} | {added} | {changed['books']['top1']:.1%} |"
+            )
+    return rows
 
 
 def cost_rows(found: dict[str, Any]) -> list[str]:
@@ -200,6 +225,8 @@ def page() -> str:
     """The whole page."""
     embedding, head, costs = runs("embedding"), runs("head"), runs("costs")
     (language,) = runs("languages").values()
+    families = runs("families")
+    said = next(iter(families.values()))["steps"]
     original = next(iter(head.values()))["original"]
     return "\n".join(
         [
@@ -220,6 +247,15 @@ def page() -> str:
             "Ablations, at a fifth of the table's parameters and with shorter training:",
             "",
             *embedding_rows(embedding, "ablation: "),
+            "",
+            "## Three families, one graft and both",
+            "",
+            f"`benchmarks/graft_families.py` ({made_by(next(iter(families.values())))}; another benchmark ran beside it): "
+            f"{said['warm-up']:,} warm-up and {said['embedding']:,} training steps of an embedding at half of the table's "
+            f"parameters, {said['head']:,} steps of a tree of up to 64 children. Bits per byte added. A head that was tied "
+            "keeps the old matrix as its own, so a byte embedding alone adds its own parameters to such a model.",
+            "",
+            *family_rows(families),
             "",
             "## Languages",
             "",

@@ -19,6 +19,7 @@ from regraft.graft.head_task import HeadTask
 from regraft.graft.tree_head import tree_head
 from regraft.graft.trees import by_id
 from regraft.graft.windows import cut
+from regraft.options import own_device
 from small import opened
 from test_distill import TABLE
 
@@ -85,6 +86,13 @@ def test_two_processes_make_one_run_of_both_their_batches(kind, how, tmp_path):
     other, _ = run(kind, tmp_path / "half")
     parted = [float((p - q).abs().max()) for p, q in zip(first, learnt(other), strict=True)]
     assert max(parted) > 1e-3, "half the batch, the neighbour that is wrong, gives other weights"
+
+
+def test_every_process_has_a_card_of_its_own(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert own_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [own_device(device) for device in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
 
 
 def test_one_process_has_nothing_to_spread_over(tmp_path):

@@ -47,6 +47,12 @@ def errors_in_one_sentence(debug: bool) -> Iterator[None]:
         raise typer.Exit(2 if isinstance(error, ValueError) and not isinstance(error, CheckpointError) else 1) from None
 
 
+def own_device(device: str) -> str:
+    """The device of this process: where a launcher has started several on one machine, `cuda` is a card for each."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
+
+
 def open_matrices(model: str, device: str) -> Weights:
     """The weight matrices of a checkpoint, from its files alone."""
     from regraft.model.weights import open_weights
@@ -61,7 +67,7 @@ def open_model(model: str, device: str, dtype: str, attention: str, remote_code:
     return load(
         model,
         tokenizer or None,
-        device=device,
+        device=own_device(device),
         dtype=dtype or None,
         attention=attention or None,
         remote_code=remote_code,

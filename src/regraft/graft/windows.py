@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regraft.data.texts import text_files, text_of, texts_in
 from regraft.model.opened import Model
 from regraft.model.progress import advance
 
-SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 AT_ONCE = 256
 
 
@@ -88,14 +88,12 @@ def windows(model: Model, sources: Iterable[str | Path], length: int, folder: Pa
     """
     if model.tokenizer is None:
         raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
-    files = [file for source in sources for file in _files(Path(source))]
-    if not files:
-        raise ValueError("there is no text to train on: name a text file or a folder")
+    files = text_files(sources)
     key = hashlib.sha256(json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]).encode())
     key.update(model.tokenizer.backend_tokenizer.to_str().encode())
     target = folder / f"text-{key.hexdigest()[:16]}.ids"
     if not target.is_file():
-        write_ids(model.tokenizer, (text for file in files for text in _texts(file)), target, len(files))
+        write_ids(model.tokenizer, (text for file in files for text in texts_in(file)), target, len(files))
     return cut(_ids(target), length, seed)
 
 
@@ -108,20 +106,13 @@ def windows_over(model: Model, texts: Iterable[str | Mapping[str, Any]], length:
         ValueError: an item without text, or text of less than one window.
     """
     if not file.is_file():
-        write_ids(model.tokenizer, map(_text_of, texts), file)
+        write_ids(model.tokenizer, map(text_of, texts), file)
     return cut(_ids(file), length, seed)
 
 
 def _ids(file: Path) -> np.ndarray:
     """The ids of a file; they stay on disk."""
     return np.memmap(file, dtype=np.uint32, mode="r") if file.stat().st_size else np.zeros(0, np.uint32)
-
-
-def _text_of(item: str | Mapping[str, Any]) -> str:
-    text = item if isinstance(item, str) else item.get("text")
-    if not isinstance(text, str):
-        raise ValueError(f"an item of the data set has no text under `text`, only {', '.join(map(str, item))}")
-    return text
 
 
 def cut(ids: np.ndarray, length: int, seed: int = 0) -> Windows:
@@ -158,26 +149,3 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
             some = []
     if some:
         yield some
-
-
-def _files(source: Path) -> list[Path]:
-    if source.is_dir():
-        return sorted(file for file in source.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-    if not source.is_file():
-        raise ValueError(f"{source} is neither a file nor a folder: give text to train on")
-    return [source]
-
-
-def _texts(file: Path) -> Iterator[str]:
-    """A file's texts: a line each of a JSONL file, else its paragraphs, kept together to a few thousand characters."""
-    if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                value = json.loads(line)
-                if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-                    raise ValueError(f"line {number} of {file.name} has no text under `text`")
-                yield value["text"]
-        return
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        while piece := stream.read(200_000):
-            yield piece + stream.readline()

@@ -1,0 +1,58 @@
+"""Text from files, folders, JSONL and data sets, read a piece at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".txt", ".md", ".py", ".jsonl")
+PIECE = 200_000
+
+
+def text_files(sources: Iterable[str | Path]) -> list[Path]:
+    """The text files that some files and folders name; folders are searched for .txt, .md, .py and .jsonl.
+
+    Raises:
+        ValueError: there is none, or a source is not there.
+    """
+    files = [file for source in sources for file in _files(Path(source))]
+    if not files:
+        raise ValueError("there is no text to train on: name a text file or a folder")
+    return files
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_dir():
+        return sorted(file for file in source.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    if not source.is_file():
+        raise ValueError(f"{source} is neither a file nor a folder: give text to train on")
+    return [source]
+
+
+def texts_in(file: Path) -> Iterator[str]:
+    """A file's texts: a line each of a JSONL file, else its paragraphs, kept together to a few thousand characters."""
+    if file.suffix == ".jsonl":
+        with file.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                value = json.loads(line)
+                if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+                    raise ValueError(f"line {number} of {file.name} has no text under `text`")
+                yield value["text"]
+        return
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        while piece := stream.read(PIECE):
+            yield piece + stream.readline()
+
+
+def text_of(item: str | Mapping[str, Any]) -> str:
+    """The text of an item: itself, or what it has under `text`, as a dataset's rows do.
+
+    Raises:
+        ValueError: it has none.
+    """
+    text = item if isinstance(item, str) else item.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"an item of the data set has no text under `text`, only {', '.join(map(str, item))}")
+    return text
