@@ -31,14 +31,16 @@ from regraft.model.opened import Model
 from regraft.model.parts import matrix_OI
 
 MODELS = ("specimen:qwen3", "specimen:gpt2", "specimen:t5")
-CONFIG = ByteConfig(group=12, byte_width=48, neurons=456)
+CONFIGS = {192: ByteConfig(group=12, byte_width=48, neurons=456), 128: ByteConfig(group=16, byte_width=32, neurons=384)}
+"""By width: about half of the table's parameters."""
+
 WARM, STEPS, HEAD_STEPS, STATES = 800, 150, 800, 4000
 
 
 def embedding_of(model: Model, text: Texts) -> ByteEmbedding:
     """A byte embedding, warmed up and trained."""
     torch.manual_seed(0)
-    graft = byte_embedding(token_bytes(model.tokenizer, model.table_rows), model.width, CONFIG)
+    graft = byte_embedding(token_bytes(model.tokenizer, model.table_rows), model.width, CONFIGS[model.width])
     warm_up(graft, embedded_rows(model), WARM, sensitivity(model, text.train))
     run(EmbeddingTask(model, graft), text, Plan(steps=STEPS, batch=8, rate=3e-4, warmup=20, save_every=10**9))
     return graft

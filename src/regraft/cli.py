@@ -30,6 +30,7 @@ from regraft.options import (
     open_matrices,
     open_model,
 )
+from regraft.tokenizer_cli import tokenizer
 
 app = typer.Typer(
     help="Take a transformer apart, see what every part does, replace one, and prove that it still works.",
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 
 app.add_typer(graft, name="graft")
+app.add_typer(tokenizer, name="tokenizer")
 
 
 @app.command()

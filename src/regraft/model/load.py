@@ -71,9 +71,9 @@ def load(
         folder, name = resolve(source)
         check_folder(folder)
         hf = read_checkpoint(folder, device or "cpu", dtype, attention, remote_code)
-        tokenizer = tokenizer or _load_tokenizer(folder, remote_code)
+        tokenizer = tokenizer or read_tokenizer(folder, remote_code)
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = _load_tokenizer(resolve(str(tokenizer))[0], remote_code)
+        tokenizer = read_tokenizer(resolve(str(tokenizer))[0], remote_code)
     model = open_live(hf, tokenizer, name, folder, pack)
     model.source = name if isinstance(source, nn.Module) else str(source or DEFAULT_SPECIMEN)
     return model
@@ -277,7 +277,7 @@ def _refuse_nonfinite(hf: nn.Module) -> None:
             raise CheckpointError(f"the buffers hold NaN (not a number), first in {name}: nothing measured would mean much")
 
 
-def _load_tokenizer(folder: Path, remote_code: bool) -> Any:
+def read_tokenizer(folder: Path, remote_code: bool) -> Any:
     """The tokenizer of a folder, or None where it has none: then token ids still work."""
     known = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
     if not any((folder / name).is_file() for name in known):

@@ -30,6 +30,7 @@ from regraft.report import (
     rebuild_figures,
     route_figures,
     text_figures,
+    token_figures,
 )
 from regraft.report.drawing import drawing_of
 
@@ -43,6 +44,7 @@ DRAWN_HERE = (
     bit_figures,
     rebuild_figures,
     graft_figures,
+    token_figures,
 )
 CHECKS = (
     ("replay", "replayed blocks and head against the model's own output", "largest absolute difference"),
@@ -53,18 +55,31 @@ CHECKS = (
 
 
 def page(model: Model, results: list[xr.Dataset], commands: list[str], seconds: float) -> str:
-    """The whole page as HTML; `commands[i]` makes `results[i]`."""
+    """The whole page about a model as HTML; `commands[i]` makes `results[i]`."""
+    opening = {"anatomy": ("Anatomy", anatomy_section(model)), "check": ("Self-check", check_section(model))}
+    return sheet((f"{model.name} taken apart", f"{model.name}, taken apart", lead(model)), opening, results, commands, seconds)
+
+
+def sheet(
+    words: tuple[str, str, str],
+    opening: dict[str, tuple[str, str]],
+    results: list[xr.Dataset],
+    commands: list[str],
+    seconds: float,
+) -> str:
+    """A page as HTML from its title, heading and lead, sections by anchor (title, HTML), and results with their commands."""
     figures: list[dict[str, Any]] = []
-    sections = [anatomy_section(model), check_section(model)]
-    links = ['<a href="#anatomy">Anatomy</a>', '<a href="#check">Self-check</a>']
+    sections = [text for _, text in opening.values()]
+    links = [f'<a href="#{anchor}">{html.escape(title)}</a>' for anchor, (title, _) in opening.items()]
     for number, (dataset, command) in enumerate(zip(results, commands, strict=True)):
         sections.append(result_section(dataset, command, f"result-{number}", figures))
         links.append(f'<a href="#result-{number}">{html.escape(title_of(dataset))}</a>')
+    title, heading, said = map(html.escape, words)
     template = Template(resources.files("regraft.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=html.escape(f"{model.name} taken apart"),
-        heading=html.escape(f"{model.name}, taken apart"),
-        lead=html.escape(lead(model)),
+        title=title,
+        heading=heading,
+        lead=said,
         navigation="".join(links),
         sections="\n".join(sections),
         footer=footer(results, seconds),
@@ -199,8 +214,10 @@ def provenance_line(dataset: xr.Dataset) -> str:
 def footer(results: list[xr.Dataset], seconds: float) -> str:
     """Where the numbers come from."""
     attrs = results[0].attrs if results else {}
-    words = [f"{name} {attrs[name]}" for name in ("regraft", "torch", "transformers") if name in attrs]
-    return (
-        f"Made in {seconds:.0f} s by {html.escape(', '.join(words))}; attention: {html.escape(str(attrs.get('attention')))}; "
-        f"seed {attrs.get('seed')}; weights sha256 <code>{attrs.get('weights_sha256')}</code>; {attrs.get('time')}."
-    )
+    words = [f"{name} {attrs[name]}" for name in ("regraft", "torch", "transformers", "tokenizers") if name in attrs]
+    told = [
+        f"{said} {html.escape(str(attrs[name]))}"
+        for name, said in (("attention", "attention:"), ("seed", "seed"), ("weights_sha256", "weights sha256"))
+        if name in attrs
+    ]
+    return f"Made in {seconds:.0f} s by {html.escape(', '.join(words))}; {'; '.join([*told, str(attrs.get('time'))])}."

@@ -1,0 +1,87 @@
+"""Figures of tokenizers: what they make of each domain, what they share, which tokens cross words."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from regraft.report.drawing import FIRST, PALETTE, Drawing, axis_labels, base, draws, heatmap
+
+SHOWN = 12
+
+
+def grouped(data: xr.Dataset, name: str, title: str) -> go.Figure:
+    """Bars by domain, one colour for each tokenizer."""
+    figure = base(360, barmode="group")
+    for number, tokenizer in enumerate(data.tokenizer.values):
+        values = data[name].sel(tokenizer=tokenizer).values.tolist()
+        hover = f"{tokenizer}, %{{x}}: %{{y:.4g}}<extra></extra>"
+        figure.add_bar(
+            x=axis_labels(data.domain.values), y=values, name=str(tokenizer), marker_color=PALETTE[number % len(PALETTE)],
+            hovertemplate=hover,
+        )  # fmt: skip
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+    figure.update_yaxes(title=title)
+    return figure
+
+
+def crossing(data: xr.Dataset, tokenizer: str) -> go.Figure:
+    """The most frequent tokens that cross words, by how often they occur."""
+    one = data.sel(tokenizer=tokenizer).isel(rank=slice(SHOWN))
+    found = [(repr(str(t)), int(n)) for t, n in zip(one.crossing_token.values, one.crossing_count.values, strict=True) if n]
+    figure = base(120 + 22 * max(1, len(found)))
+    figure.add_bar(
+        y=[t for t, _ in found], x=[n for _, n in found], orientation="h", marker_color=FIRST,
+        hovertemplate="%{y}: %{x} times<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(margin_l=190)
+    figure.update_xaxes(title="times in the text")
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def tokenizer_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """Bytes per token, words, crossing, overlap, and bits per byte where models were given."""
+    found = [("Bytes of text for each token", grouped(data, "bytes_per_token", "bytes per token"))]
+    if "bits_per_byte" in data:
+        found.append(("Bits per byte, each tokenizer with its model", grouped(data, "bits_per_byte", "bits per byte")))
+    found.append(("Tokens for each word", grouped(data, "tokens_per_word", "tokens per word")))
+    if float(data.crossing.max()) > 0:
+        found.append(("Share of the text's tokens that hold parts of two words", grouped(data, "crossing", "share of tokens")))
+    if data.sizes["tokenizer"] > 1:
+        shared = heatmap(data.overlap.values, data.other.values, data.tokenizer.values, "share")
+        shared.update_layout(xaxis_title="has them as well", yaxis_title="tokens of")
+        found.append(("Tokens that two vocabularies share, by their bytes", shared))
+    for tokenizer in data.tokenizer.values:
+        if int(data.crossing_count.sel(tokenizer=tokenizer).max()):
+            found.append((f"{tokenizer}: the most frequent tokens that cross words", crossing(data, str(tokenizer))))
+    return found
+
+
+def tokenizer_finding(data: xr.Dataset) -> str:
+    """The tokenizer with the fewest tokens on each domain, and by how much."""
+    said = []
+    for domain in data.domain.values:
+        one = data.bytes_per_token.sel(domain=domain)
+        best, worst = str(one.tokenizer[int(one.values.argmax())].item()), str(one.tokenizer[int(one.values.argmin())].item())
+        saved = 1 - float(one.min()) / float(one.max())
+        said.append(f"on {domain} {best} takes the fewest tokens, {saved:.1%} fewer than {worst}" if best != worst else "")
+    inexact = [str(t) for t in data.tokenizer.values if float(data.exact.sel(tokenizer=t).min()) < 1]
+    lossy = f" Not every text comes back as it was from {', '.join(inexact)}." if inexact else ""
+    text = "; ".join(part for part in said if part)
+    return (text[:1].upper() + text[1:] + "." if text else "") + lossy
+
+
+draws(
+    "tokenizers",
+    Drawing(
+        "Tokenizers",
+        "How much text does a token hold, and which words does it cross?",
+        "All tokenizers read the same pieces of text. More bytes for a token mean shorter sequences, which says nothing yet of "
+        "how well a model predicts them: bits per byte do, and are comparable between vocabularies. Two tokens are the same "
+        "where they stand for the same bytes, however their tokenizers write them.",
+        tokenizer_figures,
+        tokenizer_finding,
+        ("bytes_per_token", "characters_per_token", "tokens_per_word", "crossing", "exact", "bits_per_byte"),
+    ),
+)

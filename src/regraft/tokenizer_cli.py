@@ -1,0 +1,70 @@
+"""The command line of the tokenizers: `regraft tokenizer train | compare | transplant`; heavy imports wait for a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from regraft.options import DebugOption, SeedOption, errors_in_one_sentence
+
+tokenizer = typer.Typer(help="Train tokenizers, measure them in bytes, transplant them into models.", no_args_is_help=True)
+
+TextsOption = Annotated[list[str] | None, typer.Option("--text", help="NAME=PATH of a domain; again for several. None: almanac.")]
+EachOption = Annotated[str, typer.Option(help="Folder whose every text file is a domain of its own.")]
+PiecesOption = Annotated[int, typer.Option(help="Pieces of about 800 characters read of each domain.")]
+
+
+@tokenizer.command("train")
+def train(
+    text: Annotated[list[str], typer.Option(help="File, JSONL or folder to train on; again for several.")],
+    vocabulary: Annotated[int, typer.Option(help="Tokens, special ones included.")] = 16384,
+    kind: Annotated[
+        Literal["supertoken", "ordinary", "superword"],
+        typer.Option(help="Merge within chunks that ignore words, within words, or within words first and across them then."),
+    ] = "supertoken",
+    lengths: Annotated[
+        str,
+        typer.Option(help="Chunk lengths: gaussian:MEAN:DEVIATION, probabilities of 1, 2, ... between commas, or a YAML file."),
+    ] = "gaussian:200:50",
+    digits: Annotated[Literal["keep", "single", "threes"], typer.Option(help="Digits merge freely, not or by three.")] = "single",
+    words: Annotated[float, typer.Option(help="Share of a superword vocabulary that is merged within words.")] = 0.5,
+    least: Annotated[int, typer.Option(help="Times that a pair must occur to be merged.")] = 2,
+    like: Annotated[str, typer.Option(help="Tokenizer whose special tokens and chat template are carried over.")] = "",
+    characters: Annotated[int, typer.Option(help="Characters held at once; of more text an even sample is taken.")] = 500_000_000,
+    out: Annotated[Path, typer.Option(help="Folder to write the tokenizer to.")] = Path("tokenizer"),
+    seed: SeedOption = 0,
+    debug: DebugOption = False,
+) -> None:
+    """Train a byte-level BPE whose tokens may hold several words."""
+    with errors_in_one_sentence(debug):
+        from regraft.commands import with_bar
+        from regraft.tokenizer_commands import roles_and_specials, train_command
+        from regraft.tokens.chunks import read_lengths
+        from regraft.tokens.supertoken import Recipe
+
+        roles, specials, template = roles_and_specials(like)
+        recipe = Recipe(vocabulary, kind, read_lengths(lengths), digits, specials, words, least, characters, seed)
+        typer.echo(with_bar(lambda: train_command(text, out, recipe, roles, template)))
+
+
+@tokenizer.command("compare")
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="TOKENIZER...", help="Folders, hub ids or specimens.")],
+    text: TextsOption = None,
+    each: EachOption = "",
+    pieces: PiecesOption = 200,
+    bits: Annotated[bool, typer.Option("--bits", help="The folders hold models: measure bits per byte, too.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the page and the data.")] = Path("tokenizers"),
+    debug: DebugOption = False,
+) -> None:
+    """Compare tokenizers on the same text."""
+    with errors_in_one_sentence(debug):
+        from regraft.commands import with_bar
+        from regraft.tokenizer_commands import compare_command, comparison_rows
+
+        data = with_bar(lambda: compare_command(names, text or [], each, pieces, bits, out))
+        for line in comparison_rows(data):
+            typer.echo(line)
+        typer.echo(f"written to {out / 'tokenizers.html'}")

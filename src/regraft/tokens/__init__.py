@@ -1,0 +1,1 @@
+"""Tokenizers: trained on chunks that cross words, measured in bytes, transplanted into models."""
