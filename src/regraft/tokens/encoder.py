@@ -1,0 +1,123 @@
+"""A sentence encoder read from a folder or hub id, and vectors of texts that are kept on disk as they are made.
+
+Shapes: B texts, T tokens, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from regraft.model.files import CheckpointError, digest
+from regraft.model.load import quiet_transformers, read_tokenizer, resolve
+from regraft.model.progress import advance
+
+BATCH = 256
+
+
+class SentenceEncoder:
+    """Texts as unit vectors: the mean of the last states, or the first one where the folder's pooling says so.
+
+    Raises:
+        ValueError: the folder holds no encoder.
+    """
+
+    def __init__(self, name: str, device: str = "cpu"):
+        folder, self.name = resolve(name)
+        self.pooling = _pooling(folder)
+        try:
+            with quiet_transformers():
+                self.hf: Any = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{self.name} holds no sentence encoder: {str(error).splitlines()[0]}") from error
+        self.hf = self.hf.to(device).eval()
+        self.tokenizer = read_tokenizer(folder, False)
+        if self.tokenizer is None or getattr(self.hf.config, "is_encoder_decoder", False) or not self._reads_both_ways():
+            raise ValueError(
+                f"{self.name} is no sentence encoder: it must have a tokenizer and read a text in both directions; name an "
+                "encoder such as all-MiniLM-L6-v2"
+            )
+        self.digest = digest(sorted(folder.glob("*.safetensors")))
+
+    @torch.no_grad()
+    def _reads_both_ways(self) -> bool:
+        ids_BT = torch.arange(5, 11)[None].repeat(2, 1).to(self.hf.device)
+        ids_BT[1, -1] += 7
+        states_BTD = self.hf(input_ids=ids_BT)[0]
+        return not torch.equal(states_BTD[0, 0], states_BTD[1, 0])
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (B, D)."""
+        given = self.tokenizer(list(texts), padding=True, truncation=True, max_length=64, return_tensors="pt")
+        given = {name: value.to(self.hf.device) for name, value in given.items()}
+        states_BTD = self.hf(**given)[0]
+        mask_BT1 = given["attention_mask"][..., None].to(states_BTD)
+        pooled = states_BTD[:, 0] if self.pooling == "first" else (states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)
+        return torch.nn.functional.normalize(pooled, dim=-1).cpu()
+
+
+def _pooling(folder: Path) -> str:
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "mean"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    if said.get("pooling_mode_mean_tokens"):
+        return "mean"
+    if said.get("pooling_mode_cls_token"):
+        return "first"
+    raise CheckpointError(f"{folder.name} pools in a way that is not known here: mean or first token")
+
+
+class Vectors:
+    """Vectors of texts by one encoder, each made once and kept in a file; a run that is broken off loses one batch."""
+
+    def __init__(self, encoder: SentenceEncoder, cache: Path):
+        self.encoder = encoder
+        self.made = 0
+        cache.mkdir(parents=True, exist_ok=True)
+        self.file = cache / f"vectors-{encoder.digest[:16]}-{encoder.pooling}.sqlite"
+        with closing(self._open()) as store, store:
+            store.execute("create table if not exists vectors (text blob primary key, vector blob) without rowid")
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.file)
+
+    def of(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (B, D) of some texts, from the file as far as they are there."""
+        keys = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
+        with closing(self._open()) as store:
+            known = {key for (key,) in store.execute("select text from vectors")}
+            wanted = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+            order = sorted(wanted.items(), key=lambda one: len(one[1]))
+            for start in range(0, len(order), BATCH):
+                some = order[start : start + BATCH]
+                made = self.encoder.encode([text for _, text in some]).numpy()
+                rows = [(key, vector.tobytes()) for (key, _), vector in zip(some, made, strict=True)]
+                with store:
+                    store.executemany("insert or replace into vectors values (?, ?)", rows)
+                self.made += len(some)
+                advance("encoding tokens", start + len(some), len(order))
+            return self._read(store, keys)
+
+    def _read(self, store: sqlite3.Connection, keys: Sequence[bytes]) -> Tensor:
+        places: dict[bytes, list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(key, []).append(place)
+        found: np.ndarray | None = None
+        for key, vector in store.execute("select text, vector from vectors"):
+            if key in places:
+                values = np.frombuffer(vector, np.float32)
+                found = np.zeros((len(keys), len(values)), np.float32) if found is None else found
+                found[places[key]] = values
+        return torch.from_numpy(found if found is not None else np.zeros((0, 1), np.float32))

@@ -1,0 +1,111 @@
+"""Another tokenizer for a model: rows taken over where tokens are the same, estimated where they are new, measured, healed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from regraft.experiment import provenance
+from regraft.graft.placing import Swaps, all_placed
+from regraft.model.opened import Model
+from regraft.tokens.bits import score
+from regraft.tokens.byte_ids import ByteIds
+from regraft.tokens.encoder import Vectors
+from regraft.tokens.estimate import Case, Settings, estimate
+from regraft.tokens.matching import Matching, match
+from regraft.tokens.measure import digest
+from regraft.tokens.mixtures import Mixture
+from regraft.tokens.tables import Tables, build_tables, check_tables, modules, rows_needed
+
+
+@dataclass(eq=False)
+class Transplant:
+    """A model, its own and the new tokenizer, and the modules that take its embedding's and output matrix's places."""
+
+    model: Model
+    old: ByteIds
+    new: ByteIds
+    matching: Matching
+    mixed: Mixture
+    tables: Tables
+    swaps: Swaps
+
+    @property
+    def sentence(self) -> str:
+        """How many tokens take rows over, how many are estimated, and how many have nothing to be estimated from."""
+        text = len(self.matching.missing)
+        bare = int((self.mixed.mean_N > 0).sum())
+        alone = len(self.new.table) - self.matching.shared - text
+        return (
+            f"{len(self.new.table):,} tokens in {self.tables.rows:,} rows: {self.matching.shared:,} take over an old token's, "
+            f"{text:,} are estimated{f', {bare:,} of them as the mean row' if bare else ''}, {alone:,} special or reserved ones "
+            "have no counterpart and take the mean row"
+        )
+
+
+def old_case(model: Model, tokenizer: Any, texts: Sequence[str], vectors: Vectors | None, donor_VD: Tensor | None = None) -> Case:
+    """What the methods look at; one case serves them all.
+
+    Raises:
+        ValueError: a tokenizer gives no way to its bytes, or the model's vocabulary is more than two tables.
+    """
+    if model.tokenizer is None:
+        raise ValueError(f"{model.name} has no tokenizer of its own to take rows over from: name one with --old-tokenizer")
+    check_tables(model)
+    old, new = ByteIds(model.tokenizer, model.table_rows), ByteIds(tokenizer)
+    return Case(old, new, match(old, new), model.parts.embedding.weight, vectors, texts, donor_VD)
+
+
+def transplant(model: Model, case: Case, settings: Settings, multiple: int = 0) -> Transplant:
+    """Give the model tables for the new vocabulary; the model itself stays as it is."""
+    mixed = estimate(case, settings)
+    rows = rows_needed(model, len(case.new.table), len(case.old.tokenizer), multiple)
+    tables = build_tables(model, case.matching, mixed, rows)
+    return Transplant(model, case.old, case.new, case.matching, mixed, tables, modules(model, tables))
+
+
+def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: Settings) -> xr.Dataset:
+    """The certificate: bits per byte by domain, of the model with its own tokenizer and with the new one.
+
+    Raises:
+        ValueError: no text is given.
+    """
+    if not domains:
+        raise ValueError("there is no text to measure on: name at least one domain")
+    began = time.perf_counter()
+    before = [score(done.model, done.old, texts) for texts in domains.values()]
+    with all_placed(done.model.hf, done.swaps):
+        after = [score(done.model, done.new, texts) for texts in domains.values()]
+    both = [[one.bits_per_byte for one in scores] for scores in (before, after)]
+    per_token = [[one.bytes / one.tokens for one in scores] for scores in (before, after)]
+    weight = done.model.parts.embedding.weight
+    tables = 1 if done.model.parts.tied or done.model.parts.head is None else 2
+    counts = [tables * weight.shape[1] * rows for rows in (weight.shape[0], done.tables.rows)]
+    total = sum(p.numel() for p in done.model.hf.parameters())
+    return xr.Dataset(
+        {
+            "bits_per_byte": (("state", "domain"), both, {"units": "bits per byte of text"}),
+            "bytes_per_token": (("state", "domain"), per_token, {"units": "bytes of text for each predicted token"}),
+            "bytes": ("domain", [one.bytes for one in after], {"units": "bytes predicted"}),
+            "parameters": ("state", [total, total - counts[0] + counts[1]], {"units": "parameters of the model"}),
+            "vocabulary": ("state", [len(done.old.tokenizer), len(done.new.table)], {"units": "tokens"}),
+            "taken_over": ((), done.matching.shared, {"units": "tokens"}),
+            "estimated": ((), len(done.matching.missing), {"units": "tokens"}),
+            "mean_rows": ((), int(np.sum(done.mixed.mean_N > 0)), {"units": "estimated tokens that are the mean row"}),
+        },
+        coords={"state": ["before", "after"], "domain": list(domains)},
+        attrs={
+            **provenance(done.model),
+            "experiment": "tokenizer transplant",
+            "tokenizer_sha256": digest(done.new),
+            "method": settings.method,
+            "settings": repr(settings),
+            "seconds": time.perf_counter() - began,
+        },
+    )
