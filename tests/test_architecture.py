@@ -26,6 +26,7 @@ ORDER = [
     "graft_commands",
     "head_commands",
     "tokenizer_commands",
+    "transplant_commands",
     "options",
     "graft_cli",
     "tokenizer_cli",

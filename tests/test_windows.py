@@ -55,12 +55,12 @@ def test_a_data_set_is_encoded_as_it_comes(tmp_path):
     """Rows of a data set, or plain texts, from an iterator that can be run through once; what was encoded is taken as it is."""
     model = load("specimen:gpt2")
     texts = ["She sells sea shells. " * 9, "Once upon a time. " * 9]
-    rows = windows_over(model, ({"text": text, "id": 1} for text in texts), 16, tmp_path / "rows.ids")
+    rows = windows_over(model.tokenizer, ({"text": text, "id": 1} for text in texts), 16, tmp_path / "rows.ids")
     (tmp_path / "same.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
     files = windows(model, [tmp_path / "same.jsonl"], 16, tmp_path / "cache")
     assert np.array_equal(rows.ids, files.ids)
-    again = windows_over(model, iter(()), 16, tmp_path / "rows.ids")
+    again = windows_over(model.tokenizer, iter(()), 16, tmp_path / "rows.ids")
     assert np.array_equal(again.ids, rows.ids)
     with pytest.raises(ValueError, match="has no text under `text`, only words"):
-        windows_over(model, [{"words": "x"}], 16, tmp_path / "other.ids")
+        windows_over(model.tokenizer, [{"words": "x"}], 16, tmp_path / "other.ids")
     assert not (tmp_path / "other.ids").exists()

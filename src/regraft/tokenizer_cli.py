@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from regraft.options import DebugOption, SeedOption, errors_in_one_sentence
+from regraft.options import (
+    DebugOption,
+    DeviceOption,
+    ModelOption,
+    SeedOption,
+    errors_in_one_sentence,
+    open_model,
+)
 
 tokenizer = typer.Typer(help="Train tokenizers, measure them in bytes, transplant them into models.", no_args_is_help=True)
 
@@ -68,3 +75,49 @@ def compare(
         for line in comparison_rows(data):
             typer.echo(line)
         typer.echo(f"written to {out / 'tokenizers.html'}")
+
+
+@tokenizer.command("transplant")
+def transplant(
+    new: Annotated[str, typer.Option("--tokenizer", help="Folder, hub id or specimen whose tokenizer the model is to get.")],
+    model: ModelOption = "specimen:qwen3",
+    method: Annotated[
+        Literal["hybrid", "local", "mean", "retok", "align", "focus", "pursuit"],
+        typer.Option(help="How rows of new tokens are estimated; see docs/tokenizers.md."),
+    ] = "hybrid",
+    encoder: Annotated[
+        str, typer.Option(help="Sentence encoder, a folder or hub id; `none`: the model's own rows take its place.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    cache: Annotated[Path, typer.Option(help="Folder where the encoder's vectors are kept.")] = Path("token-vectors"),
+    temperature: Annotated[float, typer.Option(help="Temperature of the weights.")] = 0.3,
+    nearest: Annotated[int, typer.Option(help="Nearest old tokens that are mixed in.")] = 3,
+    weight: Annotated[float, typer.Option(help="Share of the nearest tokens against the pieces.")] = 0.3,
+    threshold: Annotated[float, typer.Option(help="Least cosine of a nearest token.")] = 0.0,
+    atoms: Annotated[int, typer.Option(help="Shared tokens that matching pursuit adds up.")] = 8,
+    search: Annotated[Literal["exact", "approximate"], typer.Option(help="How nearest tokens are found.")] = "exact",
+    donor: Annotated[str, typer.Option(help="For pursuit: the model that the new tokenizer comes from.")] = "",
+    multiple: Annotated[int, typer.Option(help="Pad the tables to a multiple; 0: as the old table is padded.")] = 0,
+    learn: Annotated[list[str] | None, typer.Option(help="Text for align, focus and healing; again for several.")] = None,
+    heal: Annotated[int, typer.Option(help="Steps of a short training of the new rows alone.")] = 0,
+    text: TextsOption = None,
+    pieces: PiecesOption = 100,
+    save: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("transplanted"),
+    old_tokenizer: Annotated[str, typer.Option(help="The model's own tokenizer, where its folder has none.")] = "",
+    device: DeviceOption = "cpu",
+    seed: SeedOption = 0,
+    debug: DebugOption = False,
+) -> None:
+    """Give a model another tokenizer and measure what it costs, in bits per byte."""
+    with errors_in_one_sentence(debug):
+        opened = open_model(model, device, "", "", False, old_tokenizer)
+        from regraft.commands import with_bar
+        from regraft.tokens.estimate import Settings
+        from regraft.transplant_commands import Sources, transplant_command, transplant_rows
+
+        settings = Settings(method, temperature, nearest, weight, threshold, atoms, search)
+        uses = encoder if method in ("hybrid", "local") or (method == "pursuit" and not donor) else ""
+        sources = Sources(tuple(learn or ()), tuple(text or ()), pieces, "" if encoder == "none" else uses, cache, donor)
+        data, said = with_bar(lambda: transplant_command(opened, new, settings, sources, multiple, heal, save, seed))
+        for line in transplant_rows(data):
+            typer.echo(line)
+        typer.echo(said)

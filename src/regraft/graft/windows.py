@@ -97,7 +97,7 @@ def windows(model: Model, sources: Iterable[str | Path], length: int, folder: Pa
     return cut(_ids(target), length, seed)
 
 
-def windows_over(model: Model, texts: Iterable[str | Mapping[str, Any]], length: int, file: Path, seed: int = 0) -> Windows:
+def windows_over(tokenizer: Any, texts: Iterable[str | Mapping[str, Any]], length: int, file: Path, seed: int = 0) -> Windows:
     """Encode texts one after the other into `file`, once, and cut them into windows: for a `datasets` object or any other stream.
 
     An item is a text, or a mapping with one under `text`, as a dataset's rows are. A file that is there is taken as it is.
@@ -106,7 +106,7 @@ def windows_over(model: Model, texts: Iterable[str | Mapping[str, Any]], length:
         ValueError: an item without text, or text of less than one window.
     """
     if not file.is_file():
-        write_ids(model.tokenizer, map(text_of, texts), file)
+        write_ids(tokenizer, map(text_of, texts), file)
     return cut(_ids(file), length, seed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import FIRST, PALETTE, Drawing, axis_labels, base, draws, heatmap
+from regraft.report.drawing import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, draws, heatmap
 
 SHOWN = 12
 
@@ -83,5 +83,53 @@ draws(
         tokenizer_figures,
         tokenizer_finding,
         ("bytes_per_token", "characters_per_token", "tokens_per_word", "crossing", "exact", "bits_per_byte"),
+    ),
+)
+
+
+def transplant_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """Bits per byte and bytes per token by domain, before and after."""
+    states = {"before": data.bits_per_byte.sel(state="before"), "after": data.bits_per_byte.sel(state="after")}
+    if "bits_per_byte_unhealed" in data:
+        states = {"before": states["before"], "after, not healed": data.bits_per_byte_unhealed, "after": states["after"]}
+    bits = _states(data, states, "bits per byte")
+    length = _states(data, {s: data.bytes_per_token.sel(state=s) for s in ("before", "after")}, "bytes per token")
+    return [("Bits per byte of text, before and after", bits), ("Bytes of text for each token, before and after", length)]
+
+
+def _states(data: xr.Dataset, states: dict[str, xr.DataArray], title: str) -> go.Figure:
+    figure = base(340, barmode="group")
+    for (said, values), colour in zip(states.items(), (MUTED, *PALETTE) if len(states) == 3 else (MUTED, FIRST), strict=False):
+        hover = f"%{{x}}, {said}: %{{y:.4f}}<extra></extra>"
+        figure.add_bar(
+            x=axis_labels(data.domain.values), y=values.values.tolist(), name=said, marker_color=colour, hovertemplate=hover
+        )
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+    figure.update_yaxes(title=title)
+    return figure
+
+
+def transplant_finding(data: xr.Dataset) -> str:
+    """Each domain's change, and how many rows were taken over."""
+    bits = data.bits_per_byte
+    said = [
+        f"{float(bits.sel(state='after', domain=d) - bits.sel(state='before', domain=d)):+.3f} on {d}" for d in data.domain.values
+    ]
+    return (
+        f"{int(data.taken_over):,} tokens take over an old token's rows, {int(data.estimated):,} are estimated by the method "
+        f"{data.attrs['method']}. Bits per byte: {', '.join(said)}."
+    )
+
+
+draws(
+    "tokenizer transplant",
+    Drawing(
+        "Tokenizer transplant",
+        "What does another tokenizer cost the model?",
+        "The model reads the same pieces of text, cut by its own tokenizer and by the new one. Bits per byte count every byte of "
+        "them, so they are comparable although the tokens are not. Longer tokens mean fewer steps for the same text.",
+        transplant_figures,
+        transplant_finding,
+        ("bits_per_byte", "bytes_per_token"),
     ),
 )

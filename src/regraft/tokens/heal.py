@@ -59,7 +59,8 @@ class HealTask:
         parts = {"embedding": NewRows(embedding.weight, ids_N)}
         if done.tables.head_VD is not None:
             parts["head"] = NewRows(done.tables.head_VD.to(done.model.device), ids_N)
-        self.graft = nn.ModuleDict(parts)
+        self.tables = parts
+        self.graft: nn.Module = nn.ModuleDict(parts)
 
     @property
     def model(self) -> Model:
@@ -103,8 +104,8 @@ class HealTask:
     def standing(self):
         """While inside, the model has the new modules with the rows as they are now."""
         (old_embedding, fresh), *head = self.done.swaps
-        table_VD = self.graft["embedding"].whole()  # type: ignore[operator]
-        matrix_VD = self.graft["head"].whole() if "head" in self.graft else table_VD  # type: ignore[operator]
+        table_VD = self.tables["embedding"].whole()
+        matrix_VD = self.tables["head"].whole() if "head" in self.tables else table_VD
         swaps = [(old_embedding, _Standing(fresh, table_VD))]
         swaps += [(old, _Standing(made, matrix_VD)) for old, made in head]
         return all_placed(self.root, swaps)
@@ -112,9 +113,8 @@ class HealTask:
     def keep(self) -> None:
         """Write the trained rows into the transplant's modules."""
         with torch.no_grad():
-            self.done.swaps[0][1].get_parameter("weight").copy_(self.graft["embedding"].whole())  # type: ignore[operator]
-            if "head" in self.graft:
-                self.done.swaps[1][1].get_parameter("weight").copy_(self.graft["head"].whole())  # type: ignore[operator]
+            for rows, (_, made) in zip(self.tables.values(), self.done.swaps, strict=False):
+                made.get_parameter("weight").copy_(rows.whole())
 
 
 class _Standing(nn.Module):
