@@ -36,15 +36,16 @@ VOCABULARY, WIDTH, TOKENS = 248_320, 1024, 512
 ROUNDS = 5
 
 
-def in_turns(works: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of every round of each work, one after the other; the first round of all is not kept."""
+def in_turns(works: dict[str, Callable[[], object]], rounds: int = ROUNDS, times: int = 3) -> dict[str, list[float]]:
+    """Seconds of each work in every round, the mean of some runs in a row; the first round of all is not kept."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds + 1):
         for name, work in works.items():
             began = time.perf_counter()
-            work()
+            for _ in range(times):
+                work()
             if turn:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append((time.perf_counter() - began) / times)
     return seconds
 
 
@@ -124,7 +125,7 @@ def at_size(results: Results) -> None:
         torch.multinomial((one_1D @ plain.matrix.T).softmax(-1), 1)
 
     draws = {"full softmax": draw_full, "tree": lambda: sparse.sample(one_1D)}
-    seconds = in_turns(draws, 15)
+    seconds = in_turns(draws, 15, times=10)
     results.add("drawing one token", {"seconds": seconds, "faster": {n: ratio(seconds, "full softmax", n) for n in draws}})
     given = {"full softmax": VOCABULARY * WIDTH, "tree": tree.multiply_adds(WIDTH)}
     results.add("multiply-adds of one token's log-probability", {**given, "fewer": given["full softmax"] / given["tree"]})

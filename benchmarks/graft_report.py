@@ -20,6 +20,7 @@ from regraft.report.drawing import FIRST, MUTED, PALETTE, base
 
 ROOT = Path(__file__).parent.parent
 RESULTS, OUT, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "measured_grafts.md", ROOT / "docs" / "images"
+HEIGHT = 430
 DOMAINS = ("books", "almanac", "code")
 KNOWN = {"share": [0.18, 0.41], "books": [0.23, 0.105]}
 """What was known before, of a plain net after 42 s of a data-centre GPU (the issue's figures)."""
@@ -40,21 +41,21 @@ def embedding_rows(found: dict[str, Any], prefix: str) -> list[str]:
     """A table of runs whose names begin alike."""
     head = "| run | parameters | of the table's | books | almanac | code | same token on books | warm-up alone, books | minutes |"
     rows = [head, "|---|---|---|---|---|---|---|---|---|"]
-    for name, run in found.items():
-        if name.startswith(prefix):
-            changes = " | ".join(f"{change(run, domain):+.3f}" for domain in DOMAINS)
-            minutes = (run["warm_seconds"] + run["seconds"]) / 60
-            rows.append(
-                f"| {name.removeprefix(prefix)} | {run['parameters']:,} | {run['share']:.3f} | {changes} | "
-                f"{run['changes']['books']['top1']:.1%} | {change(run, 'books', 'warmed_only'):+.3f} | {minutes:.1f} |"
-            )
+    named = [(name, run) for name, run in found.items() if name.startswith(prefix)]
+    for name, run in sorted(named, key=lambda one: one[1]["share"]) if prefix == "size: " else named:
+        changes = " | ".join(f"{change(run, domain):+.3f}" for domain in DOMAINS)
+        minutes = (run["warm_seconds"] + run["seconds"]) / 60
+        rows.append(
+            f"| {name.removeprefix(prefix)} | {run['parameters']:,} | {run['share']:.3f} | {changes} | "
+            f"{run['changes']['books']['top1']:.1%} | {change(run, 'books', 'warmed_only'):+.3f} | {minutes:.1f} |"
+        )
     return rows
 
 
 def curve(found: dict[str, Any]) -> go.Figure:
     """Bits per byte that an embedding adds, over its share of the table's parameters."""
     sizes = sorted((r for n, r in found.items() if n.startswith("size: ")), key=lambda r: r["share"])
-    figure = base(420, width=820)
+    figure = base(HEIGHT, width=820)
     for domain, colour in zip(DOMAINS, PALETTE, strict=False):
         figure.add_scatter(
             x=[r["share"] for r in sizes],
@@ -81,7 +82,7 @@ def head_rows(found: dict[str, Any]) -> list[str]:
         "| almanac over | code over | steps |"
     )
     rows = [head, "|---|---|---|---|---|---|---|---|---|---|---|"]
-    for name, run in found.items():
+    for name, run in sorted(found.items(), key=lambda one: one[1]["steps"]):
         after, original = run["after"], run["original"]
         over = " | ".join(f"{after[domain] - original[domain]:+.3f}" for domain in DOMAINS)
         starts = " | ".join(f"{run['starts'][start]['books']:.2f}" for start in ("means", "states"))
@@ -94,38 +95,37 @@ def head_rows(found: dict[str, Any]) -> list[str]:
 
 
 def head_series(found: dict[str, Any]) -> dict[str, list[dict]]:
-    """Heads by tree and adapter where they were trained equally long; those that were trained longer stand apart."""
-    least = min(run["steps"] for run in found.values())
+    """The clustered trees by adapter where they were trained equally long, and the best tree trained longest."""
+    least, most = (pick(run["steps"] for run in found.values()) for pick in (min, max))
     series: dict[str, list[dict]] = {}
     for name, run in found.items():
         tree, children, adapter = name.split(", ")[:3]
-        kind = f"{tree}, {adapter}" if run["steps"] == least else f"{tree}, {adapter}, longest training"
-        longest = max(r["steps"] for n, r in found.items() if n.startswith(f"{tree}, {children}, {adapter}"))
-        if run["steps"] in (least, longest):
+        if tree == "scores" or (tree == "two means" and run["steps"] == least):
+            kind = f"{tree}, {adapter}" if run["steps"] == least else f"{tree}, {adapter}, {most:,} steps"
             series.setdefault(kind, []).append({**run, "children": children.split()[0]})
-    return {kind: sorted(members, key=lambda run: run["multiply_adds"]) for kind, members in series.items()}
+    return {kind: sorted(series[kind], key=lambda run: run["multiply_adds"]) for kind in sorted(series)}
 
 
 def head_figure(found: dict[str, Any]) -> go.Figure:
     """Loss over the original head's against the work of a given token's probability."""
-    figure = base(520, width=820)
+    figure = base(HEIGHT, width=820)
     for number, (kind, members) in enumerate(head_series(found).items()):
         figure.add_scatter(
             x=[r["multiply_adds"] for r in members],
             y=[r["after"]["books"] - r["original"]["books"] for r in members],
             text=[r["children"] for r in members],
             name=kind,
-            mode="lines+markers+text",
-            textposition="top center",
+            mode="lines+markers+text" if kind.startswith("scores") else "lines+markers",
+            textposition="middle left" if "4D" in kind else "bottom center",
             textfont_size=9,
             line=dict(color=PALETTE[number % len(PALETTE)], width=1),
-            marker=dict(size=9, symbol="star" if "longest" in kind else "circle" if number < len(PALETTE) else "diamond"),
+            marker=dict(size=9, symbol="star" if "steps" in kind else "circle" if kind.startswith("scores") else "diamond"),
         )
     whole = next(iter(found.values()))["multiply_adds_original"]
-    figure.add_vline(x=whole, line_color=MUTED, line_dash="dot", annotation_text="full softmax")
-    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=150)
+    figure.add_vline(x=whole, line_color=MUTED, line_dash="dot", annotation_text="full softmax", annotation_position="top left")
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=110)
     figure.update_xaxes(title="multiply-adds of one given token's probability (numbers: children of a node)", type="log")
-    figure.update_yaxes(title="nats per token over the original head, books", rangemode="tozero")
+    figure.update_yaxes(title="nats per token over the original, books", rangemode="tozero")
     return figure
 
 
@@ -253,7 +253,8 @@ def page() -> str:
             f"`benchmarks/graft_families.py` ({made_by(next(iter(families.values())))}; another benchmark ran beside it): "
             f"{said['warm-up']:,} warm-up and {said['embedding']:,} training steps of an embedding at half of the table's "
             f"parameters, {said['head']:,} steps of a tree of up to 64 children. Bits per byte added. A head that was tied "
-            "keeps the old matrix as its own, so a byte embedding alone adds its own parameters to such a model.",
+            "keeps the old matrix as its own, so a byte embedding alone adds its own parameters to such a model. T5 is read here "
+            "as a language model (half of a sequence in, the other half out), which it was not trained as: its own loss is high.",
             "",
             *family_rows(families),
             "",
@@ -301,7 +302,7 @@ def draw(figures: dict[str, go.Figure]) -> None:
     """Write figures as pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": 840, "height": 450}, device_scale_factor=1.5)
+        view = browser.new_page(viewport={"width": 840, "height": HEIGHT + 16}, device_scale_factor=1.5)
         for name, figure in figures.items():
             file = Path(folder) / "figure.html"
             figure.write_html(file)

@@ -33,21 +33,25 @@ class Texts:
     held: dict[str, Windows]
 
 
+def held_code() -> list[Path]:
+    """Folders of code that nothing is trained on."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    return [library / package for package in HELD_CODE]
+
+
 def texts(model: Model, corpora: Path, cache: Path) -> Texts:
     """Encode everything once into `cache`."""
     cache.mkdir(parents=True, exist_ok=True)
     for name, characters, seed in (("almanac-train.txt", 2_000_000, 7), ("almanac-held.txt", 200_000, 99)):
         if not (cache / name).is_file():
             (cache / name).write_text("\n".join(almanac.corpus(characters, seed)), encoding="utf-8")
-    library = Path(sysconfig.get_paths()["stdlib"])
-    code = sorted(library.glob("*.py"))
-    held = [library / package for package in HELD_CODE]
+    code = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     return Texts(
         windows(model, [corpora / "books", cache / "almanac-train.txt", *code], LENGTH, cache),
         {
             "books": windows(model, [corpora / "books-heldout"], LENGTH, cache),
             "almanac": windows(model, [cache / "almanac-held.txt"], LENGTH, cache),
-            "code": windows(model, held, LENGTH, cache),
+            "code": windows(model, held_code(), LENGTH, cache),
         },
     )
 

@@ -142,7 +142,9 @@ class TreeHead(nn.Module):
     def _steps(self, adapted_RD: Tensor, nodes_RL: Tensor) -> Tensor:
         """Log-probability of every child of some nodes, (R, L, B); of a node that is padding (-1), 0 for its first."""
         rows_RLK = self.node_rows(nodes_RL)
-        scores_RLK = torch.einsum("rlkd,rd->rlk", self.rows(rows_RLK), adapted_RD) + self.biases(rows_RLK)[..., 0]
+        # The padding row's scores are masked, so its gradient is zero without `padding_idx`, whose backward copies all rows.
+        weights_RLKD = nn.functional.embedding(rows_RLK, self.rows.weight, sparse=self.rows.sparse)
+        scores_RLK = torch.einsum("rlkd,rd->rlk", weights_RLKD, adapted_RD) + self.biases(rows_RLK)[..., 0]
         return self._children(scores_RLK, rows_RLK != self.padding)
 
     def node_rows(self, nodes_X: Tensor) -> Tensor:
