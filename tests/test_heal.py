@@ -1,0 +1,81 @@
+"""Healing: texts lined up by bytes, only new rows moved, the loss falls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from regraft.graft.distill import Plan, train
+from regraft.graft.windows import windows_over
+from regraft.model.load import load
+from regraft.specimens import almanac
+from regraft.tokens.bits import pieces
+from regraft.tokens.estimate import Settings
+from regraft.tokens.folder import wrapped
+from regraft.tokens.heal import HealTask
+from regraft.tokens.supertoken import Recipe, train_tokenizer
+from regraft.tokens.transplant import measured, old_case, transplant
+
+TEXT = pieces(["\n".join(almanac.corpus(60_000, 5))], 60)
+
+
+@pytest.fixture(scope="module")
+def other():
+    return wrapped(train_tokenizer(TEXT, Recipe(600, "superword")), {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"})
+
+
+@pytest.mark.parametrize("name", ["specimen:qwen3", "specimen:gpt2"])
+def test_only_new_rows_move_and_the_text_is_predicted_better(name, other, tmp_path):
+    model = load(name, pack=False)
+    before = {key: tensor.clone() for key, tensor in model.hf.state_dict().items()}
+    done = transplant(model, old_case(model, other, TEXT, None), Settings())
+    start = [swap[1].weight.detach().clone() for swap in done.swaps]
+    held = {"almanac": pieces(["\n".join(almanac.corpus(9_000, 77))], 8)}
+    unhealed = measured(done, held, Settings())
+    task = HealTask(done)
+    text = windows_over(other, TEXT, 48, tmp_path / "ids")
+    log = train(task, text, Plan(steps=12, batch=4, rate=3e-3, warmup=2, matrices="adamw"), tmp_path / "run")
+    task.keep()
+    new, kept = done.matching.missing, np.setdiff1d(np.arange(600), done.matching.missing)
+    for (_, module), old in zip(done.swaps, start, strict=True):
+        assert torch.equal(module.weight[kept], old[kept])
+        assert not torch.equal(module.weight[new], old[new])
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.hf.state_dict().items())
+    assert done.swaps[0][1].weight is done.swaps[1][1].weight if model.parts.tied else True
+    assert np.mean([line["loss"] for line in log[-3:]]) < np.mean([line["loss"] for line in log[:3]])
+    healed = measured(done, held, Settings())
+    assert float(healed.bits_per_byte[1, 0]) < float(unhealed.bits_per_byte[1, 0]) - 0.05
+    assert float(healed.bits_per_byte[0, 0]) == float(unhealed.bits_per_byte[0, 0])
+
+
+def test_places_where_both_cuts_meet(other):
+    """Every place that is lined up has the same bytes in front of it, and none is missed."""
+    model = load("specimen:qwen3", pack=False)
+    done = transplant(model, old_case(model, other, TEXT, None), Settings("retok"))
+    task = HealTask(done)
+    ids = other(" ".join(TEXT[:2]) + " Grüße", add_special_tokens=False)["input_ids"][:60]
+    rows = torch.tensor([ids[:30], ids[30:60], [other.eos_token_id, *ids[3:32]]])
+    old_ids, places = task.aligned(rows)
+    for number in range(3):
+        ours, theirs = rows[number].tolist(), old_ids[number].tolist()
+        found = {(int(i), int(j)) for row, i, j in places.tolist() if row == number}
+        front = {len(done.new.decode(ours[: i + 1])): i for i in range(30) if done.new.table.bytes_V[ours[i]]}
+        naive, text = set(), done.new.decode(ours)
+        for j in range(len(theirs)):
+            read = done.old.decode(theirs[: j + 1])
+            if text.startswith(read) and len(read) in front and done.old.table.bytes_V[theirs[j]]:
+                naive.add((front[len(read)], j))
+        assert found == naive
+        assert len(found) > 5
+    assert float(task.losses(rows)["stream"].detach()) > 0
+
+
+def test_the_same_tokenizer_has_the_same_stream_and_nothing_to_heal():
+    model = load("specimen:qwen3", pack=False)
+    done = transplant(model, old_case(model, model.tokenizer, TEXT, None), Settings())
+    with pytest.raises(ValueError, match="nothing to heal"):
+        HealTask(done)
+    t5 = load("specimen:t5", pack=False)
+    with pytest.raises(ValueError, match="needs a decoder"):
+        HealTask(transplant(t5, old_case(t5, t5.tokenizer, TEXT, None), Settings()))
