@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from regraft.cli import app
 from regraft.commands import aligned
 from regraft.experiment import experiments
 from regraft.model.load import load
+from regraft.options import errors_in_one_sentence
 from regraft.report.build import CHAPTERS, build, command_line
 from regraft.runs import RunFolderError, open_run, whole_folder
 
@@ -236,3 +238,10 @@ def test_a_model_that_cannot_be_measured_still_has_a_page(tmp_path):
     assert _named(left_out) == _all_but("spectra", "correlations")
     assert "does not write text from left to right" in left_out[0]
     assert "Anatomy" in path.read_text(encoding="utf-8")
+
+
+def test_a_missing_library_is_named_with_its_extra(capsys):
+    with pytest.raises(typer.Exit) as stopped, errors_in_one_sentence(False):
+        raise ModuleNotFoundError("No module named 'accelerate.utils'", name="accelerate.utils")
+    assert stopped.value.exit_code == 1
+    assert capsys.readouterr().err.endswith("pip install -c constraints.txt -e '.[train]'\n")

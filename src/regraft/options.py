@@ -30,6 +30,10 @@ SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
 
+EXTRAS = {"accelerate": "train", "tensorboard": "train", "faiss": "tokens"}
+"""Libraries that come with an extra of this package, for what needs them."""
+
+
 @contextmanager
 def errors_in_one_sentence(debug: bool) -> Iterator[None]:
     """Wrong use ends with exit code 2, a failed run with 1, each in one sentence; `--debug` shows where."""
@@ -41,10 +45,16 @@ def errors_in_one_sentence(debug: bool) -> Iterator[None]:
     except REFUSALS as error:
         if debug:
             traceback.print_exc()
-        typer.echo(f"regraft: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        typer.echo(f"regraft: {' '.join(str(error).split()) or type(error).__name__}{_remedy(error)}", err=True)
         from regraft.model.files import CheckpointError
 
         raise typer.Exit(2 if isinstance(error, ValueError) and not isinstance(error, CheckpointError) else 1) from None
+
+
+def _remedy(error: BaseException) -> str:
+    """The extra to install, where a library that belongs to one is missing."""
+    extra = EXTRAS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+    return f": install it with pip install -c constraints.txt -e '.[{extra}]'" if extra else ""
 
 
 def own_device(device: str) -> str:

