@@ -14,9 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import svds
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from graft_texts import RESULTS, Clock, Results
@@ -24,8 +22,9 @@ from regraft.data.token_bytes import TokenBytes, token_bytes
 from regraft.graft.byte_embedding import ByteConfig, parameters
 from regraft.graft.codes import byte_embedding, cut_share
 from regraft.graft.embedding_task import warm_up
+from regraft.tokens.auxiliary import beside_vectors
 
-VOCABULARY, WIDTH, REACH = 65_536, 128, 4
+VOCABULARY, WIDTH = 65_536, 128
 GROUPS = (8, 16, 32)
 
 
@@ -43,21 +42,8 @@ def trained(files: list[Path]) -> Tokenizer:
 
 def vectors(tokenizer: Tokenizer, files: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
     """A table (V, D) from what stands beside what, scaled to a mean square of 1, and how often each token occurs."""
-    size = tokenizer.get_vocab_size()
-    beside = sp.csr_matrix((size, size), dtype=np.float32)
-    counts = np.zeros(size)
-    for file in files:
-        ids = np.array(tokenizer.encode(file.read_text(encoding="utf-8")).ids, np.int64)
-        np.add.at(counts, ids, 1)
-        for step in range(1, REACH + 1):
-            ones = np.ones(len(ids) - step, np.float32)
-            beside += sp.csr_matrix((ones, (ids[:-step], ids[step:])), shape=(size, size))
-    beside = (beside + beside.T).tocoo()
-    sums = np.asarray(beside.sum(1)).ravel()
-    chance = sums[beside.row] * sums[beside.col] / sums.sum()
-    above = np.maximum(np.log(beside.data / chance), 0)
-    left, values, _ = svds(sp.csr_matrix((above, (beside.row, beside.col)), shape=(size, size)), k=WIDTH, random_state=0)
-    rows = left * np.sqrt(values)
+    ids = (tokenizer.encode(file.read_text(encoding="utf-8")).ids for file in files)
+    rows, counts = beside_vectors(ids, tokenizer.get_vocab_size(), WIDTH)
     rows /= np.sqrt((rows[counts > 0] ** 2).mean())
     return torch.from_numpy(rows.astype(np.float32)), torch.from_numpy(counts)
 

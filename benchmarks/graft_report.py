@@ -26,9 +26,9 @@ KNOWN = {"share": [0.18, 0.41], "books": [0.23, 0.105]}
 """What was known before, of a plain net after 42 s of a data-centre GPU (the issue's figures)."""
 
 
-def runs(name: str) -> dict[str, Any]:
+def runs(name: str, subject: str = "graft") -> dict[str, Any]:
     """The runs of one benchmark."""
-    return json.loads((RESULTS / f"graft-{name}.json").read_text(encoding="utf-8"))["runs"]
+    return json.loads((RESULTS / f"{subject}-{name}.json").read_text(encoding="utf-8"))["runs"]
 
 
 def change(run: dict, domain: str, stage: str = "changes") -> float:

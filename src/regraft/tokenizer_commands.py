@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import xarray as xr
 
-from regraft.data.texts import text_files, texts_in
+from regraft.data.texts import dataset_rows, text_files, text_of, texts_in
 from regraft.model.load import load
 from regraft.report.page import sheet
 from regraft.runs import check_empty, store, whole_folder
@@ -32,18 +33,33 @@ def roles_and_specials(like: str) -> tuple[dict[str, str], tuple[str, ...], str 
     return roles, tuple(dict.fromkeys([*specials_of(other), *roles.values()])), other.chat_template
 
 
-def train_command(texts: Sequence[str], out: Path, recipe: Recipe, roles: dict[str, str], template: str | None) -> str:
-    """Train, write the folder, and say what came out."""
+class _Weighed:
+    """Texts of files and data sets, one after the other, and how many bytes of them have been read."""
+
+    def __init__(self, texts: Sequence[str], sets: Sequence[str]):
+        files = text_files(texts) if texts or not sets else []
+        self.sources = [*map(texts_in, files), *map(dataset_rows, sets)]
+        self.bytes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in map(text_of, chain.from_iterable(self.sources)):
+            self.bytes += len(text.encode("utf-8", errors="replace"))
+            yield text
+
+
+def train_command(
+    texts: Sequence[str], sets: Sequence[str], out: Path, recipe: Recipe, roles: dict[str, str], template: str | None
+) -> str:
+    """Train on files and data sets, write the folder, and say what came out."""
     check_empty(out, "--out")
-    files = text_files(texts)
-    size = sum(file.stat().st_size for file in files)
+    read = _Weighed(texts, sets)
     began = time.perf_counter()
-    made = train_tokenizer((text for file in files for text in texts_in(file)), recipe)
+    made = train_tokenizer(read, recipe)
     seconds = time.perf_counter() - began
     write_tokenizer(wrapped(made, roles, template), out)
     count = made.get_vocab_size()
     short = f" (asked for {recipe.vocabulary:,}: the text has no more to merge)" if count < recipe.vocabulary else ""
-    size /= 1e6
+    size = read.bytes / 1e6
     return (
         f"{count:,} tokens{short}, kind {recipe.kind}, trained on {size:,.1f} MB in {seconds:.1f} s ({size / seconds:.2f} "
         f"MB/s); written to {out}. Next: `regraft tokenizer compare {out} specimen:qwen3 --text NAME=PATH`"

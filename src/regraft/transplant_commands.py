@@ -78,7 +78,7 @@ def healed(
     run = target.with_name(f"{target.name}-healing")
     task = HealTask(done)
     text = windows_over(done.new.tokenizer, texts, 128, run / "text.ids", seed)
-    plan = Plan(steps=steps, batch=8, rate=1e-3, warmup=min(20, steps), matrices="adamw")
+    plan = Plan(steps=steps, batch=8, rate=task.rate, warmup=min(20, steps))
     train(task, text, plan, run, origin={"model": done.model.weights_sha256, "settings": repr(settings)})
     task.keep()
     after = measured(done, domains, settings)

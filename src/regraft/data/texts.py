@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def texts_in(file: Path) -> Iterator[str]:
     with file.open(encoding="utf-8", errors="replace") as stream:
         while piece := stream.read(PIECE):
             yield piece + stream.readline()
+
+
+def dataset_rows(name: str) -> Iterable[Mapping[str, Any]]:
+    """Rows of a data set as a stream: a hub id or a folder, with a configuration behind a colon where it has several.
+
+    Raises:
+        ModuleNotFoundError: the library is missing.
+        ValueError: the data set does not open, or has no part called `train`.
+    """
+    load_dataset = import_module("datasets").load_dataset
+    source, _, configuration = name.partition(":")
+    try:
+        return load_dataset(source, configuration or None, split="train", streaming=True)
+    except OSError as error:
+        raise ValueError(f"the data set {name} does not open: {str(error).splitlines()[0]}") from None
 
 
 def text_of(item: str | Mapping[str, Any]) -> str:

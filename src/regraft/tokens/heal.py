@@ -16,26 +16,36 @@ from regraft.graft.placing import all_placed, logits_of, streams, trunk_blocks
 from regraft.model.opened import Model
 from regraft.tokens.transplant import Transplant
 
+RATE_OVER_RMS = 0.05
+
 
 class NewRows(nn.Module):
-    """The rows of a table that are trained, in front of the frozen table: a lookup, or a product with every row."""
+    """The rows of a table that are trained, beside the frozen rows.
+
+    A step moves only rows whose tokens are in its text. The softmax has a gradient for every row, but of a row that the text
+    lacks it says only "less", and an optimiser that scales gradients would follow it at full rate until the row is lost.
+    """
 
     def __init__(self, table_VD: Tensor, ids_N: Tensor):
         super().__init__()
-        self.register_buffer("table_VD", table_VD.detach())
+        self.register_buffer("table_VD", table_VD.detach().clone())
         self.register_buffer("ids_N", ids_N)
         place_V = torch.full((len(table_VD),), -1, dtype=torch.long, device=table_VD.device)
         place_V[ids_N] = torch.arange(len(ids_N), device=table_VD.device)
         self.register_buffer("place_V", place_V)
-        self.rows = nn.Embedding.from_pretrained(table_VD.detach()[ids_N].clone(), freeze=False)
+        self.rows = nn.Embedding.from_pretrained(table_VD.detach()[ids_N].clone(), freeze=False, sparse=True)
 
     table_VD: Tensor
     ids_N: Tensor
     place_V: Tensor
 
-    def whole(self) -> Tensor:
-        """The table (V, D) with the trained rows in it."""
-        return self.table_VD.index_copy(0, self.ids_N, self.rows.weight.to(self.table_VD.dtype))
+    def whole(self, used_U: Tensor | None = None) -> Tensor:
+        """The table (V, D) with the trained rows in it; gradients reach the rows of these ids alone."""
+        self.table_VD[self.ids_N] = self.rows.weight.detach().to(self.table_VD.dtype)
+        if used_U is None:
+            return self.table_VD
+        used_U = used_U[self.place_V[used_U] >= 0]
+        return self.table_VD.index_copy(0, used_U, self.rows(self.place_V[used_U]).to(self.table_VD.dtype))
 
 
 class HealTask:
@@ -67,6 +77,11 @@ class HealTask:
         """The model, which stays as it is."""
         return self.done.model
 
+    @property
+    def rate(self) -> float:
+        """A rate for these rows: a twentieth of their root mean square."""
+        return RATE_OVER_RMS * float(self.tables["embedding"].rows.weight.detach().float().square().mean().sqrt())
+
     def blocks(self) -> list[nn.Module]:
         """Blocks of the trunk."""
         return trunk_blocks(self.model)
@@ -77,7 +92,7 @@ class HealTask:
         old_BS, places = self.aligned(ids_BT)
         with torch.no_grad(), streams(self.model, [depth]) as taught:
             logits_of(self.model, {"input_ids": old_BS})
-        with self.standing(), streams(self.model, [depth]) as learnt:
+        with self.standing(ids_BT.unique()), streams(self.model, [depth]) as learnt:
             logits_BTV = logits_of(self.model, {"input_ids": ids_BT})
         assert logits_BTV is not None
         loss = nn.functional.cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), ids_BT[:, 1:].flatten())
@@ -101,11 +116,11 @@ class HealTask:
             rows.append(torch.tensor(theirs))
         return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(ids_BT.device), torch.tensor(places).reshape(-1, 3)
 
-    def standing(self):
-        """While inside, the model has the new modules with the rows as they are now."""
+    def standing(self, used_U: Tensor | None = None):
+        """While inside, the model has the new modules with the rows as they are now; gradients reach those of these ids."""
         (old_embedding, fresh), *head = self.done.swaps
-        table_VD = self.tables["embedding"].whole()
-        matrix_VD = self.tables["head"].whole() if "head" in self.tables else table_VD
+        table_VD = self.tables["embedding"].whole(used_U)
+        matrix_VD = self.tables["head"].whole(used_U) if "head" in self.tables else table_VD
         swaps = [(old_embedding, _Standing(fresh, table_VD))]
         swaps += [(old, _Standing(made, matrix_VD)) for old, made in head]
         return all_placed(self.root, swaps)

@@ -9,12 +9,13 @@ Every byte is a token in all three, so any text comes back as it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from regraft.data.texts import text_of
 from regraft.model.progress import advance
 from regraft.tokens.chunks import ChunkLengths, chunks, gaussian, sampled
 
@@ -58,11 +59,14 @@ class Recipe:
             raise ValueError(f"a share of {self.words:g} for words leaves nothing for one of the two: choose between 0 and 1")
 
 
-def train_tokenizer(texts: Iterable[str], recipe: Recipe) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str | Mapping[str, Any]], recipe: Recipe) -> Tokenizer:
     """Train a tokenizer on a stream of texts, of which at most `recipe.characters` are held.
 
+    Args:
+        texts: strings, or rows with a string under `text`, as a `datasets` stream gives them.
+
     Raises:
-        ValueError: the texts are empty.
+        ValueError: the texts are empty, or a row has none.
     """
     pieces = sampled(_counted(texts), recipe.characters, recipe.seed)
     if not pieces:
@@ -75,8 +79,8 @@ def train_tokenizer(texts: Iterable[str], recipe: Recipe) -> Tokenizer:
     return made
 
 
-def _counted(texts: Iterable[str]) -> Iterator[str]:
-    for number, text in enumerate(texts, 1):
+def _counted(texts: Iterable[str | Mapping[str, Any]]) -> Iterator[str]:
+    for number, text in enumerate(map(text_of, texts), 1):
         advance("reading text", number, number + 1)
         yield text
 
