@@ -91,8 +91,7 @@ def learnt(corpora: Path, cache: Path) -> list[str]:
     books, facts, *code = sources(corpora, cache)
     drawn = []
     for paths, share in (([books], 4), ([facts], 1), (code, 1)):
-        found = pieces((text for file in text_files(paths) for text in texts_in(file)), 10**9)
-        drawn.append(found[:: max(1, 6 * len(found) // (share * LEARNT))][: share * LEARNT // 6])
+        drawn.append(pieces((text for file in text_files(paths) for text in texts_in(file)), share * LEARNT // 6))
     return [text for group in zip(*(drawn[0][i::4] for i in range(4)), *drawn[1:], strict=False) for text in group]
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from regraft.cli import app
 from regraft.model.load import load
+from regraft.report.token_figures import tokenizer_finding
 from regraft.specimens import almanac
 from regraft.tokens.bits import pieces, score
 from regraft.tokens.byte_ids import ByteIds
@@ -130,7 +131,9 @@ def test_a_model_gets_the_tokenizer_and_writes(folder):
     assert torch.isfinite(model(**ids).logits).all()
     certificate = json.loads((folder / "planted" / "certificate.json").read_text())
     assert certificate["attrs"]["healing_steps"] == 3
-    assert "What does another tokenizer cost the model?" in (folder / "planted" / "certificate.html").read_text(encoding="utf-8")
+    written = (folder / "planted" / "certificate.html").read_text(encoding="utf-8")
+    assert "What does another tokenizer cost the model?" in written
+    assert "--method hybrid --multiple 64 --heal 3 --pieces 3 --learn" in written
     assert list((folder / "cache").glob("vectors-*.sqlite"))
 
 
@@ -180,3 +183,28 @@ def test_the_source_model_is_not_written_over(tmp_path):
     code, said = run(*words)
     assert code == 2
     assert "the source model itself" in said
+
+
+def test_pieces_are_drawn_from_all_the_texts():
+    texts = [f"{number:03d} " + "word " * 400 for number in range(50)]
+    every = pieces(texts, 10**6)
+    assert "".join(every) == "".join(texts)
+    assert max(map(len, every)) <= 800
+    some = pieces(iter(texts), 30)
+    assert len(some) == 30
+    places = [every.index(piece) for piece in some if piece[:3].isdigit()]
+    assert places == sorted(places)
+    assert max(int(piece[:3]) for piece in some if piece[:3].isdigit()) > 25
+    with pytest.raises(ValueError, match="at least one piece"):
+        pieces(texts, 0)
+    with pytest.raises(ValueError, match="no text to measure on"):
+        pieces(["", ""], 3)
+
+
+def test_of_many_domains_the_finding_names_a_few():
+    reader = ByteIds(open_tokenizer("specimen:qwen3"))
+    small = ByteIds(wrapped(train_tokenizer([TEXT], Recipe(300, "ordinary")), {}))
+    data = compare({"own": reader, "small": small}, {f"part {n}": [TEXT[n * 900 : n * 900 + 900]] for n in range(7)})
+    said = tokenizer_finding(data)
+    assert said.count("takes the fewest tokens") == 4
+    assert said.endswith("; fewest of all: own on 7 of 7.")

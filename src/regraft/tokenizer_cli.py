@@ -20,7 +20,7 @@ tokenizer = typer.Typer(help="Train tokenizers, measure them in bytes, transplan
 
 TextsOption = Annotated[list[str] | None, typer.Option("--text", help="NAME=PATH of a domain; again for several. None: almanac.")]
 EachOption = Annotated[str, typer.Option(help="Folder whose every text file is a domain of its own.")]
-PiecesOption = Annotated[int, typer.Option(help="Pieces of about 800 characters read of each domain.")]
+PiecesOption = Annotated[int, typer.Option(help="Pieces of about 800 characters drawn from each domain.")]
 
 
 @tokenizer.command("train")

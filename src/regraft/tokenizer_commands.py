@@ -89,8 +89,7 @@ def domain_pieces(texts: Sequence[str], each: str, most: int, seed: int = 99) ->
     named = named_texts(texts, each)
     if not named:
         return {"almanac": pieces(["\n".join(almanac.corpus(most * 900, seed))], most)}
-    sources = {name: [text for file in text_files(paths) for text in texts_in(file)] for name, paths in named.items()}
-    return {name: pieces(found, most) for name, found in sources.items()}
+    return {name: pieces((t for f in text_files(paths) for t in texts_in(f)), most) for name, paths in named.items()}
 
 
 def compare_command(names: Sequence[str], texts: Sequence[str], each: str, most: int, bits: bool, out: Path) -> xr.Dataset:

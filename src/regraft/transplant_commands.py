@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import xarray as xr
@@ -64,10 +64,14 @@ def transplant_command(
     data = measured(done, domains, settings)
     if heal:
         data = healed(done, texts, domains, settings, data, heal, target, seed)
-    data.attrs["encoder"] = sources.encoder or "none: the model's own rows"
+    encoder = vectors.encoder if vectors is not None else None
+    data.attrs["encoder"] = f"{encoder.name}, sha256 {encoder.digest}" if encoder else "none: the model's own rows"
     data.attrs["learnt_from"] = ", ".join(sources.train) or "an almanac made with a seed"
     said = write_model(done, data, target)
-    write_page(model, data, tokenizer, target)
+    words = ["regraft", "tokenizer", "transplant", "--model", model.source or model.name, "--tokenizer", tokenizer]
+    words += said_options(settings, sources, multiple, heal, seed)
+    text = page(model, [data], [shlex.join([*words, "--save", str(target)])], float(data.attrs["seconds"]))
+    (target / "certificate.html").write_text(text, encoding="utf-8")
     return data, f"{done.sentence}. {said}"
 
 
@@ -88,12 +92,15 @@ def healed(
     return data
 
 
-def write_page(model: Model, data: xr.Dataset, tokenizer: str, target: Path) -> None:
-    """The certificate as a page in the model's folder."""
-    words = ["regraft", "tokenizer", "transplant", "--model", model.source or model.name, "--tokenizer", tokenizer]
-    words += ["--method", str(data.attrs["method"]), "--save", str(target)]
-    text = page(model, [data], [shlex.join(words)], float(data.attrs["seconds"]))
-    (target / "certificate.html").write_text(text, encoding="utf-8")
+def said_options(settings: Settings, sources: Sources, multiple: int, heal: int, seed: int) -> list[str]:
+    """The options that make the same transplant again: the method, and all that differ from their defaults."""
+    given = {**asdict(settings), "multiple": multiple, "heal": heal, "seed": seed, "pieces": sources.pieces}
+    usual = {**asdict(Settings()), "multiple": 0, "heal": 0, "seed": 0, "pieces": Sources().pieces}
+    words = ["--method", settings.method]
+    words += [w for name, value in given.items() if name != "method" and value != usual[name] for w in (f"--{name}", str(value))]
+    words += [w for text in sources.train for w in ("--learn", text)] + [w for text in sources.domains for w in ("--text", text)]
+    words += ["--donor", sources.donor] if sources.donor else []
+    return [*words, "--encoder", sources.encoder or "none"]
 
 
 def transplant_rows(data: xr.Dataset) -> Iterator[str]:

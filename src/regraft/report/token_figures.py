@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import plotly.graph_objects as go
 import xarray as xr
 
 from regraft.report.drawing import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, draws, heatmap
 
 SHOWN = 12
+SAID = 4
+"""Domains that are named in the finding; of more, only how many there are."""
 
 
 def grouped(data: xr.Dataset, name: str, title: str) -> go.Figure:
@@ -60,15 +64,19 @@ def tokenizer_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 def tokenizer_finding(data: xr.Dataset) -> str:
     """The tokenizer with the fewest tokens on each domain, and by how much."""
-    said = []
+    said, first = [], Counter()
     for domain in data.domain.values:
         one = data.bytes_per_token.sel(domain=domain)
         best, worst = str(one.tokenizer[int(one.values.argmax())].item()), str(one.tokenizer[int(one.values.argmin())].item())
         saved = 1 - float(one.min()) / float(one.max())
-        said.append(f"on {domain} {best} takes the fewest tokens, {saved:.1%} fewer than {worst}" if best != worst else "")
+        if best != worst:
+            said.append(f"on {domain} {best} takes the fewest tokens, {saved:.1%} fewer than {worst}")
+            first[best] += 1
     inexact = [str(t) for t in data.tokenizer.values if float(data.exact.sel(tokenizer=t).min()) < 1]
     lossy = f" Not every text comes back as it was from {', '.join(inexact)}." if inexact else ""
-    text = "; ".join(part for part in said if part)
+    text = "; ".join(said[:SAID])
+    if len(said) > SAID:
+        text += "; fewest of all: " + ", ".join(f"{name} on {n} of {data.sizes['domain']}" for name, n in first.most_common())
     return (text[:1].upper() + text[1:] + "." if text else "") + lossy
 
 

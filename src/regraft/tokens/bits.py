@@ -6,8 +6,10 @@ Shapes: B pieces, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 
 import torch
 from torch import Tensor, nn
@@ -36,26 +38,31 @@ class Score:
 
 
 def pieces(texts: Iterable[str], most: int, size: int = PIECE) -> list[str]:
-    """The first `most` pieces of about `size` characters, cut at white space where there is some.
+    """At most `most` pieces of about `size` characters, in their order, drawn evenly from all the texts in one pass.
 
     Raises:
-        ValueError: the text is empty.
+        ValueError: the text is empty, or no piece is asked for.
     """
-    found: list[str] = []
+    if most < 1:
+        raise ValueError("at least one piece of text is needed")
+    draw = random.Random(0)
+    drawn = nsmallest(most, ((draw.random(), number, piece) for number, piece in enumerate(_cut(texts, size))))
+    if not drawn:
+        raise ValueError("there is no text to measure on: give a file or a folder with some")
+    return [piece for _, _, piece in sorted(drawn, key=lambda one: one[1])]
+
+
+def _cut(texts: Iterable[str], size: int) -> Iterator[str]:
+    """Each text in pieces, cut at white space where there is some."""
     for text in texts:
         start = 0
-        while start < len(text) and len(found) < most:
+        while start < len(text):
             stop = start + size
             if stop < len(text):
                 space = max(text.rfind(" ", start + 1, stop), text.rfind("\n", start + 1, stop))
                 stop = space if space > 0 else stop
-            found.append(text[start:stop])
+            yield text[start:stop]
             start = stop
-        if len(found) >= most:
-            break
-    if not found:
-        raise ValueError("there is no text to measure on: give a file or a folder with some")
-    return found
 
 
 @torch.no_grad()
