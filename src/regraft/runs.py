@@ -32,11 +32,7 @@ def check_writable(out: Path, experiment: str, weights_sha256: str, version: str
         RunFolderError: the folder cannot be written to, holds something else, or a run of another experiment, model or
             version.
     """
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if (out.exists() and not out.is_dir()) or not os.access(parent, os.W_OK) or not parent.is_dir():
-        raise RunFolderError(f"the folder {out} cannot be written to: choose another with --out")
+    check_place(out, "--out")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / OUR_MARK).is_file():
@@ -72,8 +68,22 @@ def check_empty(folder: Path, option: str) -> None:
     Raises:
         RunFolderError: a file is there, or a folder that holds something.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    check_place(folder, option)
+    if folder.exists() and any(folder.iterdir()):
         raise RunFolderError(f"the folder {folder} is not empty: choose another with {option}")
+
+
+def check_place(folder: Path, option: str) -> None:
+    """Make sure that a folder is there or can be made, and can be written to.
+
+    Raises:
+        RunFolderError: it cannot.
+    """
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if (folder.exists() and not folder.is_dir()) or not os.access(parent, os.W_OK) or not parent.is_dir():
+        raise RunFolderError(f"the folder {folder} cannot be written to: choose another with {option}")
 
 
 @contextmanager

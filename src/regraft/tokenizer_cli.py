@@ -10,6 +10,7 @@ import typer
 from regraft.options import (
     DebugOption,
     DeviceOption,
+    DtypeOption,
     ModelOption,
     SeedOption,
     errors_in_one_sentence,
@@ -106,6 +107,7 @@ def transplant(
     text: TextsOption = None,
     pieces: PiecesOption = 100,
     save: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("transplanted"),
+    dtype: DtypeOption = "",
     old_tokenizer: Annotated[str, typer.Option(help="The model's own tokenizer, where its folder has none.")] = "",
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
@@ -113,7 +115,7 @@ def transplant(
 ) -> None:
     """Give a model another tokenizer and measure what it costs, in bits per byte."""
     with errors_in_one_sentence(debug):
-        opened = open_model(model, device, "", "", False, old_tokenizer)
+        opened = open_model(model, device, dtype, "", False, old_tokenizer)
         from regraft.commands import with_bar
         from regraft.tokens.estimate import Settings
         from regraft.transplant_commands import Sources, transplant_command, transplant_rows

@@ -125,6 +125,7 @@ def comparison_rows(data: xr.Dataset) -> Iterator[str]:
             yield (
                 f"  {domain}: {float(here.bytes_per_token):.3f} bytes and {float(here.characters_per_token):.3f} characters per "
                 f"token, {float(here.tokens_per_word):.3f} tokens per word, {float(here.crossing):.1%} cross words{bits}"
+                + ("" if float(here.exact) == 1 else f"; {float(here.exact):.0%} of the pieces come back as they were")
             )
         crossing = [repr(str(t)) for t, n in zip(one.crossing_token.values[:6], one.crossing_count.values, strict=False) if n]
         if crossing:

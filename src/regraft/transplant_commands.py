@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
+from torch import Tensor
 
 from regraft.data.texts import text_files, texts_in
 from regraft.graft.distill import Plan, train
 from regraft.graft.windows import windows_over
+from regraft.model.files import CheckpointError
 from regraft.model.load import load
 from regraft.model.opened import Model
 from regraft.report.page import page
 from regraft.specimens import almanac
 from regraft.tokenizer_commands import domain_pieces
 from regraft.tokens.bits import pieces
+from regraft.tokens.byte_ids import ByteIds
 from regraft.tokens.encoder import SentenceEncoder, Vectors
 from regraft.tokens.estimate import Settings
 from regraft.tokens.folder import open_tokenizer
-from regraft.tokens.heal import HealTask
-from regraft.tokens.planted import check_target, write_model
+from regraft.tokens.heal import HealTask, check_healing
+from regraft.tokens.planted import check_start, check_target, write_model
 from regraft.tokens.transplant import Transplant, measured, old_case, transplant
 
 READ = 2000
@@ -53,42 +60,96 @@ def transplant_command(
 ) -> tuple[xr.Dataset, str]:
     """Estimate, heal, measure, write; the certificate and what to say."""
     check_target(model, target)
-    vectors = Vectors(SentenceEncoder(sources.encoder, str(model.device)), sources.cache) if sources.encoder else None
-    donor_VD = load(sources.donor, pack=False).parts.embedding.weight if sources.donor else None
-    texts = learning_text(sources.train)
-    case = old_case(model, open_tokenizer(tokenizer), texts, vectors, donor_VD)
-    if donor_VD is not None and len(donor_VD) < len(case.new.table):
-        raise ValueError(f"{sources.donor} has fewer rows than the tokenizer has tokens: the donor must be its own model")
+    check_asked(model, settings, sources, multiple, heal, seed)
+    reader = open_tokenizer(tokenizer)
+    donor_VD = donor_table(sources.donor, reader) if sources.donor else None
+    vectors = Vectors(open_encoder(sources.encoder, str(model.device)), sources.cache) if sources.encoder else None
+    texts, domains = learning_text(sources.train), domain_pieces(sources.domains, "", sources.pieces)
+    case = old_case(model, reader, texts, vectors, donor_VD)
+    check_start(model, case.matching)
     done = transplant(model, case, settings, multiple)
-    domains = domain_pieces(sources.domains, "", sources.pieces)
     data = measured(done, domains, settings)
-    if heal:
-        data = healed(done, texts, domains, settings, data, heal, target, seed)
     encoder = vectors.encoder if vectors is not None else None
     data.attrs["encoder"] = f"{encoder.name}, sha256 {encoder.digest}" if encoder else "none: the model's own rows"
+    data.attrs["donor"] = sources.donor
     data.attrs["learnt_from"] = ", ".join(sources.train) or "an almanac made with a seed"
-    said = write_model(done, data, target)
+    data.attrs["learnt_sha256"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     words = ["regraft", "tokenizer", "transplant", "--model", model.source or model.name, "--tokenizer", tokenizer]
-    words += said_options(settings, sources, multiple, heal, seed)
-    text = page(model, [data], [shlex.join([*words, "--save", str(target)])], float(data.attrs["seconds"]))
-    (target / "certificate.html").write_text(text, encoding="utf-8")
-    return data, f"{done.sentence}. {said}"
+    command = shlex.join([*words, *said_options(settings, sources, multiple, heal, seed), "--save", str(target)])
+    if not heal:
+        return data, written(done, data, command, target)
+    task = HealTask(done)
+    plan = Plan(steps=heal, batch=8, rate=task.rate, warmup=min(20, heal))
+    run = healing_folder(data, plan, seed, target)
+    data = healed(task, texts, domains, settings, data, plan, run, seed)
+    said = written(done, data, command, target)
+    shutil.rmtree(run)
+    return data, said
+
+
+def written(done: Transplant, data: xr.Dataset, command: str, target: Path) -> str:
+    """Write the model with its certificate as a page; what was done, in a sentence or two."""
+    text = page(done.model, [data], [command], float(data.attrs["seconds"]))
+    return f"{done.sentence}. {write_model(done, data, target, {'certificate.html': text})}"
+
+
+def open_encoder(name: str, device: str) -> SentenceEncoder:
+    """A sentence encoder; where it cannot be had, the sentence says what serves instead."""
+    try:
+        return SentenceEncoder(name, device)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; give --encoder the folder of a sentence encoder, or none") from error
+
+
+def check_asked(model: Model, settings: Settings, sources: Sources, multiple: int, heal: int, seed: int) -> None:
+    """Refuse before any work what would be refused behind it.
+
+    Raises:
+        ValueError: a number is negative, a donor is of no use, or the model cannot be healed.
+    """
+    if min(heal, multiple, seed) < 0:
+        raise ValueError("--heal, --multiple and --seed are at least 0")
+    if sources.donor and settings.method != "pursuit":
+        raise ValueError(f"--donor serves --method pursuit alone, not {settings.method}: leave it out")
+    if heal:
+        check_healing(model)
+
+
+def donor_table(name: str, tokenizer: Any) -> Tensor:
+    """The embedding of the model that a tokenizer comes from.
+
+    Raises:
+        ValueError: the model's own tokenizer is another one.
+    """
+    donor = load(name, pack=False)
+    new = ByteIds(tokenizer).table
+    own = ByteIds(donor.tokenizer).table if donor.tokenizer is not None else None
+    if own is None or own.bytes_V[: len(new)] != new.bytes_V or donor.table_rows < len(new):
+        raise ValueError(f"{name} has another tokenizer: the donor must be the model that --tokenizer comes from")
+    return donor.parts.embedding.weight
+
+
+def healing_folder(data: xr.Dataset, plan: Plan, seed: int, target: Path) -> Path:
+    """Where a healing run is kept until the model is written: one for everything that the run depends on."""
+    names = ("weights_sha256", "tokenizer_sha256", "settings", "encoder", "donor", "learnt_sha256")
+    origin = json.dumps([*(str(data.attrs[name]) for name in names), repr(plan), seed])
+    return target.with_name(f"{target.name}-healing-{hashlib.sha256(origin.encode()).hexdigest()[:12]}")
 
 
 def healed(
-    done: Transplant, texts: list[str], domains: dict, settings: Settings, data: xr.Dataset, steps: int, target: Path, seed: int
+    task: HealTask, texts: list[str], domains: dict, settings: Settings, data: xr.Dataset, plan: Plan, run: Path, seed: int
 ) -> xr.Dataset:
-    """Train the new rows, keep them, and measure again; the certificate then has both."""
-    run = target.with_name(f"{target.name}-healing")
-    task = HealTask(done)
+    """Train the new rows, keep them, and measure again; the certificate then has both, and the loss step by step."""
+    done = task.done
     text = windows_over(done.new.tokenizer, texts, 128, run / "text.ids", seed)
-    plan = Plan(steps=steps, batch=8, rate=task.rate, warmup=min(20, steps))
-    train(task, text, plan, run, origin={"model": done.model.weights_sha256, "settings": repr(settings)})
+    log = train(task, text, plan, run, origin={"model": done.model.weights_sha256, "settings": repr(settings)})
     task.keep()
     after = measured(done, domains, settings)
     data["bits_per_byte_unhealed"] = data.bits_per_byte.sel(state="after", drop=True)
     data["bits_per_byte"] = after.bits_per_byte
-    data.attrs["healing_steps"] = steps
+    data["healing_loss"] = ("step", [line["loss"] for line in log], {"units": "nats per token, and the stream's relative error"})
+    data.attrs["healing_steps"] = plan.steps
+    data.attrs["healing_plan"] = repr(plan)
     return data
 
 
@@ -114,7 +175,8 @@ def transplant_rows(data: xr.Dataset) -> Iterator[str]:
             if "bits_per_byte_unhealed" in data
             else ""
         )
+        lossy = "" if float(one.exact.min()) == 1 else "; NOT COMPARABLE, a tokenizer does not keep this text as it is"
         yield (
             f"{domain}: {before:.4f} bits per byte become {after:.4f}{unhealed}; {short[0]:.3f} bytes per token become "
-            f"{short[1]:.3f}"
+            f"{short[1]:.3f}{lossy}"
         )

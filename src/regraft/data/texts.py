@@ -10,6 +10,8 @@ from typing import Any
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 PIECE = 200_000
+BROKEN = 0.01
+"""Share of characters that may be broken in what is still read as text."""
 
 
 def text_files(sources: Iterable[str | Path]) -> list[Path]:
@@ -20,7 +22,7 @@ def text_files(sources: Iterable[str | Path]) -> list[Path]:
     """
     files = [file for source in sources for file in _files(Path(source))]
     if not files:
-        raise ValueError("there is no text to train on: name a text file or a folder")
+        raise ValueError("there is no text: name a text file or a folder that holds some")
     return files
 
 
@@ -28,23 +30,34 @@ def _files(source: Path) -> list[Path]:
     if source.is_dir():
         return sorted(file for file in source.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not source.is_file():
-        raise ValueError(f"{source} is neither a file nor a folder: give text to train on")
+        raise ValueError(f"{source} is neither a file nor a folder: name some text")
     return [source]
 
 
 def texts_in(file: Path) -> Iterator[str]:
     """A file's texts: a line each of a JSONL file, else its paragraphs, kept together to a few thousand characters."""
     if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as stream:
+        with file.open("rb") as stream:
             for number, line in enumerate(stream, 1):
-                value = json.loads(line)
-                if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-                    raise ValueError(f"line {number} of {file.name} has no text under `text`")
-                yield value["text"]
+                if line.strip():
+                    yield _line_text(line, number, file)
         return
     with file.open(encoding="utf-8", errors="replace") as stream:
         while piece := stream.read(PIECE):
-            yield piece + stream.readline()
+            piece += stream.readline()
+            if "\0" in piece or piece.count("\ufffd") > BROKEN * len(piece):
+                raise ValueError(f"{file} is no text in UTF-8: convert it, or leave it out")
+            yield piece
+
+
+def _line_text(line: bytes, number: int, file: Path) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} of {file} is no JSON: mend it, or leave the file out") from error
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        raise ValueError(f"line {number} of {file.name} has no text under `text`")
+    return value["text"].encode("utf-8", errors="replace").decode()
 
 
 def dataset_rows(name: str) -> Iterable[Mapping[str, Any]]:
@@ -54,6 +67,8 @@ def dataset_rows(name: str) -> Iterable[Mapping[str, Any]]:
         ModuleNotFoundError: the library is missing.
         ValueError: the data set does not open, or has no part called `train`.
     """
+    if not name:
+        raise ValueError("a data set needs a name: give a hub id or a folder")
     load_dataset = import_module("datasets").load_dataset
     source, _, configuration = name.partition(":")
     try:

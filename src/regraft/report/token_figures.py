@@ -102,7 +102,14 @@ def transplant_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
         states = {"before": states["before"], "after, not healed": data.bits_per_byte_unhealed, "after": states["after"]}
     bits = _states(data, states, "bits per byte")
     length = _states(data, {s: data.bytes_per_token.sel(state=s) for s in ("before", "after")}, "bytes per token")
-    return [("Bits per byte of text, before and after", bits), ("Bytes of text for each token, before and after", length)]
+    found = [("Bits per byte of text, before and after", bits), ("Bytes of text for each token, before and after", length)]
+    if "healing_loss" in data:
+        figure = base(300)
+        figure.add_scatter(y=data.healing_loss.values.tolist(), mode="lines", line_color=FIRST, name="loss")
+        figure.update_xaxes(title="step")
+        figure.update_yaxes(title="nats, and relative error")
+        found.append(("Loss while the new rows are healed", figure))
+    return found
 
 
 def _states(data: xr.Dataset, states: dict[str, xr.DataArray], title: str) -> go.Figure:
@@ -123,9 +130,11 @@ def transplant_finding(data: xr.Dataset) -> str:
     said = [
         f"{float(bits.sel(state='after', domain=d) - bits.sel(state='before', domain=d)):+.3f} on {d}" for d in data.domain.values
     ]
+    lossy = [str(d) for d in data.domain.values if float(data.exact.sel(domain=d).min()) < 1]
+    warning = f" A tokenizer does not keep {', '.join(lossy)} as it is, so these bits are not comparable." if lossy else ""
     return (
         f"{int(data.taken_over):,} tokens take over an old token's rows, {int(data.estimated):,} are estimated by the method "
-        f"{data.attrs['method']}. Bits per byte: {', '.join(said)}."
+        f"{data.attrs['method']}. Bits per byte: {', '.join(said)}.{warning}"
     )
 
 
@@ -138,6 +147,6 @@ draws(
         "them, so they are comparable although the tokens are not. Longer tokens mean fewer steps for the same text.",
         transplant_figures,
         transplant_finding,
-        ("bits_per_byte", "bytes_per_token"),
+        ("bits_per_byte", "bytes_per_token", "exact"),
     ),
 )

@@ -49,11 +49,18 @@ def beside_vectors(rows: Iterable[Sequence[int]], count: int, width: int) -> tup
 
 
 def overlaps(old: ByteIds, new: ByteIds, texts: Sequence[str]) -> dict[int, Counter[int]]:
-    """How many bytes of text each new token shares with each old one, where both tokenizers cut the same text."""
+    """How many bytes of text each new token shares with each old one, where both tokenizers cut the same text.
+
+    A text that one of them does not keep as it is says nothing and is left out.
+
+    Raises:
+        ValueError: every text is left out.
+    """
     found: dict[int, Counter[int]] = defaultdict(Counter)
     for number, text in enumerate(texts, 1):
-        content = text.encode()
-        ours, theirs = _spans(new, content), _spans(old, content)
+        ours, theirs = new.spans(text.encode()), old.spans(text.encode())
+        if ours is None or theirs is None:
+            continue
         place = 0
         for start, stop, token in ours:
             while place and theirs[place][0] > start:
@@ -65,14 +72,8 @@ def overlaps(old: ByteIds, new: ByteIds, texts: Sequence[str]) -> dict[int, Coun
                 place += 1
             place = max(0, place - 1)
         advance("aligning text", number, len(texts))
+    if not found:
+        raise ValueError(
+            "no text comes back whole from both tokenizers, so their tokens cannot be aligned: choose another --method"
+        )
     return found
-
-
-def _spans(reader: ByteIds, content: bytes) -> list[tuple[int, int, int]]:
-    """Where each token of some text begins and ends in bytes."""
-    spans, at = [], 0
-    for number in reader.encode(content):
-        length = len(reader.table.bytes_V[number])
-        spans.append((at, at + length, number))
-        at += length
-    return spans

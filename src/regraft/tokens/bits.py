@@ -25,16 +25,31 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of some text: nats over all tokens that were predicted, their number, and the bytes they stand for."""
+    """What a model makes of some text: nats over all tokens that were predicted, their number, and the bytes they stand for.
+
+    `exact` is the share of pieces that the tokenizer keeps as they are; below 1 the tokens stand for less than the text, and bits
+    per byte are not comparable.
+    """
 
     nats: float
     tokens: int
     bytes: int
+    exact: float
 
     @property
     def bits_per_byte(self) -> float:
         """Bits that the model needs for a byte of the text."""
         return self.nats / math.log(2) / self.bytes
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A piece as ids: what an encoder reads, what is predicted behind its first id, and the bytes that are predicted."""
+
+    read: list[int]
+    ids: list[int]
+    bytes: int
+    exact: bool
 
 
 def pieces(texts: Iterable[str], most: int, size: int = PIECE) -> list[str]:
@@ -69,47 +84,57 @@ def _cut(texts: Iterable[str], size: int) -> Iterator[str]:
 def score(model: Model, reader: ByteIds, texts: Sequence[str]) -> Score:
     """Score pieces of text behind the tokenizer's start token; without one, the first token of each piece is not predicted.
 
-    An encoder-decoder reads the first half of a piece's tokens and is scored on the second.
+    An encoder-decoder reads the first half of a piece's characters and is scored on the second.
 
     Raises:
-        ValueError: the model predicts no next tokens, or a piece is longer than its positions.
+        ValueError: the model predicts no next tokens, a piece is longer than its positions, or nothing is left to predict.
     """
     if model.parts.head is None or not (model.causal or model.two_stacks):
         raise ValueError(f"{model.name} predicts no next tokens, so it has no bits per byte")
-    start = reader.tokenizer.bos_token_id if reader.tokenizer.bos_token_id is not None else reader.tokenizer.eos_token_id
-    encoded = [reader.encode(text.encode()) for text in texts]
-    rows = [ids if start is None else [start, *ids] for ids in encoded]
+    rows = [_row(reader, text, model.two_stacks) for text in texts]
     limit = getattr(model.hf.config, "max_position_embeddings", None) or getattr(model.hf.config, "n_positions", None)
-    longest = max(map(len, rows))
+    longest = max(len(row.ids) for row in rows)
     if limit and longest > limit and not model.two_stacks:
         raise ValueError(f"a piece of text has {longest:,} tokens, the model {limit:,} positions: give shorter pieces")
-    nats, tokens, bytes_ = 0.0, 0, 0
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    done = 0
-    while done < len(order):
-        size = 1 if model.two_stacks else max(1, BATCH_TOKENS // len(rows[order[min(done + 31, len(order) - 1)]]))
-        some = order[done : done + size]
-        losses_BT = _losses(model, [rows[i] for i in some])
-        for row, index in enumerate(some):
-            first = len(rows[index]) // 2 if model.two_stacks else 0
-            scored = rows[index][first + 1 :]
-            nats += float(losses_BT[row, : len(scored)].double().sum())
-            tokens += len(scored)
-            unread = rows[index][: first + 1]
-            bytes_ += len(texts[index].encode()) - len(reader.decode(unread))
+    if not sum(row.bytes for row in rows):
+        raise ValueError("no byte of the text is left to predict: give longer pieces")
+    nats, done = 0.0, 0
+    rows.sort(key=lambda row: len(row.ids))
+    while done < len(rows):
+        size = 1 if model.two_stacks else max(1, BATCH_TOKENS // len(rows[min(done + 31, len(rows) - 1)].ids))
+        some = rows[done : done + size]
+        losses_BT = _losses(model, some)
+        nats += sum(float(losses_BT[place, : len(row.ids) - 1].double().sum()) for place, row in enumerate(some))
         done += len(some)
-        advance("bits per byte", done, len(order))
-    return Score(nats, tokens, bytes_)
+        advance("bits per byte", done, len(rows))
+    tokens = sum(len(row.ids) - 1 for row in rows)
+    return Score(nats, tokens, sum(row.bytes for row in rows), sum(row.exact for row in rows) / len(rows))
 
 
-def _losses(model: Model, rows: list[list[int]]) -> Tensor:
+def _row(reader: ByteIds, text: str, two_stacks: bool) -> _Row:
+    """A piece cut for a model; what the start token stands in front of is predicted whole."""
+    half = len(text) // 2 if two_stacks else 0
+    read, content = reader.encode(text[:half].encode()), text[half:].encode()
+    spans = reader.spans(content)
+    ids = reader.encode(content) if spans is None else [token for *_, token in spans]
+    start = reader.tokenizer.bos_token_id if reader.tokenizer.bos_token_id is not None else reader.tokenizer.eos_token_id
+    exact = spans is not None and reader.keeps(text[:half].encode(), read)
+    if start is not None:
+        return _Row(read, [start, *ids], len(content), exact)
+    unread = spans[0][1] if spans else len(reader.decode(ids[:1]))
+    return _Row(read, ids, max(0, len(content) - unread), exact)
+
+
+def _losses(model: Model, rows: Sequence[_Row]) -> Tensor:
     """Loss in nats of each token but the first that is written, (B, T); what stands behind a row's end means nothing."""
-    ids_BT = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(model.device)
+
+    def padded(lists: Sequence[list[int]]) -> Tensor:
+        return nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in lists], batch_first=True).to(model.device)
+
+    ids_BT = padded([row.ids for row in rows])
     inputs = {"input_ids": ids_BT}
     if model.two_stacks:
-        half = ids_BT.shape[1] // 2
-        inputs = {"input_ids": ids_BT[:, :half], "decoder_input_ids": ids_BT[:, half:]}
-        ids_BT = ids_BT[:, half:]
+        inputs = {"input_ids": padded([row.read for row in rows]), "decoder_input_ids": ids_BT}
     logits_BTV = logits_of(model, inputs)
     assert logits_BTV is not None
     return nn.functional.cross_entropy(logits_BTV[:, :-1].float().transpose(1, 2), ids_BT[:, 1:], reduction="none")

@@ -40,6 +40,9 @@ class ByteIds:
     def encode(self, content: bytes) -> list[int]:
         """Ids of any bytes: valid UTF-8 as the tokenizer encodes it, other bytes one by one.
 
+        What spells a special token is text like any other. `decode` gives the bytes back wherever the tokenizer keeps its text;
+        one that puts a space in front, or lowers letters, gives ids of what it makes of it (`spans`).
+
         Raises:
             ValueError: a byte that is no UTF-8 has no token.
         """
@@ -58,7 +61,35 @@ class ByteIds:
         return ids + self._encoded("".join(text))
 
     def _encoded(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+        return self.encode_texts([text])[0] if text else []
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of some texts, without special tokens."""
+        given = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False) if texts else {}
+        return given.get("input_ids", [])
+
+    def spans(self, content: bytes) -> list[tuple[int, int, int]] | None:
+        """Where each token of some text begins and ends in its bytes, and its id; None where the tokens do not make up the text.
+
+        A space that the tokenizer puts in front lies outside.
+        """
+        try:
+            ids = self.encode(content)
+        except ValueError:
+            return None
+        if not self.keeps(content, ids):
+            return None
+        at = len(content) - len(self.decode(ids))
+        found = []
+        for number in ids:
+            end = at + len(self.table.bytes_V[number])
+            found.append((max(0, at), max(0, end), number))
+            at = end
+        return found
+
+    def keeps(self, content: bytes, ids: Sequence[int]) -> bool:
+        """Whether ids stand for a text, but for a space in front of it."""
+        return self.decode(ids) in (content, b" " + content)
 
     def decode(self, ids: Sequence[int]) -> bytes:
         """Bytes of ids; special tokens have none."""
@@ -70,7 +101,7 @@ class ByteIds:
         The tokenizer's own cut where it gives these bytes back, else the one with the fewest tokens.
         """
         texts = [content.decode("utf-8", errors="replace") for content in contents]
-        own = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        own = self.encode_texts(texts)
         return [
             ids if ids and self.decode(ids) == content else self.fewest(content)
             for ids, content in zip(own, contents, strict=True)

@@ -11,6 +11,8 @@ import numpy as np
 import yaml
 
 SUM = 1e-6
+LONGEST = 1_000_000
+"""Characters of the longest chunk that can be asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,20 @@ class ChunkLengths:
         return math.fsum(length * p for length, p in enumerate(self.probabilities, 1))
 
 
-def gaussian(mean: float, deviation: float, longest: int = 0) -> ChunkLengths:
+def gaussian(mean: float, deviation: float, longest: int | None = None) -> ChunkLengths:
     """A Gaussian over whole lengths from 1 to `longest` (by default four deviations above the mean), scaled to sum to 1.
 
     Raises:
-        ValueError: the mean or the deviation is not above 0, or nothing of it lies within the lengths.
+        ValueError: the mean or the deviation is not above 0, nothing of it lies within the lengths, or they are too long.
     """
-    if not (mean > 0 and deviation > 0):
-        raise ValueError(f"a Gaussian of mean {mean:g} and deviation {deviation:g} cuts no chunks: both must be above 0")
-    lengths = np.arange(1, (longest or math.ceil(mean + 4 * deviation)) + 1)
+    if not (0 < mean < math.inf and 0 < deviation < math.inf):
+        raise ValueError(
+            f"a Gaussian of mean {mean:g} and deviation {deviation:g} cuts no chunks: both must be above 0 and finite"
+        )
+    longest = math.ceil(mean + 4 * deviation) if longest is None else longest
+    if not 1 <= longest <= LONGEST:
+        raise ValueError(f"chunks of up to {longest:,} characters cannot be cut: the longest must be from 1 to {LONGEST:,}")
+    lengths = np.arange(1, longest + 1)
     weights = np.exp(-0.5 * ((lengths - mean) / deviation) ** 2)
     if not weights.sum() > 0:
         raise ValueError(f"no length up to {lengths[-1]} is likely under mean {mean:g} and deviation {deviation:g}")
@@ -63,7 +70,7 @@ def read_lengths(said: str) -> ChunkLengths:
         return _from_yaml(Path(said))
     try:
         if said.startswith("gaussian:"):
-            mean, deviation, *longest = said.removeprefix("gaussian:").split(":")
+            mean, deviation, *longest = said.removeprefix("gaussian:").split(":", 2)
             parts = float(mean), float(deviation), *(int(text) for text in longest)
         else:
             parts = tuple(float(text) for text in said.split(","))
@@ -80,12 +87,18 @@ def _from_yaml(file: Path) -> ChunkLengths:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: name a YAML file with the chunk lengths") from error
     match content:
-        case {"gaussian": {"mean": float() | int() as mean, "deviation": float() | int() as deviation, **more}}:
-            return gaussian(mean, deviation, int(more.get("longest", 0)))
-        case {"probabilities": [*values]} if all(isinstance(value, float | int) for value in values):
+        case {"gaussian": {"mean": float() | int() as mean, "deviation": float() | int() as deviation, **more}} if not more:
+            return gaussian(mean, deviation)
+        case {"gaussian": {"mean": float() | int() as mean, "deviation": float() | int() as deviation, "longest": int() as most}}:
+            return gaussian(mean, deviation, most)
+        case {"probabilities": [*values]} if all(type(value) in (float, int) for value in values):
             return ChunkLengths(tuple(map(float, values)))
-    raise ValueError(f"{file} has neither `gaussian` with mean and deviation nor a list of `probabilities`")
+    raise ValueError(
+        f"{file} has neither `gaussian` with mean, deviation and perhaps a whole `longest`, nor a list of `probabilities`"
+    )
 
 
 def chunks(texts: Iterable[str], lengths: ChunkLengths, seed: int) -> Iterator[str]:
@@ -108,6 +121,7 @@ def sampled(texts: Iterable[str], most: int, seed: int, piece: int = 4096) -> li
 
     Each piece has a random number; when the limit is passed, those with the highest go.
     """
+    piece = max(1, min(piece, most // 20))
     draw = np.random.default_rng(seed)
     kept: list[tuple[float, int, str]] = []
     held, bound, number = 0, 1.0, 0

@@ -21,6 +21,7 @@ from torch import Tensor
 from regraft.model.files import CheckpointError, digest
 from regraft.model.load import quiet_transformers, read_tokenizer, resolve
 from regraft.model.progress import advance
+from regraft.runs import check_place
 
 BATCH = 256
 
@@ -47,7 +48,7 @@ class SentenceEncoder:
                 f"{self.name} is no sentence encoder: it must have a tokenizer and read a text in both directions; name an "
                 "encoder such as all-MiniLM-L6-v2"
             )
-        self.digest = digest(sorted(folder.glob("*.safetensors")))
+        self.digest = digest([*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("tokenizer.json"))])
 
     @torch.no_grad()
     def _reads_both_ways(self) -> bool:
@@ -68,6 +69,10 @@ class SentenceEncoder:
 
 
 def _pooling(folder: Path) -> str:
+    modules = folder / "modules.json"
+    kinds = [entry["type"].rpartition(".")[2] for entry in json.loads(modules.read_text("utf-8"))] if modules.is_file() else []
+    if other := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise CheckpointError(f"{folder.name} has a {other[0]} layer behind its states: only pooling and scaling are known here")
     file = folder / "1_Pooling" / "config.json"
     if not file.is_file():
         return "mean"
@@ -85,6 +90,7 @@ class Vectors:
     def __init__(self, encoder: SentenceEncoder, cache: Path):
         self.encoder = encoder
         self.made = 0
+        check_place(cache, "--cache")
         cache.mkdir(parents=True, exist_ok=True)
         self.file = cache / f"vectors-{encoder.digest[:16]}-{encoder.pooling}.sqlite"
         with closing(self._open()) as store, store:

@@ -7,6 +7,7 @@ baselines. Shapes: N new tokens, V old tokens, D width, K nearest or chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +50,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"a temperature of {self.temperature:g} chooses nothing: it must be above 0")
+        if not math.isfinite(self.threshold):
+            raise ValueError("a threshold must be a number: cosines lie between -1 and 1")
         if self.nearest < 1 or self.atoms < 1:
             raise ValueError("at least one nearest token and one atom are needed")
         if not 0 <= self.weight <= 1:

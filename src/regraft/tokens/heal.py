@@ -48,6 +48,16 @@ class NewRows(nn.Module):
         return self.table_VD.index_copy(0, used_U, self.rows(self.place_V[used_U]).to(self.table_VD.dtype))
 
 
+def check_healing(model: Model) -> None:
+    """Make sure that a model can be healed.
+
+    Raises:
+        ValueError: it is no decoder.
+    """
+    if model.two_stacks or not model.causal:
+        raise ValueError("healing reads a text from left to right: it needs a decoder, so leave --heal out")
+
+
 class HealTask:
     """Rows of the embedding, and of an output matrix of its own, taught by the model with its own tokenizer.
 
@@ -58,8 +68,7 @@ class HealTask:
     """
 
     def __init__(self, done: Transplant, stream: float = 1.0):
-        if done.model.two_stacks or not done.model.causal:
-            raise ValueError("healing reads a text from left to right: it needs a decoder")
+        check_healing(done.model)
         if not len(done.matching.missing):
             raise ValueError("no row is new: there is nothing to heal")
         self.done, self.stream, self.root = done, stream, done.model.hf
@@ -103,17 +112,20 @@ class HealTask:
         return parts
 
     def aligned(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """The same texts in old ids (B, S), padded, and (row, new place, old place) of every byte where tokens end in both."""
+        """The same texts in old ids (B, S), padded, and (row, new place, old place) of every byte where tokens end in both.
+
+        A text that the old tokenizer does not keep has no such place.
+        """
         old, new = self.done.old, self.done.new
         rows: list[Tensor] = []
         places: list[tuple[int, int, int]] = []
         for number, ids in enumerate(ids_BT.tolist()):
             start = next((i for i, token in enumerate(ids) if new.table.bytes_V[token]), len(ids))
             stop = next((i for i in range(start, len(ids)) if not new.table.bytes_V[ids[i]]), len(ids))
-            theirs = old.encode(new.decode(ids[start:stop])) or [0]
-            ends = {end: place for place, end in enumerate(_ends(old, theirs))}
+            spans = old.spans(new.decode(ids[start:stop])) or []
+            ends = {end: place for place, (_, end, _) in enumerate(spans)}
             places += [(number, start + i, ends[end]) for i, end in enumerate(_ends(new, ids[start:stop])) if end in ends]
-            rows.append(torch.tensor(theirs))
+            rows.append(torch.tensor([token for *_, token in spans] or [0]))
         return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(ids_BT.device), torch.tensor(places).reshape(-1, 3)
 
     def standing(self, used_U: Tensor | None = None):

@@ -4,43 +4,59 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import xarray as xr
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from regraft.graft.placing import all_placed
 from regraft.model.forward import without_cache
-from regraft.model.load import quiet_transformers, read_checkpoint
+from regraft.model.load import quiet_transformers, read_checkpoint, read_tokenizer
 from regraft.model.opened import Model
 from regraft.model.selfcheck import LENGTH, sample_ids
 from regraft.runs import check_empty, whole_folder
+from regraft.tokens.folder import special_roles, wrapped
+from regraft.tokens.matching import Matching
 from regraft.tokens.transplant import Transplant
 
-SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
+SAMPLE = "The capital of France is Paris.\n\n  12 + 34 = 46; Gr\u00fc\u00dfe, d\u00e9j\u00e0 vu.\tdef f(x):\n    return x"
+ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
+SPECIAL_IDS = {
+    **{f"{role}_token_id": (f"{role}_token_id",) for role in ("pad", "unk", "sep", "cls", "mask")},
+    "bos_token_id": ("bos_token_id", "cls_token_id"),
+    "eos_token_id": ("eos_token_id", "sep_token_id"),
+}
+"""Ids that a config names, and which of the tokenizer's take their place."""
 
 
-def write_model(done: Transplant, certificate: xr.Dataset, target: Path) -> str:
-    """Write the model with its new tables and tokenizer; returns one sentence.
+def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: Mapping[str, str] | None = None) -> str:
+    """Write the model with its new tables and tokenizer, and `pages` by name beside them; returns one sentence.
 
     Raises:
         RunFolderError: the target is not empty.
-        ValueError: the target is the source model, or the folder, read again, gives other outputs.
+        ValueError: the target is the source model, or the folder, read again, gives other outputs or other ids.
     """
     check_target(done.model, target)
     wanted = outputs(done)
     changed = planted(done)
     with whole_folder(target) as fresh, quiet_transformers():
         changed.save_pretrained(fresh)
-        done.new.tokenizer.save_pretrained(fresh)
+        written_tokenizer(done).save_pretrained(fresh)
+        for name, text in (pages or {}).items():
+            (fresh / name).write_text(text, encoding="utf-8")
         (fresh / "certificate.json").write_text(json.dumps(certificate.to_dict(), indent=1, default=str) + "\n", encoding="utf-8")
         (fresh / "README.md").write_text(card(done, certificate), encoding="utf-8")
         read: Any = read_checkpoint(fresh, str(done.model.device), done.model.dtype, done.model.attention)
         found = _outputs(read.eval(), done)
         if not torch.equal(found, wanted):
             raise ValueError("read again, the folder's outputs differ from the model's: it is not kept")
+        ids = [r(SAMPLE, add_special_tokens=False)["input_ids"] for r in (read_tokenizer(fresh, False), done.new.tokenizer)]
+        if ids[0] != ids[1]:
+            raise ValueError("read again, the folder's tokenizer cuts text in another way: it is not kept")
     return f"{target} opens in plain transformers with its new tokenizer; read again, its outputs are equal to the bit"
 
 
@@ -60,29 +76,73 @@ def planted(done: Transplant) -> Any:
     """A copy of the model with the new modules in place, its config and generation config saying so."""
     with all_placed(done.model.hf, done.swaps):
         changed: Any = copy.deepcopy(done.model.hf)
-    rows, tokenizer = done.tables.rows, done.new.tokenizer
-    for config in (changed.config, changed.config.get_text_config()):
+    rows = done.tables.rows
+    configs = {id(config): config for config in (changed.config, changed.config.get_text_config())}
+    for config in configs.values():
         config.vocab_size = rows
+        _say_ids(config, done)
     for module in changed.modules():
         if isinstance(getattr(module, "vocab_size", None), int):
             module.vocab_size = rows
-    _say_specials(changed.config, tokenizer, done)
     if changed.generation_config is not None:
-        _say_specials(changed.generation_config, tokenizer, done)
+        _say_ids(changed.generation_config, done)
     return changed
 
 
-def _say_specials(config: Any, tokenizer: Any, done: Transplant) -> None:
-    """Special ids of the new tokenizer; other ids of tokens that a config names are carried over where the token was."""
-    for name in SPECIAL_IDS:
-        if getattr(config, name, None) is not None or name in ("bos_token_id", "eos_token_id"):
-            setattr(config, name, getattr(tokenizer, name))
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is not None:
-        found = (done.matching.source_V == start).nonzero()[0]
-        if not len(found):
-            raise ValueError("the decoder's start token has no counterpart in the new tokenizer: give it a token of that role")
-        config.decoder_start_token_id = int(found[0])
+def check_start(model: Model, matching: Matching) -> None:
+    """Make sure that what an encoder-decoder's decoder starts with has a new id.
+
+    Raises:
+        ValueError: it has none.
+    """
+    start = getattr(model.hf.config, "decoder_start_token_id", None)
+    if start is not None and start not in matching.source_V:
+        raise ValueError("the decoder's start token has no counterpart in the new tokenizer: give it a token of that role")
+
+
+def _say_ids(config: Any, done: Transplant) -> None:
+    """New ids for all ids that a config names: of special tokens by role, of others where the token was taken over."""
+    tokenizer = done.new.tokenizer
+    new = {int(old): place for place, old in reversed(list(enumerate(done.matching.source_V))) if old >= 0}
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, int):
+            return new.get(value)
+        return [found for one in value if (found := moved(one)) not in (None, [])]
+
+    for name in [key for key in vars(config) if key.endswith("_token_id") or key in ID_LISTS]:
+        value = getattr(config, name)
+        own = next((found for role in SPECIAL_IDS.get(name, ()) if (found := getattr(tokenizer, role)) is not None), None)
+        if name == "eos_token_id":
+            stops = value if isinstance(value, list) else [] if value is None else [value]
+            others = moved([i for i in stops if own is None or i != done.old.tokenizer.eos_token_id])
+            found = list(dict.fromkeys([*([own] if own is not None else []), *others]))
+            setattr(config, name, found[0] if len(found) == 1 else found or None)
+        elif own is not None and (value is not None or name == "bos_token_id"):
+            setattr(config, name, own)
+        elif value is not None:
+            setattr(config, name, moved(value) if isinstance(value, int) else moved(value) or None)
+
+
+def written_tokenizer(done: Transplant) -> Any:
+    """The new tokenizer as it is written: for a decoder without segment ids, and without special tokens behind a text.
+
+    A tokenizer of an encoder closes each text, after which a decoder would have nothing to go on with.
+    """
+    tokenizer = copy.deepcopy(done.new.tokenizer)
+    if done.model.two_stacks or not done.model.causal:
+        return tokenizer
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    ids, alone = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+    if ids[-1:] != alone[-1:]:
+        front = tokenizer.convert_ids_to_tokens(ids[: ids.index(alone[0])] if alone else [])
+        named = [(token, tokenizer.convert_tokens_to_ids(token)) for token in dict.fromkeys(front)]
+        backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        backend.post_processor = TemplateProcessing(single=" ".join([*front, "$A"]), special_tokens=named)
+        plain = wrapped(backend, special_roles(tokenizer), tokenizer.chat_template)
+        plain.model_input_names = tokenizer.model_input_names
+        return plain
+    return tokenizer
 
 
 def outputs(done: Transplant) -> Tensor:
@@ -103,7 +163,8 @@ def card(done: Transplant, certificate: xr.Dataset) -> str:
     rows = []
     for name in map(str, certificate.domain.values):
         bits, length = (certificate[one].sel(domain=name).values for one in ("bits_per_byte", "bytes_per_token"))
-        rows.append(f"| {name} | {bits[0]:.4f} | {bits[1]:.4f} | {length[0]:.3f} | {length[1]:.3f} |")
+        exact = float(certificate.exact.sel(domain=name).min())
+        rows.append(f"| {name} | {bits[0]:.4f} | {bits[1]:.4f} | {length[0]:.3f} | {length[1]:.3f} | {exact:.0%} |")
     return "\n".join(
         [
             "---",
@@ -115,8 +176,8 @@ def card(done: Transplant, certificate: xr.Dataset) -> str:
             f"Made by regraft from {done.model.name} (weights sha256 `{done.model.weights_sha256}`), method "
             f"{certificate.attrs['method']}. {done.sentence}.",
             "",
-            "| text | bits per byte before | after | bytes per token before | after |",
-            "|---|---|---|---|---|",
+            "| text | bits per byte before | after | bytes per token before | after | pieces that both tokenizers keep |",
+            "|---|---|---|---|---|---|",
             *rows,
             "",
             "```json",

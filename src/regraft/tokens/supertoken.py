@@ -9,6 +9,7 @@ Every byte is a token in all three, so any text comes back as it was.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,6 +25,8 @@ Digits = Literal["keep", "single", "threes"]
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 DIGITS = {"single": r"\p{N}", "threes": r"\p{N}{1,3}"}
+MOST, LEAST_CHARACTERS = 10_000_000, 1000
+"""The largest vocabulary, and the fewest characters that text may be held in."""
 RUN = 64
 """Tokens of the first vocabulary in one piece of the text that superwords are counted in."""
 FIRST_CHARACTER = 0x10000
@@ -34,7 +37,8 @@ class Recipe:
     """What is trained: kind, size with all special tokens, chunks, digits, share of words in a superword vocabulary.
 
     Raises:
-        ValueError: the size does not hold every byte and the special tokens, or a share is not between 0 and 1.
+        ValueError: the size does not hold every byte and the special tokens or is absurd, a share is not between 0 and 1, or
+            there is nothing to merge or to hold.
     """
 
     vocabulary: int
@@ -53,8 +57,15 @@ class Recipe:
                 f"a vocabulary of {self.vocabulary:,} does not hold the 256 bytes and {len(self.specials)} special tokens: ask "
                 f"for at least {256 + len(self.specials):,}"
             )
-        if len(set(self.specials)) < len(self.specials) or not all(self.specials):
-            raise ValueError("a special token is empty or named twice")
+        if self.vocabulary > MOST:
+            raise ValueError(f"a vocabulary of {self.vocabulary:,} is too large: ask for at most {MOST:,}")
+        if len(set(self.specials)) < len(self.specials) or any(len(token) < 2 for token in self.specials):
+            raise ValueError("a special token is named twice or has fewer than two characters: text would be full of it")
+        if self.least < 1 or self.characters < LEAST_CHARACTERS or self.seed < 0:
+            raise ValueError(
+                f"a pair must occur at least once (--least), at least {LEAST_CHARACTERS:,} characters must be held "
+                "(--characters), and a seed is not negative"
+            )
         if not 0 < self.words < 1:
             raise ValueError(f"a share of {self.words:g} for words leaves nothing for one of the two: choose between 0 and 1")
 
@@ -154,17 +165,17 @@ def _written(characters: str, names: dict[int, str]) -> str:
 
 def _runs(first: Tokenizer, pieces: Sequence[str], digits: Digits) -> Iterator[str]:
     """Runs of tokens as characters; where digits are set apart, a run ends in front of them as it will in use."""
-    apart = set()
-    if digits in DIGITS:
-        apart = {number for token, number in first.get_vocab().items() if token.isnumeric()}
+    apart = digits in DIGITS
     for start in range(0, len(pieces), 256):
-        for encoding in first.encode_batch_fast(list(pieces[start : start + 256])):
+        some = list(pieces[start : start + 256])
+        for text, encoding in zip(some, first.encode_batch(some) if apart else first.encode_batch_fast(some), strict=True):
             run: list[str] = []
-            for number in encoding.ids:
-                if number in apart or len(run) == RUN:
+            for place, number in enumerate(encoding.ids):
+                digit = apart and unicodedata.category(text[encoding.offsets[place][0]]).startswith("N")
+                if digit or len(run) == RUN:
                     yield "".join(run)
                     run = []
-                if number not in apart:
+                if not digit:
                     run.append(_character(number))
             yield "".join(run)
         advance("superwords: writing the text in tokens", min(start + 256, len(pieces)), len(pieces))

