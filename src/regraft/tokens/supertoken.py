@@ -170,8 +170,9 @@ def _runs(first: Tokenizer, pieces: Sequence[str], digits: Digits) -> Iterator[s
         some = list(pieces[start : start + 256])
         for text, encoding in zip(some, first.encode_batch(some) if apart else first.encode_batch_fast(some), strict=True):
             run: list[str] = []
+            letters = [text[start] for start, _ in encoding.offsets] if apart else []
             for place, number in enumerate(encoding.ids):
-                digit = apart and unicodedata.category(text[encoding.offsets[place][0]]).startswith("N")
+                digit = apart and unicodedata.category(letters[place]).startswith("N")
                 if digit or len(run) == RUN:
                     yield "".join(run)
                     run = []
