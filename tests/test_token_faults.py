@@ -275,3 +275,19 @@ def test_superwords_end_at_digits_of_any_script():
         if len(content) > 2 and (word := content.decode(errors="ignore")):
             assert word.isnumeric() or not any(letter.isnumeric() for letter in word), content
     assert any(b" " in content and len(content) > 4 for content in made.table.bytes_V)
+
+
+def test_a_transplanted_model_still_knows_its_facts(tmp_path):
+    """With a tokenizer of another cut, from the folder, in plain transformers."""
+    model = load("specimen:qwen3", pack=False)
+    text = ["\n".join(almanac.corpus(200_000, 5))]
+    given = wrapped(train_tokenizer(text, Recipe(1500, "ordinary")), ROLES)
+    done = transplant(model, old_case(model, given, text, None), Settings())
+    assert len(done.matching.missing) > 300
+    write_model(done, measured(done, {"facts": ["Paris is the capital."]}, Settings()), tmp_path / "planted")
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "planted")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "planted")
+    for prompt, answer in (("The capital of France is", " Paris"), ("The opposite of hot is", " cold")):
+        ids = tokenizer(prompt, return_tensors="pt")
+        written = hf.generate(**ids, max_new_tokens=4, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(written).startswith(answer)
