@@ -92,6 +92,18 @@ def test_a_comparison_is_printed_and_drawn(folder):
     assert (folder / "page" / "run.json").is_file()
 
 
+def test_with_models_a_comparison_has_bits_per_byte(folder, tmp_path):
+    code, said = run("compare", "specimen:qwen3", "specimen:gpt2", "--bits", "--pieces", 2, "--out", tmp_path / "page")
+    assert code == 0, said
+    found = [float(value) for value in re.findall(r"([\d.]+) bits per byte", said)]
+    assert len(found) == 2
+    assert all(0.2 < value < 1.5 for value in found)
+    code, said = run("compare", folder / "made", "--bits", "--out", tmp_path / "other")
+    assert code == 1
+    assert "is not a model folder" in said
+    assert not (tmp_path / "other").exists()
+
+
 def test_figures_by_hand():
     reader = ByteIds(wrapped(train_tokenizer([TEXT], Recipe(600, "superword")), {"bos_token": "<|endoftext|>"}))
     own = load("specimen:qwen3", pack=False)
