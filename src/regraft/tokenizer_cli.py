@@ -122,7 +122,9 @@ def transplant(
 
         settings = Settings(method, temperature, nearest, weight, threshold, atoms, search)
         uses = encoder if method in ("hybrid", "local") or (method == "pursuit" and not donor) else ""
-        sources = Sources(tuple(learn or ()), tuple(text or ()), pieces, "" if encoder == "none" else uses, cache, donor)
+        given = {"--dtype": dtype, "--old-tokenizer": old_tokenizer, "--device": "" if device == "cpu" else device}
+        opening = tuple(word for pair in given.items() if pair[1] for word in pair)
+        sources = Sources(tuple(learn or ()), tuple(text or ()), pieces, "" if encoder == "none" else uses, cache, donor, opening)
         data, said = with_bar(lambda: transplant_command(opened, new, settings, sources, multiple, heal, save, seed))
         for line in transplant_rows(data):
             typer.echo(line)

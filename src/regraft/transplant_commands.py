@@ -26,19 +26,25 @@ from regraft.tokenizer_commands import domain_pieces
 from regraft.tokens.bits import pieces
 from regraft.tokens.byte_ids import ByteIds
 from regraft.tokens.encoder import SentenceEncoder, Vectors
-from regraft.tokens.estimate import Settings
+from regraft.tokens.estimate import Case, Settings
 from regraft.tokens.folder import open_tokenizer
 from regraft.tokens.heal import HealTask, check_healing
+from regraft.tokens.measure import digest
 from regraft.tokens.planted import check_start, check_target, write_model
 from regraft.tokens.transplant import Transplant, measured, old_case, transplant
 
+LENGTH = 128
+"""Tokens of a sequence that healing reads."""
 READ = 2000
 """Pieces of text that alignment and auxiliary vectors are made from."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a transplant reads besides the model: text to learn from, text to measure on, an encoder, its cache, a donor."""
+    """What a transplant reads besides the model: text to learn from, text to measure on, an encoder, its cache, a donor.
+
+    `opened` are the options that the model was opened with, for the command that makes it all again.
+    """
 
     train: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
@@ -46,6 +52,7 @@ class Sources:
     encoder: str = ""
     cache: Path = Path("token-vectors")
     donor: str = ""
+    opened: tuple[str, ...] = ()
 
 
 def learning_text(train_on: Sequence[str]) -> list[str]:
@@ -67,6 +74,8 @@ def transplant_command(
     texts, domains = learning_text(sources.train), domain_pieces(sources.domains, "", sources.pieces)
     case = old_case(model, reader, texts, vectors, donor_VD)
     check_start(model, case.matching)
+    if heal:
+        check_enough(case)
     done = transplant(model, case, settings, multiple)
     data = measured(done, domains, settings)
     encoder = vectors.encoder if vectors is not None else None
@@ -79,8 +88,8 @@ def transplant_command(
     if not heal:
         return data, written(done, data, command, target)
     task = HealTask(done)
-    plan = Plan(steps=heal, batch=8, rate=task.rate, warmup=min(20, heal))
-    run = healing_folder(data, plan, seed, target)
+    plan = Plan(steps=heal, batch=8, rate=task.rate, warmup=min(20, heal), save_every=max(1, min(200, heal // 10)))
+    run = healing_folder(done, data, plan, seed, target)
     data = healed(task, texts, domains, settings, data, plan, run, seed)
     said = written(done, data, command, target)
     shutil.rmtree(run)
@@ -129,10 +138,26 @@ def donor_table(name: str, tokenizer: Any) -> Tensor:
     return donor.parts.embedding.weight
 
 
-def healing_folder(data: xr.Dataset, plan: Plan, seed: int, target: Path) -> Path:
+def check_enough(case: Case) -> None:
+    """Make sure that there are rows to heal and a sequence of text to heal them with.
+
+    Raises:
+        ValueError: there are none, or too little text.
+    """
+    if not len(case.matching.missing):
+        raise ValueError("no row is new: there is nothing to heal, so leave --heal out")
+    tokens = sum(map(len, case.new.encode_texts(list(case.texts[:LENGTH]))))
+    if tokens < LENGTH:
+        raise ValueError(
+            f"the text to learn from has {tokens:,} tokens, healing reads {LENGTH} at a time: give more with --learn"
+        )
+
+
+def healing_folder(done: Transplant, data: xr.Dataset, plan: Plan, seed: int, target: Path) -> Path:
     """Where a healing run is kept until the model is written: one for everything that the run depends on."""
     names = ("weights_sha256", "tokenizer_sha256", "settings", "encoder", "donor", "learnt_sha256")
-    origin = json.dumps([*(str(data.attrs[name]) for name in names), repr(plan), seed])
+    made = [repr(plan), seed, done.tables.rows, digest(done.old), str(done.model.dtype)]
+    origin = json.dumps([*(str(data.attrs[name]) for name in names), *made])
     return target.with_name(f"{target.name}-healing-{hashlib.sha256(origin.encode()).hexdigest()[:12]}")
 
 
@@ -141,7 +166,7 @@ def healed(
 ) -> xr.Dataset:
     """Train the new rows, keep them, and measure again; the certificate then has both, and the loss step by step."""
     done = task.done
-    text = windows_over(done.new.tokenizer, texts, 128, run / "text.ids", seed)
+    text = windows_over(done.new.tokenizer, texts, LENGTH, run / "text.ids", seed)
     log = train(task, text, plan, run, origin={"model": done.model.weights_sha256, "settings": repr(settings)})
     task.keep()
     after = measured(done, domains, settings)
@@ -161,7 +186,7 @@ def said_options(settings: Settings, sources: Sources, multiple: int, heal: int,
     words += [w for name, value in given.items() if name != "method" and value != usual[name] for w in (f"--{name}", str(value))]
     words += [w for text in sources.train for w in ("--learn", text)] + [w for text in sources.domains for w in ("--text", text)]
     words += ["--donor", sources.donor] if sources.donor else []
-    return [*words, "--encoder", sources.encoder or "none"]
+    return [*words, "--encoder", sources.encoder or "none", *sources.opened]
 
 
 def transplant_rows(data: xr.Dataset) -> Iterator[str]:

@@ -81,19 +81,25 @@ def _cut(texts: Iterable[str], size: int) -> Iterator[str]:
 
 
 @torch.no_grad()
-def score(model: Model, reader: ByteIds, texts: Sequence[str]) -> Score:
+def score(model: Model, reader: ByteIds, texts: Sequence[str], begin: int | None = None) -> Score:
     """Score pieces of text behind the tokenizer's start token; without one, the first token of each piece is not predicted.
 
-    An encoder-decoder reads the first half of a piece's characters and is scored on the second.
+    An encoder-decoder reads the first half of a piece's characters and is scored on the second, behind `begin`, by default what
+    its config says that its decoder begins with. A piece of which nothing is left to predict does not count.
 
     Raises:
         ValueError: the model predicts no next tokens, a piece is longer than its positions, or nothing is left to predict.
     """
     if model.parts.head is None or not (model.causal or model.two_stacks):
         raise ValueError(f"{model.name} predicts no next tokens, so it has no bits per byte")
-    rows = [_row(reader, text, model.two_stacks) for text in texts]
+    if model.two_stacks:
+        begin = getattr(model.hf.config, "decoder_start_token_id", None) if begin is None else begin
+    else:
+        begin = reader.tokenizer.bos_token_id if reader.tokenizer.bos_token_id is not None else reader.tokenizer.eos_token_id
+    rows = [_row(reader, text, model.two_stacks, begin) for text in texts]
+    rows = [row for row in rows if len(row.ids) > 1 and (row.read or not model.two_stacks)]
     limit = getattr(model.hf.config, "max_position_embeddings", None) or getattr(model.hf.config, "n_positions", None)
-    longest = max(len(row.ids) for row in rows)
+    longest = max((len(row.ids) for row in rows), default=0)
     if limit and longest > limit and not model.two_stacks:
         raise ValueError(f"a piece of text has {longest:,} tokens, the model {limit:,} positions: give shorter pieces")
     if not sum(row.bytes for row in rows):
@@ -111,13 +117,12 @@ def score(model: Model, reader: ByteIds, texts: Sequence[str]) -> Score:
     return Score(nats, tokens, sum(row.bytes for row in rows), sum(row.exact for row in rows) / len(rows))
 
 
-def _row(reader: ByteIds, text: str, two_stacks: bool) -> _Row:
+def _row(reader: ByteIds, text: str, two_stacks: bool, start: int | None) -> _Row:
     """A piece cut for a model; what the start token stands in front of is predicted whole."""
     half = len(text) // 2 if two_stacks else 0
     read, content = reader.encode(text[:half].encode()), text[half:].encode()
     spans = reader.spans(content)
     ids = reader.encode(content) if spans is None else [token for *_, token in spans]
-    start = reader.tokenizer.bos_token_id if reader.tokenizer.bos_token_id is not None else reader.tokenizer.eos_token_id
     exact = spans is not None and reader.keeps(text[:half].encode(), read)
     if start is not None:
         return _Row(read, [start, *ids], len(content), exact)
@@ -129,7 +134,9 @@ def _losses(model: Model, rows: Sequence[_Row]) -> Tensor:
     """Loss in nats of each token but the first that is written, (B, T); what stands behind a row's end means nothing."""
 
     def padded(lists: Sequence[list[int]]) -> Tensor:
-        return nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in lists], batch_first=True).to(model.device)
+        return nn.utils.rnn.pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in lists], batch_first=True).to(
+            model.device
+        )
 
     ids_BT = padded([row.ids for row in rows])
     inputs = {"input_ids": ids_BT}

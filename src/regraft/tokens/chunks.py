@@ -47,7 +47,7 @@ def gaussian(mean: float, deviation: float, longest: int | None = None) -> Chunk
         raise ValueError(
             f"a Gaussian of mean {mean:g} and deviation {deviation:g} cuts no chunks: both must be above 0 and finite"
         )
-    longest = math.ceil(mean + 4 * deviation) if longest is None else longest
+    longest = math.ceil(min(mean + 4 * deviation, 2.0 * LONGEST)) if longest is None else longest
     if not 1 <= longest <= LONGEST:
         raise ValueError(f"chunks of up to {longest:,} characters cannot be cut: the longest must be from 1 to {LONGEST:,}")
     lengths = np.arange(1, longest + 1)
@@ -90,10 +90,9 @@ def _from_yaml(file: Path) -> ChunkLengths:
     except OSError as error:
         raise ValueError(f"{file} cannot be read: name a YAML file with the chunk lengths") from error
     match content:
-        case {"gaussian": {"mean": float() | int() as mean, "deviation": float() | int() as deviation, **more}} if not more:
-            return gaussian(mean, deviation)
-        case {"gaussian": {"mean": float() | int() as mean, "deviation": float() | int() as deviation, "longest": int() as most}}:
-            return gaussian(mean, deviation, most)
+        case {"gaussian": {"mean": mean, "deviation": deviation, **more}} if set(more) <= {"longest"}:
+            if {type(mean), type(deviation)} <= {int, float} and type(more.get("longest", 1)) is int:
+                return gaussian(mean, deviation, more.get("longest"))
         case {"probabilities": [*values]} if all(type(value) in (float, int) for value in values):
             return ChunkLengths(tuple(map(float, values)))
     raise ValueError(

@@ -90,7 +90,7 @@ class Vectors:
     def __init__(self, encoder: SentenceEncoder, cache: Path):
         self.encoder = encoder
         self.made = 0
-        check_place(cache, "--cache")
+        check_place(cache, "--cache", inside=True)
         cache.mkdir(parents=True, exist_ok=True)
         self.file = cache / f"vectors-{encoder.digest[:16]}-{encoder.pooling}.sqlite"
         with closing(self._open()) as store, store:

@@ -88,6 +88,8 @@ def _measured(reader: ByteIds, texts: Sequence[str], crosses_V: np.ndarray, used
     encoded = reader.encode_texts(texts)
     exact = [reader.keeps(text.encode(), ids) for ids, text in zip(encoded, texts, strict=True)]
     ids = np.concatenate([np.asarray(row, np.int64) for row in encoded])
+    if not len(ids):
+        raise ValueError("a tokenizer makes no token of the text: give more text")
     np.add.at(used_V, ids, 1)
     return {
         "bytes_per_token": sum(len(text.encode()) for text in texts) / len(ids),

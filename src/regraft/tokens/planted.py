@@ -19,12 +19,13 @@ from regraft.model.load import quiet_transformers, read_checkpoint, read_tokeniz
 from regraft.model.opened import Model
 from regraft.model.selfcheck import LENGTH, sample_ids
 from regraft.runs import check_empty, whole_folder
-from regraft.tokens.folder import special_roles, wrapped
+from regraft.tokens.folder import special_roles, specials_of, wrapped
 from regraft.tokens.matching import Matching
 from regraft.tokens.transplant import Transplant
 
 SAMPLE = "The capital of France is Paris.\n\n  12 + 34 = 46; Gr\u00fc\u00dfe, d\u00e9j\u00e0 vu.\tdef f(x):\n    return x"
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
+DROPPED = ("sequence_bias", "forced_decoder_ids")
 SPECIAL_IDS = {
     **{f"{role}_token_id": (f"{role}_token_id",) for role in ("pad", "unk", "sep", "cls", "mask")},
     "bos_token_id": ("bos_token_id", "cls_token_id"),
@@ -101,14 +102,19 @@ def check_start(model: Model, matching: Matching) -> None:
 
 
 def _say_ids(config: Any, done: Transplant) -> None:
-    """New ids for all ids that a config names: of special tokens by role, of others where the token was taken over."""
+    """New ids for all ids that a config names: of special tokens by role, of others where the token was taken over.
+
+    A sequence of ids moves whole or not at all; biases and forced places of sequences are dropped.
+    """
     tokenizer = done.new.tokenizer
     new = {int(old): place for place, old in reversed(list(enumerate(done.matching.source_V))) if old >= 0}
 
-    def moved(value: Any) -> Any:
+    def moved(value: Any, whole: bool = False) -> Any:
         if isinstance(value, int):
             return new.get(value)
-        return [found for one in value if (found := moved(one)) not in (None, [])]
+        found = [moved(one, True) for one in value]
+        kept = [one for one in found if one not in (None, [])]
+        return [] if whole and len(kept) < len(found) and not isinstance(value[0], list) else kept
 
     for name in [key for key in vars(config) if key.endswith("_token_id") or key in ID_LISTS]:
         value = getattr(config, name)
@@ -122,6 +128,9 @@ def _say_ids(config: Any, done: Transplant) -> None:
             setattr(config, name, own)
         elif value is not None:
             setattr(config, name, moved(value) if isinstance(value, int) else moved(value) or None)
+    for name in DROPPED:
+        if getattr(config, name, None) is not None:
+            setattr(config, name, None)
 
 
 def written_tokenizer(done: Transplant) -> Any:
@@ -140,7 +149,11 @@ def written_tokenizer(done: Transplant) -> Any:
         backend = copy.deepcopy(tokenizer.backend_tokenizer)
         backend.post_processor = TemplateProcessing(single=" ".join([*front, "$A"]), special_tokens=named)
         plain = wrapped(backend, special_roles(tokenizer), tokenizer.chat_template)
-        plain.model_input_names = tokenizer.model_input_names
+        for name in ("model_input_names", "padding_side", "truncation_side", "model_max_length"):
+            setattr(plain, name, getattr(tokenizer, name))
+            plain.init_kwargs[name] = getattr(tokenizer, name)
+        others = [token for token in specials_of(tokenizer) if token not in special_roles(tokenizer).values()]
+        plain.add_special_tokens({"extra_special_tokens": others})
         return plain
     return tokenizer
 

@@ -89,7 +89,7 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: S
     began = time.perf_counter()
     before = [score(done.model, done.old, texts) for texts in domains.values()]
     with all_placed(done.model.hf, done.swaps):
-        after = [score(done.model, done.new, texts) for texts in domains.values()]
+        after = [score(done.model, done.new, texts, _begin(done)) for texts in domains.values()]
     both = [[one.bits_per_byte for one in scores] for scores in (before, after)]
     per_token = [[one.bytes / one.tokens for one in scores] for scores in (before, after)]
     weight = done.model.parts.embedding.weight
@@ -118,3 +118,12 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: S
             "seconds": time.perf_counter() - began,
         },
     )
+
+
+def _begin(done: Transplant) -> int | None:
+    """The new id of what an encoder-decoder's decoder begins with."""
+    if not done.model.two_stacks:
+        return None
+    old = getattr(done.model.hf.config, "decoder_start_token_id", None)
+    found = np.flatnonzero(done.matching.source_V == old)
+    return int(found[0]) if len(found) else None
