@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from graft_texts import RESULTS, Results
 from regraft import load
 from regraft.data.token_bytes import TokenBytes
 from regraft.graft.byte_embedding import ByteConfig, parameters
@@ -31,6 +30,7 @@ from regraft.graft.tree_start import from_states
 from regraft.graft.trees import by_id, two_means, widened
 from regraft.graft.windows import cut
 from regraft.specimens import almanac
+from shared import RESULTS, Results
 
 VOCABULARY, WIDTH, TOKENS = 248_320, 1024, 512
 ROUNDS = 5

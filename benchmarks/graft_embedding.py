@@ -6,7 +6,6 @@ training by the model. Results: benchmarks/results/graft-embedding.json; a run t
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from graft_texts import RESULTS, Clock, Results, Texts, changes, texts
 from regraft import load
 from regraft.data.token_bytes import TokenBytes, token_bytes
 from regraft.graft.byte_embedding import ByteConfig, parameters
@@ -25,6 +23,7 @@ from regraft.graft.distill import Plan, train
 from regraft.graft.embedding_task import EmbeddingTask, Weights, relative_error, warm_up
 from regraft.graft.sensitivity import sensitivity
 from regraft.model.opened import Model
+from shared import RESULTS, Clock, Results, Texts, arguments, changes, texts
 
 SMALL = ByteConfig(group=12, byte_width=24, neurons=272)
 SIZES = {
@@ -125,12 +124,9 @@ def measure(model: Model, text: Texts, table: TokenBytes, run: Run) -> dict:
 
 def main() -> None:
     """Make every run that is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", type=Path, required=True, help="folder with books and books-heldout")
+    parser = arguments(__doc__, "books and books-heldout", "regraft-benchmark-texts")
     parser.add_argument("--warm", type=int, default=1200, help="warm-up steps of the curve")
     parser.add_argument("--steps", type=int, default=600, help="training steps of the curve")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regraft-benchmark-texts")
     parser.add_argument("--only", action="append", default=[], help="name of a run; may be repeated")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

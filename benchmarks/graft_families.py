@@ -6,14 +6,12 @@ grafts in place together. Results: benchmarks/results/graft-families.json; a mod
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
 
-from graft_texts import RESULTS, Clock, Results, Texts, changes, texts
 from regraft import load
 from regraft.data.token_bytes import token_bytes
 from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding, parameters
@@ -29,6 +27,7 @@ from regraft.graft.tree_start import from_states
 from regraft.graft.trees import by_scores, two_means, widened
 from regraft.model.opened import Model
 from regraft.model.parts import matrix_OI
+from shared import RESULTS, Clock, Results, Texts, arguments, changes, texts
 
 MODELS = ("specimen:qwen3", "specimen:gpt2", "specimen:t5")
 CONFIGS = {192: ByteConfig(group=12, byte_width=48, neurons=456), 128: ByteConfig(group=16, byte_width=32, neurons=384)}
@@ -91,11 +90,7 @@ def measure(model: Model, text: Texts) -> dict:
 
 def main() -> None:
     """Run every model that is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", type=Path, required=True, help="folder with books and books-heldout")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regraft-benchmark-texts")
-    options = parser.parse_args()
+    options = arguments(__doc__, "books and books-heldout", "regraft-benchmark-texts").parse_args()
     torch.set_num_threads(options.threads)
     results = Results(RESULTS / "graft-families.json")
     for name in MODELS:

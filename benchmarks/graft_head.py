@@ -7,7 +7,6 @@ benchmarks/results/graft-head.json; a head that stands there is not trained agai
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
 import tempfile
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graft_texts import RESULTS, Clock, Results, Texts, texts
 from regraft import load
 from regraft.graft.distill import Plan, train
 from regraft.graft.head_task import distance, states
@@ -29,6 +27,7 @@ from regraft.graft.tree_start import from_means, from_states
 from regraft.graft.trees import Tree, by_id, by_merges, by_scores, huffman, two_means, widened
 from regraft.graft.windows import Windows
 from regraft.model.opened import Model
+from shared import RESULTS, Clock, Results, Texts, arguments, texts
 
 STATES = 6_000
 STEPS, LONG, ALONE = 800, 6_000, 12_000
@@ -182,10 +181,7 @@ def measure(model: Model, text: Texts, group: list[Head], counts_V: np.ndarray, 
 
 def main() -> None:
     """Train every head that is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", type=Path, required=True, help="folder with books and books-heldout")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regraft-benchmark-texts")
+    parser = arguments(__doc__, "books and books-heldout", "regraft-benchmark-texts")
     parser.add_argument("--group", action="append", choices=list(GROUPS), help="may be repeated; by default all")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

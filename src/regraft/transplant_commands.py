@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from regraft.tokens.folder import open_tokenizer
 from regraft.tokens.heal import HealTask, check_healing
 from regraft.tokens.measure import digest
 from regraft.tokens.planted import check_start, check_target, write_model
-from regraft.tokens.transplant import Transplant, measured, old_case, transplant
+from regraft.tokens.transplant import Transplant, measured, old_case, scores_after, transplant
 
 LENGTH = 128
 """Tokens of a sequence that healing reads."""
@@ -66,6 +67,7 @@ def transplant_command(
     model: Model, tokenizer: str, settings: Settings, sources: Sources, multiple: int, heal: int, target: Path, seed: int
 ) -> tuple[xr.Dataset, str]:
     """Estimate, heal, measure, write; the certificate and what to say."""
+    began = time.perf_counter()
     check_target(model, target)
     check_asked(model, settings, sources, multiple, heal, seed)
     reader = open_tokenizer(tokenizer)
@@ -85,12 +87,14 @@ def transplant_command(
     data.attrs["learnt_sha256"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     words = ["regraft", "tokenizer", "transplant", "--model", model.source or model.name, "--tokenizer", tokenizer]
     command = shlex.join([*words, *said_options(settings, sources, multiple, heal, seed), "--save", str(target)])
+    data.attrs["seconds"] = time.perf_counter() - began
     if not heal:
         return data, written(done, data, command, target)
     task = HealTask(done)
     plan = Plan(steps=heal, batch=8, rate=task.rate, warmup=min(20, heal), save_every=max(1, min(200, heal // 10)))
     run = healing_folder(done, data, plan, seed, target)
     data = healed(task, texts, domains, settings, data, plan, run, seed)
+    data.attrs["seconds"] = time.perf_counter() - began
     said = written(done, data, command, target)
     shutil.rmtree(run)
     return data, said
@@ -169,9 +173,8 @@ def healed(
     text = windows_over(done.new.tokenizer, texts, LENGTH, run / "text.ids", seed)
     log = train(task, text, plan, run, origin={"model": done.model.weights_sha256, "settings": repr(settings)})
     task.keep()
-    after = measured(done, domains, settings)
-    data["bits_per_byte_unhealed"] = data.bits_per_byte.sel(state="after", drop=True)
-    data["bits_per_byte"] = after.bits_per_byte
+    data["bits_per_byte_unhealed"] = data.bits_per_byte.sel(state="after", drop=True).copy()
+    data.bits_per_byte.loc[{"state": "after"}] = [one.bits_per_byte for one in scores_after(done, domains)]
     data["healing_loss"] = ("step", [line["loss"] for line in log], {"units": "nats per token, and the stream's relative error"})
     data.attrs["healing_steps"] = plan.steps
     data.attrs["healing_plan"] = repr(plan)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from regraft.model.progress import advance
 from regraft.tokens.byte_ids import ByteIds
 from regraft.tokens.folder import ROLES
 
@@ -52,6 +53,8 @@ def match(old: ByteIds, new: ByteIds) -> Matching:
     source_V = np.full(len(new.table), -1, np.int64)
     missing: list[int] = []
     for number, name in _names(new, by_number=True).items():
+        if number % 4096 == 0:
+            advance("matching tokens", number, len(new.table))
         kind, content = new.table.kind_V[number], new.table.bytes_V[number]
         if kind == "special":
             same = named.get(name, -1)

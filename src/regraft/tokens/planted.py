@@ -17,6 +17,7 @@ from regraft.graft.placing import all_placed
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint, read_tokenizer
 from regraft.model.opened import Model
+from regraft.model.progress import advance
 from regraft.model.selfcheck import LENGTH, sample_ids
 from regraft.runs import check_empty, whole_folder
 from regraft.tokens.folder import special_roles, specials_of, wrapped
@@ -45,12 +46,14 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
     wanted = outputs(done)
     changed = planted(done)
     with whole_folder(target) as fresh, quiet_transformers():
+        advance("writing", 0, 2)
         changed.save_pretrained(fresh)
         written_tokenizer(done).save_pretrained(fresh)
         for name, text in (pages or {}).items():
             (fresh / name).write_text(text, encoding="utf-8")
         (fresh / "certificate.json").write_text(json.dumps(certificate.to_dict(), indent=1, default=str) + "\n", encoding="utf-8")
         (fresh / "README.md").write_text(card(done, certificate), encoding="utf-8")
+        advance("writing", 1, 2)
         read: Any = read_checkpoint(fresh, str(done.model.device), done.model.dtype, done.model.attention)
         found = _outputs(read.eval(), done)
         if not torch.equal(found, wanted):
@@ -58,6 +61,7 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
         ids = [r(SAMPLE, add_special_tokens=False)["input_ids"] for r in (read_tokenizer(fresh, False), done.new.tokenizer)]
         if ids[0] != ids[1]:
             raise ValueError("read again, the folder's tokenizer cuts text in another way: it is not kept")
+    advance("writing", 2, 2)
     return f"{target} opens in plain transformers with its new tokenizer; read again, its outputs are equal to the bit"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from regraft.graft.placing import Swaps
 from regraft.model.opened import Model
+from regraft.model.progress import advance
 from regraft.tokens.matching import Matching
 from regraft.tokens.mixtures import Mixture
 
@@ -79,6 +80,7 @@ def _filled_bias(head: nn.Module, matching: Matching, mixed: Mixture, rows: int)
 @torch.no_grad()
 def _filled(old_VX: Tensor, matching: Matching, mixed: Mixture, rows: int) -> Tensor:
     mean_X = old_VX.float().mean(0)
+    advance("filling tables", 0, rows)
     found_VX = mean_X.to(old_VX).expand(rows, -1).clone()
     copied = np.flatnonzero(matching.source_V >= 0)
     found_VX[torch.from_numpy(copied)] = old_VX[torch.from_numpy(matching.source_V[copied])]
@@ -87,6 +89,7 @@ def _filled(old_VX: Tensor, matching: Matching, mixed: Mixture, rows: int) -> Te
     spare = min(rows, len(old_VX)) - len(matching.source_V)
     if spare > 0 and len(old_VX) >= rows:
         found_VX[len(matching.source_V) : rows] = old_VX[len(matching.source_V) : rows]
+    advance("filling tables", rows, rows)
     return found_VX
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from regraft.experiment import provenance
 from regraft.graft.placing import Swaps, all_placed
 from regraft.model.opened import Model
-from regraft.tokens.bits import score
+from regraft.tokens.bits import Score, score
 from regraft.tokens.byte_ids import ByteIds
 from regraft.tokens.encoder import Vectors
 from regraft.tokens.estimate import Case, Settings, estimate
@@ -88,8 +88,7 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: S
         raise ValueError("there is no text to measure on: name at least one domain")
     began = time.perf_counter()
     before = [score(done.model, done.old, texts) for texts in domains.values()]
-    with all_placed(done.model.hf, done.swaps):
-        after = [score(done.model, done.new, texts, _begin(done)) for texts in domains.values()]
+    after = scores_after(done, domains)
     both = [[one.bits_per_byte for one in scores] for scores in (before, after)]
     per_token = [[one.bytes / one.tokens for one in scores] for scores in (before, after)]
     weight = done.model.parts.embedding.weight
@@ -118,6 +117,12 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: S
             "seconds": time.perf_counter() - began,
         },
     )
+
+
+def scores_after(done: Transplant, domains: Mapping[str, Sequence[str]]) -> list[Score]:
+    """What the model with the new tokenizer, as its rows are now, makes of each domain."""
+    with all_placed(done.model.hf, done.swaps):
+        return [score(done.model, done.new, texts, _begin(done)) for texts in domains.values()]
 
 
 def _begin(done: Transplant) -> int | None:

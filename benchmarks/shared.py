@@ -1,9 +1,11 @@
-"""Text that the grafts' benchmarks train and measure on: books, code of the standard library, the specimens' almanac."""
+"""What the benchmarks share: their options, their results on disk, and text to train and to measure on."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sysconfig
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +33,16 @@ class Texts:
 
     train: Windows
     held: dict[str, Windows]
+
+
+def arguments(said: str, folders: str, cache: str = "") -> argparse.ArgumentParser:
+    """Options that the benchmarks share: the folder of the corpora and what it must hold, threads, a folder for what is kept."""
+    parser = argparse.ArgumentParser(description=said.splitlines()[0])
+    parser.add_argument("--corpora", type=Path, required=True, help=f"folder with {folders}")
+    parser.add_argument("--threads", type=int, default=2)
+    if cache:
+        parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / cache)
+    return parser
 
 
 def held_code() -> list[Path]:
