@@ -1,4 +1,4 @@
-"""Models with grafts as Hugging Face folders: read again to the bit, by name and with remote code, one graft and both."""
+"""Models with grafts as Hugging Face folders: read again and compared, by name and with remote code, one graft and both."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from regraft.graft.placing import all_placed
 from regraft.graft.tree_head import tree_head
 from regraft.graft.trees import by_id, widened
 from regraft.graft.windows import cut
+from regraft.model.comparison import gap
 from regraft.model.files import CheckpointError
 from regraft.model.load import load
 
@@ -54,7 +55,7 @@ def outputs(hf, two_stacks):
 
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)], ids=["embedding", "head", "both"])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_export_is_read_again_to_the_bit(name, which, tmp_path):
+def test_an_export_is_read_again(name, which, tmp_path):
     model = load(name, pack=False)
     grafts = [both(model)[i] for i in which]
     plain = outputs(model.hf, model.two_stacks)
@@ -62,13 +63,13 @@ def test_an_export_is_read_again_to_the_bit(name, which, tmp_path):
         wanted = outputs(model.hf, model.two_stacks)
     data = certified(model, grafts)
     said = export(model, grafts, data, tmp_path / "out")
-    assert "equal the grafts' to the bit" in said
+    assert "its tensors are the grafts' to the bit" in said
     auto = transformers.AutoModelForSeq2SeqLM if model.two_stacks else transformers.AutoModelForCausalLM
     again = auto.from_pretrained(tmp_path / "out").eval()
     assert isinstance(again, GraftedModel)
     found = outputs(again, model.two_stacks)
-    assert torch.equal(found, wanted)
-    assert not torch.allclose(found, plain, atol=1e-3)
+    assert gap(found, wanted) <= model.rounding
+    assert gap(plain, wanted) > 100 * model.rounding
     assert torch.equal(outputs(model.hf, model.two_stacks), plain), "the model itself is as it was"
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{float(data.bits_per_byte_after[0]):.4f}" in card
@@ -95,7 +96,7 @@ def test_an_export_with_its_code_opens_without_regraft(tmp_path):
     assert done.returncode == 0, done.stderr
     logits, written = torch.load(tmp_path / "found.pt")
     with all_placed(model.hf, swaps_of(model, grafts)):
-        assert torch.equal(logits, outputs(model.hf, False))
+        assert gap(logits, outputs(model.hf, False)) <= model.rounding
     again = GraftedModel.from_pretrained(tmp_path / "out").eval()
     assert torch.equal(again.generate(torch.tensor([[5, 9, 300, 1000, 2, 77]]), max_new_tokens=5, do_sample=False), written)
 

@@ -12,10 +12,6 @@ from regraft.engine.sweep import sweep
 from regraft.engine.variant import Add, Replace, Route, Scale, Variant, Zero
 from regraft.model.load import load
 
-ROUTED = 1e-6
-"""Where rows choose experts, the batched products are summed in another order."""
-MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
-
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def model(request):
@@ -35,17 +31,20 @@ def recorded(model, *lengths, seed=3):
     return model.record(ids, [prompt(n - 1, seed + 20 + i) for i, n in enumerate(lengths)] if model.two_stacks else None)
 
 
-def test_replay_is_the_model_bit_for_bit(model):
+def test_replay_is_the_model(model):
+    """One row makes the very calls that the model made; three rows are another batch, held to the comparison rule."""
     assert model.check.replay == 0.0
-    assert model.check.batch <= (ROUTED if model.family in MIXTURES else 0.0)
-    assert model.check.closure < 1e-6
     assert model.check.projections == 0.0
+    assert model.check.batch <= model.rounding * model.check.largest
+    assert model.check.closure <= model.rounding
 
 
 def test_padded_prompts_replay_too(model):
     from regraft.model.selfcheck import _replay_difference
 
-    assert _replay_difference(recorded(model, 9, 6), 2) <= (ROUTED if model.family in MIXTURES else 0.0)
+    recording = recorded(model, 9, 6)
+    assert _replay_difference(recording, 1) == 0.0
+    assert _replay_difference(recording, 2) <= model.rounding * model.check.largest
 
 
 def all_sites(model, block):

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from regraft.model.comparison import gap
 from regraft.model.forward import BlockCall, StandIn, StopForward, over_rows, split_call, stacks_replaced
 from regraft.model.opened import Model
 from regraft.model.recording import Recording, record
-from regraft.model.selfcheck import TOLERANCE, sample_ids
-from regraft.model.structure import Path, largest_difference, main_tensor, map_tensors, with_main_tensor
+from regraft.model.selfcheck import sample_ids
+from regraft.model.structure import Path, main_tensor, map_tensors, with_main_tensor
 
 _PROOF_LENGTH, _PROOF_START = 12, 5
 
@@ -125,7 +126,7 @@ def cone_holds(model: Model) -> bool:
     """Whether suffixes on recorded keys and values reproduce the recorded stream; measured once for each model."""
     if "cone" not in model.proved:
         model.proved["cone"] = _prove(model) if _may_hold(model) else float("inf")
-    return model.proved["cone"] <= max(1e-4, TOLERANCE.get(model.dtype, 1e-5))
+    return model.proved["cone"] <= model.rounding
 
 
 def _may_hold(model: Model) -> bool:
@@ -147,5 +148,5 @@ def _prove(model: Model) -> float:
             stream = recording.pre(block)[:, _PROOF_START:].repeat(2, 1, 1)
             out = cone.run_block(block, stream, 2, _PROOF_START)
             wanted = recording.post(block)[:, _PROOF_START:].repeat(2, 1, 1)
-            worst = max(worst, largest_difference(out, wanted) / max(1.0, float(wanted.abs().max())))
+            worst = max(worst, gap(out, wanted))
     return worst

@@ -20,6 +20,7 @@ from regraft.engine.metric import AnyMetric, Metric, resolved
 from regraft.engine.plan import Layout, Leaf, Work, edit_positions, make_plan
 from regraft.engine.replay import Replay, State
 from regraft.engine.variant import Add, Edit, Noise, Replace, Variant
+from regraft.model.comparison import gap
 from regraft.model.pack import packed
 from regraft.model.progress import advance
 from regraft.model.recording import Recording
@@ -29,7 +30,6 @@ from regraft.model.tapping import writing
 CPU_ROW_POSITIONS = 1024
 LOGITS_AT_ONCE = 1 << 25
 LIVE_FLOATS = 1 << 29
-CONTROL_LIMIT = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-7}
 
 
 @dataclass
@@ -151,10 +151,10 @@ class _Sweep:
                 work.executed += replay.executed
                 for name in ("planned", "preparation", "naive"):
                     setattr(work, name, getattr(work, name) + getattr(plan.work, name))
-        limit = CONTROL_LIMIT.get(self.model.dtype, 1e-3)
+        limit = self.model.rounding
         if not self.deviation <= limit:
             raise SweepError(
-                f"the control row, which changes nothing, deviates by {self.deviation:.1e} (limit {limit:g}): a weight was "
+                f"the control row, which changes nothing, deviates by {self.deviation:.1e} (rounding alone: at most {limit:.1e}): a weight was "
                 "changed behind the model's back, or a kernel depends on the batch; load the model again, or use exact=True"
             )
         return SweepResult(
@@ -188,8 +188,7 @@ class _Sweep:
             numbers = [leaf.variant + offset for leaf in leaves]
             streams = torch.stack([state.stream_BTD for state in states])
             if 0 in numbers:
-                difference = (streams[numbers.index(0)] - clean).abs().max() / clean.abs().max()
-                self.deviation = max(self.deviation, float(difference))
+                self.deviation = max(self.deviation, gap(streams[numbers.index(0)], clean))
             resid_nPD = self.pairs.gather(streams, leaves[0].start, clean)
             edits = [leaf.final for leaf in leaves]
             for name, value in self._score(resid_nPD, edits).items():

@@ -13,14 +13,12 @@ from regraft.graft.byte_embedding import ByteEmbedding
 from regraft.graft.card import card
 from regraft.graft.folder import read_certificate
 from regraft.graft.placing import placed
+from regraft.model.comparison import gap
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint
 from regraft.model.opened import Model
 from regraft.model.selfcheck import LENGTH, sample_ids
-from regraft.model.structure import largest_difference
 from regraft.runs import check_empty, whole_folder
-
-EQUAL = 1e-6
 
 
 def bake(model: Model, graft: ByteEmbedding, source: Path, target: Path) -> str:
@@ -46,16 +44,18 @@ def bake(model: Model, graft: ByteEmbedding, source: Path, target: Path) -> str:
         read = read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
         with torch.no_grad():
             found = read(**inputs, **without_cache(read))[0]
-        difference = largest_difference(found, wanted) / max(1.0, float(wanted.abs().max()))
-        if not difference <= EQUAL:
+        difference = gap(found, wanted)
+        if not difference <= model.rounding:
             raise ValueError(f"the baked model's outputs differ from the graft's by {difference:.1e}: it is not written")
         baked = (
             "It is baked: plain tensors that any transformers opens, whose outputs differ from the graft's by at most "
-            f"{difference:.1g}."
+            f"{difference:.1g} of the largest."
         )
         (fresh / "README.md").write_text(card(model, [graft], certificate, baked), encoding="utf-8")
     head = ", and its head keeps the old matrix as its own" if model.parts.tied else ""
-    return f"{target} opens with transformers and gives the graft's outputs (largest difference {difference:.1g}){head}"
+    return (
+        f"{target} opens with transformers and gives the graft's outputs (they differ by {difference:.1g} of the largest){head}"
+    )
 
 
 def with_table(model: Model, graft: ByteEmbedding) -> Any:

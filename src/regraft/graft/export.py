@@ -1,4 +1,4 @@
-"""A model with grafts in it as a Hugging Face folder, read again and compared to the bit before it is kept."""
+"""A model with grafts in it as a Hugging Face folder, read again and compared before it is kept."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from regraft.graft.folder import swaps_of
 from regraft.graft.grafted import GraftedConfig, GraftedModel, shared
 from regraft.graft.kinds import Graft, sizes
 from regraft.graft.placing import Swaps, all_placed
+from regraft.model.comparison import gap
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers
 from regraft.model.opened import Model
@@ -36,7 +37,7 @@ def export(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, targe
 
     Raises:
         RunFolderError: the target is not empty.
-        ValueError: read again, the folder's outputs or tensors differ by a bit.
+        ValueError: read again, a tensor of the folder differs by a bit, or its outputs by more than rounding.
     """
     check_empty(target, "--save")
     swaps = swaps_of(model, grafts)
@@ -55,9 +56,12 @@ def export(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, targe
         model.tokenizer.save_pretrained(fresh)
         (fresh / "certificate.json").write_text(json.dumps(certificate.to_dict(), indent=1, default=str) + "\n", encoding="utf-8")
         (fresh / "README.md").write_text(card(model, grafts, certificate), encoding="utf-8")
-        _check(fresh, model, tensors, wanted)
+        difference = _check(fresh, model, tensors, wanted)
     how = "with trust_remote_code=True, or " if remote_code else ""
-    return f"{target} opens with transformers {how}behind `import regraft`; read again, its outputs equal the grafts' to the bit"
+    return (
+        f"{target} opens with transformers {how}behind `import regraft`; read again, its tensors are the grafts' to the bit and "
+        f"its outputs differ by {difference:.1g} of the largest (rounding alone: at most {model.rounding:.1g})"
+    )
 
 
 def grafted_config(model: Model, grafts: Sequence[Graft], swaps: Swaps) -> GraftedConfig:
@@ -105,8 +109,8 @@ def _add_code(folder: Path, config: GraftedConfig, two_stacks: bool) -> None:
     config.auto_map = {"AutoConfig": f"{module}.{GraftedConfig.__name__}", auto: f"{module}.{GraftedModel.__name__}"}
 
 
-def _check(folder: Path, model: Model, tensors: dict[str, Tensor], wanted: Tensor) -> None:
-    """Read the folder as anybody would and compare tensors and outputs.
+def _check(folder: Path, model: Model, tensors: dict[str, Tensor], wanted: Tensor) -> float:
+    """Read the folder as anybody would, compare tensors and outputs, and return how far the outputs lie apart.
 
     Raises:
         ValueError: they differ.
@@ -119,5 +123,9 @@ def _check(folder: Path, model: Model, tensors: dict[str, Tensor], wanted: Tenso
         raise ValueError(f"{wrong} is not read back as it was written: the folder is not kept")
     with torch.no_grad():
         again = read(**_inputs(model), **without_cache(model.hf))[0]
-    if not torch.equal(again, wanted):
-        raise ValueError("read again, the folder's outputs differ from the grafts': it is not kept")
+    difference = gap(again, wanted)
+    if not difference <= model.rounding:
+        raise ValueError(
+            f"read again, the folder's outputs differ from the grafts' by {difference:.1e} of the largest: it is not kept"
+        )
+    return difference

@@ -24,17 +24,16 @@ from regraft.engine.sweep import sweep
 from regraft.engine.variant import Route, Stop, Variant
 from regraft.experiment import provenance
 from regraft.model.anatomy import weigh
+from regraft.model.comparison import gap
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint
 from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.recording import Recording
 from regraft.model.selfcheck import LENGTH, sample_ids
-from regraft.model.structure import largest_difference
 from regraft.runs import check_empty, whole_folder
 
 CARD = "README.md"
-EQUAL = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def route_of(model: Model, blocks: Sequence[Block | nn.Module], places: Sequence[int]) -> Route:
@@ -101,8 +100,8 @@ def save_blocks(
         read = read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
         with torch.no_grad():
             found = read(**sample.inputs, **without_cache(read)).logits
-        difference = largest_difference(found, wanted) / max(1.0, float(wanted.abs().max()))
-        if not difference <= EQUAL.get(model.dtype, 0.02):
+        difference = gap(found, wanted)
+        if not difference <= model.rounding:
             raise ValueError(
                 f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: read back, its logits "
                 f"differ by {difference:.1e} (something in it depends on a block's number)"

@@ -6,15 +6,17 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from regraft.model.comparison import rounding
 from regraft.model.files import weights_digest
 from regraft.model.pack import packed_layer
-from regraft.model.parts import Block, Parts, matrix_OI
+from regraft.model.parts import Block, Parts, is_linear, matrix_OI
 from regraft.model.site import Site, SiteError, Tap, Taps, parse_site
 from regraft.model.structure import Path
 
@@ -79,6 +81,12 @@ class Model:
     def dtype(self) -> torch.dtype:
         """Floating type of the weights."""
         return next(p.dtype for p in self.hf.parameters() if p.is_floating_point())
+
+    @cached_property
+    def rounding(self) -> float:
+        """How far two results of the same sums may lie apart here, as a share of the largest value: the comparison rule."""
+        widths = [matrix_OI(module).shape[1] for module in self.hf.modules() if is_linear(module)]
+        return rounding(self.dtype, len(self.blocks), max(widths, default=self.parts.embedding.embedding_dim))
 
     @property
     def two_stacks(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
+from regraft.model.comparison import gap
 from regraft.model.forward import capture, without_cache
 from regraft.model.opened import Model
 from regraft.model.parts import Block, Branch, close
@@ -20,7 +21,6 @@ from regraft.model.site import Tap, head_count, in_width, packed_taps
 from regraft.model.structure import largest_difference, main_tensor
 
 LENGTH = 8
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 @dataclass
@@ -65,9 +65,9 @@ def check(model: Model) -> SelfCheck:
     found.largest = float(_official(recording).abs().max())
     found.replay = _replay_difference(recording, 1)
     found.batch = _replay_difference(recording, 3)
-    limit = TOLERANCE.get(model.dtype, 1e-5)
-    found.replays = found.replay <= limit * max(1.0, found.largest)
-    found.batches = found.batch <= limit * max(1.0, found.largest)
+    limit = model.rounding
+    found.replays = found.replay <= limit * found.largest
+    found.batches = found.batch <= limit * found.largest
     found.causal = _is_causal(model, recording, ids, limit)
     for block in model.blocks:
         _check_block(model, recording, block, found, limit)
@@ -110,11 +110,7 @@ def _is_causal(model: Model, recording: Recording, ids: list[int], limit: float)
     other = [*ids[:-1], ids[-1] - 1]
     changed = record(model, [ids], [other]) if model.two_stacks else record(model, [other])
     last = model.main_blocks[-1].index
-    return largest_difference(recording.post(last)[:, : LENGTH - 1], changed.post(last)[:, : LENGTH - 1]) <= limit
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    return largest_difference(a, b) / max(float(b.abs().max()), 1e-30)
+    return gap(changed.post(last)[:, : LENGTH - 1], recording.post(last)[:, : LENGTH - 1]) <= limit
 
 
 def _check_block(model: Model, recording: Recording, block: Block, found: SelfCheck, limit: float) -> None:
@@ -125,19 +121,19 @@ def _check_block(model: Model, recording: Recording, block: Block, found: SelfCh
     with torch.no_grad():
         closed = close(block.branches, pre, outs, pre.shape)
     assert closed is not None
-    gap = _relative(closed, post)
-    found.closure = max(found.closure, gap)
-    if gap > limit:
-        reason = f"its block does not close: resid + branches differs from the block's output by {gap:.1e}"
+    open_by = gap(closed, post)
+    found.closure = max(found.closure, open_by)
+    if not open_by <= limit:
+        reason = f"its block does not close: resid + branches differs from the block's output by {open_by:.1e}"
         for name in ("attn_out", "cross_out", "mixer_out", "mlp_out", "resid_mid"):
             _strike(model, block, name, reason, found)
     for branch in block.branches:
         name = {"attn": "z", "mlp": "mlp_act"}.get(branch.kind)
         if name and model.taps.exists(block.index, name):
-            gap = _projection_gap(recording, block, branch)
-            found.projections = max(found.projections, gap)
-            if gap > limit:
-                _strike(model, block, name, f"its projection does not give {branch.kind}_out (differs by {gap:.1e})", found)
+            off = _projection_gap(recording, block, branch)
+            found.projections = max(found.projections, off)
+            if not off <= limit:
+                _strike(model, block, name, f"its projection does not give {branch.kind}_out (differs by {off:.1e})", found)
 
 
 def _projection_gap(recording: Recording, block: Block, branch: Branch) -> float:
@@ -146,7 +142,7 @@ def _projection_gap(recording: Recording, block: Block, branch: Branch) -> float
     with torch.no_grad():
         out = branch.projection(given)
         out = branch.out_norm(out) if branch.out_norm is not None else out
-    return _relative(out, recording[f"{block.address}.{branch.kind}_out"])
+    return gap(out, recording[f"{block.address}.{branch.kind}_out"])
 
 
 def _check_values(model: Model, single: Recording, found: SelfCheck, limit: float) -> None:
@@ -177,7 +173,7 @@ def _value_gap(single: Recording, block: Block) -> float:
     z = z.reshape(*z.shape[:2], -1, v.shape[-1])
     v = v.repeat_interleave(z.shape[2] // v.shape[2], dim=2)
     factor = (z * v).sum(-1, keepdim=True) / (v * v).sum(-1, keepdim=True).clamp_min(1e-30)
-    return _relative(v * factor.clamp(0.0, 1.0), z)
+    return gap(v * factor.clamp(0.0, 1.0), z)
 
 
 def _strike(model: Model, block: Block, name: str, reason: str, found: SelfCheck) -> None:

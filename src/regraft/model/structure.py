@@ -53,7 +53,7 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def largest_difference(a: Tensor, b: Tensor) -> float:
-    """Largest absolute difference in float32 units; infinite where a NaN stands on one side only."""
+    """Largest absolute difference; infinite where the shapes differ or a NaN stands on one side only."""
     a, b = a.detach().to(torch.float64), b.detach().to(torch.float64)
     if a.shape != b.shape or bool((a.isnan() != b.isnan()).any()):
         return float("inf")

@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from regraft.model.comparison import gap, rounding
 from regraft.model.files import CheckpointError, digest
 from regraft.model.load import quiet_transformers, read_tokenizer, resolve
 from regraft.model.progress import advance
@@ -55,7 +56,9 @@ class SentenceEncoder:
         ids_BT = torch.arange(5, 11)[None].repeat(2, 1).to(self.hf.device)
         ids_BT[1, -1] += 7
         states_BTD = self.hf(input_ids=ids_BT)[0]
-        return not torch.equal(states_BTD[0, 0], states_BTD[1, 0])
+        depth = getattr(self.hf.config, "num_hidden_layers", 1)
+        noise = rounding(states_BTD.dtype, depth, 4 * states_BTD.shape[-1])
+        return gap(states_BTD[1, 0], states_BTD[0, 0]) > noise
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
