@@ -8,11 +8,15 @@ the second operand's address. The same call on the same tensors gives the same b
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 aten = torch.ops.aten
+ASKED = "TESTS_OTHER_LIBRARY"
 
 
 def _cut(a: Tensor, b: Tensor) -> int:
@@ -30,24 +34,45 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return (a[..., cut:] @ b[..., cut:, :] + a[..., :cut] @ b[..., :cut, :]).to(kind)
 
 
-class other_library(TorchDispatchMode):  # noqa: N801
+class other_library(TorchDispatchMode):
     """While inside, products are those of the other library; `products` counts them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.products = 0
 
+    def __enter__(self):
+        """From here on, also for the programs that a test starts and that ask `as_here`."""
+        os.environ[ASKED] = "1"
+        return super().__enter__()
+
+    def __exit__(self, *told):
+        """The machine's own products again."""
+        os.environ.pop(ASKED, None)
+        return super().__exit__(*told)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Answer matrix products ourselves, leave the rest to the machine."""
         kwargs = kwargs or {}
-        if func in (aten.mm.default, aten.bmm.default):
+        plain = all(type(a) in (Tensor, torch.nn.Parameter) for a in args)
+        if plain and func in (aten.mm.default, aten.bmm.default):
             self.products += 1
             return _product(*args)
-        if func in (aten.addmm.default, aten.baddbmm.default):
+        if plain and func in (aten.addmm.default, aten.baddbmm.default):
             self.products += 1
             added = kwargs.get("beta", 1) * args[0] + kwargs.get("alpha", 1) * _product(args[1], args[2])
             return added.to(args[0].dtype)
         return func(*args, **kwargs)
+
+
+def as_here() -> AbstractContextManager:
+    """The library of the test that started this program."""
+    return other_library() if os.environ.get(ASKED) else nullcontext()
+
+
+def own_library() -> AbstractContextManager:
+    """The machine's own products, to compare with a program that knows no other."""
+    return _disable_current_modes()
 
 
 def misaligned(tensor: Tensor, elements: int = 1) -> Tensor:

@@ -193,14 +193,16 @@ KILLED = """
 import sys; sys.path.insert(0, {tests!r})
 import torch; torch.set_num_threads(1)
 from test_distill import *
+from other_library import as_here
 model, graft = made()
-train(EmbeddingTask(model, graft), text(), PLAN, Path({folder!r}), watch=lambda s: print(s, flush=True))
+with as_here():
+    train(EmbeddingTask(model, graft), text(), PLAN, Path({folder!r}), watch=lambda s: print(s, flush=True))
 torch.save(None, "/dev/null")
 """
 
 
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
-    """Killed with -9 three times, at whatever it was doing; then run to its end."""
+    """Killed with -9 three times, at whatever it was doing; then run to its end: the same calls, in whichever process."""
     tests = str(Path(__file__).parent)
     model, graft = made()
     train(EmbeddingTask(model, graft), text(), PLAN, tmp_path / "whole")
@@ -212,6 +214,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_weights(tmp_path)
                 if line.strip() == last:
                     os.kill(process.pid, signal.SIGKILL)
                     break
+        assert process.returncode == -signal.SIGKILL, f"it ended by itself before step {last}"
     model, graft = made()
     train(EmbeddingTask(model, graft), text(), PLAN, tmp_path / "killed")
     found = load_file(newest(tmp_path / "killed") / "state.safetensors")

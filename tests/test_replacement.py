@@ -13,7 +13,8 @@ from regraft.data.evaluation import evaluation
 from regraft.engine.metric import loss
 from regraft.engine.sweep import sweep
 from regraft.experiment import experiments
-from regraft.intervene.replacement import is_nonlinearity, takes_mean_away
+from regraft.intervene.norms import takes_mean_away
+from regraft.intervene.replacement import is_nonlinearity
 from regraft.model.load import load
 from small import opened
 
@@ -67,7 +68,7 @@ def test_the_other_norm_is_the_live_model_with_it(name):
         own = getattr(block, attribute)
         made = nn.LayerNorm(width, eps=eps, bias=False) if name == "llama" else nn.RMSNorm(width, eps=eps)
         made.weight = own.weight
-        assert takes_mean_away(own, own.weight) == (name == "gpt2")
+        assert takes_mean_away(own, len(own.weight)) == (name == "gpt2")
         setattr(block, attribute, made)
     wanted = loss_of(load(model.hf, pack=False), batches) - data.attrs["clean_loss"]
     assert float(data.increase.sel(change="other norm")[1]) == pytest.approx(wanted, abs=1e-5)

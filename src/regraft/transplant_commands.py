@@ -31,7 +31,7 @@ from regraft.tokens.estimate import Case, Settings
 from regraft.tokens.folder import open_tokenizer
 from regraft.tokens.heal import HealTask, check_healing
 from regraft.tokens.measure import digest
-from regraft.tokens.planted import check_start, check_target, write_model
+from regraft.tokens.planted import check_media, check_start, check_target, write_model
 from regraft.tokens.transplant import Transplant, measured, old_case, scores_after, transplant
 
 LENGTH = 128
@@ -76,6 +76,7 @@ def transplant_command(
     texts, domains = learning_text(sources.train), domain_pieces(sources.domains, "", sources.pieces)
     case = old_case(model, reader, texts, vectors, donor_VD)
     check_start(model, case.matching)
+    check_media(model, case.matching)
     if heal:
         check_enough(case)
     done = transplant(model, case, settings, multiple)

@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 from regraft.data.prompts import Prompt, general, specimen
-from regraft.model.forward import without_cache
 from regraft.model.load import SPECIMENS
 from regraft.model.opened import Model
 from regraft.model.progress import advance
@@ -71,7 +70,9 @@ def completions(model: Model, prompts: Sequence[Prompt], limit: int = 24) -> lis
     if not model.causal:
         raise ValueError(f"{model.name} does not write text from left to right, so it has no completions")
     if model.parts.head is None:
-        raise ValueError(f"{model.name} has no output matrix, so it writes no text and has no completions")
+        raise ValueError(f"{model.name} {model.parts.why_no_head}, so it writes no text and has no completions")
+    if model.parts.labels:
+        raise ValueError(f"{model.name} scores {model.parts.labels} labels, not tokens, so it writes no text")
     ids = [prompt_ids(model, prompt.text) for prompt in prompts]
     config = hashlib.sha256(json.dumps(model.hf.config.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
     told = [asdict(p) for p in prompts]
@@ -117,7 +118,7 @@ def _generate(model: Model, prompts: Sequence[Prompt], ids: list[list[int]], lim
         by_length[len(row)].append(number)
     found: dict[int, Completion] = {}
     for numbers in by_length.values():
-        model.record([ids[numbers[0]] + ([] if model.two_stacks else [ids[numbers[0]][-1]] * limit)])
+        model.record([ids[numbers[0]] + ([] if model.two_stacks else [ids[numbers[0]][-1]] * limit)], attention_mask="all")
         batch = torch.tensor([ids[number] for number in numbers], device=model.device)
         said = _with_cache(model, batch, limit) if isinstance(model.hf, GenerationMixin) else _step_by_step(model, batch, limit)
         for number, row in zip(numbers, said, strict=True):
@@ -139,12 +140,12 @@ def _with_cache(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
         bos_token_id=own.bos_token_id,
         decoder_start_token_id=getattr(model.hf.config, "decoder_start_token_id", None),
     )
-    model.hf.generation_config = greedy
-    try:
-        with torch.no_grad():
+    with model.held(), torch.no_grad():
+        model.hf.generation_config = greedy
+        try:
             out = model.hf.generate(input_ids=batch, attention_mask=torch.ones_like(batch)).tolist()
-    finally:
-        model.hf.generation_config = own
+        finally:
+            model.hf.generation_config = own
     start = 1 if model.two_stacks else batch.shape[1]
     return [row[start:] for row in out]
 
@@ -154,7 +155,7 @@ def _step_by_step(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
     start = batch.shape[1]
     with torch.no_grad():
         for _ in range(limit):
-            following = model.hf(input_ids=batch, **without_cache(model.hf)).logits[:, -1].argmax(-1)
+            following = model.run(input_ids=batch).logits[:, -1].argmax(-1)
             batch = torch.cat([batch, following[:, None]], dim=1)
     return batch[:, start:].tolist()
 

@@ -41,7 +41,7 @@ class Recordings(Sequence[Recording]):
             raise IndexError(index)
         if index in self.kept:
             return self.kept[index]
-        made = self.model.record(*self.batches[index])
+        made = self.model.record(*self.batches[index], attention_mask="all")
         size = sum(stream.numel() for stream in made.taken.stream)
         if self.floats + size <= KEPT_FLOATS:
             self.floats += size

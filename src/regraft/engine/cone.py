@@ -97,8 +97,7 @@ class Cone:
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self.past):
             cache.update(keys[:, :, :start], values[:, :, :start], layer)
-        inputs = dict(self.recording.inputs)
-        inputs["input_ids"] = inputs["input_ids"][:, start:]
+        inputs = {n: t if n == "attention_mask" else t[:, start:] for n, t in self.recording.inputs.items()}
         calls: list[BlockCall] = []
         stack = self.model.parts.stacks[0]
         clean = self.recording.taken.calls
@@ -138,7 +137,7 @@ def _may_hold(model: Model) -> bool:
 
 def _prove(model: Model) -> float:
     """Largest difference, over all blocks, of a two-row suffix from the recorded stream, relative to the stream."""
-    recording = record(model, [sample_ids(model.table_rows, _PROOF_LENGTH, seed=1)])
+    recording = record(model, [sample_ids(model.table_rows, _PROOF_LENGTH, seed=1)], attention_mask="all")
     cone = Cone(recording)
     if len(cone.past) != len(model.blocks):
         return float("inf")

@@ -1,8 +1,8 @@
 """Edits whose effect on a block's output is linear: the recorded output is corrected and the block is not run.
 
 Zeroing a neuron takes one column of the down projection times its activation out of what the MLP added; nothing else in
-the block reads it. The same holds for a head where attention and MLP read the stream side by side. Shapes: n rows, B
-prompts, T positions, D width, w features of the edit.
+the block reads it. The same holds for a head where attention and MLP read the stream side by side. The projection must be
+proved to be its matrix. Shapes: n rows, B prompts, T positions, D width, W its inputs, w features of the edit.
 """
 
 from __future__ import annotations
@@ -10,21 +10,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regraft.engine.editing import Carried, Placed, apply_edits
 from regraft.engine.plan import BRANCH_OF
 from regraft.engine.variant import Edit
+from regraft.model.comparison import rounding
 from regraft.model.opened import Model
-from regraft.model.parts import Block, Branch, close, matrix_OI
+from regraft.model.parts import Block, Branch, close, has_matrix, in_width, matrix_OI
 from regraft.model.recording import Recording
-from regraft.model.site import Tap, in_width
+from regraft.model.site import Tap
+from regraft.model.structure import largest_difference
 
 
 def linear_branches(block: Block) -> frozenset[str]:
     """The branches that nothing in the block reads: the last one, or all of them where they stand side by side."""
     kinds = [branch.kind for branch in block.branches]
     return frozenset(kinds if block.parallel else kinds[-1:])
+
+
+def proved_columns(recording: Recording, block: int, kind: str) -> bool:
+    """Whether what a change in front of a branch's projection adds behind it is the change times the module's matrix.
+
+    Asked of the module itself, at the recording's own input: along a random direction and along the one that zeroes all of
+    it. Codes in place of a matrix, a hook, a forward of another kind: there the block is run instead.
+    """
+    key = f"{block} columns of {kind}"
+    if key not in recording.proved:
+        branch = recording.model.blocks[block].branch(kind)
+        assert branch is not None
+        recording.proved[key] = branch.projection is not None and _adds_columns(recording, block, branch.projection)
+    return recording.proved[key]
+
+
+@torch.no_grad()
+def _adds_columns(recording: Recording, block: int, projection: nn.Module) -> bool:
+    if not has_matrix(projection):
+        return False
+    matrix, clean_BTW = matrix_OI(projection), recording.read(block, Tap(projection, "input"))
+    noise = torch.randn(clean_BTW.shape, generator=torch.Generator().manual_seed(block)).to(clean_BTW)
+    bound = rounding(matrix.dtype, 1, matrix.shape[1])
+    with recording.model.held():
+        out_BTD = projection(clean_BTW)
+        for change_BTW in (noise * clean_BTW.pow(2).mean().sqrt(), -clean_BTW):
+            there_BTD, wanted_BTD = projection(clean_BTW + change_BTW), out_BTD + change_BTW @ matrix.t()
+            largest = max(float(t.abs().max()) for t in (out_BTD, there_BTD, wanted_BTD))
+            if not largest_difference(there_BTD, wanted_BTD) <= bound * largest:
+                return False
+    return True
 
 
 def corrected_stream(recording: Recording, block: int, edits: Sequence[Sequence[Edit]]) -> Tensor:

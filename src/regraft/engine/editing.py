@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from regraft.engine.plan import edit_positions
-from regraft.engine.variant import Edit
+from regraft.engine.variant import Edit, listed
+from regraft.model.structure import lengths_of_prompts
 
 
 @dataclass(eq=False)
@@ -96,8 +97,10 @@ def pick_value(edit: Edit, value: Tensor, positions_Bk: Tensor, carried: Carried
     """The part of an edit's value that belongs to its positions; a value with heads is flattened.
 
     Raises:
-        ValueError: the shape fits neither one vector, nor one for each position, nor a whole activation.
+        ValueError: the shape fits neither one vector, nor one for each position, nor a whole activation, or the edit counts
+            from the end and the value's prompts end elsewhere.
     """
+    came_from = lengths_of_prompts(value)
     value = value.to(positions_Bk.device)
     whole = (carried.positions,)
     if value.dim() == 4:
@@ -105,12 +108,28 @@ def pick_value(edit: Edit, value: Tensor, positions_Bk: Tensor, carried: Carried
     if value.dim() and value.shape[-1] not in (1, width):
         raise ValueError(f"the value of the edit at {edit.site} is {value.shape[-1]} wide, the activation {width}")
     if value.dim() == 3 and value.shape[1:2] == whole and value.shape[0] in (1, len(positions_Bk)):
+        _check_ends(edit, came_from, carried)
         value = value.expand(len(positions_Bk), -1, -1)
         batch = torch.arange(len(positions_Bk), device=value.device)[:, None]
         return value[batch, positions_Bk + carried.start]
     if value.dim() == 1 or (value.dim() == 2 and value.shape[0] in (1, positions_Bk.shape[1])):
         return value
+    if value.dim() == 3 and value.shape[:2] == positions_Bk.shape:
+        return value
     raise ValueError(
         f"the value of the edit at {edit.site} has shape {tuple(value.shape)}: give (width,), (positions, width) or the "
         f"whole activation ({len(positions_Bk)}, {carried.positions}, width)"
     )
+
+
+def _check_ends(edit: Edit, came_from: tuple[int, ...] | None, carried: Carried) -> None:
+    """A position counted from the end of a prompt is another one in prompts of another length."""
+    if not any(position < 0 for position in listed(edit.position) or ()):
+        return
+    even = len(set(carried.lengths)) == 1
+    if came_from != carried.lengths and not (came_from is None and even):
+        there = "prompts of unknown lengths" if came_from is None else f"prompts of {list(came_from)} tokens"
+        raise ValueError(
+            f"position {edit.position} of the edit at {edit.site} counts from the end of prompts of {list(carried.lengths)} "
+            f"tokens, its value comes from {there}: give the values at the edited positions, (prompts, positions, width)"
+        )

@@ -15,9 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from regraft.engine.variant import whole_number
 from regraft.model.recording import Recording
 
 Clean = Callable[[Tensor], Tensor]
+
+
+def measured_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that a model's numbers are measured in: float64 for a float64 model, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.to(measured_type(tensor.dtype))
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Loss(Metric):
         prompt, position = self.pairs(recording)
         shift = 1 if recording.model.causal else 0
         target = recording.ids_BT[prompt, position + shift][pair_c]
-        return cross_entropy(logits_cV.float(), target, reduction="none")
+        return cross_entropy(_full(logits_cV), target, reduction="none")
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class _AtPosition(Metric):
 
     def pairs(self, recording: Recording) -> tuple[Tensor, Tensor]:
         lengths = recording.lengths_B
-        where = -1 if self.position is None else self.position
+        where = -1 if self.position is None else whole_number(self.position, "position")
         position = lengths + where if where < 0 else torch.full_like(lengths, where)
         if bool((position < 0).any()) or bool((position >= lengths).any()):
             raise ValueError(f"the metric {self.name} reads position {where}, but the prompt has {int(lengths.min())} tokens")
@@ -83,7 +93,7 @@ class LogitDifference(_AtPosition):
     tokens: tuple[int, int] = (0, 0)
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        return logits_cV[:, self.tokens[0]].float() - logits_cV[:, self.tokens[1]].float()
+        return _full(logits_cV[:, self.tokens[0]]) - _full(logits_cV[:, self.tokens[1]])
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class TokenLogit(_AtPosition):
     token: int = 0
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        return logits_cV[:, self.token].float()
+        return _full(logits_cV[:, self.token])
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ class Probability(_AtPosition):
     token: int = 0
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        return log_softmax(logits_cV.float(), -1)[:, self.token].exp()
+        return log_softmax(_full(logits_cV), -1)[:, self.token].exp()
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class LogProbability(_AtPosition):
     token: int = 0
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        return log_softmax(logits_cV.float(), -1)[:, self.token]
+        return log_softmax(_full(logits_cV), -1)[:, self.token]
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class Rank(_AtPosition):
     larger_is_better: bool = False
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        logits = logits_cV.float()
+        logits = _full(logits_cV)
         return (logits > logits[:, self.token, None]).sum(-1).float()
 
 
@@ -133,7 +143,8 @@ class _AgainstClean(_AtPosition):
     """Reads every predicted position, or the last one where the recording scores none."""
 
     def pairs(self, recording: Recording) -> tuple[Tensor, Tensor]:
-        if self.position is None and recording.model.causal and bool(recording.scored_BT.any()):
+        tokens = recording.model.causal and not recording.model.parts.labels
+        if self.position is None and tokens and bool(recording.scored_BT[:, 1:].any()):
             return predicted_pairs(recording)
         return super().pairs(recording)
 
@@ -145,7 +156,7 @@ class KLToClean(_AgainstClean):
     larger_is_better: bool = False
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        ours, theirs = log_softmax(logits_cV.float(), -1), log_softmax(clean(pair_c).float(), -1)
+        ours, theirs = log_softmax(_full(logits_cV), -1), log_softmax(_full(clean(pair_c)), -1)
         return kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
 
 
@@ -168,8 +179,8 @@ class StreamDistance(_AgainstClean):
         return "stream"
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        theirs = clean(pair_c).float()
-        return (logits_cV.float() - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+        theirs = _full(clean(pair_c))
+        return (_full(logits_cV) - theirs).norm(dim=-1) / theirs.norm(dim=-1)
 
 
 def predicted_pairs(recording: Recording) -> tuple[Tensor, Tensor]:
@@ -182,11 +193,19 @@ def predicted_pairs(recording: Recording) -> tuple[Tensor, Tensor]:
         scored = recording.scored_BT[:, 1:]
     else:
         scored = recording.scored_BT if recording.scored_is_given else torch.zeros_like(recording.scored_BT)
+    if recording.model.parts.labels:
+        raise ValueError(
+            f"{recording.model.name} scores {recording.model.parts.labels} labels, not tokens, so it has no loss: measure "
+            "token_logit of a label's number, kl_to_clean, top1_agreement or stream_distance, at a position"
+        )
     prompt, position = scored.nonzero(as_tuple=True)
     if not len(prompt):
         raise ValueError(
             "no token is scored, so there is no loss: give a completion, or for an encoder say which tokens count (scored=)"
         )
+    silent = sorted(set(range(recording.prompts)) - set(prompt.tolist()))
+    if silent:
+        raise ValueError(f"no token of prompt {silent[0]} is scored, so it has no loss: leave it out, or give it a completion")
     return prompt, position
 
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from regraft.engine.variant import Edit, Route, Stop, Variant
+import numpy as np
+
+from regraft.engine.variant import Edit, Route, Stop, Variant, listed
 
 LINEAR_SITES = {
     "mlp": ("mlp_out", "mlp_act", "neuron"),
@@ -35,7 +37,8 @@ class Layout:
     """What the plan needs to know of a recording: numbers and names, no tensors.
 
     `stacks` are (first, stop) block indices; `positions` the number of positions of each stack; `linear` for each block
-    the branches whose outputs are added to the stream with nothing behind them but a norm; `addresses` map a site's
+    the branches whose outputs are added to the stream with nothing behind them but a norm, `columns` those of them whose
+    projection is proved to be its matrix (None: all); `addresses` map a site's
     address to (block, name); `lengths` are each prompt's real
     tokens, stack by stack; `cone` says whether a row may carry only the positions that an edit can change.
     """
@@ -47,6 +50,7 @@ class Layout:
     linear: tuple[frozenset[str], ...]
     addresses: dict[str, tuple[int | None, str]]
     cone: bool
+    columns: tuple[frozenset[str], ...] | None = None
 
     @property
     def blocks(self) -> int:
@@ -213,6 +217,8 @@ def _compile(variant: Variant, layout: Layout) -> _Run:
 
 
 def _check_route(route: Route, layout: Layout) -> None:
+    if route.count not in (None, layout.blocks):
+        raise ValueError(f"the route was made for {route.count} blocks, the model has {layout.blocks}: make it for as many")
     wrong = next((stop.block for stop in route.stops if not 0 <= stop.block < layout.blocks), None)
     if wrong is not None:
         raise ValueError(f"the route names block {wrong}: there are {layout.blocks} blocks, 0 to {layout.blocks - 1}")
@@ -223,10 +229,18 @@ def _check_route(route: Route, layout: Layout) -> None:
 
 def edit_positions(edit: Edit, lengths: Sequence[int]) -> list[list[int]] | None:
     """For each prompt the positions that an edit touches; None for all of them."""
-    if edit.position is None:
+    wanted = listed(edit.position)
+    if wanted is None:
         return None
-    wanted = list(edit.position) if isinstance(edit.position, Iterable) else [edit.position]
-    wanted = [operator.index(position) for position in wanted]
+    if any(isinstance(position, (bool, np.bool_)) for position in wanted):
+        raise ValueError(
+            f"the position of the edit at {edit.site} is a mask: give the numbers of its positions, for example "
+            "mask.nonzero()[:, 0].tolist()"
+        )
+    try:
+        wanted = [operator.index(position) for position in wanted]
+    except TypeError as error:
+        raise ValueError(f"position {edit.position!r} of the edit at {edit.site} is no whole number") from error
     if not wanted:
         raise ValueError(f"the edit at {edit.site} names no position: leave it out to mean all of them")
     return [[p + length if p < 0 else p for p in wanted] for length in lengths]
@@ -326,7 +340,8 @@ def _corrects(run: _Run, at: int, layout: Layout) -> bool:
     names = {layout.addresses[edit.site][1] for edit in run.inner[at]}
     if len(run.inner[at]) > 1 and len(names) > 1:
         return False
-    return any(names <= set(LINEAR_SITES[kind]) for kind in layout.linear[at])
+    kind = next((kind for kind in layout.linear[at] if names <= set(LINEAR_SITES[kind])), None)
+    return kind is not None and (layout.columns is None or kind in layout.columns[at] or names == {f"{kind}_out"})
 
 
 def _schedule(nodes: list[Node], batch_rows: int) -> list[list[Node]]:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from regraft.engine.cone import cone_holds
-from regraft.engine.correction import linear_branches
+from regraft.engine.correction import linear_branches, proved_columns
 from regraft.engine.editing import Carried, Placed, apply_edits, pick_value
-from regraft.engine.metric import AnyMetric, Metric, resolved
-from regraft.engine.plan import Layout, Leaf, Work, edit_positions, make_plan
+from regraft.engine.metric import AnyMetric, Metric, measured_type, resolved
+from regraft.engine.plan import BRANCH_OF, Layout, Leaf, Work, edit_positions, make_plan
 from regraft.engine.replay import Replay, State
 from regraft.engine.variant import Add, Edit, Noise, Replace, Variant
 from regraft.model.comparison import gap
@@ -101,7 +101,7 @@ def _joined(parts: list[SweepResult]) -> SweepResult:
         first.units,
         work,
         max(p.deviation for p in parts),
-        first.notes,
+        list(dict.fromkeys(note for part in parts for note in part.notes)),
     )
 
 
@@ -119,7 +119,9 @@ class _Sweep:
                 f"{self.model.name} cannot be replayed: its blocks, called again with their own arguments, differ from the "
                 f"model by {self.model.check.replay:.1e}"
             )
-        self.notes: list[str] = []
+        self.notes = list(recording.notes)
+        if self.model.hooked_since:
+            self.notes.append("hooks have come or gone since the model was opened, so every row runs whole blocks")
         if not self.model.check.batches and not exact:
             exact = True
             self.notes.append(
@@ -131,10 +133,16 @@ class _Sweep:
         _check_sites(self.model, variants)
         self.pairs = _Pairs(recording, self.metrics)
         count = len(self.variants)
-        self.values = {m.name: torch.zeros(count, recording.prompts, device=self.model.device) for m in self.metrics}
+        kind = measured_type(self.model.dtype)
+        self.values = {m.name: torch.zeros(count, recording.prompts, device=self.model.device, dtype=kind) for m in self.metrics}
         self.deviation = 0.0
 
     def run(self) -> SweepResult:
+        self.recording.still_holds()
+        with self.model.held():
+            return self._run()
+
+    def _run(self) -> SweepResult:
         layout = layout_of(self.recording, {e.site for v in self.variants for e in v.edits}, cone=not self.exact)
         work = Work()
         chunk = _live_rows(self.recording)
@@ -154,8 +162,9 @@ class _Sweep:
         limit = self.model.rounding
         if not self.deviation <= limit:
             raise SweepError(
-                f"the control row, which changes nothing, deviates by {self.deviation:.1e} (rounding alone: at most {limit:.1e}): a weight was "
-                "changed behind the model's back, or a kernel depends on the batch; load the model again, or use exact=True"
+                f"the control row, which changes nothing, deviates by {self.deviation:.1e} (rounding alone: at most "
+                f"{limit:.1e}): a weight was changed behind the model's back, or a kernel depends on the batch; load the model "
+                "again, or use exact=True"
             )
         return SweepResult(
             {name: value[1:].cpu() for name, value in self.values.items()},
@@ -206,7 +215,8 @@ class _Sweep:
         rows, pairs = resid_nPD.shape[:2]
         flat = resid_nPD.flatten(0, 1)
         step = max(1, LOGITS_AT_ONCE // self.model.vocabulary)
-        scores = {m.name: torch.zeros(rows * pairs, device=flat.device) for m in self.metrics}
+        kind = measured_type(flat.dtype)
+        scores = {m.name: torch.zeros(rows * pairs, device=flat.device, dtype=kind) for m in self.metrics}
         for begin in range(0, len(flat), step):
             chosen = torch.arange(begin, min(begin + step, len(flat)), device=flat.device)
             given: dict[str, Tensor] = {"stream": flat[chosen]}
@@ -217,7 +227,7 @@ class _Sweep:
                 keep = own >= 0
                 if bool(keep.any()):
                     clean = self._clean_reader(m)
-                    scores[m.name][chosen[keep]] = m.score(given[m.reads][keep], own[keep], self.recording, clean).float()
+                    scores[m.name][chosen[keep]] = m.score(given[m.reads][keep], own[keep], self.recording, clean).to(kind)
         return {m.name: self.pairs.per_prompt(m.name, scores[m.name].view(rows, pairs)) for m in self.metrics}
 
     def _clean_reader(self, metric: Metric) -> Callable[[Tensor], Tensor]:
@@ -310,7 +320,7 @@ class _Pairs:
     def per_prompt(self, name: str, scores_nP: Tensor) -> Tensor:
         """Mean over each prompt's pairs, (n, B)."""
         keep = self.own_index[name] >= 0
-        total = torch.zeros(len(scores_nP), self.prompts, device=scores_nP.device)
+        total = torch.zeros(len(scores_nP), self.prompts, device=scores_nP.device, dtype=scores_nP.dtype)
         total.index_add_(1, self.prompt[keep], scores_nP[:, keep])
         return total / self.counts[name].clamp_min(1)
 
@@ -320,14 +330,19 @@ def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> L
     model = recording.model
     stacks = model.parts.stacks
     sites = {address: model.site(address) for address in addresses}
+    trusted = not model.hooked_since
+    linear = [linear_branches(block) if trusted else frozenset() for block in model.blocks]
+    asked = {(s.block or 0, BRANCH_OF[s.name]) for s in sites.values() if s.name in BRANCH_OF and not s.name.endswith("_out")}
+    proved = {(block, kind) for block, kind in asked if kind in linear[block] and proved_columns(recording, block, kind)}
     return Layout(
         stacks=tuple((stack.first, stack.stop) for stack in stacks),
         positions=tuple(recording.positions_of(stack.first) for stack in stacks),
         prompts=recording.prompts,
         lengths=tuple(recording.lengths_of(stack.first) for stack in stacks),
-        linear=tuple(linear_branches(block) for block in model.blocks),
+        linear=tuple(linear),
         addresses={address: (site.block, site.name) for address, site in sites.items()},
-        cone=cone and bool(addresses) and cone_holds(model),
+        cone=cone and trusted and bool(addresses) and cone_holds(model),
+        columns=tuple(frozenset(kind for at, kind in proved if at == block.index) for block in model.blocks),
     )
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ Position = int | Sequence[int] | None
 class Edit:
     """A change of the activation at `site`, at all positions (None), one, or several.
 
-    A negative position counts from the end of each prompt.
+    A negative position counts from the end of each prompt. Positions are numbers; a mask of booleans is refused.
     """
 
     site: str
@@ -68,8 +70,9 @@ class _WithValue(Edit):
 class Replace(_WithValue):
     """Put `value` in place of the activation.
 
-    `value` is one vector (W,), one for each position (k, W), or a whole activation (B, T, W), of which the edited
-    positions are taken.
+    `value` is one vector (W,), one for each position (k, W) or for each prompt and position (B, k, W), or a whole activation
+    (B, T, W), of which the edited positions are taken. With a negative position a whole activation must come from prompts as
+    long as the edited ones.
     """
 
     def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
@@ -135,8 +138,18 @@ class Noise(Edit):
         return old_BkW + value_BkW
 
 
+def listed(position: Any) -> list[Any] | None:
+    """The positions of an edit one by one, as plain numbers where they come from a tensor or an array; None for all."""
+    if isinstance(position, (Tensor, np.ndarray)):
+        position = position.tolist()
+    if position is None:
+        return None
+    return list(position) if isinstance(position, Iterable) else [position]
+
+
 def _plain(position: Position) -> Any:
-    return tuple(position) if isinstance(position, Iterable) else position
+    found = listed(position)
+    return None if found is None else tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +170,8 @@ class Route:
     """The sequence of blocks that a run passes through."""
 
     stops: tuple[Stop, ...]
+    count: int | None = None
+    """Number of blocks of the models that it was made for, where it was made for a number."""
 
     @classmethod
     def order(cls, blocks: Iterable[int]) -> Route:
@@ -168,7 +183,7 @@ class Route:
         """All of `count` blocks but some."""
         left_out = set(skipped)
         _within(count, left_out)
-        return cls.order(block for block in range(count) if block not in left_out)
+        return cls(tuple(Stop(block) for block in range(count) if block not in left_out), count)
 
     @classmethod
     def swap(cls, count: int, first: int, second: int) -> Route:
@@ -176,22 +191,25 @@ class Route:
         _within(count, (first, second))
         order = list(range(count))
         order[first], order[second] = order[second], order[first]
-        return cls.order(order)
+        return cls(tuple(Stop(block) for block in order), count)
 
     @classmethod
     def repeat(cls, count: int, block: int, times: int) -> Route:
-        """All of `count` blocks, one of them `times` times in place."""
+        """All of `count` blocks, one of them `times` times in place (0: left out)."""
         _within(count, (block,))
-        return cls.order(b for b in range(count) for _ in range(times if b == block else 1))
+        if whole_number(times, "number of times") < 0:
+            raise ValueError(f"a block cannot be run {times} times: write 0 or more")
+        return cls(tuple(Stop(b) for b in range(count) for _ in range(times if b == block else 1)), count)
 
     @classmethod
     def replace(cls, count: int, modules: Mapping[int, Callable[..., Any]]) -> Route:
         """All of `count` blocks, with other modules in some blocks' places."""
         _within(count, modules)
-        return cls(tuple(Stop(block, modules.get(block)) for block in range(count)))
+        return cls(tuple(Stop(block, modules.get(block)) for block in range(count)), count)
 
 
 def _within(count: int, blocks: Iterable[int]) -> None:
+    blocks = [whole_number(block, "block") for block in blocks]
     wrong = next((block for block in blocks if not 0 <= block < count), None)
     if wrong is not None:
         raise ValueError(f"there is no block {wrong}: there are {count} blocks, 0 to {count - 1}")
@@ -204,3 +222,14 @@ class Variant:
     edits: Sequence[Edit] = ()
     route: Route | None = None
     name: str = ""
+
+
+def whole_number(value: Any, noun: str) -> int:
+    """A whole number that counts something.
+
+    Raises:
+        ValueError: a boolean, a fraction, or no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{value!r} is no {noun}: write a whole number")
+    return int(value)

@@ -17,7 +17,7 @@ from regraft.model.comparison import gap
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint
 from regraft.model.opened import Model
-from regraft.model.selfcheck import LENGTH, sample_ids
+from regraft.model.readback import check_generation, check_tensors, probe_ids
 from regraft.runs import check_empty, whole_folder
 
 
@@ -33,20 +33,22 @@ def bake(model: Model, graft: ByteEmbedding, source: Path, target: Path) -> str:
     """
     certificate = read_certificate([source])
     check_empty(target, "--save")
-    ids = torch.tensor([sample_ids(model.table_rows, LENGTH, seed=3)], device=model.device)
+    ids = torch.tensor([probe_ids(model.hf, model.table_rows, seed=3)], device=model.device)
     inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if model.two_stacks else {})}
     with placed(model.hf, model.parts.embedding, graft), torch.no_grad():
-        wanted = model.hf(**inputs, **without_cache(model.hf))[0]
+        wanted = model.run(**inputs)[0]
     changed = with_table(model, graft)
     with whole_folder(target) as fresh, quiet_transformers():
         changed.save_pretrained(fresh)
         model.tokenizer.save_pretrained(fresh)
         read = read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
+        check_tensors(read, changed.state_dict())
         with torch.no_grad():
             found = read(**inputs, **without_cache(read))[0]
         difference = gap(found, wanted)
         if not difference <= model.rounding:
             raise ValueError(f"the baked model's outputs differ from the graft's by {difference:.1e}: it is not written")
+        check_generation(read, model.hf, inputs, model.rounding)
         baked = (
             "It is baked: plain tensors that any transformers opens, whose outputs differ from the graft's by at most "
             f"{difference:.1g} of the largest."

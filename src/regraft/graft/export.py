@@ -21,7 +21,7 @@ from regraft.model.comparison import gap
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers
 from regraft.model.opened import Model
-from regraft.model.selfcheck import LENGTH, sample_ids
+from regraft.model.readback import check_generation, check_tensors, probe_ids
 from regraft.runs import check_empty, whole_folder
 
 CODE = ("grafted.py", "kinds.py", "byte_embedding.py", "tree_head.py", "trees.py", "logits_view.py")
@@ -86,11 +86,11 @@ def _places(model: Model, old: nn.Module, new: nn.Module) -> list[str]:
 def outputs(model: Model, swaps: Swaps) -> Tensor:
     """What the model with its grafts gives on some ids."""
     with all_placed(model.hf, swaps), torch.no_grad():
-        return model.hf(**_inputs(model), **without_cache(model.hf))[0]
+        return model.run(**_inputs(model))[0]
 
 
 def _inputs(model: Model) -> dict[str, Tensor]:
-    ids = torch.tensor([sample_ids(model.table_rows, LENGTH, seed=3)], device=model.device)
+    ids = torch.tensor([probe_ids(model.hf, model.table_rows, seed=3)], device=model.device)
     return {"input_ids": ids, **({"decoder_input_ids": ids} if model.two_stacks else {})}
 
 
@@ -117,10 +117,7 @@ def _check(folder: Path, model: Model, tensors: dict[str, Tensor], wanted: Tenso
     """
     read: Any = GraftedModel.from_pretrained(folder, dtype=model.dtype, attn_implementation=model.attention)
     read = read.to(model.device).eval()
-    found = read.state_dict()
-    wrong = next((name for name, tensor in tensors.items() if not torch.equal(found[name].cpu(), tensor)), None)
-    if wrong is not None:
-        raise ValueError(f"{wrong} is not read back as it was written: the folder is not kept")
+    check_tensors(read, tensors)
     with torch.no_grad():
         again = read(**_inputs(model), **without_cache(model.hf))[0]
     difference = gap(again, wanted)
@@ -128,4 +125,5 @@ def _check(folder: Path, model: Model, tensors: dict[str, Tensor], wanted: Tenso
         raise ValueError(
             f"read again, the folder's outputs differ from the grafts' by {difference:.1e} of the largest: it is not kept"
         )
+    check_generation(read, model.hf, _inputs(model), model.rounding)
     return difference

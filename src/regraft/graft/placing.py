@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
-from regraft.model.forward import without_cache
+from regraft.model.holding import hold_of
 from regraft.model.opened import Model
 from regraft.model.structure import main_tensor
 
@@ -27,17 +27,18 @@ def placed(root: nn.Module, old: nn.Module, new: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: the model does not hold `old`.
     """
-    held = [(parent, name, child) for parent in root.modules() for name, child in parent._modules.items()]
-    places = [(parent, name, child) for parent, name, child in held if child is old or tied(child, old)]
+    every = [(parent, name, child) for parent in root.modules() for name, child in parent._modules.items()]
+    places = [(parent, name, child) for parent, name, child in every if child is old or tied(child, old)]
     if not places:
         raise ValueError(f"this model holds no such {type(old).__name__} to replace")
-    try:
-        for parent, name, _ in places:
-            setattr(parent, name, new)
-        yield
-    finally:
-        for parent, name, child in places:
-            setattr(parent, name, child)
+    with hold_of(root).on(root):
+        try:
+            for parent, name, _ in places:
+                setattr(parent, name, new)
+            yield
+        finally:
+            for parent, name, child in places:
+                setattr(parent, name, child)
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def written(model: Model, ids_BT: Tensor) -> Tensor:
 
 def logits_of(model: Model, inputs: dict[str, Tensor]) -> Tensor | None:
     """Next-token scores (B, T, V) of a forward pass, or None for a model without a head."""
-    return getattr(model.hf(**inputs, **without_cache(model.hf)), "logits", None)
+    return getattr(model.run(**inputs), "logits", None)
 
 
 def trunk_blocks(model: Model) -> list[nn.Module]:
@@ -91,7 +92,7 @@ def streams(model: Model, depths: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     if wrong is not None:
         raise ValueError(f"there is no depth {wrong}: the model has {len(blocks)} blocks, so 0 to {len(blocks)}")
     seen: dict[int, Tensor] = {}
-    with ExitStack() as hooks:
+    with model.held(), ExitStack() as hooks:
         for depth in depths:
             if depth:
                 handle = blocks[depth - 1].module.register_forward_hook(_keeping_output(seen, depth))

@@ -14,8 +14,7 @@ from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Variant, Zero
 from regraft.model.opened import Model
-from regraft.model.parts import Block
-from regraft.model.site import in_width
+from regraft.model.parts import Block, in_width
 
 
 def ablate(

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from regraft.model.forward import without_cache
 from regraft.model.recording import Recording
 from regraft.model.tapping import writing
 
@@ -24,7 +23,7 @@ def gradients(recording: Recording, addresses: Sequence[str], tokens: tuple[int,
     """
     assert recording.prompts == 1
     model, held = recording.model, {}
-    with ExitStack() as hooks, torch.enable_grad():
+    with model.held(), ExitStack() as hooks, torch.enable_grad():
         for address in addresses:
             site = model.site(address)
             assert site.block is not None
@@ -35,7 +34,7 @@ def gradients(recording: Recording, addresses: Sequence[str], tokens: tuple[int,
                 return held[address]
 
             hooks.enter_context(writing(tap, keep, (1, recording.positions_of(site.block))))
-        logits = model.hf(**recording.inputs, **without_cache(model.hf)).logits
+        logits = model.run(**recording.inputs).logits
         where = int(recording.lengths_B[0]) - 1 if position is None else position
         metric = logits[0, where, tokens[0]].float() - logits[0, where, tokens[1]].float()
         found = torch.autograd.grad(metric, [held[address] for address in addresses], allow_unused=True)

@@ -45,7 +45,7 @@ def knockout(
     if mode == "pairs":
         return _pairs(model, text)
     if mode == "greedy":
-        return _greedy(model, text, limit)
+        return greedy(model, text, limit, [block.index for block in model.blocks])
     raise ValueError(f"mode {mode!r} is not known: choose single, pairs or greedy")
 
 
@@ -99,7 +99,12 @@ def _pairs(model: Model, text: Evaluation) -> xr.Dataset:
     )
 
 
-def _greedy(model: Model, text: Evaluation, limit: float) -> xr.Dataset:
+def greedy(model: Model, text: Evaluation, limit: float, among: list[int], keep: int = 0) -> xr.Dataset:
+    """Remove blocks one after the other, of those `among`, until `keep` of them are left or the limit would be passed.
+
+    Raises:
+        ValueError: a limit that is not above 1.
+    """
     if limit <= 1.0:
         raise ValueError(f"the limit is {limit}: it is a multiple of the clean loss and must be above 1")
     removed: list[int] = []
@@ -107,8 +112,8 @@ def _greedy(model: Model, text: Evaluation, limit: float) -> xr.Dataset:
     candidate_losses = []
     clean = float("nan")
     works = []
-    while len(removed) < len(model.blocks):
-        left = [block.index for block in model.blocks if block.index not in removed]
+    while len(removed) < len(among) - keep:
+        left = [index for index in among if index not in removed]
         result = _skipping(model, [{*removed, block} for block in left], text)
         works.append(result)
         clean = result.clean_mean("loss")

@@ -52,7 +52,7 @@ class Blocks:
         """A run on random tokens, for the arguments that every block keeps wherever it stands."""
         if self._recording is None:
             ids = sample_ids(self.model.table_rows, PROBE_TOKENS, self.seed)
-            self._recording = self.model.record([ids], [ids] if self.model.two_stacks else None)
+            self._recording = self.model.record([ids], [ids] if self.model.two_stacks else None, attention_mask="all")
         return self._recording
 
     def run(self, index: int, stream_1TD: Tensor) -> Tensor:

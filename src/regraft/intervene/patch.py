@@ -17,10 +17,10 @@ from regraft.engine.sweep import SweepResult, sweep
 from regraft.engine.variant import Replace, Variant
 from regraft.intervene.attribution import gradients
 from regraft.model.opened import Model
-from regraft.model.parts import Block
+from regraft.model.parts import Block, in_width
 from regraft.model.progress import advance
 from regraft.model.recording import Recording
-from regraft.model.site import SiteError, in_width, parse_site
+from regraft.model.site import SiteError, parse_site
 
 METRIC = "logit_difference"
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 
-from regraft.data.evaluation import evaluation
-from regraft.intervene.knockout import knockout
+from regraft.data.evaluation import Evaluation, evaluation
+from regraft.intervene.knockout import greedy
 from regraft.intervene.surgery import measured_route, route_of, save_blocks
 from regraft.model.opened import Model
 
@@ -40,7 +39,8 @@ def prune(
     """
     stack = model.parts.stacks[-1]
     total = len(stack.blocks)
-    removed = sorted(set(drop)) if drop else _greedy(model, limit, prompts, count, tokens)
+    text = evaluation(model, prompts, count, tokens)
+    removed = sorted(set(drop)) if drop else _greedy(model, text, limit)
     wrong = next((number for number in removed if not 0 <= number < total), None)
     if wrong is not None:
         raise ValueError(f"there is no block {wrong} to leave out: there are {total} blocks, 0 to {total - 1}")
@@ -48,7 +48,6 @@ def prune(
     if not places:
         raise ValueError("no block would remain: leave out fewer")
     blocks = [stack.blocks[p] for p in places]
-    text = evaluation(model, prompts, count, tokens)
     route = route_of(model, blocks, places)
     measured = measured_route(model, text, route, blocks)
     left_out = ", ".join(stack.blocks[p].address for p in removed) or "none"
@@ -58,9 +57,9 @@ def prune(
     return measured
 
 
-def _greedy(model: Model, limit: float, prompts: list[str] | None, count: int, tokens: int) -> list[int]:
-    """Numbers, within the last stack, of the blocks that greedy pruning removes."""
-    steps = knockout(model, mode="greedy", prompts=prompts, count=count, tokens=tokens, limit=limit)
-    numbers = {block.address: number for number, block in enumerate(model.parts.stacks[-1].blocks)}
-    found = [numbers[a] for a in steps.removed.values.tolist() if a in numbers]
-    return [int(n) for n in np.sort(found)]
+def _greedy(model: Model, text: Evaluation, limit: float) -> list[int]:
+    """Numbers, within the last stack, of the blocks that greedy pruning removes; one at least remains."""
+    own = [block.index for block in model.parts.stacks[-1].blocks]
+    steps = greedy(model, text, limit, own, keep=1)
+    addresses = [block.address for block in model.blocks]
+    return sorted(own.index(addresses.index(address)) for address in steps.removed.values.tolist())

@@ -20,6 +20,7 @@ from regraft.engine.metric import loss
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Route, Variant
+from regraft.intervene.norms import Gains, gains_of, rms_norm, takes_mean_away
 from regraft.model.opened import Model
 from regraft.model.parts import Block, is_norm, side_of
 
@@ -32,7 +33,6 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
 }
 NORMS = ("other norm",)
-SHIFT = 3.0
 
 
 def replacement(
@@ -141,15 +141,8 @@ def _norm_hooks(model: Model, block: Block) -> list[tuple[nn.Module, Hook]]:
     for module in block.module.modules():
         weight: Any = getattr(module, "weight", None)
         if is_norm(module) and isinstance(weight, Tensor) and weight.shape == (width,):
-            found.append((module, _as_rms if takes_mean_away(module, weight) else _as_layer_norm))
+            found.append((module, _as_rms(gains_of(module, width)) if takes_mean_away(module, width) else _as_layer_norm))
     return found
-
-
-def takes_mean_away(norm: nn.Module, weight: Tensor) -> bool:
-    """Whether a norm gives the same for an input and the input shifted by a constant: measured."""
-    with torch.no_grad():
-        x = torch.linspace(-1, 1, len(weight), device=weight.device, dtype=weight.dtype).roll(1)[None, None]
-        return bool(torch.allclose(norm(x), norm(x + SHIFT), atol=1e-2 * float(weight.abs().max())))
 
 
 def _as_layer_norm(module: nn.Module, args: tuple, outcome: Any) -> Tensor:
@@ -158,10 +151,6 @@ def _as_layer_norm(module: nn.Module, args: tuple, outcome: Any) -> Tensor:
     return module.forward(x - x.mean(-1, keepdim=True))
 
 
-def _as_rms(module: nn.Module, args: tuple, outcome: Any) -> Tensor:
-    """The same weights on the input over its root mean square."""
-    x, weight, bias = args[0], module.weight, getattr(module, "bias", None)
-    assert isinstance(weight, Tensor)
-    eps = getattr(module, "eps", 1e-6)
-    scaled = x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps).to(x.dtype) * weight
-    return scaled if bias is None else scaled + bias
+def _as_rms(gains: Gains) -> Hook:
+    """The same factors and offsets on the input over its root mean square."""
+    return lambda module, args, outcome: rms_norm(args[0], gains)

@@ -25,12 +25,13 @@ from regraft.engine.variant import Route, Stop, Variant
 from regraft.experiment import provenance
 from regraft.model.anatomy import weigh
 from regraft.model.comparison import gap
+from regraft.model.files import CheckpointError
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint
 from regraft.model.opened import Model
 from regraft.model.parts import Block
+from regraft.model.readback import check_generation, check_tensors, probe_ids
 from regraft.model.recording import Recording
-from regraft.model.selfcheck import LENGTH, sample_ids
 from regraft.runs import check_empty, whole_folder
 
 CARD = "README.md"
@@ -76,7 +77,7 @@ def save_blocks(
     route: Route,
     measured: xr.Dataset,
     folder: str,
-    write: Callable[[Any, Path], None] = lambda changed, fresh: changed.save_pretrained(fresh),
+    write: Callable[[Any, Path], None] | None = None,
 ) -> str:
     """Write the model with other blocks in its last stack to a folder that plain transformers opens.
 
@@ -94,10 +95,12 @@ def save_blocks(
     changed = rebuilt(model, blocks)
     with whole_folder(target) as fresh:
         with quiet_transformers():
-            write(changed, fresh)
+            (write or _write_plainly)(changed, fresh)
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(fresh)
-        read = read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
+        read = _read_back(fresh, target, model)
+        if write is None:
+            check_tensors(read, changed.state_dict())
         with torch.no_grad():
             found = read(**sample.inputs, **without_cache(read)).logits
         difference = gap(found, wanted)
@@ -106,14 +109,33 @@ def save_blocks(
                 f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: read back, its logits "
                 f"differ by {difference:.1e} (something in it depends on a block's number)"
             )
+        check_generation(read, model.hf, sample.inputs, model.rounding)
         (fresh / CARD).write_text(_card(model, measured, difference, _weight_bytes(fresh)), encoding="utf-8")
     return f"{folder} opens with transformers and gives the route's logits (largest difference {difference:.1g})"
 
 
+def _write_plainly(changed: Any, fresh: Path) -> None:
+    changed.save_pretrained(fresh)
+
+
+def _read_back(fresh: Path, target: Path, model: Model) -> nn.Module:
+    """The folder that was just written, opened; what is wrong with it is said of the target."""
+    try:
+        return read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
+    except CheckpointError as error:
+        told = str(error).replace(fresh.name, target.name)
+        raise ValueError(
+            f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: {told}"
+        ) from error
+
+
 def rebuilt(model: Model, blocks: Sequence[Block | nn.Module]) -> Any:
-    """A copy of the Hugging Face model with copies of these blocks in its last stack, configuration and numbers adjusted."""
+    """A copy of the Hugging Face model with copies of these blocks in its last stack, configuration and numbers adjusted.
+
+    As on the route, one of the model's own blocks keeps its kind (window, rotation) wherever it stands, and a module in a
+    block's place is of that place's kind.
+    """
     stack = model.parts.stacks[-1]
-    originals = {id(block.module): place for place, block in enumerate(stack.blocks)}
     modules = [b.module if isinstance(b, Block) else b for b in blocks]
     changed = copy.deepcopy(model.hf)
     owner = changed.get_submodule(stack.path.rpartition(".")[0]) if "." in stack.path else changed
@@ -123,7 +145,7 @@ def rebuilt(model: Model, blocks: Sequence[Block | nn.Module]) -> Any:
             if isinstance(getattr(module, "layer_idx", None), int):
                 setattr(module, "layer_idx", number)  # noqa: B010
     setattr(owner, stack.attribute, nn.ModuleList(copies))
-    kept = [originals.get(id(module), place) for place, module in enumerate(modules)]
+    kept = [b.index - stack.first if isinstance(b, Block) else place for place, b in enumerate(blocks)]
     _adjust(changed.config, len(stack.blocks), [min(k, len(stack.blocks) - 1) for k in kept], decoder=model.two_stacks)
     return changed
 
@@ -140,9 +162,9 @@ def _adjust(config: Any, before: int, kept: list[int], decoder: bool) -> None:
 
 
 def _sample(model: Model) -> Recording:
-    """A short random text, behind an encoder read by both stacks."""
-    ids = sample_ids(model.table_rows, LENGTH, seed=2)
-    return model.record([ids], [ids[1:]] if model.two_stacks else None)
+    """A random text, behind an encoder read by both stacks."""
+    ids = probe_ids(model.hf, model.table_rows, seed=2)
+    return model.record([ids], [ids[1:]] if model.two_stacks else None, attention_mask="all")
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from regraft.model.opened import Model
-from regraft.model.site import BLOCK_SITES, in_width
+from regraft.model.parts import in_width
+from regraft.model.site import BLOCK_SITES
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,24 @@ def run_head(hf: nn.Module, parts: Parts, calls: list[BlockCall], resid_NKD: Ten
         return hf(**inputs, **without_cache(hf))
 
 
+def heard(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """What a module returns during a run, which ends there."""
+    seen: list[Tensor] = []
+
+    def stop(module: nn.Module, args: Any, outcome: Any) -> None:
+        seen.append(_main(outcome))
+        raise StopForward
+
+    handle = module.register_forward_hook(stop)
+    try:
+        run()
+    except StopForward:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
 def run_prologue(hf: nn.Module, parts: Parts, inputs: dict[str, Any]) -> Tensor:
     """Run what stands before the first block and return the stream that would enter it."""
     taken: list[Tensor] = []
@@ -240,8 +258,10 @@ def run_bridge(hf: nn.Module, parts: Parts, calls: list[BlockCall], inputs: dict
 
 
 def without_cache(hf: nn.Module) -> dict[str, bool]:
-    """The argument that keeps a model from building a key/value cache, where it knows one."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(type(hf).forward).parameters else {}
+    """The argument that keeps a model from building a key/value cache, where it takes one: by name, or among others."""
+    taken = inspect.signature(type(hf).forward).parameters
+    named = "use_cache" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
+    return {"use_cache": False} if named else {}
 
 
 def learn_batched(hf: nn.Module, parts: Parts, inputs_of: Callable[[int, bool], dict[str, Any]]) -> frozenset[tuple[int, Path]]:

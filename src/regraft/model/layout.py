@@ -82,7 +82,7 @@ def _packed_mlp(block: Block) -> list[str]:
 def _prove_gate(model: Model, block: Block, path: str) -> Layout | None:
     """The one way to halve a parameter such that the MLP is linear in one half and curved in the other."""
     ids = sample_ids(model.table_rows, LENGTH)
-    recording = record(model, [ids], [ids] if model.two_stacks else None)
+    recording = record(model, [ids], [ids] if model.two_stacks else None, attention_mask="all")
     weight = block.module.get_parameter(path)
     proved = []
     for dim in (weight.dim() - 2, weight.dim() - 1):

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from regraft.model.files import CheckpointError, check_folder
 from regraft.model.forward import learn_batched, without_cache
+from regraft.model.holding import hold_of
 from regraft.model.integers import holds_integers, with_plain_weights
 from regraft.model.opened import Model
 from regraft.model.pack import pack_if_it_pays
@@ -80,8 +81,12 @@ def load(
 
 
 def open_live(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool) -> Model:
-    """Find the parts of a live model and check them."""
-    hf.eval()
+    """Find the parts of a live model and check them; it is left in the mode, training or evaluation, that it was in."""
+    with hold_of(hf).on(hf):
+        return _opened(hf, tokenizer, name, folder, pack)
+
+
+def _opened(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool) -> Model:
     _refuse_nonfinite(hf)
     rows = _table_rows(hf)
     two = bool(getattr(hf.config, "is_encoder_decoder", False))

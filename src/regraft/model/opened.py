@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from regraft.model.comparison import rounding
 from regraft.model.files import weights_digest
+from regraft.model.forward import without_cache
+from regraft.model.holding import Hold, fingerprint, hold_of, hooks
 from regraft.model.pack import packed_layer
-from regraft.model.parts import Block, Parts, is_linear, matrix_OI
+from regraft.model.parts import Block, Parts, in_width, is_linear, out_width
 from regraft.model.site import Site, SiteError, Tap, Taps, parse_site
 from regraft.model.structure import Path
 
 if TYPE_CHECKING:
     from regraft.model.recording import Recording
     from regraft.model.selfcheck import SelfCheck
+
+
+SEAMS = ("a", ".", "\n", "1")
+"""Texts behind which another is cut; one of them is enough that does not grow together with it."""
 
 
 @dataclass(eq=False)
@@ -47,10 +54,12 @@ class Model:
     source: str = ""
     opened_at: tuple = ()
     packed_at: tuple = ()
+    hooks_at: tuple = ()
     _digests: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.opened_at = self.packed_at = self.fingerprint()
+        self._hold = hold_of(self.hf)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -65,7 +74,7 @@ class Model:
     @property
     def vocabulary(self) -> int:
         """Number of rows of the output matrix, or of the embedding where there is no head."""
-        return self.table_rows if self.parts.head is None else matrix_OI(self.parts.head).shape[0]
+        return self.table_rows if self.parts.head is None else out_width(self.parts.head)
 
     @property
     def table_rows(self) -> int:
@@ -85,7 +94,7 @@ class Model:
     @cached_property
     def rounding(self) -> float:
         """How far two results of the same sums may lie apart here, as a share of the largest value: the comparison rule."""
-        widths = [matrix_OI(module).shape[1] for module in self.hf.modules() if is_linear(module)]
+        widths = [in_width(module) for module in self.hf.modules() if is_linear(module)]
         return rounding(self.dtype, len(self.blocks), max(widths, default=self.parts.embedding.embedding_dim))
 
     @property
@@ -115,7 +124,7 @@ class Model:
         elif site.name == "final_norm" and self.parts.final_norm is None:
             raise SiteError("final_norm does not exist here: no norm follows the last block")
         elif site.name == "logits" and self.parts.head is None:
-            raise SiteError("logits does not exist here: this checkpoint has no output matrix")
+            raise SiteError(f"logits does not exist here: this checkpoint {self.parts.why_no_head}")
         elif site.name == "embed" and self.two_stacks:
             raise SiteError("embed is not offered here: two stacks read one table; use encoder.0.resid_pre")
         return site
@@ -143,12 +152,43 @@ class Model:
         end = getattr(self.hf.config, "eos_token_id", None)
         if ids and self.two_stacks and isinstance(end, int) and ids[-1] != end:
             ids.append(end)
+        if ids and not self.two_stacks and self.causal and self._closed_by_tokenizer(text, ids):
+            ids.pop()
         if not ids:
             raise ValueError("the prompt is empty: write at least one token of text")
         return ids
 
+    def _closed_by_tokenizer(self, text: str, ids: list[int]) -> bool:
+        """Whether the tokenizer put its end token behind a text: what follows is then asked behind the end of everything."""
+        if self.tokenizer is None or ids[-1] != getattr(self.tokenizer, "eos_token_id", None):
+            return False
+        plain = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids[-1 - len(plain) : -1] == plain and len(plain) < len(ids)
+
+    def continuation(self, text: str) -> list[int]:
+        """Token ids of a text as it is cut behind other text, without special tokens.
+
+        Some tokenizers put a space mark in front of whatever they are given, be it the beginning of a text or not: the ids
+        are those that stand behind some other text, unless the tokenizer cuts the text alone in the same way.
+        """
+        if not text:
+            return []
+        if self.tokenizer is None:
+            return self.encode(text)
+        alone = self._cut(text)
+        behind = [joined[len(first) :] for first, joined in self._joined(text) if joined[: len(first)] == first]
+        return alone if alone in behind or not behind else behind[0]
+
+    def _joined(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        """Ids of a few short texts, alone and with this one behind them."""
+        for first in SEAMS:
+            yield self._cut(first), self._cut(first + text)
+
+    def _cut(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def single_token(self, text: str) -> int:
-        """The id of a text that must be one token, as a target of a metric.
+        """The id of a text that must be one token behind others, as a target of a metric.
 
         Raises:
             ValueError: it is not one token; its pieces are shown.
@@ -157,7 +197,10 @@ class Model:
             raise ValueError(f"{self.name} has no tokenizer: give the target as a token id")
         if self.tokenizer is None:
             return int(text)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self.parts.labels:
+            raise ValueError(f"{self.name} scores {self.parts.labels} labels, not tokens: give the target as a label's number")
+        ids, alone = self.continuation(text), self._cut(text)
+        ids = alone if len(ids) != 1 and len(alone) == 1 else ids
         if len(ids) != 1:
             pieces = " ".join(repr(self.tokenizer.decode([i])) for i in ids)
             raise ValueError(f"the target {text!r} is {len(ids)} tokens here ({pieces}): choose one that is one token")
@@ -167,19 +210,43 @@ class Model:
         """How a token reads, or its number where there is no tokenizer."""
         return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
 
-    def record(self, prompts: Any, completions: Any = None, scored: Tensor | None = None) -> Recording:
+    def record(
+        self,
+        prompts: Any,
+        completions: Any = None,
+        scored: Tensor | None = None,
+        attention_mask: Tensor | Literal["all"] | None = None,
+    ) -> Recording:
         """One clean run of one or several prompts; see `regraft.model.recording.record`."""
         from regraft.model.recording import record
 
-        return record(self, prompts, completions, scored)
+        return record(self, prompts, completions, scored, attention_mask)
 
     def proof(self) -> dict[str, str]:
         """What was proved about the parts, for provenance: the kind of attention and the self-check as JSON."""
         return {"attention": self.attention, "self_check": json.dumps(self.check.as_dict())}
 
     def fingerprint(self) -> tuple:
-        """Changes when a weight is written in place or exchanged; costs no arithmetic."""
-        return tuple((p.data_ptr(), p._version) for p in self.hf.parameters())
+        """Changes when a weight is exchanged or written to; see `regraft.model.holding`."""
+        return fingerprint(self.hf)
+
+    def state(self) -> tuple:
+        """Weights and hooks: what a recording belongs to."""
+        return (self.fingerprint(), hooks(self.hf))
+
+    @property
+    def hooked_since(self) -> bool:
+        """Whether hooks came or went after the self-check, so that nothing that it proved need hold any more."""
+        return hooks(self.hf) != self.hooks_at
+
+    def held(self) -> AbstractContextManager[Hold]:
+        """While inside, no other thread runs or changes the model, and it is in evaluation mode."""
+        return self._hold.on(self.hf)
+
+    def run(self, **inputs: Any) -> Any:
+        """One forward pass of the Hugging Face model, in evaluation mode and without a cache."""
+        with self.held():
+            return self.hf(**inputs, **without_cache(self.hf))
 
     def packed_layers(self) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
         """The packed layers, packed anew where a weight has changed since."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from regraft.model.parts import matrix_OI
+from regraft.model.parts import has_matrix, in_width, matrix_OI, out_width
 
 TRIAL_ROWS = 48
 LEAST_GAIN = 1.1
@@ -34,8 +34,13 @@ def packed_layer(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def packing_applies(module: nn.Module) -> bool:
-    """Whether a layer can be packed: a plain float32 linear map (no subclass with a forward of its own) on the CPU."""
-    if type(module) not in (nn.Linear, Conv1D):
+    """Whether a layer can be packed: a plain float32 linear map on the CPU.
+
+    No subclass with a forward of its own, no forward put over it, no hook that makes its weight anew at every call.
+    """
+    if type(module) not in (nn.Linear, Conv1D) or "forward" in module.__dict__ or module._forward_pre_hooks:
+        return False
+    if not has_matrix(module):
         return False
     weight = matrix_OI(module)
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
@@ -48,7 +53,7 @@ def pack_if_it_pays(hf: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]
     for module in hf.modules():
         if not packing_applies(module):
             continue
-        shape = (type(module), *matrix_OI(module).shape)
+        shape = (type(module), out_width(module), in_width(module))
         if shape not in pays:
             pays[shape] = _trial(module, packed_layer(module)) >= LEAST_GAIN
         if pays[shape]:
@@ -58,7 +63,7 @@ def pack_if_it_pays(hf: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]
 
 def _trial(module: nn.Module, fast: Callable[[Tensor], Tensor]) -> float:
     """How many times faster the packed layer is: the best of five calls of each, in turn."""
-    x = torch.zeros(1, TRIAL_ROWS, matrix_OI(module).shape[1]).uniform_(-1, 1)
+    x = torch.randn(1, TRIAL_ROWS, in_width(module), generator=torch.Generator().manual_seed(0))
     best = [float("inf"), float("inf")]
     with torch.no_grad():
         for _ in range(6):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -100,7 +100,10 @@ class Stack:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """All that was found; `None` where there is nothing of the kind."""
+    """All that was found; `None` where there is nothing of the kind.
+
+    `labels` is the number of labels that the head scores at every token, 0 where it scores the tokens of the vocabulary.
+    """
 
     stacks: tuple[Stack, ...]
     embedding: nn.Embedding
@@ -110,6 +113,8 @@ class Parts:
     head: nn.Module | None
     head_path: str
     tied: bool
+    labels: int = 0
+    why_no_head: str = "has no output matrix"
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -136,7 +141,7 @@ def find_parts(hf: nn.Module, heard: Trace) -> Parts:
     embedding = _embedding(heard)
     table = embedding.module
     assert isinstance(table, nn.Embedding)
-    final_norm, head = _after_last_block(heard, stacks[-1])
+    final_norm, head, why = _after_last_block(heard, stacks[-1])
     return Parts(
         stacks=tuple(stacks),
         embedding=table,
@@ -146,6 +151,8 @@ def find_parts(hf: nn.Module, heard: Trace) -> Parts:
         head=head.module if head else None,
         head_path=head.name if head else "",
         tied=head is not None and head.module.weight is table.weight,
+        labels=_labels(hf, head, table),
+        why_no_head=why,
     )
 
 
@@ -258,10 +265,37 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
+def in_width(module: nn.Module) -> int:
+    """Number of inputs of a linear map, whatever form its matrix is stored in."""
+    return module.in_features if isinstance(module, nn.Linear) else cast(Conv1D, module).nx
+
+
+def out_width(module: nn.Module) -> int:
+    """Number of outputs of a linear map."""
+    return module.out_features if isinstance(module, nn.Linear) else cast(Conv1D, module).nf
+
+
+def has_matrix(module: nn.Module) -> bool:
+    """Whether a linear map keeps its matrix as plain numbers, one for each output and input, and not as codes."""
+    weight: Any = module.weight
+    shape = (out_width(module), in_width(module))
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.dtype.itemsize > 1
+    return plain and tuple(weight.shape) == (shape if isinstance(module, nn.Linear) else shape[::-1])
+
+
 def matrix_OI(module: nn.Module) -> Tensor:
-    """The weight of a linear map as (outputs, inputs); a view where it is stored the other way round."""
+    """The weight of a linear map as (outputs, inputs); a view where it is stored the other way round.
+
+    Raises:
+        ValueError: it is stored as codes.
+    """
     weight = module.weight
     assert isinstance(weight, Tensor)
+    if not has_matrix(module):
+        raise ValueError(
+            f"a {type(module).__name__} stores its matrix as {type(weight).__name__} of {weight.dtype}, not as plain numbers: "
+            "open a copy of the model with plain floating weights"
+        )
     return weight if isinstance(module, nn.Linear) else weight.t()
 
 
@@ -336,14 +370,26 @@ def _embedding(heard: Trace) -> Call:
     return lookups[0]
 
 
-def _after_last_block(heard: Trace, stack: Stack) -> tuple[Call | None, Call | None]:
+def _labels(hf: nn.Module, head: Call | None, table: nn.Embedding) -> int:
+    """How many labels a head scores that is no output matrix over the tokens."""
+    if head is None or out_width(head.module) == table.num_embeddings:
+        return 0
+    output_matrix = getattr(hf, "get_output_embeddings", lambda: None)()
+    return 0 if output_matrix is head.module else out_width(head.module)
+
+
+def _after_last_block(heard: Trace, stack: Stack) -> tuple[Call | None, Call | None, str]:
+    """The final norm and the head, and why there is no head that scores each position by itself."""
     last = next(i for i, call in enumerate(heard.calls) if call.module is stack.blocks[-1].module)
     after = heard.calls[last + 1 :]
     stream = heard.calls[last].output
     norm = next((c for c in after if is_norm(c.module) and c.inputs and same_memory(c.inputs[0], stream)), None)
     logits = getattr(heard.result, "logits", None)
     if logits is None:
-        return norm, None
+        return norm, None, "has no output matrix"
+    if logits.dim() != 3 or logits.shape[:2] != stream.shape[:2]:
+        what = "gives each token one score" if logits.shape == stream.shape[:2] else "scores a text as a whole"
+        return norm, None, f"{what} (logits of shape {tuple(logits.shape)} for {stream.shape[1]} tokens)"
     vocabulary = logits.shape[-1]
     heads = [c for c in after if is_linear(c.module) and c.has_output and c.output.shape[-1] == vocabulary]
-    return norm, heads[-1] if heads else None
+    return norm, heads[-1] if heads else None, "has no output matrix"

@@ -6,9 +6,9 @@ Rows of a batch are laid out variant by variant: row r of prompt b stands at r *
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,18 +17,18 @@ from regraft.model.forward import (
     Captured,
     call_block,
     capture,
+    heard,
     over_rows,
     run_bridge,
     run_head,
     run_prologue,
     without_cache,
 )
+from regraft.model.inputs import completion_rows, rows_of
 from regraft.model.opened import Model
-from regraft.model.site import SiteError, Tap
-from regraft.model.structure import Path
+from regraft.model.site import SiteError, Tap, parse_site
+from regraft.model.structure import Path, from_prompts
 from regraft.model.tapping import reading
-
-Prompt = str | Sequence[int] | Tensor
 
 
 @dataclass(eq=False)
@@ -36,7 +36,8 @@ class Recording:
     """One clean run of B prompts.
 
     `ids_BT` are the tokens of the stack that makes the logits, padded on the right; `mask_BT` is True on real tokens;
-    `scored_BT` is True on the tokens that a loss counts (token t is predicted at position t - 1).
+    `scored_BT` is True on the tokens that a loss counts (token t is predicted at position t - 1). `notes` say what a reader
+    of a result should know of the prompts. The recording belongs to the weights and hooks that it was made with.
     """
 
     model: Model
@@ -46,6 +47,9 @@ class Recording:
     scored_BT: Tensor
     taken: Captured
     scored_is_given: bool = False
+    taken_at: tuple = ()
+    notes: list[str] = field(default_factory=list)
+    proved: dict[str, bool] = field(default_factory=dict)
     _cache: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -80,11 +84,11 @@ class Recording:
         return self.taken.stream[block].shape[1]
 
     def pre(self, block: int) -> Tensor:
-        """The stream that enters a block, (B, T, D)."""
+        """The stream that enters a block, (B, T, D): the recording's own tensor, not to be written to."""
         return self.taken.stream[block]
 
     def post(self, block: int) -> Tensor:
-        """The stream that leaves a block, (B, T, D)."""
+        """The stream that leaves a block, (B, T, D): the recording's own tensor, not to be written to."""
         for stack, end in zip(self.model.parts.stacks, self.taken.ends, strict=True):
             if block == stack.stop - 1:
                 return end
@@ -93,27 +97,46 @@ class Recording:
     def __getitem__(self, address: str) -> Tensor:
         """The clean activation at a site: (B, T, D), heads as (B, T, H, width), the pattern as (B, H, T, T).
 
-        Activations inside a block are found by running that block once more; they are kept.
+        What is returned is a copy. Activations inside a block are found by running that block once more; they are kept.
 
         Raises:
             SiteError: the site does not exist in this model.
+            ValueError: a weight or hook has changed since the recording was made.
         """
+        self.still_holds()
         if address not in self._cache:
-            self._cache[address] = self._find(address)
-        return self._cache[address]
+            with self.model.held():
+                self._cache[address] = self._find(address)
+        return from_prompts(self._cache[address].clone(), self._lengths_at(address))
+
+    def _lengths_at(self, address: str) -> tuple[int, ...]:
+        block = parse_site(address, self.model.parts).block
+        return self.lengths_of(len(self.model.blocks) - 1 if block is None else block)
+
+    def still_holds(self) -> None:
+        """Make sure that the model is the one that was recorded.
+
+        Raises:
+            ValueError: a weight or hook has changed since.
+        """
+        with self.model.held() as hold:
+            if hold.outermost and self.taken_at != self.model.state():
+                raise ValueError(
+                    f"the weights or hooks of {self.model.name} have changed since this recording was made: record anew"
+                )
 
     def _find(self, address: str) -> Tensor:
         site = self.model.site(address)
         if site.name == "logits":
             return self.head(self.post(len(self.model.blocks) - 1))
         if site.name == "embed":
-            return self._around(self.model.parts.embedding, lambda: run_prologue(*self._hf, self.inputs))
+            with torch.no_grad():
+                return heard(self.model.parts.embedding, lambda: self.model.run(**self.inputs))
         if site.name == "final_norm":
-            last = self.post(len(self.model.blocks) - 1)
-            return self._around(self.model.parts.final_norm, lambda: self.head(last))
+            return self.hidden(self.post(len(self.model.blocks) - 1))
         assert site.block is not None
         if site.name in ("resid_pre", "resid_post"):
-            return (self.pre(site.block) if site.name == "resid_pre" else self.post(site.block)).clone()
+            return self.pre(site.block) if site.name == "resid_pre" else self.post(site.block)
         block = self.model.blocks[site.block]
         if site.name == "pattern":
             return self._pattern(site.block)
@@ -128,19 +151,10 @@ class Recording:
     def _hf(self) -> tuple[Any, Any]:
         return self.model.hf, self.model.parts
 
-    def _around(self, module: Any, run: Callable[[], Any]) -> Tensor:
-        seen: list[Tensor] = []
-        handle = module.register_forward_hook(lambda m, args, outcome: seen.append(outcome))
-        try:
-            run()
-        finally:
-            handle.remove()
-        return seen[0]
-
     def read(self, block: int, tap: Tap) -> Tensor:
         """The clean activation at a tap of one block, found by running that block once more."""
         shape = (self.prompts, self.positions_of(block))
-        with torch.no_grad(), reading({"it": tap}, shape) as seen:
+        with self.model.held(), torch.no_grad(), reading({"it": tap}, shape) as seen:
             self.run_block(block, self.pre(block), rows=1)
         return seen["it"]
 
@@ -177,7 +191,8 @@ class Recording:
         `module` takes the block's place (a donor, a quantized copy); `memory` takes the place of the encoder's output.
         """
         call = self.taken.calls[block]
-        return call_block(module or self.model.blocks[block].module, call, stream_RTD, self._spread(block, rows), memory)
+        with self.model.held():
+            return call_block(module or self.model.blocks[block].module, call, stream_RTD, self._spread(block, rows), memory)
 
     def _spread(self, block: int, rows: int) -> Callable[[Path, Tensor], Tensor]:
         batched = self.model.batched
@@ -195,45 +210,59 @@ class Recording:
         Raises:
             ValueError: this checkpoint has no output matrix.
         """
-        result = run_head(self.model.hf, self.model.parts, self.taken.calls, resid_NKD)
         if self.model.parts.head is None:
-            raise ValueError(f"{self.model.name} has no output matrix, so there are no logits to measure")
-        return result.logits
+            raise ValueError(f"{self.model.name} {self.model.parts.why_no_head}, so there are no logits to measure")
+        with self.model.held():
+            return run_head(*self._hf, self.taken.calls, resid_NKD).logits
 
     def hidden(self, resid_NKD: Tensor) -> Tensor:
-        """What the model returns as its last hidden state for a stream that leaves the last block (no head needed)."""
-        return run_head(self.model.hf, self.model.parts, self.taken.calls, resid_NKD)[0]
+        """The last hidden state for a stream that leaves the last block, behind the final norm if there is one."""
+        norm = self.model.parts.final_norm
+        if norm is None:
+            return resid_NKD
+        with self.model.held():
+            return heard(norm, lambda: run_head(*self._hf, self.taken.calls, resid_NKD))
 
     def bridge(self, resid_RSD: Tensor, rows: int) -> Tensor:
         """What the decoder attends to, for a stream that leaves the encoder's last block."""
         inputs = {name: t.repeat(rows, *[1] * (t.dim() - 1)) for name, t in self.inputs.items()}
-        return run_bridge(*self._hf, self.taken.calls, inputs, resid_RSD)
+        with self.model.held():
+            return run_bridge(*self._hf, self.taken.calls, inputs, resid_RSD)
 
     def embedded(self, rows: int) -> Tensor:
         """The stream that enters block 0 for `rows` copies of the prompts; hooks on the embedding see every row."""
         inputs = {name: t.repeat(rows, *[1] * (t.dim() - 1)) for name, t in self.inputs.items()}
-        return run_prologue(*self._hf, inputs)
+        with self.model.held():
+            return run_prologue(*self._hf, inputs)
 
 
-def record(model: Model, prompts: Prompt | Sequence[Prompt], completions: Any = None, scored: Tensor | None = None) -> Recording:
+def record(
+    model: Model,
+    prompts: Any,
+    completions: Any = None,
+    scored: Tensor | None = None,
+    attention_mask: Tensor | Literal["all"] | None = None,
+) -> Recording:
     """Run the model once, cleanly, and keep the residual stream and every block's arguments.
 
     Args:
-        prompts: a text, token ids, or a list of either; several are padded on the right and masked.
-        completions: for each prompt the text or ids that follow it. They alone count in a loss. For an encoder-decoder
-            they are the decoder's tokens. Without them, every token but the first counts.
+        prompts: a text, token ids, a tokenizer's output (its mask, token types and positions are taken too), a chat (a list
+            of role and content), or a list of texts, ids or chats; several are padded on the right and masked.
+        completions: what follows each prompt and is scored; with an encoder-decoder, what the decoder writes. Without
+            them, every token but the first counts.
         scored: (B, T) booleans that say which tokens count instead.
+        attention_mask: for token ids, (B, T) of 1 on tokens and 0 on padding at either end; "all" where the pad token is
+            meant as a token.
 
     Raises:
-        ValueError: an empty prompt, an id outside the vocabulary, or lists of different lengths.
+        ValueError: an empty prompt, an id outside the vocabulary, ids that hold the pad token without a mask, lists of
+            different lengths, or numbers that are not finite.
     """
-    sources = [_ids(model, prompt) for prompt in _as_list(prompts)]
-    if not sources:
-        raise ValueError("there is no prompt: give at least one")
-    wanted = _as_list(completions) if completions is not None else [()] * len(sources)
-    if len(wanted) != len(sources):
-        raise ValueError(f"{len(sources)} prompts but {len(wanted)} completions: give one for each")
-    follow = [_ids(model, c, follows=True) for c in wanted]
+    given = rows_of(model, prompts, attention_mask)
+    sources = given.ids
+    follow = completion_rows(model, completions, len(sources)) if completions is not None else [[] for _ in sources]
+    if given.extra and completions is not None:
+        raise ValueError(f"{' and '.join(given.extra)} are known for the prompts only: write completions into the prompts")
     if model.two_stacks:
         inputs, ids_BT, mask_BT, first = _two_stack_inputs(model, sources, follow)
     else:
@@ -243,18 +272,51 @@ def record(model: Model, prompts: Prompt | Sequence[Prompt], completions: Any = 
         if not bool(mask_BT.all()):
             inputs["attention_mask"] = mask_BT.long()
         first = [1 if completions is None else len(source) for source in sources]
-    given = scored is not None
-    if scored is None:
-        starts = torch.tensor(first, device=model.device)[:, None]
-        scored = mask_BT & (torch.arange(ids_BT.shape[1], device=model.device)[None] >= starts)
+    inputs |= {name: _padded(rows, model, fill=0)[0] for name, rows in given.extra.items()}
+    wanted = _which_count(scored, mask_BT, first)
+    with model.held():
+        taken = _captured(model, inputs, ids_BT.shape[1])
+        made = Recording(model, inputs, ids_BT, mask_BT, wanted, taken, scored is not None, model.state(), given.notes)
+    _refuse_nonfinite(made)
+    return made
+
+
+def _captured(model: Model, inputs: dict[str, Tensor], length: int) -> Captured:
     try:
-        taken = capture(model.hf, model.parts, {**inputs, **without_cache(model.hf)})
+        return capture(model.hf, model.parts, {**inputs, **without_cache(model.hf)})
     except IndexError as error:
         longest = getattr(model.hf.config, "max_position_embeddings", "unknown")
         raise ValueError(
-            f"{ids_BT.shape[1]} tokens do not fit this model, whose longest input is {longest} tokens: shorten the text"
+            f"{length} tokens do not fit this model, whose longest input is {longest} tokens: shorten the text"
         ) from error
-    return Recording(model, inputs, ids_BT, mask_BT, scored.to(model.device), taken, given)
+
+
+def _which_count(scored: Tensor | None, mask_BT: Tensor, first: list[int]) -> Tensor:
+    """The tokens that a loss counts: those given, or all from the first position of each row that may count.
+
+    Raises:
+        ValueError: what is given has another shape or is no mask.
+    """
+    if scored is None:
+        starts = torch.tensor(first, device=mask_BT.device)[:, None]
+        return mask_BT & (torch.arange(mask_BT.shape[1], device=mask_BT.device)[None] >= starts)
+    found = torch.as_tensor(scored, device=mask_BT.device)
+    if found.shape != mask_BT.shape or not bool(((found == 0) | (found == 1)).all()):
+        raise ValueError(
+            f"scored= has shape {tuple(found.shape)}: give booleans of shape {tuple(mask_BT.shape)}, True on tokens that count"
+        )
+    return found.bool() & mask_BT
+
+
+def _refuse_nonfinite(made: Recording) -> None:
+    """A stream that is not a number tells nothing, and a control row that is none would agree with it."""
+    for stack, end in zip(made.model.parts.stacks, made.taken.ends, strict=True):
+        if not bool(torch.isfinite(end[made.real_at(stack.first)]).all()):
+            streams = [*made.taken.stream[stack.first : stack.stop], end]
+            real = made.real_at(stack.first)
+            at = next(i for i, stream in enumerate(streams) if not bool(torch.isfinite(stream[real]).all()))
+            where = "enters the first block" if at == 0 else f"leaves block {stack.blocks[at - 1].address}"
+            raise ValueError(f"the stream that {where} is not finite: a weight is not a number, or half precision overflows")
 
 
 def _two_stack_inputs(model: Model, sources: list[list[int]], follow: list[list[int]]):
@@ -271,35 +333,9 @@ def _two_stack_inputs(model: Model, sources: list[list[int]], follow: list[list[
     return inputs, ids_BT, mask_BT, [1] * len(sources)
 
 
-def _as_list(prompts: Any) -> list[Any]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if isinstance(prompts, Tensor):
-        return list(prompts) if prompts.dim() == 2 else [prompts]
-    prompts = list(prompts)
-    return [prompts] if prompts and isinstance(prompts[0], int) else prompts
-
-
-def _ids(model: Model, prompt: Prompt, follows: bool = False) -> list[int]:
-    if isinstance(prompt, str):
-        if follows and model.tokenizer is not None:
-            ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-        else:
-            ids = model.encode(prompt) if prompt or not follows else []
-    else:
-        ids = [int(i) for i in prompt]
-    if not ids and not follows:
-        raise ValueError("the prompt is empty: give at least one token")
-    rows = model.table_rows
-    wrong = next((i for i in ids if not 0 <= i < rows), None)
-    if wrong is not None:
-        raise ValueError(f"token id {wrong} is outside the vocabulary of {rows}: ids run from 0 to {rows - 1}")
-    return ids
-
-
-def _padded(rows: list[list[int]], model: Model) -> tuple[Tensor, Tensor]:
+def _padded(rows: list[list[int]], model: Model, fill: int | None = None) -> tuple[Tensor, Tensor]:
     length = max(map(len, rows))
-    pad = getattr(model.hf.config, "pad_token_id", None)
+    pad = getattr(model.hf.config, "pad_token_id", None) if fill is None else fill
     pad = pad if isinstance(pad, int) and pad >= 0 else 0
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=model.device)
     mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows], device=model.device)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from regraft.model.comparison import gap
-from regraft.model.forward import capture, without_cache
+from regraft.model.forward import capture, heard, without_cache
+from regraft.model.holding import hooks
 from regraft.model.opened import Model
-from regraft.model.parts import Block, Branch, close
+from regraft.model.parts import Block, Branch, close, in_width
 from regraft.model.recording import Recording, record
-from regraft.model.site import Tap, head_count, in_width, packed_taps
-from regraft.model.structure import largest_difference, main_tensor
+from regraft.model.site import Tap, head_count, packed_taps
+from regraft.model.structure import largest_difference
 
 LENGTH = 8
 
@@ -58,7 +59,7 @@ def sample_ids(model_rows: int, length: int, seed: int = 0) -> list[int]:
 
 def check(model: Model) -> SelfCheck:
     """Run every identity; sites that fail are refused in `model.taps`."""
-    found = SelfCheck()
+    found, model.hooks_at = SelfCheck(), hooks(model.hf)
     ids = sample_ids(model.table_rows, LENGTH)
     recording = _record(model, ids)
     found.width = recording.post(len(model.blocks) - 1).shape[-1]
@@ -76,7 +77,7 @@ def check(model: Model) -> SelfCheck:
 
 
 def _record(model: Model, ids: list[int]) -> Recording:
-    return record(model, [ids], [ids] if model.two_stacks else None)
+    return record(model, [ids], [ids] if model.two_stacks else None, attention_mask="all")
 
 
 def _replay_difference(recording: Recording, rows: int) -> float:
@@ -100,15 +101,18 @@ def _replay_difference(recording: Recording, rows: int) -> float:
 def _official(recording: Recording) -> Tensor:
     """The model's own logits, or its last hidden states where it has no output matrix."""
     model = recording.model
-    result = capture(model.hf, model.parts, {**recording.inputs, **without_cache(model.hf)}, whole=True).result
-    official = main_tensor(result) if model.parts.head is None else result.logits
-    assert official is not None
-    return official
+    inputs = {**recording.inputs, **without_cache(model.hf)}
+    if model.parts.head is not None:
+        return capture(model.hf, model.parts, inputs, whole=True).result.logits
+    if model.parts.final_norm is None:
+        return recording.post(len(model.blocks) - 1)
+    with torch.no_grad():
+        return heard(model.parts.final_norm, lambda: model.hf(**inputs))
 
 
 def _is_causal(model: Model, recording: Recording, ids: list[int], limit: float) -> bool:
     other = [*ids[:-1], ids[-1] - 1]
-    changed = record(model, [ids], [other]) if model.two_stacks else record(model, [other])
+    changed = record(model, [ids], [other], attention_mask="all") if model.two_stacks else _record(model, other)
     last = model.main_blocks[-1].index
     return gap(changed.post(last)[:, : LENGTH - 1], recording.post(last)[:, : LENGTH - 1]) <= limit
 

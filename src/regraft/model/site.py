@@ -22,8 +22,9 @@ from regraft.model.parts import (
     Block,
     Branch,
     Parts,
+    in_width,
     is_linear,
-    matrix_OI,
+    out_width,
 )
 
 BLOCK_SITES = (
@@ -98,16 +99,6 @@ def head_count(branch: Branch, config, z_width: int) -> int:
         return z_width // width
     count = getattr(config, "num_attention_heads", 0)
     return count if isinstance(count, int) and count > 0 and z_width % count == 0 else 0
-
-
-def in_width(module: nn.Module) -> int:
-    """Number of inputs of a linear map."""
-    return matrix_OI(module).shape[1]
-
-
-def out_width(module: nn.Module) -> int:
-    """Number of outputs of a linear map."""
-    return matrix_OI(module).shape[0]
 
 
 class Taps:

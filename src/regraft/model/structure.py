@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Path = tuple[str | int, ...]
+_LENGTHS = "_lengths_of_prompts"
 
 
 def walk_tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
@@ -45,6 +46,17 @@ def with_main_tensor(output: Any, tensor: Tensor) -> Any:
         return tensor
     first = next(path for path, _ in walk_tensors(output))
     return map_tensors(output, lambda path, old: tensor if path == first else old)
+
+
+def from_prompts(tensor: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """The tensor, bearing how many real tokens each prompt had that it was recorded from (arithmetic drops that)."""
+    setattr(tensor, _LENGTHS, lengths)
+    return tensor
+
+
+def lengths_of_prompts(tensor: Tensor) -> tuple[int, ...] | None:
+    """How long the prompts were that a recorded activation comes from, where that is known."""
+    return getattr(tensor, _LENGTHS, None)
 
 
 def same_memory(a: Tensor, b: Tensor) -> bool:

@@ -16,7 +16,6 @@ from torch.nn.functional import log_softmax
 
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.engine.metric import predicted_pairs
-from regraft.model.forward import without_cache
 from regraft.model.opened import Model
 from regraft.model.recording import Recording
 from regraft.model.structure import largest_difference
@@ -148,7 +147,7 @@ def _read(recording: Recording) -> dict[str, Any]:
 
 def _official(recording: Recording) -> Tensor:
     with torch.no_grad():
-        return recording.model.hf(**recording.inputs, **without_cache(recording.model.hf)).logits
+        return recording.model.run(**recording.inputs).logits
 
 
 def _describe(logits_NV: Tensor, target_N: Tensor) -> dict[str, Tensor]:
@@ -178,6 +177,7 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
             "probability": (dims, found["probability"], {"units": "probability of the true token"}),
             "entropy": (dims, found["entropy"], {"units": "nats"}),
             "top": ((*dims, "place"), top_text, {"units": "token"}),
+            "top_id": ((*dims, "place"), found["top"], {"units": "token id"}),
             "top_probability": ((*dims, "place"), found["top_probability"], {"units": "probability"}),
             "crystallization": (
                 "token",
@@ -234,19 +234,21 @@ def _first_depth(flags_SN: np.ndarray) -> np.ndarray:
 
 
 def _token_coords(model: Model, text: Evaluation) -> dict[str, Any]:
-    prompt, position, word, category, kind = [], [], [], [], []
+    prompt, position, ids, word, category, kind = [], [], [], [], [], []
     number = 0
     for recording, batch in zip(text.recordings, text.order, strict=True):
         rows, columns = (index.tolist() for index in predicted_pairs(recording))
         for row, column in zip(rows, columns, strict=True):
-            piece = model.token_text(int(recording.ids_BT[row, column + 1]))
+            token = int(recording.ids_BT[row, column + 1])
+            piece = model.token_text(token)
+            ids.append(token)
             prompt.append(number + row)
             position.append(column + 1)
             word.append(piece)
             category.append(batch[row].category)
             kind.append(token_type(piece))
         number += len(batch)
-    named = {"prompt": prompt, "position": position, "text": word, "category": category, "type": kind}
+    named = {"prompt": prompt, "position": position, "token_id": ids, "text": word, "category": category, "type": kind}
     return {name: ("token", np.array(values)) for name, values in named.items()}
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from regraft.data.completions import suited_prompts
 from regraft.data.corpus import corpus as suited_corpus
 from regraft.model.opened import Model
-from regraft.model.parts import Block
+from regraft.model.parts import Block, in_width
 from regraft.model.progress import advance
 from regraft.model.recording import Recording
-from regraft.model.site import SiteError, in_width
+from regraft.model.site import SiteError
 
 BATCH, AROUND = 16, 6
 
@@ -126,7 +126,7 @@ def _counted(recording: Recording, row: int) -> Tensor:
 
 def _recorded(model: Model, ids: list[list[int]]) -> Recording:
     """Texts as the stack that is looked at reads them; behind an encoder, both stacks read them."""
-    return model.record(ids, ids if model.two_stacks else None)
+    return model.record(ids, ids if model.two_stacks else None, attention_mask="all")
 
 
 def _neurons_of(recording: Recording, block: Block) -> Tensor:

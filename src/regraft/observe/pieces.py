@@ -115,7 +115,7 @@ class Token:
 
     def _heard(self, block: int, x_RD: Tensor, tap: Tap) -> Tensor:
         """The activation at a tap of the block, at the token."""
-        with hearing(tap, self._shape(block, len(x_RD))) as heard:
+        with self.recording.model.held(), hearing(tap, self._shape(block, len(x_RD))) as heard:
             self._run(block, x_RD)
         return heard[0][:, self._at]
 
@@ -139,7 +139,8 @@ class Token:
             return torch.cat([out_RTW[:, :at], here[:, None], out_RTW[:, at + 1 :]], dim=1)
 
         x_RD = self.state(block).expand_as(y_RD)
-        with writing(Tap(before.sum_norm or before.last, "output"), steer, self._shape(block, len(y_RD))):
+        shape, model = self._shape(block, len(y_RD)), self.recording.model
+        with model.held(), writing(Tap(before.sum_norm or before.last, "output"), steer, shape):
             return self._run(block, x_RD)
 
 
@@ -187,5 +188,5 @@ def _single(model: Model, seen: Observed, doubled: Doubled, number: int, prompt:
     ids = recording.ids_BT[prompt, :length].tolist()
     if model.two_stacks:
         sources = recording.inputs["input_ids"][prompt, : recording.lengths_of(0)[prompt]].tolist()
-        return Token(model.record([sources], [ids[1:]]), position, doubled)
-    return Token(model.record([ids[: position + 1] if model.causal else ids]), position, doubled)
+        return Token(model.record([sources], [ids[1:]], attention_mask="all"), position, doubled)
+    return Token(model.record([ids[: position + 1] if model.causal else ids], attention_mask="all"), position, doubled)

@@ -125,9 +125,9 @@ def _recorded(model: Model, group: Contrast) -> tuple[Recording, int]:
     said = [group.base, *(getattr(group, relation) for relation in RELATIONS)]
     if model.causal:
         ids = prompt_ids(model, group.prompt)
-        recording = model.record([ids] * 5, said)
+        recording = model.record([ids] * 5, said, attention_mask="all")
         return recording, 1 if model.two_stacks else len(ids)
-    recording = model.record([group.prompt + one for one in said])
+    recording = model.record([group.prompt + one for one in said], attention_mask="all")
     prompt = model.encode(group.prompt)
     first = len(prompt) - _closing(model)
     for row in recording.ids_BT.tolist():

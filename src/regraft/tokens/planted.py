@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from regraft.graft.placing import all_placed
 from regraft.model.comparison import gap
@@ -19,13 +20,14 @@ from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint, read_tokenizer
 from regraft.model.opened import Model
 from regraft.model.progress import advance
-from regraft.model.selfcheck import LENGTH, sample_ids
+from regraft.model.readback import check_generation, check_tensors, probe_ids
 from regraft.runs import check_empty, whole_folder
 from regraft.tokens.folder import special_roles, specials_of, wrapped
 from regraft.tokens.matching import Matching
 from regraft.tokens.transplant import Transplant
 
 SAMPLE = "The capital of France is Paris.\n\n  12 + 34 = 46; Gr\u00fc\u00dfe, d\u00e9j\u00e0 vu.\tdef f(x):\n    return x"
+STARTS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
 DROPPED = ("sequence_bias", "forced_decoder_ids")
 SPECIAL_IDS = {
@@ -56,12 +58,14 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
         (fresh / "README.md").write_text(card(done, certificate), encoding="utf-8")
         advance("writing", 1, 2)
         read: Any = read_checkpoint(fresh, str(done.model.device), done.model.dtype, done.model.attention)
+        check_tensors(read, changed.state_dict())
         found = _outputs(read.eval(), done)
         difference = gap(found, wanted)
         if not difference <= done.model.rounding:
             raise ValueError(
                 f"read again, the folder's outputs differ from the model's by {difference:.1e} of the largest: it is not kept"
             )
+        check_generation(read, done.model.hf, _inputs(done), done.model.rounding)
         ids = [r(SAMPLE, add_special_tokens=False)["input_ids"] for r in (read_tokenizer(fresh, False), done.new.tokenizer)]
         if ids[0] != ids[1]:
             raise ValueError("read again, the folder's tokenizer cuts text in another way: it is not kept")
@@ -83,6 +87,7 @@ def check_target(model: Model, target: Path) -> None:
 
 def planted(done: Transplant) -> Any:
     """A copy of the model with the new modules in place, its config and generation config saying so."""
+    check_media(done.model, done.matching)
     with all_placed(done.model.hf, done.swaps):
         changed: Any = copy.deepcopy(done.model.hf)
     rows = done.tables.rows
@@ -90,12 +95,56 @@ def planted(done: Transplant) -> Any:
     for config in configs.values():
         config.vocab_size = rows
         _say_ids(config, done)
+    for config in nested_configs(changed.config):
+        if id(config) not in configs:
+            _say_media(config, done)
     for module in changed.modules():
         if isinstance(getattr(module, "vocab_size", None), int):
             module.vocab_size = rows
     if changed.generation_config is not None:
         _say_ids(changed.generation_config, done)
     return changed
+
+
+def is_token_id(name: str) -> bool:
+    """Whether a configuration's attribute names a token, or several, by id."""
+    return name.endswith(("_token_id", "_token_ids", "_token_index"))
+
+
+def nested_configs(config: Any) -> Iterator[Any]:
+    """A configuration and all inside it."""
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from nested_configs(value)
+
+
+def _media(config: Any) -> dict[str, int]:
+    """Ids of tokens that stand for what is no text (a picture, a sound, where one begins), by the attribute's name."""
+    named = {name: value for name, value in vars(config).items() if is_token_id(name) and isinstance(value, int)}
+    return {name: value for name, value in named.items() if name not in SPECIAL_IDS and name not in STARTS}
+
+
+def _say_media(config: Any, done: Transplant) -> None:
+    places = {int(old): place for place, old in reversed(list(enumerate(done.matching.source_V))) if old >= 0}
+    for name, old in _media(config).items():
+        setattr(config, name, places.get(old, old))
+
+
+def check_media(model: Model, matching: Matching) -> None:
+    """Make sure that every token that a configuration names for pictures or sounds has a new id.
+
+    Raises:
+        ValueError: one has none.
+    """
+    known = {int(old) for old in matching.source_V}
+    for config in nested_configs(model.hf.config):
+        for name, old in _media(config).items():
+            if 0 <= old < model.table_rows and old not in known:
+                raise ValueError(
+                    f"the configuration names token {old} ({model.token_text(old)!r}) as {name}, and the new tokenizer has no "
+                    "token of that text: add it there"
+                )
 
 
 def check_start(model: Model, matching: Matching) -> None:
@@ -124,7 +173,7 @@ def _say_ids(config: Any, done: Transplant) -> None:
         kept = [one for one in found if one not in (None, [])]
         return [] if whole and len(kept) < len(found) and not isinstance(value[0], list) else kept
 
-    for name in [key for key in vars(config) if key.endswith("_token_id") or key in ID_LISTS]:
+    for name in [key for key in vars(config) if is_token_id(key) or key in ID_LISTS]:
         value = getattr(config, name)
         own = next((found for role in SPECIAL_IDS.get(name, ()) if (found := getattr(tokenizer, role)) is not None), None)
         if name == "eos_token_id":
@@ -174,9 +223,12 @@ def outputs(done: Transplant) -> Tensor:
 
 @torch.no_grad()
 def _outputs(hf: nn.Module, done: Transplant) -> Tensor:
-    ids = torch.tensor([sample_ids(len(done.new.table), LENGTH, seed=5)], device=done.model.device)
-    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if done.model.two_stacks else {})}
-    return hf(**inputs, **without_cache(hf))[0]
+    return hf(**_inputs(done), **without_cache(hf))[0]
+
+
+def _inputs(done: Transplant) -> dict[str, Tensor]:
+    ids = torch.tensor([probe_ids(done.model.hf, len(done.new.table), seed=5)], device=done.model.device)
+    return {"input_ids": ids, **({"decoder_input_ids": ids} if done.model.two_stacks else {})}
 
 
 def card(done: Transplant, certificate: xr.Dataset) -> str:

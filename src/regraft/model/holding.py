@@ -1,0 +1,95 @@
+"""One thread at a time in a live model, in evaluation mode; what it is made of, to notice when that changes.
+
+A sweep puts stand-ins, hooks and packed layers into the user's own module. Another thread that ran it meanwhile would measure
+them, and two at once would restore each other's: so whatever runs or changes the model holds it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, RLock
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+_GUARD = Lock()
+SAMPLED = 4096
+"""Elements of a tensor that a fingerprint reads: a write behind autograd's back that changes more than one in so many is seen."""
+
+
+class Hold:
+    """A re-entrant lock on a model: inside, all of it is in evaluation mode; modes are put back as they were."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.depth = 0
+        self.training: list[nn.Module] = []
+
+    @property
+    def outermost(self) -> bool:
+        """Whether the holder holds the model once: then every hook and stand-in that it carries is the user's own."""
+        return self.depth == 1
+
+    @contextmanager
+    def on(self, hf: nn.Module) -> Iterator[Hold]:
+        """Hold the model; entering again in the same thread costs nothing."""
+        with self.lock:
+            if self.depth == 0:
+                self.training = [module for module in hf.modules() if module.training]
+                for module in self.training:
+                    module.training = False
+            self.depth += 1
+            try:
+                yield self
+            finally:
+                self.depth -= 1
+                if self.depth == 0:
+                    for module in self.training:
+                        module.training = True
+                    self.training = []
+
+
+_HOLDS: WeakKeyDictionary[nn.Module, Hold] = WeakKeyDictionary()
+
+
+def hold_of(hf: nn.Module) -> Hold:
+    """The hold on a model: that of its first embedding, which every wrapper around the model shares."""
+    anchor = next((module for module in hf.modules() if isinstance(module, nn.Embedding)), hf)
+    with _GUARD:
+        return _HOLDS.setdefault(anchor, Hold())
+
+
+def fingerprint(hf: nn.Module) -> tuple:
+    """Changes when a weight is exchanged or written to.
+
+    Address and version number tell of every exchange and of every write that autograd knows of, to a single element. A write
+    through `.data` raises no version: a sample of each tensor tells of it where it changes more than one element in 4,096.
+    """
+    parameters = list(hf.parameters())
+    versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
+    return (versions, _sampled([p.detach() for p in parameters]))
+
+
+def _sampled(tensors: list[Tensor]) -> int:
+    by_type: dict[tuple, list[Tensor]] = {}
+    for tensor in tensors:
+        flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.t().reshape(-1) if tensor.dim() == 2 else tensor.flatten()
+        step = max(1, flat.numel() // SAMPLED) | 1
+        by_type.setdefault((tensor.dtype, tensor.device), []).append(flat[::step])
+    found = 0
+    for parts in by_type.values():
+        found = zlib.crc32(torch.cat(parts).view(torch.uint8).cpu().numpy().tobytes(), found)
+    return found
+
+
+def hooks(hf: nn.Module) -> tuple[int, ...]:
+    """Numbers of the hooks that hang on a model's modules, and places of forwards put over a module's own."""
+    found: list[int] = []
+    for module in hf.modules():
+        found += [*module._forward_hooks, *module._forward_pre_hooks]
+        if "forward" in module.__dict__:
+            found.append(-id(module.__dict__["forward"]))
+    return tuple(found)

@@ -1,0 +1,230 @@
+"""A model is held by one thread at a time, evaluated in evaluation mode, put back as it was, and known to be the recorded one."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from families import FAMILIES
+from regraft.engine.metric import loss, token_logit
+from regraft.engine.sweep import SweepError, sweep
+from regraft.engine.variant import Add, Replace, Variant, Zero
+from regraft.graft.placing import placed
+from regraft.model import recording as recording_module
+from regraft.model.comparison import gap
+from regraft.model.load import load
+from regraft.model.recording import Recording
+from small import METRIC, ids, opened, recorded
+
+
+def modes(hf):
+    return {name: module.training for name, module in hf.named_modules()}
+
+
+def run_at_once(work, threads=2):
+    """Run `work(number)` in several threads that start together; what each returned or raised."""
+    found: dict[int, object] = {}
+    barrier = threading.Barrier(threads)
+
+    def one(number):
+        barrier.wait()
+        try:
+            found[number] = work(number)
+        except Exception as error:
+            found[number] = error
+
+    started = [threading.Thread(target=one, args=(number,)) for number in range(threads)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    return [found[number] for number in range(threads)]
+
+
+def test_two_threads_on_one_model_give_the_numbers_of_one():
+    model = opened("llama")
+    stack = model.parts.stacks[0]
+    modules = list(getattr(stack.owner, stack.attribute))
+    before = model.hf(torch.tensor([ids(8, 1)])).logits
+    variants = [Variant([Zero(f"{b}.head.{h}")]) for b in range(4) for h in range(4)]
+    wanted = [sweep(model.record(ids(8, seed)), variants, METRIC).values["d"] for seed in range(2)]
+
+    def work(number):
+        return [sweep(model.record(ids(8, number)), variants, METRIC).values["d"] for _ in range(6)]
+
+    for number, found in enumerate(run_at_once(work)):
+        assert isinstance(found, list), found
+        assert all(torch.equal(one, wanted[number]) for one in found)
+    assert list(getattr(stack.owner, stack.attribute)) == modules
+    assert torch.equal(model.hf(torch.tensor([ids(8, 1)])).logits, before)
+
+
+def test_two_models_around_one_module_wait_for_each_other():
+    """The lock belongs to the module, not to what was opened around it: here the whole, and its trunk alone."""
+    live = FAMILIES["llama"]().eval()
+    whole, trunk = load(live, pack=False), load(live.model, pack=False)
+    entered = threading.Event()
+
+    def other(number):
+        if number:
+            with trunk.held():
+                return entered.is_set()
+        with whole.held():
+            threading.Event().wait(0.05)
+            entered.set()
+        return True
+
+    with whole.held():
+        waiting = threading.Thread(target=lambda: other(1))
+        waiting.start()
+        waiting.join(0.05)
+        assert waiting.is_alive(), "the other thread is kept out"
+    waiting.join()
+
+
+def test_an_exception_inside_leaves_the_model_whole():
+    model = opened("llama")
+    stack = model.parts.stacks[0]
+    modules = list(getattr(stack.owner, stack.attribute))
+    with pytest.raises(ValueError, match="is 7 wide, the activation"):
+        sweep(recorded(model, 8), [Variant([Replace("2.z", torch.zeros(7))])], METRIC)
+    with pytest.raises(RuntimeError, match="wanted"), placed(model.hf, model.parts.embedding, nn.Identity()):
+        raise RuntimeError("wanted")
+    assert list(getattr(stack.owner, stack.attribute)) == modules
+    assert model.hf.get_input_embeddings() is model.parts.embedding
+    assert run_at_once(lambda number: float(sweep(recorded(model, 8), [Variant()], METRIC).deviation)) == [0.0, 0.0]
+
+
+def test_a_model_in_training_is_evaluated_and_put_back():
+    torch.manual_seed(0)
+    live = FAMILIES["gpt2"]()
+    live.train()
+    live.transformer.h[1].eval()
+    before = modes(live)
+    assert live.config.resid_pdrop == 0.1, "dropout would be felt"
+    model = load(live, pack=False)
+    assert modes(live) == before, "opening leaves the mode as it found it"
+    recording = model.record(ids(8, 1))
+    first, again = recording["2.resid_post"], model.record(ids(8, 1))["2.resid_post"]
+    result = sweep(recording, [Variant([Zero("1.head.0")])], token_logit(7))
+    inner, logits = recording["2.z"], recording["logits"]
+    assert modes(live) == before
+    live.eval()
+    with torch.no_grad():
+        wanted = live(torch.tensor([ids(8, 1)])).logits
+    assert torch.equal(first, again)
+    assert torch.equal(logits, wanted)
+    assert torch.equal(inner, model.record(ids(8, 1))["2.z"])
+    assert float(result.clean["logit"]) == pytest.approx(float(wanted[0, -1, 7]), abs=1e-5)
+    live.train()
+    with torch.no_grad():
+        assert gap(live(torch.tensor([ids(8, 1)])).logits, wanted) > 1e-3, "in training it does compute something else"
+
+
+def test_what_is_read_from_a_recording_is_a_copy():
+    model = opened("llama")
+    recording = recorded(model, 8)
+    for site in (
+        "2.resid_pre",
+        "2.resid_post",
+        "3.resid_post",
+        "1.resid_mid",
+        "2.z",
+        "2.mlp_out",
+        "embed",
+        "final_norm",
+        "logits",
+    ):
+        wanted = recording[site].clone()
+        recording[site].zero_()
+        assert torch.equal(recording[site], wanted), site
+    assert sweep(recording, [Variant()], METRIC).deviation == 0.0
+
+
+def scaled(model):
+    model.parts.head.weight.mul_(1.5)
+
+
+def scaled_behind_autograd(model):
+    model.parts.head.weight.data.mul_(1.5)
+
+
+def one_row_behind_autograd(model):
+    model.blocks[1].branch("mlp").projection.weight.data[3] = 0.5
+
+
+def one_element(model):
+    model.blocks[1].branch("mlp").projection.weight[3, 5] += 0.01
+
+
+def exchanged(model):
+    model.blocks[1].branch("mlp").projection.weight = nn.Parameter(torch.zeros(32, 48))
+
+
+@pytest.mark.parametrize("change", [scaled, scaled_behind_autograd, one_row_behind_autograd, one_element, exchanged])
+def test_a_weight_that_changed_since_the_recording_is_noticed(change):
+    model = opened("llama")
+    recording = recorded(model, 8)
+    old = model.weights_sha256
+    recording["1.z"]
+    with torch.no_grad():
+        change(model)
+    for use in (lambda: sweep(recording, [Variant()], METRIC), lambda: recording["1.z"], lambda: recording["2.resid_pre"]):
+        with pytest.raises(ValueError, match="have changed since this recording was made: record anew"):
+            use()
+    assert model.weights_sha256 != old, "provenance names the weights that there are"
+    assert sweep(recorded(model, 8), [Variant()], METRIC).deviation == 0.0
+
+
+def test_a_stream_that_is_not_a_number_is_refused():
+    model = opened("llama")
+    with torch.no_grad():
+        model.blocks[2].branch("mlp").projection.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="the stream that leaves block 2 is not finite"):
+        recorded(model, 8)
+
+
+def test_a_control_row_of_other_numbers_is_refused_whatever_they_are(monkeypatch):
+    """NaN is larger than no limit, and the largest deviation of several recordings counts, not the least."""
+    model = opened("llama")
+    recordings = [recorded(model, 8), recorded(model, 8, seed=9)]
+    own = Recording.run_block
+
+    def poisoned(value, only):
+        def run(self, block, stream, *rest, **named):
+            out = own(self, block, stream, *rest, **named)
+            return out + value * out.abs().max() if block == 3 and self is only else out
+
+        return run
+
+    for value in (float("nan"), 2 * model.rounding):
+        monkeypatch.setattr(recording_module.Recording, "run_block", poisoned(value, recordings[1]))
+        with pytest.raises(SweepError, match="the control row, which changes nothing, deviates by"):
+            sweep(recordings, [Variant()], METRIC)
+    little = model.rounding / 4
+    monkeypatch.setattr(recording_module.Recording, "run_block", poisoned(little, recordings[1]))
+    result = sweep(recordings, [Variant()], METRIC)
+    assert 0.5 * little < result.deviation < 2 * little, "the larger of both recordings' deviations"
+    assert sweep(recordings[:1], [Variant()], METRIC).deviation == 0.0
+
+
+def test_a_float64_model_is_measured_in_float64():
+    torch.manual_seed(1)
+    model = load(FAMILIES["llama"]().double().eval(), pack=False)
+    recording = model.record(ids(8, 1))
+    vector = torch.zeros(32, dtype=torch.float64)
+    vector[3] = 1e-9
+    metrics = [token_logit(7), loss()]
+    result = sweep(recording, [Variant([Add("1.resid_pre", vector)])], metrics)
+    assert result.values["logit"].dtype == torch.float64
+    block = model.blocks[1].module
+    handle = block.register_forward_pre_hook(lambda m, args: (args[0] + vector, *args[1:]))
+    with torch.no_grad():
+        wanted = model.hf(torch.tensor([ids(8, 1)])).logits[0, -1, 7] - recording.head(recording.post(3))[0, -1, 7]
+    handle.remove()
+    effect = float(result.values["logit"][0, 0] - result.clean["logit"][0])
+    assert 1e-12 < abs(effect) < 1e-7
+    assert effect == pytest.approx(float(wanted), rel=1e-3)
