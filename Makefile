@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: report test test-slow lint bench clean
+.PHONY: report test test-slow lint bench mutants clean
 
 report: $(READY)
 	$(VENV)/bin/regraft report --out report
@@ -22,6 +22,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(PYTHON) benchmarks/run.py
+
+mutants: $(READY)
+	$(PYTHON) benchmarks/mutants.py
 
 $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || python3 -m venv $(VENV)

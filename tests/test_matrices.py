@@ -13,9 +13,12 @@ from regraft.engine.metric import token_logit
 from regraft.engine.sweep import layout_of, sweep
 from regraft.engine.variant import Replace, Scale, Variant, Zero
 from regraft.intervene.ablate import ablate
+from regraft.intervene.order_weights import Blocks
+from regraft.intervene.rounding import quantized_block
 from regraft.model.comparison import gap
 from regraft.model.load import load
 from regraft.model.parts import has_matrix, matrix_OI
+from regraft.observe.spectra import spectra
 from small import ids, opened
 
 PROMPT = ids(6, 1)
@@ -67,8 +70,14 @@ def test_matrices_of_codes_are_run_and_not_read(family, bits, tmp_path):
         int(truth(model, f"1.neuron.{i}").argmax()) != int(model.record(PROMPT)["logits"][0, -1].argmax()) for i in range(8)
     )
     assert int(found.top1_changed[0, :8].sum()) == flips
-    with pytest.raises(ValueError, match=r"stores its matrix as .* not as plain numbers: open a copy"):
-        matrix_OI(model.blocks[1].branch("mlp").projection)
+    for use in (
+        lambda: matrix_OI(model.blocks[1].branch("mlp").projection),
+        lambda: spectra(model),
+        lambda: quantized_block(model, model.blocks[1], 4),
+        lambda: Blocks(model, list(model.blocks), 0),
+    ):
+        with pytest.raises(ValueError, match=r"stores its matrix as .* not as plain numbers: open a copy"):
+            use()
 
 
 def hooked_before(model):

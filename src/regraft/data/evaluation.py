@@ -72,6 +72,7 @@ class Evaluation:
                 "prompt_tokens": len(c.prompt_ids),
                 "completion": "".join(self.model.token_text(i) for i in c.completion_ids),
                 "completion_tokens": len(c.completion_ids),
+                "completion_ids": list(c.completion_ids),
             }
             for c in self.flat
         ]

@@ -74,8 +74,9 @@ def sweep(
         recording: what the variants vary; several (batches of prompts) are run in turn and joined.
         variants: routes and edits. A control variant, which changes nothing, is always run beside them.
         metric: one metric or several.
-        exact: rows one at a time with stock layers, no suffixes, no corrections: for kernels whose results depend on
-            the batch.
+        exact: rows one at a time with stock layers, no suffixes, no corrections: every block is called as in the clean
+            run, with the same shapes, so that a row that changes nothing gives the recorded bits whatever the kernels make
+            of other batches. Between machines, library versions or numbers of threads the last bits still differ.
 
     Raises:
         ValueError: a site, position, target or route that does not exist here; the sentence says which.

@@ -267,7 +267,7 @@ def only_trainable(root: nn.Module, graft: nn.Module) -> Iterator[None]:
     before = [p.requires_grad for p in trunk]
     versions = [p._version for p in trunk]
     sums = [_checksum(p) for p in trunk]
-    training = root.training
+    training = [module for module in root.modules() if module.training]
     try:
         for parameter in trunk:
             parameter.requires_grad_(False)
@@ -276,7 +276,8 @@ def only_trainable(root: nn.Module, graft: nn.Module) -> Iterator[None]:
     finally:
         for parameter, needed in zip(trunk, before, strict=True):
             parameter.requires_grad_(needed)
-        root.train(training)
+        for module in training:
+            module.training = True
     assert versions == [p._version for p in trunk], "a tensor of the frozen trunk was written to"
     assert sums == [_checksum(p) for p in trunk], "a tensor of the frozen trunk has changed"
 

@@ -29,6 +29,7 @@ class Blocks:
 
     def __init__(self, model: Model, blocks: list[Block], seed: int):
         self.model, self.blocks, self.seed = model, blocks, seed
+        live_weights(model)
         tensors = [{name: p.detach().double() for name, p in block.module.named_parameters()} for block in blocks]
         self.tensors = tensors
         self.alike = all({n: t.shape for n, t in one.items()} == {n: t.shape for n, t in tensors[0].items()} for one in tensors)

@@ -47,6 +47,7 @@ class Cells:
     target_value: float
     columns: list[Any]
     words: list[str]
+    ids: list[int]
 
 
 def patch(
@@ -82,7 +83,8 @@ def patch(
         window: how many blocks from each one on are patched together.
         block: for the neuron grid, the number of the block; by default the last.
         pairs: a JSON list of cases of your own, each with clean, corrupt, answer and wrong; their effects are averaged.
-        exact: one row at a time with stock layers, so that a patch that changes nothing gives 0 and a full one 1 to the bit.
+        exact: one row at a time with stock layers, the calls of the clean run: a patch that changes nothing gives 0 and a
+            full one 1, to the bit.
         map: for prompts of unequal length, pairs CLEAN:CORRUPT of token positions that belong together, for example 3:4.
 
     Raises:
@@ -140,8 +142,9 @@ def _measured(model: Model, plan: _Grid, case: Case, direction: str, given: list
     tokens = (model.single_token(case.answer), model.single_token(case.wrong))
     estimate = plan.attributed(source, target, places, tokens, read, value.shape)
     span = source_value - target_value
-    words = [model.token_text(int(target.inputs["input_ids"][0, p])) for p in columns] if plan.grid == "position" else []
-    return Cells(value, (value - target_value) / span, estimate / span, result, source_value, target_value, columns, words)
+    ids = target.inputs["input_ids"][0, columns].tolist() if plan.grid == "position" else []
+    words = [model.token_text(token) for token in ids]
+    return Cells(value, (value - target_value) / span, estimate / span, result, source_value, target_value, columns, words, ids)
 
 
 def _position_pairs(clean: Recording, corrupt: Recording, given: list[str] | None) -> list[tuple[int, int]]:
@@ -302,6 +305,7 @@ def _dataset(plan: _Grid, parts: list[Cells], direction: str) -> xr.Dataset:
     coords: dict[str, Any] = {"block": rows, name: first.columns}
     if grid == "position":
         coords["token"] = (name, first.words)
+        coords["token_id"] = (name, first.ids)
     attributes = sweep_attributes(*(part.result for part in parts))
     lacking = [row for row, address in zip(rows, plan.addresses, strict=True) if not address]
     if lacking:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from regraft.model.opened import Model
-from regraft.model.parts import Block, is_linear
+from regraft.model.parts import Block, is_linear, matrix_OI
 from regraft.model.weights import Matrix
 
 GROUP = 128
@@ -48,10 +48,15 @@ def quantized_bytes(shape: tuple[int, ...], axis: int, bits: int, group: int = G
 
 
 def matrix_axes(block: Block, width: int) -> dict[str, int]:
-    """Every matrix parameter of a block by name, with the axis of its inputs; mixtures' stacks of matrices too."""
+    """Every matrix parameter of a block by name, with the axis of its inputs; mixtures' stacks of matrices too.
+
+    Raises:
+        ValueError: a matrix is stored as codes already.
+    """
     found: dict[str, int] = {}
     for name, module in block.module.named_modules():
         if is_linear(module):
+            matrix_OI(module)
             found[f"{name}.weight"] = 0 if isinstance(module, Conv1D) else 1
     for name, parameter in block.module.named_parameters():
         if parameter.dim() == 3 and "experts" in name:

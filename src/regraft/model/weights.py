@@ -21,7 +21,16 @@ from regraft.model.files import check_folder, check_header, weights_digest
 from regraft.model.layout import Layout, layouts_from_config, layouts_of, pattern
 from regraft.model.load import DEFAULT_SPECIMEN, check_device, resolve
 from regraft.model.opened import Model
-from regraft.model.parts import KEY_NAMES, OUTPUT_PROJECTIONS, PACKED_NAMES, QUERY_NAMES, VALUE_NAMES, side_of
+from regraft.model.parts import (
+    KEY_NAMES,
+    OUTPUT_PROJECTIONS,
+    PACKED_NAMES,
+    QUERY_NAMES,
+    VALUE_NAMES,
+    is_linear,
+    matrix_OI,
+    side_of,
+)
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 GATE_NAMES = ("gate_proj", "w1", "wi_0", "linear_1")
@@ -137,7 +146,7 @@ def weights_of(model: Model | Weights) -> Weights:
     """The matrices of an opened model: from its files where it stands as they are, else from the live tensors."""
     if isinstance(model, Weights):
         return model
-    live = {name: t for name, t in model.hf.state_dict().items() if t.is_floating_point()}
+    live = _live_tensors(model)
     read = _live_reader(live)
     shapes: dict[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in live.items()}
     if model.folder is not None and model.fingerprint() == model.opened_at:
@@ -153,9 +162,22 @@ def weights_of(model: Model | Weights) -> Weights:
 def live_weights(model: Model) -> Weights:
     """The matrices of the live tensors, whatever the files say."""
     made = weights_of(model)
-    live = {name: t for name, t in model.hf.state_dict().items() if t.is_floating_point()}
+    live = _live_tensors(model)
     made.shapes, made.read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(live)
     return made
+
+
+def _live_tensors(model: Model) -> dict[str, Tensor]:
+    """The floating tensors of a live model by name.
+
+    Raises:
+        ValueError: a block keeps a matrix as codes.
+    """
+    for block in model.blocks:
+        for module in block.module.modules():
+            if is_linear(module):
+                matrix_OI(module)
+    return {name: t for name, t in model.hf.state_dict().items() if t.is_floating_point()}
 
 
 def _live_reader(live: dict[str, Tensor]) -> Callable[[str, int], Tensor]:

@@ -1,0 +1,312 @@
+"""Rounding, budgets of bits, orders and grids by hand or by trying everything."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from regraft.intervene.ablate import _by_block, _chosen
+from regraft.intervene.order_loss import (
+    Losses,
+    _adjacent,
+    _all_pairs,
+    _climb,
+    _moves,
+    _proposal,
+    _together,
+    bubble,
+    greedy_perplexity,
+    remove_reinsert,
+    simulated_annealing,
+)
+from regraft.intervene.recipes import by_score, ends_protected, oracle, uniform
+from regraft.intervene.repeat import behaviour
+from regraft.intervene.rounding import block_bytes, matrix_axes, quantized_block, quantized_bytes, round_to_nearest
+from regraft.intervene.seriation import (
+    euclidean,
+    fiedler_order,
+    nearest_neighbour,
+    oriented,
+    path_length,
+    scores,
+    shortest_path,
+    two_opt,
+)
+from regraft.intervene.swap import cluster
+from small import opened
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_every_group_has_its_own_evenly_spaced_levels(bits, axis):
+    weight = torch.randn(7, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    found = round_to_nearest(weight, bits, axis, group=4)
+    rows, wanted = (weight.T, found.T) if axis == 0 else (weight, found)
+    levels = 2 ** (bits - 1) - 1
+    for row, made in zip(rows.tolist(), wanted.tolist(), strict=True):
+        for start in range(0, len(row), 4):
+            step = max(map(abs, row[start : start + 4])) / levels
+            expected = [round(value / step) * step for value in row[start : start + 4]]
+            assert made[start : start + 4] == pytest.approx(expected, abs=1e-5)
+    assert torch.equal(round_to_nearest(torch.zeros(2, 4), 4), torch.zeros(2, 4))
+    assert round_to_nearest(weight.bfloat16(), bits).dtype == torch.bfloat16
+
+
+def test_bytes_of_codes_and_scales():
+    assert quantized_bytes((6, 10), 1, 4, 4) == 30 + 2 * 6 * 3
+    assert quantized_bytes((6, 10), 0, 3, 4) == 22.5 + 2 * 10 * 2
+    assert quantized_bytes((2, 6, 8), 2, 8, 4) == 96 + 2 * 2 * 6 * 2
+    for bits in (1, 17):
+        with pytest.raises(ValueError, match=f"{bits} bits"):
+            round_to_nearest(torch.ones(2, 2), bits)
+    round_to_nearest(torch.ones(2, 2), 16)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe"])
+def test_a_rounded_block_is_a_copy_with_its_matrices_rounded(name):
+    model = opened(name)
+    block = model.blocks[1]
+    before = {n: p.clone() for n, p in block.module.named_parameters()}
+    axes = matrix_axes(block, model.width)
+    made = quantized_block(model, block, 3, group=16)
+    assert all(torch.equal(p, before[n]) for n, p in block.module.named_parameters())
+    plain, bytes_ = 0, 0.0
+    for parameter_name, parameter in made.named_parameters():
+        old = before[parameter_name]
+        plain += old.numel() * 4
+        if parameter_name in axes:
+            axis = axes[parameter_name]
+            assert old.dim() >= 2
+            torch.testing.assert_close(parameter, round_to_nearest(old, 3, axis, 16))
+            assert not torch.equal(parameter, old)
+            bytes_ += quantized_bytes(tuple(old.shape), axis, 3, 16)
+        else:
+            assert torch.equal(parameter, old)
+            bytes_ += old.numel() * 4
+    assert block_bytes(model, block, None) == plain
+    assert block_bytes(model, block, 3, 16) == bytes_
+    down = next(n for n in axes if "down_proj" in n or "mlp.c_proj" in n)
+    inputs = {"llama": 48, "gpt2": 128, "qwen3_moe": 24}[name]
+    assert before[down].shape[axes[down]] == inputs, "the axis of the inputs"
+
+
+def test_budgets_of_bits():
+    assert uniform(3) == [4, 4, 4]
+    assert ends_protected(2) == [4, 4]
+    assert ends_protected(3) == [4, 4, 4], "one block cannot pay for two bits"
+    assert ends_protected(4) == [6, 3, 3, 4]
+    assert ends_protected(5) == [6, 3, 3, 4, 4], "one end only, and the middle pays"
+    assert ends_protected(6) == [6, 3, 3, 3, 3, 6]
+    assert ends_protected(8) == [6, 4, 3, 3, 3, 3, 4, 6]
+    for blocks in range(1, 12):
+        assert sum(ends_protected(blocks)) == 4 * blocks
+    assert by_score(np.array([1.0, 6, 3, 2, 5, 4, 7])) == [3, 5, 4, 3, 4, 4, 5]
+    assert by_score(np.array([np.nan, 1.0, 3.0])) == [4, 3, 5]
+    assert by_score(np.array([2.0, 1.0])) == [4, 4]
+
+
+def test_the_best_bits_by_trying_all():
+    draw = np.random.default_rng(0)
+    widths = [2, 3, 4, 5, 8]
+    for blocks in (1, 2, 4):
+        costs = draw.random((blocks, 5)) * np.array([5, 3, 2, 1, 0.1])
+        fitting = [c for c in itertools.product(range(5), repeat=blocks) if sum(widths[i] for i in c) <= 4 * blocks]
+        best = min(fitting, key=lambda c: sum(costs[b, i] for b, i in enumerate(c)))
+        assert oracle(costs, widths) == [widths[i] for i in best]
+    assert oracle(np.array([[0.0, 1.0], [1.0, 0.0]]), [3, 5]) == [3, 5]
+
+
+def test_paths_by_trying_all():
+    draw = np.random.default_rng(1)
+    points = draw.random((6, 3))
+    distance = euclidean(points)
+    assert distance[1, 4] == pytest.approx(math.dist(points[1], points[4]))
+    best = min(path_length(list(p), distance) for p in itertools.permutations(range(6)))
+    found = shortest_path(distance)
+    assert sorted(found) == list(range(6))
+    assert path_length(found, distance) == pytest.approx(best)
+    assert path_length([2, 0, 5], distance) == pytest.approx(distance[2, 0] + distance[0, 5])
+    line = np.abs(np.subtract.outer([0.0, 5, 1, 3], [0.0, 5, 1, 3]))
+    assert nearest_neighbour(line, 3) == [3, 1, 2, 0]
+    assert nearest_neighbour(line, 0) == [0, 2, 3, 1]
+    assert path_length(two_opt([0, 3, 2, 1], line), line) == 5
+
+
+def test_two_opt_leaves_nothing_that_a_turn_would_better():
+    draw = np.random.default_rng(2)
+    for _ in range(5):
+        distance = euclidean(draw.random((9, 2)))
+        path = two_opt(draw.permutation(9).tolist(), distance)
+        length = path_length(path, distance)
+        for i in range(9):
+            for j in range(i + 1, 9):
+                assert path_length(path[:i] + path[i : j + 1][::-1] + path[j + 1 :], distance) >= length - 1e-9
+
+
+def test_the_second_eigenvector_puts_a_line_in_order():
+    places = np.array([3.0, 0.0, 7.0, 1.2, 5.1, 2.2])
+    distance = np.abs(np.subtract.outer(places, places))
+    order = fiedler_order(distance)
+    assert order in (np.argsort(places).tolist(), np.argsort(-places).tolist())
+    near = np.exp(-((distance / np.median(distance[np.triu_indices(6, 1)])) ** 2) / 2) * (1 - np.eye(6))
+    vector = np.linalg.eigh(np.diag(near.sum(1)) - near)[1][:, 1]
+    assert order in (np.argsort(vector).tolist(), np.argsort(-vector).tolist())
+    assert fiedler_order(np.zeros((3, 3))) == [0, 1, 2]
+
+
+def test_a_path_is_turned_to_where_the_weight_grows():
+    weight = np.array([5.0, 1, 3])
+    assert oriented([0, 2, 1], weight) == [1, 2, 0]
+    assert oriented([1, 2, 0], weight) == [1, 2, 0]
+    assert oriented([2, 0, 1], np.ones(3)) == [2, 0, 1]
+
+
+def test_scores_of_recovered_orders():
+    assert scores([0, 1, 2, 3]) == {"tau": 1.0, "in_place": 1.0, "displacement": 0.0}
+    assert scores([3, 2, 1, 0]) == {"tau": -1.0, "in_place": 0.0, "displacement": 2.0}
+    found = scores([1, 2, 0, 3])
+    assert found["in_place"] == 0.25
+    assert found["displacement"] == 1.0
+    assert found["tau"] == pytest.approx((4 - 2) / 6)
+
+
+class Inversions:
+    """A loss that counts the pairs that stand the wrong way round, weighted; it remembers what it was asked for."""
+
+    def __init__(self, count):
+        self.weight = np.random.default_rng(0).random((count, count)) + 0.5
+        self.asked = []
+
+    def __call__(self, orders):
+        self.asked += [tuple(order) for order in orders]
+        return np.array(
+            [sum(self.weight[a, b] for i, a in enumerate(o) for b in o[i + 1 :] if a > b) - 0.01 * len(o) for o in orders]
+        )
+
+
+@pytest.mark.parametrize("method", [bubble, remove_reinsert, greedy_perplexity, simulated_annealing])
+def test_orders_are_found_by_a_loss_that_has_one_lowest_place(method):
+    losses = Inversions(6)
+    start = [3, 5, 0, 4, 2, 1]
+    assert method(losses, start, np.random.default_rng(0)) == list(range(6))
+    assert all(len(set(order)) == len(order) for order in losses.asked)
+
+
+def test_greedy_orders_take_the_lowest_loss_at_every_length():
+    def losses(orders):
+        return np.array([{1: [7, 3, 5], 2: [0, 9, 4]}.get(len(o), [1, 1, 1])[o[-1]] + 0.0 for o in orders])
+
+    assert greedy_perplexity(losses, [2, 0, 1], None) == [1, 0, 2]
+
+
+def test_moves_of_an_order():
+    order = [4, 7, 9]
+    assert _adjacent(order) == [([7, 4, 9], {0, 1}), ([4, 9, 7], {1, 2})]
+    assert _all_pairs(order) == [([7, 4, 9], {0, 1}), ([9, 7, 4], {0, 2}), ([4, 9, 7], {1, 2})]
+    moves = _moves(order)
+    assert len(moves) == 6
+    assert {tuple(made) for made, _ in moves} == {(7, 4, 9), (7, 9, 4), (9, 4, 7), (4, 9, 7)}
+    for made, places in moves:
+        assert places == set(range(min(places), max(places) + 1))
+        assert all(made[p] == order[p] for p in range(3) if p not in places)
+    four = [0, 1, 2, 3]
+    helping = [([1, 0, 2, 3], {0, 1}), ([0, 2, 1, 3], {1, 2}), ([0, 1, 3, 2], {2, 3})]
+    assert _together(four, helping) == [1, 0, 3, 2]
+    assert _together(four, [([1, 2, 0, 3], {0, 1, 2})]) == [1, 2, 0, 3]
+
+
+def test_a_climb_takes_the_better_of_one_move_and_all_together():
+    value = {(0, 1, 2, 3): 5.0, (1, 0, 2, 3): 2.0, (0, 1, 3, 2): 3.0, (1, 0, 3, 2): 4.0}
+
+    def losses(orders):
+        return np.array([value.get(tuple(o), 9.0) for o in orders])
+
+    assert _climb(losses, [0, 1, 2, 3], _adjacent, steps=1) == [1, 0, 2, 3]
+    value[(1, 0, 3, 2)] = 1.0
+    assert _climb(losses, [0, 1, 2, 3], _adjacent, steps=1) == [1, 0, 3, 2]
+    value[(0, 1, 2, 3)] = 0.5
+    assert _climb(losses, [0, 1, 2, 3], _adjacent) == [0, 1, 2, 3]
+
+
+def test_proposals_exchange_two_places_three_in_four_of_them_near():
+    draw, order = np.random.default_rng(0), list("abcdefgh")
+    distances = []
+    for _ in range(4000):
+        made = _proposal(order, draw)
+        i, j = [place for place in range(8) if made[place] != order[place]]
+        assert (made[i], made[j]) == (order[j], order[i])
+        distances.append(j - i)
+    near = 0.75 + 0.25 * np.mean([1 / 7 * (2 if 0 < i < 7 else 1) for i in range(8)])
+    assert distances.count(1) / 4000 == pytest.approx(near, abs=0.03)
+    assert set(distances) == set(range(1, 8))
+
+
+def test_losses_are_measured_once_and_what_is_no_number_is_infinite(monkeypatch):
+    measured = []
+
+    class Result:
+        def __init__(self, variants):
+            self.orders = [[stop.block for stop in v.route.stops] for v in variants]
+
+        def mean(self, name):
+            return torch.tensor([float("nan") if o[1] == 3 else float(o[1]) for o in self.orders])
+
+    def swept(recordings, variants, metric):
+        measured.extend(variants)
+        return Result(variants)
+
+    monkeypatch.setattr("regraft.intervene.order_loss.sweep", swept)
+    model = opened("llama")
+    text = type("Text", (), {"recordings": []})
+    losses = Losses(text, [model.blocks[i] for i in (3, 1, 2)], ([0], []))
+    assert losses([[1, 0, 2], [0, 1, 2], [1, 0, 2]]).tolist() == [1.0, float("inf"), 1.0]
+    assert losses([[1, 0, 2], [2, 0, 1]]).tolist() == [1.0, 2.0]
+    assert losses.measured == len(measured) == 3
+    assert [s.block for s in measured[2].route.stops] == [0, 2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("updates", "back", "what"),
+    [
+        ([1.0, 0.04, 0.03], [1.0, 1.0], "idempotent"),
+        ([1.0, 0.06, 0.03], [1.0, 0.04], "convergent"),
+        ([1.0, 0.9, 0.8], [0.9, 0.39], "cyclic"),
+        ([1.0, 0.9, 0.8], [0.9, 0.41], "drifting"),
+        ([1.0, 0.2, 0.04], [0.5, 0.01], "convergent"),
+        ([1.0, 1.5, 2.1], [2.0, 2.0], "explosive"),
+        ([1.0, 1.5, 1.9], [2.0, 2.0], "drifting"),
+        ([1.0, 3.0, 3.0], [0.1, 0.1], "cyclic"),
+        ([1.0, np.inf, np.nan], [0.1, 0.1], "explosive"),
+        ([1.0, 0.8, 0.49], [1.0, 0.9], "convergent"),
+        ([1.0, 0.8, 0.51], [1.0, 0.9], "drifting"),
+    ],
+)
+def test_what_repeating_does(updates, back, what):
+    assert behaviour(np.array(updates), np.array(back)) == what
+
+
+def test_clusters_by_cost():
+    cost = np.array([[0.0, 0.2, 3.0, 4.0], [0.2, 0.0, 5.0, 6.0], [3.0, 5.0, 0.0, -0.5], [4.0, 6.0, -0.5, 0.0]])
+    tree = cluster(cost)
+    assert [sorted(row[:2].astype(int).tolist()) for row in tree] == [[2, 3], [0, 1], [4, 5]]
+    assert tree[:, 2].tolist() == pytest.approx([0.0, 0.2, 4.5])
+    cost[0, 3] = cost[3, 0] = np.nan
+    assert cluster(cost)[2, 2] == pytest.approx((3 + 5 + 6 + 6) / 4)
+
+
+def test_tables_of_neurons_and_the_blocks_that_are_named():
+    found = _by_block(torch.arange(5.0), [2, 3])
+    assert found[0, :2].tolist() == [0, 1]
+    assert np.isnan(found[0, 2])
+    assert found[1].tolist() == [2, 3, 4]
+    model = opened("llama")
+    assert [b.index for b in _chosen(model, "")] == [3]
+    assert [b.index for b in _chosen(model, "0, 3")] == [0, 3]
+    assert [b.index for b in _chosen(model, "all")] == [0, 1, 2, 3]
+    for wrong in ("4", "x", "0,-1"):
+        with pytest.raises(ValueError, match="no block"):
+            _chosen(model, wrong)

@@ -1,0 +1,146 @@
+"""Folders of runs and what experiments are read from: whole or not there, replaced by their like only, run once."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from regraft import experiment as module
+from regraft.experiment import Experiment, experiments, measured, read_experiment
+from regraft.model.progress import advance, listening
+from regraft.runs import RunFolderError, check_empty, check_place, check_writable, open_run, read_mark, store, whole_folder
+from small import opened
+
+
+def test_folders_are_whole_or_not_there(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with whole_folder(out) as fresh:
+        (fresh / "a").write_text("1")
+        assert not out.exists()
+    with pytest.raises(OSError, match="none"), whole_folder(out) as fresh:
+        (fresh / "none" / "a").write_text("2")
+    assert (out / "a").read_text() == "1"
+    with whole_folder(out) as fresh:
+        (fresh / "b").write_text("3")
+    assert [path.name for path in out.iterdir()] == ["b"]
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "b").stat().st_mode & 0o777 == 0o644
+    check_empty(tmp_path / "new", "--out")
+    (tmp_path / "none").mkdir()
+    check_empty(tmp_path / "none", "--out")
+    for full in (out, out / "b"):
+        with pytest.raises(RunFolderError):
+            check_empty(full, "--out")
+    with pytest.raises(RunFolderError):
+        check_place(out / "b" / "c", "--out")
+    check_place(out / "x" / "y", "--out")
+
+
+def test_runs_are_replaced_by_their_like_only(tmp_path):
+    check_writable(tmp_path, "lens", "abc", "1")
+    store(
+        xr.Dataset(
+            {"x": ("a", [1.0, 2.0])}, attrs={"experiment": "lens", "weights_sha256": "abc", "regraft": "1", "n": np.int64(3)}
+        ),
+        tmp_path,
+    )
+    assert read_mark(tmp_path)["n"] == 3
+    assert open_run(tmp_path).x.values.tolist() == [1.0, 2.0]
+    check_writable(tmp_path, "lens", "abc", "1")
+    for other in (("swap", "abc", "1"), ("lens", "abd", "1"), ("lens", "abc", "2")):
+        with pytest.raises(RunFolderError):
+            check_writable(tmp_path, *other)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RunFolderError):
+        check_writable(tmp_path, "lens", "abc", "1")
+    with pytest.raises(RunFolderError):
+        open_run(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({})[:-1])
+    with pytest.raises(RunFolderError):
+        read_mark(tmp_path)
+
+
+SOURCE = '''
+def thing(model, size: int = 3, *, words: list[str] | None = None, bare=-1.5):
+    """What it does,
+    in two lines.
+
+    More of it.
+
+    Args:
+        size: how large,
+            on two lines.
+        bare: without a type.
+
+    Raises:
+        ValueError: never.
+    """
+
+
+def other(rows, size=3):
+    """No experiment."""
+'''
+
+
+def test_an_experiment_is_read_from_its_source(tmp_path):
+    file = tmp_path / "thing.py"
+    file.write_text(SOURCE)
+    found = read_experiment("some.thing", "thing", file)
+    assert (found.name, found.module, found.summary, found.needs) == (
+        "thing",
+        "some.thing",
+        "What it does, in two lines.",
+        "model",
+    )
+    assert [(p.name, p.annotation, p.default, p.help) for p in found.parameters] == [
+        ("size", "int", 3, "how large, on two lines."),
+        ("words", "list[str] | None", None, ""),
+        ("bare", "str", -1.5, "without a type."),
+    ]
+    assert read_experiment("some.thing", "other", file) is None
+    assert read_experiment("some.thing", "none", file) is None
+    file.write_text(SOURCE.replace("(model,", "(weights,"))
+    assert read_experiment("some.thing", "thing", file).needs == "weights"
+    every = experiments()
+    assert {"lens", "knockout", "patch"} <= set(every)
+    assert not {"states", "surgery", "rounding"} & set(every)
+    assert all(p.help for e in every.values() for p in e.parameters)
+
+
+def test_a_result_is_measured_once_as_long_as_nothing_changes(monkeypatch):
+    model, runs = opened("llama"), []
+
+    def function(self):
+        return lambda model, size=1: runs.append(size) or xr.Dataset(attrs={"model": "own", "extra": 1})
+
+    monkeypatch.setattr(Experiment, "function", function)
+    monkeypatch.setattr(module, "experiments", lambda: {"thing": Experiment("thing", "m", "s", ())})
+    first = measured(model, "thing", size=2)
+    assert measured(model, "thing", size=2) is first
+    assert first.attrs["experiment"] == "thing"
+    assert (first.attrs["model"], first.attrs["extra"], first.attrs["seed"]) == ("own", 1, 0)
+    assert first.attrs["options"] == "{'size': 2}"
+    assert first.attrs["weights_sha256"] == model.weights_sha256
+    assert first.attrs["dtype"] == "float32"
+    measured(model, "thing", size=3)
+    measured(model, "thing", 1, size=2)
+    model.blocks[0].module.mlp.up_proj.weight.data.mul_(1.0)
+    model.blocks[0].module.mlp.up_proj.weight.detach().add_(1.0)
+    measured(model, "thing", size=2)
+    measured(opened("llama"), "thing", size=2)
+    assert runs == [2, 3, 2, 2, 2]
+
+
+def test_only_the_listener_hears():
+    heard = []
+    advance("a", 1, 2)
+    with listening(lambda *said: heard.append(said)):
+        advance("b", 2, 3)
+        with listening(lambda *said: heard.append(("inner", *said))):
+            advance("c", 3, 4)
+        advance("d", 4, 5)
+    advance("e", 5, 6)
+    assert heard == [("b", 2, 3), ("inner", "c", 3, 4), ("d", 4, 5)]
