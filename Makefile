@@ -13,7 +13,8 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[browser]"
-	$(PYTHON) -m pytest -q -m slow
+	$(PYTHON) -m pytest -n 2 -q -m slow
+	$(PYTHON) tests/machines.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check src tests benchmarks docs

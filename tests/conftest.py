@@ -1,7 +1,7 @@
 """Tests are offline, deterministic and single-threaded: the runner itself uses both cores.
 
-`--other-library` runs them with the matrix products of another machine (see `other_library`), and `--threads` with several
-threads; `tests/machines.py` runs the sensitive files under both and under the settings that make this machine another one.
+`--other-library` runs them with the matrix products of another machine (`other_library`) and with weights that are read from
+files to addresses off the line; `--threads` with several threads. `machines.py` says which runs there are.
 """
 
 import os
@@ -10,8 +10,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+import transformers
 
-from other_library import other_library
+from other_library import misalign_weights, other_library
 
 
 def pytest_addoption(parser):
@@ -32,6 +33,19 @@ def machine(request):
     if not request.config.getoption("--other-library"):
         yield None
         return
-    with other_library() as library:
+    with pytest.MonkeyPatch.context() as patched, other_library() as library:
+        patched.setattr(transformers.PreTrainedModel, "from_pretrained", misaligned_reading())
         yield library
     assert library.products, "the other library was never asked"
+
+
+def misaligned_reading():
+    """`from_pretrained` that puts every weight one number behind an address divisible by 64."""
+    own = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def from_pretrained(cls, *args, **kwargs):
+        made = own(cls, *args, **kwargs)
+        misalign_weights(made[0] if isinstance(made, tuple) else made)
+        return made
+
+    return classmethod(from_pretrained)

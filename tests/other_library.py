@@ -88,5 +88,6 @@ def misaligned(tensor: Tensor, elements: int = 1) -> Tensor:
 def misalign_weights(hf: torch.nn.Module, elements: int = 1) -> torch.nn.Module:
     """Move every weight of a model behind its line of 64 bytes, in place; the numbers stay as they are."""
     for parameter in hf.parameters():
-        parameter.data = misaligned(parameter.data, elements)
+        if parameter.is_floating_point() and type(parameter) is torch.nn.Parameter:
+            parameter.data = misaligned(parameter.data, elements)
     return hf

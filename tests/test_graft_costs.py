@@ -73,6 +73,7 @@ def test_only_these_take_gradients():
     assert all(p.grad is None for p in model.hf.parameters() if p is not own[0])
 
 
+@pytest.mark.slow
 def test_sensitivity_is_the_fisher_information_by_enumeration():
     """Every place's every token, by its own probability: the mean over draws must come to it."""
     model = opened("llama")

@@ -99,6 +99,7 @@ def test_a_flipped_bit_in_the_weights_is_seen_where_there_are_checksums(folder):
     refused(folder, "model.safetensors differs from the checksum")
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_header_is_refused_or_harmless(folder):
     """Any one bit of the header: a sentence, or a header that still says the same of every byte; never another error."""
     file = folder / "model.safetensors"

@@ -67,7 +67,13 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize(("kind", "how"), [("embedding", "whole"), ("embedding", "shard"), ("head", "whole")])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("embedding", "whole"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("embedding", "shard"), ("head", "whole"))),
+    ],
+)
 def test_two_processes_make_one_run_of_both_their_batches(kind, how, tmp_path):
     script = tmp_path / "one.py"
     script.write_text(ONE)

@@ -93,6 +93,7 @@ def test_one_role_of_a_packed_matrix_alone():
     assert torch.equal(after[rows], round_to_nearest(before, 2)[rows])
 
 
+@pytest.mark.slow
 def test_the_model_is_not_changed_and_packed_layers_do_not_hide_the_rounding():
     model = load("specimen:gpt2")
     before = model.fingerprint()
@@ -148,6 +149,7 @@ def test_a_recipe_is_saved_with_its_measured_loss(tmp_path):
         RUN(opened("bert"), **TEXT)
 
 
+@pytest.mark.slow
 def test_sensitivity_takes_part_in_the_correlations():
     model = load("specimen:gpt2")
     names = experiments()["correlations"].run(model)["quantity"].values.tolist()

@@ -8,7 +8,12 @@ import torch
 
 from regraft.engine.metric import kl_to_clean, loss, token_logit
 from regraft.engine.sweep import sweep
-from regraft.engine.variant import Add, Replace, Route, Scale, Variant, Zero
+from regraft.engine.variant import Add, Noise, Replace, Route, Scale, Variant, Zero
+from regraft.intervene.ablate import ablate
+from regraft.intervene.knockout import knockout
+from regraft.intervene.noise import noise
+from regraft.intervene.swap import swap
+from regraft.model.load import load
 from small import METRIC, ids, opened, recorded, reference
 
 
@@ -112,3 +117,26 @@ def test_a_row_without_a_scored_token_has_no_mean(model):
     recording = model.record([ids(6, 1), ids(6, 2)], scored=scored)
     with pytest.raises(ValueError, match="no token of prompt 1 is scored"):
         sweep(recording, [Variant()], loss())
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), -float("inf")])
+def test_an_edit_has_a_finite_size(model, size):
+    for edit in (Scale("1.z", size), Noise("1.z", size)):
+        with pytest.raises(ValueError, match="write a finite number"):
+            sweep(recorded(model, 6), [Variant([edit])], METRIC)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda model: ablate(model, threshold=float("nan")), "is no size of a change"),
+        (lambda model: ablate(model, threshold=-0.1), "is no size of a change"),
+        (lambda model: swap(model, tolerance=-1.0), "is no share of the loss"),
+        (lambda model: noise(model, levels=[0.1, float("nan")]), "is no standard deviation"),
+        (lambda model: noise(model, levels=[-0.1]), "is no standard deviation"),
+        (lambda model: knockout(model, mode="greedy", limit=float("nan"), count=1, tokens=2), "must be above 1"),
+    ],
+)
+def test_an_experiments_sizes_are_numbers_that_mean_something(run, words):
+    with pytest.raises(ValueError, match=words):
+        run(load("specimen:gpt2", pack=False))

@@ -54,6 +54,7 @@ def softmax(values):
     return [value / sum(raised) for value in raised]
 
 
+@pytest.mark.slow
 def test_hybrid_rows(case):
     """Pieces by likeness and length, three nearest by cosine, 0.7 and 0.3; the same weights for both tables."""
     _, given = case

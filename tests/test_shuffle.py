@@ -157,6 +157,7 @@ def test_candidates_share_the_prefix(model):
     assert apart - three == 3 * call
 
 
+@pytest.mark.slow
 def test_the_specimen_is_put_in_order_again():
     data = RUN(load(), seed=42)
     assert data.method.values.tolist() == ["activation_flow", "bubble"]

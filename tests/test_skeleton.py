@@ -19,6 +19,7 @@ def run_check(folder):
     return subprocess.run([sys.executable, str(folder / "check.py")], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_skeleton_is_solved(tmp_path):
     """First nothing, then a solution with one mistake, then a right one: rebuilt/gpt2.py itself."""
     folder = tmp_path / "task"
@@ -47,6 +48,7 @@ def test_the_skeleton_is_solved(tmp_path):
     assert "PART" not in right.stdout
 
 
+@pytest.mark.slow
 def test_a_students_other_mistakes_are_said_in_words(tmp_path):
     folder = tmp_path / "task"
     total = len(write_skeleton("specimen:t5", folder, ["She sells"]))

@@ -239,6 +239,7 @@ def test_a_folder_that_reads_back_otherwise_is_not_kept(other, tmp_path, monkeyp
     write_model(done, data, tmp_path / "made")
 
 
+@pytest.mark.slow
 def test_every_stage_says_how_far_it_is(folder, monkeypatch):
     said = set()
 
@@ -268,6 +269,7 @@ def run(*words):
     return result.exit_code, " ".join(result.output.split())
 
 
+@pytest.mark.slow
 def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch):
     """A run that was broken off goes on; one on other text does not touch it, and gives what it gives in an empty place."""
 

@@ -19,7 +19,7 @@ from regraft.engine.editing import Carried, Placed, apply_edits, pick_value
 from regraft.engine.metric import AnyMetric, Metric, measured_type, resolved
 from regraft.engine.plan import BRANCH_OF, Layout, Leaf, Work, edit_positions, make_plan
 from regraft.engine.replay import Replay, State
-from regraft.engine.variant import Add, Edit, Noise, Replace, Variant
+from regraft.engine.variant import Add, Edit, Noise, Replace, Scale, Variant
 from regraft.model.comparison import gap
 from regraft.model.pack import packed
 from regraft.model.progress import advance
@@ -355,6 +355,9 @@ def _check_sites(model, variants: Sequence[Variant]) -> None:
 
 
 def _check_outside(edit: Edit) -> None:
+    size = edit.scale if isinstance(edit, Noise) else edit.factor if isinstance(edit, Scale) else 0.0
+    if not -float("inf") < size < float("inf"):
+        raise ValueError(f"the edit at {edit.site} has the size {size}: write a finite number")
     if isinstance(edit, Noise) and edit.site in ("final_norm", "logits"):
         raise SiteError(f"noise at {edit.site} is not offered: add it to the last block's resid_post")
 

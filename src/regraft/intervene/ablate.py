@@ -34,6 +34,8 @@ def ablate(
     Raises:
         ValueError: no such block, no neurons in it, a target that is not one token, or a model that predicts no next token.
     """
+    if not threshold >= 0:
+        raise ValueError(f"a threshold of {threshold} is no size of a change: write 0 or more")
     recording = model.record(prompt, "" if model.two_stacks else None)
     if not model.causal:
         raise ValueError(f"{model.name} does not write text from left to right, so a prompt has no next token")

@@ -105,7 +105,7 @@ def greedy(model: Model, text: Evaluation, limit: float, among: list[int], keep:
     Raises:
         ValueError: a limit that is not above 1.
     """
-    if limit <= 1.0:
+    if not limit > 1.0:
         raise ValueError(f"the limit is {limit}: it is a multiple of the clean loss and must be above 1")
     removed: list[int] = []
     losses: list[float] = []

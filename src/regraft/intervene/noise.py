@@ -41,8 +41,9 @@ def noise(
         ValueError: a negative level, or a model without a next-token loss.
     """
     chosen = list(levels) if levels else list(LEVELS)
-    if min(chosen) < 0:
-        raise ValueError(f"a noise level of {min(chosen)} is below 0: a level is a standard deviation")
+    wrong = [level for level in chosen if not 0 <= level < float("inf")]
+    if wrong:
+        raise ValueError(f"a noise level of {wrong[0]} is no standard deviation: write 0 or more")
     text = evaluation(model, prompts, count, tokens)
     seed = torch.initial_seed() % (1 << 31)
     edits = [Noise(f"{block.address}.resid_pre", level, seed) for block in model.blocks for level in chosen]

@@ -36,6 +36,8 @@ def swap(
     pairs = [(i, j) for stack in model.parts.stacks for i in range(stack.first, stack.stop) for j in range(i + 1, stack.stop)]
     if not pairs:
         raise ValueError("there is no pair of blocks to exchange: every stack has one block")
+    if not tolerance >= 0:
+        raise ValueError(f"a tolerance of {tolerance} is no share of the loss: write 0 or more")
     text = evaluation(model, prompts, count, tokens)
     blocks = len(model.blocks)
     result = sweep(text.recordings, [Variant(route=Route.swap(blocks, i, j)) for i, j in pairs], loss())

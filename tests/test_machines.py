@@ -1,0 +1,22 @@
+"""The sensitive tests once more, as other machines: fewer abilities, more threads, another library and misaligned weights."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from machines import CHOSEN, SENSITIVE, SINGLE, as_machine, environment
+
+
+@pytest.mark.parametrize("setting", list(SINGLE))
+def test_the_sensitive_tests_hold_on_another_machine(setting, tmp_path):
+    files = [str(Path(__file__).parent / name) for name in SENSITIVE]
+    command = as_machine(setting, ["-p", "no:cacheprovider", "--basetemp", str(tmp_path / "t"), "-k", CHOSEN, *files])
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(setting))
+    assert done.returncode == 0, done.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed
+    assert int(passed[1]) >= 20, "the tests that it names are there"
