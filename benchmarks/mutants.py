@@ -74,6 +74,31 @@ EQUIVALENT = {
         "base, other -> other, base",
     ): "two tokens differ whichever is named first",
     (
+        "engine/metric.py",
+        "ours, theirs = log_softmax(_full(logits_cV), -1), log_softmax(_full(clean(pair_c)), -1)",
+        "- ->",
+    ): "of two axes the last is number 1",
+    (
+        "graft/tree_start.py",
+        "inner, leaf = under >= 0, (under < 0) & (under != ABSENT)",
+        "< -> <=",
+    ): "the root, node 0, is nobody's child",
+    (
+        "graft/trees.py",
+        "leaf, inner = (below < 0) & (below != ABSENT), below >= 0",
+        ">= -> >",
+    ): "the root, node 0, is nobody's child",
+    (
+        "graft/trees.py",
+        "children: list[list[int]] = [[0, 0]]",
+        "0 -> 1",
+    ): "both places are filled before the tree is made",
+    (
+        "intervene/norms.py",
+        "if not gap(rms_norm(probe_D, gains), plain(probe_D[None, None])[0, 0]) <= NORM_AGREES:",
+        "<= -> <",
+    ): "a measured gap is never the limit itself",
+    (
         "model/dissect.py",
         "for depth in range(4):",
         "4 -> 5",

@@ -66,6 +66,8 @@ def test_padded_ids_without_a_mask_are_refused(gpt2):
     ):
         with pytest.raises(ValueError, match=r"hold the pad token \d+: say which are tokens with attention_mask="):
             gpt2.record(ids_BT)
+    with pytest.raises(ValueError, match="hold the pad token"):
+        gpt2.record(TEXTS, given["input_ids"])
     meant = gpt2.record(given["input_ids"], attention_mask="all")
     assert meant.lengths_B.tolist() == [given["input_ids"].shape[1]] * 2
     assert not is_like(gpt2, meant)
@@ -252,6 +254,8 @@ def test_an_end_token_that_the_tokenizer_adds_is_not_read_behind(gpt2):
     model = load(gpt2.hf, tokenizer, pack=False)
     assert tokenizer("The capital of France is")["input_ids"][-1] == tokenizer.eos_token_id
     assert model.encode("The capital of France is") == gpt2.encode("The capital of France is")
+    trunk = load(gpt2.hf.transformer, tokenizer, pack=False)
+    assert trunk.encode("The capital of France is")[-1] == tokenizer.eos_token_id, "a model without a head may read there"
     meant = model.encode("The capital of France is" + end)
     assert meant[-1] == tokenizer.eos_token_id
     assert meant[-2] != tokenizer.eos_token_id

@@ -70,7 +70,7 @@ def fingerprint(hf: nn.Module) -> tuple:
     """
     parameters = list(hf.parameters())
     versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
-    return (versions, _sampled([p.detach() for p in parameters]))
+    return (versions, _sampled([p.detach() for p in parameters if not p.is_meta]))
 
 
 def _sampled(tensors: list[Tensor]) -> int:

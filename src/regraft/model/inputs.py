@@ -78,17 +78,20 @@ def check_ids(model: Model, rows: Sequence[Sequence[int]], empty: bool = False) 
         raise ValueError(f"token id {wrong} is outside the vocabulary of {most}: ids run from 0 to {most - 1}")
 
 
-def completion_rows(model: Model, completions: Any, prompts: int) -> list[list[int]]:
+def completion_rows(model: Model, completions: Any, prompts: int, attention_mask: Any = None) -> list[list[int]]:
     """Rows of token ids that follow the prompts; a text is cut as it is behind other text.
 
     Raises:
-        ValueError: not one for each prompt, or something that is neither text nor ids.
+        ValueError: not one for each prompt, something that is neither text nor ids, or ids that hold the pad token where the
+            mask is not "all".
     """
     given = _one_by_one(completions) if not isinstance(completions, str) else [completions]
     if len(given) != prompts:
         raise ValueError(f"{prompts} prompts but {len(given)} completions: give one for each")
     rows = [model.continuation(c) if isinstance(c, str) else _numbers(c) for c in given]
     check_ids(model, rows, empty=True)
+    if not isinstance(attention_mask, str):
+        _refuse_pads(model, [row for row, one in zip(rows, given, strict=True) if not isinstance(one, str)])
     return rows
 
 

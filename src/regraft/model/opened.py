@@ -136,7 +136,8 @@ class Model:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, special tokens as the tokenizer adds them.
 
-        An encoder-decoder's input is closed with its end token where the tokenizer did not do so.
+        An encoder-decoder's input is closed with its end token where the tokenizer did not do so; of a model that writes on,
+        an end token that the tokenizer put behind the text is left out.
 
         Raises:
             ValueError: the text is empty, or the model was opened without a tokenizer.
@@ -152,7 +153,8 @@ class Model:
         end = getattr(self.hf.config, "eos_token_id", None)
         if ids and self.two_stacks and isinstance(end, int) and ids[-1] != end:
             ids.append(end)
-        if ids and not self.two_stacks and self.causal and self._closed_by_tokenizer(text, ids):
+        writes = self.causal and not self.two_stacks and self.parts.head is not None
+        if ids and writes and self._closed_by_tokenizer(text, ids):
             ids.pop()
         if not ids:
             raise ValueError("the prompt is empty: write at least one token of text")

@@ -260,7 +260,9 @@ def record(
     """
     given = rows_of(model, prompts, attention_mask)
     sources = given.ids
-    follow = completion_rows(model, completions, len(sources)) if completions is not None else [[] for _ in sources]
+    follow = (
+        completion_rows(model, completions, len(sources), attention_mask) if completions is not None else [[] for _ in sources]
+    )
     if given.extra and completions is not None:
         raise ValueError(f"{' and '.join(given.extra)} are known for the prompts only: write completions into the prompts")
     if model.two_stacks:
