@@ -232,6 +232,8 @@ def test_a_completion_is_cut_as_behind_other_text():
     assert words(recording.ids_BT[0].tolist()) == ["▁the", "▁capital", "▁is", "▁Paris", "▁."]
     assert recording.ids_BT[0].tolist() == model.tokenizer("the capital is Paris .")["input_ids"]
     assert words([model.single_token(" Paris")]) == ["▁Paris"]
+    assert words([model.single_token("Paris")]) == ["Paris"], "what is one token behind others is that token"
+    assert words([model.single_token("is")]) == ["is"]
     plain = load(model.hf, spaced(prepend=False), pack=False)
     assert words(plain.continuation(" Paris")) == ["▁Paris"]
     assert words(plain.continuation("Paris")) == ["Paris"]
