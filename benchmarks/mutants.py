@@ -99,6 +99,11 @@ EQUIVALENT = {
         "<= -> <",
     ): "a measured gap is never the limit itself",
     (
+        "observe/trajectories.py",
+        "interval = [np.percentile(c[h], BAND) if h.any() else [np.nan] * 2 for c, h in zip(crossed.T, happened.T, strict=True)]",
+        "2 -> 3",
+    ): "only the first two are read",
+    (
         "model/dissect.py",
         "for depth in range(4):",
         "4 -> 5",
