@@ -149,7 +149,7 @@ class _Sweep:
         chunk = _live_rows(self.recording)
         ranges = [range(begin, min(begin + chunk, len(self.variants))) for begin in range(0, len(self.variants), chunk)]
         rows = 1 if self.exact else _batch_rows(self.recording)
-        with nullcontext() if self.exact else packed(self.model.packed_layers()):
+        with nullcontext() if self.exact else packed(self.model.packed_layers(self.recording.taken_at[0])):
             clean = self._clean_values()
             for which, numbers in enumerate(ranges):
                 control = numbers.start == 0

@@ -250,9 +250,8 @@ class Model:
         with self.held():
             return self.hf(**inputs, **without_cache(self.hf))
 
-    def packed_layers(self) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-        """The packed layers, packed anew where a weight has changed since."""
-        now = self.fingerprint()
+    def packed_layers(self, now: tuple) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+        """The packed layers, packed anew where a weight has changed since; `now` is the fingerprint as it is."""
         if self.packed and now != self.packed_at:
             self.packed = {module: packed_layer(module) for module in self.packed}
         self.packed_at = now
