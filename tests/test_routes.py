@@ -129,7 +129,7 @@ def test_noise_is_of_the_level_asked_for():
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="1 repetitions are too few"):
         REPEAT(opened("llama"), times=1, **TEXT)
-    with pytest.raises(ValueError, match="is below 0"):
+    with pytest.raises(ValueError, match="is no standard deviation"):
         NOISE(opened("llama"), levels=[-0.1], **TEXT)
     with pytest.raises(ValueError, match="does not write text from left to right"):
         REPEAT(opened("bert"), **TEXT)

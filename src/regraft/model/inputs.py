@@ -82,16 +82,16 @@ def completion_rows(model: Model, completions: Any, prompts: int, attention_mask
     """Rows of token ids that follow the prompts; a text is cut as it is behind other text.
 
     Raises:
-        ValueError: not one for each prompt, something that is neither text nor ids, or ids that hold the pad token where the
-            mask is not "all".
+        ValueError: not one for each prompt, something that is neither text nor ids, or a tensor of ids that holds the pad
+            token where the mask is not "all".
     """
     given = _one_by_one(completions) if not isinstance(completions, str) else [completions]
     if len(given) != prompts:
         raise ValueError(f"{prompts} prompts but {len(given)} completions: give one for each")
     rows = [model.continuation(c) if isinstance(c, str) else _numbers(c) for c in given]
     check_ids(model, rows, empty=True)
-    if not isinstance(attention_mask, str):
-        _refuse_pads(model, [row for row, one in zip(rows, given, strict=True) if not isinstance(one, str)])
+    if isinstance(completions, (Tensor, np.ndarray)) and not isinstance(attention_mask, str):
+        _refuse_pads(model, rows)
     return rows
 
 
