@@ -62,7 +62,7 @@ class Finder(ast.NodeVisitor):
 
     def at(self, node: ast.AST, end: bool = False) -> int:
         """The offset in bytes at which a node begins, or ends."""
-        line, column = (node.end_lineno, node.end_col_offset) if end else (node.lineno, node.col_offset)  # type: ignore
+        line, column = (node.end_lineno, node.end_col_offset) if end else (node.lineno, node.col_offset)
         return self.offsets[line - 1] + column
 
     def note(self, begin: int, end: int, new: str) -> None:

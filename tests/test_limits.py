@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from regraft.engine import cone as cone_module
 from regraft.engine.cone import Cone, cone_holds
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Variant
 from regraft.graft.head_task import check_head
-from regraft.model.comparison import gap
 from regraft.model.load import load
 from regraft.model.recording import Recording
 from regraft.model.selfcheck import check
@@ -102,4 +100,3 @@ def test_the_control_row_is_held_to_rounding(monkeypatch):
             with pytest.raises(RuntimeError, match="the control row, which changes nothing, deviates by"):
                 sweep(recording, variants, METRIC)
         monkeypatch.setattr(Recording, "run_block", own)
-    assert gap(torch.tensor([1.0]), torch.tensor([1.0])) == 0.0
