@@ -1,0 +1,54 @@
+"""A few dozen variants of every kind that a model of any family must bear, for sweeps beside the naive reference."""
+
+from __future__ import annotations
+
+from regraft.engine.variant import Add, Replace, Route, Scale, Variant, Zero
+
+
+def all_sites(model, block):
+    names = (
+        "resid_pre",
+        "resid_mid",
+        "resid_post",
+        "attn_out",
+        "cross_out",
+        "mixer_out",
+        "mlp_out",
+        "q",
+        "k",
+        "v",
+        "z",
+    )
+    address = model.blocks[block].address
+    found = [f"{address}.{name}" for name in (*names, "mlp_act") if model.taps.exists(block, name)]
+    if model.taps.exists(block, "z") and model.tap(f"{address}.z").heads:
+        found.append(f"{address}.head.1")
+    if model.taps.exists(block, "mlp_act"):
+        found += [f"{address}.neuron.3", f"{address}.neuron.7"]
+    return found
+
+
+def some_variants(model, recording, other):
+    count = len(model.blocks)
+    variants = []
+    for block in (0, count - 2, count - 1):
+        for site in all_sites(model, block):
+            variants.append(Variant([Zero(site)]))
+            variants.append(Variant([Replace(site, other[site], position=2)]))
+            variants.append(Variant([Scale(site, 1.5, position=[1, -1])]))
+            variants.append(Variant([Add(site, 0.1 * other[site], position=4), Zero(site, position=5)]))
+    first = model.parts.stacks[-1].first
+    variants += [Variant(route=Route.skip(count, {block})) for block in range(count)]
+    variants += [
+        Variant(route=Route.swap(count, first, count - 1)),
+        Variant(route=Route.skip(count, {first, count - 1})),
+    ]
+    variants += [Variant(route=Route.repeat(count, count - 2, 3))]
+    edit = Scale(f"{model.blocks[-1].address}.resid_pre", 0.5)
+    variants += [Variant([edit], Route.swap(count, count - 2, count - 1))]
+    return variants
+
+
+def described(variant):
+    stops = [stop.block for stop in variant.route.stops] if variant.route else "clean"
+    return f"{[(type(e).__name__, e.site, e.position) for e in variant.edits]} on {stops}"
