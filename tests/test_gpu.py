@@ -176,7 +176,7 @@ def test_training_on_the_card_goes_on_where_it_broke_off(tmp_path):
 def test_greedy_text_on_the_card_is_the_argmax_of_full_forwards():
     model = load("specimen:gpt2", device=CARD)
     texts = ["The lamp in the hall was", "She opened the door and", "In the morning the old"]
-    for completion in completions(model, [Prompt("t", text) for text in texts], 8):
+    for completion in completions(model, [Prompt(start, "t") for start in texts], 8):
         tokens = list(completion.prompt_ids)
         for token in completion.completion_ids:
             with torch.no_grad():
