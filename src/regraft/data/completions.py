@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,11 +20,18 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-from regraft.data.prompts import Prompt, general, specimen
+from regraft.data.given import MOST_UNKNOWN, check_sayable, pieces_per_word, unknown_share
+from regraft.data.prompts import BOOK_PASSAGES, Prompt, general, specimen
+from regraft.model.forward import longest_input
 from regraft.model.load import SPECIMENS
 from regraft.model.opened import Model
 from regraft.model.progress import advance
 
+ASKED = 10
+NO_BETTER = 0.6
+"""Share of the logarithm of the vocabulary: a loss on the general prompts beyond it tells that they are foreign to the model."""
+MOST_PIECES = 8.0
+"""Tokens for a word, more than letters in most words: text in another script, or of another kind, to this tokenizer."""
 SYSTEM = "Continue or answer directly. Do not repeat the question."
 
 
@@ -43,8 +51,52 @@ def cache_folder() -> Path:
 
 
 def suited_prompts(model: Model) -> tuple[Prompt, ...]:
-    """The specimen's own prompts for an embedded specimen, the fifty general ones for any other model."""
-    return specimen() if is_specimen(model) else general()
+    """The specimen's own prompts for an embedded specimen; else the general ones, or prose where the model knows those better.
+
+    Chosen by what the tokenizer can say and by the model's own loss on the texts.
+
+    Raises:
+        ValueError: the tokenizer or the model does not know either.
+    """
+    if is_specimen(model) or model.tokenizer is None:
+        return specimen() if is_specimen(model) else general()
+    if "suited" not in model.proved:
+        model.proved["suited"] = float(_choice(model))
+    return (general(), BOOK_PASSAGES)[int(model.proved["suited"])]
+
+
+def _choice(model: Model) -> int:
+    """0 for the general prompts, 1 for the passages of prose.
+
+    Raises:
+        ValueError: neither suits.
+    """
+    sets = [[p.text for p in spread(general(), ASKED)], [p.text + p.completion for p in BOOK_PASSAGES]]
+    shares = [unknown_share(model, texts) for texts in sets]
+    if min(shares) > MOST_UNKNOWN:
+        check_sayable(model, sets[0], "the English prompts that ship with regraft")
+    writes = model.causal and not model.two_stacks and model.parts.head is not None and not model.parts.labels
+    known = [
+        share <= MOST_UNKNOWN and pieces_per_word(model, texts) <= MOST_PIECES for share, texts in zip(shares, sets, strict=True)
+    ]
+    if not writes or not any(known):
+        return 0
+    losses = [_own_loss(model, texts) if ok else float("inf") for texts, ok in zip(sets, known, strict=True)]
+    chance = math.log(model.vocabulary)
+    if losses[0] > NO_BETTER * chance and losses[1] < losses[0]:
+        return 1
+    return 0
+
+
+def _own_loss(model: Model, texts: Sequence[str]) -> float:
+    """Mean loss of the texts' own tokens, in nats; infinite where the model cannot read them."""
+    losses = []
+    for text in texts:
+        ids = torch.tensor([model.encode(text)[: longest_input(model.hf.config) or None]], device=model.device)
+        with torch.no_grad():
+            logits_TV = model.run(input_ids=ids).logits[0, :-1].float()
+        losses += torch.nn.functional.cross_entropy(logits_TV, ids[0, 1:], reduction="none").tolist()
+    return sum(losses) / len(losses) if losses else float("inf")
 
 
 def is_specimen(model: Model) -> bool:

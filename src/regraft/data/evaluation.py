@@ -50,6 +50,41 @@ class Recordings(Sequence[Recording]):
 
 
 @dataclass(eq=False)
+class Texts:
+    """Recorded texts of a model that writes none: what it reads is compared, token by token."""
+
+    model: Model
+    recordings: Recordings
+    texts: list[str]
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What a result keeps of its text."""
+        tokens = sum(len(row) for ids, _ in self.recordings.batches for row in ids)
+        return {"texts": json.dumps(self.texts), "scored_tokens": tokens}
+
+
+def evaluation_or_texts(
+    model: Model, prompts: str | Sequence[str] | None = None, count: int = 20, tokens: int = 24
+) -> Evaluation | Texts:
+    """Completions of prompts where the model writes text; of any other with one stack, the texts themselves.
+
+    Raises:
+        ValueError: there is nothing to measure on.
+    """
+    writes = model.causal and model.parts.head is not None and not model.parts.labels
+    if writes or model.two_stacks:
+        return evaluation(model, prompts, count, tokens)
+    if count < 1:
+        raise ValueError(f"{count} is too few: measure at least one text")
+    given = [prompts] if isinstance(prompts, str) else list(prompts or [])
+    said = given or [prompt.text for prompt in spread(suited_prompts(model), count)]
+    rows = sorted((model.encode(text) for text in said), key=len)
+    batches: list[Batch] = [(batch, None) for batch in batched(rows, [len(row) for row in rows])]
+    return Texts(model, Recordings(model, batches), said)
+
+
+@dataclass(eq=False)
 class Evaluation:
     """Recorded prompts with completions; `order[i]` lists the completions of recording i, prompt by prompt."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from regraft.model.comparison import gap
-from regraft.model.forward import BlockCall, StandIn, StopForward, over_rows, split_call, stacks_replaced
+from regraft.model.forward import CANNOT, BlockCall, StandIn, StopForward, over_rows, split_call, stacks_replaced
 from regraft.model.opened import Model
 from regraft.model.recording import Recording, record
 from regraft.model.selfcheck import sample_ids
@@ -71,6 +71,7 @@ class Cone:
         calls, placeholder = self._calls_from(start)
         call = calls[block]
         keys, values = self.past[block]
+        stream = stream.clone() if block in self.model.parts.written else stream
         past = PrefixCache(keys[:, :, :start], values[:, :, :start], rows)
         batched = self.model.batched
 
@@ -122,7 +123,10 @@ class Cone:
 
 
 def cone_holds(model: Model) -> bool:
-    """Whether suffixes on recorded keys and values reproduce the recorded stream; measured once for each model."""
+    """Whether suffixes on recorded keys and values reproduce the recorded stream; measured once for each model.
+
+    A model that has fewer positions than the proof needs, or another kind of cache than the proof fills, has no cone.
+    """
     if "cone" not in model.proved:
         model.proved["cone"] = _prove(model) if _may_hold(model) else float("inf")
     return model.proved["cone"] <= model.rounding
@@ -137,8 +141,12 @@ def _may_hold(model: Model) -> bool:
 
 def _prove(model: Model) -> float:
     """Largest difference, over all blocks, of a two-row suffix from the recorded stream, relative to the stream."""
-    recording = record(model, [sample_ids(model.table_rows, _PROOF_LENGTH, seed=1)], attention_mask="all")
-    cone = Cone(recording)
+    try:
+        recording = record(model, [sample_ids(model.table_rows, _PROOF_LENGTH, seed=1)], attention_mask="all")
+        cone = Cone(recording)
+        cone.run_block(0, recording.pre(0)[:, _PROOF_START:], 1, _PROOF_START)
+    except CANNOT:
+        return float("inf")
     if len(cone.past) != len(model.blocks):
         return float("inf")
     worst = 0.0

@@ -75,10 +75,10 @@ def corrected_stream(recording: Recording, block: int, edits: Sequence[Sequence[
     else:
         delta = _projected_change(recording, block, branch, edits, carried)
         if branch.out_norm is None:
-            outs = clean_out + delta
+            outs = clean_out + branch.factor * delta
         else:
             raw = recording.read(block, Tap(branch.module, "output"))
-            outs = branch.out_norm(raw + delta)
+            outs = branch.factor * branch.out_norm(raw + delta)
     if not part.sum_norms:
         return recording.post(block) + (outs - clean_out)
     return torch.stack([_closed(recording, part, branch, out) for out in outs])

@@ -212,10 +212,15 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def route_logits(recording: Recording, route: Route) -> Tensor:
     """Logits (B, T, V) of one route that differs in the last stack only, at every position, one block after the other."""
+    return recording.head(route_stream(recording, route))
+
+
+def route_stream(recording: Recording, route: Route) -> Tensor:
+    """The stream (B, T, D) that leaves the last block of such a route."""
     first = recording.model.parts.stacks[-1].first
     assert all(stop.block == i and stop.module is None for i, stop in enumerate(route.stops[:first]))
     stream = recording.pre(first)
     with torch.no_grad():
         for stop in route.stops[first:]:
             stream = recording.run_block(stop.block, stream, rows=1, module=stop.module)
-        return recording.head(stream)
+    return stream

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import xarray as xr
 
-from regraft.data.evaluation import Evaluation, evaluation
+from regraft.data.evaluation import Evaluation, Texts, evaluation_or_texts
 from regraft.intervene.knockout import greedy
-from regraft.intervene.surgery import measured_route, route_of, save_blocks
+from regraft.intervene.surgery import check_writable_as, measured_route, route_of, save_blocks
 from regraft.model.opened import Model
+from regraft.model.parts import Block
 
 
 def prune(
@@ -29,7 +32,8 @@ def prune(
         drop: numbers of the blocks to leave out; without them, greedy pruning chooses.
         limit: how many times the clean loss greedy pruning may reach.
         save: folder to write the pruned model to.
-        prompts: texts whose completions are scored; without them, prompts that suit the model.
+        prompts: texts whose completions are scored, or which a model that writes none reads; without them, prompts that suit
+            the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
 
@@ -39,15 +43,15 @@ def prune(
     """
     stack = model.parts.stacks[-1]
     total = len(stack.blocks)
-    text = evaluation(model, prompts, count, tokens)
+    if save:
+        check_writable_as(model, stack.blocks, save)
+    if drop:
+        check_writable_as(model, _without(stack.blocks, drop), save)
+    text = evaluation_or_texts(model, prompts, count, tokens)
     removed = sorted(set(drop)) if drop else _greedy(model, text, limit)
-    wrong = next((number for number in removed if not 0 <= number < total), None)
-    if wrong is not None:
-        raise ValueError(f"there is no block {wrong} to leave out: there are {total} blocks, 0 to {total - 1}")
     places = [p for p in range(total) if p not in removed]
-    if not places:
-        raise ValueError("no block would remain: leave out fewer")
-    blocks = [stack.blocks[p] for p in places]
+    blocks = _without(stack.blocks, removed)
+    check_writable_as(model, blocks, save)
     route = route_of(model, blocks, places)
     measured = measured_route(model, text, route, blocks)
     left_out = ", ".join(stack.blocks[p].address for p in removed) or "none"
@@ -57,8 +61,28 @@ def prune(
     return measured
 
 
-def _greedy(model: Model, text: Evaluation, limit: float) -> list[int]:
-    """Numbers, within the last stack, of the blocks that greedy pruning removes; one at least remains."""
+def _without(blocks: Sequence[Block], removed: Sequence[int]) -> list[Block]:
+    """The blocks that remain.
+
+    Raises:
+        ValueError: there is no block of a number, or none would remain.
+    """
+    wrong = next((number for number in removed if not 0 <= number < len(blocks)), None)
+    if wrong is not None:
+        raise ValueError(f"there is no block {wrong} to leave out: there are {len(blocks)} blocks, 0 to {len(blocks) - 1}")
+    if len(set(removed)) == len(blocks):
+        raise ValueError("no block would remain: leave out fewer")
+    return [block for place, block in enumerate(blocks) if place not in removed]
+
+
+def _greedy(model: Model, text: Evaluation | Texts, limit: float) -> list[int]:
+    """Numbers, within the last stack, of the blocks that greedy pruning removes; one at least remains.
+
+    Raises:
+        ValueError: the model has no loss that could be kept low.
+    """
+    if isinstance(text, Texts):
+        raise ValueError(f"{model.name} has no next-token loss by which to choose blocks: name them with --drop (drop=[...])")
     own = [block.index for block in model.parts.stacks[-1].blocks]
     steps = greedy(model, text, limit, own, keep=1)
     addresses = [block.address for block in model.blocks]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import xarray as xr
 
-from regraft.data.evaluation import evaluation
-from regraft.intervene.surgery import measured_route, route_of, save_blocks
+from regraft.data.evaluation import evaluation_or_texts
+from regraft.intervene.surgery import check_writable_as, measured_route, route_of, save_blocks
 from regraft.model.opened import Model
 
 
@@ -25,12 +25,13 @@ def reorder(
     Args:
         order: numbers of the blocks in their new order; without it, the first two inner blocks change places.
         save: folder to write the model to.
-        prompts: texts whose completions are scored; without them, prompts that suit the model.
+        prompts: texts whose completions are scored, or which a model that writes none reads; without them, prompts that suit
+            the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
 
     Raises:
-        ValueError: a block that does not exist, a model without a next-token loss, or an order that cannot be written.
+        ValueError: a block that does not exist, or an order that cannot be written.
     """
     stack = model.parts.stacks[-1]
     total = len(stack.blocks)
@@ -39,7 +40,8 @@ def reorder(
     if wrong is not None:
         raise ValueError(f"there is no block {wrong} for the order: there are {total} blocks, 0 to {total - 1}")
     blocks = [stack.blocks[number] for number in wanted]
-    text = evaluation(model, prompts, count, tokens)
+    check_writable_as(model, blocks, save)
+    text = evaluation_or_texts(model, prompts, count, tokens)
     route = route_of(model, blocks, list(range(len(blocks))))
     measured = measured_route(model, text, route, blocks)
     measured.attrs["change"] = f"blocks in the order {', '.join(block.address for block in blocks)}"

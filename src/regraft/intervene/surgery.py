@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import nn
+from torch import Tensor, nn
 
-from regraft.data.evaluation import Evaluation
+from regraft.data.evaluation import Evaluation, Texts
 from regraft.engine.metric import kl_to_clean, loss, top1_agreement
 from regraft.engine.outcome import sweep_attributes
-from regraft.engine.replay import route_logits
+from regraft.engine.replay import route_logits, route_stream
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Route, Stop, Variant
 from regraft.experiment import provenance
+from regraft.intervene.block_config import adjusted, check_expressible
 from regraft.model.anatomy import weigh
-from regraft.model.comparison import gap
+from regraft.model.comparison import gap, rounding
 from regraft.model.files import CheckpointError
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint
@@ -32,6 +33,8 @@ from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.readback import check_generation, check_tensors, probe_ids
 from regraft.model.recording import Recording
+from regraft.model.stored import cast_as_stored, round_as_stored, stored_types
+from regraft.model.wrapped import refuse_adapters
 from regraft.runs import check_empty, whole_folder
 
 CARD = "README.md"
@@ -45,20 +48,19 @@ def route_of(model: Model, blocks: Sequence[Block | nn.Module], places: Sequence
     return Route((*before, *own))
 
 
-def measured_route(model: Model, text: Evaluation, route: Route, blocks: Sequence[Block | nn.Module]) -> xr.Dataset:
-    """Loss, divergence, agreement, parameters and bytes of a model with another sequence of blocks, beside the whole one."""
+def measured_route(model: Model, text: Evaluation | Texts, route: Route, blocks: Sequence[Block | nn.Module]) -> xr.Dataset:
+    """Loss, divergence, agreement, parameters and bytes of a model with another sequence of blocks, beside the whole one.
+
+    A model that writes no text has no loss: there it is the distance of its last stream.
+    """
+    if isinstance(text, Texts):
+        return _by_distance(model, text, route, blocks)
     result = sweep(text.recordings, [Variant(route=route)], [loss(), kl_to_clean(), top1_agreement()])
-    own = [weigh(block.module)[0] for block in model.parts.stacks[-1].blocks]
-    size = [weigh(block.module)[1] for block in model.parts.stacks[-1].blocks]
-    modules = [b.module if isinstance(b, Block) else b for b in blocks]
-    parameters, bytes_ = weigh(model.hf)
-    after = parameters - sum(own) + sum(weigh(m)[0] for m in modules), bytes_ - sum(size) + sum(weigh(m)[1] for m in modules)
     clean = result.clean_mean("loss")
     return xr.Dataset(
         {
             "loss": ("state", [clean, float(result.mean("loss")[0])], {"units": "nats per token"}),
-            "parameters": ("state", [parameters, after[0]], {"units": "parameters"}),
-            "bytes": ("state", [bytes_, after[1]], {"units": "bytes in memory"}),
+            **_weights_of(model, blocks),
             "kl": ("state", [0.0, float(result.mean("kl_to_clean")[0])], {"units": "nats from the whole model"}),
             "agreement": (
                 "state",
@@ -69,6 +71,36 @@ def measured_route(model: Model, text: Evaluation, route: Route, blocks: Sequenc
         coords={"state": ["before", "after"]},
         attrs={**sweep_attributes(result), **text.attributes},
     )
+
+
+def _by_distance(model: Model, text: Texts, route: Route, blocks: Sequence[Block | nn.Module]) -> xr.Dataset:
+    """The same for a model that writes no text: how far the stream behind its last block is from the whole model's."""
+    distances, worst = [], 0.0
+    for recording in text.recordings:
+        clean, real = recording.post(len(model.blocks) - 1), recording.mask_BT
+        own = Route(tuple(Stop(block.index) for block in model.blocks))
+        for stream, kept in ((route_stream(recording, own), None), (route_stream(recording, route), distances)):
+            away = ((stream - clean).norm(dim=-1) / clean.norm(dim=-1))[real]
+            worst = max(worst, float(away.max())) if kept is None else worst
+            distances += [] if kept is None else away.tolist()
+    units = {"units": "share of the whole model's last stream, mean over all tokens"}
+    return xr.Dataset(
+        {"distance": ("state", [0.0, float(np.mean(distances))], units), **_weights_of(model, blocks)},
+        coords={"state": ["before", "after"]},
+        attrs={"control_deviation": worst, **text.attributes},
+    )
+
+
+def _weights_of(model: Model, blocks: Sequence[Block | nn.Module]) -> dict[str, Any]:
+    """Parameters and bytes of the whole model and of the one with these blocks in its last stack."""
+    own = [weigh(block.module) for block in model.parts.stacks[-1].blocks]
+    put = [weigh(b.module if isinstance(b, Block) else b) for b in blocks]
+    before = weigh(model.hf)
+    after = [total - sum(o[i] for o in own) + sum(p[i] for p in put) for i, total in enumerate(before)]
+    return {
+        "parameters": ("state", [before[0], after[0]], {"units": "parameters"}),
+        "bytes": ("state", [before[1], after[1]], {"units": "bytes in memory"}),
+    }
 
 
 def save_blocks(
@@ -91,8 +123,12 @@ def save_blocks(
     target = Path(folder)
     check_empty(target, "--save")
     sample = _sample(model)
-    wanted = route_logits(sample, route)
-    changed = rebuilt(model, blocks)
+    wanted = _route_output(sample, route)
+    changed, types = rebuilt(model, blocks), stored_types(model) if write is None else {}
+    if round_as_stored(changed, types):
+        _check_same(_output(changed, sample), wanted, rounding(min(types.values(), key=_digits), len(blocks), model.width), model)
+        wanted = _output(changed, sample)
+    cast_as_stored(changed, types)
     with whole_folder(target) as fresh:
         with quiet_transformers():
             (write or _write_plainly)(changed, fresh)
@@ -101,17 +137,37 @@ def save_blocks(
         read = _read_back(fresh, target, model)
         if write is None:
             check_tensors(read, changed.state_dict())
-        with torch.no_grad():
-            found = read(**sample.inputs, **without_cache(read)).logits
-        difference = gap(found, wanted)
-        if not difference <= model.rounding:
-            raise ValueError(
-                f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: read back, its logits "
-                f"differ by {difference:.1e} (something in it depends on a block's number)"
-            )
+        difference = _check_same(_output(read, sample), wanted, model.rounding, model)
         check_generation(read, model.hf, sample.inputs, model.rounding)
         (fresh / CARD).write_text(_card(model, measured, difference, _weight_bytes(fresh)), encoding="utf-8")
     return f"{folder} opens with transformers and gives the route's logits (largest difference {difference:.1g})"
+
+
+def _check_same(found: Tensor, wanted: Tensor, bound: float, model: Model) -> float:
+    difference = gap(found, wanted)
+    if not difference <= bound:
+        raise ValueError(
+            f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: read back, its logits "
+            f"differ by {difference:.1e} (something in it depends on a block's number)"
+        )
+    return difference
+
+
+def _digits(kind: torch.dtype) -> float:
+    return -torch.finfo(kind).eps
+
+
+def _output(hf: Any, sample: Recording) -> Tensor:
+    """Logits of a model, or its last hidden states where it has no output matrix."""
+    with torch.no_grad():
+        return hf(**sample.inputs, **without_cache(hf))[0]
+
+
+def _route_output(sample: Recording, route: Route) -> Tensor:
+    """The same of a route."""
+    if sample.model.parts.head is not None:
+        return route_logits(sample, route)
+    return sample.hidden(route_stream(sample, route))
 
 
 def _write_plainly(changed: Any, fresh: Path) -> None:
@@ -145,20 +201,27 @@ def rebuilt(model: Model, blocks: Sequence[Block | nn.Module]) -> Any:
             if isinstance(getattr(module, "layer_idx", None), int):
                 setattr(module, "layer_idx", number)  # noqa: B010
     setattr(owner, stack.attribute, nn.ModuleList(copies))
-    kept = [b.index - stack.first if isinstance(b, Block) else place for place, b in enumerate(blocks)]
-    _adjust(changed.config, len(stack.blocks), [min(k, len(stack.blocks) - 1) for k in kept], decoder=model.two_stacks)
+    changed.config = adjusted(changed.config, len(stack.blocks), facts_of(model, blocks), model.two_stacks)
     return changed
 
 
-def _adjust(config: Any, before: int, kept: list[int], decoder: bool) -> None:
-    """The number of layers, and every list that holds one entry for each of them."""
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == before and "layer" in name:
-            setattr(config, name, [value[k] for k in kept])
-    count = "num_decoder_layers" if decoder and hasattr(config, "num_decoder_layers") else "num_hidden_layers"
-    if decoder and hasattr(config, "decoder_layers"):
-        count = "decoder_layers"
-    setattr(config, count, len(kept))
+def facts_of(model: Model, blocks: Sequence[Block | nn.Module]) -> list[int]:
+    """For each place, the number of the block whose facts (its kind, its window) it has."""
+    stack = model.parts.stacks[-1]
+    kept = [b.index - stack.first if isinstance(b, Block) else place for place, b in enumerate(blocks)]
+    return [min(k, len(stack.blocks) - 1) for k in kept]
+
+
+def check_writable_as(model: Model, blocks: Sequence[Block | nn.Module], folder: str) -> None:
+    """Make sure, before anything is measured, that a sequence of blocks can be written to a folder, where one is given.
+
+    Raises:
+        ValueError: the folder is not empty, an adapter is in effect, or the configuration cannot say this sequence.
+    """
+    if folder:
+        check_empty(Path(folder), "--save")
+        refuse_adapters(model)
+        check_expressible(model, blocks, facts_of(model, blocks))
 
 
 def _sample(model: Model) -> Recording:

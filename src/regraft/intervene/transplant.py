@@ -14,10 +14,11 @@ from regraft.engine.metric import loss
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Route, Variant
-from regraft.intervene.surgery import measured_route, route_of, save_blocks
+from regraft.intervene.surgery import check_writable_as, measured_route, route_of, save_blocks
 from regraft.model.load import load
 from regraft.model.opened import Model
 from regraft.model.parts import Block
+from regraft.model.selfcheck import sample_ids
 
 
 def transplant(
@@ -84,7 +85,8 @@ def _check_fit(model: Model, given: Model, blocks: tuple[Block, ...]) -> None:
     if given.width != model.width:
         raise ValueError(f"{given.name} is {given.width} wide, {model.name} {model.width}: a donor must be as wide")
     first = model.parts.stacks[-1].blocks[0].index
-    recording = model.record([[5, 6, 7]], [[6, 7]] if model.two_stacks else None)
+    ids = sample_ids(model.table_rows, min(3, model.probe))
+    recording = model.record([ids], [ids[1:]] if model.two_stacks else None, attention_mask="all")
     for block in blocks:
         try:
             with torch.no_grad():
@@ -113,6 +115,7 @@ def _put(model: Model, given: Model, pairs: list[tuple[int, int]], save: str, te
     blocks: list[Block | nn.Module] = list(stack.blocks)
     for donor, place in pairs:
         blocks[place] = given.parts.stacks[-1].blocks[donor].module
+    check_writable_as(model, blocks, save)
     route = route_of(model, blocks, list(range(len(blocks))))
     measured = measured_route(model, text, route, blocks)
     said = ", ".join(f"{donor} for {place}" for donor, place in pairs)

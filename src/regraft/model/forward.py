@@ -15,9 +15,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from regraft.model.parts import Block, Parts, Stack
-from regraft.model.structure import Path, main_tensor, map_tensors, same_memory, walk_tensors, with_main_tensor
+from regraft.model.structure import Path, main_tensor, map_tensors, same_memory, version, walk_tensors, with_main_tensor
+
+LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+CANNOT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What the code of a model raises where it is asked for what it does not do."""
+
+
+def text_config(config: Any) -> Any:
+    """The configuration of the part that reads and writes text: the model's own, or the one that it keeps for that."""
+    return config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
+
+
+def longest_input(config: Any) -> int:
+    """How many tokens a model reads at most by its configuration; 0 where that says nothing."""
+    text = text_config(config)
+    found = [value for name in LONGEST if type(value := getattr(text, name, None)) is int and value > 0]
+    return min(found, default=0)
 
 
 class StopForward(Exception):
@@ -45,6 +62,7 @@ class Captured:
 
     calls: list[BlockCall] = field(default_factory=list)
     stream: list[Tensor] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     ends: list[Tensor] = field(default_factory=list)
     memory: Tensor | None = None
     result: Any = None
@@ -60,7 +78,20 @@ def split_call(args: tuple, kwargs: dict) -> tuple[BlockCall, Tensor]:
 
 
 def capture(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool = False) -> Captured:
-    """Run the model once and keep what every block was called with; `whole` also runs what follows the last block."""
+    """Run the model and keep what every block was called with; `whole` also runs what follows the last block.
+
+    Streams are kept as they are, without a copy. Where one was written to afterwards, which its version counter tells, the
+    model is run once more with copies there, and `parts.written` remembers it.
+    """
+    taken = _captured(hf, parts, inputs, whole)
+    written = {block for block, then in enumerate(taken.versions) if version(taken.stream[block]) != then}
+    if written <= parts.written:
+        return taken
+    parts.written.update(written)
+    return capture(hf, parts, inputs, whole)
+
+
+def _captured(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool) -> Captured:
     taken = Captured()
     last_blocks = {stack.blocks[-1].index for stack in parts.stacks}
 
@@ -70,7 +101,9 @@ def capture(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool = F
                 raise ValueError(f"block {block.address} was called out of order: the parts found are not this model's")
             call, stream = split_call(args, kwargs)
             taken.calls.append(call)
+            stream = stream.clone() if block.index in parts.written else stream
             taken.stream.append(stream)
+            taken.versions.append(version(stream))
 
         return hear
 

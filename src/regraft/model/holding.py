@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Lock, RLock
 from weakref import WeakKeyDictionary
 
@@ -21,12 +21,14 @@ SAMPLED = 4096
 
 
 class Hold:
-    """A re-entrant lock on a model: inside, all of it is in evaluation mode; modes are put back as they were."""
+    """A re-entrant lock on a model: inside, all of it is in evaluation mode, plain and uncompiled; put back as it was.
+
+    Compiled code would not see our hooks; autocast and inference mode would give other numbers and tensors.
+    """
 
     def __init__(self) -> None:
         self.lock = RLock()
         self.depth = 0
-        self.training: list[nn.Module] = []
 
     @property
     def outermost(self) -> bool:
@@ -37,19 +39,46 @@ class Hold:
     def on(self, hf: nn.Module) -> Iterator[Hold]:
         """Hold the model; entering again in the same thread costs nothing."""
         with self.lock:
-            if self.depth == 0:
-                self.training = [module for module in hf.modules() if module.training]
-                for module in self.training:
-                    module.training = False
             self.depth += 1
             try:
-                yield self
+                if self.outermost:
+                    with evaluated(hf), plain_numbers():
+                        yield self
+                else:
+                    yield self
             finally:
                 self.depth -= 1
-                if self.depth == 0:
-                    for module in self.training:
-                        module.training = True
-                    self.training = []
+
+
+@contextmanager
+def evaluated(hf: nn.Module) -> Iterator[None]:
+    """While inside, every module is in evaluation mode and runs its own Python; both are put back."""
+    training = [module for module in hf.modules() if module.training]
+    compiled = [(module, module._compiled_call_impl) for module in hf.modules() if module._compiled_call_impl is not None]
+    for module in training:
+        module.training = False
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for module, code in compiled:
+            module._compiled_call_impl = code
+
+
+@contextmanager
+def plain_numbers() -> Iterator[None]:
+    """While inside, neither the caller's autocast nor an inference mode reaches what is computed."""
+    grad = torch.is_grad_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for device in {"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"}:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.set_grad_enabled(grad))
+        yield
 
 
 _HOLDS: WeakKeyDictionary[nn.Module, Hold] = WeakKeyDictionary()

@@ -22,7 +22,7 @@ from regraft.model.load import open_live, read_config
 from regraft.model.opened import Model
 from regraft.model.parts import Block, is_linear
 from regraft.model.recording import Recording, record
-from regraft.model.selfcheck import LENGTH, sample_ids
+from regraft.model.selfcheck import sample_ids
 from regraft.model.site import Tap
 from regraft.model.tapping import reading
 
@@ -81,7 +81,7 @@ def _packed_mlp(block: Block) -> list[str]:
 
 def _prove_gate(model: Model, block: Block, path: str) -> Layout | None:
     """The one way to halve a parameter such that the MLP is linear in one half and curved in the other."""
-    ids = sample_ids(model.table_rows, LENGTH)
+    ids = sample_ids(model.table_rows, model.probe)
     recording = record(model, [ids], [ids] if model.two_stacks else None, attention_mask="all")
     weight = block.module.get_parameter(path)
     proved = []

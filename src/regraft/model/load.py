@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +22,16 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from regraft.model.files import CheckpointError, check_folder
-from regraft.model.forward import learn_batched, without_cache
+from regraft.model.find import find_parts
+from regraft.model.forward import CANNOT, learn_batched, text_config, without_cache
 from regraft.model.holding import hold_of
 from regraft.model.integers import holds_integers, with_plain_weights
 from regraft.model.opened import Model
 from regraft.model.pack import pack_if_it_pays
-from regraft.model.parts import find_parts
 from regraft.model.selfcheck import LENGTH, check, sample_ids
 from regraft.model.site import Taps
-from regraft.model.trace import trace
+from regraft.model.trace import Trace, trace
+from regraft.model.wrapped import refuse_adapter_folder, unwrapped
 
 SPECIMENS = {"qwen3": "specimen-qwen3", "tuned": "specimen-qwen3-tuned", "gpt2": "specimen-gpt2", "t5": "specimen-t5"}
 DEFAULT_SPECIMEN = "specimen:qwen3"
@@ -38,7 +40,7 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 
 
 def load(
-    source: str | Path | nn.Module | None = None,
+    source: str | Path | nn.Module | tuple[nn.Module, Any] | None = None,
     tokenizer: Any = None,
     *,
     device: str | None = None,
@@ -51,7 +53,8 @@ def load(
 
     Args:
         source: nothing for the embedded specimen, `"specimen:tuned"`, `"specimen:gpt2"` or `"specimen:t5"`, a folder, a
-            hub id, or a live Hugging Face model (then `tokenizer` may go with it).
+            hub id, or a live Hugging Face model (then `tokenizer` may go with it, or both as a pair). A wrapper (an adapter, a
+            sentence encoder, a compiled or data-parallel model) is opened through what it wraps, which the notes say.
         tokenizer: a tokenizer, or the folder or hub id of one; by default the model's own.
         device: where to put the weights, for example `"cuda"`; by default the CPU. A live model stays where it is.
         dtype: floating type; by default float32 on a CPU and the checkpoint's own elsewhere.
@@ -62,22 +65,51 @@ def load(
     Raises:
         ValueError: the checkpoint is damaged, incomplete, not safetensors, or no transformer was found in it.
     """
+    notes: list[str] = []
+    source, tokenizer = _source_of(source, tokenizer)
     if isinstance(source, nn.Module):
         if device or dtype:
             raise ValueError("a live model is opened as it is: move it or change its dtype before, then load it without them")
-        hf, folder, name = cast(Any, source), None, type(source).__name__
+        inner, notes = unwrapped(source)
+        hf, folder, name = cast(Any, inner), None, type(inner).__name__
+        tokenizer = tokenizer or _own_tokenizer(source, inner)
         if attention:
             hf.set_attn_implementation(attention)
     else:
         folder, name = resolve(source)
+        refuse_adapter_folder(folder)
         check_folder(folder)
         hf = read_checkpoint(folder, device or "cpu", dtype, attention, remote_code)
         tokenizer = tokenizer or read_tokenizer(folder, remote_code)
     if isinstance(tokenizer, (str, Path)):
         tokenizer = read_tokenizer(resolve(str(tokenizer))[0], remote_code)
     model = open_live(hf, tokenizer, name, folder, pack)
+    model.notes = notes
     model.source = name if isinstance(source, nn.Module) else str(source or DEFAULT_SPECIMEN)
     return model
+
+
+def _source_of(source: Any, tokenizer: Any) -> tuple[str | Path | nn.Module | None, Any]:
+    """A source and a tokenizer from what was given, be it both in one pair.
+
+    Raises:
+        ValueError: it is neither a name nor a model, or there are two tokenizers.
+    """
+    if isinstance(source, (tuple, list)) and len(source) == 2:
+        if tokenizer is not None:
+            raise ValueError("there are two tokenizers, one in the pair and one beside it: give one")
+        source, tokenizer = source
+    if source is None or isinstance(source, (str, Path, nn.Module)):
+        return source, tokenizer
+    raise ValueError(
+        f"a {type(source).__name__} cannot be opened: give a folder, a hub id, a specimen's name, a live Hugging Face model, or "
+        "a pair of a model and its tokenizer"
+    )
+
+
+def _own_tokenizer(source: nn.Module, inner: nn.Module) -> Any:
+    """The tokenizer that a wrapper carries beside its model."""
+    return None if source is inner else getattr(source, "tokenizer", None)
 
 
 def open_live(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool) -> Model:
@@ -88,22 +120,8 @@ def open_live(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pac
 
 def _opened(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool) -> Model:
     _refuse_nonfinite(hf)
-    rows = _table_rows(hf)
-    two = bool(getattr(hf.config, "is_encoder_decoder", False))
-
-    def inputs_of(batch: int, padded: bool) -> dict[str, Any]:
-        device = next(hf.parameters()).device
-        ids = torch.tensor([sample_ids(rows, LENGTH)] * batch, device=device)
-        inputs: dict[str, Any] = {"input_ids": ids, **without_cache(hf)}
-        if padded:
-            inputs["attention_mask"] = torch.tensor([[1] * (LENGTH - 1) + [0]] * batch, device=device)
-        if two:
-            inputs["decoder_input_ids"] = ids
-            if padded:
-                inputs["decoder_attention_mask"] = inputs["attention_mask"]
-        return inputs
-
-    parts = find_parts(hf, trace(hf, inputs_of(1, False)))
+    heard, probe = _probed(hf)
+    parts = find_parts(hf, heard, torch.tensor([sample_ids(_table_rows(hf), probe)]))
     attention = getattr(hf.config, "_attn_implementation", None) or "eager"
     model = Model(
         hf,
@@ -112,8 +130,9 @@ def _opened(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack:
         folder,
         parts,
         Taps(parts, hf.config, attention),
-        learn_batched(hf, parts, inputs_of),
+        learn_batched(hf, parts, partial(_probe_inputs, hf, probe)),
         attention,
+        probe,
     )
     model.check = check(model)
     if pack and model.device.type == "cpu":
@@ -121,9 +140,42 @@ def _opened(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack:
     return model
 
 
+def _probe_inputs(hf: nn.Module, length: int, batch: int, padded: bool) -> dict[str, Any]:
+    """The same few ids for every row; with `padded`, the last one is masked."""
+    device = next(hf.parameters()).device
+    ids = torch.tensor([sample_ids(_table_rows(hf), length)] * batch, device=device)
+    inputs: dict[str, Any] = {"input_ids": ids, **without_cache(hf)}
+    if padded:
+        inputs["attention_mask"] = torch.tensor([[1] * (length - 1) + [0]] * batch, device=device)
+    if getattr(hf.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids
+        if padded:
+            inputs["decoder_attention_mask"] = inputs["attention_mask"]
+    return inputs
+
+
+def _probed(hf: nn.Module) -> tuple[Trace, int]:
+    """A traced run of a few ids, fewer where the model has fewer positions, and how many they were.
+
+    Raises:
+        ValueError: the model cannot be run on token ids.
+    """
+    first: Exception | None = None
+    for length in range(LENGTH, 1, -1):
+        try:
+            return trace(hf, _probe_inputs(hf, length, 1, False)), length
+        except CANNOT as error:
+            first = first or error
+    reason = (str(first) or type(first).__name__).strip().splitlines()[0]
+    raise ValueError(
+        f"{type(hf).__name__} cannot be run on token ids alone ({reason}): models that read text are opened, and of a model of "
+        "images or sound the part that reads text"
+    ) from first
+
+
 def _table_rows(hf: nn.Module) -> int:
     """Rows of the smallest embedding that could be the token table, so that sample ids exist in it."""
-    declared = getattr(hf.config, "vocab_size", None)
+    declared = getattr(text_config(hf.config), "vocab_size", None)
     if isinstance(declared, int):
         return declared
     tables = [module.num_embeddings for module in hf.modules() if isinstance(module, nn.Embedding)]

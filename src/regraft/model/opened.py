@@ -37,7 +37,8 @@ class Model:
     """A transformer taken apart. Made by `regraft.load`.
 
     `hf` is the live Hugging Face model, `parts` what was found in it, `check` what the self-check measured, `batched`
-    the recorded arguments that grow with the batch.
+    the recorded arguments that grow with the batch, `probe` the number of tokens of a run that proves something (fewer than 8
+    where the model has fewer positions), `notes` what a reader should know of how it was opened.
     """
 
     hf: Any
@@ -48,10 +49,12 @@ class Model:
     taps: Taps
     batched: frozenset[tuple[int, Path]]
     attention: str
+    probe: int = 8
     check: SelfCheck = field(init=False)
     packed: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     proved: dict[str, float] = field(default_factory=dict)
     source: str = ""
+    notes: list[str] = field(default_factory=list)
     opened_at: tuple = ()
     packed_at: tuple = ()
     hooks_at: tuple = ()
@@ -226,7 +229,8 @@ class Model:
 
     def proof(self) -> dict[str, str]:
         """What was proved about the parts, for provenance: the kind of attention and the self-check as JSON."""
-        return {"attention": self.attention, "self_check": json.dumps(self.check.as_dict())}
+        notes = {"opened": "; ".join(self.notes)} if self.notes else {}
+        return {"attention": self.attention, "self_check": json.dumps(self.check.as_dict()), **notes}
 
     def fingerprint(self) -> tuple:
         """Changes when a weight is exchanged or written to; see `regraft.model.holding`."""

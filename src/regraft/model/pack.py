@@ -63,7 +63,7 @@ def pack_if_it_pays(hf: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]
 
 def _trial(module: nn.Module, fast: Callable[[Tensor], Tensor]) -> float:
     """How many times faster the packed layer is: the best of five calls of each, in turn."""
-    x = torch.randn(1, TRIAL_ROWS, in_width(module), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, TRIAL_ROWS, in_width(module), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     best = [float("inf"), float("inf")]
     with torch.no_grad():
         for _ in range(6):

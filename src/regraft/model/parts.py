@@ -8,15 +8,11 @@ the tables below. What is found here is a claim; `selfcheck` proves or refuses i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
-
-from regraft.model.structure import largest_difference, same_memory
-from regraft.model.trace import Call, Trace
 
 OUTPUT_PROJECTIONS = (
     "o_proj", "out_proj", "c_proj", "dense", "Wo", "wo", "o", "fc_out", "dense_4h_to_h", "fc2", "down_proj", "w2",
@@ -42,7 +38,8 @@ class Branch:
 
     `module` returns the addition before any norm of its own; `projection` is the same module where it is a plain linear
     map; `out_norm` normalises the addition (sandwich and post-norm blocks); `sum_norm` normalises the stream after the
-    addition (the original transformer, BERT). `attention` is the module that mixes positions.
+    addition (the original transformer, BERT). `attention` is the module that mixes positions. `factor` is a constant by which
+    the block multiplies what `last` returns before it is added.
     """
 
     kind: BranchKind
@@ -52,6 +49,7 @@ class Branch:
     sum_norm: nn.Module | None = None
     attention: nn.Module | None = None
     recurrent: bool = False
+    factor: float = 1.0
 
     @property
     def last(self) -> nn.Module:
@@ -103,6 +101,8 @@ class Parts:
     """All that was found; `None` where there is nothing of the kind.
 
     `labels` is the number of labels that the head scores at every token, 0 where it scores the tokens of the vocabulary.
+    `written` are the blocks whose incoming stream is written to in place, as the version counters of recorded streams told:
+    those are given copies.
     """
 
     stacks: tuple[Stack, ...]
@@ -115,6 +115,7 @@ class Parts:
     tied: bool
     labels: int = 0
     why_no_head: str = "has no output matrix"
+    written: set[int] = field(default_factory=set)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -122,161 +123,31 @@ class Parts:
         return tuple(block for stack in self.stacks for block in stack.blocks)
 
 
-def find_parts(hf: nn.Module, heard: Trace) -> Parts:
-    """Read the parts off one traced forward pass.
-
-    Raises:
-        ValueError: no list of blocks carries a residual stream through this model, or there are more than two.
-    """
-    lists = _find_stacks(hf, heard)
-    if not lists:
-        raise ValueError("no list of blocks that hand a residual stream on was found in this model: it cannot be opened")
-    if len(lists) > 2:
-        raise ValueError(f"{len(lists)} stacks of blocks were found ({', '.join(lists)}): one or two can be opened")
-    names = ("",) if len(lists) == 1 else ("encoder", "decoder")
-    stacks, first = [], 0
-    for name, (path, modules) in zip(names, lists.items(), strict=True):
-        stacks.append(_stack(hf, heard, name, path, modules, first))
-        first += len(modules)
-    embedding = _embedding(heard)
-    table = embedding.module
-    assert isinstance(table, nn.Embedding)
-    final_norm, head, why = _after_last_block(heard, stacks[-1])
-    return Parts(
-        stacks=tuple(stacks),
-        embedding=table,
-        embedding_path=embedding.name,
-        final_norm=final_norm.module if final_norm else None,
-        final_norm_path=final_norm.name if final_norm else "",
-        head=head.module if head else None,
-        head_path=head.name if head else "",
-        tied=head is not None and head.module.weight is table.weight,
-        labels=_labels(hf, head, table),
-        why_no_head=why,
-    )
-
-
-def stream_in(call: Call) -> Tensor | None:
-    """The residual stream given to a block: its first three-dimensional floating tensor argument."""
-    return next((t for t in call.inputs if t.dim() == 3 and t.is_floating_point()), None)
-
-
-def _stream_in(call: Call) -> Tensor:
-    stream = stream_in(call)
-    assert stream is not None
-    return stream
-
-
-def _find_stacks(hf: nn.Module, heard: Trace) -> dict[str, nn.ModuleList]:
-    found: dict[str, nn.ModuleList] = {}
-    order = {id(call.module): position for position, call in reversed(list(enumerate(heard.calls)))}
-    lists = [(name, module) for name, module in hf.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
-    for name, modules in sorted(lists, key=lambda item: item[0].count(".")):
-        inside = any(name.startswith(outer + ".") for outer in found)
-        if not inside and _hands_stream_on([heard.of(module) for module in modules]):
-            found[name] = modules
-    return dict(sorted(found.items(), key=lambda item: order[id(item[1][0])]))
-
-
-def _hands_stream_on(calls: list[list[Call]]) -> bool:
-    if any(len(of_one) != 1 for of_one in calls):
-        return False
-    chain = [of_one[0] for of_one in calls]
-    for call in chain:
-        incoming = stream_in(call)
-        if incoming is None or not call.has_output or incoming.shape != call.output.shape:
-            return False
-    return all(largest_difference(earlier.output, _stream_in(later)) == 0.0 for earlier, later in pairwise(chain))
-
-
-def _stack(hf: nn.Module, heard: Trace, name: str, path: str, modules: nn.ModuleList, first: int) -> Stack:
-    owner_path, _, attribute = path.rpartition(".")
-    blocks = []
-    for offset, module in enumerate(modules):
-        address = f"{name}.{offset}" if name else str(offset)
-        blocks.append(_block(heard, first + offset, address, f"{path}.{offset}", module))
-    return Stack(name, path, hf.get_submodule(owner_path), attribute, first, tuple(blocks))
-
-
-def _block(heard: Trace, index: int, address: str, path: str, module: nn.Module) -> Block:
-    own = heard.of(module)[0]
-    calls = heard.below(path)
-    pre, post = _stream_in(own), own.output
-    for branches in _branch_choices(path, calls, pre.shape[-1]):
-        branches = _with_norms(branches, calls, post)
-        outs = [_output_of(branch, calls) for branch in branches]
-        if close(branches, pre, outs, post.shape) is not None and _closes(branches, pre, outs, post):
-            return Block(index, address, path, module, branches, _is_parallel(branches, calls, pre, outs))
-    reason = "no attention or MLP was found whose outputs add up to what the block adds to the residual stream"
-    return Block(index, address, path, module, (), False, reason)
-
-
-def close(branches: tuple[Branch, ...], pre: Tensor, outs: list[Tensor], shape) -> Tensor | None:
-    """The stream that leaves the block when its branches add `outs` to `pre`; None where shapes forbid it."""
-    stream = pre
-    for branch, out in zip(branches, outs, strict=True):
-        if out.numel() != pre.numel():
-            return None
-        stream = stream + out.reshape(shape)
-        if branch.sum_norm is not None:
-            stream = branch.sum_norm(stream)
-    return stream
-
-
-def _closes(branches: tuple[Branch, ...], pre: Tensor, outs: list[Tensor], post: Tensor) -> bool:
-    if not branches:
-        return False
-    closed = close(branches, pre, outs, post.shape)
-    scale = float((post - pre).abs().max()) + 1e-6 * float(post.abs().max())
-    coarse = {2: 2e-2}.get(post.element_size(), 1e-4)
-    return closed is not None and largest_difference(closed, post) <= coarse * max(scale, 1e-30)
-
-
-def _branch_choices(path: str, calls: list[Call], width: int) -> list[tuple[Branch, ...]]:
-    """Possible readings of a block, the most telling first; closure decides between them."""
-    sides: dict[BranchKind, list[Branch]] = {"attn": [], "cross": [], "mixer": [], "mlp": []}
-    convolved = {c.name for c in calls if any(isinstance(child, nn.Conv1d) for child in c.module.children())}
-    for call in reversed(calls):
-        name = call.name.removeprefix(path + ".")
-        if not call.has_output or call.output.shape[-1] != width or not is_linear(call.module):
-            continue
-        if name.rpartition(".")[2] in OUTPUT_PROJECTIONS:
-            kind = side_of(name)
-            kind = "mixer" if kind == "mlp" and call.name.rpartition(".")[0] in convolved else kind
-            attention = _attention_module(path, name, calls) if kind in ("attn", "cross") else None
-            recurrent = bool(LINEAR_ATTENTION.search(name))
-            sides[kind].append(Branch(kind, call.module, call.module, attention=attention, recurrent=recurrent))
-    for call in calls:
-        name = call.name.removeprefix(path + ".")
-        if name.rpartition(".")[2] in MLP_MODULES and call.has_output and call.output.shape[-1] == width:
-            sides["mlp"].append(Branch("mlp", call.module, None))
-    order = _call_order(calls)
-    choices = []
-    for attention in sides["attn"][:2] or [None]:
-        for mlp in sides["mlp"][:3] or [None]:
-            others = [sides[kind][0] for kind in ("cross", "mixer") if sides[kind]]
-            chosen = [branch for branch in (attention, *others, mlp) if branch is not None]
-            choices.append(tuple(sorted(chosen, key=lambda branch: order[id(branch.module)])))
-    return choices
-
-
 def is_linear(module: nn.Module) -> bool:
     """Whether the module is one matrix product: `nn.Linear` or the transposed `Conv1D` of GPT-2."""
     return isinstance(module, (nn.Linear, Conv1D))
 
 
+def acts_linear(module: nn.Module) -> bool:
+    """Whether the module takes the place of a linear map: one itself, or another with its two widths (an adapter's layer)."""
+    widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return is_linear(module) or all(isinstance(width, int) for width in widths)
+
+
 def in_width(module: nn.Module) -> int:
     """Number of inputs of a linear map, whatever form its matrix is stored in."""
-    return module.in_features if isinstance(module, nn.Linear) else cast(Conv1D, module).nx
+    return cast(Conv1D, module).nx if isinstance(module, Conv1D) else cast(nn.Linear, module).in_features
 
 
 def out_width(module: nn.Module) -> int:
     """Number of outputs of a linear map."""
-    return module.out_features if isinstance(module, nn.Linear) else cast(Conv1D, module).nf
+    return cast(Conv1D, module).nf if isinstance(module, Conv1D) else cast(nn.Linear, module).out_features
 
 
 def has_matrix(module: nn.Module) -> bool:
     """Whether a linear map keeps its matrix as plain numbers, one for each output and input, and not as codes."""
+    if not is_linear(module):
+        return False
     weight: Any = module.weight
     shape = (out_width(module), in_width(module))
     plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.dtype.itemsize > 1
@@ -307,89 +178,19 @@ def side_of(name: str) -> BranchKind:
     return "attn" if any(ATTENTION.search(component) for component in components[:-1]) else "mlp"
 
 
-def _attention_module(path: str, name: str, calls: list[Call]) -> nn.Module | None:
-    """The innermost module around the projections whose name says attention."""
-    modules = {call.name.removeprefix(path + "."): call.module for call in calls}
-    components = name.split(".")
-    while components := components[:-1]:
-        if ATTENTION.search(components[-1]) and ".".join(components) in modules:
-            return modules[".".join(components)]
-    return None
-
-
-def _call_order(calls: list[Call]) -> dict[int, int]:
-    return {id(call.module): position for position, call in enumerate(calls)}
-
-
-def _output_of(branch: Branch, calls: list[Call]) -> Tensor:
-    return next(call.output for call in calls if call.module is branch.last)
-
-
 def is_norm(module: nn.Module) -> bool:
     """Whether the module is a normalisation with a one-dimensional weight (or none)."""
     weight: Any = getattr(module, "weight", None)
     return bool(NORM.search(type(module).__name__)) and (weight is None or weight.dim() == 1)
 
 
-def _with_norms(branches: tuple[Branch, ...], calls: list[Call], post: Tensor) -> tuple[Branch, ...]:
-    norms = [call for call in calls if is_norm(call.module) and call.inputs and call.has_output]
-    order = _call_order(calls)
-    stream_is_normed = any(same_memory(call.output, post) for call in norms)
-    found = []
-    for branch in branches:
-        raw = next(call.output for call in calls if call.module is branch.module)
-        out_norm = next((call.module for call in norms if same_memory(call.inputs[0], raw)), None)
-        sum_norm = None
-        if out_norm is None and stream_is_normed:
-            after = [call for call in norms if order[id(call.module)] > order[id(branch.module)]]
-            sum_norm = after[0].module if after else None
-        found.append(
-            Branch(branch.kind, branch.module, branch.projection, out_norm, sum_norm, branch.attention, branch.recurrent)
-        )
-    return tuple(found)
-
-
-def _is_parallel(branches: tuple[Branch, ...], calls: list[Call], pre: Tensor, outs: list[Tensor]) -> bool:
-    """Whether no module reads the stream after the first branch: then the branches stand side by side."""
-    if len(branches) < 2 or branches[0].sum_norm is not None:
-        return False
-    middle = pre + outs[0].reshape(pre.shape)
-    readers = [t.reshape(pre.shape) for call in calls for t in call.inputs if t.numel() == pre.numel()]
-    return not any(largest_difference(t, middle) < 0.1 * largest_difference(t, pre) for t in readers)
-
-
-def _embedding(heard: Trace) -> Call:
-    """The table that the token ids were looked up in: the embedding with the most rows of those called with ids."""
-    lookups = [
-        call
-        for call in heard.calls
-        if isinstance(call.module, nn.Embedding) and call.inputs and not call.inputs[0].is_floating_point()
-    ]
-    if not lookups:
-        raise ValueError("no token embedding was called in this model's forward pass: it cannot be opened")
-    return lookups[0]
-
-
-def _labels(hf: nn.Module, head: Call | None, table: nn.Embedding) -> int:
-    """How many labels a head scores that is no output matrix over the tokens."""
-    if head is None or out_width(head.module) == table.num_embeddings:
-        return 0
-    output_matrix = getattr(hf, "get_output_embeddings", lambda: None)()
-    return 0 if output_matrix is head.module else out_width(head.module)
-
-
-def _after_last_block(heard: Trace, stack: Stack) -> tuple[Call | None, Call | None, str]:
-    """The final norm and the head, and why there is no head that scores each position by itself."""
-    last = next(i for i, call in enumerate(heard.calls) if call.module is stack.blocks[-1].module)
-    after = heard.calls[last + 1 :]
-    stream = heard.calls[last].output
-    norm = next((c for c in after if is_norm(c.module) and c.inputs and same_memory(c.inputs[0], stream)), None)
-    logits = getattr(heard.result, "logits", None)
-    if logits is None:
-        return norm, None, "has no output matrix"
-    if logits.dim() != 3 or logits.shape[:2] != stream.shape[:2]:
-        what = "gives each token one score" if logits.shape == stream.shape[:2] else "scores a text as a whole"
-        return norm, None, f"{what} (logits of shape {tuple(logits.shape)} for {stream.shape[1]} tokens)"
-    vocabulary = logits.shape[-1]
-    heads = [c for c in after if is_linear(c.module) and c.has_output and c.output.shape[-1] == vocabulary]
-    return norm, heads[-1] if heads else None, "has no output matrix"
+def close(branches: tuple[Branch, ...], pre: Tensor, outs: list[Tensor], shape) -> Tensor | None:
+    """The stream that leaves the block when its branches add `outs` to `pre`; None where shapes forbid it."""
+    stream = pre
+    for branch, out in zip(branches, outs, strict=True):
+        if out.numel() != pre.numel():
+            return None
+        stream = stream + out.reshape(shape)
+        if branch.sum_norm is not None:
+            stream = branch.sum_norm(stream)
+    return stream

@@ -15,17 +15,16 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 
 from regraft.model.comparison import gap
+from regraft.model.forward import CANNOT, longest_input, text_config
 from regraft.model.selfcheck import LENGTH, sample_ids
 
 WRITTEN = 4
 _WINDOW = re.compile(r"window|local_attention|attention_chunk")
-_LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
-CANNOT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 def longest_window(config: Any) -> int:
     """The longest window of attention that a configuration names, in tokens; 0 where it names none."""
-    text = config.get_text_config(decoder=True)
+    text = text_config(config)
     found = [value for name, value in vars(text).items() if _WINDOW.search(name)]
     numbers = [n for value in found for n in (value if isinstance(value, (list, tuple)) else [value])]
     return max((n for n in numbers if isinstance(n, int) and not isinstance(n, bool)), default=0)
@@ -33,9 +32,9 @@ def longest_window(config: Any) -> int:
 
 def probe_ids(hf: Any, rows: int, seed: int) -> list[int]:
     """Random ids of a text that a written checkpoint is compared on: longer than any window, as far as the model reads."""
-    text = hf.config.get_text_config(decoder=True)
-    most = [n for name in _LONGEST if isinstance(n := getattr(text, name, None), int) and n > WRITTEN]
-    return sample_ids(rows, min([longest_window(hf.config) + LENGTH, *(n - WRITTEN for n in most)]), seed)
+    most = longest_input(hf.config)
+    wanted = longest_window(hf.config) + LENGTH
+    return sample_ids(rows, min(wanted, most - WRITTEN) if most > WRITTEN else wanted, seed)
 
 
 def check_tensors(read: nn.Module, written: Mapping[str, Tensor]) -> None:
@@ -45,7 +44,8 @@ def check_tensors(read: nn.Module, written: Mapping[str, Tensor]) -> None:
         ValueError: one was not, or is missing; its name is told.
     """
     found = read.state_dict()
-    wrong = next((n for n, t in written.items() if n not in found or not torch.equal(found[n].cpu(), t.cpu())), None)
+    pairs = {name: (found[name].cpu(), t.cpu()) for name, t in written.items() if name in found}
+    wrong = next((n for n in written if n not in pairs or not torch.equal(pairs[n][0], pairs[n][1].to(pairs[n][0].dtype))), None)
     if wrong is not None:
         raise ValueError(f"{wrong} is not read back as it was written: the folder is not kept")
 

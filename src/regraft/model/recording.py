@@ -18,6 +18,7 @@ from regraft.model.forward import (
     call_block,
     capture,
     heard,
+    longest_input,
     over_rows,
     run_bridge,
     run_head,
@@ -26,7 +27,7 @@ from regraft.model.forward import (
 )
 from regraft.model.inputs import completion_rows, rows_of
 from regraft.model.opened import Model
-from regraft.model.site import SiteError, Tap, parse_site
+from regraft.model.site import SiteError, Tap, addition, parse_site
 from regraft.model.structure import Path, from_prompts
 from regraft.model.tapping import reading
 
@@ -142,7 +143,7 @@ class Recording:
             return self._pattern(site.block)
         if site.name == "resid_mid" and block.branches[-2].sum_norm is None:
             before = block.branches[:-1]
-            return sum((self.read(site.block, Tap(b.last, "output")) for b in before), self.pre(site.block))
+            return sum((self.read(site.block, addition(b)) for b in before), self.pre(site.block))
         tap = self.model.taps[site]
         value = self.read(site.block, tap)
         return value.unflatten(-1, (tap.heads, -1)) if tap.heads and site.index is None else value
@@ -191,6 +192,7 @@ class Recording:
         `module` takes the block's place (a donor, a quantized copy); `memory` takes the place of the encoder's output.
         """
         call = self.taken.calls[block]
+        stream_RTD = stream_RTD.clone() if block in self.model.parts.written else stream_RTD
         with self.model.held():
             return call_block(module or self.model.blocks[block].module, call, stream_RTD, self._spread(block, rows), memory)
 
@@ -284,13 +286,18 @@ def record(
 
 
 def _captured(model: Model, inputs: dict[str, Tensor], length: int) -> Captured:
+    longest = longest_input(model.hf.config)
     try:
         return capture(model.hf, model.parts, {**inputs, **without_cache(model.hf)})
-    except IndexError as error:
-        longest = getattr(model.hf.config, "max_position_embeddings", "unknown")
-        raise ValueError(
-            f"{length} tokens do not fit this model, whose longest input is {longest} tokens: shorten the text"
-        ) from error
+    except (IndexError, RuntimeError) as error:
+        if length <= model.probe or (isinstance(error, RuntimeError) and not (longest and length > longest - OFFSET)):
+            raise
+        told = f", whose longest input is {longest} tokens" if longest else ""
+        raise ValueError(f"{length} tokens do not fit this model{told}: shorten the text") from error
+
+
+OFFSET = 4
+"""Some tables of positions begin with a few that no token has."""
 
 
 def _which_count(scored: Tensor | None, mask_BT: Tensor, first: list[int]) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
+from regraft.model.attended import roles_refused
 from regraft.model.comparison import gap
 from regraft.model.forward import capture, heard, without_cache
 from regraft.model.holding import hooks
@@ -60,7 +61,7 @@ def sample_ids(model_rows: int, length: int, seed: int = 0) -> list[int]:
 def check(model: Model) -> SelfCheck:
     """Run every identity; sites that fail are refused in `model.taps`."""
     found, model.hooks_at = SelfCheck(), hooks(model.hf)
-    ids = sample_ids(model.table_rows, LENGTH)
+    ids = sample_ids(model.table_rows, model.probe)
     recording = _record(model, ids)
     found.width = recording.post(len(model.blocks) - 1).shape[-1]
     found.largest = float(_official(recording).abs().max())
@@ -114,7 +115,7 @@ def _is_causal(model: Model, recording: Recording, ids: list[int], limit: float)
     other = [*ids[:-1], ids[-1] - 1]
     changed = record(model, [ids], [other], attention_mask="all") if model.two_stacks else _record(model, other)
     last = model.main_blocks[-1].index
-    return gap(changed.post(last)[:, : LENGTH - 1], recording.post(last)[:, : LENGTH - 1]) <= limit
+    return gap(changed.post(last)[:, :-1], recording.post(last)[:, :-1]) <= limit
 
 
 def _check_block(model: Model, recording: Recording, block: Block, found: SelfCheck, limit: float) -> None:
@@ -146,7 +147,7 @@ def _projection_gap(recording: Recording, block: Block, branch: Branch) -> float
     with torch.no_grad():
         out = branch.projection(given)
         out = branch.out_norm(out) if branch.out_norm is not None else out
-    return gap(out, recording[f"{block.address}.{branch.kind}_out"])
+    return gap(branch.factor * out, recording[f"{block.address}.{branch.kind}_out"])
 
 
 def _check_values(model: Model, single: Recording, found: SelfCheck, limit: float) -> None:
@@ -166,8 +167,8 @@ def _check_values(model: Model, single: Recording, found: SelfCheck, limit: floa
             model.taps.table[block.index] |= packed_taps(tap.module, heads, width, interleaved=True)
             if model.taps.exists(block.index, "v") and _value_gap(single, block) <= limit:
                 continue
-        for name in ("q", "k", "v"):
-            _strike(model, block, name, "with one token the heads' output is not their value, so roles are not sure", found)
+        for name, reason in roles_refused(single, block).items():
+            _strike(model, block, name, reason, found)
 
 
 def _value_gap(single: Recording, block: Block) -> float:

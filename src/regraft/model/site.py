@@ -22,8 +22,8 @@ from regraft.model.parts import (
     Block,
     Branch,
     Parts,
+    acts_linear,
     in_width,
-    is_linear,
     out_width,
 )
 
@@ -53,13 +53,25 @@ class Site:
 class Tap:
     """Where a site is read and written: input or output of a module, and which of its W features.
 
-    `features` is None for all of them; `heads` is the number of heads that they divide into (0: not divided).
+    `features` is None for all of them; `heads` is the number of heads that they divide into (0: not divided). `factor` is a
+    constant by which the block multiplies the tensor on its way: what is read and written is the product.
     """
 
     module: nn.Module
     side: Literal["input", "output"]
     features: Tensor | None = None
     heads: int = 0
+    factor: float = 1.0
+
+
+def addition(branch: Branch) -> Tap:
+    """Where what a branch adds to the stream is read and written."""
+    return Tap(branch.last, "output", factor=branch.factor)
+
+
+def behind(branch: Branch) -> Tap:
+    """Where the stream behind a branch is steered: the norm that returns it, else what the branch adds to it."""
+    return addition(branch) if branch.sum_norm is None else Tap(branch.sum_norm, "output")
 
 
 def parse_site(address: str, parts: Parts) -> Site:
@@ -125,7 +137,7 @@ class Taps:
         return self._part_of(site, tap)
 
     def _part_of(self, site: Site, tap: Tap) -> Tap:
-        assert is_linear(tap.module)
+        assert acts_linear(tap.module)
         assert site.index is not None
         width = in_width(tap.module)
         count = tap.heads if site.name == "head" else width
@@ -154,10 +166,10 @@ def _block_taps(block: Block, config, attention_kind: str) -> dict[str, Tap | st
     table: dict[str, Tap | str] = dict.fromkeys(BLOCK_SITES, nothing)
     table["resid_pre"] = Tap(block.module, "input")
     table["resid_post"] = Tap(block.module, "output")
-    table["attn_out"] = Tap(attn.last, "output") if attn else no_attention
-    table["cross_out"] = Tap(cross.last, "output") if cross else "this block has no cross-attention"
-    table["mixer_out"] = Tap(mixer.last, "output") if mixer else "this block has no recurrent mixer"
-    table["mlp_out"] = Tap(mlp.last, "output") if mlp else no_mlp
+    table["attn_out"] = addition(attn) if attn else no_attention
+    table["cross_out"] = addition(cross) if cross else "this block has no cross-attention"
+    table["mixer_out"] = addition(mixer) if mixer else "this block has no recurrent mixer"
+    table["mlp_out"] = addition(mlp) if mlp else no_mlp
     table["resid_mid"] = _mid_tap(block)
     table["mlp_act"] = _projection_input(mlp, "mlp") if mlp else no_mlp
     for name in ("z", "q", "k", "v", "pattern"):
@@ -185,8 +197,7 @@ def _mid_tap(block: Block) -> Tap | str:
         return "attention and MLP read the stream side by side, so there is no stream between them"
     if len(block.branches) < 2 or block.branches[-1].kind != "mlp":
         return block.reason or "there are not two branches one after the other in this block"
-    before = block.branches[-2]
-    return Tap(before.sum_norm or before.last, "output")
+    return behind(block.branches[-2])
 
 
 def _pattern_tap(attn: Branch, attention_kind: str) -> Tap | str:
@@ -203,7 +214,7 @@ def _query_key_value(attn: Branch, z: Tap | str) -> dict[str, Tap | str]:
     if isinstance(z, str) or attn.attention is None or not z.heads:
         return dict.fromkeys("qkv", "the number of heads is not told by this block")
     head_width = in_width(z.module) // z.heads
-    linears = {name: m for name, m in attn.attention.named_modules() if is_linear(m)}
+    linears = {name: m for name, m in attn.attention.named_modules() if acts_linear(m)}
     last = {name.rpartition(".")[2]: module for name, module in linears.items()}
     separate = {}
     for site, names in (("q", QUERY_NAMES), ("k", KEY_NAMES), ("v", VALUE_NAMES)):

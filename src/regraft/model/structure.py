@@ -64,6 +64,11 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.numel() == b.numel() and a.dtype == b.dtype
 
 
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written to in place; -1 where PyTorch does not count (tensors made in inference mode)."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 def largest_difference(a: Tensor, b: Tensor) -> float:
     """Largest absolute difference; infinite where the shapes differ or a NaN stands on one side only."""
     a, b = a.detach().to(torch.float64), b.detach().to(torch.float64)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from regraft.model.parts import Block
-from regraft.model.site import Tap
+from regraft.model.site import Tap, addition
 from regraft.model.structure import main_tensor, with_main_tensor
 
 Change = Callable[[Tensor], Tensor]
@@ -23,7 +23,12 @@ def writing(tap: Tap, change: Change, shape: tuple[int, int]) -> Iterator[None]:
     """While inside, pass the tapped activation through `change`, which sees it as (R, T, W)."""
 
     def changed(tensor: Tensor) -> Tensor:
-        return change(tensor.reshape(*shape, tensor.shape[-1])).reshape(tensor.shape)
+        given = tensor.reshape(*shape, tensor.shape[-1])
+        if tap.factor == 1.0:
+            return change(given).reshape(tensor.shape)
+        scaled = tap.factor * given
+        wanted = change(scaled)
+        return given.where(wanted == scaled, wanted / tap.factor).reshape(tensor.shape)
 
     def before(module: Any, args: tuple) -> tuple:
         return (changed(args[0]), *args[1:])
@@ -72,7 +77,7 @@ def writing_mid(block: Block, change: Change, stream: Tensor) -> Iterator[None]:
         with writing(Tap(before.sum_norm, "output"), change, shape):
             yield
         return
-    taps = {branch.kind: Tap(branch.last, "output") for branch in earlier}
+    taps = {branch.kind: addition(branch) for branch in earlier}
     with reading(taps, shape) as seen:
 
         def steer(out: Tensor) -> Tensor:
@@ -84,5 +89,5 @@ def writing_mid(block: Block, change: Change, stream: Tensor) -> Iterator[None]:
             kept = (wanted == middle).flatten(1).all(1)[:, None, None]
             return out.where(kept, wanted - base)
 
-        with writing(Tap(before.last, "output"), steer, shape):
+        with writing(addition(before), steer, shape):
             yield

@@ -1,28 +1,36 @@
 """One forward pass with an ear at every module: who was called, in which order, with which tensors.
 
 The tensors are kept alive for as long as the trace lives, so that "the norm was given exactly what the projection
-returned" can be decided by comparing memory, not by guessing from names.
+returned" can be decided by comparing memory, not by guessing from names. A tensor that is written to after it was heard
+(`out += residual`) is no longer what was heard: its version counter tells, and a second pass keeps a copy of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from regraft.model.structure import main_tensor, walk_tensors
+from regraft.model.structure import main_tensor, map_tensors, version, walk_tensors
+
+Versions = list[tuple[Tensor, int]]
 
 
 @dataclass
 class Call:
-    """One call of one module: `inputs` are its tensor arguments, `output` what it returned."""
+    """One call of one module: `inputs` are its tensor arguments, `outcome` what it returned, both as they were then.
+
+    `returned` is the very tensor that the module returned first, whatever was written to it afterwards.
+    """
 
     name: str
     module: nn.Module
     inputs: tuple[Tensor, ...]
     outcome: Any
+    returned: Tensor | None = None
 
     @property
     def has_output(self) -> bool:
@@ -35,6 +43,11 @@ class Call:
         tensor = main_tensor(self.outcome)
         assert tensor is not None, f"{self.name} returned no tensor"
         return tensor
+
+    @property
+    def memory(self) -> Tensor:
+        """The first tensor that the module returned, for comparing where it lies."""
+        return self.output if self.returned is None else self.returned
 
 
 @dataclass
@@ -53,18 +66,43 @@ class Trace:
         return [call for call in self.calls if call.name.startswith(prefix + ".")]
 
 
-def trace(hf: nn.Module, inputs: dict[str, Any]) -> Trace:
-    """Run `hf(**inputs)` once and record every module call."""
-    heard = Trace()
+def stream_in(call: Call) -> Tensor | None:
+    """The residual stream given to a block: its first three-dimensional floating tensor argument."""
+    return next((t for t in call.inputs if t.dim() == 3 and t.is_floating_point()), None)
 
-    def listener(name: str):
-        def hear(module: nn.Module, args: tuple, kwargs: dict, outcome: Any) -> None:
+
+def trace(hf: nn.Module, inputs: dict[str, Any]) -> Trace:
+    """Run `hf(**inputs)` and record every module call; twice where tensors are written to after they were heard."""
+    marks: dict[str, Versions] = {}
+    heard = _listen(hf, inputs, frozenset(), marks)
+    written = frozenset(name for name, seen in marks.items() if any(version(t) != then for t, then in seen))
+    return _listen(hf, inputs, written, {}) if written else heard
+
+
+def _listen(hf: nn.Module, inputs: dict[str, Any], copied: frozenset[str], marks: dict[str, Versions]) -> Trace:
+    """One pass: what the modules in `copied` are given and return is copied; `marks` notes every tensor's version."""
+    heard = Trace()
+    given: dict[str, list[tuple[Tensor, ...]]] = {}
+
+    def before(name: str) -> Callable:
+        def hear(module: nn.Module, args: tuple, kwargs: dict) -> None:
             tensors = tuple(tensor for _, tensor in walk_tensors((args, kwargs)))
-            heard.calls.append(Call(name, module, tensors, outcome))
+            marks.setdefault(name, []).extend((t, version(t)) for t in tensors)
+            given.setdefault(name, []).append(tuple(t.clone() for t in tensors) if name in copied else tensors)
 
         return hear
 
-    handles = [module.register_forward_hook(listener(name), with_kwargs=True) for name, module in hf.named_modules() if name]
+    def after(name: str) -> Callable:
+        def hear(module: nn.Module, args: tuple, kwargs: dict, outcome: Any) -> None:
+            marks.setdefault(name, []).extend((t, version(t)) for _, t in walk_tensors(outcome))
+            kept = map_tensors(outcome, lambda path, t: t.clone()) if name in copied else outcome
+            heard.calls.append(Call(name, module, given[name].pop(), kept, main_tensor(outcome)))
+
+        return hear
+
+    named = [(name, module) for name, module in hf.named_modules() if name]
+    handles = [module.register_forward_pre_hook(before(name), with_kwargs=True) for name, module in named]
+    handles += [module.register_forward_hook(after(name), with_kwargs=True) for name, module in named]
     try:
         with torch.no_grad():
             heard.result = hf(**inputs)

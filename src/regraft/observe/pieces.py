@@ -20,7 +20,7 @@ from regraft.model.double import KeepFloat64
 from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.recording import Recording
-from regraft.model.site import Tap
+from regraft.model.site import Tap, addition, behind
 from regraft.model.structure import map_tensors
 from regraft.model.tapping import writing
 from regraft.observe.jacobian import Function
@@ -86,7 +86,7 @@ class Token:
             if branch.sum_norm is not None:
                 behind = Tap(branch.sum_norm, "output")
                 return (lambda x: self._heard(block, x, behind) - x), x_D
-            return (lambda x: self._heard(block, x, Tap(branch.last, "output"))), x_D
+            return (lambda x: self._heard(block, x, addition(branch))), x_D
         middle = self._middle(block)
         return (lambda y: self._behind(block, y, middle) - y), middle
 
@@ -127,7 +127,7 @@ class Token:
             if before.sum_norm is not None:
                 return self._heard(block, x_RD, Tap(before.sum_norm, "output"))[0]
             earlier = self.recording.model.blocks[block].branches[:-1]
-            return sum((self._heard(block, x_RD, Tap(b.last, "output")) for b in earlier), x_RD)[0]
+            return sum((self._heard(block, x_RD, addition(b)) for b in earlier), x_RD)[0]
 
     def _behind(self, block: int, y_RD: Tensor, middle_D: Tensor) -> Tensor:
         """What leaves the block when the stream that enters its MLP is y at the token."""
@@ -140,7 +140,7 @@ class Token:
 
         x_RD = self.state(block).expand_as(y_RD)
         shape, model = self._shape(block, len(y_RD)), self.recording.model
-        with model.held(), writing(Tap(before.sum_norm or before.last, "output"), steer, shape):
+        with model.held(), writing(behind(before), steer, shape):
             return self._run(block, x_RD)
 
 
