@@ -9,9 +9,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from families import FAMILIES
-from regraft.engine.metric import loss
+from regraft.engine.cone import cone_holds
+from regraft.engine.metric import loss, token_logit
 from regraft.engine.sweep import sweep
-from regraft.engine.variant import Variant
+from regraft.engine.variant import Variant, Zero
 from regraft.model.comparison import gap
 from regraft.model.load import load
 from small import ids, opened, recorded
@@ -86,21 +87,11 @@ def test_token_types_reach_an_encoder():
         other = model.hf(torch.tensor([row])).logits
     assert gap(found["logits"][:1], wanted) <= model.rounding
     assert gap(other, wanted) > 100 * model.rounding
-    edited = sweep(found, [Variant()], _position_logit(2))
+    edited = sweep(found, [Variant()], token_logit(7, 2))
     assert edited.values["logit"][0, 0] == pytest.approx(float(wanted[0, 2, 7]), abs=model.rounding * 10)
 
 
-def _position_logit(position):
-    from regraft.engine.metric import token_logit
-
-    return token_logit(7, position)
-
-
 def test_positions_reach_a_decoder_and_its_suffixes():
-    from regraft.engine.cone import cone_holds
-    from regraft.engine.metric import token_logit
-    from regraft.engine.variant import Zero
-
     model = opened("gpt2")
     row, places = ids(40, 3), list(range(7, 47))
     found = model.record({"input_ids": torch.tensor([row]), "position_ids": torch.tensor([places])})
