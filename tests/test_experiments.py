@@ -213,14 +213,21 @@ def test_the_morning_moves_between_blocks_6_and_7(model):
     assert np.abs(data.effect.values[:, others]).max() < 0.1
 
 
+def effect_rounding(model, data):
+    """How far a normalised effect may lie off by the comparison rule: two logits, as a share of what there is to carry."""
+    return 2 * model.rounding * model.check.largest / abs(data.attrs["source_value"] - data.attrs["target_value"])
+
+
 def test_patching_everything_and_nothing(model):
     everything = EXPERIMENTS["patch"].run(model, grid="block")
-    assert np.allclose(everything.effect.values, 1.0, atol=2e-6)
+    near = effect_rounding(model, everything)
+    assert near < 1e-3
+    assert np.allclose(everything.effect.values, 1.0, atol=near)
     prompt = "The time displayed is 9:00 pm. Therefore, it is currently the"
     with pytest.raises(ValueError, match="same logit difference"):
         EXPERIMENTS["patch"].run(model, clean=prompt)
     back = EXPERIMENTS["patch"].run(model, direction="noise", grid="block")
-    assert np.allclose(back.effect.values, 1.0, atol=2e-6)
+    assert np.allclose(back.effect.values, 1.0, atol=near)
     assert back.attrs["source_value"] == everything.attrs["target_value"]
 
 
@@ -286,7 +293,7 @@ def test_the_other_specimens_run_them_all(name):
         data = EXPERIMENTS[experiment].run(other, count=3, tokens=4)
         assert data.attrs["model"] == name
     data = EXPERIMENTS["patch"].run(other, grid="block")
-    assert float(data.effect.values[0, 0]) == pytest.approx(1.0, abs=2e-6)
+    assert float(data.effect.values[0, 0]) == pytest.approx(1.0, abs=effect_rounding(other, data))
     assert data.block.values[0] in ("0", "encoder.0")
 
 

@@ -45,19 +45,22 @@ def run_at_once(work, threads=2):
 
 
 def test_two_threads_on_one_model_give_the_numbers_of_one():
+    """A thread may take another kernel, so within the rounding of two logits; another prompt's numbers are far off."""
     model = opened("llama")
+    near = 2 * model.rounding * model.check.largest
     stack = model.parts.stacks[0]
     modules = list(getattr(stack.owner, stack.attribute))
     before = model.hf(torch.tensor([ids(8, 1)])).logits
     variants = [Variant([Zero(f"{b}.head.{h}")]) for b in range(4) for h in range(4)]
     wanted = [sweep(model.record(ids(8, seed)), variants, METRIC).values["d"] for seed in range(2)]
+    assert float((wanted[0] - wanted[1]).abs().max()) > 1000 * near
 
     def work(number):
         return [sweep(model.record(ids(8, number)), variants, METRIC).values["d"] for _ in range(6)]
 
     for number, found in enumerate(run_at_once(work)):
         assert isinstance(found, list), found
-        assert all(torch.equal(one, wanted[number]) for one in found)
+        assert all(float((one - wanted[number]).abs().max()) <= near for one in found)
     assert list(getattr(stack.owner, stack.attribute)) == modules
     assert torch.equal(model.hf(torch.tensor([ids(8, 1)])).logits, before)
 
