@@ -18,6 +18,7 @@ ARITHMETIC = {
 PAIRS = [("min", "max"), ("all", "any"), ("argmin", "argmax"), ("amin", "amax"), ("floor", "ceil"), ("zeros", "ones")]
 NAMES = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 UNSEEN = ("strict", "indent", "show_progress")
+SEEDED = ("manual_seed", "default_rng", "Random")
 ASIDE = {"advance", "print", "echo", "warn", "say"}
 """Functions that only say something."""
 
@@ -145,7 +146,9 @@ class Finder(ast.NodeVisitor):
         for keyword in node.keywords:
             if _is(keyword.value, bool) and keyword.arg not in UNSEEN:
                 self.flip(keyword.value)
-        node.keywords = [k for k in node.keywords if k.arg not in UNSEEN]
+        node.keywords = [k for k in node.keywords if k.arg not in UNSEEN and not (k.arg == "seed" and _is(k.value, int))]
+        if _name(node.func) in SEEDED:
+            node.args = [a for a in node.args if not _is(a, int)]
         self.generic_visit(node)
 
     def flip(self, node: ast.AST) -> None:

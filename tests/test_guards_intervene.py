@@ -8,7 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+from regraft.intervene import quantize
 from regraft.intervene.ablate import _by_block, _chosen
 from regraft.intervene.order_loss import (
     Losses,
@@ -23,6 +25,7 @@ from regraft.intervene.order_loss import (
     remove_reinsert,
     simulated_annealing,
 )
+from regraft.intervene.order_weights import Blocks, _spectrum_distance
 from regraft.intervene.recipes import by_score, ends_protected, oracle, uniform
 from regraft.intervene.repeat import behaviour
 from regraft.intervene.rounding import block_bytes, matrix_axes, quantized_block, quantized_bytes, round_to_nearest
@@ -310,3 +313,41 @@ def test_tables_of_neurons_and_the_blocks_that_are_named():
     for wrong in ("4", "x", "0,-1"):
         with pytest.raises(ValueError, match="no block"):
             _chosen(model, wrong)
+
+
+def test_each_recipe_spends_its_bits_by_its_own_measure(monkeypatch):
+    """Least sensitive first for the inverse one; scores of blocks in another order, or of none, go where they belong."""
+    model = opened("llama")
+    increase = np.array([[0.0, 0.1, 9.0], [0.0, 0.4, 8.0], [0.0, 0.2, 7.0], [0.0, 0.3, 6.0]])
+    monkeypatch.setattr(quantize, "_mean_rank", lambda model: xr.DataArray([4.0, 1.0, 3.0, 2.0], {"block": list("2013")}))
+
+    def lacking(model):
+        raise ValueError("no\ngap")
+
+    monkeypatch.setattr(quantize, "_gap", lacking)
+    found, without = quantize._recipes(model, list(model.blocks), increase, [8, 3, 2])
+    assert found == {
+        "uniform": [4, 4, 4, 4],
+        "ends protected": [6, 3, 3, 4],
+        "oracle": [3, 3, 3, 3],
+        "inverse": [5, 3, 4, 4],
+        "rank-guided": [3, 4, 5, 4],
+    }
+    assert without == ["linearity-guided is left out: no gap"]
+
+
+@pytest.mark.parametrize(
+    ("name", "matrices"),
+    [
+        (
+            "llama",
+            lambda m: [m.self_attn.q_proj.weight, m.self_attn.k_proj.weight, m.self_attn.v_proj.weight, m.mlp.gate_proj.weight],
+        ),
+        ("gpt2", lambda m: [*m.attn.c_attn.weight.split(32, 1), m.mlp.c_fc.weight]),
+    ],
+)
+def test_spectra_of_blocks_are_those_of_q_k_v_and_gate_or_up(name, matrices):
+    model = opened(name)
+    rows = [np.concatenate([torch.linalg.svdvals(w.detach().double()) for w in matrices(b.module)]) for b in model.blocks]
+    wanted = [[float(np.linalg.norm(a - b)) for b in rows] for a in rows]
+    assert np.allclose(_spectrum_distance(Blocks(model, list(model.blocks), 0)), wanted, rtol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -172,6 +173,15 @@ def test_a_block_is_corrected_only_where_its_first_edits_are_linear(edits, linea
     assert run == set(range(first if block is None else block + 1, BLOCKS))
     replaced = Route.replace(BLOCKS, {5: donor})
     assert make_plan([Variant(edits, replaced)], layout(linear=linear), control=False).corrected == plan.corrected
+
+
+@pytest.mark.parametrize("first", [1, FIRST, BLOCKS - 1])
+def test_an_edit_in_a_decoders_first_block_begins_at_its_recorded_door(first):
+    """Also where the decoder has this one block: what the encoder hands over is recorded, and not made again."""
+    lay = replace(layout(two_stacks=True), stacks=((0, first), (first, BLOCKS)))
+    plan = make_plan([Variant([Zero(f"{first}.attn_out")])], lay, control=False, linear=False)
+    node = plan.batches[0][0]
+    assert (node.parent, node.source, node.doors) == (None, ("pre", first), ())
 
 
 def test_batches_hold_so_many_rows_and_the_fullest_block_goes_first():
