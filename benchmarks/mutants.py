@@ -118,6 +118,11 @@ EQUIVALENT = {
         "x[-3:] = torch.tensor([1.0, 1.0, -2.0]) if width > 3 else torch.tensor([1.0, 1.0, -2.0])[-width:]",
         "3 -> 4",
     ): "the width is odd here, so more than 3 is more than 4",
+    (
+        "model/opened.py",
+        "return ids[-1 - len(plain) : -1] == plain and len(plain) < len(ids)",
+        "< -> <=",
+    ): "what equals all but the last of the ids is shorter than they are",
 }
 """(file, text of the line, "old -> new") of mutants that nothing could tell from the original, and why."""
 

@@ -96,6 +96,10 @@ def test_what_is_odd_is_said():
     assert any("layers.5 differs" in odd and "extra" in odd for odd in found.odd)
     few = {**whole(7), "model.layers.5.extra.weight": (64, 64)}
     assert not any("differs" in odd for odd in component(headers(few)).odd)
+    for count in (3, 4):
+        some = {f"model.layers.{5 * i}.extra.weight": (64, 64) for i in range(count)}
+        said = [odd for odd in component(headers({**whole(20), **some})).odd if "differs" in odd]
+        assert len(said) == (count == 3), "15% of the blocks are few, 20% are not"
     gap = {name: shape for name, shape in shapes.items() if ".layers.3." not in name}
     assert any("no block 3" in odd for odd in component(headers(gap)).odd)
     assert any("empty" in odd for odd in component(headers({**shapes, "nothing": (0, 4)})).odd)
