@@ -17,7 +17,7 @@ from regraft.model.comparison import rounding
 from regraft.model.forward import over_rows
 from regraft.model.inputs import _spoken
 from regraft.model.load import load
-from regraft.model.parts import close, matrix_OI, side_of
+from regraft.model.parts import _closes, close, matrix_OI, side_of
 from regraft.model.selfcheck import _replay_difference, check, sample_ids
 from regraft.model.site import SiteError, Tap, head_count, packed_taps, parse_site
 from regraft.model.tapping import reading, writing
@@ -406,3 +406,31 @@ def test_layers_are_packed_only_where_that_is_asked_for(monkeypatch):
 @pytest.mark.parametrize(("name", "longest"), [("llama", 48), ("gpt2", 128)])
 def test_the_rounding_is_that_of_the_longest_sum(name, longest):
     assert opened(name).rounding == rounding(torch.float32, 4, longest)
+
+
+@pytest.mark.parametrize(
+    ("pre", "out", "post", "closed"),
+    [
+        ([0.0, 0.0], [1.0, 0.0], [1.0 + 9e-5, 0.0], True),
+        ([0.0, 0.0], [1.0, 0.0], [1.0 + 11e-5, 0.0], False),
+        ([0.0, 4.0], [1.0, 0.0], [1.0 + 11e-5, 4.0], False),
+        ([1.0, 0.0], [0.0, 0.0], [1.0, 5e-11], True),
+        ([1.0, 0.0], [0.0, 0.0], [1.0, 2e-10], False),
+    ],
+)
+def test_branches_close_within_a_share_of_what_the_block_adds(pre, out, post, closed):
+    """1e-4 of the largest addition; where nothing is added, 1e-10 of the largest value."""
+    pre, out, post = (torch.tensor([[values]], dtype=torch.float64).float() for values in (pre, out, post))
+    assert _closes((SimpleNamespace(sum_norm=None),), pre, [out], post) == closed
+
+
+def test_a_text_behind_others_is_cut_as_behind_the_first_that_stays_whole():
+    """Behind "a" the text changes what stands before it; behind "." and the others it is cut in different ways."""
+    cuts = {"x": [9], "a": [1], ".": [2], "\n": [3], "1": [4], "ax": [5], ".x": [2, 7], "\nx": [3, 8], "1x": [4, 8]}
+    model = opened("llama")
+    model.tokenizer = lambda text, add_special_tokens: {"input_ids": cuts[text]}
+    assert model.continuation("x") == [7]
+    cuts["1x"] = [4, 9]
+    assert model.continuation("x") == [9], "as it is cut alone, if that happens at all"
+    cuts.update({".x": [5], "\nx": [6], "1x": [7]})
+    assert model.continuation("x") == [9], "no text stays whole"
