@@ -91,6 +91,30 @@ def test_patterns_come_from_eager_attention_and_mix_the_values():
         sweep(recording, [Variant([Zero("1.pattern")])], METRIC)
 
 
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (lambda w: w, True),
+        (lambda w: None, False),
+        (lambda w: w - 0.1, False),
+        (lambda w: 1.01 * w, False),
+        (lambda w: w[0], False),
+    ],
+)
+def test_a_pattern_is_weights_that_are_shares(weights, told):
+    """Of each key a share that is not negative, at most 1 in all, for each prompt, head and query: nothing else is shown."""
+    torch.manual_seed(0)
+    model = load(FAMILIES["llama"]().eval(), pack=False, attention="eager")
+    attention = model.blocks[1].branch("attn").attention
+    attention.register_forward_hook(lambda module, args, outcome: (outcome[0], weights(outcome[1])))
+    recording = model.record(ids(6, 1))
+    if told:
+        assert recording["1.pattern"].shape == (1, 4, 6, 6)
+    else:
+        with pytest.raises(SiteError, match=r"1.pattern does not exist here: the attention returns no weights"):
+            recording["1.pattern"]
+
+
 @pytest.mark.parametrize(("name", "interleaved"), [("gpt_neox", True), ("bloom", True), ("gpt2", False), ("phi3", False)])
 def test_packed_projections_divide_as_the_values_prove(name, interleaved):
     model = opened(name)
