@@ -319,3 +319,13 @@ def test_wrong_options_are_refused():
         RUN(model, prompts=["5 6 7"], directions=0)
     with pytest.raises(ValueError, match="there is no stack 'decoder' here"):
         RUN(model, prompts=["5 6 7"], stack="decoder")
+
+
+def test_a_linear_map_takes_the_stream_wherever_a_block_is_given_it():
+    """Alone, by name, or in front of other arguments that look like a stream."""
+    x, other = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3, 4)
+    weight, bias = torch.arange(16.0).reshape(4, 4), torch.tensor([1.0, -1.0, 2.0, 0.5])
+    wanted = torch.stack([torch.stack([v + weight.mv(v) + bias for v in row]) for row in x])
+    linear = LinearMap(weight, bias, 6)
+    for found in (linear(x), linear(hidden_states=x), linear(x, (other, other)), linear(x, position_embeddings=(other, other))):
+        assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)
