@@ -10,11 +10,13 @@ import pytest
 import torch
 import xarray as xr
 
+from regraft.data.token_bytes import TokenBytes
 from regraft.rebuild import skeleton
 from regraft.rebuild.checkpoint import Rebuilt
 from regraft.rebuild.compare import Row
 from regraft.report.observe_figures import visible
 from regraft.report.route_figures import shuffle_figures
+from regraft.tokens.measure import compare
 
 
 @pytest.mark.parametrize(
@@ -79,3 +81,18 @@ def test_ids_run_from_zero_to_the_last_row():
     for wrong in (-1, 5):
         with pytest.raises(ValueError, match=f"token id {wrong} is outside the vocabulary of 5"):
             Rebuilt.check_ids(rebuilt, [[0, wrong]])
+
+
+def test_tokens_of_two_words_are_listed_by_how_often_the_text_has_them():
+    """The most frequent first, of equally frequent ones the lower id; those of one word, or of none in the text, are not."""
+    contents = [b"a", b"b c", b" d", b"e f", b"g h", b"i j", b"k l"]
+    reader = SimpleNamespace(
+        table=TokenBytes(tuple(contents), ("text",) * 7, "byte-level"),
+        id_of={content: i for i, content in enumerate(contents)},
+        encode_texts=lambda texts: [[0, 0, 0, 0, 1, 3, 3], [2, 4, 4, 4, 6]],
+        keeps=lambda content, ids: True,
+        tokenizer=SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "{}")),
+    )
+    data = compare({"it": reader}, {"one": ["some", "text"]})
+    assert [text for text in data.crossing_token.values[0] if text] == ["g h", "e f", "b c", "k l"]
+    assert data.crossing_count.values[0].tolist() == [3, 2, 1, 1, *[0] * 16]
