@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 import xarray as xr
 
+from regraft import cli
 from regraft.data.token_bytes import TokenBytes
 from regraft.rebuild import skeleton
 from regraft.rebuild.checkpoint import Rebuilt
@@ -96,3 +98,13 @@ def test_tokens_of_two_words_are_listed_by_how_often_the_text_has_them():
     data = compare({"it": reader}, {"one": ["some", "text"]})
     assert [text for text in data.crossing_token.values[0] if text] == ["g h", "e f", "b c", "k l"]
     assert data.crossing_count.values[0].tolist() == [3, 2, 1, 1, *[0] * 16]
+
+
+def test_the_entry_point_hands_on_every_word_behind_its_name(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "app", lambda words: seen.append(words) or 3)
+    monkeypatch.setattr(sys, "argv", ["regraft", "push", "--targets", " yes", " no", "--seed", "4"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 3
+    assert seen == [["push", "--targets", " yes", "--targets", " no", "--seed", "4"]]

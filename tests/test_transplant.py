@@ -61,12 +61,14 @@ def logits(hf, ids, two_stacks):
 
 @pytest.mark.parametrize("name", ["specimen:qwen3", "specimen:gpt2", "specimen:t5"])
 def test_onto_its_own_tokenizer_every_bit_stays(name, tmp_path):
+    """Of the weights; the loss is computed twice, on tables at two addresses: within the rounding of two logits, in bits."""
     model = load(name, pack=False)
     case = old_case(model, model.tokenizer, TEXT, None)
     done = transplant(model, case, Settings())
     data = measured(done, {"almanac": TEXT[:4]}, Settings())
     write_model(done, data, tmp_path / "own")
-    assert float(data.bits_per_byte[0, 0]) == float(data.bits_per_byte[1, 0])
+    near = 2 * model.rounding * model.check.largest / np.log(2)
+    assert float(data.bits_per_byte[0, 0]) == pytest.approx(float(data.bits_per_byte[1, 0]), abs=near)
     chosen = transformers.AutoModelForSeq2SeqLM if model.two_stacks else transformers.AutoModelForCausalLM
     again = chosen.from_pretrained(tmp_path / "own").state_dict()
     assert all(torch.equal(again[key], tensor) for key, tensor in model.hf.state_dict().items())
