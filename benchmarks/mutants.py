@@ -6,7 +6,8 @@ lost `not`, pairs of names (`min` and `max`, `all` and `any`, ...), a number one
 one further, a guard in front of a `raise` switched off, two arguments exchanged, True and False. `--sample 60 --seed 1` tries
 a seeded sample, `--changed [BASE]` the lines changed since a commit, `--only PATH[:LINE]` a file or a line of it, `--list`
 only lists. The tests are run once without a fault, while `mutant_lines` writes down which test runs which line; this is kept
-until the source changes. A mutant is tried on the tests that run its line, guards and quick ones first, for half a minute.
+until the source changes. A mutant is tried on the tests that run its line, for half a minute: guards and tests of
+the module's own name first, then the quickest.
 
 How to read it: one line a mutant, `killed` with the test that failed first, or `SURVIVED`. A survivor is a guard that no
 test holds: write the test (`tests/test_guards_*.py`). Where no test could tell (the fault changes nothing that can be seen)
@@ -188,11 +189,15 @@ def lines_of_tests(kept: Path) -> Lines:
 
 
 def tests_of(mutant: Mutant, lines: Lines, most: float) -> list[str]:
-    """The tests that run a mutant's line (or else its file), guards first, then the quickest, for so many seconds' worth."""
+    """The tests that run a mutant's line (or else its file), for so many seconds' worth.
+
+    Guards and the file of the module's own name come first, then the quickest.
+    """
+    own_files = ("tests/test_guards_", f"tests/test_{Path(mutant.path).stem}")
     own = {test: set(run[mutant.path]) for test, (_, run) in lines.items() if mutant.path in run}
     on_line = [test for test, numbers in own.items() if numbers & {mutant.line, mutant.statement}]
     chosen, seconds = [], 0.0
-    for test in sorted(on_line or own, key=lambda test: ("test_guards_" not in test, lines[test][0])):
+    for test in sorted(on_line or own, key=lambda test: (not test.startswith(own_files), lines[test][0])):
         seconds += lines[test][0]
         if chosen and seconds > most:
             break
