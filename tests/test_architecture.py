@@ -10,6 +10,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "regraft"
 ORDER = [
     "registering",
+    "disk",
     "model",
     "engine",
     "specimens",

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 import regraft
 from regraft.cli import app
 from regraft.commands import aligned
+from regraft.disk import RunFolderError, whole_folder
 from regraft.experiment import experiments
 from regraft.model.load import load
 from regraft.options import errors_in_one_sentence
 from regraft.report.build import CHAPTERS, build, command_line
-from regraft.runs import RunFolderError, open_run, whole_folder
+from regraft.runs import open_run
 
 FAST = ["--model", "specimen:gpt2", "--count", "2", "--tokens", "3"]
 
@@ -103,7 +104,7 @@ def test_foreign_folders_are_refused_and_left_alone(tmp_path):
 def test_an_unwritable_folder(tmp_path):
     file = tmp_path / "file"
     file.write_text("x")
-    refused(2, "cannot be written to: choose another with --out", "lens", *FAST, "--out", str(file))
+    refused(2, "is a file): choose another with --out", "lens", *FAST, "--out", str(file))
     refused(2, "cannot be written to", "lens", *FAST, "--out", str(file / "below"))
     refused(2, "cannot be written to", "report", "--model", "specimen:gpt2", "--out", str(file))
 

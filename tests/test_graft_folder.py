@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from regraft.data.token_bytes import token_bytes
+from regraft.disk import RunFolderError
 from regraft.graft.bake import bake, with_table
 from regraft.graft.byte_embedding import ByteConfig
 from regraft.graft.certificate import certify
@@ -18,7 +19,6 @@ from regraft.graft.folder import attach, make_embedding, read_certificate, save_
 from regraft.graft.windows import cut
 from regraft.model.files import CheckpointError
 from regraft.model.load import load
-from regraft.runs import RunFolderError
 from small import opened
 
 SMALL = ByteConfig(group=8, byte_width=16, blocks=1, heads=2, neurons=32)

@@ -10,7 +10,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.runs import RunFolderError
+from regraft.disk import RunFolderError
 from regraft.specimens import almanac
 from regraft.tokens.byte_ids import ByteIds
 from regraft.tokens.chunks import ChunkLengths, chunks, gaussian, read_lengths, sampled

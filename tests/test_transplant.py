@@ -13,9 +13,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from regraft.disk import RunFolderError
 from regraft.model.comparison import gap
 from regraft.model.load import load
-from regraft.runs import RunFolderError
 from regraft.specimens import almanac
 from regraft.tokens.bits import pieces, score
 from regraft.tokens.byte_ids import ByteIds

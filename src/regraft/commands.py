@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from regraft.disk import check_empty, whole_folder
 from regraft.experiment import Experiment
 from regraft.model.anatomy import part_rows, site_rows
 from regraft.model.dissect import dissect
@@ -32,7 +33,7 @@ from regraft.report.diagram import svg
 from regraft.report.drawing import drawing_of
 from regraft.report.page import CHECKS, csv_text
 from regraft.report.rebuild_figures import OUTSIDE, split
-from regraft.runs import check_empty, check_writable, store, whole_folder
+from regraft.runs import check_writable, store
 
 Made = TypeVar("Made")
 console = Console(markup=False)

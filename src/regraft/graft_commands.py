@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 
 from regraft.data.token_bytes import token_bytes
+from regraft.disk import check_empty, whole_file
 from regraft.graft.bake import bake
 from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding, parameters
 from regraft.graft.certificate import certify
@@ -28,7 +29,6 @@ from regraft.graft.sensitivity import sensitivity
 from regraft.graft.windows import Windows, cut, windows
 from regraft.model.opened import Model
 from regraft.report.page import page
-from regraft.runs import check_empty
 from regraft.specimens import almanac
 
 HELD_CHARACTERS = 200_000
@@ -107,7 +107,8 @@ def evaluate(model: Model, folders: list[Path], texts: list[str], length: int, m
         words += ["--text", text]
     command = shlex.join([*words, "--length", str(length), "--windows", str(most), "--model", model.source or model.name])
     text = page(model, [data], [command], data.attrs["seconds"])
-    (folders[0] / "certificate.html").write_text(text, encoding="utf-8")
+    with whole_file(folders[0] / "certificate.html") as part:
+        part.write_text(text, encoding="utf-8")
     return data
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from regraft.disk import check_empty
 from regraft.graft.distill import Plan, train
 from regraft.graft.folder import attach, grafts_hash, read_about, save_graft, write_graft
 from regraft.graft.head_task import HeadTask, check_head, states
@@ -21,7 +22,6 @@ from regraft.graft.windows import Windows
 from regraft.graft_commands import training_text
 from regraft.model.opened import Model
 from regraft.model.parts import matrix_OI
-from regraft.runs import check_empty
 
 MEASURED = 32
 """Windows that a head's loss is said on when it is built."""

@@ -11,9 +11,10 @@ from pathlib import Path
 import xarray as xr
 
 from regraft.data.texts import dataset_rows, text_files, text_of, texts_in
+from regraft.disk import check_empty, whole_folder
 from regraft.model.load import load
 from regraft.report.page import sheet
-from regraft.runs import check_empty, store, whole_folder
+from regraft.runs import store
 from regraft.specimens import almanac
 from regraft.tokens.bits import pieces
 from regraft.tokens.byte_ids import ByteIds

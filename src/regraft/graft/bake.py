@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from regraft.disk import check_empty, whole_folder
 from regraft.graft.byte_embedding import ByteEmbedding
 from regraft.graft.card import card
 from regraft.graft.folder import read_certificate
@@ -18,7 +19,6 @@ from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint
 from regraft.model.opened import Model
 from regraft.model.readback import check_generation, check_tensors, probe_ids
-from regraft.runs import check_empty, whole_folder
 
 
 def bake(model: Model, graft: ByteEmbedding, source: Path, target: Path) -> str:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from regraft.disk import BEGUN, whole_folder
 from regraft.model.files import CheckpointError
 
 STATE, NUMBERS = "state.safetensors", "state.json"
@@ -22,10 +23,8 @@ PREFIX = "step-"
 def write_checkpoint(
     folder: Path, step: int, graft: nn.Module, found: Sequence[torch.optim.Optimizer], scaler: Any = None
 ) -> Path:
-    """Write the state behind `step` steps; older checkpoints go once the new one stands."""
-    target, fresh = folder / f"{PREFIX}{step:07d}", folder / f".{PREFIX}{step:07d}"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    """Write the state behind `step` steps; older checkpoints, and one that was broken off, go once it stands."""
+    target = folder / f"{PREFIX}{step:07d}"
     tensors: dict[str, Tensor] = {f"graft.{name}": p.detach().cpu().contiguous() for name, p in graft.state_dict().items()}
     numbers: dict[str, float] = {}
     for place, name, value in _states(found):
@@ -36,13 +35,11 @@ def write_checkpoint(
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, fresh / STATE)
-    (fresh / NUMBERS).write_text(
-        json.dumps({"step": step, "optimiser": numbers, "scaler": scaler.state_dict() if scaler else None}), encoding="utf-8"
-    )
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
-    for old in checkpoints(folder):
+    said = json.dumps({"step": step, "optimiser": numbers, "scaler": scaler.state_dict() if scaler else None})
+    with whole_folder(target) as fresh:
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, fresh / STATE)
+        (fresh / NUMBERS).write_text(said, encoding="utf-8")
+    for old in [*checkpoints(folder), *folder.glob(f"{BEGUN}*")]:
         if old != target:
             shutil.rmtree(old)
     return target

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 
+from regraft.disk import whole_file, writing
 from regraft.graft.checkpoint import newest, restore, write_checkpoint
 from regraft.graft.many import average, mean_over, same_everywhere, trunk_spread
 from regraft.graft.optimisers import optimisers, set_rates
@@ -112,8 +113,8 @@ def train(
     _same_plan(said_before, folder)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PLAN).write_text(said_before, encoding="utf-8")
+        with whole_file(folder / PLAN) as part:
+            part.write_text(said_before, encoding="utf-8")
     accelerator.wait_for_everyone()
     with trunk_spread(task, accelerator, plan.shard), only_trainable(task.root, task.graft):
         plain = optimisers(task.graft, plan.rate, plan.weight_decay, plan.matrices)
@@ -214,7 +215,8 @@ class _Run:
         if mean_over(float(fine), self.accelerator) < 1:
             name = f"not-a-number-{step}.safetensors"
             if self.accelerator.is_main_process:
-                save_file({"ids": torch.cat(batches).cpu()}, self.folder / name)
+                with whole_file(self.folder / name) as part:
+                    save_file({"ids": torch.cat(batches).cpu()}, part)
             raise NotANumberError(f"{what} at step {step}: its batch is kept as {name}")
 
 
@@ -241,13 +243,12 @@ def _writer(folder: Path, history: Sequence[dict], writes: bool) -> Iterator[Cal
     if not writes:
         yield lambda line: None
         return
-    part = folder / ".log.jsonl"
-    part.write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
-    part.replace(folder / "log.jsonl")
+    with whole_file(folder / "log.jsonl") as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
 
     def write(line: dict) -> None:
-        with (folder / "log.jsonl").open("a", encoding="utf-8") as stream:
+        with writing(folder), (folder / "log.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         for name, value in line.items():
             if name != "step":

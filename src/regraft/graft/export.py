@@ -12,6 +12,7 @@ import xarray as xr
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from regraft.disk import check_empty, whole_folder
 from regraft.graft.card import card
 from regraft.graft.folder import swaps_of
 from regraft.graft.grafted import GraftedConfig, GraftedModel, shared
@@ -22,7 +23,6 @@ from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers
 from regraft.model.opened import Model
 from regraft.model.readback import check_generation, check_tensors, probe_ids
-from regraft.runs import check_empty, whole_folder
 
 CODE = ("grafted.py", "kinds.py", "byte_embedding.py", "tree_head.py", "trees.py", "logits_view.py")
 """What a folder carries for remote code."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from regraft.data.token_bytes import token_bytes
+from regraft.disk import check_empty, whole_file, whole_folder
 from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding
 from regraft.graft.codes import byte_embedding
 from regraft.graft.kinds import EMBEDDING, Graft, fresh, kind_of, sizes, standing
@@ -21,7 +22,6 @@ from regraft.graft.placing import Swaps
 from regraft.graft.tree_head import TreeHead, check_tree
 from regraft.model.files import CheckpointError, digest
 from regraft.model.opened import Model
-from regraft.runs import check_empty, whole_folder
 
 WEIGHTS, ABOUT, CERTIFICATE = "graft.safetensors", "graft.json", "certificate.json"
 
@@ -75,9 +75,8 @@ def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **s
     """Write a graft's files into a folder that is there; a certificate of what stood there before is gone."""
     (folder / CERTIFICATE).unlink(missing_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in graft.state_dict().items()}
-    part = folder / f".{WEIGHTS}"
-    save_file(tensors, part)
-    part.replace(folder / WEIGHTS)
+    with whole_file(folder / WEIGHTS) as part:
+        save_file(tensors, part)
     about = {
         **sizes(graft),
         **said,
@@ -85,7 +84,8 @@ def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **s
         "weights_sha256": weights or model.weights_sha256,
         "parameters": sum(p.numel() for p in graft.parameters()),
     }
-    (folder / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with whole_file(folder / ABOUT) as part:
+        part.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 ADDED = ("model", "weights_sha256", "parameters", "tree")
@@ -135,9 +135,8 @@ def read_about(folder: Path) -> dict[str, Any]:
 def write_certificate(data: xr.Dataset, folders: Sequence[Path]) -> None:
     """Put a certificate beside the first of some grafts, with the hash of the tensors that it was measured on."""
     data.attrs["grafts_sha256"] = grafts_hash(folders)
-    part = folders[0] / f".{CERTIFICATE}"
-    part.write_text(json.dumps(data.to_dict(), indent=1, default=_plain) + "\n", encoding="utf-8")
-    part.replace(folders[0] / CERTIFICATE)
+    with whole_file(folders[0] / CERTIFICATE) as part:
+        part.write_text(json.dumps(data.to_dict(), indent=1, default=_plain) + "\n", encoding="utf-8")
 
 
 def read_certificate(folders: Sequence[Path]) -> xr.Dataset:

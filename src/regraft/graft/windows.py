@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from regraft.data.texts import text_files, text_of, texts_in
+from regraft.disk import whole_file
 from regraft.model.opened import Model
 from regraft.model.progress import advance
 
@@ -129,15 +130,12 @@ def cut(ids: np.ndarray, length: int, seed: int = 0) -> Windows:
 def write_ids(tokenizer: Any, texts: Iterable[str], target: Path, files: int = 0) -> None:
     """Encode texts into a file of 32-bit ids, a few hundred at a time; the file appears whole or not at all."""
     end = tokenizer.eos_token_id
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    with part.open("wb") as stream:
+    with whole_file(target) as part, part.open("wb") as stream:
         for number, some in enumerate(_groups(texts)):
             for ids in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:
                 row = ids if end is None else [*ids, end]
                 stream.write(np.asarray(row, dtype=np.uint32).tobytes())
             advance("encoding", number, max(files, number + 1))
-    part.replace(target)
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -6,7 +6,6 @@ Shapes: L blocks, W widths in bits, R roles, Q recipes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ import xarray as xr
 from torch import nn
 
 from regraft.data.evaluation import Evaluation, evaluation
+from regraft.disk import check_empty
 from regraft.engine.metric import loss
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import SweepResult, sweep
@@ -27,7 +27,6 @@ from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.progress import advance
 from regraft.model.weights import ROLES, live_weights
-from regraft.runs import check_empty
 
 WIDTHS = (8, 6, 4, 3, 2)
 MATRIX_BITS = 3
@@ -116,7 +115,7 @@ def _check(model: Model, blocks: list[Block], widths: list[int], group: int, rec
     if recipe and not save:
         raise ValueError("--recipe chooses what is written: name a folder with --save")
     if save:
-        check_empty(Path(save), "--save")
+        check_empty(save, "--save")
     if save and format == "packed":
         check_packable(blocks, model.width)
 

@@ -17,6 +17,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from regraft.data.evaluation import Evaluation, Texts
+from regraft.disk import check_empty, expanded, whole_folder
 from regraft.engine.metric import kl_to_clean, loss, top1_agreement
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.replay import route_logits, route_stream
@@ -35,7 +36,6 @@ from regraft.model.readback import check_generation, check_tensors, probe_ids
 from regraft.model.recording import Recording
 from regraft.model.stored import cast_as_stored, round_as_stored, stored_types
 from regraft.model.wrapped import refuse_adapters
-from regraft.runs import check_empty, whole_folder
 
 CARD = "README.md"
 
@@ -120,7 +120,7 @@ def save_blocks(
         ValueError: the folder is not empty, or this sequence of blocks cannot be said by the model's configuration: the
             logits of what would have been written differ.
     """
-    target = Path(folder)
+    target = expanded(folder)
     check_empty(target, "--save")
     sample = _sample(model)
     wanted = _route_output(sample, route)
@@ -219,7 +219,7 @@ def check_writable_as(model: Model, blocks: Sequence[Block | nn.Module], folder:
         ValueError: the folder is not empty, an adapter is in effect, or the configuration cannot say this sequence.
     """
     if folder:
-        check_empty(Path(folder), "--save")
+        check_empty(folder, "--save")
         refuse_adapters(model)
         check_expressible(model, blocks, facts_of(model, blocks))
 

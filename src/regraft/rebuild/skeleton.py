@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from regraft.disk import check_empty, whole_folder
 from regraft.model.files import CheckpointError
 from regraft.model.load import resolve
 from regraft.rebuild.checkpoint import model_inputs, open_rebuilt, token_ids
 from regraft.rebuild.compare import SameTensorError
 from regraft.rebuild.official import ask
 from regraft.rebuild.verify import TEXTS, Verdict, order_of, verify_stages
-from regraft.runs import check_empty, whole_folder
 
 WHAT = {
     "embed.tokens": "the row of the token table for every id",

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import torch
 import transformers
 from torch import Tensor
 
+from regraft.disk import NotWrittenError, check_place, place_of, writing
 from regraft.model.comparison import gap, rounding
 from regraft.model.files import CheckpointError, digest
 from regraft.model.load import quiet_transformers, read_tokenizer, resolve
 from regraft.model.progress import advance
-from regraft.runs import check_place
 
 BATCH = 256
 
@@ -93,19 +93,33 @@ class Vectors:
     def __init__(self, encoder: SentenceEncoder, cache: Path):
         self.encoder = encoder
         self.made = 0
-        check_place(cache, "--cache", inside=True)
-        cache.mkdir(parents=True, exist_ok=True)
-        self.file = cache / f"vectors-{encoder.digest[:16]}-{encoder.pooling}.sqlite"
-        with closing(self._open()) as store, store:
+        check_place(cache, "--cache")
+        with writing(cache):
+            place_of(cache).mkdir(parents=True, exist_ok=True)
+        self.file = place_of(cache) / f"vectors-{encoder.digest[:16]}-{encoder.pooling}.sqlite"
+        with self._open() as store, store:
             store.execute("create table if not exists vectors (text blob primary key, vector blob) without rowid")
 
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.file)
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """The file as a data base, closed behind the block.
+
+        Raises:
+            NotWrittenError: the disk is full, or the file closed.
+            ValueError: it is something else.
+        """
+        try:
+            with closing(sqlite3.connect(self.file)) as store:
+                yield store
+        except sqlite3.OperationalError as error:
+            raise NotWrittenError(f"{self.file} could not be written ({error}): choose another place with --cache") from error
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.file} holds no vectors ({error}): remove it, or choose another with --cache") from error
 
     def of(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (B, D) of some texts, from the file as far as they are there."""
         keys = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
-        with closing(self._open()) as store:
+        with self._open() as store:
             known = {key for (key,) in store.execute("select text from vectors")}
             wanted = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
             order = sorted(wanted.items(), key=lambda one: len(one[1]))

@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from regraft.disk import check_empty, whole_folder
 from regraft.model.load import read_tokenizer, resolve
-from regraft.runs import check_empty, whole_folder
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 

@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from regraft.disk import check_empty, whole_folder
 from regraft.graft.placing import all_placed
 from regraft.model.comparison import gap
 from regraft.model.forward import without_cache
@@ -21,7 +22,6 @@ from regraft.model.load import quiet_transformers, read_checkpoint, read_tokeniz
 from regraft.model.opened import Model
 from regraft.model.progress import advance
 from regraft.model.readback import check_generation, check_tensors, probe_ids
-from regraft.runs import check_empty, whole_folder
 from regraft.tokens.folder import special_roles, specials_of, wrapped
 from regraft.tokens.matching import Matching
 from regraft.tokens.transplant import Transplant
