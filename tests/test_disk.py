@@ -5,23 +5,32 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
+from typer.testing import CliRunner
 
-from regraft import disk
+from regraft import commands, disk
+from regraft.cli import app
 from regraft.disk import (
     NotWrittenError,
     RunFolderError,
+    UnreadableError,
     check_empty,
     check_place,
     keeping,
     place_of,
+    read_text,
     whole_file,
     whole_folder,
     writing,
 )
+from regraft.experiment import experiments
+from regraft.intervene import surgery
+from small import opened
 
 
 @pytest.fixture
@@ -236,3 +245,96 @@ def test_a_result_travels_with_the_error(tmp_path):
     with pytest.raises(NotWrittenError) as told, keeping("measured"), writing(tmp_path):
         raise OSError(errno.ENOSPC, "full")
     assert told.value.result == "measured"
+
+
+SAVING = sorted(name for name, e in experiments().items() if any(p.annotation == "NewFolder" for p in e.parameters))
+NEEDED = {"transplant": {"put": ["0:1"]}, "repeat": {"block": 0, "times": 2}, "quantize": {"format": "float"}}
+
+
+def test_every_experiment_that_writes_says_so():
+    assert SAVING == ["prune", "quantize", "reorder", "repeat", "transplant"]
+    assert all((p.name == "save") == (p.annotation == "NewFolder") for e in experiments().values() for p in e.parameters)
+
+
+@pytest.mark.parametrize("name", SAVING)
+def test_a_full_target_is_refused_before_anything_is_measured(tmp_path, monkeypatch, name):
+    function = experiments()[name].function()
+    monkeypatch.setattr(sys.modules[function.__module__], "evaluation", lambda *given: pytest.fail("it was measured"))
+    (tmp_path / "full").write_text("kept")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for save in (str(tmp_path), "~", str(tmp_path / "full"), str(tmp_path / "full" / "below")):
+        with pytest.raises(RunFolderError, match="choose another with --save"):
+            function(opened("gpt2"), save=save, **NEEDED.get(name, {}))
+
+
+@pytest.mark.parametrize("name", SAVING)
+def test_what_was_measured_survives_a_full_disk(tmp_path, monkeypatch, name):
+    def full(changed, folder):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(surgery, "_write_plainly", full)
+    options = {"prompts": ["5,6,7,8"], "tokens": 2, **NEEDED.get(name, {})}
+    with pytest.raises(NotWrittenError, match=r"new could not be written \(No space left on device\)") as told:
+        experiments()[name].run(opened("gpt2"), save=str(tmp_path / "new"), **options)
+    found = told.value.result
+    assert (found.attrs["experiment"], found.attrs["saved"]) == (name, "")
+    alone = experiments()[name].run(opened("gpt2"), **options)
+    assert set(found.data_vars) == set(alone.data_vars)
+    assert all(np.array_equal(found[v].values, alone[v].values) for v in found.data_vars if found[v].dtype.kind == "f")
+    assert names(tmp_path) == []
+
+
+def test_a_result_is_printed_before_its_run_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "store", lambda dataset, folder: disk_is_full())
+    words = ["--model", "specimen:gpt2", "--count", "2", "--tokens", "3", "--out", str(tmp_path / "run")]
+    for command, shown in (("knockout", "units: loss"), ("prune", "units: loss")):
+        result = CliRunner().invoke(app, [command, *words, *(["--drop", "1"] if command == "prune" else [])])
+        assert result.exit_code == 1
+        assert shown in " ".join(result.stdout.split())
+        assert result.stderr.count("\n") == 1
+        assert f"{tmp_path / 'run'} could not be written (No space left on device): make room" in result.stderr
+    assert names(tmp_path) == []
+
+
+def test_a_model_that_does_not_fit_the_disk_leaves_its_numbers_printed(tmp_path, monkeypatch):
+    monkeypatch.setattr(surgery, "_write_plainly", lambda changed, folder: disk_is_full())
+    words = ["prune", "--model", "specimen:gpt2", "--drop", "1", "--count", "2", "--tokens", "3", "--save", str(tmp_path / "new")]
+    result = CliRunner().invoke(app, words)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "agreement" in result.stdout
+    assert "could not be written" in result.stderr
+
+
+def disk_is_full():
+    raise OSError(errno.ENOSPC, "full")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "cannot be read (No such file or directory): write it"),
+        ("folder", "cannot be read (Is a directory): write it"),
+        (b"", "is empty: write it"),
+        (b" \n", "is empty: write it"),
+        ("caf\u00e9".encode("latin-1"), "is no text in UTF-8: write it"),
+        ("word".encode("utf-16"), "is no text in UTF-8: write it"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, content, why):
+    file = tmp_path / "file"
+    if content == "folder":
+        file.mkdir()
+    elif content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UnreadableError) as told:
+        read_text(file, "write it")
+    assert str(told.value) == f"{file} {why}"
+
+
+def test_a_text_may_begin_with_a_mark_and_stand_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").write_bytes("\ufeffé\n".encode())
+    assert read_text("~/file", "") == "é\n"
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: (_ for _ in ()).throw(PermissionError(errno.EACCES, "closed")))
+    with pytest.raises(UnreadableError, match=r"cannot be read \(closed\): mend it"):
+        read_text("~/file", "mend it")

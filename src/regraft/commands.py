@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from regraft.disk import check_empty, whole_folder
+from regraft.disk import check_empty, still_told, whole_folder
 from regraft.experiment import Experiment
 from regraft.model.anatomy import part_rows, site_rows
-from regraft.model.dissect import dissect
+from regraft.model.dissect import Component, dissect
 from regraft.model.load import resolve
 from regraft.model.opened import Model
 from regraft.model.progress import listening
@@ -115,16 +115,23 @@ def _table(title: str, columns: tuple[str, ...], right: tuple[int, ...] = ()) ->
 
 def show_dissection(source: str, out: Path | None, as_json: bool) -> None:
     """Print what a checkpoint's headers tell, and draw it where a folder is given."""
-    components = dissect(source)
-    written = json.dumps({"source": source, "components": [asdict(c) for c in components]}, indent=1) + "\n"
     if out is not None:
         check_empty(out, "--out")
+    components = dissect(source)
+    written = json.dumps({"source": source, "components": [asdict(c) for c in components]}, indent=1) + "\n"
+    if as_json:
+        print(written, end="")
+    else:
+        _print_dissection(source, components)
+    if out is not None:
         with whole_folder(out) as folder:
             (folder / "anatomy.json").write_text(written, encoding="utf-8")
             (folder / "anatomy.svg").write_text(svg(source, components), encoding="utf-8")
-    if as_json:
-        print(written, end="")
-        return
+        if not as_json:
+            console.print(f"written to {out} (anatomy.json, anatomy.svg)", highlight=False)
+
+
+def _print_dissection(source: str, components: Sequence[Component]) -> None:
     for component in components:
         rows = [["what", "value", "how sure", "why"], *([f.what, _said(f.value), f.how, f.why] for f in component.facts)]
         for stack in component.stacks:
@@ -136,8 +143,6 @@ def show_dissection(source: str, out: Path | None, as_json: bool) -> None:
         print("\n".join(aligned(rows)))
         for note in component.odd:
             console.print(f"odd: {note}", highlight=False, style="yellow")
-    if out is not None:
-        console.print(f"written to {out} (anatomy.json, anatomy.svg)", highlight=False)
 
 
 def _said(value: Any) -> str:
@@ -150,7 +155,7 @@ def run_experiment(
     """Run one experiment, write its run folder where one is asked for, and print a short table."""
     if out is not None:
         check_writable(out, experiment.name, model.weights_sha256, version("regraft"))
-    with _bar() as bar:
+    with still_told(lambda found: _told(found, out, as_json)), _bar() as bar:
         task = bar.add_task(experiment.name, total=None)
 
         def work(name: str, done: int, total: int) -> None:
@@ -158,14 +163,19 @@ def run_experiment(
 
         with listening(work):
             dataset = experiment.run(model, seed, **options)
-    if out is not None:
-        write_run(dataset, out)
+    _told(dataset, out, as_json)
+
+
+def _told(dataset: xr.Dataset, out: Path | None, as_json: bool, show: Callable[[xr.Dataset], None] | None = None) -> None:
+    """Print a result, by `show` where it is no table, and then write its run folder where one is asked for."""
     if as_json:
         console.print_json(json.dumps(dataset.to_dict(), default=_plain))
-        return
-    print_result(dataset)
+    else:
+        (show or print_result)(dataset)
     if out is not None:
-        console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
+        write_run(dataset, out)
+        if not as_json:
+            console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
 
 
 def rebuild_model(
@@ -181,14 +191,7 @@ def rebuild_model(
     with _bar() as bar:
         bar.add_task("the official model, in a process of its own, then the rebuilt one", total=None)
         dataset = rebuild(source, texts, stage, dtype)
-    if out is not None:
-        write_run(dataset, out)
-    if as_json:
-        console.print_json(json.dumps(dataset.to_dict(), default=_plain))
-    else:
-        print_stages(dataset)
-        if out is not None:
-            console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
+    _told(dataset, out, as_json, print_stages)
     return 0 if dataset.attrs["agrees"] else 1
 
 

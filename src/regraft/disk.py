@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,17 @@ def keeping(result: Any) -> Iterator[None]:
         yield
     except NotWrittenError as error:
         error.result = result
+        raise
+
+
+@contextmanager
+def still_told(tell: Callable[[Any], object]) -> Iterator[None]:
+    """Tell what was measured where it could not be written, before the error goes on."""
+    try:
+        yield
+    except NotWrittenError as error:
+        if error.result is not None:
+            tell(error.result)
         raise
 
 

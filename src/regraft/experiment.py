@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
+
+from regraft.disk import still_told
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
 
 ROOMS = ("observe", "intervene")
 GROUP = "regraft.experiments"
+TextFile: TypeAlias = str
+"""A parameter that names a text file to read, looked at before a model is opened."""
+NewFolder: TypeAlias = str
+"""A parameter that names a folder to write, which must be empty or not there."""
+ModelName: TypeAlias = str
+"""A parameter that names a model: a folder, a hub id or a specimen."""
 REFUSALS = (ValueError, OSError, MemoryError, RuntimeError, ImportError, LookupError)
 
 
@@ -77,17 +85,21 @@ class Experiment:
 
         Raises:
             TypeError: an option that the experiment does not have.
+            NotWrittenError: a folder that it writes could not be written; its `result` is what was measured.
         """
         import torch
 
         torch.manual_seed(seed)
         started = time.perf_counter()
-        dataset = self.function()(model, **options)
-        elapsed = time.perf_counter() - started
-        dataset.attrs = {**provenance(model), **dataset.attrs, "experiment": self.name, "seed": seed}
-        dataset.attrs["options"] = repr({k: v for k, v in sorted(options.items())})
-        dataset.attrs["seconds"] = round(elapsed, 3)
-        return dataset
+
+        def proved(dataset: xr.Dataset) -> xr.Dataset:
+            dataset.attrs = {**provenance(model), **dataset.attrs, "experiment": self.name, "seed": seed}
+            dataset.attrs["options"] = repr({k: v for k, v in sorted(options.items())})
+            dataset.attrs["seconds"] = round(time.perf_counter() - started, 3)
+            return dataset
+
+        with still_told(proved):
+            return proved(self.function()(model, **options))
 
 
 _RESULTS: WeakKeyDictionary[Any, dict[str, xr.Dataset]] = WeakKeyDictionary()

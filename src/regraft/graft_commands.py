@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from regraft.data.token_bytes import token_bytes
-from regraft.disk import check_empty, whole_file
+from regraft.disk import check_empty, keeping, whole_file
 from regraft.graft.bake import bake
 from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding, parameters
 from regraft.graft.certificate import certify
@@ -100,14 +100,15 @@ def evaluate(model: Model, folders: list[Path], texts: list[str], length: int, m
     table = token_bytes(model.tokenizer, model.table_rows)
     data = certify(model, swaps_of(model, grafts), domains, table, most)
     data.attrs["grafts"] = " and ".join(kind_of(graft) for graft in grafts)
-    write_certificate(data, folders)
+    with keeping(data):
+        write_certificate(data, folders)
     kind = "head" if kind_of(grafts[0]) == HEAD else "embedding"
     words = ["regraft", "graft", kind, "eval", "--graft", str(folders[0]), *(["--with", str(folders[1])] if folders[1:] else [])]
     for text in texts:
         words += ["--text", text]
     command = shlex.join([*words, "--length", str(length), "--windows", str(most), "--model", model.source or model.name])
     text = page(model, [data], [command], data.attrs["seconds"])
-    with whole_file(folders[0] / "certificate.html") as part:
+    with keeping(data), whole_file(folders[0] / "certificate.html") as part:
         part.write_text(text, encoding="utf-8")
     return data
 

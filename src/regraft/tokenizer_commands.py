@@ -11,7 +11,7 @@ from pathlib import Path
 import xarray as xr
 
 from regraft.data.texts import dataset_rows, text_files, text_of, texts_in
-from regraft.disk import check_empty, whole_folder
+from regraft.disk import check_empty, keeping, whole_folder
 from regraft.model.load import load
 from regraft.report.page import sheet
 from regraft.runs import store
@@ -109,7 +109,7 @@ def compare_command(names: Sequence[str], texts: Sequence[str], each: str, most:
         ("Tokenizers compared", "Tokenizers, compared", f"{', '.join(called)} read the same text."),
         {}, [data], [shlex.join(words)], time.perf_counter() - began,
     )  # fmt: skip
-    with whole_folder(out) as fresh:
+    with keeping(data), whole_folder(out) as fresh:
         store(data, fresh)
         (fresh / "tokenizers.html").write_text(page, encoding="utf-8")
     return data

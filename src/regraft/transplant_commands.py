@@ -16,6 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from regraft.data.texts import text_files, texts_in
+from regraft.disk import keeping
 from regraft.graft.distill import Plan, train
 from regraft.graft.windows import windows_over
 from regraft.model.files import CheckpointError
@@ -104,7 +105,8 @@ def transplant_command(
 def written(done: Transplant, data: xr.Dataset, command: str, target: Path) -> str:
     """Write the model with its certificate as a page; what was done, in a sentence or two."""
     text = page(done.model, [data], [command], float(data.attrs["seconds"]))
-    return f"{done.sentence}. {write_model(done, data, target, {'certificate.html': text})}"
+    with keeping(data):
+        return f"{done.sentence}. {write_model(done, data, target, {'certificate.html': text})}"
 
 
 def open_encoder(name: str, device: str) -> SentenceEncoder:

@@ -11,10 +11,12 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from regraft.disk import read_text
 from regraft.engine.metric import logit_difference
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import SweepResult, sweep
 from regraft.engine.variant import Replace, Variant
+from regraft.experiment import TextFile
 from regraft.intervene.attribution import gradients
 from regraft.model.opened import Model
 from regraft.model.parts import Block, in_width
@@ -61,7 +63,7 @@ def patch(
     direction: Literal["denoise", "noise"] = "denoise",
     window: int = 1,
     block: int = -1,
-    pairs: str = "",
+    pairs: TextFile = "",
     exact: bool = False,
     map: list[str] | None = None,
 ) -> xr.Dataset:
@@ -109,14 +111,14 @@ def read_cases(path: Path) -> list[Case]:
     """Cases from a JSON file.
 
     Raises:
-        ValueError: it is no list of cases.
+        ValueError: it cannot be read, or is no list of cases.
     """
+    remedy = "write a list of objects with clean, corrupt, answer, wrong"
+    text = read_text(path, remedy)
     try:
-        found = [Case(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(
-            f"{path} holds no pairs ({error}): write a list of objects with clean, corrupt, answer, wrong"
-        ) from error
+        found = [Case(**entry) for entry in json.loads(text)]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} holds no pairs ({error}): {remedy}") from error
     if not found:
         raise ValueError(f"{path} holds no pairs: write at least one")
     return found

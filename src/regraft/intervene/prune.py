@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import xarray as xr
 
 from regraft.data.evaluation import Evaluation, Texts, evaluation_or_texts
+from regraft.experiment import NewFolder
 from regraft.intervene.knockout import greedy
-from regraft.intervene.surgery import check_writable_as, measured_route, route_of, save_blocks
+from regraft.intervene.surgery import check_save, check_writable_as, measured_route, route_of, save_blocks
 from regraft.model.opened import Model
 from regraft.model.parts import Block
 
@@ -17,7 +18,7 @@ def prune(
     model: Model,
     drop: list[int] | None = None,
     limit: float = 1.5,
-    save: str = "",
+    save: NewFolder = "",
     prompts: list[str] | None = None,
     count: int = 20,
     tokens: int = 24,
@@ -41,10 +42,9 @@ def prune(
         ValueError: a block that does not exist, nothing left, a model without a next-token loss, or one that cannot be
             written without its blocks.
     """
+    check_save(save)
     stack = model.parts.stacks[-1]
     total = len(stack.blocks)
-    if save:
-        check_writable_as(model, stack.blocks, save)
     if drop:
         check_writable_as(model, _without(stack.blocks, drop), save)
     text = evaluation_or_texts(model, prompts, count, tokens)
@@ -57,7 +57,8 @@ def prune(
     left_out = ", ".join(stack.blocks[p].address for p in removed) or "none"
     measured.attrs["change"] = f"without block{'s' if len(removed) != 1 else ''} {left_out}"
     measured = measured.assign_coords(kept=("place", [block.address for block in blocks]))
-    measured.attrs["saved"] = save_blocks(model, blocks, route, measured, save) if save else ""
+    if save:
+        measured.attrs["saved"] = save_blocks(model, blocks, route, measured, save)
     return measured
 
 

@@ -13,16 +13,16 @@ import xarray as xr
 from torch import nn
 
 from regraft.data.evaluation import Evaluation, evaluation
-from regraft.disk import check_empty
+from regraft.disk import keeping
 from regraft.engine.metric import loss
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import SweepResult, sweep
 from regraft.engine.variant import Route, Variant
-from regraft.experiment import REFUSALS, measured
+from regraft.experiment import REFUSALS, NewFolder, measured
 from regraft.intervene.packed import check_packable, write_packed
 from regraft.intervene.recipes import by_score, ends_protected, oracle, uniform
 from regraft.intervene.rounding import block_bytes, quantized_block
-from regraft.intervene.surgery import measured_route, route_of, save_blocks
+from regraft.intervene.surgery import check_save, measured_route, route_of, save_blocks
 from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.progress import advance
@@ -37,7 +37,7 @@ def quantize(
     bits: list[int] | None = None,
     group: int = 128,
     recipe: str = "",
-    save: str = "",
+    save: NewFolder = "",
     format: Literal["packed", "float"] = "packed",
     prompts: list[str] | None = None,
     count: int = 20,
@@ -89,14 +89,13 @@ def quantize(
     best = list(chosen)[int(np.nanargmin(found))]
     if recipe and recipe not in chosen:
         raise ValueError(f"there is no recipe {recipe!r}: choose among {', '.join(chosen)}")
-    saved = _save(model, text, blocks, chosen[recipe or best], recipe or best, group, save, format) if save else ""
     attrs = {
         **sweep_attributes(*results),
         "clean_loss": clean,
         "clean_bytes": sum(block_bytes(model, b, None) for b in blocks),
         "group": group,
         "best_recipe": best,
-        "saved": saved,
+        "saved": "",
         "without": "; ".join(lacking),
         **text.attributes,
     }
@@ -105,7 +104,12 @@ def quantize(
         "recipe": [_bytes(model, blocks, plan, group) for plan in chosen.values()],
     }
     coords = {"block": [b.address for b in blocks], "bits": widths, "role": roles, "recipe": list(chosen)}
-    return _dataset(alone, matrices, (whole, found), size, list(chosen.values()), coords, attrs)
+    dataset = _dataset(alone, matrices, (whole, found), size, list(chosen.values()), coords, attrs)
+    if save:
+        name = recipe or best
+        with keeping(dataset):
+            dataset.attrs["saved"] = _save(model, text, blocks, chosen[name], name, group, save, format)
+    return dataset
 
 
 def _check(model: Model, blocks: list[Block], widths: list[int], group: int, recipe: str, save: str, format: str) -> None:
@@ -114,8 +118,7 @@ def _check(model: Model, blocks: list[Block], widths: list[int], group: int, rec
         raise ValueError("a group has at least 1 input, and a width is 2 to 16 bits")
     if recipe and not save:
         raise ValueError("--recipe chooses what is written: name a folder with --save")
-    if save:
-        check_empty(save, "--save")
+    check_save(save)
     if save and format == "packed":
         check_packable(blocks, model.width)
 

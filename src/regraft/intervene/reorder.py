@@ -5,14 +5,15 @@ from __future__ import annotations
 import xarray as xr
 
 from regraft.data.evaluation import evaluation_or_texts
-from regraft.intervene.surgery import check_writable_as, measured_route, route_of, save_blocks
+from regraft.experiment import NewFolder
+from regraft.intervene.surgery import check_save, check_writable_as, measured_route, route_of, save_blocks
 from regraft.model.opened import Model
 
 
 def reorder(
     model: Model,
     order: list[int] | None = None,
-    save: str = "",
+    save: NewFolder = "",
     prompts: list[str] | None = None,
     count: int = 20,
     tokens: int = 24,
@@ -33,6 +34,7 @@ def reorder(
     Raises:
         ValueError: a block that does not exist, or an order that cannot be written.
     """
+    check_save(save)
     stack = model.parts.stacks[-1]
     total = len(stack.blocks)
     wanted = list(order) if order else _exchanged(total)
@@ -46,7 +48,8 @@ def reorder(
     measured = measured_route(model, text, route, blocks)
     measured.attrs["change"] = f"blocks in the order {', '.join(block.address for block in blocks)}"
     measured = measured.assign_coords(kept=("place", [block.address for block in blocks]))
-    measured.attrs["saved"] = save_blocks(model, blocks, route, measured, save) if save else ""
+    if save:
+        measured.attrs["saved"] = save_blocks(model, blocks, route, measured, save)
     return measured
 
 

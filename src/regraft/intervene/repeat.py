@@ -11,11 +11,13 @@ import xarray as xr
 from torch import Tensor
 
 from regraft.data.evaluation import Evaluation, evaluation
+from regraft.disk import keeping
 from regraft.engine.metric import loss
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Route, Variant
-from regraft.intervene.surgery import measured_route, route_of, save_blocks
+from regraft.experiment import NewFolder
+from regraft.intervene.surgery import check_save, measured_route, route_of, save_blocks
 from regraft.model.opened import Model
 from regraft.model.recording import Recording
 
@@ -26,7 +28,7 @@ def repeat(
     model: Model,
     times: int = 10,
     block: int = -1,
-    save: str = "",
+    save: NewFolder = "",
     prompts: list[str] | None = None,
     count: int = 20,
     tokens: int = 24,
@@ -49,17 +51,17 @@ def repeat(
     """
     if times < 2:
         raise ValueError(f"{times} repetitions are too few: 2 or more show what happens")
+    check_save(save)
     text = evaluation(model, prompts, count, tokens)
     stack = model.parts.stacks[-1]
     if save and not 0 <= block < len(stack.blocks):
         raise ValueError(f"--save writes one model: say which block to repeat with --block, 0 to {len(stack.blocks) - 1}")
-    saved = _saved(model, text, block, times, save) if save else ""
     total = len(model.blocks)
     variants = [Variant(route=Route.repeat(total, b.index, n)) for b in model.blocks for n in range(1, times + 1)]
     result = sweep(text.recordings, variants, loss())
     losses = result.mean("loss").numpy().reshape(total, times)
     updates, back = _updates(model, text, times)
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "loss": (("block", "times"), losses, {"units": "nats per token"}),
             "increase": (("block", "times"), losses - result.clean_mean("loss"), {"units": "nats per token above clean"}),
@@ -76,8 +78,12 @@ def repeat(
             ),
         },
         coords={"block": [block.address for block in model.blocks], "times": np.arange(1, times + 1)},
-        attrs={**sweep_attributes(result), "saved": saved, "clean_loss": result.clean_mean("loss"), **text.attributes},
+        attrs={**sweep_attributes(result), "saved": "", "clean_loss": result.clean_mean("loss"), **text.attributes},
     )
+    if save:
+        with keeping(found):
+            found.attrs["saved"] = _saved(model, text, block, times, save)
+    return found
 
 
 def _saved(model: Model, text: Evaluation, number: int, times: int, folder: str) -> str:

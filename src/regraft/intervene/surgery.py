@@ -17,7 +17,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from regraft.data.evaluation import Evaluation, Texts
-from regraft.disk import check_empty, expanded, whole_folder
+from regraft.disk import check_empty, expanded, keeping, whole_folder
 from regraft.engine.metric import kl_to_clean, loss, top1_agreement
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.replay import route_logits, route_stream
@@ -69,7 +69,7 @@ def measured_route(model: Model, text: Evaluation | Texts, route: Route, blocks:
             ),
         },
         coords={"state": ["before", "after"]},
-        attrs={**sweep_attributes(result), **text.attributes},
+        attrs={**sweep_attributes(result), **text.attributes, "saved": ""},
     )
 
 
@@ -87,7 +87,7 @@ def _by_distance(model: Model, text: Texts, route: Route, blocks: Sequence[Block
     return xr.Dataset(
         {"distance": ("state", [0.0, float(np.mean(distances))], units), **_weights_of(model, blocks)},
         coords={"state": ["before", "after"]},
-        attrs={"control_deviation": worst, **text.attributes},
+        attrs={"control_deviation": worst, **text.attributes, "saved": ""},
     )
 
 
@@ -101,6 +101,16 @@ def _weights_of(model: Model, blocks: Sequence[Block | nn.Module]) -> dict[str, 
         "parameters": ("state", [before[0], after[0]], {"units": "parameters"}),
         "bytes": ("state", [before[1], after[1]], {"units": "bytes in memory"}),
     }
+
+
+def check_save(folder: str) -> None:
+    """Make sure, before anything is measured, that a model can be written to a folder, if one is named.
+
+    Raises:
+        RunFolderError: it is not empty, or closed.
+    """
+    if folder:
+        check_empty(folder, "--save")
 
 
 def save_blocks(
@@ -117,6 +127,7 @@ def save_blocks(
     route's before it takes its place. Returns one sentence.
 
     Raises:
+        NotWrittenError: the disk is full or closed; its `result` is `measured`.
         ValueError: the folder is not empty, or this sequence of blocks cannot be said by the model's configuration: the
             logits of what would have been written differ.
     """
@@ -129,7 +140,7 @@ def save_blocks(
         _check_same(_output(changed, sample), wanted, rounding(min(types.values(), key=_digits), len(blocks), model.width), model)
         wanted = _output(changed, sample)
     cast_as_stored(changed, types)
-    with whole_folder(target) as fresh:
+    with keeping(measured), whole_folder(target) as fresh:
         with quiet_transformers():
             (write or _write_plainly)(changed, fresh)
             if model.tokenizer is not None:
@@ -218,8 +229,8 @@ def check_writable_as(model: Model, blocks: Sequence[Block | nn.Module], folder:
     Raises:
         ValueError: the folder is not empty, an adapter is in effect, or the configuration cannot say this sequence.
     """
+    check_save(folder)
     if folder:
-        check_empty(folder, "--save")
         refuse_adapters(model)
         check_expressible(model, blocks, facts_of(model, blocks))
 

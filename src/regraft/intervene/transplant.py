@@ -14,7 +14,8 @@ from regraft.engine.metric import loss
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Route, Variant
-from regraft.intervene.surgery import check_writable_as, measured_route, route_of, save_blocks
+from regraft.experiment import ModelName, NewFolder
+from regraft.intervene.surgery import check_save, check_writable_as, measured_route, route_of, save_blocks
 from regraft.model.load import load
 from regraft.model.opened import Model
 from regraft.model.parts import Block
@@ -23,9 +24,9 @@ from regraft.model.selfcheck import sample_ids
 
 def transplant(
     model: Model,
-    donor: str = "",
+    donor: ModelName = "",
     put: list[str] | None = None,
-    save: str = "",
+    save: NewFolder = "",
     prompts: list[str] | None = None,
     count: int = 8,
     tokens: int = 24,
@@ -50,6 +51,7 @@ def transplant(
     """
     if save and not put:
         raise ValueError("--save writes one model: say which blocks to put where with --put DONOR:PLACE")
+    check_save(save)
     given = (
         model if not donor else load(donor, device=str(model.device), dtype=model.dtype, attention=model.attention, pack=False)
     )
@@ -127,5 +129,6 @@ def _put(model: Model, given: Model, pairs: list[tuple[int, int]], save: str, te
     taken = {place: donor for donor, place in pairs}
     kept = [f"{given.name} {taken[place]}" if place in taken else b.address for place, b in enumerate(stack.blocks)]
     measured = measured.assign_coords(kept=("place", kept))
-    measured.attrs["saved"] = save_blocks(model, blocks, route, measured, save) if save else ""
+    if save:
+        measured.attrs["saved"] = save_blocks(model, blocks, route, measured, save)
     return measured

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from regraft.data.corpus import corpus as read_corpus
+from regraft.disk import expanded
+from regraft.experiment import TextFile
 from regraft.model.opened import Model
 from regraft.observe.states import Observed, observed
 
@@ -28,7 +30,7 @@ def geometry(
     count: int = 20,
     tokens: int = 24,
     stack: str = "",
-    corpus: str = "",
+    corpus: TextFile = "",
 ) -> xr.Dataset:
     """Describe the cloud of residual states at every depth: dimension, directions, norms, updates, similarity of depths.
 
@@ -47,7 +49,7 @@ def geometry(
     Raises:
         ValueError: fewer than two tokens, or a stack that does not exist.
     """
-    seen = observed(model, prompts, count, tokens, stack, read_corpus(model, corpus) if corpus else ())
+    seen = observed(model, prompts, count, tokens, stack, read_corpus(model, str(expanded(corpus))) if corpus else ())
     if seen.tokens < 2:
         raise ValueError(f"{seen.tokens} token is too few for a cloud: give more or longer prompts")
     cloud = Cloud.of(seen, torch.initial_seed())

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from regraft.data.completions import suited_prompts
 from regraft.data.corpus import corpus as suited_corpus
+from regraft.disk import expanded
+from regraft.experiment import TextFile
 from regraft.model.opened import Model
 from regraft.model.parts import Block, in_width
 from regraft.model.progress import advance
@@ -48,7 +50,7 @@ def neurons(
     category: str = "",
     k: int = 20,
     at: Literal["max", "last"] = "max",
-    corpus: str = "",
+    corpus: TextFile = "",
     contexts: int = 5,
     show: int = 4,
 ) -> xr.Dataset:
@@ -92,7 +94,8 @@ def neurons(
         found[feature] = sorted(every, key=lambda n: -float(np.mean([v[n.row][n.index] for v in inside])))
     kept = [n for every in found.values() for n in every[:show]]
     searched = bool(kept) and (bool(corpus) or model.tokenizer is not None)
-    best = _contexts(model, kept, suited_corpus(model, corpus, torch.initial_seed()) if searched else [], contexts)
+    file = str(expanded(corpus)) if corpus else ""
+    best = _contexts(model, kept, suited_corpus(model, file, torch.initial_seed()) if searched else [], contexts)
     attrs = {"k": k, "at": at, "control": len({label for _, label in texts}) > 1}
     if kept and not searched:
         attrs["notes"] = "no contexts: without a tokenizer there is no corpus but one named with --corpus"

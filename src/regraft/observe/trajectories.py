@@ -17,6 +17,8 @@ from torch.nn.functional import cosine_similarity, log_softmax
 
 from regraft.data.completions import is_specimen, prompt_ids
 from regraft.data.contrasts import Contrast, general, specimen
+from regraft.disk import read_text
+from regraft.experiment import TextFile
 from regraft.model.opened import Model
 from regraft.model.progress import advance
 from regraft.model.recording import Recording
@@ -37,7 +39,7 @@ def trajectories(
     model: Model,
     groups: Literal["suited", "general", "specimen"] = "suited",
     kind: Literal["all", "immediate", "shared prefix"] = "all",
-    file: str = "",
+    file: TextFile = "",
 ) -> xr.Dataset:
     """Follow a base completion and its synonym, antonym, style variant and an unrelated one through the depths.
 
@@ -80,9 +82,10 @@ def _chosen(model: Model, groups: str, kind: str, file: str) -> list[Contrast]:
 
 def _from_file(path: Path) -> list[Contrast]:
     wanted = "a JSON list of objects with prompt, base, synonym, antonym, style, unrelated and kind"
+    text = read_text(path, f"write {wanted}")
     try:
-        found = [Contrast(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, OSError) as error:
+        found = [Contrast(**entry) for entry in json.loads(text)]
+    except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path} holds no contrastive groups ({error}): write {wanted}") from error
     for number, group in enumerate(found):
         if not all(isinstance(text, str) and text for text in vars(group).values()):

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from regraft.disk import read_text
+
 SUM = 1e-6
 LONGEST = 1_000_000
 """Characters of the longest chunk that can be asked for."""
@@ -83,12 +85,11 @@ def read_lengths(said: str) -> ChunkLengths:
 
 
 def _from_yaml(file: Path) -> ChunkLengths:
+    text = read_text(file, "name a YAML file with the chunk lengths")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: name a YAML file with the chunk lengths") from error
     match content:
         case {"gaussian": {"mean": mean, "deviation": deviation, **more}} if set(more) <= {"longest"}:
             if {type(mean), type(deviation)} <= {int, float} and type(more.get("longest", 1)) is int:
