@@ -61,7 +61,8 @@ def report(
 
         options = {"device": device, "dtype": dtype, "attention": attention, "tokenizer": tokenizer, "seed": seed}
         options["remote_code"] = remote_code
-        make_report(open_model(model, device, dtype, attention, remote_code, tokenizer), out, seed, options)
+        code = make_report(open_model(model, device, dtype, attention, remote_code, tokenizer), out, seed, options, debug)
+    raise typer.Exit(code)
 
 
 @app.command("inspect")

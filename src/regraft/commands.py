@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -30,7 +32,7 @@ from regraft.rebuild.skeleton import write_skeleton
 from regraft.rebuild.verify import rebuild
 from regraft.report.build import build
 from regraft.report.diagram import svg
-from regraft.report.drawing import drawing_of
+from regraft.report.drawing import CONFIG, drawing_of
 from regraft.report.page import CHECKS, csv_text
 from regraft.report.rebuild_figures import OUTSIDE, split
 from regraft.runs import check_writable, store
@@ -40,8 +42,8 @@ console = Console(markup=False)
 SHOWN_ROWS = 12
 
 
-def make_report(model: Model, out: Path, seed: int, options: dict[str, Any]) -> None:
-    """Write the report, with a bar for its chapters, and say where it is."""
+def make_report(model: Model, out: Path, seed: int, options: dict[str, Any], debug: bool = False) -> int:
+    """Write the report, with a bar for its chapters, and say where it is and what is not on it; 1 where a chapter failed."""
     check_writable(out, "report", model.weights_sha256, version("regraft"))
     started = time.perf_counter()
     with _bar() as bar:
@@ -56,12 +58,18 @@ def make_report(model: Model, out: Path, seed: int, options: dict[str, Any]) -> 
             bar.update(part, description=f"{name:<12}", completed=done, total=total)
 
         with listening(work):
-            path, left_out = build(model, out, seed, chapter, options)
+            path, missing = build(model, out, seed, chapter, options)
         bar.update(whole, description=f"{'done':<12}", completed=1, total=1)
         bar.remove_task(part)
-    for sentence in left_out:
-        console.print(sentence, style="yellow", highlight=False)
+    for one in missing:
+        console.print(str(one), style="red" if one.trace else "yellow", highlight=False)
+        if debug and one.trace:
+            print(one.trace, end="", file=sys.stderr)
+    failed = sum(1 for one in missing if one.trace)
     console.print(f"{path} made in {time.perf_counter() - started:.0f} s; open it in a browser.", highlight=False)
+    if failed:
+        print(f"regraft: {failed} {'chapter' if failed == 1 else 'chapters'} failed: --debug shows where", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _bar() -> Progress:
@@ -184,7 +192,8 @@ def rebuild_model(
     """Compare a rebuilt model stage by stage, or write a student's folder; 1 where a stage parts."""
     if skeleton is not None:
         stages = write_skeleton(source, skeleton, texts)
-        console.print(f"{len(stages)} stages written to {skeleton}: fill in model.py, then `python {skeleton}/check.py`")
+        check = shlex.join(["python", str(skeleton / "check.py")])
+        console.print(f"{len(stages)} stages written to {skeleton}: fill in model.py, then `{check}`", soft_wrap=True)
         return 0
     if out is not None:
         check_writable(out, "rebuild", open_rebuilt(resolve(source)[0]).weights_sha256, version("regraft"))
@@ -234,7 +243,7 @@ def write_run(dataset: xr.Dataset, out: Path) -> None:
         figures = folder / "figures"
         figures.mkdir()
         for number, (_, figure) in enumerate(drawing_of(dataset).figures(dataset)):
-            figure.write_html(figures / f"figure-{number}.html", include_plotlyjs="directory")
+            figure.write_html(figures / f"figure-{number}.html", include_plotlyjs="directory", config=CONFIG)
 
 
 def print_result(dataset: xr.Dataset) -> None:

@@ -56,6 +56,13 @@ def read_mark(out: Path) -> dict[str, Any]:
     return mark
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A file that takes the place of `path` in one step, so that a reader finds the old one or the new one."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
 def store(dataset: xr.Dataset, folder: Path) -> None:
     """Write a result's `run.json` and `result.zarr` into a folder."""
     attributes = {key: _plain(value) for key, value in dataset.attrs.items()}

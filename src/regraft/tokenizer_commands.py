@@ -13,7 +13,7 @@ import xarray as xr
 from regraft.data.texts import dataset_rows, text_files, text_of, texts_in
 from regraft.disk import check_empty, keeping, whole_folder
 from regraft.model.load import load
-from regraft.report.page import sheet
+from regraft.report.page import footer, result_section, sheet
 from regraft.runs import store
 from regraft.specimens import almanac
 from regraft.tokens.bits import pieces
@@ -107,7 +107,7 @@ def compare_command(names: Sequence[str], texts: Sequence[str], each: str, most:
     words += [*(["--each", each] if each else []), *(["--bits"] if bits else []), "--pieces", str(most)]
     page = sheet(
         ("Tokenizers compared", "Tokenizers, compared", f"{', '.join(called)} read the same text."),
-        {}, [data], [shlex.join(words)], time.perf_counter() - began,
+        [result_section(data, shlex.join(words), "result-0")], footer([data], time.perf_counter() - began),
     )  # fmt: skip
     with keeping(data), whole_folder(out) as fresh:
         store(data, fresh)

@@ -1,22 +1,26 @@
-"""Run what suits a model and write its report."""
+"""Run what suits a model and write its report, chapter by chapter."""
 
 from __future__ import annotations
 
 import json
-import shlex
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
-from regraft.experiment import REFUSALS, experiments, measured, provenance
+from regraft.experiment import measured, provenance
 from regraft.model.opened import Model
-from regraft.report.page import page
-from regraft.runs import store, whole_folder
+from regraft.report.drawing import title_for
+from regraft.report.page import Section, footer, heading, opening, plain_section, result_section, sheet
+from regraft.report.shell import command_line
+from regraft.runs import OUR_MARK, store, whole_folder, write_whole
 
-CHAPTERS: tuple[tuple[str, dict], ...] = (
+Chapter = tuple[str, dict[str, Any]]
+CHAPTERS: tuple[Chapter, ...] = (
     ("completions", {"count": 20}),
     ("lens", {}),
     ("geometry", {}),
@@ -41,6 +45,23 @@ CHAPTERS: tuple[tuple[str, dict], ...] = (
     ("quantizers", {}),
     ("correlations", {}),
 )
+DOES_NOT_APPLY = (ValueError, ImportError)
+"""What an experiment refuses a model with, and what a library that is not installed ends in; everything else is a fault."""
+BEFORE = "report.before.html"
+"""What an earlier page is called while a new one grows in its place."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A chapter that is not on the page and why; `trace` where it failed, nothing where it does not apply."""
+
+    name: str
+    title: str
+    reason: str
+    trace: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {'failed' if self.trace else 'is left out'}: {self.reason}"
 
 
 def build(
@@ -49,50 +70,99 @@ def build(
     seed: int = 0,
     chapter: Callable[[str, int, int], None] | None = None,
     options: Mapping[str, Any] | None = None,
-) -> tuple[Path, list[str]]:
-    """Run the chapters, write `report.html` and a run folder for each result, and say what was left out and why.
+) -> tuple[Path, list[Missing]]:
+    """Run the chapters, write `report.html` and a run folder for each result, and say what is missing and why.
 
-    `chapter` is called with (name, chapters done, chapters in all). Returns the page's path and the sentences.
+    The page and the folder are written anew behind each chapter: whatever ends the work, they hold all that was done.
+    `chapter` is called with (name, chapters done, chapters in all). Returns the page's path and the chapters not on it.
     """
-    started = time.perf_counter()
-    results: list[xr.Dataset] = []
-    commands: list[str] = []
-    slugs: list[str] = []
-    left_out: list[str] = []
+    report = Report(model, out, seed, options or {})
+    report.write(CHAPTERS)
     for number, (name, chosen) in enumerate(CHAPTERS):
         if chapter is not None:
             chapter(name, number, len(CHAPTERS))
+        report.add(name, chosen)
+        report.write(CHAPTERS[number + 1 :])
+    if not any(one.trace for one in report.missing):
+        (out / BEFORE).unlink(missing_ok=True)
+    return out / "report.html", report.missing
+
+
+class Report:
+    """A report that grows: what it has measured so far, and what it could not."""
+
+    def __init__(self, model: Model, out: Path, seed: int, options: Mapping[str, Any]):
+        self.model, self.out, self.seed, self.options = model, out, seed, options
+        self.started = time.perf_counter()
+        self.sections: list[Section] = opening(model, options)
+        self.results: list[xr.Dataset] = []
+        self.missing: list[Missing] = []
+        out.mkdir(parents=True, exist_ok=True)
+        page = out / "report.html"
+        if page.exists() and not (out / BEFORE).exists():
+            page.replace(out / BEFORE)
+        store_mark(model, out)
+
+    def add(self, name: str, chosen: Mapping[str, Any]) -> None:
+        """Make one chapter, or note why there is none.
+
+        This is the one place where any error is caught: a fault in one of many chapters, whatever it is, must not take the
+        others with it. It is named on the page and by the command, which ends with code 1.
+        """
+        anchor = "-".join([name, *map(str, chosen.values())])
         try:
-            results.append(measured(model, name, seed, **chosen))
-        except REFUSALS as error:
-            left_out.append(f"{name} is left out: {' '.join(str(error).split())}")
-            continue
-        commands.append(command_line(name, model, {**chosen, **(options or {})}))
-        slugs.append("-".join([name, *map(str, chosen.values())]))
-    with whole_folder(out) as folder:
-        for dataset, slug in zip(results, slugs, strict=True):
-            (folder / slug).mkdir()
-            store(dataset, folder / slug)
-        text = page(model, results, commands, time.perf_counter() - started)
-        (folder / "report.html").write_text(text, encoding="utf-8")
-        store_mark(model, folder)
-    return out / "report.html", left_out
+            self.make(name, chosen, anchor)
+        except Exception as error:
+            title, reason = chapter_title(name, chosen), f"{type(error).__name__}: {said(error)}".removesuffix(": ")
+            self.missing.append(Missing(name, title, reason, "".join(traceback.format_exception(error))))
+            self.sections.append(plain_section(anchor, title, f"This chapter failed: {reason}"))
+
+    def make(self, name: str, chosen: Mapping[str, Any], anchor: str) -> None:
+        """Measure one chapter, keep its result in a run folder and its section for the page."""
+        try:
+            result = measured(self.model, name, self.seed, **chosen)
+        except DOES_NOT_APPLY as error:
+            self.missing.append(Missing(name, chapter_title(name, chosen), said(error)))
+            return
+        section = result_section(result, command_line(name, self.model, {**chosen, **self.options}), anchor)
+        with whole_folder(self.out / anchor) as folder:
+            store(result, folder)
+        self.results.append(result)
+        self.sections.append(section)
+
+    def write(self, to_come: Sequence[Chapter]) -> None:
+        """The page as it is by now."""
+        sections = [*self.sections]
+        left_out = [(one.title, one.reason) for one in self.missing if not one.trace]
+        if left_out:
+            sentence = "These chapters do not apply to this model, or need what is not installed here."
+            sections.append(plain_section("left-out", "Left out", sentence, left_out))
+        if to_come:
+            sections.append(plain_section("to-come", "Not measured yet", f"{AWAITED} {titles(to_come)}."))
+        foot = footer(self.results, time.perf_counter() - self.started)
+        write_whole(self.out / "report.html", sheet(heading(self.model), sections, foot))
 
 
-DEFAULTS = {"device": "cpu", "dtype": "", "attention": "", "tokenizer": "", "seed": 0, "remote_code": False}
+AWAITED = "This page was written while the report was being made. If nothing is at work on it any more, it ended early. To come:"
 
 
-def command_line(name: str, model: Model, options: Mapping[str, Any]) -> str:
-    """The command that makes a result again, options that are not the default included."""
-    words = ["regraft", name, "--model", model.source or model.name]
-    from_files = experiments()[name].needs == "weights"
-    for key, value in options.items():
-        if DEFAULTS.get(key) != value and not (from_files and key in ("dtype", "attention", "tokenizer", "remote_code")):
-            words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
-    return shlex.join(words)
+def titles(chapters: Sequence[Chapter]) -> str:
+    """The titles of chapters in a row."""
+    return ", ".join(chapter_title(name, chosen) for name, chosen in chapters)
+
+
+def chapter_title(name: str, chosen: Mapping[str, Any]) -> str:
+    """What a chapter is called before there is a result: its drawing's title, and a choice that tells it from another one."""
+    choices = [f"{key} {value}" for key, value in chosen.items() if isinstance(value, str)]
+    return title_for(name) + (f" ({', '.join(choices)})" if choices else "")
+
+
+def said(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
 
 
 def store_mark(model: Model, folder: Path) -> None:
     """The `run.json` that says whose report this is."""
     mark = {**provenance(model), "experiment": "report"}
-    (folder / "run.json").write_text(json.dumps(mark, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_whole(folder / OUR_MARK, json.dumps(mark, indent=1, sort_keys=True) + "\n")

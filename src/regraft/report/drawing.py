@@ -18,6 +18,13 @@ PALETTE = (FIRST, SECOND, MUTED, THIRD, FOURTH, "#c2571a", "#7fb3d5")
 SEQUENTIAL = [[0.0, "#f3f6fb"], [0.35, "#a9c8ef"], [0.7, "#4c8ddb"], [1.0, "#173f78"]]
 DIVERGING = [[0.0, "#c2571a"], [0.25, "#efb183"], [0.5, "#f4f4f2"], [0.75, "#8fb7e6"], [1.0, "#1f5fae"]]
 MARGIN = dict(l=64, r=16, t=24, b=64)
+CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"],
+}
+"""How a figure behaves on every page: nothing offers to send a reader's data anywhere."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,12 @@ def draws(experiment: str, drawing: Drawing) -> None:
 def drawing_of(dataset: xr.Dataset) -> Drawing:
     """The drawing of a result; a plain one where its experiment brought none."""
     return _DRAWINGS.get(dataset.attrs["experiment"]) or _plain(dataset)
+
+
+def title_for(experiment: str) -> str:
+    """What a chapter is called by its experiment, before there is a result."""
+    drawing = _DRAWINGS.get(experiment)
+    return drawing.title if drawing is not None else experiment.capitalize()
 
 
 def _plain(dataset: xr.Dataset) -> Drawing:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import html
 import json
-import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from string import Template
 from typing import Any
@@ -32,7 +33,8 @@ from regraft.report import (
     text_figures,
     token_figures,
 )
-from regraft.report.drawing import drawing_of
+from regraft.report.drawing import CONFIG, drawing_of
+from regraft.report.shell import command_line
 
 DRAWN_HERE = (
     observe_figures,
@@ -54,38 +56,60 @@ CHECKS = (
 )
 
 
-def page(model: Model, results: list[xr.Dataset], commands: list[str], seconds: float) -> str:
-    """The whole page about a model as HTML; `commands[i]` makes `results[i]`."""
-    opening = {"anatomy": ("Anatomy", anatomy_section(model)), "check": ("Self-check", check_section(model))}
-    return sheet((f"{model.name} taken apart", f"{model.name}, taken apart", lead(model)), opening, results, commands, seconds)
+@dataclass(frozen=True)
+class Section:
+    """One section of a page: where a link jumps to, its title, its HTML, and its figures by the places that they are drawn in."""
+
+    anchor: str
+    title: str
+    text: str
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
-def sheet(
-    words: tuple[str, str, str],
-    opening: dict[str, tuple[str, str]],
-    results: list[xr.Dataset],
-    commands: list[str],
-    seconds: float,
+def page(
+    model: Model, results: list[xr.Dataset], commands: list[str], seconds: float, options: Mapping[str, Any] | None = None
 ) -> str:
-    """A page as HTML from its title, heading and lead, sections by anchor (title, HTML), and results with their commands."""
-    figures: list[dict[str, Any]] = []
-    sections = [text for _, text in opening.values()]
-    links = [f'<a href="#{anchor}">{html.escape(title)}</a>' for anchor, (title, _) in opening.items()]
-    for number, (dataset, command) in enumerate(zip(results, commands, strict=True)):
-        sections.append(result_section(dataset, command, f"result-{number}", figures))
-        links.append(f'<a href="#result-{number}">{html.escape(title_of(dataset))}</a>')
-    title, heading, said = map(html.escape, words)
+    """The whole page about a model as HTML; `commands[i]` makes `results[i]`, `options` are what the model was opened with."""
+    made = [result_section(d, c, f"result-{n}") for n, (d, c) in enumerate(zip(results, commands, strict=True))]
+    return sheet(heading(model), [*opening(model, options or {}), *made], footer(results, seconds))
+
+
+def heading(model: Model) -> tuple[str, str, str]:
+    """Title, heading and lead of the page about a model."""
+    return f"{model.name} taken apart", f"{model.name}, taken apart", lead(model)
+
+
+def opening(model: Model, options: Mapping[str, Any]) -> list[Section]:
+    """What every page about a model begins with: its parts, and the proof that they are its parts."""
+    return [anatomy_section(model, options), check_section(model)]
+
+
+def sheet(words: tuple[str, str, str], sections: Sequence[Section], foot: str) -> str:
+    """A page as HTML from its title, heading and lead, its sections, and the HTML of its footer."""
+    figures = {place: figure for section in sections for place, figure in section.figures.items()}
+    title, said, beginning = map(html.escape, words)
     template = Template(resources.files("regraft.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=title,
-        heading=heading,
-        lead=said,
-        navigation="".join(links),
-        sections="\n".join(sections),
-        footer=footer(results, seconds),
+        heading=said,
+        lead=beginning,
+        navigation="".join(f'<a href="#{s.anchor}">{html.escape(s.title)}</a>' for s in sections),
+        sections="\n".join(section.text for section in sections),
+        footer=foot,
         plotly=get_plotlyjs(),
-        figures=json.dumps(figures).replace("</", "<\\/"),
+        figures=in_script(figures),
+        config=in_script(CONFIG),
     )
+
+
+def in_script(value: Any) -> str:
+    """A value as JSON that stands inside a script element: no text in it can end the element or open a comment.
+
+    JSON and JavaScript read the escapes as the characters that they stand for. What is not ASCII, the line separators of
+    Unicode among it, is escaped by `json.dumps` itself.
+    """
+    text = json.dumps(value)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def lead(model: Model) -> str:
@@ -111,12 +135,12 @@ def table(header: list[str], rows: list[list[str]], numbers: tuple[int, ...] = (
     return f'<div class="wide"><table><thead>{cells("th", header)}</thead><tbody>{body}</tbody></table></div>'
 
 
-def anatomy_section(model: Model) -> str:
+def anatomy_section(model: Model, options: Mapping[str, Any]) -> Section:
     """Parts with their shapes, parameters and bytes; which sites exist."""
     parts = [[r.part, r.path, r.shape, f"{r.parameters:,}", f"{r.bytes:,}"] for r in part_rows(model)]
     sites = [[r.site, f"{r.blocks} of {r.total}", r.reason] for r in site_rows(model)]
-    command = shlex.join(["regraft", "inspect", "--model", model.source or model.name])
-    return (
+    command = command_line("inspect", model, {key: value for key, value in options.items() if key != "seed"})
+    text = (
         '<section id="anatomy"><h2>Anatomy</h2><p class="soft">What is it made of, and where can it be touched?</p>'
         "<p>Parts are found by structure in the live model, not by its name. A site is an activation that can be read and "
         "edited; where a block has none, the table says why.</p>"
@@ -125,16 +149,17 @@ def anatomy_section(model: Model) -> str:
         + table(["site", "blocks", "why not in the others"], sites)
         + f"<pre><code>{html.escape(command)}</code></pre></section>"
     )
+    return Section("anatomy", "Anatomy", text)
 
 
-def check_section(model: Model) -> str:
+def check_section(model: Model) -> Section:
     """The self-check's figures."""
     found = model.check.as_dict()
     rows = [[name, what, f"{found[name]:.2g}", unit] for name, what, unit in CHECKS]
     rows.append(["causal", "no position sees a later one (measured)", "yes" if found["causal"] else "no", ""])
     struck = [f"{site}: {reason}" for site, reason in found["refused"].items()]
     listed = "".join(f"<li>{html.escape(text)}</li>" for text in struck)
-    return (
+    text = (
         '<section id="check"><h2>Self-check</h2><p class="soft">Are these really the model\'s own parts?</p>'
         "<p>Before anything is measured, the parts are put together again on a short input and compared with the model "
         "itself. Zero means equal to the bit.</p>"
@@ -142,21 +167,30 @@ def check_section(model: Model) -> str:
         + (f"<p>Sites struck because their identity failed:</p><ul>{listed}</ul>" if struck else "")
         + "</section>"
     )
+    return Section("check", "Self-check", text)
 
 
-def result_section(dataset: xr.Dataset, command: str, anchor: str, figures: list[dict[str, Any]]) -> str:
+def plain_section(anchor: str, title: str, sentence: str, rows: Sequence[Sequence[str]] = ()) -> Section:
+    """A section of one sentence, and a table of chapters and reasons where there are some."""
+    listed = table(["chapter", "reason"], [list(row) for row in rows]) if rows else ""
+    text = f'<section id="{anchor}"><h2>{html.escape(title)}</h2><p>{html.escape(sentence)}</p>{listed}</section>'
+    return Section(anchor, title, text)
+
+
+def result_section(dataset: xr.Dataset, command: str, anchor: str) -> Section:
     """One experiment: its question, finding, figures, how to read them, command and data."""
-    drawing = drawing_of(dataset)
-    drawn = []
-    for caption, figure in drawing.figures(dataset):
+    drawing, title = drawing_of(dataset), title_of(dataset)
+    drawn, figures = [], {}
+    for number, (caption, figure) in enumerate(drawing.figures(dataset)):
+        place = f"{anchor}-figure-{number}"
         drawn.append(
             f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="wide">'
-            f'<div class="plot" style="min-width:{least_width(figure)}px" id="figure-{len(figures)}"></div></div></figure>'
+            f'<div class="plot" style="min-width:{least_width(figure)}px" id="{place}"></div></div></figure>'
         )
-        figures.append(json.loads(str(plotly.io.to_json(figure, validate=True))))
+        figures[place] = json.loads(str(plotly.io.to_json(figure, validate=True)))
     finding = drawing.finding(dataset)
-    return (
-        f'<section id="{anchor}"><h2>{html.escape(title_of(dataset))}</h2>'
+    text = (
+        f'<section id="{anchor}"><h2>{html.escape(title)}</h2>'
         f'<p class="soft">{html.escape(drawing.question)}</p>'
         + (f'<p class="finding">{html.escape(finding)}</p>' if finding else "")
         + "".join(drawn)
@@ -164,6 +198,7 @@ def result_section(dataset: xr.Dataset, command: str, anchor: str, figures: list
         + f"<pre><code>{html.escape(command)}</code></pre>"
         + f'<p class="download">{download(dataset)}</p>{provenance_line(dataset)}</section>'
     )
+    return Section(anchor, title, text, figures)
 
 
 def least_width(figure: go.Figure) -> int:

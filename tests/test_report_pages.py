@@ -1,0 +1,127 @@
+"""The report as a folder and a page: what is done stays, what is missing is named, no text breaks the page, nothing is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from families import FAMILIES
+from regraft.cli import app
+from regraft.experiment import measured
+from regraft.model.load import load
+from regraft.report import build as building
+from regraft.report.build import BEFORE, build
+
+QUICK = (("spectra", {}), ("lens", {}), ("patch", {"grid": "head"}))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(FAMILIES["gpt2"]().eval(), pack=False)
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Three chapters, of which `raises` says which ones end how; the others give the spectra."""
+
+    def plant(**raises):
+        def planted_measured(model, name, seed=0, **options):
+            if name in raises:
+                raise raises[name]
+            return measured(model, "spectra", seed)
+
+        monkeypatch.setattr(building, "CHAPTERS", QUICK)
+        monkeypatch.setattr(building, "measured", planted_measured)
+
+    return plant
+
+
+def body(path):
+    text = path.read_text(encoding="utf-8")
+    return text[: text.index("<script>")]
+
+
+def headings(path):
+    return re.findall("<h2>(.*?)</h2>", body(path))
+
+
+def test_a_chapter_that_fails_is_named_and_takes_no_other_with_it(model, planted, tmp_path):
+    planted(lens=KeyError("a key <b>"))
+    path, missing = build(model, tmp_path / "report")
+    assert [(one.name, bool(one.trace)) for one in missing] == [("lens", True)]
+    assert str(missing[0]) == "lens failed: KeyError: 'a key <b>'"
+    assert headings(path) == ["Anatomy", "Self-check", "Weight spectra", "Logit lens", "Weight spectra"]
+    assert "This chapter failed: KeyError: &#x27;a key &lt;b&gt;&#x27;" in body(path)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["patch-head", "report.html", "run.json", "spectra"]
+
+
+def test_a_fault_while_drawing_is_a_fault_and_no_refusal(model, planted, tmp_path, monkeypatch):
+    planted()
+
+    def broken(result, command, anchor):
+        if anchor == "patch-head":
+            raise ValueError("zero-size array")
+        return drawn(result, command, anchor)
+
+    drawn = building.result_section
+    monkeypatch.setattr(building, "result_section", broken)
+    path, missing = build(model, tmp_path / "report")
+    assert [str(one) for one in missing] == ["patch failed: ValueError: zero-size array"]
+    assert headings(path)[-1] == "Activation patching (grid head)"
+
+
+def test_what_does_not_apply_is_left_out_with_its_reason(model, planted, tmp_path):
+    planted(lens=ValueError("the model\nhas no <words>"), patch=ImportError("no such library"))
+    path, missing = build(model, tmp_path / "report")
+    assert [bool(one.trace) for one in missing] == [False, False]
+    assert headings(path) == ["Anatomy", "Self-check", "Weight spectra", "Left out"]
+    assert "<td>Logit lens</td><td>the model has no &lt;words&gt;</td>" in body(path)
+    assert "<td>Activation patching (grid head)</td><td>no such library</td>" in body(path)
+    assert '<a href="#left-out">Left out</a>' in body(path)
+
+
+def test_what_is_killed_leaves_a_page_of_what_was_done(model, planted, tmp_path):
+    planted(patch=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        build(model, tmp_path / "report")
+    path = tmp_path / "report" / "report.html"
+    assert headings(path) == ["Anatomy", "Self-check", "Weight spectra", "Weight spectra", "Not measured yet"]
+    assert "To come: Activation patching (grid head)." in body(path)
+    assert len(json.loads(re.search(r'type="application/json">(.*?)</script>', path.read_text(), re.S)[1])) == 8
+    for name in ("spectra", "lens"):
+        assert (path.parent / name / "run.json").is_file()
+    assert json.loads((path.parent / "run.json").read_text())["experiment"] == "report"
+
+
+def test_an_earlier_page_is_kept_until_the_new_one_is_whole(model, planted, tmp_path):
+    out = tmp_path / "report"
+    planted(lens=ValueError("first"))
+    build(model, out)
+    planted(patch=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        build(model, out)
+    assert "first" in (out / BEFORE).read_text(encoding="utf-8")
+    planted(patch=TypeError("a fault"))
+    build(model, out)
+    assert "first" in (out / BEFORE).read_text(encoding="utf-8"), "a page that ended early takes no other's place"
+    planted()
+    path, missing = build(model, out)
+    assert missing == []
+    assert not (out / BEFORE).exists()
+    assert headings(path).count("Weight spectra") == 3
+
+
+@pytest.mark.parametrize(("error", "code"), [(TypeError("a fault"), 1), (ValueError("not this model"), 0)])
+def test_the_command_ends_with_1_only_where_a_chapter_failed(error, code, planted, tmp_path):
+    planted(lens=error)
+    words = ["report", "--model", "specimen:gpt2", "--out", str(tmp_path / "report")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == code, result.output
+    assert ("lens failed: TypeError: a fault" in result.stdout) == bool(code)
+    assert ("lens is left out: not this model" in result.stdout) == (not code)
+    assert ("1 chapter failed" in result.stderr) == bool(code)
+    assert "Traceback" not in result.output
+    assert ("TypeError: a fault" in CliRunner().invoke(app, [*words, "--debug"]).stderr) == bool(code)
