@@ -88,8 +88,8 @@ def fit_embedding(
             patience=patience, shard=shard,
         )  # fmt: skip
         losses = Weights(hidden=hidden, kl=kl)
-        warming = (warm, felt)
-        _say(with_bar(lambda: fit_embedding(opened, text or [], out, config, plan, losses, length, warming, seed)))
+        warming, how_opened = (warm, felt), {"device": device, "tokenizer": tokenizer}
+        _say(with_bar(lambda: fit_embedding(opened, text or [], out, config, plan, losses, length, warming, seed, how_opened)))
 
 
 @head.command("build")
@@ -119,8 +119,8 @@ def build_head(
         from regraft.commands import with_bar
         from regraft.head_commands import Build, build_head
 
-        how = Build(tree, branching, adapter, start, states)
-        typer.echo(with_bar(lambda: build_head(opened, text or [], out, how, length, seed)))
+        how, how_opened = Build(tree, branching, adapter, start, states), {"device": device, "tokenizer": tokenizer}
+        typer.echo(with_bar(lambda: build_head(opened, text or [], out, how, length, seed, how_opened)))
 
 
 @head.command("fit")
@@ -157,7 +157,8 @@ def fit_head(
             steps=steps, batch=batch, rate=rate, accumulate=accumulate, precision=precision, matrices=matrices,
             patience=patience, shard=shard,
         )  # fmt: skip
-        _say(with_bar(lambda: fit_head(opened, text or [], out, plan, loss, length, seed)))
+        how_opened = {"device": device, "tokenizer": tokenizer}
+        _say(with_bar(lambda: fit_head(opened, text or [], out, plan, loss, length, seed, how_opened)))
 
 
 def _say(text: str) -> None:
@@ -173,7 +174,8 @@ def _measured(
     from regraft.commands import with_bar
     from regraft.graft_commands import evaluate, sentences
 
-    for line in sentences(with_bar(lambda: evaluate(opened, [graft, *([second] if second else [])], text, length, windows))):
+    folders, how_opened = [graft, *([second] if second else [])], {"device": device, "tokenizer": tokenizer}
+    for line in sentences(with_bar(lambda: evaluate(opened, folders, text, length, windows, how_opened))):
         typer.echo(line)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from regraft.graft.sensitivity import sensitivity
 from regraft.graft.windows import Windows, cut, windows
 from regraft.model.opened import Model
 from regraft.report.page import page
+from regraft.report.shell import next_step, source_words
 from regraft.specimens import almanac
 
 HELD_CHARACTERS = 200_000
@@ -52,6 +53,7 @@ def fit_embedding(
     length: int,
     warming: tuple[int, bool],
     seed: int,
+    opened: Mapping[str, Any] | None = None,
 ) -> str:
     """Train a byte embedding and write it to `out/graft`; the run's checkpoints and log stand in `out/run`.
 
@@ -79,14 +81,17 @@ def fit_embedding(
     last = np.mean([line["loss"] for line in log[-20:]])
     agreement = np.mean([line.get("agreement", np.nan) for line in log[-20:]])
     head = " The head was tied to the table: it keeps the old matrix as its own." if model.parts.tied else ""
+    going_on = next_step(["graft", "embedding", "eval"], model, ("graft", out / "graft"), opened or {})
     return (
         f"{parameters([graft]):,} parameters, {share:.2f} of the table's; {cut_share(table, config.group):.2%} of the tokens "
         f"have more than {config.group} bytes and are cut; {warmed}after {len(log)} steps the loss is {last:.3f}, the same first "
-        f"token in {agreement:.1%} of cases.{head} Next: `regraft graft embedding eval --graft {out / 'graft'}`"
+        f"token in {agreement:.1%} of cases.{head} {going_on}"
     )
 
 
-def evaluate(model: Model, folders: list[Path], texts: list[str], length: int, most: int) -> xr.Dataset:
+def evaluate(
+    model: Model, folders: list[Path], texts: list[str], length: int, most: int, opened: Mapping[str, Any] | None = None
+) -> xr.Dataset:
     """Certify one graft or two on text by domain (NAME=PATH), by default on an almanac of the specimens' kind.
 
     The certificate is written beside the first, as JSON and as a page.
@@ -106,8 +111,8 @@ def evaluate(model: Model, folders: list[Path], texts: list[str], length: int, m
     words = ["regraft", "graft", kind, "eval", "--graft", str(folders[0]), *(["--with", str(folders[1])] if folders[1:] else [])]
     for text in texts:
         words += ["--text", text]
-    command = shlex.join([*words, "--length", str(length), "--windows", str(most), "--model", model.source or model.name])
-    text = page(model, [data], [command], data.attrs["seconds"])
+    words += ["--length", str(length), "--windows", str(most), *source_words(model, opened or {})]
+    text = page(model, [data], [shlex.join(words)], data.attrs["seconds"], opened)
     with keeping(data), whole_file(folders[0] / "certificate.html") as part:
         part.write_text(text, encoding="utf-8")
     return data

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from regraft.graft.windows import Windows
 from regraft.graft_commands import training_text
 from regraft.model.opened import Model
 from regraft.model.parts import matrix_OI
+from regraft.report.shell import next_step
 
 MEASURED = 32
 """Windows that a head's loss is said on when it is built."""
@@ -38,8 +41,10 @@ class Build:
     states: int
 
 
-def build_head(model: Model, texts: list[str], out: Path, how: Build, length: int, seed: int) -> str:
-    """Build a tree head, give it starting weights, and write it to `out/graft`."""
+def build_head(
+    model: Model, texts: list[str], out: Path, how: Build, length: int, seed: int, opened: Mapping[str, Any] | None = None
+) -> str:
+    """Build a tree head, give it starting weights, and write it to `out/graft`; `opened` is how the model was opened."""
     check_empty(out / "graft", "--out")
     check_empty(out / "run", "--out")
     check_head(model)
@@ -64,11 +69,12 @@ def build_head(model: Model, texts: list[str], out: Path, how: Build, length: in
     ours, theirs = loss_of(model, graft, text)
     save_graft(graft, model, out / "graft", tree=how.tree)
     products, whole = tree.multiply_adds(graft.width) + 2 * graft.width * graft.neurons, rows_VD.numel()
+    going_on = next_step(["graft", "head", "fit"], model, ("out", out), opened or {})
     return (
         f"a {how.tree} tree over {graft.vocabulary:,} tokens, {len(tree.levels)} decisions of up to {how.branching} deep, "
         f"{sum(p.numel() for p in graft.parameters()):,} parameters for {rows_VD.numel():,}; a given token's probability takes "
         f"{products:,.0f} multiply-adds for {whole:,}. Untrained, its loss on {MEASURED} sequences of the text is {ours:.3f} "
-        f"nats per token, the original head's {theirs:.3f}. Next: `regraft graft head fit --out {out}`"
+        f"nats per token, the original head's {theirs:.3f}. {going_on}"
     )
 
 
@@ -103,7 +109,16 @@ def loss_of(model: Model, head: TreeHead, text: Windows) -> tuple[float, float]:
     return sums[0] / count, sums[1] / count
 
 
-def fit_head(model: Model, texts: list[str], out: Path, plan: Plan, loss: str, length: int, seed: int) -> str:
+def fit_head(
+    model: Model,
+    texts: list[str],
+    out: Path,
+    plan: Plan,
+    loss: str,
+    length: int,
+    seed: int,
+    opened: Mapping[str, Any] | None = None,
+) -> str:
     """Train the head in `out/graft` and write it there again; checkpoints and log stand in `out/run`.
 
     Of several processes the first writes and has something to say.
@@ -123,5 +138,5 @@ def fit_head(model: Model, texts: list[str], out: Path, plan: Plan, loss: str, l
     write_graft(head, model, out / "graft", said["weights_sha256"], tree=said.get("tree", ""))
     return (
         f"after {len(log)} steps the loss on {min(MEASURED, len(text))} sequences of the text is {ours:.3f} nats per token, the "
-        f"original head's {theirs:.3f}. Next: `regraft graft head eval --graft {out / 'graft'}`"
+        f"original head's {theirs:.3f}. {next_step(['graft', 'head', 'eval'], model, ('graft', out / 'graft'), opened or {})}"
     )

@@ -63,7 +63,7 @@ def train_command(
     size = read.bytes / 1e6
     return (
         f"{count:,} tokens{short}, kind {recipe.kind}, trained on {size:,.1f} MB in {seconds:.1f} s ({size / seconds:.2f} "
-        f"MB/s); written to {out}. Next: `regraft tokenizer compare {out} specimen:qwen3 --text NAME=PATH`"
+        f"MB/s); written to {out}. Next: `{shlex.join(['regraft', 'tokenizer', 'compare', str(out), 'specimen:qwen3'])}`"
     )
 
 
