@@ -64,7 +64,8 @@ def test_replacing_and_rounding():
     one = data({"change": ["own", "relu", "identity", "lost"]}, everywhere=("change", [1e-5, 0.5, 2.0, NAN]))
     text = said(replacement_finding, one, "relu costs least (+0.500", "identity most (+2.00)", "own changes nothing")
     assert "lost" not in text
-    assert "Nothing but" in replacement_finding(data({"change": ["own"]}, everywhere=("change", [0.0])))
+    own = data({"change": ["own"]}, everywhere=("change", [0.0]))
+    assert replacement_finding(own) == "Own in every block at once changes nothing."
     bits = data(
         {**BLOCKS, "bits": [4, 2], "recipe": ["uniform", "oracle", "bad"]},
         {"clean_bytes": 200.0, "clean_loss": 1.0, "saved": ""},
@@ -76,9 +77,9 @@ def test_replacing_and_rounding():
     said(
         quantize_finding,
         bits,
-        "At 2 bits, block b alone costs +3.00",
+        "At 2 bits, block b alone costs most, +3.00",
         "median block +1.000",
-        "most sensitive is block a (+0.500)",
+        "at 3 bits, block a alone costs most, +0.500 nats per token, the median block +0.200",
         "30.0%",
         "oracle loses least (1.100",
         "bad most (1.900)",
@@ -146,14 +147,21 @@ def test_clouds_and_lenses():
         "from 1 to 7",
         "cosine of 0.150",
         "up to 0.90",
-        "block b moves the stream most, by 3.0",
+        "Block b moves the stream most, by 3.0",
     )
     two = data(
         BLOCKS,
         {"scored_tokens": 5, "k": 10, "mean_crystallization": 1.5, "mean_first_top1": 2.25, "last_depth_difference": 0.0},
         hurt_rate=("block", [0.1, 0.2, 0.5]),
     )
-    said(lens_finding, two, "top 10", "depth 1.5", "depth 2.2 of 3", "block 2 worsens the rank of 50%")
+    said(
+        lens_finding,
+        two,
+        "top 10",
+        "depth 1.5",
+        "depth 2.2 of 3",
+        "block c worsens the rank of 50% of tokens, more than any other",
+    )
 
 
 def test_routes():

@@ -45,6 +45,8 @@ def prune(
     check_save(save)
     stack = model.parts.stacks[-1]
     total = len(stack.blocks)
+    if total < 2:
+        raise ValueError(f"{stack.name or 'the model'} has a single block: none can be left out")
     if drop:
         check_writable_as(model, _without(stack.blocks, drop), save)
     text = evaluation_or_texts(model, prompts, count, tokens)
@@ -54,8 +56,8 @@ def prune(
     check_writable_as(model, blocks, save)
     route = route_of(model, blocks, places)
     measured = measured_route(model, text, route, blocks)
-    left_out = ", ".join(stack.blocks[p].address for p in removed) or "none"
-    measured.attrs["change"] = f"without block{'s' if len(removed) != 1 else ''} {left_out}"
+    left_out = ", ".join(stack.blocks[p].address for p in removed)
+    measured.attrs["change"] = f"without block{'s' if len(removed) != 1 else ''} {left_out}" if removed else "with every block"
     measured = measured.assign_coords(kept=("place", [block.address for block in blocks]))
     if save:
         measured.attrs["saved"] = save_blocks(model, blocks, route, measured, save)

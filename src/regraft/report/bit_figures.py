@@ -6,7 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, draws, heatmap, lines
+from regraft.report.drawing import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, draws, heatmap, lines, plain_text
+from regraft.report.wording import capital, differ, highest, listed, lowest, named_blocks, signed
 
 
 def quantize_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -44,14 +45,14 @@ def quantize_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def recipe_bars(dataset: xr.Dataset) -> go.Figure:
     """One bar for each recipe, with its bits on hover."""
     order = np.argsort(dataset.recipe_loss.values)
-    names = [str(dataset.recipe.values[i]) for i in order]
+    names = axis_labels(dataset.recipe.values[order])
     figure = base(max(240, 110 + 30 * len(names)))
     bits = [" ".join(map(str, dataset.recipe_bits.values[i])) for i in order]
     figure.add_bar(
         y=names, x=dataset.recipe_loss.values[order], orientation="h",
         text=[f"{dataset.recipe_loss.values[i]:.3f}" for i in order],
         textposition="outside", hovertext=bits, hovertemplate="%{y}: %{x:.4f} nats per token<br>%{hovertext} bits<extra></extra>",
-        marker_color=[FIRST if n == dataset.attrs["best_recipe"] else MUTED for n in names],
+        marker_color=[FIRST if n == plain_text(dataset.attrs["best_recipe"]) else MUTED for n in names],
     )  # fmt: skip
     clean = dataset.attrs["clean_loss"]
     figure.add_vline(x=clean, line=dict(dash="dot", color=MUTED))
@@ -63,19 +64,40 @@ def recipe_bars(dataset: xr.Dataset) -> go.Figure:
 
 def quantize_finding(dataset: xr.Dataset) -> str:
     """The most sensitive block, and the best and the worst recipe at equal bytes."""
-    sensitivity, attrs = dataset.sensitivity.values, dataset.attrs
-    lowest = int(np.argmin(dataset.bits.values))
-    two = dataset.increase.values[:, lowest]
+    attrs, names = dataset.attrs, dataset.block.values
+    fewest = int(np.argmin(dataset.bits.values))
+    parts = []
+    for values, where, digits in (
+        (dataset.increase.values[:, fewest], f"at {int(dataset.bits.values[fewest])} bits", 2),
+        (dataset.sensitivity.values, "at 3 bits", 3),
+    ):
+        worst = highest(values)
+        if not worst:
+            parts.append(f"{where}, no block alone leaves a finite loss")
+        elif not differ(values):
+            parts.append(f"{where}, {named_blocks(names[worst])} alone costs {signed(values[worst[0]], digits)} nats per token")
+        else:
+            middle = signed(np.median(values[np.isfinite(values)]))
+            most = f"{named_blocks(names[worst])} alone costs most, {signed(values[worst[0]], digits)} nats per token"
+            parts.append(f"{where}, {most}, the median block {middle}")
+    return f"{capital('; '.join(parts))}. {_recipes(dataset)} {attrs['saved']}".strip()
+
+
+def _recipes(dataset: xr.Dataset) -> str:
+    """The best and the worst recipe at equal bytes."""
     losses, names = dataset.recipe_loss.values, dataset.recipe.values
-    best, worst = int(np.nanargmin(losses)), int(np.nanargmax(losses))
-    return (
-        f"At {int(dataset.bits.values[lowest])} bits, block {dataset.block.values[int(two.argmax())]} alone costs "
-        f"{two.max():+.2f} nats per token, the median block {np.median(two):+.3f}; at 3 bits the most sensitive is block "
-        f"{dataset.block.values[int(sensitivity.argmax())]} ({sensitivity.max():+.3f}). With a mean of 4 bits everywhere "
-        f"({dataset.recipe_bytes.values[best] / attrs['clean_bytes']:.1%} of the blocks' bytes as loaded), {names[best]} loses "
-        f"least ({losses[best]:.3f} nats per token, unrounded {attrs['clean_loss']:.3f}) and {names[worst]} most "
-        f"({losses[worst]:.3f}). {attrs['saved']}"
-    ).strip()
+    best, worst = lowest(losses), highest(losses)
+    if not best:
+        return "No recipe with a mean of 4 bits leaves a finite loss."
+    share = float(dataset.recipe_bytes.values[best[0]] / dataset.attrs["clean_bytes"])
+    said = (
+        f"With a mean of 4 bits everywhere ({share:.1%} of the blocks' bytes as loaded), {listed(names[best])} "
+        f"{'loses' if len(best) == 1 else 'lose'}"
+    )
+    least = f"({losses[best[0]]:.3f} nats per token, unrounded {dataset.attrs['clean_loss']:.3f})"
+    if not differ(losses):
+        return f"{said} alike {least}." if len(best) > 1 else f"{said} {least[1:-1]}."
+    return f"{said} least {least} and {listed(names[worst])} most ({losses[worst[0]]:.3f})."
 
 
 draws(
@@ -83,9 +105,9 @@ draws(
     Drawing(
         "Quantization",
         "Which blocks can do with few bits, and how should a budget of bits be spent?",
-        "Weights are rounded to the nearest of a few levels, one scale for each group of inputs; dark cells are blocks that "
-        "cannot bear it. All recipes of the third figure cost the same bytes: what is won over uniform is won by knowing where "
-        "the bits are needed.",
+        "Weights are rounded to the nearest of a few levels, one scale for each group of inputs; cells high on the colour bar "
+        "are blocks that cannot bear it. All recipes of the third figure cost the same bytes: what is won over uniform is won by "
+        "knowing where the bits are needed.",
         quantize_figures,
         quantize_finding,
         ("loss", "increase", "perplexity_increase"),
@@ -95,7 +117,7 @@ draws(
 
 def quantizers_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """Loss above the model as loaded over bytes, and tokens per second, one point or bar for each method."""
-    names = [str(name) for name in dataset.quantizer.values]
+    names = axis_labels(dataset.quantizer.values)
     plane = base(340)
     plane.add_scatter(
         x=dataset.bytes.values / 1e6, y=dataset.loss.values, text=axis_labels(names), mode="markers+text",
@@ -126,8 +148,12 @@ def quantizers_finding(dataset: xr.Dataset) -> str:
     rows = []
     for one in (dataset.isel(quantizer=i) for i in range(1, dataset.sizes["quantizer"])):
         share = float(one.bytes) / float(dataset.bytes[0])
-        speed = "" if np.isnan(float(one.writing)) else f", writing at {float(one.writing) / float(dataset.writing[0]):.2f}x"
-        rows.append(f"{one.quantizer.item()} {float(one.increase):+.3f} nats per token at {share:.0%} of the bytes{speed}")
+        times = float(one.writing) / (float(dataset.writing[0]) or float("nan"))
+        speed = f", writing at {times:.2f}x" if np.isfinite(times) else ""
+        if not np.isfinite(float(one.increase)):
+            rows.append(f"{one.quantizer.item()} leaves no finite loss")
+            continue
+        rows.append(f"{one.quantizer.item()} {signed(float(one.increase))} nats per token at {share:.0%} of the bytes{speed}")
     without = dataset.attrs["without"]
     return f"{'; '.join(rows)}.{f' ({without}.)' if without else ''}" if rows else without
 

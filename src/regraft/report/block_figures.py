@@ -6,7 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import DIVERGING, Drawing, axis_labels, draws, heatmap, lines
+from regraft.report.drawing import DIVERGING, Drawing, axis_labels, draws, heatmap, lines, plain_text
+from regraft.report.wording import capital, counted, differ, highest, lowest
 
 HEAVY = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -64,16 +65,16 @@ def _by_role(dataset: xr.Dataset, name: str) -> dict[str, list[float]]:
 def spectra_finding(dataset: xr.Dataset) -> str:
     """Which roles use the smallest and the largest share of their directions."""
     rows = {str(r): dataset.rank_ratio.sel(role=r).values for r in dataset.role.values}
-    mean = {role: float(np.nanmean(row)) if np.isfinite(row).any() else float("nan") for role, row in rows.items()}
-    mean = {role: value for role, value in mean.items() if np.isfinite(value)}
-    listed = ", ".join(f"{role} {value:.2f}" for role, value in mean.items())
-    if len(mean) < 2:
-        return f"{dataset.attrs['matrices']} matrices. Mean effective rank over the smaller side: {listed or 'none'}."
-    low, high = min(mean, key=mean.__getitem__), max(mean, key=mean.__getitem__)
-    return (
-        f"{dataset.attrs['matrices']} matrices. Mean effective rank over the smaller side: {listed}. {low} uses the smallest "
-        f"share of its directions, {high} the largest."
-    )
+    mean = {role: float(row[np.isfinite(row)].mean()) for role, row in rows.items() if np.isfinite(row).any()}
+    matrices = capital(counted(dataset.attrs["matrices"], "matrix", "matrices"))
+    if not mean:
+        return f"{matrices}, none of them with an effective rank."
+    each = ", ".join(f"{role} {value:.2f}" for role, value in mean.items())
+    said = f"{matrices}. Mean effective rank over the smaller side: {each}."
+    names, (low, high) = list(mean), (lowest(list(mean.values())), highest(list(mean.values())))
+    if not differ(list(mean.values())) or len(low) > 1 or len(high) > 1:
+        return said
+    return f"{said} {names[low[0]]} uses the smallest share of its directions, {names[high[0]]} the largest."
 
 
 def linearity_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -115,27 +116,31 @@ def linearity_finding(dataset: xr.Dataset) -> str:
     bends = np.isfinite(gap)
     if not bends.any():
         return "No block answers to a step of 5%: there is no gap to measure."
-    low, high = int(np.nanargmin(gap)), int(np.nanargmax(gap))
-    said = (
-        f"At {dataset.attrs['sampled_tokens']} tokens, a step of 5% leaves the linear map by {gap[low]:.3f} of the change in "
-        f"block {blocks[low]} and by {gap[high]:.3f} in block {blocks[high]}."
-    )
-    if bends.all() and len(gap) >= 4:
+    low, high = lowest(gap)[0], highest(gap)[0]
+    said = f"At {counted(dataset.attrs['sampled_tokens'], 'token')}, a step of 5% leaves the linear map by {gap[low]:.3f} of the "
+    said += f"change in block {blocks[low]}" + (f" and by {gap[high]:.3f} in block {blocks[high]}." if differ(gap) else ".")
+    if bends.all() and len(gap) >= 4 and differ(gap):
         ends = min(gap[0], gap[-1]) > np.median(gap[1:-1])
         said += " The ends are more curved than the middle." if ends else " Over the depth it is no U."
     orders = dataset.order.sel(part="block").values
     if np.isfinite(orders).any():
         said += f" The order is {float(np.nanmedian(orders)):.2f}, where 2 is a quadratic."
-    recovered = dataset.recovered.values
+    return f"{said} {_won_back(dataset)}".strip()
+
+
+def _won_back(dataset: xr.Dataset) -> str:
+    """What linear maps win back of what skipping costs, or why that was not measured."""
+    recovered, blocks = dataset.recovered.values, dataset.block.values
     if not np.isfinite(recovered).any():
-        return f"{said} {dataset.attrs['notes'].capitalize()}."
-    best = int(np.nanargmax(recovered))
-    fitted = f"A linear map fitted on {dataset.attrs['calibration_tokens']:,} other tokens"
+        return f"{capital(dataset.attrs['notes'])}." if dataset.attrs["notes"] else ""
+    best = highest(recovered)[0]
+    fitted = f"A linear map fitted on {counted(dataset.attrs['calibration_tokens'], 'other token')}"
     if recovered[best] <= 0:
-        return f"{said} {fitted} is no better in any block's place than leaving the block out."
+        return f"{fitted} is no better in any block's place than leaving the block out."
+    most = f", more than in any other block; the median is {np.median(recovered[np.isfinite(recovered)]):.0%}"
     return (
-        f"{said} {fitted} wins back {recovered[best]:.0%} of what skipping block {blocks[best]} costs, more than in any other "
-        f"block; the median is {np.nanmedian(recovered):.0%}."
+        f"{fitted} wins back {recovered[best]:.0%} of what skipping block {blocks[best]} costs"
+        f"{most if differ(recovered) and len(highest(recovered)) == 1 else ''}."
     )
 
 
@@ -151,7 +156,8 @@ def correlation_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     figure.update_traces(zmin=-1, zmax=1, zmid=None, colorscale=DIVERGING)
     rows, columns = np.nonzero(corrected < dataset.attrs["level"])
     dot = dict(size=7, color="#ffffff", line=dict(width=1, color="#22262c"))
-    figure.add_scatter(x=[numbers[j] for j in columns], y=[names[i] for i in rows], mode="markers", marker=dot, hoverinfo="skip")
+    labels = axis_labels(names)
+    figure.add_scatter(x=[numbers[j] for j in columns], y=[labels[i] for i in rows], mode="markers", marker=dot, hoverinfo="skip")
     figure.update_layout(height=90 + 24 * len(names), margin=dict(l=240, b=48))
     figure.update_xaxes(tickangle=0, tickmode="linear")
     figure.update_yaxes(autorange="reversed", tickmode="linear")
@@ -159,9 +165,9 @@ def correlation_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 
 def _pair(dataset: xr.Dataset, i: int, j: int) -> str:
-    names, d = dataset["quantity"].values, dataset
+    d, (one, other) = dataset, (plain_text(dataset["quantity"].values[place]) for place in (i, j))
     return (
-        f"{names[i]}<br>{names[j]}<br>rank correlation {d.rho.values[i, j]:+.2f} over {d.blocks.values[i, j]} blocks<br>"
+        f"{one}<br>{other}<br>rank correlation {d.rho.values[i, j]:+.2f} over {d.blocks.values[i, j]} blocks<br>"
         f"p {d.p.values[i, j]:.2g}, corrected {d.p_corrected.values[i, j]:.2g}"
     )
 
@@ -176,9 +182,11 @@ def correlation_finding(dataset: xr.Dataset) -> str:
         for j in range(i)
         if names[i].split(":")[0] != names[j].split(":")[0] and ":" in names[i] and ":" in names[j] and p[i, j] < attrs["level"]
     ]
-    said = f"{attrs['significant']} of {attrs['pairs']} pairs stay below {attrs['level']:.0%} after correction"
+    if not attrs["pairs"]:
+        return "No two quantities share blocks enough to be correlated."
+    said = f"{attrs['significant']} of {counted(attrs['pairs'], 'pair')} stay below {attrs['level']:.0%} after correction"
     if not apart:
-        return f"{said}, none of them between two different experiments."
+        return f"{said}{', none of them between two different experiments' if attrs['significant'] else ''}."
     _, i, j = max(apart)
     return f"{said}. Between two experiments the strongest is {names[i]} with {names[j]}: {rho[i, j]:+.2f}."
 

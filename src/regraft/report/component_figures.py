@@ -8,14 +8,15 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import FIRST, SECOND, Drawing, axis_labels, bars, base, draws, heatmap
+from regraft.report.drawing import FIRST, SECOND, Drawing, axis_labels, bars, base, draws, heatmap, plain_text, quoted
+from regraft.report.wording import counted, differ, highest, signed
 
 RANKED = 12
 
 
 def neuron_square(values_F: np.ndarray) -> np.ndarray:
     """One block's neurons on a near-square grid, row by row; NaN behind the last."""
-    columns = ceil(sqrt(len(values_F)))
+    columns = max(1, ceil(sqrt(len(values_F))))
     square = np.full((ceil(len(values_F) / columns), columns), np.nan)
     square.ravel()[: len(values_F)] = values_F
     return square
@@ -24,7 +25,8 @@ def neuron_square(values_F: np.ndarray) -> np.ndarray:
 def ablate_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """The heat map of the block with the largest change, crosses where the answer changed, and all blocks in one."""
     change = dataset.change.values
-    row = int(np.nanargmax(np.nanmax(np.abs(change), axis=1)))
+    largest = np.where(np.isfinite(change), np.abs(change), 0).max(axis=1)
+    row = int(largest.argmax())
     one = change[row][np.isfinite(change[row])]
     square = neuron_square(one)
     columns = square.shape[1]
@@ -45,14 +47,9 @@ def ablate_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     )
     figure.update_layout(height=560, xaxis_title="neuron, added to the row's first", yaxis_title="first neuron of the row")
     figure.update_yaxes(autorange="reversed")
-    drawn = [
-        (
-            f"Block {dataset.block.values[row]}: change of the probability of {dataset.attrs['target']!r} (×: another answer)",
-            figure,
-        )
-    ]
+    target = quoted(dataset.attrs["target"])
+    drawn = [(f"Block {dataset.block.values[row]}: change of the probability of {target} (×: another answer)", figure)]
     if dataset.sizes["block"] > 1:
-        largest = np.nanmax(np.abs(change), axis=1)
         drawn.append(
             (
                 "Largest change by any one neuron of a block",
@@ -65,13 +62,24 @@ def ablate_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def ablate_finding(dataset: xr.Dataset) -> str:
     """The neuron that matters most and how many are large."""
     change, attrs = dataset.change.values, dataset.attrs
-    row, neuron = np.unravel_index(np.nanargmax(np.abs(change)), change.shape)
+    places = highest(np.abs(change).ravel())
+    begun = f"“{attrs['prompt']}” goes on with {quoted(attrs['target'])} at a probability of {attrs['clean_probability']:.3f}."
+    if not places:
+        return f"{begun} No neuron could be measured."
+    if abs(change.ravel()[places[0]]) < 5e-4:
+        return f"{begun} No neuron alone changes it by 0.001."
+    large, flips = (f"{attrs[name]:,}" if attrs[name] else "none" for name in ("large", "flips"))
+    row, neuron = np.unravel_index(places[0], change.shape)
+    most = f"; N{neuron}@L{dataset.block.values[row]} changes it most, by {signed(change[row, neuron])}"
     return (
-        f"“{attrs['prompt']}” goes on with {attrs['target']!r} at a probability of {attrs['clean_probability']:.3f}. Of "
-        f"{int(np.isfinite(change).sum()):,} neurons, {attrs['large']} change it by more than {attrs['threshold']:g} and "
-        f"{attrs['flips']} make another token the most likely; N{neuron}@L{dataset.block.values[row]} changes it most, by "
-        f"{change[row, neuron]:+.3f}."
+        f"{begun} Of {counted(int(np.isfinite(change).sum()), 'neuron')}, {large} {_verb(attrs['large'], 'change')} it by more "
+        f"than {attrs['threshold']:g} and {flips} {_verb(attrs['flips'], 'make')} another token the most likely"
+        f"{most if len(places) == 1 and differ(np.abs(change)) else ''}."
     )
+
+
+def _verb(number: int, verb: str) -> str:
+    return verb if number > 1 else f"{verb}s"
 
 
 def push_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -82,12 +90,12 @@ def push_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     if mlp.sizes["component"]:
         figure = base(barmode="group")
         for number, colour in zip(range(len(targets)), (FIRST, SECOND), strict=False):
-            hover = f"%{{x}}<br>{targets[number]!r} %{{y:+.3f}} nats<extra></extra>"
+            hover = f"%{{x}}<br>{plain_text(quoted(targets[number]))} %{{y:+.3f}} nats<extra></extra>"
             values = list(mlp.push.values[:, number])
             figure.add_bar(
                 x=axis_labels(mlp.component.values),
                 y=values,
-                name=repr(targets[number]),
+                name=plain_text(quoted(targets[number])),
                 marker_color=colour,
                 hovertemplate=hover,
             )
@@ -101,7 +109,7 @@ def push_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 
 def _towards(targets: list[str]) -> str:
-    return f"{targets[0]!r} rather than {targets[1]!r}" if len(targets) > 1 else repr(targets[0])
+    return f"{quoted(targets[0])} rather than {quoted(targets[1])}" if len(targets) > 1 else quoted(targets[0])
 
 
 def _signed(dataset: xr.Dataset) -> np.ndarray:
@@ -124,7 +132,7 @@ def _head_map(heads: xr.Dataset) -> go.Figure:
 
 def ranked(dataset: xr.Dataset, kind: str, count: int) -> list[tuple[str, float]]:
     """The components of a kind that push most towards the first target rather than the second, strongest first."""
-    one = dataset.isel(component=dataset.kind.values == kind)
+    one = dataset.isel(component=(dataset.kind.values == kind) & np.isfinite(_signed(dataset)))
     order = np.argsort(-np.abs(_signed(one)), kind="stable")[:count]
     return [(str(one.component.values[i]), float(_signed(one)[i])) for i in order]
 
@@ -134,12 +142,16 @@ def push_finding(dataset: xr.Dataset) -> str:
     targets = [str(t) for t in dataset.target.values]
     lists = []
     for kind, noun in (("mlp", "MLP layers"), ("head", "heads")):
-        first = ", ".join(f"{name} {value:+.2f}" for name, value in ranked(dataset, kind, 5))
+        first = ", ".join(
+            f"{name} {signed(value, 2)}" for name, value in ranked(dataset, kind, 5) if f"{abs(value):.2f}" != "0.00"
+        )
         lists += [f"{noun} {first}"] if first else []
-    on = ", ".join(f"{t!r} {v:.2f}" for t, v in zip(targets, dataset.on_question.values, strict=True))
+    known = zip(targets, dataset.on_question.values, strict=True)
+    on = ", ".join(f"{quoted(t)} {v:.2f}" for t, v in known if np.isfinite(v))
+    pushed = f"in nats: {'; '.join(lists)}" if lists else "no part pushes by a hundredth of a nat"
     return (
-        f"“{dataset.attrs['question']}” into “{dataset.attrs['baseline']}”, towards {_towards(targets)}, in nats: "
-        f"{'; '.join(lists)}. Log-probabilities on the question itself: {on}."
+        f"“{dataset.attrs['question']}” into “{dataset.attrs['baseline']}”, towards {_towards(targets)}, {pushed}."
+        f"{f' Log-probabilities on the question itself: {on}.' if on else ''}"
     )
 
 
@@ -148,9 +160,9 @@ draws(
     Drawing(
         "Neuron ablation",
         "Which single neurons does an answer hang on?",
-        "Every cell is one neuron set to zero: the darker, the more the answer's probability changes; a cross marks the cells "
-        "where another token became the most likely one. Usually nearly all cells are pale: an answer hangs on few neurons, or "
-        "on none alone.",
+        "Every cell is one neuron set to zero: the higher on the colour bar, the more the answer's probability changes; a cross "
+        "marks the cells where another token became the most likely one. Usually nearly all cells are close to zero: an answer "
+        "hangs on few neurons, or on none alone.",
         ablate_figures,
         ablate_finding,
         ("change", "top1_changed"),

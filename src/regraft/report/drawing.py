@@ -97,9 +97,26 @@ def base(height: int = 380, **layout: Any) -> go.Figure:
     return figure
 
 
+class Label(str):
+    """Text that a figure can take as it is: marks in it are meant."""
+
+
+def plain_text(text: Any) -> Label:
+    """Text as a figure shows it, whatever it holds: a figure would read tags, entities and placeholders in it as its own."""
+    if isinstance(text, Label):
+        return text
+    plain = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "&#37;{")
+    return Label(plain.replace("\n", "⏎"))
+
+
+def quoted(text: Any) -> str:
+    """A piece of text in quotes, so that a space at its end can be seen."""
+    return repr(str(text))
+
+
 def axis_labels(values: Any) -> list[str]:
     """Category labels for an axis, one for each value."""
-    return [str(value) for value in values]
+    return [plain_text(value) for value in values]
 
 
 def bars(x: Any, y: Any, x_title: str, y_title: str, unit: str, log: bool = False) -> go.Figure:
@@ -117,8 +134,10 @@ def lines(x: Any, series: dict[str, Any], x_title: str, y_title: str) -> go.Figu
     figure = base(340)
     assert len(series) <= len(PALETTE), "more lines than the palette can tell apart"
     for (name, y), colour in zip(series.items(), PALETTE, strict=False):
-        hover = f"{name}<br>{x_title} %{{x}}: %{{y:.4g}}<extra></extra>"
-        figure.add_scatter(x=list(x), y=list(y), name=name, mode="lines+markers", line_color=colour, hovertemplate=hover)
+        hover = f"{plain_text(name)}<br>{x_title} %{{x}}: %{{y:.4g}}<extra></extra>"
+        figure.add_scatter(
+            x=list(x), y=list(y), name=plain_text(name), mode="lines+markers", line_color=colour, hovertemplate=hover
+        )
     figure.update_layout(showlegend=len(series) > 1, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0))
     if len(series) > 1:
         figure.update_layout(margin_t=64)

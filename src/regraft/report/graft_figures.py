@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import FIRST, MUTED, Drawing, axis_labels, base, draws, lines
+from regraft.report.drawing import FIRST, MUTED, Drawing, axis_labels, base, draws, lines, quoted
+from regraft.report.wording import signed
 
 COSTS = {
     "part_parameters": "parameters of the parts",
@@ -64,16 +66,23 @@ def certificate_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 def certificate_finding(data: xr.Dataset) -> str:
     """Each domain's change in one clause, and the worst token."""
-    said = [
-        f"on {name} {float(one.bits_per_byte_after - one.bits_per_byte_before):+.4f} bits per byte (same first token in "
-        f"{float(one.top1):.1%})"
-        for name, one in ((str(d), data.sel(domain=d)) for d in data.domain.values)
-    ]
-    worst = data.isel(worst=0)
+    said = []
+    for name in map(str, data.domain.values):
+        one = data.sel(domain=name)
+        change, same = float(one.bits_per_byte_after - one.bits_per_byte_before), float(one.top1)
+        top = f" (same first token in {same:.1%})" if np.isfinite(same) else ""
+        said.append(
+            f"on {name} " + (f"{signed(change, 4)} bits per byte{top}" if np.isfinite(change) else "no finite number of bits")
+        )
+    begun = f"With the {data.attrs.get('grafts', 'graft')} in place: {'; '.join(said)}." if said else ""
+    places = [place for place in range(data.sizes["worst"]) if float(data.excess.values[place]) > 0]
+    if not places:
+        return f"{begun} No token suffers.".strip()
+    worst = data.isel(worst=places[0])
     return (
-        f"With the {data.attrs.get('grafts', 'graft')} in place: {'; '.join(said)}. The token that suffers most is "
-        f"{worst.token.item()!r} behind {worst.context.item()!r}: {float(worst.excess):+.2f} nats."
-    )
+        f"{begun} The token that suffers most is {quoted(worst.token.item())} behind {quoted(worst.context.item())}: "
+        f"{signed(float(worst.excess), 2)} nats."
+    ).strip()
 
 
 draws(

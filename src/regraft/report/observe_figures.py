@@ -8,7 +8,22 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import FIRST, MUTED, SECOND, Drawing, axis_labels, bars, base, draws, heatmap, lines
+from regraft.report.drawing import (
+    FIRST,
+    MUTED,
+    SECOND,
+    Drawing,
+    Label,
+    axis_labels,
+    bars,
+    base,
+    draws,
+    heatmap,
+    lines,
+    plain_text,
+    quoted,
+)
+from regraft.report.wording import capital, counted, differ, highest, lowest, named_blocks
 
 SHOWN_TOKENS = 14
 
@@ -41,27 +56,26 @@ def visible(piece: str) -> str:
 def lens_table(dataset: xr.Dataset) -> go.Figure:
     """Depth by token: the text is the token ranked first, the colour its probability, hover shows the first five."""
     one = shown_prompt(dataset)
-    top, chance = one.top.values, one.top_probability.values
-    hover = np.array(
-        [
-            [
-                "<br>".join(f"{t!r} {p:.3f}" for t, p in zip(top[d, n], chance[d, n], strict=True))
-                + f"<br>true {one.text.values[n]!r}: rank {one['rank'].values[d, n]}, p {one.probability.values[d, n]:.4f}"
-                for n in range(one.sizes["token"])
-            ]
-            for d in range(one.sizes["depth"])
-        ]
-    )
-    labels = [f"{visible(str(t))}<br>{i}" for i, t in enumerate(one.text.values)]
+    top, chance = one.top.values, one.top_probability.values[:, :, 0]
+    hover = [[_ranked(one, d, n) for n in range(one.sizes["token"])] for d in range(one.sizes["depth"])]
+    labels = [Label(f"{plain_text(visible(str(t)))}<br>{i}") for i, t in enumerate(one.text.values)]
     figure = heatmap(
-        chance[:, :, 0], labels, one.depth.values, "probability of the token ranked first", zmin=0, zmax=1,
-        text=[[visible(str(t))[:9] for t in row] for row in top[:, :, 0]], texttemplate="%{text}", customdata=hover,
+        chance, labels, one.depth.values, "probability of the token ranked first", zmin=0, zmax=1,
+        text=[[plain_text(visible(str(t))[:9]) for t in row] for row in top[:, :, 0]], texttemplate="%{text}", customdata=hover,
         hovertemplate="depth %{y}<br>%{customdata}<extra></extra>",
     )  # fmt: skip
     figure.update_layout(height=90 + 30 * one.sizes["depth"])
     figure.update_xaxes(title="true next token, and its place in the completion", tickangle=0)
     figure.update_yaxes(title="depth (blocks passed)")
     return figure
+
+
+def _ranked(one: xr.Dataset, depth: int, token: int) -> str:
+    """The first tokens at a depth with their probabilities, and where the true one is."""
+    first = zip(one.top.values[depth, token], one.top_probability.values[depth, token], strict=True)
+    rows = [f"{plain_text(quoted(text))} {chance:.3f}" for text, chance in first]
+    rank, chance = int(one["rank"].values[depth, token]), float(one.probability.values[depth, token])
+    return "<br>".join([*rows, f"true {plain_text(quoted(one.text.values[token]))}: rank {rank}, p {chance:.4f}"])
 
 
 def crystallization(dataset: xr.Dataset) -> go.Figure:
@@ -93,7 +107,7 @@ def hurt_rates(dataset: xr.Dataset) -> go.Figure:
 def by_type(dataset: xr.Dataset) -> go.Figure:
     """Mean depths of settling for each kind of token."""
     figure = base(300, barmode="group")
-    labels = [f"{kind} ({n})" for kind, n in zip(dataset.by_type.values, dataset.tokens_by_type.values, strict=True)]
+    labels = [plain_text(f"{kind} ({n})") for kind, n in zip(dataset.by_type.values, dataset.tokens_by_type.values, strict=True)]
     for name, label, colour in (
         ("crystallization_by_type", "stays in the top k", FIRST),
         ("first_top1_by_type", "first ranked first", SECOND),
@@ -114,8 +128,9 @@ def completion_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 def completions_finding(dataset: xr.Dataset) -> str:
     """How much was said, in one sentence."""
-    kinds = len(set(dataset.category.values.tolist()))
-    return f"{dataset.sizes['prompt']} prompts of {kinds} kinds were continued by {dataset.attrs['scored_tokens']} tokens in all."
+    prompts, kinds = dataset.sizes["prompt"], len(set(dataset.category.values.tolist()))
+    said = f"{counted(prompts, 'prompt')} of {counted(kinds, 'kind')} {'was' if prompts == 1 else 'were'} continued by"
+    return capital(f"{said} {counted(dataset.attrs['scored_tokens'], 'token')} in all.")
 
 
 def geometry_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -143,29 +158,60 @@ def geometry_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 
 def geometry_finding(dataset: xr.Dataset) -> str:
-    """The shape of the cloud in one sentence from measured numbers."""
-    ratio, norm = dataset.participation_ratio.values, dataset.mean_norm.values
-    low = int(np.nanargmin(ratio))
-    largest = int(dataset.update_size.values.argmax())
-    return (
-        f"Over {dataset.attrs['tokens']} tokens the cloud uses fewest directions at depth {low} ({ratio[low]:.1f} of "
-        f"{dataset.attrs['width']}); the norm goes from {norm[0]:.3g} to {norm[-1]:.3g}. Around their mean, pairs of states have "
-        f"a mean cosine of {float(dataset.cosine_centred.values.mean()):.3f} over all depths, raw up to "
-        f"{float(dataset.cosine_raw.values.max()):.2f}; block {dataset.block.values[largest]} moves the stream most, by "
-        f"{float(dataset.update_size.values[largest]):.1f} times its length."
-    )
+    """The shape of the cloud from measured numbers."""
+    ratio, norm, update = dataset.participation_ratio.values, dataset.mean_norm.values, dataset.update_size.values
+    over = f"Over {counted(dataset.attrs['tokens'], 'token')}"
+    low, largest = lowest(ratio), highest(update)
+    parts = []
+    width = dataset.attrs["width"]
+    if not low:
+        parts.append(f"{over} the cloud spreads in no direction")
+    elif differ(ratio):
+        parts.append(f"{over} the cloud uses fewest directions at depth {low[0]} ({ratio[low[0]]:.1f} of {width})")
+    else:
+        parts.append(f"{over} the cloud uses {ratio[low[0]]:.1f} of {width} directions")
+    if np.isfinite([norm[0], norm[-1]]).all():
+        parts[0] += f"; the norm goes from {norm[0]:.3g} to {norm[-1]:.3g}"
+    centred, raw = (values[np.isfinite(values)] for values in (dataset.cosine_centred.values, dataset.cosine_raw.values))
+    if len(centred) and len(raw):
+        parts.append(
+            f"Around their mean, pairs of states have a mean cosine of {centred.mean():.3f} over all depths, raw up to "
+            f"{raw.max():.2f}"
+        )
+    if len(largest) == 1 and update[largest[0]] > 0:
+        which = f"Block {dataset.block.values[largest[0]]}"
+        most = "most, " if differ(update) else ""
+        parts.append(f"{which} moves the stream {most}by {update[largest[0]]:.1f} times its length")
+    return ". ".join(parts) + "."
 
 
 def lens_finding(dataset: xr.Dataset) -> str:
-    """What the lens says about this model, in one sentence from measured numbers."""
+    """What the lens says about this model, from measured numbers."""
     attrs = dataset.attrs
-    worst = int(dataset.hurt_rate.values.argmax())
-    return (
-        f"Over {attrs['scored_tokens']} tokens, the true next token enters the top {attrs['k']} for good at depth "
-        f"{attrs['mean_crystallization']:.1f} on average and is first ranked first at depth {attrs['mean_first_top1']:.1f} of "
-        f"{dataset.sizes['block']}; block {worst} worsens the rank of {float(dataset.hurt_rate[worst]):.0%} of tokens, more "
-        f"than any other. The last depth differs from the model's own logits by {attrs['last_depth_difference']:.1g}."
-    )
+    over = f"Over {counted(attrs['scored_tokens'], 'token')}"
+    settled, first = attrs["mean_crystallization"], attrs["mean_first_top1"]
+    enters = f"enters the top {attrs['k']} for good at depth {settled:.1f} on average"
+    if not np.isfinite(settled):
+        enters = f"never enters the top {attrs['k']} for good"
+    ranked = f"is first ranked first at depth {first:.1f} of {dataset.sizes['block']}"
+    if not np.isfinite(first):
+        ranked = "is never ranked first"
+    gap = attrs["last_depth_difference"]
+    last = "equals the model's own logits" if gap == 0 else f"differs from the model's own logits by {gap:.1g}"
+    return f"{over}, the true next token {enters} and {ranked}; {_hurting(dataset)}. The last depth {last}."
+
+
+def _hurting(dataset: xr.Dataset) -> str:
+    """Which block worsens the rank of the most tokens, where one does."""
+    rate = dataset.hurt_rate.values
+    worst = highest(rate)
+    if not worst or rate[worst[0]] == 0:
+        return "no block worsens the rank of any token"
+    names, share = dataset.block.values[worst], f"{float(rate[worst[0]]):.0%}"
+    share = share if share != "0%" else "fewer than 1%"
+    if len(worst) == 1:
+        return f"block {names[0]} worsens the rank of {share} of tokens" + (", more than any other" if len(rate) > 1 else "")
+    return f"{named_blocks(names)} worsen the rank of {share} of tokens each" + (", more than any other" if differ(rate) else "")
 
 
 draws(
@@ -174,8 +220,8 @@ draws(
         "Logit lens",
         "What would the model say if it stopped after each block?",
         "Each cell shows the token that the residual stream at that depth ranks first when it is read through the final norm "
-        "and the output matrix; darker means more probable. Read a column upwards to watch one prediction form, and hover to "
-        "see the first five tokens and how far the true one still is.",
+        "and the output matrix; the colour bar says how probable it is. Read a column upwards to watch one prediction form, and "
+        "hover to see the first five tokens and how far the true one still is.",
         lens_figures,
         lens_finding,
         ("rank", "probability", "entropy"),

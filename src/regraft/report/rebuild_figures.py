@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from regraft.report.drawing import Drawing, draws, heatmap
+from regraft.report.wording import capital, counted
 
 OUTSIDE = "outside"
 
@@ -46,14 +47,20 @@ def rebuild_finding(dataset: xr.Dataset) -> str:
     if attrs["parted"]:
         last = dataset.isel(stage=-1)
         return (
-            f"{count - 1} stages of the rebuilt {attrs['architecture']} agree, then {attrs['parted']} parts: largest difference "
+            f"{capital(counted(count - 1, 'stage'))} of the rebuilt {attrs['architecture']} "
+            f"{'agrees' if count == 2 else 'agree'}, then {attrs['parted']} parts: largest difference "
             f"{float(last.largest):.2g}, {int(last.decimals)} decimals where {attrs['needed']} are needed. {attrs['causes']}."
         )
     unused = f" Tensors that nothing read: {attrs['unused']}." if attrs["unused"] else ""
     note = f" {attrs['notes']}." if attrs["notes"] else ""
+    said = f"All {count} stages of the rebuilt {attrs['architecture']} agree"
+    if not count:
+        return f"No stage of the rebuilt {attrs['architecture']} was compared."
+    if count == 1:
+        said = f"The one stage of the rebuilt {attrs['architecture']} agrees"
     rest = "" if exact == count else f", the others to at least {int(dataset.decimals.values.min())} decimals"
     return (
-        f"All {count} stages of the rebuilt {attrs['architecture']} agree with {attrs['official']}: {exact} of them to the bit"
+        f"{said} with {attrs['official']}: {exact or 'none'} of them to the bit"
         f"{rest} ({attrs['dtype']}). "
         f"{attrs['generated'] and attrs['generated'] + '.'}{unused}{note}"
     ).strip()

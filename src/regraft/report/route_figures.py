@@ -6,7 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import FIRST, MUTED, Drawing, bars, base, draws, heatmap, lines
+from regraft.report.drawing import FIRST, MUTED, Drawing, axis_labels, bars, base, draws, heatmap, lines, plain_text
+from regraft.report.wording import capital, counted, differ, highest, listed, lowest, named_blocks, not_finite, signed
 
 
 def repeat_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -33,12 +34,17 @@ def repeat_finding(dataset: xr.Dataset) -> str:
     """How many blocks behave in which way, and which one can be repeated most cheaply."""
     kinds, counts = np.unique(dataset.behaviour.values.astype(str), return_counts=True)
     said = ", ".join(f"{count} {kind}" for kind, count in zip(kinds, counts, strict=True))
-    second = dataset.second.values
-    low, high = int(np.nanargmin(second)), int(np.nanargmax(second))
-    return (
-        f"Of {dataset.sizes['block']} blocks: {said}. Run twice, block {dataset.block.values[low]} changes the loss by "
-        f"{second[low]:+.3f} nats per token, block {dataset.block.values[high]} by {second[high]:+.3f}."
-    )
+    second, names = dataset.second.values, dataset.block.values
+    low, high = lowest(second), highest(second)
+    begun = f"Of {counted(dataset.sizes['block'], 'block')}: {said}."
+    broken = not_finite(second, names).replace("With", "Run twice, with")
+    if not low:
+        return f"{begun}{broken}"
+    said = f"Run twice, {named_blocks(names[low])} {'changes' if len(low) == 1 else 'change'} the loss by"
+    said = f"{said} {signed(second[low[0]])} nats per token"
+    if differ(second):
+        said += f", {named_blocks(names[high])} by {signed(second[high[0]])}"
+    return f"{begun} {said}.{broken}"
 
 
 def noise_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -60,20 +66,29 @@ def noise_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def noise_finding(dataset: xr.Dataset) -> str:
     """Where noise hurts most and least, and which blocks damp it."""
     largest = int(np.argmax(dataset.level.values))
-    loss, blocks, passed = dataset.loss.values[:, largest], dataset.block.values, dataset.passed_on.values
-    high, low = int(np.nanargmax(loss)), int(np.nanargmin(loss))
-    damping = [str(b) for b, r in zip(blocks, passed, strict=True) if r < 1]
-    return (
-        f"Noise as strong as {dataset.level.values[largest]:g} of the stream hurts most in front of block {blocks[high]} "
-        f"(loss {loss[high]:.2f}, clean {dataset.attrs['clean_loss']:.2f}), least in front of block {blocks[low]} "
-        f"({loss[low]:.2f}). "
-        + (f"Blocks that damp it: {', '.join(damping)}." if damping else "No block damps it: each passes on more than it gets.")
-    )
+    loss, names, passed = dataset.loss.values[:, largest], dataset.block.values, dataset.passed_on.values
+    high, low = highest(loss), lowest(loss)
+    level, clean = dataset.level.values[largest], dataset.attrs["clean_loss"]
+    if not high:
+        return f"Noise as strong as {level:g} of the stream leaves no finite loss in front of any block."
+    if differ(loss):
+        said = (
+            f"Noise as strong as {level:g} of the stream hurts most in front of {named_blocks(names[high])} (loss "
+            f"{loss[high[0]]:.2f}, clean {clean:.2f}), least in front of {named_blocks(names[low])} ({loss[low[0]]:.2f})."
+        )
+    else:
+        said = f"Noise as strong as {level:g} of the stream in front of {named_blocks(names[high])} leaves a loss of "
+        said += f"{loss[high[0]]:.2f}, clean {clean:.2f}."
+    damping = [str(b) for b, r in zip(names, passed, strict=True) if r < 1]
+    if damping:
+        return f"{said} Blocks that damp it: {', '.join(damping)}."
+    loud = np.isfinite(passed).all() and (passed > 1).all()
+    return f"{said} No block damps it{': each passes on more than it gets' if loud else ''}."
 
 
 def shuffle_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """Tau of every method, and where each put every block."""
-    methods = [str(m) for m in dataset.method.values]
+    methods = axis_labels(dataset.method.values)
     tau = base(max(240, 110 + 28 * len(methods)))
     hover = "%{y}<br>tau %{x:.3f}<extra></extra>"
     measured = zip(*(dataset[name].values for name in ("tau", "loss", "seconds")), strict=True)
@@ -82,7 +97,8 @@ def shuffle_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         marker_color=[FIRST if share == 1 else MUTED for share in dataset.in_place.values],
         text=[f"{t:.3f}, loss {v:.2f}, {s:.1f} s" for t, v, s in measured],
     )  # fmt: skip
-    tau.update_xaxes(title="Kendall's tau with the true order", range=[min(0.0, float(dataset.tau.min())), 1.5])
+    known = dataset.tau.values[np.isfinite(dataset.tau.values)]
+    tau.update_xaxes(title="Kendall's tau with the true order", range=[float(known.min(initial=0.0)), 1.5])
     tau.update_yaxes(autorange="reversed", type="category", tickmode="linear")
     tau.update_layout(margin_l=150)
     true = sorted(dataset.shuffled.values.tolist(), key=lambda b: int(str(b).rpartition(".")[2]))
@@ -101,14 +117,19 @@ def shuffle_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 def shuffle_finding(dataset: xr.Dataset) -> str:
     """Which methods recover the order, and what the losses are."""
+    attrs, blocks = dataset.attrs, dataset.sizes["place"]
+    if blocks < 2:
+        return "A single block has no order to recover."
     exact = [str(m) for m, share in zip(dataset.method.values, dataset.in_place.values, strict=True) if share == 1]
-    attrs = dataset.attrs
-    said = f"{', '.join(exact)} recovered" if exact else "No method recovered"
-    best = int(np.nanargmin(dataset.loss.values))
+    said = f"{listed(exact, 12)} recovered" if exact else "No method recovered"
+    said = f"{said} the order of the {blocks} blocks exactly. Shuffled, the loss is {attrs['shuffled_loss']:.2f} nats per token, "
+    said += f"in the true order {attrs['clean_loss']:.2f}"
+    best = lowest(dataset.loss.values)
+    if not best:
+        return f"{said}."
     return (
-        f"{said} the order of the {dataset.sizes['place']} blocks exactly. Shuffled, the loss is {attrs['shuffled_loss']:.2f} "
-        f"nats per token, in the true order {attrs['clean_loss']:.2f}; {dataset.method.values[best]} ends at "
-        f"{float(dataset.loss.values[best]):.2f} after {int(dataset.orders.values[best])} orders measured."
+        f"{said}; {dataset.method.values[best[0]]} ends at {float(dataset.loss.values[best[0]]):.2f} after "
+        f"{counted(int(dataset.orders.values[best[0]]), 'order')} measured."
     )
 
 
@@ -122,11 +143,12 @@ def surgery_finding(dataset: xr.Dataset) -> str:
     """What the change costs and saves."""
     before, after = dataset.loss.values
     share = float(dataset.parameters.values[1] / dataset.parameters.values[0])
-    return (
-        f"{dataset.attrs['change'].capitalize()}: loss {before:.3f} becomes {after:.3f} nats per token, {share:.1%} of the "
-        f"parameters, the whole model's top-1 token in {float(dataset.agreement.values[1]):.0%} of cases. "
-        f"{dataset.attrs['saved']}"
-    ).strip()
+    change, saved, kept = capital(dataset.attrs["change"]), dataset.attrs["saved"], float(dataset.agreement.values[1])
+    if before == after and share == 1 and kept == 1:
+        return f"{change}: nothing changes, the loss stays {before:.3f} nats per token. {saved}".strip()
+    loss = f"loss {before:.3f} becomes {after:.3f} nats per token" if np.isfinite(after) else "the loss is not a finite number"
+    same = f", the whole model's top-1 token in {kept:.0%} of cases" if np.isfinite(kept) else ""
+    return f"{change}: {loss}, {share:.1%} of the parameters{same}. {saved}".strip()
 
 
 def transplant_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -138,7 +160,7 @@ def transplant_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         shown, dataset.block.values, dataset.donor_block.values, "log10 of nats per token above clean",
         customdata=dataset.loss.values, hovertemplate="donor's %{y} in place of %{x}<br>loss %{customdata:.3f}<extra></extra>",
     )  # fmt: skip
-    figure.update_layout(xaxis_title="place", yaxis_title=f"block of {dataset.attrs['donor']}")
+    figure.update_layout(xaxis_title="place", yaxis_title=f"block of {plain_text(dataset.attrs['donor'])}")
     return [("Loss with one block of the donor in each place (logarithmic)", figure)]
 
 
@@ -151,17 +173,24 @@ def transplant_finding(dataset: xr.Dataset) -> str:
         np.fill_diagonal(increase, np.nan)
         if np.isnan(increase).all():
             return ""
-    i, j = np.unravel_index(np.nanargmin(increase), increase.shape)
+    best = lowest(increase.ravel())
+    if not best:
+        return "No block of the donor gives a finite loss in any place."
+    i, j = np.unravel_index(best[0], increase.shape)
+    which = "costs least, in place of" if differ(increase) else "in place of"
     said = (
-        f"Block {dataset.donor_block.values[i]} of {dataset.attrs['donor']} costs least, in place of block "
-        f"{dataset.block.values[j]}: {increase[i, j]:+.3f} nats per token. "
+        f"Block {dataset.donor_block.values[i]} of {dataset.attrs['donor']} {which} block {dataset.block.values[j]}: "
+        f"{signed(increase[i, j])} nats per token."
     )
-    if increase.shape[0] != increase.shape[1] or np.isnan(increase[0, 0]):
-        return said.strip()
+    if increase.shape[0] != increase.shape[1] or len(increase) < 2 or np.isnan(increase[0, 0]):
+        return said
     away = ~np.eye(len(increase), dtype=bool)
-    return said + (
-        f"In its own place a block of the donor costs {np.median(np.diag(increase)):+.3f} at the median, elsewhere "
-        f"{np.median(increase[away]):+.3f}."
+    own, other = (values[np.isfinite(values)] for values in (np.diag(increase), increase[away]))
+    if not len(own) or not len(other):
+        return said
+    return (
+        f"{said} In its own place a block of the donor costs {signed(np.median(own))} at the median, elsewhere "
+        f"{signed(np.median(other))}."
     )
 
 
@@ -186,9 +215,9 @@ draws(
     Drawing(
         "Cross-model transplant",
         "Does a block work in another place, or in another model?",
-        "Each cell puts one block of the donor (row) in the place of one block of this model (column). A pale diagonal means "
-        "that the two models' blocks still do the same work, as in two trainings from one start; without a donor the model gives "
-        "its own blocks, and the diagonal is the clean run.",
+        "Each cell puts one block of the donor (row) in the place of one block of this model (column). A diagonal at the low "
+        "end of the colour bar means that the two models' blocks still do the same work, as in two trainings from one start; "
+        "without a donor the model gives its own blocks, and the diagonal is the clean run.",
         transplant_figures,
         transplant_finding,
         ("loss", "increase", "kl", "agreement", "parameters", "bytes"),
@@ -199,8 +228,8 @@ draws(
     Drawing(
         "Repetition",
         "What happens when a block is run again on its own output?",
-        "A pale row is a block that may be run often without harm. A block whose updates shrink is on its way to a fixed "
-        "point, one whose updates keep their length goes on writing the same thing into the stream.",
+        "A row at the low end of the colour bar is a block that may be run often without harm. A block whose updates shrink is "
+        "on its way to a fixed point, one whose updates keep their length goes on writing the same thing into the stream.",
         repeat_figures,
         repeat_finding,
         ("loss", "increase", "update_length"),

@@ -6,7 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import Drawing, axis_labels, banded, base, draws, heatmap, lines
+from regraft.report.drawing import Drawing, axis_labels, banded, base, draws, heatmap, lines, plain_text
+from regraft.report.wording import capital, counted, highest
 
 LONGEST_LABEL = 42
 
@@ -41,26 +42,34 @@ def trajectory_finding(dataset: xr.Dataset) -> str:
     """Where synonyms and antonyms end and whether they cross, from measured numbers."""
     one = dataset.sel(place="pivot")
     last = {str(r): float(one.cosine_mean.sel(relation=r).values[-1]) for r in dataset.relation.values}
-    ends = ", ".join(f"{relation} {value:.2f}" for relation, value in last.items())
-    said = f"Over {dataset.attrs['groups']} groups, mean cosine with the base at the last depth: {ends}. "
-    crossing = float(one.crossover)
+    ends = ", ".join(f"{relation} {value:.2f}" for relation, value in last.items() if np.isfinite(value))
+    if not ends:
+        return "No kind of alternative has a cosine with the base at the last depth: there is nothing to compare."
+    said = f"Over {counted(dataset.attrs['groups'], 'group')}, mean cosine with the base at the last depth: {ends}."
+    return f"{said} {_crossing(one)}".strip()
+
+
+def _crossing(one: xr.Dataset) -> str:
+    """Where synonyms come to lie above antonyms, and where antonyms fall away; nothing where one of the two is missing."""
+    curves = [one.cosine_mean.sel(relation=r).values for r in ("synonym", "antonym") if r in one.relation.values]
+    if len(curves) < 2 or not np.isfinite(curves).all():
+        return ""
+    crossing, start = float(one.crossover), float(one.onset)
     if np.isfinite(crossing):
-        said += (
-            f"From depth {crossing:.1f} on (95% of resamples that cross: {float(one.crossover_low):.1f} to "
-            f"{float(one.crossover_high):.1f}) synonyms are closer than antonyms. "
-        )
+        bounds = [float(one.crossover_low), float(one.crossover_high)]
+        band = f" (95% of resamples that cross: {bounds[0]:.1f} to {bounds[1]:.1f})" if np.isfinite(bounds).all() else ""
+        said = f"From depth {crossing:.1f} on{band} synonyms are closer than antonyms."
     else:
-        nearer = one.cosine_mean.sel(relation="synonym").values >= one.cosine_mean.sel(relation="antonym").values
-        which = "Synonyms are the closer ones at every depth" if nearer.all() else (
-            "Antonyms are the closer ones at every depth" if not nearer.any() else "Synonyms and antonyms do not part for good"
+        above, below = (curves[0] > curves[1]), (curves[0] < curves[1])
+        which = "Synonyms are the closer ones at every depth at which the two differ" if above.any() and not below.any() else (
+            "Antonyms are the closer ones at every depth at which the two differ" if below.any() and not above.any() else
+            "Synonyms and antonyms do not part" if not above.any() else "Synonyms and antonyms do not part for good"
         )  # fmt: skip
-        said += f"{which}: the curves do not cross ({float(one.crossover_share):.0%} of resamples do). "
-    start = float(one.onset)
-    return said + (
-        f"Antonyms fall below the synonyms' mean - 2 standard deviations at depth {start:.0f}."
-        if np.isfinite(start)
-        else "Antonyms never fall below the synonyms' mean - 2 standard deviations."
-    )
+        said = f"{which}: the curves do not cross ({float(one.crossover_share):.0%} of resamples do)."
+    mark = "the synonyms' mean - 2 standard deviations"
+    if np.isfinite(start):
+        return f"{said} Antonyms fall below {mark} at depth {start:.0f}."
+    return f"{said} Antonyms never fall below {mark}."
 
 
 def neuron_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -77,8 +86,8 @@ def neuron_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     values = dataset.activation.values
     labels = [f"{n} ({f})" for n, f in zip(dataset.neuron.values, dataset.neuron_feature.values, strict=True)]
     texts = [f"{i}: {f}" for i, f in enumerate(dataset.text_feature.values)]
-    hover = np.array([[str(p)[-LONGEST_LABEL * 2 :] for p in dataset.prompt.values]] * len(labels))
-    shown = values / np.abs(values).max(1, keepdims=True)
+    hover = np.array([[plain_text(str(p)[-LONGEST_LABEL * 2 :]) for p in dataset.prompt.values]] * len(labels))
+    shown = values / np.maximum(np.abs(values).max(1, keepdims=True), np.finfo(float).tiny)
     figure = heatmap(
         shown, texts, labels, "of its largest activation", True, customdata=np.dstack([hover, values.round(3).astype(str)]),
         hovertemplate="%{y}<br>…%{customdata[0]}<br>activation %{customdata[1]}<extra></extra>",
@@ -95,32 +104,35 @@ def contexts(dataset: xr.Dataset) -> go.Figure:
     labels = [f"{n} ({f})" for n, f in zip(dataset.neuron.values, dataset.neuron_feature.values, strict=True)]
     figure = base(max(240, 120 + 26 * len(labels)))
     strength = dataset.context_activation.values[:, 0]
-    said = [str(t).replace("\n", "⏎") for t in dataset.context.values[:, 0]]
+    known = strength[np.isfinite(strength)]
+    said = [plain_text(t) for t in dataset.context.values[:, 0]]
     figure.add_bar(
         y=axis_labels(labels), x=list(strength), orientation="h", text=said, textposition="outside", cliponaxis=False,
-        hovertext=["<br>".join(str(t) for t in row if t) for row in dataset.context.values],
+        hovertext=["<br>".join(plain_text(t) for t in row if t) for row in dataset.context.values],
         hovertemplate="%{y}: %{x:.3g}<br>%{hovertext}<extra></extra>", marker_color="#8a919c",
     )  # fmt: skip
     figure.update_layout(margin_l=170)
     figure.update_yaxes(autorange="reversed", type="category", tickmode="linear")
     figure.update_xaxes(
         title="activation at the token in brackets",
-        range=[min(0.0, float(np.nanmin(strength))), 2.6 * max(float(np.nanmax(strength)), 1e-6)],
+        range=[known.min(initial=0.0), 2.6 * known.max(initial=1e-6)],
     )
     return figure
 
 
 def neurons_finding(dataset: xr.Dataset) -> str:
     """How many were found and the strongest with its context."""
-    attrs = dataset.attrs
-    said = f"{attrs['found']} neurons are among their block's top {attrs['k']} in every text of a set"
+    attrs, found = dataset.attrs, int(dataset.attrs["found"])
+    said = f"{counted(found, 'neuron')} {'is' if found == 1 else 'are'} among {'its' if found == 1 else 'their'} block's top "
+    said = capital(f"{said}{attrs['k']} in every text of a set")
     said += " and in no other text" if attrs["control"] else " (there is no control set)"
-    if not dataset.sizes["neuron"] or not dataset.sizes["place"]:
+    strength = dataset.context_activation.values[:, 0] if dataset.sizes["place"] else []
+    first = highest(strength)
+    if not first or strength[first[0]] <= 0:
         return said + "."
-    first = int(np.argmax(dataset.context_activation.values[:, 0]))
     return (
-        f"{said}. {dataset.neuron.values[first]} ({dataset.neuron_feature.values[first]}) is most active at "
-        f"“{dataset.context.values[first, 0]}”."
+        f"{said}. {dataset.neuron.values[first[0]]} ({dataset.neuron_feature.values[first[0]]}) is most active at "
+        f"“{dataset.context.values[first[0], 0]}”."
     )
 
 
@@ -143,8 +155,8 @@ draws(
         "Neurons",
         "Which neurons answer to what a set of texts has in common?",
         "A neuron is listed where it is among the most active of its block in every text of one set and in no text of another. "
-        "In the second figure such neurons are a row that is dark over one set only. Sets of two or three texts have some in "
-        "common by chance: the contexts of the third figure show whether a neuron means what the set means.",
+        "In the second figure such neurons are a row that is far from zero over one set only. Sets of two or three texts have "
+        "some in common by chance: the contexts of the third figure show whether a neuron means what the set means.",
         neuron_figures,
         neurons_finding,
         ("context_activation", "context"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.report.drawing import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, draws, heatmap
+from regraft.report.drawing import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, draws, heatmap, plain_text, quoted
+from regraft.report.wording import capital, counted, differ, highest, listed, lowest, signed
 
 SHOWN = 12
 SAID = 4
@@ -19,9 +21,9 @@ def grouped(data: xr.Dataset, name: str, title: str) -> go.Figure:
     figure = base(360, barmode="group")
     for number, tokenizer in enumerate(data.tokenizer.values):
         values = data[name].sel(tokenizer=tokenizer).values.tolist()
-        hover = f"{tokenizer}, %{{x}}: %{{y:.4g}}<extra></extra>"
+        hover = f"{plain_text(tokenizer)}, %{{x}}: %{{y:.4g}}<extra></extra>"
         figure.add_bar(
-            x=axis_labels(data.domain.values), y=values, name=str(tokenizer), marker_color=PALETTE[number % len(PALETTE)],
+            x=axis_labels(data.domain.values), y=values, name=plain_text(tokenizer), marker_color=PALETTE[number % len(PALETTE)],
             hovertemplate=hover,
         )  # fmt: skip
     figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
@@ -32,7 +34,9 @@ def grouped(data: xr.Dataset, name: str, title: str) -> go.Figure:
 def crossing(data: xr.Dataset, tokenizer: str) -> go.Figure:
     """The most frequent tokens that cross words, by how often they occur."""
     one = data.sel(tokenizer=tokenizer).isel(rank=slice(SHOWN))
-    found = [(repr(str(t)), int(n)) for t, n in zip(one.crossing_token.values, one.crossing_count.values, strict=True) if n]
+    found = [
+        (plain_text(quoted(t)), int(n)) for t, n in zip(one.crossing_token.values, one.crossing_count.values, strict=True) if n
+    ]
     figure = base(120 + 22 * max(1, len(found)))
     figure.add_bar(
         y=[t for t, _ in found], x=[n for _, n in found], orientation="h", marker_color=FIRST,
@@ -67,11 +71,13 @@ def tokenizer_finding(data: xr.Dataset) -> str:
     said, first = [], Counter()
     for domain in data.domain.values:
         one = data.bytes_per_token.sel(domain=domain)
-        best, worst = str(one.tokenizer[int(one.values.argmax())].item()), str(one.tokenizer[int(one.values.argmin())].item())
-        saved = 1 - float(one.min()) / float(one.max())
-        if best != worst:
-            said.append(f"on {domain} {best} takes the fewest tokens, {saved:.1%} fewer than {worst}")
-            first[best] += 1
+        high, low = highest(one.values), lowest(one.values)
+        if not differ(one.values) or len(high) > 1:
+            continue
+        best, worst = str(one.tokenizer.values[high[0]]), [str(name) for name in one.tokenizer.values[low]]
+        saved = 1 - float(one.values[low[0]]) / float(one.values[high[0]])
+        said.append(f"on {domain} {best} takes the fewest tokens, {saved:.1%} fewer than {listed(worst)}")
+        first[best] += 1
     inexact = [str(t) for t in data.tokenizer.values if float(data.exact.sel(tokenizer=t).min()) < 1]
     lossy = f" Not every text comes back as it was from {', '.join(inexact)}." if inexact else ""
     text = "; ".join(said[:SAID])
@@ -128,14 +134,16 @@ def transplant_finding(data: xr.Dataset) -> str:
     """Each domain's change, and how many rows were taken over."""
     bits = data.bits_per_byte
     said = [
-        f"{float(bits.sel(state='after', domain=d) - bits.sel(state='before', domain=d)):+.3f} on {d}" for d in data.domain.values
+        f"{signed(float(change))} on {d}" if np.isfinite(change) else f"no finite number on {d}"
+        for d, change in zip(data.domain.values, (bits.sel(state="after") - bits.sel(state="before")).values, strict=True)
     ]
     lossy = [str(d) for d in data.domain.values if float(data.exact.sel(domain=d).min()) < 1]
     warning = f" A tokenizer does not keep {', '.join(lossy)} as it is, so these bits are not comparable." if lossy else ""
-    return (
-        f"{int(data.taken_over):,} tokens take over an old token's rows, {int(data.estimated):,} are estimated by the method "
-        f"{data.attrs['method']}. Bits per byte: {', '.join(said)}.{warning}"
-    )
+    old, new = int(data.taken_over), int(data.estimated)
+    taken = capital(f"{counted(old, 'token')} {'takes' if old == 1 else 'take'}")
+    estimated = f"{new:,} {'is' if new == 1 else 'are'}" if new else "none is"
+    changes = f" Bits per byte: {', '.join(said)}." if said else ""
+    return f"{taken} over an old token's rows, {estimated} estimated by the method {data.attrs['method']}.{changes}{warning}"
 
 
 draws(
