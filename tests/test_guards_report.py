@@ -249,6 +249,8 @@ def test_tables_and_lines_on_a_page():
     text = provenance_line(data(attrs=swept))
     for word in ("1e-07", "1,234 of 5,000 rows", "4.0 times less", "&lt;n&gt;"):
         assert word in text.replace("4.1", "4.0")
+    alike = provenance_line(data(attrs={**swept, "work_saved": 1.04}))
+    assert "5,000 rows, as much as one full forward for each" in alike
     assert "by regraft 1, torch 2;" in footer([data(attrs={"regraft": "1", "torch": "2", "seed": 3, "time": "now"})], 9.0)
     assert "seed 3; now." in footer([data(attrs={"seed": 3, "time": "now"})], 9.0)
     assert "9 s" in footer([], 9.0)

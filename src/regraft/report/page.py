@@ -238,10 +238,11 @@ def provenance_line(dataset: xr.Dataset) -> str:
     attrs = dataset.attrs
     if "control_deviation" not in attrs:
         return f'<p class="soft">Measured in {attrs["seconds"]:.1f} s.</p>'
+    saved = f"{attrs['work_saved']:.1f} times less than" if attrs["work_saved"] >= 1.05 else "as much as"
     return (
         f'<p class="soft">Measured in {attrs["seconds"]:.1f} s. The control row, which changes nothing, deviates by '
         f"{attrs['control_deviation']:.1g} of the stream's largest value. Work: {attrs['work_executed']:,} of "
-        f"{attrs['work_naive']:,} {attrs['work_unit']}, {attrs['work_saved']:.1f} times less than one full forward for each "
+        f"{attrs['work_naive']:,} {attrs['work_unit']}, {saved} one full forward for each "
         f"variant. {html.escape(attrs.get('notes', ''))}</p>"
     )
 
