@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft.disk import RunFolderError, check_place, place_of
+from regraft.disk import RunFolderError, check_place, place_of, whole_file
 from regraft.disk import whole_folder as whole_folder  # the report takes it from here
 
 if TYPE_CHECKING:
@@ -58,9 +58,8 @@ def read_mark(out: Path) -> dict[str, Any]:
 
 def write_whole(path: Path, text: str) -> None:
     """A file that takes the place of `path` in one step, so that a reader finds the old one or the new one."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def store(dataset: xr.Dataset, folder: Path) -> None:
