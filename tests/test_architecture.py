@@ -17,6 +17,7 @@ ORDER = [
     "data",
     "runs",
     "experiment",
+    "asked",
     "observe",
     "intervene",
     "rebuild",

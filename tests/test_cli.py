@@ -125,8 +125,8 @@ def test_a_run_that_fails_leaves_what_was_there(tmp_path):
 @pytest.mark.parametrize(
     ("code", "sentence", "words"),
     [
-        (1, "is not a folder", ["inspect", "./nowhere"]),
-        (1, "there is no specimen 'x'", ["inspect", "specimen:x"]),
+        (2, "is not a folder", ["inspect", "./nowhere"]),
+        (2, "there is no specimen 'x'", ["inspect", "specimen:x"]),
         (2, "the prompt is empty", ["lens", "--prompts", ""]),
         (2, "choose one that is one token", ["patch", "--answer", " in the morning"]),
         (2, "pattern cannot be patched as a whole", ["patch", "--site", "pattern"]),

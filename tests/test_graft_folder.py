@@ -100,7 +100,7 @@ def test_the_commands_one_after_the_other(tmp_path):
     assert again.exit_code == 2
     assert "is not empty" in again.output
     unmeasured = run("bake", "--graft", graft, "--save", tmp_path / "baked")
-    assert unmeasured.exit_code == 1
+    assert unmeasured.exit_code == 2
     assert "has no certificate" in unmeasured.output
     measured = run("eval", "--graft", graft, "--text", f"shells={tmp_path / 'train.txt'}", "--windows", 4, "--length", 32)
     assert measured.exit_code == 0, measured.output

@@ -45,7 +45,7 @@ def test_build_fit_eval_export(work):
     assert "after 6 steps the loss" in done.output
     assert (graft / "graft.safetensors").read_bytes() != tensors
     early = run("head", "export", "--graft", graft, "--save", work / "early")
-    assert early.exit_code == 1
+    assert early.exit_code == 2
     assert "has no certificate" in early.output
     measure = ["--text", f"shells={work / 'train.txt'}", "--windows", 4, "--length", 32]
     measured = run("head", "eval", "--graft", graft, *measure)

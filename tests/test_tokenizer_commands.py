@@ -99,7 +99,7 @@ def test_with_models_a_comparison_has_bits_per_byte(folder, tmp_path):
     assert len(found) == 2
     assert all(0.2 < value < 1.5 for value in found)
     code, said = run("compare", folder / "made", "--bits", "--out", tmp_path / "other")
-    assert code == 1
+    assert code == 2
     assert "is not a model folder" in said
     assert not (tmp_path / "other").exists()
 
@@ -156,7 +156,7 @@ def test_a_model_gets_the_tokenizer_and_writes(folder):
         (("train", "--text", "{text}", "--vocabulary", "200"), "at least 257"),
         (("train", "--text", "{text}", "--lengths", "0.5,0.6"), "sum to 1.1, not to 1"),
         (("train", "--text", "{text}", "--out", "{made}"), "is not empty"),
-        (("train", "--text", "{empty}", "--out", "{new}"), "the corpus is empty"),
+        (("train", "--text", "{empty}", "--out", "{new}"), "is empty: name some text"),
         (("compare", "{empty}"), "holds no tokenizer"),
         (("compare", "{made}", "--text", "{text}"), "names no domain"),
         (("transplant", "--tokenizer", "{made}", "--save", "{made}"), "is not empty"),

@@ -168,7 +168,7 @@ def test_wrong_groups_are_refused(model, tmp_path):
     for wrong, sentence in (({"base": ""}, "group 1 of"), ({"prompt": 5}, "no text"), ({"kind": "odd"}, "is of kind 'odd'")):
         with pytest.raises(ValueError, match=sentence):
             RUN(model, file=groups(tmp_path, entry(), {**entry(), **wrong}))
-    with pytest.raises(ValueError, match=r"cannot be read .No such file or directory.: write a JSON list"):
+    with pytest.raises(ValueError, match=r"cannot be read \(No such file or directory\): write a JSON list"):
         RUN(model, file=str(tmp_path / "nowhere.json"))
     assert Contrast(**entry()).kind == "immediate"
 

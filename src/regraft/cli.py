@@ -13,8 +13,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from regraft.asked import check_model, check_parameters, check_run
+from regraft.disk import check_empty
 from regraft.experiment import Experiment, Parameter, experiments
 from regraft.graft_cli import graft
+from regraft.model.files import located
 from regraft.options import (
     AttentionOption,
     DebugOption,
@@ -27,6 +30,7 @@ from regraft.options import (
     SeedOption,
     TokenizerOption,
     errors_in_one_sentence,
+    folder_option,
     open_matrices,
     open_model,
 )
@@ -46,7 +50,7 @@ app.add_typer(tokenizer, name="tokenizer")
 @app.command()
 def report(
     model: ModelOption = "specimen:qwen3",
-    out: Annotated[Path, typer.Option(help="Folder to write report.html and the results to.")] = Path("report"),
+    out: Annotated[Path, folder_option(help="Folder to write report.html and the results to.")] = Path("report"),
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "",
     attention: AttentionOption = "",
@@ -57,11 +61,13 @@ def report(
 ) -> None:
     """Run what suits the model and write one page that explains it."""
     with errors_in_one_sentence(debug):
+        check_run(out, "report")
+        opened = open_model(model, device, dtype, attention, remote_code, tokenizer)
         from regraft.commands import make_report
 
         options = {"device": device, "dtype": dtype, "attention": attention, "tokenizer": tokenizer, "seed": seed}
         options["remote_code"] = remote_code
-        code = make_report(open_model(model, device, dtype, attention, remote_code, tokenizer), out, seed, options, debug)
+        code = make_report(opened, out, seed, options, debug)
     raise typer.Exit(code)
 
 
@@ -77,20 +83,30 @@ def inspect_model(
     weights_only: Annotated[
         bool, typer.Option("--weights-only", help="From the files' headers alone: no model is built.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="With --weights-only: a folder for the anatomy as JSON and a drawing.")] = None,
+    out: Annotated[Path | None, folder_option(help="With --weights-only: folder for the anatomy as JSON and a drawing.")] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Show a model's parts, shapes, parameters and bytes, its sites, and the self-check."""
     with errors_in_one_sentence(debug):
-        from regraft.commands import show_anatomy, show_dissection
-
         if weights_only:
-            show_dissection(source or model, out, as_json)
+            _dissect(source or model, out, as_json)
             return
         if out is not None:
             raise ValueError("--out draws what the headers tell: add --weights-only")
-        show_anatomy(open_model(source or model, device, dtype, attention, remote_code, tokenizer), as_json)
+        opened = open_model(source or model, device, dtype, attention, remote_code, tokenizer)
+        from regraft.commands import show_anatomy
+
+        show_anatomy(opened, as_json)
+
+
+def _dissect(source: str, out: Path | None, as_json: bool) -> None:
+    located(source)
+    if out is not None:
+        check_empty(out, "--out")
+    from regraft.commands import show_dissection
+
+    show_dissection(source, out, as_json)
 
 
 @app.command("rebuild")
@@ -100,13 +116,18 @@ def rebuild_model(
     text: Annotated[list[str] | None, typer.Option(help="What both models read; write it again for several texts.")] = None,
     stage: Annotated[str, typer.Option(help="The last stage to compare, for example 0.scores.")] = "",
     dtype: Annotated[Literal["float32", "float64"], typer.Option(help="float64 tells rounding from error.")] = "float32",
-    skeleton: Annotated[Path | None, typer.Option(help="Write a folder for a student's own implementation instead.")] = None,
+    skeleton: Annotated[Path | None, folder_option(help="Write a folder for a student's own implementation instead.")] = None,
     out: OutOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a model written anew from its files beside the official one, stage by stage, and name what parts."""
     with errors_in_one_sentence(debug):
+        check_model(source or model)
+        if skeleton is not None:
+            check_empty(skeleton, "--skeleton")
+        else:
+            check_run(out, "rebuild")
         from regraft.commands import rebuild_model
 
         code = rebuild_model(source or model, text or [], stage, dtype, skeleton, out, as_json)
@@ -125,9 +146,10 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
         common = {name: given.pop(name) for name in opening}
         out, seed, as_json, debug = (given.pop(name) for name in ("out", "seed", "as_json", "debug"))
         with errors_in_one_sentence(debug):
+            check_parameters(experiment, given, out)
+            opened = open_model(**common) if experiment.needs == "model" else open_matrices(**common)
             from regraft.commands import run_experiment
 
-            opened = open_model(**common) if experiment.needs == "model" else open_matrices(**common)
             run_experiment(experiment, opened, given, out, seed, as_json)
 
     own = [_option(parameter) for parameter in experiment.parameters]

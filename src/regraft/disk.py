@@ -59,6 +59,19 @@ def place_of(path: Path | str) -> Path:
     return Path(os.path.realpath(expanded(path)))
 
 
+@contextmanager
+def reading(path: Path | str, remedy: str) -> Iterator[None]:
+    """While something that somebody named is read: what the system refuses becomes one sentence with the path.
+
+    Raises:
+        UnreadableError: it refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
+
+
 def read_text(path: Path | str, remedy: str) -> str:
     """The text of a file that somebody named; `remedy` says what such a file must be.
 
@@ -66,9 +79,8 @@ def read_text(path: Path | str, remedy: str) -> str:
         UnreadableError: it is not there, a folder, closed to us, empty, or no text in UTF-8.
     """
     try:
-        text = expanded(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UnreadableError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+        with reading(path, remedy):
+            text = expanded(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableError(f"{path} is no text in UTF-8: {remedy}") from error
     if not text.strip():

@@ -6,10 +6,13 @@ A command opens its model before it imports more: opening silences what the libr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from regraft.asked import check_domains, check_texts
+from regraft.disk import check_empty, still_told
+from regraft.graft.about import check_certified, read_about
 from regraft.options import (
     DebugOption,
     DeviceOption,
@@ -17,8 +20,12 @@ from regraft.options import (
     SeedOption,
     TokenizerOption,
     errors_in_one_sentence,
+    folder_option,
     open_model,
 )
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 graft = typer.Typer(help="Put another part in a part's place, trained against the model and measured.", no_args_is_help=True)
 embedding = typer.Typer(help="A token embedding computed from each token's bytes.", no_args_is_help=True)
@@ -27,8 +34,8 @@ graft.add_typer(embedding, name="embedding")
 graft.add_typer(head, name="head")
 
 EMBEDDING_FOLDER, HEAD_FOLDER = Path("byte-embedding"), Path("tree-head")
-GraftOption = Annotated[Path, typer.Option(help="Folder of a graft.")]
-WithOption = Annotated[Path | None, typer.Option("--with", help="Folder of a second graft, in its place at the same time.")]
+GraftOption = Annotated[Path, folder_option(help="Folder of a graft.")]
+WithOption = Annotated[Path | None, folder_option("--with", help="Folder of a second graft, in its place at the same time.")]
 TrainOption = Annotated[list[str] | None, typer.Option(help="File or folder to train on; again for several. None: almanac.")]
 DomainOption = Annotated[list[str] | None, typer.Option(help="NAME=PATH of a domain; again for several. None: almanac.")]
 LengthOption = Annotated[int, typer.Option(help="Tokens of a sequence.")]
@@ -41,7 +48,7 @@ PrecisionOption = Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Mi
 AccumulateOption = Annotated[int, typer.Option(help="Batches whose gradients make one step.")]
 PatienceOption = Annotated[int, typer.Option(help="Stop where the loss has not fallen for so many steps (0: never).")]
 ShardOption = Annotated[bool, typer.Option("--shard", help="Spread the frozen trunk over the processes of `accelerate launch`.")]
-SaveOption = Annotated[Path, typer.Option(help="Folder to write the model to.")]
+SaveOption = Annotated[Path, folder_option(help="Folder to write the model to.")]
 CodeOption = Annotated[bool, typer.Option("--remote-code", help="Carry the code along, to open the folder without regraft.")]
 
 
@@ -49,7 +56,7 @@ CodeOption = Annotated[bool, typer.Option("--remote-code", help="Carry the code 
 def fit_embedding(
     model: ModelOption = "specimen:qwen3",
     text: TrainOption = None,
-    out: Annotated[Path, typer.Option(help="Folder for the run and the graft.")] = EMBEDDING_FOLDER,
+    out: Annotated[Path, folder_option(help="Folder for the run and the graft.")] = EMBEDDING_FOLDER,
     group: Annotated[int, typer.Option(help="Bytes kept of each token; flattened, it must divide the model's width.")] = 16,
     byte_width: Annotated[int, typer.Option(help="Width of a byte.")] = 48,
     blocks: Annotated[int, typer.Option(help="Transformer blocks over the bytes.")] = 1,
@@ -75,6 +82,8 @@ def fit_embedding(
 ) -> None:
     """Train an embedding that computes each token's vector from its bytes."""
     with errors_in_one_sentence(debug):
+        check_empty(out / "graft", "--out")
+        text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.commands import with_bar
         from regraft.graft.byte_embedding import ByteConfig
@@ -89,14 +98,14 @@ def fit_embedding(
         )  # fmt: skip
         losses = Weights(hidden=hidden, kl=kl)
         warming, how_opened = (warm, felt), {"device": device, "tokenizer": tokenizer}
-        _say(with_bar(lambda: fit_embedding(opened, text or [], out, config, plan, losses, length, warming, seed, how_opened)))
+        _say(with_bar(lambda: fit_embedding(opened, text, out, config, plan, losses, length, warming, seed, how_opened)))
 
 
 @head.command("build")
 def build_head(
     model: ModelOption = "specimen:qwen3",
     text: TrainOption = None,
-    out: Annotated[Path, typer.Option(help="Folder for the head.")] = HEAD_FOLDER,
+    out: Annotated[Path, folder_option(help="Folder for the head.")] = HEAD_FOLDER,
     tree: Annotated[
         Literal["by-id", "huffman", "two-means", "scores", "merges"],
         typer.Option(help="Which tree; `scores`: 2-means of what the tokens score on the model's states."),
@@ -115,19 +124,22 @@ def build_head(
 ) -> None:
     """Build a tree head from the model's own output matrix, without training, and say its loss."""
     with errors_in_one_sentence(debug):
+        for name in ("graft", "run"):
+            check_empty(out / name, "--out")
+        text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.commands import with_bar
         from regraft.head_commands import Build, build_head
 
         how, how_opened = Build(tree, branching, adapter, start, states), {"device": device, "tokenizer": tokenizer}
-        typer.echo(with_bar(lambda: build_head(opened, text or [], out, how, length, seed, how_opened)))
+        typer.echo(with_bar(lambda: build_head(opened, text, out, how, length, seed, how_opened)))
 
 
 @head.command("fit")
 def fit_head(
     model: ModelOption = "specimen:qwen3",
     text: TrainOption = None,
-    out: Annotated[Path, typer.Option(help="Folder that `head build` has written; the run goes there too.")] = HEAD_FOLDER,
+    out: Annotated[Path, folder_option(help="Folder that `head build` has written; the run goes there too.")] = HEAD_FOLDER,
     loss: Annotated[
         Literal["path", "divergence"],
         typer.Option(help="The next token's path alone, or the divergence from the original head's whole distribution."),
@@ -148,6 +160,8 @@ def fit_head(
 ) -> None:
     """Train a tree head that was built before."""
     with errors_in_one_sentence(debug):
+        read_about(out / "graft")
+        text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.commands import with_bar
         from regraft.graft.distill import Plan
@@ -158,7 +172,7 @@ def fit_head(
             patience=patience, shard=shard,
         )  # fmt: skip
         how_opened = {"device": device, "tokenizer": tokenizer}
-        _say(with_bar(lambda: fit_head(opened, text or [], out, plan, loss, length, seed, how_opened)))
+        _say(with_bar(lambda: fit_head(opened, text, out, plan, loss, length, seed, how_opened)))
 
 
 def _say(text: str) -> None:
@@ -169,21 +183,33 @@ def _say(text: str) -> None:
 
 def _measured(
     graft: Path, second: Path | None, model: str, text: list[str], length: int, windows: int, device: str, tokenizer: str
-):
+) -> None:
+    folders = [graft, *([second] if second else [])]
+    for folder in folders:
+        read_about(folder)
+    check_domains(text)
     opened = open_model(model, device, "", "", False, tokenizer)
     from regraft.commands import with_bar
     from regraft.graft_commands import evaluate, sentences
 
-    folders, how_opened = [graft, *([second] if second else [])], {"device": device, "tokenizer": tokenizer}
-    for line in sentences(with_bar(lambda: evaluate(opened, folders, text, length, windows, how_opened))):
-        typer.echo(line)
+    how_opened = {"device": device, "tokenizer": tokenizer}
+
+    def tell(data: xr.Dataset) -> None:
+        for line in sentences(data):
+            typer.echo(line)
+
+    with still_told(tell):
+        tell(with_bar(lambda: evaluate(opened, folders, text, length, windows, how_opened)))
 
 
 def _exported(graft: Path, second: Path | None, model: str, save: Path, remote_code: bool, device: str, tokenizer: str) -> None:
+    folders = [graft, *([second] if second else [])]
+    check_certified(folders)
+    check_empty(save, "--save")
     opened = open_model(model, device, "", "", False, tokenizer)
     from regraft.graft_commands import export_grafts
 
-    typer.echo(export_grafts(opened, [graft, *([second] if second else [])], save, remote_code))
+    typer.echo(export_grafts(opened, folders, save, remote_code))
 
 
 @embedding.command("eval")
@@ -263,6 +289,8 @@ def bake_embedding(
 ) -> None:
     """Write the model with the graft's vectors as an ordinary table, which any transformers opens."""
     with errors_in_one_sentence(debug):
+        check_certified([graft], "byte embedding")
+        check_empty(save, "--save")
         opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.graft_commands import bake_embedding
 

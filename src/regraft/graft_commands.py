@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from regraft.asked import named_texts
 from regraft.data.token_bytes import token_bytes
 from regraft.disk import check_empty, keeping, whole_file
 from regraft.graft.bake import bake
@@ -97,10 +98,7 @@ def evaluate(
     The certificate is written beside the first, as JSON and as a page.
     """
     grafts = [attach(folder, model) for folder in folders]
-    names = [_named(text)[0] for text in texts]
-    if len(set(names)) < len(names):
-        raise ValueError("two texts have one domain's name: give each a name of its own")
-    domains = {name: windows(model, [path], length, folders[0] / "text") for name, path in map(_named, texts)}
+    domains = {name: windows(model, paths, length, folders[0] / "text") for name, paths in named_texts(texts).items()}
     domains = domains or {"almanac": almanac_windows(model, length, 99, HELD_CHARACTERS)}
     table = token_bytes(model.tokenizer, model.table_rows)
     data = certify(model, swaps_of(model, grafts), domains, table, most)
@@ -129,13 +127,6 @@ def export_grafts(model: Model, folders: list[Path], target: Path, remote_code: 
     """Write the model with one graft or two in it."""
     grafts = [attach(folder, model) for folder in folders]
     return export(model, grafts, read_certificate(folders), target, remote_code)
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, sign, path = text.partition("=")
-    if not sign or not name or not path:
-        raise ValueError(f"{text!r} names no domain: write NAME=PATH, for example books=./held-out")
-    return name, path
 
 
 def almanac_windows(model: Model, length: int, seed: int, characters: int) -> Windows:

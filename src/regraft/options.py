@@ -8,15 +8,24 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regraft.asked import check_opening
+from regraft.disk import expanded
 from regraft.experiment import REFUSALS
+from regraft.model.files import CheckpointError, NoCheckpointError
 
 if TYPE_CHECKING:
     from regraft.model.opened import Model
     from regraft.model.weights import Weights
+
+
+def folder_option(*names: str, help: str) -> Any:
+    """An option that names a folder, in which `~` is written out: a shell leaves it as it is behind `--out=`."""
+    return typer.Option(*names, help=help, parser=expanded, metavar="PATH")
+
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or specimen:qwen3|tuned|gpt2|t5.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute, for example cpu or cuda.")]
@@ -25,7 +34,7 @@ AttentionOption = Annotated[str, typer.Option(help="sdpa or eager; by default th
 RemoteOption = Annotated[bool, typer.Option("--remote-code", help="Run modelling code that comes with the checkpoint.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 TokenizerOption = Annotated[str, typer.Option(help="Folder or hub id of a tokenizer; by default the model's own.")]
-OutOption = Annotated[Path | None, typer.Option(help="Folder to write the run to.")]
+OutOption = Annotated[Path | None, folder_option(help="Folder to write the run to.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
@@ -46,9 +55,13 @@ def errors_in_one_sentence(debug: bool) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         typer.echo(f"regraft: {' '.join(str(error).split()) or type(error).__name__}{_remedy(error)}", err=True)
-        from regraft.model.files import CheckpointError
+        raise typer.Exit(_code(error)) from None
 
-        raise typer.Exit(2 if isinstance(error, ValueError) and not isinstance(error, CheckpointError) else 1) from None
+
+def _code(error: BaseException) -> int:
+    """2 for what was asked for in a wrong way, 1 for a run that failed and a checkpoint that is damaged."""
+    wrong = isinstance(error, ValueError) and not isinstance(error, CheckpointError)
+    return 2 if wrong or isinstance(error, NoCheckpointError) else 1
 
 
 def _remedy(error: BaseException) -> str:
@@ -64,14 +77,16 @@ def own_device(device: str) -> str:
 
 
 def open_matrices(model: str, device: str) -> Weights:
-    """The weight matrices of a checkpoint, from its files alone."""
+    """The weight matrices of a checkpoint, from its files alone; a wrong name is told before anything heavy is imported."""
+    check_opening(model, device)
     from regraft.model.weights import open_weights
 
     return open_weights(model, device)
 
 
 def open_model(model: str, device: str, dtype: str, attention: str, remote_code: bool, tokenizer: str) -> Model:
-    """Open a model as the common options say."""
+    """Open a model as the common options say; what is wrong with them is told before anything heavy is imported."""
+    check_opening(model, device, dtype, tokenizer)
     from regraft.model.load import load
 
     return load(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from regraft.asked import check_beside, check_domains, check_model, check_texts
+from regraft.disk import check_empty, check_place, still_told
+from regraft.model.files import located
 from regraft.options import (
     DebugOption,
     DeviceOption,
@@ -14,8 +17,12 @@ from regraft.options import (
     ModelOption,
     SeedOption,
     errors_in_one_sentence,
+    folder_option,
     open_model,
 )
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 tokenizer = typer.Typer(help="Train tokenizers, measure them in bytes, transplant them into models.", no_args_is_help=True)
 
@@ -45,20 +52,26 @@ def train(
     least: Annotated[int, typer.Option(help="Times that a pair must occur to be merged.")] = 2,
     like: Annotated[str, typer.Option(help="Tokenizer whose special tokens and chat template are carried over.")] = "",
     characters: Annotated[int, typer.Option(help="Characters held at once; of more text an even sample is taken.")] = 500_000_000,
-    out: Annotated[Path, typer.Option(help="Folder to write the tokenizer to.")] = Path("tokenizer"),
+    out: Annotated[Path, folder_option(help="Folder to write the tokenizer to.")] = Path("tokenizer"),
     seed: SeedOption = 0,
     debug: DebugOption = False,
 ) -> None:
     """Train a byte-level BPE whose tokens may hold several words."""
     with errors_in_one_sentence(debug):
+        check_empty(out, "--out")
+        text = check_texts(text or [])
+        if like:
+            located(like)
+        from regraft.tokens.chunks import read_lengths
+
+        drawn = read_lengths(lengths)
         from regraft.commands import with_bar
         from regraft.tokenizer_commands import roles_and_specials, train_command
-        from regraft.tokens.chunks import read_lengths
         from regraft.tokens.supertoken import Recipe
 
         roles, specials, template = roles_and_specials(like)
-        recipe = Recipe(vocabulary, kind, read_lengths(lengths), digits, specials, words, least, characters, seed)
-        typer.echo(with_bar(lambda: train_command(text or [], dataset or [], out, recipe, roles, template)))
+        recipe = Recipe(vocabulary, kind, drawn, digits, specials, words, least, characters, seed)
+        typer.echo(with_bar(lambda: train_command(text, dataset or [], out, recipe, roles, template)))
 
 
 @tokenizer.command("compare")
@@ -68,17 +81,24 @@ def compare(
     each: EachOption = "",
     pieces: PiecesOption = 200,
     bits: Annotated[bool, typer.Option("--bits", help="The folders hold models: measure bits per byte, too.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the page and the data.")] = Path("tokenizers"),
+    out: Annotated[Path, folder_option(help="Folder for the page and the data.")] = Path("tokenizers"),
     debug: DebugOption = False,
 ) -> None:
     """Compare tokenizers on the same text."""
     with errors_in_one_sentence(debug):
+        check_empty(out, "--out")
+        for name in names:
+            (check_model if bits else located)(name)
+        check_domains(text or [], each)
         from regraft.commands import with_bar
         from regraft.tokenizer_commands import compare_command, comparison_rows
 
-        data = with_bar(lambda: compare_command(names, text or [], each, pieces, bits, out))
-        for line in comparison_rows(data):
-            typer.echo(line)
+        def tell(data: xr.Dataset) -> None:
+            for line in comparison_rows(data):
+                typer.echo(line)
+
+        with still_told(tell):
+            tell(with_bar(lambda: compare_command(names, text or [], each, pieces, bits, out)))
         typer.echo(f"written to {out / 'tokenizers.html'}")
 
 
@@ -93,7 +113,7 @@ def transplant(
     encoder: Annotated[
         str, typer.Option(help="Sentence encoder, a folder or hub id; `none`: the model's own rows take its place.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
-    cache: Annotated[Path, typer.Option(help="Folder where the encoder's vectors are kept.")] = Path("token-vectors"),
+    cache: Annotated[Path, folder_option(help="Folder where the encoder's vectors are kept.")] = Path("token-vectors"),
     temperature: Annotated[float, typer.Option(help="Temperature of the weights.")] = 0.3,
     nearest: Annotated[int, typer.Option(help="Nearest old tokens that are mixed in.")] = 3,
     weight: Annotated[float, typer.Option(help="Share of the nearest tokens against the pieces.")] = 0.3,
@@ -106,7 +126,7 @@ def transplant(
     heal: Annotated[int, typer.Option(help="Steps of a short training of the new rows alone.")] = 0,
     text: TextsOption = None,
     pieces: PiecesOption = 100,
-    save: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("transplanted"),
+    save: Annotated[Path, folder_option(help="Folder to write the model to.")] = Path("transplanted"),
     dtype: DtypeOption = "",
     old_tokenizer: Annotated[str, typer.Option(help="The model's own tokenizer, where its folder has none.")] = "",
     device: DeviceOption = "cpu",
@@ -115,17 +135,29 @@ def transplant(
 ) -> None:
     """Give a model another tokenizer and measure what it costs, in bits per byte."""
     with errors_in_one_sentence(debug):
+        uses = encoder if method in ("hybrid", "local") or (method == "pursuit" and not donor) else ""
+        check_beside(model, save, "--save")
+        check_place(cache, "--cache")
+        learn = check_texts(learn or [])
+        check_domains(text or [])
+        for name in (new, donor, uses if uses != "none" else ""):
+            if name:
+                located(name)
         opened = open_model(model, device, dtype, "", False, old_tokenizer)
         from regraft.commands import with_bar
         from regraft.tokens.estimate import Settings
         from regraft.transplant_commands import Sources, transplant_command, transplant_rows
 
         settings = Settings(method, temperature, nearest, weight, threshold, atoms, search)
-        uses = encoder if method in ("hybrid", "local") or (method == "pursuit" and not donor) else ""
         given = {"--dtype": dtype, "--old-tokenizer": old_tokenizer, "--device": "" if device == "cpu" else device}
         opening = tuple(word for pair in given.items() if pair[1] for word in pair)
-        sources = Sources(tuple(learn or ()), tuple(text or ()), pieces, "" if encoder == "none" else uses, cache, donor, opening)
-        data, said = with_bar(lambda: transplant_command(opened, new, settings, sources, multiple, heal, save, seed))
-        for line in transplant_rows(data):
-            typer.echo(line)
+        sources = Sources(tuple(learn), tuple(text or ()), pieces, "" if encoder == "none" else uses, cache, donor, opening)
+
+        def tell(data: xr.Dataset) -> None:
+            for line in transplant_rows(data):
+                typer.echo(line)
+
+        with still_told(tell):
+            data, said = with_bar(lambda: transplant_command(opened, new, settings, sources, multiple, heal, save, seed))
+        tell(data)
         typer.echo(said)

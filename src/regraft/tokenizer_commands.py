@@ -10,6 +10,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from regraft.asked import named_texts
 from regraft.data.texts import dataset_rows, text_files, text_of, texts_in
 from regraft.disk import check_empty, keeping, whole_folder
 from regraft.model.load import load
@@ -65,24 +66,6 @@ def train_command(
         f"{count:,} tokens{short}, kind {recipe.kind}, trained on {size:,.1f} MB in {seconds:.1f} s ({size / seconds:.2f} "
         f"MB/s); written to {out}. Next: `{shlex.join(['regraft', 'tokenizer', 'compare', str(out), 'specimen:qwen3'])}`"
     )
-
-
-def named_texts(texts: Sequence[str], each: str) -> dict[str, list[str]]:
-    """Sources by domain: NAME=PATH, and every file of a folder under its own name.
-
-    Raises:
-        ValueError: a text without a name, or two with one name.
-    """
-    found: dict[str, list[str]] = {}
-    pairs = [(name, path) for name, _, path in (text.partition("=") for text in texts)]
-    pairs += [(file.stem, str(file)) for file in (text_files([each]) if each else [])]
-    for name, path in pairs:
-        if not name or not path:
-            raise ValueError(f"{name or path!r} names no domain: write NAME=PATH, for example books=./held-out")
-        if name in found:
-            raise ValueError(f"two texts are called {name}: give each a name of its own")
-        found[name] = [path]
-    return found
 
 
 def domain_pieces(texts: Sequence[str], each: str, most: int, seed: int = 99) -> dict[str, list[str]]:

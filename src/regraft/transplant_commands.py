@@ -114,7 +114,7 @@ def open_encoder(name: str, device: str) -> SentenceEncoder:
     try:
         return SentenceEncoder(name, device)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; give --encoder the folder of a sentence encoder, or none") from error
+        raise type(error)(f"{error}; give --encoder the folder of a sentence encoder, or none") from error
 
 
 def check_asked(model: Model, settings: Settings, sources: Sources, multiple: int, heal: int, seed: int) -> None:

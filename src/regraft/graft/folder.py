@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from regraft.data.token_bytes import token_bytes
-from regraft.disk import check_empty, whole_file, whole_folder
+from regraft.disk import check_empty, expanded, read_text, whole_file, whole_folder
+from regraft.graft.about import ABOUT, CERTIFICATE, MEASURE, check_certified, read_about
 from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding
 from regraft.graft.codes import byte_embedding
 from regraft.graft.kinds import EMBEDDING, Graft, fresh, kind_of, sizes, standing
@@ -23,7 +24,7 @@ from regraft.graft.tree_head import TreeHead, check_tree
 from regraft.model.files import CheckpointError, digest
 from regraft.model.opened import Model
 
-WEIGHTS, ABOUT, CERTIFICATE = "graft.safetensors", "graft.json", "certificate.json"
+WEIGHTS = "graft.safetensors"
 
 
 def make_embedding(model: Model, config: ByteConfig) -> ByteEmbedding:
@@ -107,7 +108,7 @@ def attach(folder: Path, model: Model, kind: str = "") -> Graft:
         )
     try:
         graft = fresh({name: value for name, value in about.items() if name not in ADDED})
-        graft.load_state_dict(load_file(folder / WEIGHTS))
+        graft.load_state_dict(load_file(expanded(folder) / WEIGHTS))
         if isinstance(graft, TreeHead):
             check_tree(graft)
     except (RuntimeError, TypeError, ValueError, OSError, SafetensorError) as error:
@@ -115,21 +116,6 @@ def attach(folder: Path, model: Model, kind: str = "") -> Graft:
     if isinstance(graft, ByteEmbedding):
         graft.answers_in = None if model.dtype == torch.float32 else model.dtype
     return graft.to(model.device)
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """What a folder's graft is.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no graft: make one with `regraft graft embedding fit` or `head build`") from error
-    if not isinstance(about, dict) or not {"kind", "model", "weights_sha256"} <= set(about):
-        raise CheckpointError(f"{folder} holds no graft: its {ABOUT} does not say of what kind and for which model it is")
-    return about
 
 
 def write_certificate(data: xr.Dataset, folders: Sequence[Path]) -> None:
@@ -145,19 +131,20 @@ def read_certificate(folders: Sequence[Path]) -> xr.Dataset:
     Raises:
         CheckpointError: they have none, or one of other tensors.
     """
-    file = folders[0] / CERTIFICATE
-    command = "`regraft graft embedding eval` or `head eval`"
-    if not file.is_file():
-        raise CheckpointError(f"{folders[0]} has no certificate: measure the graft first, with {command}")
-    data = xr.Dataset.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    check_certified(folders)
+    text = read_text(expanded(folders[0]) / CERTIFICATE, f"measure the graft again, with {MEASURE}")
+    try:
+        data = xr.Dataset.from_dict(json.loads(text))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"the certificate of {folders[0]} is damaged: measure again, with {MEASURE}") from error
     if data.attrs.get("grafts_sha256") != grafts_hash(folders):
-        raise CheckpointError(f"the certificate of {folders[0]} was measured on other tensors: measure again, with {command}")
+        raise CheckpointError(f"the certificate of {folders[0]} was measured on other tensors: measure again, with {MEASURE}")
     return data
 
 
 def grafts_hash(folders: Sequence[Path]) -> str:
     """SHA-256 of some grafts' tensor files, in the order of their kinds."""
-    return digest(sorted((folder / WEIGHTS for folder in folders), key=lambda file: read_about(file.parent)["kind"]))
+    return digest(sorted((expanded(folder) / WEIGHTS for folder in folders), key=lambda file: read_about(file.parent)["kind"]))
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Checkpoint folders on disk: which files are there, whether they are whole, and what they weigh.
+"""Checkpoints by name and folders on disk: which files are there, whether they are whole, and what they weigh.
 
 Weights are read from safetensors only. A header is checked before anything is loaded: its length, its JSON, and that the
 tensors' offsets cover the file without a gap or an overlap.
@@ -10,8 +10,14 @@ import hashlib
 import json
 import re
 import struct
+from importlib import resources
 from pathlib import Path
 
+from regraft.disk import expanded, reading
+
+SPECIMENS = {"qwen3": "specimen-qwen3", "tuned": "specimen-qwen3-tuned", "gpt2": "specimen-gpt2", "t5": "specimen-t5"}
+DEFAULT_SPECIMEN = "specimen:qwen3"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CHECKSUMS = "SHA256SUMS"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LARGEST_HEADER = 100_000_000
@@ -25,22 +31,62 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be opened; the message says why and what to do."""
 
 
+class NoCheckpointError(CheckpointError):
+    """What was named is no checkpoint: not a damaged one, but a wrong name."""
+
+
+def located(source: str | Path | None) -> tuple[Path | None, str]:
+    """The folder that a source names, None where it is the id of a hub's repository; and the name to show.
+
+    Raises:
+        NoCheckpointError: it can be neither: there is no such specimen or folder, and no repository is called so.
+        UnreadableError: the folder is closed.
+    """
+    text = DEFAULT_SPECIMEN if source is None else str(source)
+    if text == "specimen" or text.startswith("specimen:"):
+        kind = text.partition(":")[2] or DEFAULT_SPECIMEN.partition(":")[2]
+        if kind not in SPECIMENS:
+            raise NoCheckpointError(f"there is no specimen {kind!r}: choose one of {', '.join(SPECIMENS)}")
+        return Path(str(resources.files("regraft.specimens") / SPECIMENS[kind])), f"specimen:{kind}"
+    folder = expanded(text)
+    with reading(text, "give a model folder that you may read"):
+        if folder.exists() or text.startswith((".", "/", "~")) or not HUB_ID.fullmatch(text):
+            if not folder.is_dir():
+                raise NoCheckpointError(
+                    f"{text} is not a folder: give a model folder, a hub id (owner/name), or {DEFAULT_SPECIMEN}"
+                )
+            next(folder.iterdir(), None)
+            return folder, folder.resolve().name
+    return None, text
+
+
 def check_folder(folder: Path) -> list[Path]:
     """The weight files of a model folder, each with a whole header and the length that it promises.
 
     Raises:
         CheckpointError: no config, no safetensors (a pickle is named, with the command that converts it), a shard that
             is missing, a file that is truncated or damaged, or one that differs from the folder's checksums.
+        UnreadableError: a file is closed.
+    """
+    with reading(folder, "give a model folder whose files you may read"):
+        files = model_files(folder)
+        for file in files:
+            check_header(file)
+        _check_sums(folder)
+    return files
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder by name; none of them is opened.
+
+    Raises:
+        CheckpointError: it is no model folder, holds pickles alone, or lacks a shard.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder: give a model folder, a hub id, or specimen:qwen3")
+        raise NoCheckpointError(f"{folder} is not a folder: give a model folder, a hub id, or specimen:qwen3")
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is not a model folder: it has no config.json")
-    files = weight_files(folder)
-    for file in files:
-        check_header(file)
-    _check_sums(folder)
-    return files
+        raise NoCheckpointError(f"{folder} is not a model folder: it has no config.json")
+    return weight_files(folder)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -62,7 +108,7 @@ def weight_files(folder: Path) -> list[Path]:
             f'it where you trust it with python -c "from transformers import AutoModel; '
             f"AutoModel.from_pretrained('{folder.name}').save_pretrained('{folder.name}-safe')\""
         )
-    raise CheckpointError(f"{folder} is not a model folder: it has no safetensors file")
+    raise NoCheckpointError(f"{folder} is not a model folder: it has no safetensors file")
 
 
 def shards_of(index: Path) -> list[str]:
@@ -161,7 +207,7 @@ def _check_sums(folder: Path) -> None:
     sums = folder / CHECKSUMS
     if not sums.is_file():
         return
-    for line in sums.read_text().splitlines():
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         wanted, _, name = line.strip().partition(" ")
         name = name.strip().lstrip("*")
         if wanted and not (folder / name).is_file():

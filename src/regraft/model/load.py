@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from regraft.model.files import CheckpointError, check_folder
+from regraft.model.files import DEFAULT_SPECIMEN, CheckpointError, check_folder, located
+from regraft.model.files import SPECIMENS as SPECIMENS
 from regraft.model.find import find_parts
 from regraft.model.forward import CANNOT, learn_batched, text_config, without_cache
 from regraft.model.holding import hold_of
@@ -33,8 +33,6 @@ from regraft.model.site import Taps
 from regraft.model.trace import Trace, trace
 from regraft.model.wrapped import refuse_adapter_folder, unwrapped
 
-SPECIMENS = {"qwen3": "specimen-qwen3", "tuned": "specimen-qwen3-tuned", "gpt2": "specimen-gpt2", "t5": "specimen-t5"}
-DEFAULT_SPECIMEN = "specimen:qwen3"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 
@@ -190,17 +188,9 @@ def resolve(source: str | Path | None) -> tuple[Path, str]:
     Raises:
         CheckpointError: there is no such specimen, folder or hub repository.
     """
-    text = DEFAULT_SPECIMEN if source is None else str(source)
-    if text == "specimen" or text.startswith("specimen:"):
-        kind = text.partition(":")[2] or DEFAULT_SPECIMEN.partition(":")[2]
-        if kind not in SPECIMENS:
-            raise CheckpointError(f"there is no specimen {kind!r}: choose one of {', '.join(SPECIMENS)}")
-        return Path(str(resources.files("regraft.specimens") / SPECIMENS[kind])), f"specimen:{kind}"
-    folder = Path(text).expanduser()
-    if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        if not folder.is_dir():
-            raise CheckpointError(f"{text} is not a folder: give a model folder, a hub id (owner/name), or {DEFAULT_SPECIMEN}")
-        return folder, folder.resolve().name
+    folder, text = located(source)
+    if folder is not None:
+        return folder, text
     try:
         return Path(snapshot_download(text, allow_patterns=_HUB_FILES)), text
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

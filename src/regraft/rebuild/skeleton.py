@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regraft.disk import check_empty, whole_folder
-from regraft.model.files import CheckpointError
+from regraft.model.files import CheckpointError, NoCheckpointError
 from regraft.model.load import resolve
 from regraft.rebuild.checkpoint import model_inputs, open_rebuilt, token_ids
 from regraft.rebuild.compare import SameTensorError
@@ -125,7 +125,7 @@ def check(folder: Path, verdict: Verdict | None = None) -> Verdict:
         OwnCodeError: `model.py` cannot be run, or yields something else than pairs of a name and a tensor.
     """
     if not (folder / TASK).is_file():
-        raise CheckpointError(f"{folder} is no skeleton: make one with `regraft rebuild MODEL --skeleton {folder}`")
+        raise NoCheckpointError(f"{folder} is no skeleton: make one with `regraft rebuild MODEL --skeleton {folder}`")
     task = json.loads((folder / TASK).read_text(encoding="utf-8"))
     path, name = resolve(task["source"])
     rebuilt = open_rebuilt(path, name=name)
