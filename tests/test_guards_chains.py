@@ -7,8 +7,8 @@ import torch
 
 from regraft.model.dissect import _is_list
 from regraft.model.files import CheckpointError, check_folder
+from regraft.model.find import _hands_stream_on
 from regraft.model.headers import Entry
-from regraft.model.parts import _hands_stream_on
 from regraft.model.trace import Call
 
 

@@ -12,10 +12,10 @@ from families import _DECODER, VOCAB
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Route, Scale, Variant, Zero
 from regraft.model import load as opening
+from regraft.model.branches import _closes
 from regraft.model.comparison import rounding
 from regraft.model.inputs import _spoken
 from regraft.model.load import load
-from regraft.model.parts import _closes
 from small import METRIC, opened, recorded, reference
 
 

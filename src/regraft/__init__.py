@@ -80,7 +80,7 @@ def __getattr__(name: str) -> Any:
     from regraft.experiment import experiments
 
     if name in experiments():
-        return experiments()[name].function()
+        return experiments()[name].seeded()
     raise AttributeError(f"module 'regraft' has no attribute {name!r}")
 
 

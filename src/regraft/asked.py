@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from regraft.data.texts import text_files, texts_in
+from regraft.data.texts import read_prompts, text_files, texts_in
 from regraft.disk import check_empty, expanded, place_of, read_text, reading
 from regraft.experiment import Experiment
 from regraft.model.files import located, model_files
@@ -76,6 +76,21 @@ def check_parameters(experiment: Experiment, given: Mapping[str, Any], out: Path
         elif parameter.annotation == "ModelName":
             check_model(value)
     check_run(out, experiment.name)
+
+
+def check_prompts(prompts: Sequence[str] | None, file: str, text: str) -> None:
+    """Make sure that there is one source of prompts, and that it can be read.
+
+    Raises:
+        ValueError: there are several, or one holds none.
+    """
+    ways = [name for name, given in (("--prompts", prompts), ("--prompts-file", file), ("--text", text)) if given]
+    if len(ways) > 1:
+        raise ValueError(f"{' and '.join(ways)} both say what is read: give one of them")
+    if file:
+        read_prompts(file)
+    if text:
+        read_text(text, "give running text")
 
 
 def check_run(out: Path | None, experiment: str) -> None:

@@ -9,12 +9,12 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from regraft.asked import check_model, check_parameters, check_run
-from regraft.disk import check_empty
+from regraft.asked import check_model, check_parameters, check_prompts, check_run
+from regraft.disk import check_empty, read_text
 from regraft.experiment import Experiment, Parameter, experiments
 from regraft.graft_cli import graft
 from regraft.model.files import located
@@ -26,8 +26,10 @@ from regraft.options import (
     JsonOption,
     ModelOption,
     OutOption,
+    PromptsFileOption,
     RemoteOption,
     SeedOption,
+    TextOption,
     TokenizerOption,
     errors_in_one_sentence,
     folder_option,
@@ -56,18 +58,28 @@ def report(
     attention: AttentionOption = "",
     remote_code: RemoteOption = False,
     tokenizer: TokenizerOption = "",
+    prompts: Annotated[list[str] | None, typer.Option(help="Texts that the chapters read; again for several.")] = None,
+    prompts_file: PromptsFileOption = "",
+    text: TextOption = "",
+    pairs: Annotated[str, typer.Option(help="JSON list of clean, corrupt, answer, wrong, for patching.", metavar="FILE")] = "",
+    count: Annotated[int, typer.Option(help="How many prompts a chapter measures; by default what suits it.", min=0)] = 0,
     seed: SeedOption = 0,
     debug: DebugOption = False,
 ) -> None:
     """Run what suits the model and write one page that explains it."""
     with errors_in_one_sentence(debug):
         check_run(out, "report")
+        check_prompts(prompts, prompts_file, text)
+        if pairs:
+            read_text(pairs, "write a list of objects with clean, corrupt, answer, wrong")
         opened = open_model(model, device, dtype, attention, remote_code, tokenizer)
         from regraft.commands import make_report
+        from regraft.report.reading import Reading
 
         options = {"device": device, "dtype": dtype, "attention": attention, "tokenizer": tokenizer, "seed": seed}
         options["remote_code"] = remote_code
-        code = make_report(opened, out, seed, options, debug)
+        reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
+        code = make_report(opened, out, seed, options, debug, reading)
     raise typer.Exit(code)
 
 
@@ -142,14 +154,20 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
         opening |= {"dtype": DtypeOption, "attention": AttentionOption}
         opening |= {"remote_code": RemoteOption, "tokenizer": TokenizerOption}
 
+    reads = any(parameter.name == "prompts" for parameter in experiment.parameters)
+
     def command(**given: Any) -> None:
         common = {name: given.pop(name) for name in opening}
         out, seed, as_json, debug = (given.pop(name) for name in ("out", "seed", "as_json", "debug"))
+        file, text = (given.pop(name) for name in ("prompts_file", "text")) if reads else ("", "")
         with errors_in_one_sentence(debug):
             check_parameters(experiment, given, out)
+            check_prompts(given.get("prompts"), file, text)
             opened = open_model(**common) if experiment.needs == "model" else open_matrices(**common)
-            from regraft.commands import run_experiment
+            from regraft.commands import read_given, run_experiment
 
+            if file or text:
+                given["prompts"] = read_given(cast(Any, opened), file, text, given.get("count"))
             run_experiment(experiment, opened, given, out, seed, as_json)
 
     own = [_option(parameter) for parameter in experiment.parameters]
@@ -157,6 +175,7 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
     if experiment.needs == "weights":
         defaults["device"] = "auto"
     shared = [
+        *([("prompts_file", PromptsFileOption, ""), ("text", TextOption, "")] if reads else []),
         *((name, annotation, defaults.get(name, "")) for name, annotation in opening.items()),
         ("out", OutOption, None),
         ("seed", SeedOption, 0),
@@ -206,6 +225,7 @@ def spread_lists(words: list[str]) -> list[str]:
     experiment = experiments().get(words[0]) if words else None
     parameters = experiment.parameters if experiment else ()
     lists = {"--" + p.name.replace("_", "-") for p in parameters if p.annotation.startswith("list[")}
+    lists |= {"--prompts"} if words[:1] == ["report"] else set()
     options = {"-m", *(word for word in words if word.startswith("--"))}
     found: list[str] = []
     option, values = "", 0

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from regraft.data.given import given_prompts
 from regraft.disk import check_empty, still_told, whole_folder
 from regraft.experiment import Experiment
 from regraft.model.anatomy import part_rows, site_rows
@@ -34,6 +35,7 @@ from regraft.report.build import build
 from regraft.report.diagram import svg
 from regraft.report.drawing import CONFIG, drawing_of
 from regraft.report.page import CHECKS, csv_text
+from regraft.report.reading import LEAST, Reading
 from regraft.report.rebuild_figures import OUTSIDE, split
 from regraft.runs import check_writable, store
 
@@ -42,7 +44,15 @@ console = Console(markup=False)
 SHOWN_ROWS = 12
 
 
-def make_report(model: Model, out: Path, seed: int, options: dict[str, Any], debug: bool = False) -> int:
+def read_given(model: Model, file: str, text: str, count: int | None) -> list[str]:
+    """The prompts of a file, or passages of a running text; as many as are measured, where that is said."""
+    found = given_prompts(model, None, file, text, count or LEAST)
+    return found[:count] if count else found
+
+
+def make_report(
+    model: Model, out: Path, seed: int, options: dict[str, Any], debug: bool = False, reading: Reading | None = None
+) -> int:
     """Write the report, with a bar for its chapters, and say where it is and what is not on it; 1 where a chapter failed."""
     check_writable(out, "report", model.weights_sha256, version("regraft"))
     started = time.perf_counter()
@@ -58,7 +68,7 @@ def make_report(model: Model, out: Path, seed: int, options: dict[str, Any], deb
             bar.update(part, description=f"{name:<12}", completed=done, total=total)
 
         with listening(work):
-            path, missing = build(model, out, seed, chapter, options)
+            path, missing = build(model, out, seed, chapter, options, reading)
         bar.update(whole, description=f"{'done':<12}", completed=1, total=1)
         bar.remove_task(part)
     for one in missing:

@@ -10,6 +10,7 @@ adds one through the entry point group `regraft.experiments`, whose value is `pa
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import re
@@ -79,6 +80,20 @@ class Experiment:
     def function(self) -> Callable[..., xr.Dataset]:
         """The function itself; this imports its module."""
         return getattr(importlib.import_module(self.module), self.name)
+
+    def seeded(self) -> Callable[..., xr.Dataset]:
+        """The function as Python offers it: as on the command line, what it draws comes from seed 0 where none is given."""
+        function = self.function()
+
+        @functools.wraps(function)
+        def drawn(model: Any, *args: Any, seed: int = 0, **options: Any) -> xr.Dataset:
+            import torch
+
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return function(model, *args, **options)
+
+        return drawn
 
     def run(self, model: Model | Weights, seed: int = 0, **options: Any) -> xr.Dataset:
         """Run the experiment and attach provenance to its result.

@@ -35,6 +35,8 @@ RemoteOption = Annotated[bool, typer.Option("--remote-code", help="Run modelling
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 TokenizerOption = Annotated[str, typer.Option(help="Folder or hub id of a tokenizer; by default the model's own.")]
 OutOption = Annotated[Path | None, folder_option(help="Folder to write the run to.")]
+PromptsFileOption = Annotated[str, typer.Option(help="Prompts in a file: one on each line, or a JSON list.", metavar="FILE")]
+TextOption = Annotated[str, typer.Option(help="Running text in a file, cut by tokens into prompts.", metavar="FILE")]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 

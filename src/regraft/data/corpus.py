@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from regraft.data.completions import completions, is_specimen
 from regraft.data.contrasts import general as contrasts
-from regraft.data.given import check_sayable, passages, read_text
+from regraft.data.given import check_sayable, passages
 from regraft.data.prompts import general
+from regraft.disk import read_text
 from regraft.model.opened import Model
 from regraft.specimens import almanac
 
@@ -21,14 +20,14 @@ def corpus(model: Model, path: str = "", seed: int = 0) -> list[list[int]]:
         ValueError: the file is no text, or holds none, or there is no tokenizer to write other text with.
     """
     if path:
-        return passages(model, read_text(Path(path), "corpus"), LONGEST)
+        return passages(model, read_text(path, "give a text file as corpus").split("\n\n"), LONGEST)
     if model.tokenizer is None:
         raise ValueError(f"{model.name} has no tokenizer: name a corpus of token ids with --corpus, or a tokenizer")
     if is_specimen(model):
-        return passages(model, "\n\n".join(almanac.corpus(ALMANAC_CHARACTERS, seed + 1)), LONGEST)
+        return passages(model, almanac.corpus(ALMANAC_CHARACTERS, seed + 1), LONGEST)
     check_sayable(model, [prompt.text for prompt in general()], "the English text that ships with regraft")
     said = [prompt.text for prompt in general()]
     if model.causal and model.parts.head is not None:
         said.append("".join(model.token_text(i) for c in completions(model, general()) for i in c.completion_ids))
     said += [c.prompt + ending for c in contrasts() for ending in (c.base, c.synonym, c.antonym, c.style, c.unrelated)]
-    return passages(model, "\n\n".join(said), LONGEST)
+    return passages(model, said, LONGEST)

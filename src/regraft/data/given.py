@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
+from regraft.data.texts import read_prompts
+from regraft.disk import read_text
 from regraft.model.forward import longest_input
 from regraft.model.opened import Model
 
@@ -15,65 +15,25 @@ MOST_UNKNOWN = 0.05
 """Share of unknown tokens beyond which a text is not said by a tokenizer: one word in twenty."""
 
 
-def read_text(path: Path, what: str) -> str:
-    """A text file's content.
-
-    Raises:
-        ValueError: it cannot be read, is no UTF-8 text, or is empty.
-    """
-    try:
-        text = path.expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: give a text file as {what}") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): give a text file as {what}") from error
-    if not text.strip():
-        raise ValueError(f"{path} is empty: give a text file as {what}")
-    return text
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a file: one on each line, or a JSON list of texts or of objects with a `prompt`.
-
-    Raises:
-        ValueError: it cannot be read, or holds no prompt.
-    """
-    text = read_text(path, "prompts")
-    if not text.lstrip().startswith("["):
-        return [line for line in text.splitlines() if line.strip()]
-    try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON list ({error}): write prompts as lines, or as a JSON list of texts") from error
-    given = [entry.get("prompt") if isinstance(entry, dict) else entry for entry in entries]
-    found = [prompt for prompt in given if isinstance(prompt, str) and prompt.strip()]
-    if not found or len(found) < len(given):
-        raise ValueError(f"{path} holds an entry that is no prompt: write a list of texts, or of objects with a prompt")
-    return found
-
-
-def passages(model: Model, text: str, longest: int) -> list[list[int]]:
-    """Token ids of running text, paragraph by paragraph, cut after `longest` tokens or as many as the model reads."""
+def passages(model: Model, texts: Sequence[str], longest: int) -> list[list[int]]:
+    """Token ids of texts, one after the other, cut after `longest` tokens or as many as the model reads."""
     room = longest_input(model.hf.config)
     most = min(longest, room - 2) if room > 2 else longest
-    rows = [model.encode(" ".join(part.split())) for part in text.split("\n\n") if part.strip()]
+    rows = [model.encode(" ".join(part.split())) for part in texts if part.strip()]
     return [row[i : i + most] for row in rows for i in range(0, len(row), most)]
 
 
-def given_prompts(model: Model, prompts: Sequence[str] | None, file: Path | None, text: Path | None, count: int) -> list[str]:
+def given_prompts(model: Model, prompts: Sequence[str] | None, file: str, text: str, count: int) -> list[str]:
     """The user's prompts: those of the command line, else of a file, else `count` passages of a running text.
 
     Raises:
-        ValueError: several of them at once, a file that holds none, or a passage and no tokenizer to write it with.
+        ValueError: a file that holds none.
     """
-    ways = [name for name, given in (("--prompts", prompts), ("--prompts-file", file), ("--text", text)) if given]
-    if len(ways) > 1:
-        raise ValueError(f"{' and '.join(ways)} both say what is read: give one of them")
-    if file is not None:
+    if file:
         return read_prompts(file)
-    if text is None:
+    if not text:
         return list(prompts or [])
-    found = [row for row in passages(model, read_text(text, "text"), PASSAGE) if len(row) > 2]
+    found = [row for row in passages(model, read_text(text, "give running text").split("\n\n"), PASSAGE) if len(row) > 2]
     if not found:
         raise ValueError(f"{text} holds less than three tokens in a paragraph: give more text")
     step = max(1, len(found) // max(1, count))

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from regraft.disk import UnreadableError, read_text
+
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 PIECE = 200_000
 BROKEN = 0.01
@@ -87,3 +89,24 @@ def text_of(item: str | Mapping[str, Any]) -> str:
     if not isinstance(text, str):
         raise ValueError(f"an item of the data set has no text under `text`, only {', '.join(map(str, item))}")
     return text
+
+
+def read_prompts(path: Path | str) -> list[str]:
+    """Prompts of a file: one on each line, or a JSON list of texts or of objects with a `prompt`.
+
+    Raises:
+        ValueError: it cannot be read, or holds something that is no prompt.
+    """
+    wanted = "write prompts as lines, or as a JSON list of texts or of objects with a prompt"
+    text = read_text(path, wanted)
+    if not text.lstrip().startswith("["):
+        return [line for line in text.splitlines() if line.strip()]
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UnreadableError(f"{path} is no JSON list ({error}): {wanted}") from error
+    given = [entry.get("prompt") if isinstance(entry, dict) else entry for entry in entries]
+    found = [prompt for prompt in given if isinstance(prompt, str) and prompt.strip()]
+    if not found or len(found) < len(given):
+        raise UnreadableError(f"{path} holds an entry that is no prompt: {wanted}")
+    return found

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from regraft.data.completions import spread, suited_prompts
+from regraft.data.completions import suited_prompts
 from regraft.data.evaluation import evaluation
 from regraft.engine.metric import loss
 from regraft.engine.outcome import sweep_attributes
@@ -134,12 +134,14 @@ def _replacement(model: Model, stack: Stack, prompts: list[str] | None, count: i
     """Loss with each block skipped and with a linear map in its place, measured by the engine; or the reason why not."""
     if not model.causal or model.parts.head is None:
         return {"reason": "no linear map is put in a block's place: the model has no next-token loss"}
-    text = evaluation(model, prompts, count, tokens)
-    suited = suited_prompts(model)
-    used = {c.prompt for c in text.flat}
-    rest = [p.text for p in spread(suited, len(suited)) if p.text not in used]
-    if model.tokenizer is None:
+    if prompts and len(prompts) < 2:
+        return {"reason": "no linear map is fitted: it is fitted on every other prompt, and one is given"}
+    text = evaluation(model, prompts[::2] if prompts else None, count, tokens)
+    if not prompts and model.tokenizer is None:
         return {"reason": "no linear map is fitted: without a tokenizer there are no other prompts to fit it on"}
+    suited = prompts or [p.text for p in suited_prompts(model)]
+    used = {c.prompt for c in text.flat}
+    rest = list(prompts[1::2]) if prompts else [p for p in suited if p not in used]
     if not rest:
         return {"reason": f"no linear map is fitted: all {len(suited)} prompts are measured on, leave some with --count"}
     maps = fit_blocks(evaluation(model, rest, len(rest), tokens).recordings, stack)

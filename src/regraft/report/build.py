@@ -16,6 +16,7 @@ from regraft.experiment import measured, provenance
 from regraft.model.opened import Model
 from regraft.report.drawing import title_for
 from regraft.report.page import Section, footer, heading, opening, plain_section, result_section, sheet
+from regraft.report.reading import Reading
 from regraft.report.shell import command_line
 from regraft.runs import OUR_MARK, store, whole_folder, write_whole
 
@@ -70,13 +71,15 @@ def build(
     seed: int = 0,
     chapter: Callable[[str, int, int], None] | None = None,
     options: Mapping[str, Any] | None = None,
+    reading: Reading | None = None,
 ) -> tuple[Path, list[Missing]]:
     """Run the chapters, write `report.html` and a run folder for each result, and say what is missing and why.
 
     The page and the folder are written anew behind each chapter: whatever ends the work, they hold all that was done.
-    `chapter` is called with (name, chapters done, chapters in all). Returns the page's path and the chapters not on it.
+    `chapter` is called with (name, chapters done, chapters in all); `reading` is what the user wants read.
+    Returns the page's path and the chapters not on it.
     """
-    report = Report(model, out, seed, options or {})
+    report = Report(model, out, seed, options or {}, reading or Reading())
     report.write(CHAPTERS)
     for number, (name, chosen) in enumerate(CHAPTERS):
         if chapter is not None:
@@ -91,8 +94,8 @@ def build(
 class Report:
     """A report that grows: what it has measured so far, and what it could not."""
 
-    def __init__(self, model: Model, out: Path, seed: int, options: Mapping[str, Any]):
-        self.model, self.out, self.seed, self.options = model, out, seed, options
+    def __init__(self, model: Model, out: Path, seed: int, options: Mapping[str, Any], reading: Reading):
+        self.model, self.out, self.seed, self.options, self.reading = model, out, seed, options, reading
         self.started = time.perf_counter()
         self.sections: list[Section] = opening(model, options)
         self.results: list[xr.Dataset] = []
@@ -120,11 +123,12 @@ class Report:
     def make(self, name: str, chosen: Mapping[str, Any], anchor: str) -> None:
         """Measure one chapter, keep its result in a run folder and its section for the page."""
         try:
-            result = measured(self.model, name, self.seed, **chosen)
+            given, told = self.reading.options(name, self.model)
+            result = measured(self.model, name, self.seed, **{**chosen, **given})
         except DOES_NOT_APPLY as error:
             self.missing.append(Missing(name, chapter_title(name, chosen), said(error)))
             return
-        section = result_section(result, command_line(name, self.model, {**chosen, **self.options}), anchor)
+        section = result_section(result, command_line(name, self.model, {**chosen, **told, **self.options}), anchor)
         with whole_folder(self.out / anchor) as folder:
             store(result, folder)
         self.results.append(result)

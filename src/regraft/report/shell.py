@@ -20,6 +20,9 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
         option = f"--{key.replace('_', '-')}"
         if DEFAULTS.get(key) == value:
             continue
+        if isinstance(value, (list, tuple)):
+            words += [word for one in value for word in (option, str(one))]
+            continue
         words += [option] if value is True else [f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]
     return words
 
