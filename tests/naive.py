@@ -171,11 +171,12 @@ def _hook_edit(stack, model, recording, edit, lengths) -> None:
         )
         stack.callback(keep.remove)
         for branch in block.branches[:-2]:
-            hooked(stack, branch.last, "output", lambda x: seen.__setitem__("pre", seen["pre"] + x) or x)
+            hooked(stack, branch.last, "output", lambda x, b=branch: seen.__setitem__("pre", seen["pre"] + b.factor * x) or x)
+        factor = block.branches[-2].factor
 
         def steer(out):
-            middle = seen["pre"] + out
-            return changed(edit, middle, lengths, None) - seen["pre"]
+            middle = seen["pre"] + factor * out
+            return (changed(edit, middle, lengths, None) - seen["pre"]) / factor
 
         hooked(stack, block.branches[-2].last, "output", steer)
         return
@@ -183,7 +184,8 @@ def _hook_edit(stack, model, recording, edit, lengths) -> None:
     tokens = recording.positions_of(site.block)
 
     def change(x):
-        return changed(edit, x.reshape(-1, tokens, x.shape[-1]), lengths, tap.features).reshape(x.shape)
+        added = tap.factor * x.reshape(-1, tokens, x.shape[-1])
+        return (changed(edit, added, lengths, tap.features) / tap.factor).reshape(x.shape)
 
     hooked(stack, tap.module, tap.side, change)
 

@@ -29,6 +29,7 @@ from regraft.options import (
     PromptsFileOption,
     RemoteOption,
     SeedOption,
+    TargetTokenizerOption,
     TextOption,
     TokenizerOption,
     errors_in_one_sentence,
@@ -58,6 +59,7 @@ def report(
     attention: AttentionOption = "",
     remote_code: RemoteOption = False,
     tokenizer: TokenizerOption = "",
+    target_tokenizer: TargetTokenizerOption = "",
     prompts: Annotated[list[str] | None, typer.Option(help="Texts that the chapters read; again for several.")] = None,
     prompts_file: PromptsFileOption = "",
     text: TextOption = "",
@@ -72,12 +74,12 @@ def report(
         check_prompts(prompts, prompts_file, text)
         if pairs:
             read_text(pairs, "write a list of objects with clean, corrupt, answer, wrong")
-        opened = open_model(model, device, dtype, attention, remote_code, tokenizer)
+        opened = open_model(model, device, dtype, attention, remote_code, tokenizer, target_tokenizer)
         from regraft.commands import make_report
         from regraft.report.reading import Reading
 
         options = {"device": device, "dtype": dtype, "attention": attention, "tokenizer": tokenizer, "seed": seed}
-        options["remote_code"] = remote_code
+        options |= {"remote_code": remote_code, "target_tokenizer": target_tokenizer}
         reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
         code = make_report(opened, out, seed, options, debug, reading)
     raise typer.Exit(code)
@@ -152,7 +154,7 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
     opening = {"model": ModelOption, "device": DeviceOption}
     if experiment.needs == "model":
         opening |= {"dtype": DtypeOption, "attention": AttentionOption}
-        opening |= {"remote_code": RemoteOption, "tokenizer": TokenizerOption}
+        opening |= {"remote_code": RemoteOption, "tokenizer": TokenizerOption, "target_tokenizer": TargetTokenizerOption}
 
     reads = any(parameter.name == "prompts" for parameter in experiment.parameters)
 

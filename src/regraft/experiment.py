@@ -16,10 +16,11 @@ import importlib.util
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points, version
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
@@ -89,11 +90,27 @@ class Experiment:
         def drawn(model: Any, *args: Any, seed: int = 0, **options: Any) -> xr.Dataset:
             import torch
 
+            self.check(model, args, options)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 return function(model, *args, **options)
 
         return drawn
+
+    def check(self, model: Any, args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Make sure that what Python was given is an opened model and options of the kinds that the signature says.
+
+        Raises:
+            ValueError: it is not; the sentence says what to write.
+        """
+        if isinstance(model, (str, Path)) or not hasattr(model, "fingerprint"):
+            named = repr(str(model)) if isinstance(model, (str, Path)) else "..."
+            what = f"a {type(model).__name__}"
+            raise ValueError(f"{self.name} takes an opened model, not {what}: regraft.{self.name}(regraft.load({named}))")
+        given = {**{p.name: value for p, value in zip(self.parameters, args, strict=False)}, **options}
+        for parameter in self.parameters:
+            if parameter.name in given and (wanted := _unfit(parameter.annotation, given[parameter.name])):
+                raise ValueError(f"{parameter.name}={given[parameter.name]!r} of {self.name} is not {wanted}")
 
     def run(self, model: Model | Weights, seed: int = 0, **options: Any) -> xr.Dataset:
         """Run the experiment and attach provenance to its result.
@@ -191,6 +208,33 @@ def read_experiment(module: str, name: str, file: Path) -> Experiment | None:
     )
     needs = node.args.args[0].arg
     return Experiment(name, module, docstring.split("\n\n")[0].replace("\n", " "), parameters, needs)
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((Integral,), "a whole number"),
+    "float": ((Real,), "a number"),
+    "bool": ((bool,), "True or False"),
+    "str": ((str,), "a text"),
+}
+
+
+def _unfit(annotation: str, value: Any) -> str:
+    """What a value of a parameter should be, "" where it is that; annotations of other kinds are not looked at."""
+    plain = annotation.removesuffix(" | None")
+    if value is None:
+        return "" if plain != annotation else "to be left out"
+    if plain in ("TextFile", "NewFolder", "ModelName"):
+        return "" if isinstance(value, (str, Path)) else "the name of a file or folder"
+    if plain.startswith("list["):
+        kinds, what = _KINDS.get(plain[5:-1], ((object,), ""))
+        fits = not isinstance(value, (str, bytes)) and isinstance(value, Iterable) and all(_is(one, kinds) for one in value)
+        return "" if fits else f"a list, each {what}"
+    kinds, what = _KINDS.get(plain, ((object,), ""))
+    return "" if _is(value, kinds) else what
+
+
+def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and (bool in kinds or object in kinds or not isinstance(value, bool))
 
 
 def _literal(node: ast.expr | None) -> Any:

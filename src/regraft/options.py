@@ -34,6 +34,7 @@ AttentionOption = Annotated[str, typer.Option(help="sdpa or eager; by default th
 RemoteOption = Annotated[bool, typer.Option("--remote-code", help="Run modelling code that comes with the checkpoint.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 TokenizerOption = Annotated[str, typer.Option(help="Folder or hub id of a tokenizer; by default the model's own.")]
+TargetTokenizerOption = Annotated[str, typer.Option(help="Tokenizer of what an encoder-decoder writes, if another.")]
 OutOption = Annotated[Path | None, folder_option(help="Folder to write the run to.")]
 PromptsFileOption = Annotated[str, typer.Option(help="Prompts in a file: one on each line, or a JSON list.", metavar="FILE")]
 TextOption = Annotated[str, typer.Option(help="Running text in a file, cut by tokens into prompts.", metavar="FILE")]
@@ -86,7 +87,9 @@ def open_matrices(model: str, device: str) -> Weights:
     return open_weights(model, device)
 
 
-def open_model(model: str, device: str, dtype: str, attention: str, remote_code: bool, tokenizer: str) -> Model:
+def open_model(
+    model: str, device: str, dtype: str, attention: str, remote_code: bool, tokenizer: str, target_tokenizer: str = ""
+) -> Model:
     """Open a model as the common options say; what is wrong with them is told before anything heavy is imported."""
     check_opening(model, device, dtype, tokenizer)
     from regraft.model.load import load
@@ -94,6 +97,7 @@ def open_model(model: str, device: str, dtype: str, attention: str, remote_code:
     return load(
         model,
         tokenizer or None,
+        target_tokenizer=target_tokenizer or None,
         device=own_device(device),
         dtype=dtype or None,
         attention=attention or None,

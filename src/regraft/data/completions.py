@@ -22,7 +22,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from regraft.data.given import MOST_UNKNOWN, check_sayable, pieces_per_word, unknown_share
 from regraft.data.prompts import BOOK_PASSAGES, Prompt, general, specimen
-from regraft.model.forward import longest_input
+from regraft.model.forward import longest_input, text_config
 from regraft.model.load import SPECIMENS
 from regraft.model.opened import Model
 from regraft.model.progress import advance
@@ -213,12 +213,12 @@ def _step_by_step(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
 
 
 def _pad(model: Model) -> int:
-    pad, end = getattr(model.hf.config, "pad_token_id", None), _ends(model)
+    pad, end = getattr(text_config(model.hf.config), "pad_token_id", None), _ends(model)
     return pad if isinstance(pad, int) and pad >= 0 else (end[0] if end else 0)
 
 
 def _ends(model: Model) -> list[int]:
-    own = getattr(model.hf, "generation_config", None) or model.hf.config
+    own = getattr(model.hf, "generation_config", None) or text_config(model.hf.config)
     end = getattr(own, "eos_token_id", None)
     return [end] if isinstance(end, int) else list(end or [])
 

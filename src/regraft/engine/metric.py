@@ -7,9 +7,9 @@ V vocabulary, B prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -289,3 +289,19 @@ AnyMetric = Metric | _Named
 def resolved(metric: AnyMetric, recording: Recording) -> Metric:
     """The metric with its targets as token ids of the recording's model."""
     return metric.resolve(recording) if isinstance(metric, _Named) else metric
+
+
+def metrics_of(given: Any) -> list[AnyMetric]:
+    """Metrics.
+
+    Raises:
+        ValueError: something is none; of a function that makes one, how to call it.
+    """
+    listed = [given] if isinstance(given, AnyMetric) or not isinstance(given, Iterable) else list(given)
+    wrong = next((one for one in listed if not isinstance(one, AnyMetric)), None)
+    if wrong is None and listed:
+        return listed
+    if callable(wrong):
+        raise ValueError(f"{getattr(wrong, '__name__', 'this')} makes a metric when it is called: write it with parentheses")
+    what = "an empty list" if wrong is None else f"a {type(wrong).__name__}"
+    raise ValueError(f"{what} is no metric: give one such as loss() or logit_difference(' a', ' b')")

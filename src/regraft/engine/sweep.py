@@ -16,11 +16,12 @@ from torch import Tensor
 from regraft.engine.cone import cone_holds
 from regraft.engine.correction import linear_branches, proved_columns
 from regraft.engine.editing import Carried, Placed, apply_edits, pick_value
-from regraft.engine.metric import AnyMetric, Metric, measured_type, resolved
+from regraft.engine.metric import AnyMetric, Metric, measured_type, metrics_of, resolved
 from regraft.engine.plan import BRANCH_OF, Layout, Leaf, Work, edit_positions, make_plan
 from regraft.engine.replay import Replay, State
-from regraft.engine.variant import Add, Edit, Noise, Replace, Scale, Variant
+from regraft.engine.variant import Add, Edit, Noise, Replace, Scale, Variant, variants_of
 from regraft.model.comparison import gap
+from regraft.model.holding import plain_numbers
 from regraft.model.pack import packed
 from regraft.model.progress import advance
 from regraft.model.recording import Recording
@@ -83,11 +84,13 @@ def sweep(
         SweepError: the control row, which changes nothing, came out different: no number of this sweep can be trusted.
     """
     recordings = [recording] if isinstance(recording, Recording) else recording
-    metrics = [metric] if isinstance(metric, AnyMetric) else list(metric)
-    variants = [variants] if isinstance(variants, Variant) else list(variants)
+    metrics, variants = metrics_of(metric), variants_of(variants)
+    if isinstance(recordings, (str, bytes)) or not isinstance(recordings, Sequence) or not len(recordings):
+        raise ValueError(f"a {type(recording).__name__} is no recording: make one with model.record(prompts)")
     parts = []
-    for number, one in enumerate(recordings):
-        parts.append(_Sweep(one, variants, metrics, exact, (number, len(recordings))).run())
+    with plain_numbers():
+        for number, one in enumerate(recordings):
+            parts.append(_Sweep(one, variants, metrics, exact, (number, len(recordings))).run())
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 

@@ -57,9 +57,9 @@ class Zero(Edit):
 class _WithValue(Edit):
     value: Tensor | None = None
 
-    def __init__(self, site: str, value: Tensor, position: Position = None):
+    def __init__(self, site: str, value: Tensor | np.ndarray | Sequence | float, position: Position = None):
         object.__setattr__(self, "site", site)
-        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "value", _numbers(value, type(self).__name__))
         object.__setattr__(self, "position", position)
 
     def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
@@ -67,12 +67,28 @@ class _WithValue(Edit):
         return pick(self.value).to(old_BkW).expand_as(old_BkW)
 
 
+def _numbers(value: Any, noun: str) -> Tensor:
+    """A tensor of what was given as an edit's value: one number for all features, a list, an array or a tensor.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(value, Tensor):
+        return value
+    try:
+        found = torch.as_tensor(np.asarray(value, dtype=float), dtype=torch.get_default_dtype())
+    except (TypeError, ValueError) as error:
+        what = type(value).__name__
+        raise ValueError(f"the value of {noun} is a {what}: give a number, a list of numbers, or a tensor") from error
+    return found.reshape(1) if found.dim() == 0 else found
+
+
 class Replace(_WithValue):
     """Put `value` in place of the activation.
 
-    `value` is one vector (W,), one for each position (k, W) or for each prompt and position (B, k, W), or a whole activation
-    (B, T, W), of which the edited positions are taken. With a negative position a whole activation must come from prompts as
-    long as the edited ones.
+    `value` is one number, one vector (W,), one for each position (k, W) or for each prompt and position (B, k, W), or a whole
+    activation (B, T, W), of which the edited positions are taken. With a negative position a whole activation must come from
+    prompts as long as the edited ones.
     """
 
     def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
@@ -217,11 +233,40 @@ def _within(count: int, blocks: Iterable[int]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """One run that differs from the clean one: a route (None: the clean one) and edits on it."""
+    """One run that differs from the clean one: a route (None: the clean one) and edits on it, one or several.
+
+    Raises:
+        ValueError: something among the edits is no edit, or the route is none.
+    """
 
     edits: Sequence[Edit] = ()
     route: Route | None = None
     name: str = ""
+
+    def __post_init__(self) -> None:
+        given = (self.edits,) if isinstance(self.edits, Edit) else self.edits
+        wrong = given if not isinstance(given, Iterable) else next((e for e in given if not isinstance(e, Edit)), None)
+        if wrong is not None:
+            remedy = "write Variant(route=...)" if isinstance(wrong, Route) else "give edits such as Zero(site)"
+            raise ValueError(f"a {type(wrong).__name__} among the edits of a variant is no edit: {remedy}")
+        if self.route is not None and not isinstance(self.route, Route):
+            raise ValueError(f"a {type(self.route).__name__} is no route: make one with Route.skip, Route.order, ...")
+        object.__setattr__(self, "edits", tuple(given))
+
+
+def variants_of(given: Any) -> list[Variant]:
+    """Variants, an edit alone being one.
+
+    Raises:
+        ValueError: something is neither.
+    """
+    listed = [given] if isinstance(given, (Variant, Edit, Route)) or not isinstance(given, Iterable) else list(given)
+    made = [Variant((one,)) if isinstance(one, Edit) else one for one in listed]
+    made = [Variant(route=one) if isinstance(one, Route) else one for one in made]
+    wrong = next((one for one in made if not isinstance(one, Variant)), None)
+    if wrong is not None:
+        raise ValueError(f"a {type(wrong).__name__} is no variant: give Variant([edits]), an edit or a route")
+    return made
 
 
 def whole_number(value: Any, noun: str) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from regraft.data.given import check_sayable
 from regraft.engine.metric import probability, top1_agreement
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import sweep
@@ -16,9 +17,16 @@ from regraft.engine.variant import Variant, Zero
 from regraft.model.opened import Model
 from regraft.model.parts import Block, in_width
 
+OURS = "She sells sea shells by the"
+
 
 def ablate(
-    model: Model, prompt: str = "She sells sea shells by the", target: str = "", layer: str = "", threshold: float = 0.1
+    model: Model,
+    prompt: str = "She sells sea shells by the",
+    target: str = "",
+    layer: str = "",
+    threshold: float = 0.1,
+    decoder_text: str = "",
 ) -> xr.Dataset:
     """Set every neuron of a block to zero, one at a time, and measure the probability of the answer.
 
@@ -30,13 +38,18 @@ def ablate(
         target: the token whose probability is measured; without it, the model's own most likely next token.
         layer: number of a block, several with commas, or all; without it, the last block.
         threshold: a change of the probability beyond this is large.
+        decoder_text: what an encoder-decoder has written before the answer; by default nothing.
 
     Raises:
         ValueError: no such block, no neurons in it, a target that is not one token, or a model that predicts no next token.
     """
     if not threshold >= 0:
         raise ValueError(f"a threshold of {threshold} is no size of a change: write 0 or more")
-    recording = model.record(prompt, "" if model.two_stacks else None)
+    if not model.two_stacks and decoder_text:
+        raise ValueError(f"{model.name} has no decoder of its own: what it goes on from is the prompt itself")
+    if prompt == OURS:
+        check_sayable(model, [prompt], "the English sentence that ships with regraft")
+    recording = model.record(prompt, decoder_text if model.two_stacks else None)
     if not model.causal:
         raise ValueError(f"{model.name} does not write text from left to right, so a prompt has no next token")
     blocks = _chosen(model, layer)

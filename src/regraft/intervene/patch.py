@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from regraft.data.given import check_sayable
 from regraft.disk import read_text
 from regraft.engine.metric import logit_difference
 from regraft.engine.outcome import sweep_attributes
@@ -50,6 +51,9 @@ class Cells:
     columns: list[Any]
     words: list[str]
     ids: list[int]
+
+
+OURS = "The time displayed is 9:00 am. Therefore, it is currently the"
 
 
 def patch(
@@ -97,6 +101,8 @@ def patch(
     if not 1 <= window <= len(_blocks(model)):
         raise ValueError(f"a window of {window} blocks does not fit: choose 1 to {len(_blocks(model))}")
     cases = read_cases(Path(pairs)) if pairs else [Case(clean, corrupt, answer, wrong)]
+    if not pairs and clean == OURS:
+        check_sayable(model, [clean, corrupt, answer, wrong], "the English sentences about clocks that ship with regraft")
     plan = _Grid(model, grid, site, window, block)
     parts = []
     for case in cases:

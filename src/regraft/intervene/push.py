@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from regraft.data.given import check_sayable
 from regraft.engine.metric import log_probability
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import sweep
@@ -21,6 +22,7 @@ def push(
     question: str = "Question: Is Madrid the capital of Spain? Answer:",
     baseline: str = "The day after Tuesday is",
     targets: list[str] | None = None,
+    decoder_text: str = "",
 ) -> xr.Dataset:
     """Put each component's activation on a question into a neutral text and measure how far it pushes the answers.
 
@@ -31,6 +33,7 @@ def push(
         question: the charged text.
         baseline: an unrelated, neutral text of any length.
         targets: the answers, one token each; by default " yes" and " no".
+        decoder_text: what an encoder-decoder has written before the answer, in both runs; by default nothing.
 
     Raises:
         ValueError: a target that is not one token, or a model that predicts no next token.
@@ -38,7 +41,11 @@ def push(
     wanted = list(targets) if targets else [" yes", " no"]
     if not model.causal:
         raise ValueError(f"{model.name} does not write text from left to right, so a text has no next token to push")
-    charged, neutral = (model.record(text, "" if model.two_stacks else None) for text in (question, baseline))
+    if not model.two_stacks and decoder_text:
+        raise ValueError(f"{model.name} has no decoder of its own: what it goes on from is the text itself")
+    if not targets:
+        check_sayable(model, (question, baseline, *wanted), "the English question, text and answers that ship with regraft")
+    charged, neutral = (model.record(text, decoder_text if model.two_stacks else None) for text in (question, baseline))
     places, labels, kinds, variants, lacking = [], [], [], [], []
     for block in model.main_blocks:
         for kind, site in (("mlp", "mlp_out"), ("head", "z")):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regraft.model.forward import text_config
 from regraft.model.opened import Model
 
 Given = str | Sequence[int] | Tensor | Mapping[str, Any]
@@ -143,6 +144,9 @@ def _spoken(model: Model, prompt: Any, notes: list[str]) -> list[int]:
     """The ids of a text or a chat; what a reader of the result should know of them goes to `notes`."""
     if isinstance(prompt, str):
         ids = model.encode(prompt)
+        unknown = getattr(model.tokenizer, "unk_token_id", None)
+        if unknown is not None and (count := ids.count(unknown)):
+            notes.append(f"{count} of {len(ids)} tokens of a prompt are unknown to the tokenizer")
         begin = getattr(model.tokenizer, "bos_token_id", None)
         if begin is not None and ids[:2] == [begin, begin]:
             notes.append(
@@ -232,7 +236,7 @@ def _refuse_pads(model: Model, rows: list[list[int]]) -> None:
     Raises:
         ValueError: there is one.
     """
-    pads = {getattr(model.tokenizer, "pad_token_id", None), getattr(model.hf.config, "pad_token_id", None)} - {None}
+    pads = {getattr(model.tokenizer, "pad_token_id", None), getattr(text_config(model.hf.config), "pad_token_id", None)} - {None}
     found = next((i for row in rows for i in row if i in pads), None)
     if found is not None:
         raise ValueError(

@@ -41,6 +41,7 @@ def load(
     source: str | Path | nn.Module | tuple[nn.Module, Any] | None = None,
     tokenizer: Any = None,
     *,
+    target_tokenizer: Any = None,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
@@ -54,6 +55,8 @@ def load(
             hub id, or a live Hugging Face model (then `tokenizer` may go with it, or both as a pair). A wrapper (an adapter, a
             sentence encoder, a compiled or data-parallel model) is opened through what it wraps, which the notes say.
         tokenizer: a tokenizer, or the folder or hub id of one; by default the model's own.
+        target_tokenizer: a tokenizer, or the folder or hub id of one, of what an encoder-decoder writes, where that is not the
+            one of what it reads.
         device: where to put the weights, for example `"cuda"`; by default the CPU. A live model stays where it is.
         dtype: floating type; by default float32 on a CPU and the checkpoint's own elsewhere.
         attention: `"sdpa"` (the default), or `"eager"`, which alone returns attention patterns.
@@ -79,10 +82,11 @@ def load(
         check_folder(folder)
         hf = read_checkpoint(folder, device or "cpu", dtype, attention, remote_code)
         tokenizer = tokenizer or read_tokenizer(folder, remote_code)
-    if isinstance(tokenizer, (str, Path)):
-        tokenizer = read_tokenizer(resolve(str(tokenizer))[0], remote_code)
+    tokenizer, target_tokenizer = (_named_tokenizer(one, remote_code) for one in (tokenizer, target_tokenizer))
     model = open_live(hf, tokenizer, name, folder, pack)
-    model.notes = notes
+    model.notes, model.target_tokenizer = notes, target_tokenizer
+    if target_tokenizer is not None and not model.two_stacks:
+        raise ValueError(f"{name} writes what it reads: a tokenizer of its own for what is written belongs to an encoder-decoder")
     model.source = name if isinstance(source, nn.Module) else str(source or DEFAULT_SPECIMEN)
     return model
 
@@ -103,6 +107,11 @@ def _source_of(source: Any, tokenizer: Any) -> tuple[str | Path | nn.Module | No
         f"a {type(source).__name__} cannot be opened: give a folder, a hub id, a specimen's name, a live Hugging Face model, or "
         "a pair of a model and its tokenizer"
     )
+
+
+def _named_tokenizer(given: Any, remote_code: bool) -> Any:
+    """A tokenizer, read where it is named."""
+    return read_tokenizer(resolve(str(given))[0], remote_code) if isinstance(given, (str, Path)) else given
 
 
 def _own_tokenizer(source: nn.Module, inner: nn.Module) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from regraft.model.comparison import rounding
 from regraft.model.files import weights_digest
-from regraft.model.forward import without_cache
+from regraft.model.forward import text_config, without_cache
 from regraft.model.holding import Hold, fingerprint, hold_of, hooks
 from regraft.model.pack import packed_layer
 from regraft.model.parts import Block, Parts, in_width, is_linear, out_width
@@ -32,13 +32,17 @@ SEAMS = ("a", ".", "\n", "1")
 """Texts behind which another is cut; one of them is enough that does not grow together with it."""
 
 
+SPACE_MARK = "\u2581"
+
+
 @dataclass(eq=False)
 class Model:
     """A transformer taken apart. Made by `regraft.load`.
 
     `hf` is the live Hugging Face model, `parts` what was found in it, `check` what the self-check measured, `batched`
     the recorded arguments that grow with the batch, `probe` the number of tokens of a run that proves something (fewer than 8
-    where the model has fewer positions), `notes` what a reader should know of how it was opened.
+    where the model has fewer positions), `notes` what a reader should know of how it was opened. `target_tokenizer`
+    is that of what an encoder-decoder writes, where it is not the one of what it reads.
     """
 
     hf: Any
@@ -50,6 +54,7 @@ class Model:
     batched: frozenset[tuple[int, Path]]
     attention: str
     probe: int = 8
+    target_tokenizer: Any = None
     check: SelfCheck = field(init=False)
     packed: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     proved: dict[str, float] = field(default_factory=dict)
@@ -153,7 +158,7 @@ class Model:
             ids = [int(word) for word in text.replace(",", " ").split()]
         else:
             ids = list(self.tokenizer(text)["input_ids"]) if text else []
-        end = getattr(self.hf.config, "eos_token_id", None)
+        end = getattr(text_config(self.hf.config), "eos_token_id", None)
         if ids and self.two_stacks and isinstance(end, int) and ids[-1] != end:
             ids.append(end)
         writes = self.causal and not self.two_stacks and self.parts.head is not None
@@ -162,6 +167,11 @@ class Model:
         if not ids:
             raise ValueError("the prompt is empty: write at least one token of text")
         return ids
+
+    @property
+    def writer(self) -> Any:
+        """The tokenizer of what the model writes: of an encoder-decoder it may be another than that of what it reads."""
+        return self.tokenizer if self.target_tokenizer is None else self.target_tokenizer
 
     def _closed_by_tokenizer(self, text: str, ids: list[int]) -> bool:
         """Whether the tokenizer put its end token behind a text: what follows is then asked behind the end of everything."""
@@ -178,7 +188,7 @@ class Model:
         """
         if not text:
             return []
-        if self.tokenizer is None:
+        if self.writer is None:
             return self.encode(text)
         alone = self._cut(text)
         behind = [joined[len(first) :] for first, joined in self._joined(text) if joined[: len(first)] == first]
@@ -190,30 +200,42 @@ class Model:
             yield self._cut(first), self._cut(first + text)
 
     def _cut(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.writer(text, add_special_tokens=False)["input_ids"])
 
     def single_token(self, text: str) -> int:
-        """The id of a text that must be one token behind others, as a target of a metric.
+        """The id of a text that must be one token behind others, as a target of a metric, with or without a space in front.
+
+        As it is written comes first; where that is several tokens and the other spelling is one, it is that one.
 
         Raises:
             ValueError: it is not one token; its pieces are shown.
         """
-        if self.tokenizer is None and not text.isdigit():
+        if self.writer is None and not text.isdigit():
             raise ValueError(f"{self.name} has no tokenizer: give the target as a token id")
-        if self.tokenizer is None:
+        if self.writer is None:
             return int(text)
         if self.parts.labels:
             raise ValueError(f"{self.name} scores {self.parts.labels} labels, not tokens: give the target as a label's number")
         ids, alone = self.continuation(text), self._cut(text)
         ids = alone if len(ids) != 1 and len(alone) == 1 else ids
+        if len(ids) != 1 and text.strip():
+            other = self.continuation(text[1:] if text.startswith(" ") else f" {text}")
+            ids = other if len(other) == 1 else ids
         if len(ids) != 1:
-            pieces = " ".join(repr(self.tokenizer.decode([i])) for i in ids)
+            pieces = " ".join(repr(self.token_text(i)) for i in ids)
             raise ValueError(f"the target {text!r} is {len(ids)} tokens here ({pieces}): choose one that is one token")
         return ids[0]
 
     def token_text(self, token: int) -> str:
-        """How a token reads, or its number where there is no tokenizer."""
-        return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
+        """How a token reads behind others, or its number where there is no tokenizer.
+
+        A piece that bears a mark for the space in front of it is read with that space, which decoding it alone drops.
+        """
+        if self.writer is None:
+            return str(token)
+        text, piece = self.writer.decode([token]), self.writer.convert_ids_to_tokens(token)
+        marked = isinstance(piece, str) and piece.startswith(SPACE_MARK) and not text.startswith(" ")
+        return f" {text}" if marked else text
 
     def record(
         self,

@@ -179,9 +179,13 @@ def side_of(name: str) -> BranchKind:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether the module is a normalisation with a one-dimensional weight (or none)."""
+    """Whether the module is a normalisation with a one-dimensional weight (or none), and not a module around one."""
     weight: Any = getattr(module, "weight", None)
-    return bool(NORM.search(type(module).__name__)) and (weight is None or weight.dim() == 1)
+    return (
+        not any(True for _ in module.children())
+        and bool(NORM.search(type(module).__name__))
+        and (weight is None or weight.dim() == 1)
+    )
 
 
 def close(branches: tuple[Branch, ...], pre: Tensor, outs: list[Tensor], shape) -> Tensor | None:
@@ -193,4 +197,6 @@ def close(branches: tuple[Branch, ...], pre: Tensor, outs: list[Tensor], shape) 
         stream = stream + out.reshape(shape)
         if branch.sum_norm is not None:
             stream = branch.sum_norm(stream)
+            if not isinstance(stream, Tensor):
+                return None
     return stream

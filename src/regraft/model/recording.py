@@ -23,6 +23,7 @@ from regraft.model.forward import (
     run_bridge,
     run_head,
     run_prologue,
+    text_config,
     without_cache,
 )
 from regraft.model.inputs import completion_rows, rows_of
@@ -279,7 +280,7 @@ def record(
     inputs |= {name: _padded(rows, model, fill=0)[0] for name, rows in given.extra.items()}
     wanted = _which_count(scored, mask_BT, first)
     with model.held():
-        taken = _captured(model, inputs, ids_BT.shape[1])
+        taken = _captured(model, inputs, max(inputs["input_ids"].shape[1], ids_BT.shape[1]))
         made = Recording(model, inputs, ids_BT, mask_BT, wanted, taken, scored is not None, model.state(), given.notes)
     _refuse_nonfinite(made)
     return made
@@ -344,7 +345,7 @@ def _two_stack_inputs(model: Model, sources: list[list[int]], follow: list[list[
 
 def _padded(rows: list[list[int]], model: Model, fill: int | None = None) -> tuple[Tensor, Tensor]:
     length = max(map(len, rows))
-    pad = getattr(model.hf.config, "pad_token_id", None) if fill is None else fill
+    pad = getattr(text_config(model.hf.config), "pad_token_id", None) if fill is None else fill
     pad = pad if isinstance(pad, int) and pad >= 0 else 0
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=model.device)
     mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows], device=model.device)

@@ -31,6 +31,7 @@ from regraft.model.parts import (
     matrix_OI,
     side_of,
 )
+from regraft.model.wrapped import refuse_adapters
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 GATE_NAMES = ("gate_proj", "w1", "wi_0", "linear_1")
@@ -146,6 +147,7 @@ def weights_of(model: Model | Weights) -> Weights:
     """The matrices of an opened model: from its files where it stands as they are, else from the live tensors."""
     if isinstance(model, Weights):
         return model
+    refuse_adapters(model)
     live = _live_tensors(model)
     read = _live_reader(live)
     shapes: dict[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in live.items()}

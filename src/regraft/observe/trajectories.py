@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity, log_softmax
 
 from regraft.data.completions import is_specimen, prompt_ids
 from regraft.data.contrasts import Contrast, general, specimen
+from regraft.data.given import check_sayable
 from regraft.disk import read_text
 from regraft.experiment import TextFile
 from regraft.model.opened import Model
@@ -74,6 +75,10 @@ def _chosen(model: Model, groups: str, kind: str, file: str) -> list[Contrast]:
         raise ValueError(f"{model.name} has no tokenizer to write the contrastive groups with: name one with --tokenizer")
     suited = specimen() if groups == "specimen" or (groups == "suited" and is_specimen(model)) else general()
     taken = _from_file(Path(file)) if file else suited
+    if not file:
+        check_sayable(
+            model, [g.prompt + g.base + g.synonym + g.antonym for g in suited], "the English groups that ship with regraft"
+        )
     found = [group for group in taken if kind in ("all", group.kind)]
     if len(found) < 2:
         raise ValueError(f"{len(found)} contrastive groups of kind {kind!r} are too few: give at least two")

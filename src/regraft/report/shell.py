@@ -10,7 +10,15 @@ from typing import Any
 from regraft.experiment import experiments
 from regraft.model.opened import Model
 
-DEFAULTS = {"device": "cpu", "dtype": "", "attention": "", "tokenizer": "", "seed": 0, "remote_code": False}
+DEFAULTS = {
+    "device": "cpu",
+    "dtype": "",
+    "attention": "",
+    "tokenizer": "",
+    "target_tokenizer": "",
+    "seed": 0,
+    "remote_code": False,
+}
 
 
 def option_words(options: Mapping[str, Any]) -> list[str]:
@@ -35,7 +43,11 @@ def source_words(model: Model, options: Mapping[str, Any]) -> list[str]:
 def command_line(name: str, model: Model, options: Mapping[str, Any]) -> str:
     """The command that makes a result again, options that are not the default included."""
     if name in experiments() and experiments()[name].needs == "weights":
-        options = {key: value for key, value in options.items() if key not in ("dtype", "attention", "tokenizer", "remote_code")}
+        options = {
+            key: value
+            for key, value in options.items()
+            if key not in ("dtype", "attention", "tokenizer", "target_tokenizer", "remote_code")
+        }
     return shlex.join(["regraft", name, *source_words(model, options)])
 
 

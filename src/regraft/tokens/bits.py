@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.graft.placing import logits_of
+from regraft.model.forward import longest_input
 from regraft.model.opened import Model
 from regraft.model.progress import advance
 from regraft.tokens.byte_ids import ByteIds
@@ -98,7 +99,7 @@ def score(model: Model, reader: ByteIds, texts: Sequence[str], begin: int | None
         begin = reader.tokenizer.bos_token_id if reader.tokenizer.bos_token_id is not None else reader.tokenizer.eos_token_id
     rows = [_row(reader, text, model.two_stacks, begin) for text in texts]
     rows = [row for row in rows if len(row.ids) > 1 and (row.read or not model.two_stacks)]
-    limit = getattr(model.hf.config, "max_position_embeddings", None) or getattr(model.hf.config, "n_positions", None)
+    limit = longest_input(model.hf.config) or None
     longest = max((len(row.ids) for row in rows), default=0)
     if limit and longest > limit and not model.two_stacks:
         raise ValueError(f"a piece of text has {longest:,} tokens, the model {limit:,} positions: give shorter pieces")
