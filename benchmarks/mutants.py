@@ -120,6 +120,11 @@ EQUIVALENT = {
         "3 -> 4",
     ): "the width is odd here, so more than 3 is more than 4",
     (
+        "intervene/norms.py",
+        "x = torch.linspace(-1, 1, width, device=weight.device, dtype=weight.dtype).roll(1)[None, None]",
+        "1 -> 2",
+    ): "any other uneven vector tells a shift as well",
+    (
         "model/opened.py",
         "return ids[-1 - len(plain) : -1] == plain and len(plain) < len(ids)",
         "< -> <=",

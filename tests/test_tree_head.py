@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from regraft.graft import tree_start
 from regraft.graft.tree_head import tree_head
 from regraft.graft.tree_start import from_means, from_states
 from regraft.graft.trees import ABSENT, by_id, by_merges, by_scores, from_lists, huffman, over, two_means, widened
@@ -261,3 +262,14 @@ def test_no_round_of_the_regression_raises_the_loss(levels):
         from_states(made, rows, states, logits, rounds, ridge=1e-6)
         losses.append(float(-(logits.softmax(-1) * made.log_probabilities(states).detach()).sum(-1).mean()))
     assert all(later < earlier for earlier, later in pairwise(losses)), losses
+
+
+def test_states_that_would_take_too_much_memory_are_refused(monkeypatch):
+    """A float32 for each state and child, exactly: 3 nodes of two children, 11 states, 4 bytes."""
+    states, rows = torch.randn(11, WIDTH, dtype=torch.float64), torch.randn(4, WIDTH, dtype=torch.float64)
+    made = tree_head(by_id(4), WIDTH).double()
+    monkeypatch.setattr(tree_start, "MOST_BYTES", 3 * 2 * 11 * 4)
+    from_states(made, rows, states, states @ rows.T)
+    monkeypatch.setattr(tree_start, "MOST_BYTES", 3 * 2 * 11 * 4 - 1)
+    with pytest.raises(ValueError, match="fitting 3 nodes to 11 states takes 0 GiB"):
+        from_states(made, rows, states, states @ rows.T)
