@@ -18,6 +18,7 @@ ARITHMETIC = {
 PAIRS = [("min", "max"), ("all", "any"), ("argmin", "argmax"), ("amin", "amax"), ("floor", "ceil"), ("zeros", "ones")]
 NAMES = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 UNSEEN = ("strict", "indent", "show_progress")
+MEASURED = ("gap",)
 SEEDED = ("manual_seed", "default_rng", "Random")
 ASIDE = {"advance", "print", "echo", "warn", "say"}
 """Functions that only say something."""
@@ -82,6 +83,9 @@ class Finder(ast.NodeVisitor):
     def visit_Compare(self, node: ast.Compare) -> None:
         operands = [node.left, *node.comparators]
         for left, right, operator in zip(operands, operands[1:], node.ops, strict=False):
+            measured = any(isinstance(side, ast.Call) and _name(side.func) in MEASURED for side in (left, right))
+            if measured and isinstance(operator, (ast.Lt, ast.LtE, ast.Gt, ast.GtE)):
+                continue
             self.between(left, right, *COMPARISONS[type(operator)])
         self.generic_visit(node)
 
