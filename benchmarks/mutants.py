@@ -51,7 +51,7 @@ WANTED = 0.85
 
 LEFT_OUT = ("__init__.py", "__main__.py", "specimens/almanac.py", "graft/many.py")
 NOT_RUN = ("test_architecture.py", "test_browser.py", "test_gpu.py", "test_machines.py", "test_many.py")
-LIMIT = 600
+LIMIT = 300
 """Seconds after which a mutant hangs, and so is noticed."""
 
 EQUIVALENT = {
