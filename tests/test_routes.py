@@ -12,7 +12,7 @@ import naive
 from regraft.data.evaluation import evaluation
 from regraft.engine.variant import Noise, Route, Variant
 from regraft.experiment import experiments
-from regraft.intervene.repeat import behaviour
+from regraft.intervene.repeat import _updates, behaviour
 from regraft.model.load import load
 from small import opened
 
@@ -53,6 +53,29 @@ def test_updates_of_repetitions_by_hand():
         y = recording.run_block(2, x, 1)
         z = recording.run_block(2, y, 1)
     assert float(data.update_length[2, 1]) == pytest.approx(float(((z - y).norm(dim=-1) / x.norm(dim=-1)).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_updates_one_and_two_repetitions_apart_position_by_position(times):
+    """Prompts of two lengths: every real position counts once, and none that only fills up."""
+    model = opened("llama")
+    text = evaluation(model, TEXT["prompts"], 2, 4)
+    found = _updates(model, text, times)
+    for block in range(4):
+        apart = {1: [[] for _ in range(times)], 2: [[] for _ in range(times - 1)]}
+        for recording in text.recordings:
+            steps = [recording.pre(block)]
+            for _ in range(times):
+                with torch.no_grad():
+                    steps.append(recording.run_block(block, steps[-1], 1))
+            for row, length in enumerate(recording.lengths_B.tolist()):
+                for t in range(length):
+                    size = float(steps[0][row, t].norm())
+                    for far, rows in apart.items():
+                        for n, values in enumerate(rows):
+                            values.append(float((steps[n + far][row, t] - steps[n][row, t]).norm()) / size)
+        for far, rows in apart.items():
+            assert np.allclose(found[far - 1][block], [np.mean(values) for values in rows], rtol=1e-4)
 
 
 def test_behaviours_of_planted_blocks():
