@@ -161,6 +161,23 @@ def test_the_second_eigenvector_puts_a_line_in_order():
     assert fiedler_order(np.zeros((3, 3))) == [0, 1, 2]
 
 
+def test_orders_of_scattered_points_follow_the_width_of_the_kernel():
+    """Points in a plane have no one order: another width gives another one for some of them."""
+    others = 0
+    for seed in range(20):
+        points = np.random.default_rng(seed).normal(size=(8, 2))
+        distance = np.array([[math.dist(a, b) for b in points] for a in points])
+        orders = []
+        for times in (1, 1.5):
+            wide = times * np.median([distance[i, j] for i in range(8) for j in range(i)]) ** 2
+            near = [[math.exp(-(d**2) / (2 * wide)) if d else 0.0 for d in row] for row in distance]
+            vector = np.linalg.eigh(np.diag(np.sum(near, 1)) - near)[1][:, 1]
+            orders.append((np.argsort(vector).tolist(), np.argsort(-vector).tolist()))
+        assert fiedler_order(distance) in orders[0]
+        others += fiedler_order(distance) not in orders[1]
+    assert others
+
+
 def test_a_path_is_turned_to_where_the_weight_grows():
     weight = np.array([5.0, 1, 3])
     assert oriented([0, 2, 1], weight) == [1, 2, 0]
