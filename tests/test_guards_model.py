@@ -229,6 +229,8 @@ def test_packed_projections_divide_by_heads():
     plain = parts(16, 4, 2, False)
     assert [plain[site].features.tolist() for site in "qkv"] == [list(range(8)), list(range(8, 12)), list(range(12, 16))]
     assert [plain[site].heads for site in "qkv"] == [4, 2, 2]
+    thin = parts(6, 4, 1, False)
+    assert [thin[site].features.tolist() for site in "qkv"] == [[0, 1, 2, 3], [4], [5]], "heads of one number"
     woven = parts(24, 4, 2, True)
     assert woven["k"].features.tolist() == [2, 3, 8, 9, 14, 15, 20, 21]
     assert woven["v"].features.tolist() == [4, 5, 10, 11, 16, 17, 22, 23]

@@ -21,7 +21,7 @@ from regraft.rebuild.checkpoint import (
     with_token,
 )
 from regraft.rebuild.compare import SameTensorError, compare, matching_decimals, rows
-from regraft.rebuild.traps import ACTIVATIONS, Case, _constant, _in_checkpoint, _sinusoids, causes
+from regraft.rebuild.traps import ACTIVATIONS, Case, _constant, _in_checkpoint, _sinusoids, causes, epsilon, not_normed
 from regraft.rebuild.verify import _first, _same
 
 
@@ -219,6 +219,21 @@ def test_norms_that_stand_elsewhere_or_have_another_epsilon():
         "0.norm", 5 * numbers(2, 3, 32, seed=4), normed(0.0), weights={"n.weight": weight}
     )
     assert "epsilon" not in cause("0.attn_out", normed(1e-5), normed(1e-6))
+
+
+@pytest.mark.parametrize(
+    ("stage", "asked"),
+    [("0.norm", True), ("0.attn_norm", True), ("0.resid_post", True), ("0.attn_out", False), ("0.mlp_out", False)],
+)
+def test_only_stages_that_a_norm_may_end_are_asked_for_one(stage, asked):
+    raw, weight, other = (
+        x.double() for x in (0.02 * numbers(2, 3, 32), numbers(32, seed=1).abs() + 0.5, numbers(2, 3, 32, seed=4))
+    )
+    mean = raw.pow(2).mean(-1, keepdim=True)
+    exact, near = (raw / (mean + eps).sqrt() * weight for eps in (0.0, 1e-6))
+    assert bool(not_normed(Case(stage, 5 * other, exact, {}, {"n.weight": weight}, 2))) == asked
+    assert bool(epsilon(Case(stage, near, exact, {}, {"n.weight": weight}, 2))) == asked
+    assert not not_normed(Case(stage, exact, exact, {}, {"n.weight": weight}, 2))
 
 
 def test_logits_of_another_matrix():

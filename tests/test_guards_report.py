@@ -8,14 +8,14 @@ import pytest
 import xarray as xr
 
 from regraft.commands import _short, aligned
-from regraft.model.dissect import Outside, StackFound
+from regraft.model.dissect import Component, Kind, Outside, StackFound, Tensors
 from regraft.report.bit_figures import quantize_finding, quantizers_finding
 from regraft.report.block_figures import correlation_finding, spectra_finding
 from regraft.report.component_figures import ablate_finding
-from regraft.report.diagram import _cut, _few, _owner, _ranges
+from regraft.report.diagram import _cut, _few, _owner, _ranges, columns
 from regraft.report.drawing import Drawing, drawing_of, draws
 from regraft.report.graft_figures import certificate_finding
-from regraft.report.intervene_figures import knockout_finding, replacement_finding, swap_finding
+from regraft.report.intervene_figures import knockout_finding, patch_finding, replacement_finding, swap_finding
 from regraft.report.observe_figures import geometry_finding, lens_finding
 from regraft.report.page import csv_text, footer, least_width, provenance_line, table
 from regraft.report.rebuild_figures import rebuild_finding
@@ -258,13 +258,13 @@ def test_tables_and_lines_on_a_page():
 
 def test_widths_of_figures():
     assert least_width(go.Figure(go.Bar(x=[1, 2]))) == 280
-    for columns, text, wanted in (
+    for count, text, wanted in (
         (4, None, 150 + 26 * 4),
         (32, None, 150 + 26 * 32),
         (33, None, 150 + 14 * 33),
         (33, "%{z}", 150 + 52 * 33),
     ):
-        figure = go.Figure(go.Heatmap(x=list(range(columns)), y=[0], z=[[0] * columns], texttemplate=text))
+        figure = go.Figure(go.Heatmap(x=list(range(count)), y=[0], z=[[0] * count], texttemplate=text))
         assert least_width(figure) == wanted
 
 
@@ -303,3 +303,36 @@ def test_what_a_diagram_writes():
     vision, text = (StackFound(path, 1, (), size, 0, ()) for path, size in (("model.vision.blocks", 5), ("model.text.blocks", 9)))
     for name, owner in (("model.vision.norm", vision), ("model.text_norm", text), ("model.norm", text), ("lm_head", text)):
         assert _owner(Outside(name, "norm", (3,), "F32", 3).name, [vision, text], text) is owner
+
+
+def test_a_box_says_which_blocks_it_draws_where_there_are_kinds_of_them():
+    def kind(*blocks):
+        return Kind(blocks, (Tensors("w", "", (2, 3), "F32", 1), Tensors("b", "", (3,), "F32", 2)), 12, 48, ())
+
+    def headings(*kinds):
+        made = columns(Component("", (StackFound("h", 4, kinds, 48, 192, ()),), (), (), 1, 1, {}))
+        return [(box.heading, box.lines) for box in made[0]]
+
+    lines = ["w   2 x 3", "2 vectors (norms, biases)   12 numbers a block"]
+    assert headings(kind(0, 1, 2, 3)) == [("4 x h", lines)]
+    assert headings(kind(0, 1, 3), kind(2)) == [("3 x h: 0-1, 3", lines), ("1 x h: 2", lines)]
+
+
+@pytest.mark.parametrize(
+    ("effect", "tokens", "said"),
+    [
+        ([[1.0], [0.9]], None, None),
+        ([[1.0, 0.0]], ["a", "b"], None),
+        ([[1.0, 0.1], [0.9, 0.2]], ["a", "b"], "The effect stays with 'a'."),
+        ([[1.0, 0.0], [0.8, 0.2], [0.3, 0.7]], ["a", "b"], "moves between blocks L1 and L2."),
+        ([[1.0, 0.0], [0.4, 0.3], [0.1, 0.9]], ["a", "b"], "from block L2 on: the information moves between blocks L0 and L1."),
+    ],
+)
+def test_where_a_patch_works_is_told_of_several_blocks_and_tokens(effect, tokens, said):
+    coords = {"block": [f"L{b}" for b in range(len(effect))]}
+    coords |= {"token": ("position", tokens)} if tokens else {}
+    attrs = {"target_value": -6.5, "source_value": 10.0, "attribution_correlation": NAN}
+    found = patch_finding(data(coords, attrs, effect=(("block", "position" if tokens else "all"), effect)))
+    span = "Logit of the answer minus the wrong one: -6.5 in the run that is patched, +10.0 in the run"
+    assert found.startswith(span)
+    assert found.endswith(said or "that the activations come from. ")

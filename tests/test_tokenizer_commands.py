@@ -15,6 +15,7 @@ from regraft.cli import app
 from regraft.model.load import load
 from regraft.report.token_figures import tokenizer_finding
 from regraft.specimens import almanac
+from regraft.tokenizer_commands import _Weighed
 from regraft.tokens.bits import pieces, score
 from regraft.tokens.byte_ids import ByteIds
 from regraft.tokens.folder import open_tokenizer, wrapped
@@ -220,3 +221,12 @@ def test_of_many_domains_the_finding_names_a_few():
     said = tokenizer_finding(data)
     assert said.count("takes the fewest tokens") == 4
     assert said.endswith("; fewest of all: own on 7 of 7.")
+
+
+def test_the_bytes_of_a_text_are_counted_while_it_is_read(tmp_path):
+    for name, text in (("one.txt", "é a\n"), ("two.txt", "words")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    read = _Weighed([str(tmp_path)], [])
+    assert read.bytes == 0
+    assert "".join(read) == "é a\nwords"
+    assert read.bytes == 5 + 5
