@@ -26,6 +26,7 @@ from regraft.tokens.planted import check_media, planted, write_model
 from regraft.tokens.supertoken import Recipe, train_tokenizer
 from regraft.tokens.tables import build_tables, rows_needed
 from regraft.tokens.transplant import measured, old_case, transplant
+from small import opened
 
 TEXT = pieces(["\n".join(almanac.corpus(60_000, 5))], 40)
 ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
@@ -300,3 +301,8 @@ def test_ids_of_pictures_and_sounds_move_with_their_tokens(tmp_path):
     ):
         check_media(model, gone)
     check_media(model, whole)
+
+
+def test_a_model_without_a_tokenizer_has_no_rows_to_take_over(other):
+    with pytest.raises(ValueError, match="no tokenizer of its own to take rows over from: name one with --old-tokenizer"):
+        old_case(opened("llama"), other, TEXT, None)
