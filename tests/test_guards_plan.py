@@ -247,6 +247,13 @@ def test_a_suffix_is_used_only_where_it_pays():
     assert not used(50, 3)
 
 
+def test_of_two_suffixes_with_equally_many_rows_the_longer_goes_first():
+    grid = [Variant([Scale("4.resid_pre", float(i), position=p)]) for p in (30, 20) for i in range(5)]
+    plan = make_plan(grid, layout(cone=True, positions=(40,), lengths=((40,),)), control=False)
+    order = [(batch[0].stop.block, batch[0].start, len(batch)) for batch in plan.batches]
+    assert order == [(4, 20, 5), (4, 30, 5), (5, 20, 5), (5, 30, 5)]
+
+
 def test_positions_are_counted_from_either_end_of_each_prompt():
     assert edit_positions(Zero("0.z"), (4, 7)) is None
     assert edit_positions(Zero("0.z", 2), (4, 7)) == [[2], [2]]
