@@ -111,6 +111,16 @@ EQUIVALENT = {
         "1 -> 2",
     ): "edits without a position ask for no prompt's length",
     (
+        "graft/trees.py",
+        "waiting: list[tuple[Any, int, int]] = [(heap[0][2], -1, 0)]",
+        "1 -> 2",
+    ): "any number below 0 says that the root is nobody's child",
+    (
+        "graft_commands.py",
+        'domains = domains or {"almanac": almanac_windows(model, length, 99, HELD_CHARACTERS)}',
+        "99 -> 100",
+    ): "a seed: another almanac that was not trained on is as good",
+    (
         "intervene/norms.py",
         "x[-3:] = torch.tensor([1.0, 1.0, -2.0]) if width > 3 else torch.tensor([1.0, 1.0, -2.0])[-width:]",
         "3 -> 4",
