@@ -119,3 +119,12 @@ def test_a_text_behind_others_is_cut_as_behind_the_first_that_stays_whole():
     assert model.continuation("x") == [9], "as it is cut alone, if that happens at all"
     cuts.update({".x": [5], "\nx": [6], "1x": [7]})
     assert model.continuation("x") == [9], "no text stays whole"
+
+
+def test_positions_of_prompts_go_with_prompts_alone():
+    model = opened("gpt2")
+    given = {"input_ids": [5, 6, 7], "position_ids": [3, 4, 5]}
+    assert model.record(given).inputs["position_ids"].tolist() == [[3, 4, 5]]
+    with pytest.raises(ValueError, match="position_ids are known for the prompts only"):
+        model.record(given, [8, 9])
+    assert model.record({"input_ids": [5, 6, 7]}, [8, 9]).positions == 5
