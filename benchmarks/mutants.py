@@ -131,6 +131,11 @@ EQUIVALENT = {
         "1 -> 2",
     ): "any other uneven vector tells a shift as well",
     (
+        "rebuild/traps.py",
+        "return bool(rows.isfinite().all()) and float((rows.pow(2).mean(-1) - 1).abs().max()) < 0.01",
+        "all -> any",
+    ): "a row that is not finite is not near 1 either",
+    (
         "model/opened.py",
         "return ids[-1 - len(plain) : -1] == plain and len(plain) < len(ids)",
         "< -> <=",

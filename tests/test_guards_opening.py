@@ -16,6 +16,8 @@ from regraft.model.branches import _closes
 from regraft.model.comparison import rounding
 from regraft.model.inputs import _spoken
 from regraft.model.load import load
+from regraft.model.branches import _closes
+from regraft.model.selfcheck import SelfCheck, _check_values
 from small import METRIC, opened, recorded, reference
 
 
@@ -128,3 +130,14 @@ def test_positions_of_prompts_go_with_prompts_alone():
     with pytest.raises(ValueError, match="position_ids are known for the prompts only"):
         model.record(given, [8, 9])
     assert model.record({"input_ids": [5, 6, 7]}, [8, 9]).positions == 5
+
+
+@pytest.mark.parametrize("site", ["v", "z"])
+def test_values_are_compared_with_heads_only_where_both_are_offered(site):
+    model = opened("llama")
+    single, found = model.record([5]), SelfCheck()
+    model.taps.refuse(1, site, "taken away by this test")
+    _check_values(model, single, found, model.rounding)
+    assert found == SelfCheck()
+    assert model.taps.exists(1, "q")
+    assert model.taps.exists(2, "v")

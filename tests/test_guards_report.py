@@ -16,7 +16,7 @@ from regraft.report.diagram import _cut, _few, _owner, _ranges, columns
 from regraft.report.drawing import Drawing, drawing_of, draws
 from regraft.report.graft_figures import certificate_finding
 from regraft.report.intervene_figures import knockout_finding, patch_finding, replacement_finding, swap_finding
-from regraft.report.observe_figures import geometry_finding, lens_finding
+from regraft.report.observe_figures import crystallization, geometry_finding, lens_finding
 from regraft.report.page import csv_text, footer, least_width, provenance_line, table
 from regraft.report.rebuild_figures import rebuild_finding
 from regraft.report.route_figures import noise_finding, repeat_finding, shuffle_finding, surgery_finding
@@ -336,3 +336,10 @@ def test_where_a_patch_works_is_told_of_several_blocks_and_tokens(effect, tokens
     span = "Logit of the answer minus the wrong one: -6.5 in the run that is patched, +10.0 in the run"
     assert found.startswith(span)
     assert found.endswith(said or "that the activations come from. ")
+
+
+def test_shares_of_tokens_stand_at_the_depth_where_they_settle():
+    lens = data({"depth": [0, 1, 2]}, crystallization=("token", [2.0, 2.0, 1.0, NAN]), first_top1=("token", [0.0, 1.0, 1.0, 1.0]))
+    stays, first = crystallization(lens).data
+    assert list(stays.y) == [0.0, 0.25, 0.5]
+    assert list(first.y) == [0.25, 0.75, 0.0]

@@ -317,6 +317,8 @@ def test_wrong_options_are_refused():
     model = opened("llama")
     with pytest.raises(ValueError, match="take at least one token"):
         RUN(model, prompts=["5 6 7"], directions=0)
+    one = RUN(model, prompts=["5 6 7"], tokens=2, sample=1, directions=1)
+    assert one.attrs["sampled_tokens"] == 1
     with pytest.raises(ValueError, match="there is no stack 'decoder' here"):
         RUN(model, prompts=["5 6 7"], stack="decoder")
 
