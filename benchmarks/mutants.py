@@ -136,6 +136,11 @@ EQUIVALENT = {
         "all -> any",
     ): "a row that is not finite is not near 1 either",
     (
+        "tokens/heal.py",
+        "rows.append(torch.tensor([token for *_, token in spans] or [0]))",
+        "0 -> 1",
+    ): "no place of a text that the old tokenizer does not keep is compared",
+    (
         "model/opened.py",
         "return ids[-1 - len(plain) : -1] == plain and len(plain) < len(ids)",
         "< -> <=",

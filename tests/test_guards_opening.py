@@ -16,7 +16,6 @@ from regraft.model.branches import _closes
 from regraft.model.comparison import rounding
 from regraft.model.inputs import _spoken
 from regraft.model.load import load
-from regraft.model.branches import _closes
 from regraft.model.selfcheck import SelfCheck, _check_values
 from small import METRIC, opened, recorded, reference
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from regraft.disk import RunFolderError
 from regraft.model.comparison import gap
-from regraft.model.load import load
+from regraft.model.load import load, read_checkpoint
 from regraft.specimens import almanac
 from regraft.tokens.bits import pieces, score
 from regraft.tokens.byte_ids import ByteIds
@@ -238,12 +238,23 @@ def test_a_tied_head_stays_tied(other, tmp_path):
     assert json.loads((tmp_path / "made" / "certificate.json").read_text())["attrs"]["method"] == "retok"
 
 
-def test_what_is_refused(qwen, other, tmp_path):
+def test_what_is_refused(qwen, other, tmp_path, monkeypatch):
     case = old_case(qwen, other, TEXT, None)
     done = transplant(qwen, case, Settings("mean"))
     data = measured(done, {"almanac": TEXT[:1]}, Settings("mean"))
     with pytest.raises(ValueError, match="the source model itself"):
         write_model(done, data, qwen.folder)
+
+    def computes_otherwise(*given):
+        read = read_checkpoint(*given)
+        read.model.norm.register_forward_hook(lambda module, args, out: out * (1 + 4 * qwen.rounding))
+        return read
+
+    with monkeypatch.context() as broken:
+        broken.setattr("regraft.tokens.planted.read_checkpoint", computes_otherwise)
+        with pytest.raises(ValueError, match=r"the folder's outputs differ from the model's by .* it is not kept"):
+            write_model(done, data, tmp_path / "made")
+    assert not list(tmp_path.iterdir())
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("x")
     with pytest.raises(RunFolderError, match="not empty"):
