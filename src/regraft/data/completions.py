@@ -20,7 +20,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-from regraft.data.given import MOST_UNKNOWN, check_sayable, pieces_per_word, unknown_share
+from regraft.data.given import MOST_UNKNOWN, check_sayable, own_loss, pieces_per_word, unknown_share, writes_on
 from regraft.data.prompts import BOOK_PASSAGES, Prompt, general, specimen
 from regraft.model.forward import longest_input, text_config
 from regraft.model.load import SPECIMENS
@@ -75,28 +75,16 @@ def _choice(model: Model) -> int:
     shares = [unknown_share(model, texts) for texts in sets]
     if min(shares) > MOST_UNKNOWN:
         check_sayable(model, sets[0], "the English prompts that ship with regraft")
-    writes = model.causal and not model.two_stacks and model.parts.head is not None and not model.parts.labels
     known = [
         share <= MOST_UNKNOWN and pieces_per_word(model, texts) <= MOST_PIECES for share, texts in zip(shares, sets, strict=True)
     ]
-    if not writes or not any(known):
+    if not writes_on(model) or not any(known):
         return 0
-    losses = [_own_loss(model, texts) if ok else float("inf") for texts, ok in zip(sets, known, strict=True)]
+    losses = [own_loss(model, texts) if ok else float("inf") for texts, ok in zip(sets, known, strict=True)]
     chance = math.log(model.vocabulary)
     if losses[0] > NO_BETTER * chance and losses[1] < losses[0]:
         return 1
     return 0
-
-
-def _own_loss(model: Model, texts: Sequence[str]) -> float:
-    """Mean loss of the texts' own tokens, in nats; infinite where the model cannot read them."""
-    losses = []
-    for text in texts:
-        ids = torch.tensor([model.encode(text)[: longest_input(model.hf.config) or None]], device=model.device)
-        with torch.no_grad():
-            logits_TV = model.run(input_ids=ids).logits[0, :-1].float()
-        losses += torch.nn.functional.cross_entropy(logits_TV, ids[0, 1:], reduction="none").tolist()
-    return sum(losses) / len(losses) if losses else float("inf")
 
 
 def is_specimen(model: Model) -> bool:
@@ -126,6 +114,7 @@ def completions(model: Model, prompts: Sequence[Prompt], limit: int = 24) -> lis
     if model.parts.labels:
         raise ValueError(f"{model.name} scores {model.parts.labels} labels, not tokens, so it writes no text")
     ids = [prompt_ids(model, prompt.text) for prompt in prompts]
+    limit = _room(model, ids, limit)
     config = hashlib.sha256(json.dumps(model.hf.config.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
     told = [asdict(p) for p in prompts]
     key = json.dumps([model.weights_sha256, config, str(model.dtype), limit, told, ids, _ends(model)])
@@ -138,6 +127,21 @@ def completions(model: Model, prompts: Sequence[Prompt], limit: int = 24) -> lis
     partial.write_text(json.dumps([asdict(c) for c in found]), encoding="utf-8")
     partial.replace(file)
     return found
+
+
+def _room(model: Model, ids: list[list[int]], limit: int) -> int:
+    """As many tokens as may follow every prompt, at most `limit`: what is read and written fits into the model together.
+
+    Raises:
+        ValueError: a prompt leaves no room for one.
+    """
+    most = longest_input(model.hf.config)
+    longest = 1 if model.two_stacks else max(map(len, ids), default=0)
+    if not most or longest + limit <= most:
+        return limit
+    if longest >= most:
+        raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer in {most} positions: shorten it")
+    return most - longest
 
 
 def _from_json(entry: dict) -> Completion:

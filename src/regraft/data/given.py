@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import torch
 
 from regraft.data.texts import read_prompts
 from regraft.disk import read_text
@@ -11,6 +14,9 @@ from regraft.model.opened import Model
 
 PASSAGE = 32
 """Tokens of a passage of running text that is given as a prompt."""
+ASKED = 10
+CHANCE = 0.97
+"""Share of the logarithm of the vocabulary: a model whose loss is beyond it has not learnt anything of a text."""
 MOST_UNKNOWN = 0.05
 """Share of unknown tokens beyond which a text is not said by a tokenizer: one word in twenty."""
 
@@ -59,12 +65,40 @@ def pieces_per_word(model: Model, texts: Sequence[str]) -> float:
     return tokens / max(1, sum(len(text.split()) for text in texts))
 
 
+def own_loss(model: Model, texts: Sequence[str]) -> float:
+    """Mean loss of the texts' own tokens, in nats; infinite where the model cannot read them."""
+    losses = []
+    for text in texts:
+        ids = torch.tensor([model.encode(text)[: longest_input(model.hf.config) or None]], device=model.device)
+        with torch.no_grad():
+            logits_TV = model.run(input_ids=ids).logits[0, :-1].float()
+        losses += torch.nn.functional.cross_entropy(logits_TV, ids[0, 1:], reduction="none").tolist()
+    return sum(losses) / len(losses) if losses else float("inf")
+
+
+def writes_on(model: Model) -> bool:
+    """Whether a model predicts the next token of a text that it reads."""
+    return model.causal and not model.two_stacks and model.parts.head is not None and not model.parts.labels
+
+
 def check_sayable(model: Model, texts: Sequence[str], what: str) -> None:
-    """Make sure that a tokenizer has words for texts that ship with regraft; a user's own are only noted.
+    """Make sure that a tokenizer and a model know texts that ship with regraft; a user's own are only noted.
 
     Raises:
-        ValueError: more than one token in twenty is unknown to it.
+        ValueError: more than one token in twenty is unknown to the tokenizer, or the model predicts them no better than chance.
     """
+    if model.tokenizer is None:
+        return
     share = unknown_share(model, texts)
     if share > MOST_UNKNOWN:
         raise ValueError(f"the tokenizer of {model.name} does not know {share:.0%} of the tokens of {what}: give your own texts")
+    if not writes_on(model):
+        return
+    key = f"loss of {what}"
+    if key not in model.proved:
+        model.proved[key] = own_loss(model, list(texts)[:ASKED])
+    if model.proved[key] > CHANCE * math.log(model.vocabulary):
+        raise ValueError(
+            f"{model.name} predicts {what} no better than chance ({model.proved[key]:.1f} nats per token, "
+            f"{math.log(model.vocabulary):.1f} where every token is as likely): give your own texts"
+        )

@@ -6,6 +6,7 @@ Shapes: L blocks, W widths in bits, R roles, Q recipes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,9 @@ WIDTHS = (8, 6, 4, 3, 2)
 MATRIX_BITS = 3
 
 
+RECIPES = ("uniform", "ends protected", "oracle", "inverse", "rank-guided", "linearity-guided")
+
+
 def quantize(
     model: Model,
     bits: list[int] | None = None,
@@ -52,7 +56,8 @@ def quantize(
     Args:
         bits: widths to measure each block at; by default 8, 6, 4, 3 and 2.
         group: how many inputs share a scale.
-        recipe: with save, the recipe to write; by default the one with the lowest loss.
+        recipe: with save, the recipe to write, and then nothing is measured but what it needs; by default all recipes are
+            measured and the one with the lowest loss is written.
         save: folder to write the model to, its weights rounded as the recipe says.
         format: what is saved: integers packed into few bits, which transformers opens with the package compressed-tensors, or
             rounded numbers of the model's own type, which it opens without but which are not smaller.
@@ -67,6 +72,8 @@ def quantize(
     blocks = list(model.parts.stacks[-1].blocks)
     _check(model, blocks, widths, group, recipe, save, format)
     text = evaluation(model, prompts, count, tokens)
+    if recipe:
+        return _one_recipe(model, text, blocks, recipe, widths, group, save, format)
     results: list[SweepResult] = []
 
     def losses(places: list[dict[int, nn.Module]]) -> np.ndarray:
@@ -87,8 +94,6 @@ def quantize(
         advance("recipes", number + 1, len(chosen))
     whole = [float(losses([_all(model, blocks, [width] * len(blocks), group)])[0]) for width in widths]
     best = list(chosen)[int(np.nanargmin(found))]
-    if recipe and recipe not in chosen:
-        raise ValueError(f"there is no recipe {recipe!r}: choose among {', '.join(chosen)}")
     attrs = {
         **sweep_attributes(*results),
         "clean_loss": clean,
@@ -106,10 +111,40 @@ def quantize(
     coords = {"block": [b.address for b in blocks], "bits": widths, "role": roles, "recipe": list(chosen)}
     dataset = _dataset(alone, matrices, (whole, found), size, list(chosen.values()), coords, attrs)
     if save:
-        name = recipe or best
         with keeping(dataset):
-            dataset.attrs["saved"] = _save(model, text, blocks, chosen[name], name, group, save, format)
+            dataset.attrs["saved"] = _save(model, text, blocks, chosen[best], best, group, save, format).attrs["saved"]
     return dataset
+
+
+def _one_recipe(
+    model: Model, text: Evaluation, blocks: list[Block], recipe: str, widths: list[int], group: int, save: str, format: str
+) -> xr.Dataset:
+    """Write one recipe and measure it alone, with what it is made from: losses of blocks only where it goes by these."""
+    if recipe in ("oracle", "inverse"):
+        places = [{b.index: quantized_block(model, b, width, group=group)} for b in blocks for width in widths]
+        routes = [Route.replace(len(model.blocks), dict(place)) for place in places]
+        result = sweep(text.recordings, [Variant(route=route) for route in routes], loss())
+        increase = result.mean("loss").numpy().reshape(len(blocks), len(widths)) - result.clean_mean("loss")
+    else:
+        increase = np.zeros((len(blocks), len(widths)))
+    plan = _plan(model, blocks, increase, widths, recipe)
+    done = _save(model, text, blocks, plan, recipe, group, save, format)
+    return done.assign_coords(recipe_bits=("block", plan), block=[b.address for b in blocks])
+
+
+def _plan(model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int], recipe: str) -> list[int]:
+    """Bits of every block by one recipe."""
+    if recipe in ("rank-guided", "linearity-guided"):
+        score = _mean_rank if recipe == "rank-guided" else _gap
+        return by_score(score(model).reindex(block=[block.address for block in blocks]).values)
+    sensitivity = increase[:, widths.index(MATRIX_BITS)]
+    plans: dict[str, Callable[[], list[int]]] = {
+        "uniform": lambda: uniform(len(blocks)),
+        "ends protected": lambda: ends_protected(len(blocks)),
+        "oracle": lambda: oracle(increase, widths),
+        "inverse": lambda: by_score(-sensitivity),
+    }
+    return plans[recipe]()
 
 
 def _check(model: Model, blocks: list[Block], widths: list[int], group: int, recipe: str, save: str, format: str) -> None:
@@ -118,6 +153,8 @@ def _check(model: Model, blocks: list[Block], widths: list[int], group: int, rec
         raise ValueError("a group has at least 1 input, and a width is 2 to 16 bits")
     if recipe and not save:
         raise ValueError("--recipe chooses what is written: name a folder with --save")
+    if recipe and recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}: choose among {', '.join(RECIPES)}")
     check_save(save)
     if save and format == "packed":
         check_packable(blocks, model.width)
@@ -143,22 +180,12 @@ def _recipes(
     model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int]
 ) -> tuple[dict[str, list[int]], list[str]]:
     """Bits of every block for each recipe, and why those are left out that need an experiment which cannot run here."""
-    sensitivity = increase[:, widths.index(MATRIX_BITS)]
-    found = {
-        "uniform": uniform(len(blocks)),
-        "ends protected": ends_protected(len(blocks)),
-        "oracle": oracle(increase, widths),
-        "inverse": by_score(-sensitivity),
-    }
-    addresses = [block.address for block in blocks]
-    lacking = []
-    for name, score in (("rank-guided", _mean_rank), ("linearity-guided", _gap)):
+    found, lacking = {}, []
+    for name in RECIPES:
         try:
-            values = score(model).reindex(block=addresses).values
+            found[name] = _plan(model, blocks, increase, widths, name)
         except REFUSALS as error:
             lacking.append(f"{name} is left out: {' '.join(str(error).split())}")
-            continue
-        found[name] = by_score(values)
     return found, lacking
 
 
@@ -180,8 +207,8 @@ def _bytes(model: Model, blocks: list[Block], plan: list[int], group: int) -> fl
 
 def _save(
     model: Model, text: Evaluation, blocks: list[Block], plan: list[int], name: str, group: int, folder: str, format: str
-) -> str:
-    """Write the model with its blocks rounded as a recipe says."""
+) -> xr.Dataset:
+    """Write the model with its blocks rounded as a recipe says; what it measures beside the whole one."""
     modules: list[Any] = list(_all(model, blocks, plan, group).values())
     route = route_of(model, modules, list(range(len(modules))))
     done = measured_route(model, text, route, modules)
@@ -190,8 +217,14 @@ def _save(
         f"kept as {'packed integers' if format == 'packed' else 'numbers of the type of the model'}"
     )
     if format == "float":
-        return save_blocks(model, modules, route, done, folder)
-    return save_blocks(model, blocks, route, done, folder, lambda changed, to: write_packed(changed, to, blocks, plan, group))
+        done.attrs["saved"] = save_blocks(model, modules, route, done, folder)
+        return done
+
+    def write(changed: Any, to: Path) -> None:
+        write_packed(changed, to, blocks, plan, group)
+
+    done.attrs["saved"] = save_blocks(model, blocks, route, done, folder, write)
+    return done
 
 
 def _dataset(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import nn
+from transformers import GenerationMixin
 
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.engine.metric import loss, top1_agreement
@@ -23,7 +24,7 @@ from regraft.experiment import REFUSALS
 from regraft.intervene.libraries import METHODS, Method, held_bytes, missing
 from regraft.intervene.rounding import block_bytes, matrix_axes
 from regraft.intervene.surgery import rebuilt
-from regraft.model.forward import without_cache
+from regraft.model.forward import longest_input, without_cache
 from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.progress import advance
@@ -137,9 +138,16 @@ def _measured(text: Evaluation, blocks: list[Block], copies: list[nn.Module]) ->
 
 
 def _speeds(model: Model, text: Evaluation, made: list[list[nn.Module]], held: list[bool]) -> tuple[list[float], list[float]]:
-    """Median tokens per second of reading and of writing for each method, all methods in turn in every round."""
+    """Median tokens per second of reading and of writing for each method, all methods in turn in every round.
+
+    What is read before writing is cut so that both fit into the model; where nothing fits, or it cannot generate, writing has no
+    speed.
+    """
     inputs = text.recordings[0].inputs
-    prompt = {"input_ids": inputs["input_ids"][:1], "attention_mask": torch.ones_like(inputs["input_ids"][:1])}
+    most = longest_input(model.hf.config) if not model.two_stacks else 0
+    ids = inputs["input_ids"][:1, : max(1, most - WRITTEN) if most else None]
+    prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    writes = isinstance(model.hf, GenerationMixin) and (not most or most > WRITTEN)
     read = int(text.recordings[0].mask_BT.sum())
     changed = [rebuilt(model, copies).eval() if runs else None for copies, runs in zip(made, held, strict=True)]
     taken = np.full((2, ROUNDS, len(made)), np.nan)
@@ -148,7 +156,8 @@ def _speeds(model: Model, text: Evaluation, made: list[list[nn.Module]], held: l
         for place, hf in enumerate(changed):
             if hf is None:
                 continue
-            seconds = [_seconds(lambda hf=hf: hf(**inputs, **without_cache(hf))), _seconds(lambda hf=hf: _write(hf, prompt))]
+            seconds = [_seconds(lambda hf=hf: hf(**inputs, **without_cache(hf)))]
+            seconds += [_seconds(lambda hf=hf: _write(hf, prompt)) if writes else float("nan")]
             if round_:
                 taken[:, round_ - 1, place] = seconds
     reading, writing = np.median(taken, axis=1)

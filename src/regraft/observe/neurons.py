@@ -93,12 +93,20 @@ def neurons(
         every = [n for row in range(len(blocks)) for n in _consistent(row, blocks[row], feature, inside, outside, k)]
         found[feature] = sorted(every, key=lambda n: -float(np.mean([v[n.row][n.index] for v in inside])))
     kept = [n for every in found.values() for n in every[:show]]
+    unsaid = ""
     searched = bool(kept) and (bool(corpus) or model.tokenizer is not None)
     file = str(expanded(corpus)) if corpus else ""
-    best = _contexts(model, kept, suited_corpus(model, file, torch.initial_seed()) if searched else [], contexts)
+    try:
+        searchable = suited_corpus(model, file, torch.initial_seed()) if searched else []
+    except ValueError as error:
+        if file:
+            raise
+        searchable, unsaid = [], f"no contexts: {error}"
+    best = _contexts(model, kept, searchable, contexts)
     attrs = {"k": k, "at": at, "control": len({label for _, label in texts}) > 1}
     if kept and not searched:
         attrs["notes"] = "no contexts: without a tokenizer there is no corpus but one named with --corpus"
+    attrs |= {"notes": unsaid} if unsaid else {}
     return _dataset(model, blocks, found, kept, best, (texts, values), attrs)
 
 

@@ -7,11 +7,14 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from regraft.report.drawing import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, draws, heatmap, lines, plain_text
+from regraft.report.route_figures import surgery_figures, surgery_finding
 from regraft.report.wording import capital, differ, highest, listed, lowest, named_blocks, signed
 
 
 def quantize_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
-    """Sensitivity of blocks and of matrices, recipes at equal bytes, and loss over bytes."""
+    """Sensitivity of blocks and of matrices, recipes at equal bytes, and loss over bytes; of one recipe, the loss."""
+    if "state" in dataset.dims:
+        return surgery_figures(dataset)
     blocks, widths = dataset.block.values, dataset.bits.values
     shown = np.log10(np.maximum(dataset.increase.values, 1e-4)).T
     alone = heatmap(
@@ -63,7 +66,9 @@ def recipe_bars(dataset: xr.Dataset) -> go.Figure:
 
 
 def quantize_finding(dataset: xr.Dataset) -> str:
-    """The most sensitive block, and the best and the worst recipe at equal bytes."""
+    """The most sensitive block, and the best and the worst recipe at equal bytes; of one recipe, what it costs."""
+    if "state" in dataset.dims:
+        return surgery_finding(dataset)
     attrs, names = dataset.attrs, dataset.block.values
     fewest = int(np.argmin(dataset.bits.values))
     parts = []

@@ -38,6 +38,8 @@ class Reading:
             said |= {"prompts_file": self.prompts_file} if self.prompts_file and kept == own else {}
             said |= {"text": self.text} if self.text else {}
             said |= {} if said else {"prompts": kept}
+        if own and "prompt" in known:
+            run["prompt"] = said["prompt"] = own[0]
         if self.count and "count" in known:
             run["count"] = said["count"] = min(self.count, len(own)) if own else self.count
         if self.text and "corpus" in known:

@@ -134,13 +134,22 @@ def shuffle_finding(dataset: xr.Dataset) -> str:
 
 
 def surgery_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
-    """Loss before and after."""
+    """Loss before and after; of a model that writes no text, how far its last stream is from the whole model's."""
+    if "distance" in dataset:
+        name = "share of the whole model's last stream"
+        figure = bars(dataset.state.values, dataset.distance.values, "state", name, name)
+        return [(f"Distance of the last stream, {dataset.attrs['change']}", figure)]
     figure = bars(dataset.state.values, dataset.loss.values, "state", "nats per token", "nats per token")
     return [(f"Loss, {dataset.attrs['change']}", figure)]
 
 
 def surgery_finding(dataset: xr.Dataset) -> str:
     """What the change costs and saves."""
+    if "distance" in dataset:
+        share = float(dataset.parameters.values[1] / dataset.parameters.values[0])
+        away = float(dataset.distance.values[1])
+        told = f"the last stream is {away:.1%} of its length away from the whole model's" if away else "nothing changes"
+        return f"{capital(dataset.attrs['change'])}: {told}, {share:.1%} of the parameters. {dataset.attrs['saved']}".strip()
     before, after = dataset.loss.values
     share = float(dataset.parameters.values[1] / dataset.parameters.values[0])
     change, saved, kept = capital(dataset.attrs["change"]), dataset.attrs["saved"], float(dataset.agreement.values[1])
