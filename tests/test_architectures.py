@@ -60,6 +60,11 @@ def test_every_architecture_is_swept_as_by_hooks(kind, name):
     check_swept(kind, name)
 
 
+def test_blocks_that_cannot_be_called_again_are_one_sentence():
+    with pytest.raises(ValueError, match="the blocks of PegasusXForConditionalGeneration cannot be called again by themselves"):
+        load(tiny("seq2seq", "pegasus_x"), pack=False)
+
+
 def test_additions_in_place_are_heard_before_they_are_written_to():
     """Falcon adds the attention's output to the MLP's in place: what was returned is the sum afterwards."""
     model = load(tiny("causal", "falcon"), pack=False)

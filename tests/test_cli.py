@@ -45,7 +45,7 @@ def test_help_names_every_command_and_loads_no_torch():
     shown = run("--help").stdout
     assert all(name in shown for name in ("report", "inspect", *experiments()))
     for name in experiments():
-        assert all(f"--{p.name}" in run(name, "--help").stdout for p in experiments()[name].parameters)
+        assert all(f"--{p.name.replace('_', '-')}" in run(name, "--help").stdout for p in experiments()[name].parameters)
 
 
 def test_the_package_offers_what_it_says():
@@ -133,7 +133,7 @@ def test_a_run_that_fails_leaves_what_was_there(tmp_path):
         (2, "needs a number", ["patch", "--site", "neuron"]),
         (2, "device 'gpu' is not known", ["lens", "--device", "gpu"]),
         (2, "attention 'nonsense' cannot be used|nonsense", ["lens", "--attention", "nonsense"]),
-        (2, "tokens do not fit this model", ["lens", "--model", "specimen:gpt2", "--prompts", "word " * 2000]),
+        (2, "leaves no room for an answer in 512 positions", ["lens", "--model", "specimen:gpt2", "--prompts", "word " * 2000]),
         (2, "is no site", ["patch", "--site", "nonsense"]),
         (2, "tokens long", ["patch", "--clean", "It is 9:00 am and"]),
         (2, "dtype 'int4' is not known", ["lens", "--dtype", "int4"]),

@@ -16,6 +16,8 @@ from regraft.data.given import given_prompts, pieces_per_word, unknown_share
 from regraft.data.prompts import BOOK_PASSAGES, Prompt, general
 from regraft.experiment import experiments
 from regraft.report.reading import Reading
+from regraft.tokens.bits import fitted, score
+from regraft.tokens.byte_ids import ByteIds
 
 RUN = {name: experiments()[name].run for name in ("knockout", "ablate", "push", "lens", "trajectories", "neurons", "linearity")}
 SHORT = dict(count=2, tokens=3)
@@ -78,6 +80,19 @@ def test_running_text_is_cut_by_tokens_not_by_letters(tmp_path):
     assert all(len(model.encode(text)) <= 40 for text in found)
     assert len(model.encode(file.read_text(encoding="utf-8")[:800])) > 512, "the model reads 512 tokens"
     assert max(map(len, corpus(model, str(file)))) <= 128
+
+
+def test_pieces_that_are_scored_fit_the_model_whatever_the_script():
+    model = load("specimen:qwen3", pack=False)
+    reader = ByteIds(model.tokenizer)
+    text = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему. " * 20
+    with pytest.raises(ValueError, match="give shorter pieces"):
+        score(model, reader, [text])
+    cut = fitted([text, "short"], [reader], 512)
+    assert "".join(cut) == text + "short"
+    assert max(len(reader.encode(piece.encode())) for piece in cut) < 511
+    assert score(model, reader, cut).bytes > 0
+    assert fitted([text], [reader], 0) == [text]
 
 
 def test_a_report_reads_what_it_is_given(stories, tmp_path):

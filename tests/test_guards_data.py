@@ -14,8 +14,9 @@ from regraft.data import completions as module
 from regraft.data import evaluation as evaluation_module
 from regraft.data import texts as texts_module
 from regraft.data.completions import Completion, completions
-from regraft.data.corpus import _passages, corpus
+from regraft.data.corpus import LONGEST, corpus
 from regraft.data.evaluation import Recordings, batched, evaluation
+from regraft.data.given import passages as cut_passages
 from regraft.data.prompts import Prompt
 from regraft.data.texts import text_files, text_of, texts_in
 from regraft.data.token_bytes import byte_of_character, token_bytes
@@ -194,7 +195,7 @@ def test_passages_are_cut_to_what_the_model_reads():
     for most, wanted in ((128, [126, 44]), (12, [10] * 17), (2, [128, 42]), (1000, [128, 42])):
         model = opened("llama")
         model.hf.config.max_position_embeddings = most
-        passages = _passages(model, [long, "  ", "5,6"])
+        passages = cut_passages(model, [long, "  ", "5,6"], LONGEST)
         assert [len(row) for row in passages] == [*wanted, 2]
         assert [i for row in passages[:-1] for i in row] == [*range(5, 90), *range(5, 90)]
 

@@ -100,6 +100,7 @@ def test_texts_become_ids():
     model.tokenizer = type("Letters", (), {
         "__call__": lambda self, text, **more: {"input_ids": [letters.get(letter, 20) for letter in text]},
         "decode": lambda self, ids, **more: "".join(letter for i in ids for letter, number in letters.items() if number == i),
+        "convert_ids_to_tokens": lambda self, i: self.decode([i]),
         "all_special_ids": [2],
     })()  # fmt: skip
     assert model.single_token("b") == 8

@@ -335,7 +335,7 @@ def test_where_a_patch_works_is_told_of_several_blocks_and_tokens(effect, tokens
     found = patch_finding(data(coords, attrs, effect=(("block", "position" if tokens else "all"), effect)))
     span = "Logit of the answer minus the wrong one: -6.5 in the run that is patched, +10.0 in the run"
     assert found.startswith(span)
-    assert found.endswith(said or "that the activations come from. ")
+    assert found.endswith(said or "that the activations come from.")
 
 
 def test_shares_of_tokens_stand_at_the_depth_where_they_settle():

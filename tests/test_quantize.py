@@ -139,7 +139,7 @@ def test_a_recipe_is_saved_with_its_measured_loss(tmp_path):
     weight = plain.model.layers[2].mlp.up_proj.weight
     assert torch.equal(weight, round_to_nearest(model.blocks[2].module.mlp.up_proj.weight, 4))
     card = (tmp_path / "four" / "README.md").read_text(encoding="utf-8")
-    assert f"{float(data.recipe_loss.sel(recipe='uniform')):,.4f}" in card
+    assert f"{float(data.loss[1]):,.4f}" in card
     assert torch.isfinite(plain(torch.tensor([ids(6, 1)])).logits).all()
     with pytest.raises(ValueError, match="there is no recipe 'gold'"):
         RUN(model, recipe="gold", save=str(tmp_path / "gold"), **TEXT)

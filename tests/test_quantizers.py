@@ -136,7 +136,7 @@ def test_a_recipe_is_saved_as_packed_integers_with_its_measured_loss(tmp_path):
     assert said["quant_method"] == "compressed-tensors"
     assert {group["weights"]["num_bits"] for group in said["config_groups"].values()} == {4}
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"{float(data.recipe_loss.sel(recipe='uniform')):,.4f}" in card
+    assert f"{float(data.loss[1]):,.4f}" in card
     assert f"{(folder / 'model.safetensors').stat().st_size:,} bytes" in card
     with pytest.raises(ValueError, match="16 bits cannot be packed: at most 8"):
         write_packed(copy.deepcopy(opened("qwen3").hf), tmp_path / "wide", opened("qwen3").blocks, [16] * 4, 128)

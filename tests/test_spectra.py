@@ -296,7 +296,7 @@ def test_the_command_builds_no_model(monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     assert "12 matrices" in done.output.replace("\n", " ")
     again = CliRunner().invoke(app, ["spectra", "--model", str(tmp_path / "nowhere")])
-    assert again.exit_code == 1
+    assert again.exit_code == 2
     assert "not a folder" in again.output
     save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")

@@ -328,7 +328,7 @@ def test_healing_that_is_broken_off_goes_on(folder, monkeypatch):
         (("--donor", "specimen:gpt2", "--method", "pursuit"), "has another tokenizer"),
         (("--threshold", "nan"), "a threshold must be a number"),
         (("--pieces", "0"), "at least one piece"),
-        (("--cache", "{folder}/a.txt", "--encoder", MINILM), "cannot be written to: choose another with --cache"),
+        (("--cache", "{folder}/a.txt", "--encoder", MINILM), "is a file): choose another with --cache"),
     ],
 )
 def test_what_is_refused_before_any_work(folder, words, sentence, monkeypatch):

@@ -141,7 +141,13 @@ def _opened(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack:
         attention,
         probe,
     )
-    model.check = check(model)
+    try:
+        model.check = check(model)
+    except CANNOT as error:
+        if isinstance(error, ValueError):
+            raise
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ValueError(f"the blocks of {name} cannot be called again by themselves ({reason}): it cannot be opened") from error
     if pack and model.device.type == "cpu":
         model.packed = pack_if_it_pays(hf)
     return model

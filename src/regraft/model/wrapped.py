@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
 from regraft.model.files import CheckpointError
 from regraft.model.parts import acts_linear, is_linear
@@ -58,14 +58,14 @@ def refuse_adapters(model: Any) -> None:
 
 def _is_whole(source: nn.Module) -> bool:
     """Whether a module is a model itself and no wrapper that passes on its attributes."""
-    inside = [m for m in source.modules() if isinstance(m, PreTrainedModel)]
-    return isinstance(source, PreTrainedModel) or (not inside and hasattr(source, "config"))
+    inside = [m for m in source.modules() if isinstance(m, transformers.PreTrainedModel)]
+    return isinstance(source, transformers.PreTrainedModel) or (not inside and hasattr(source, "config"))
 
 
 def _only_inside(source: nn.Module) -> nn.Module:
     found: dict[str, nn.Module] = {}
     for name, module in source.named_modules():
-        if isinstance(module, PreTrainedModel) and not any(name.startswith(f"{outer}.") for outer in found):
+        if isinstance(module, transformers.PreTrainedModel) and not any(name.startswith(f"{outer}.") for outer in found):
             found[name] = module
     if len(found) == 1:
         return next(iter(found.values()))

@@ -81,6 +81,22 @@ def _cut(texts: Iterable[str], size: int) -> Iterator[str]:
             start = stop
 
 
+def fitted(texts: Iterable[str], readers: Sequence[ByteIds], limit: int) -> list[str]:
+    """The same texts in pieces that have less than `limit` tokens for every reader (0: no limit), cut at white space if any.
+
+    Letters of other scripts are two or three bytes, and so as many tokens to a tokenizer that does not know them.
+    """
+    found: list[str] = []
+    waiting = list(texts)[::-1]
+    while waiting:
+        text = waiting.pop()
+        if limit and len(text) > 1 and max(len(reader.encode(text.encode())) for reader in readers) >= limit - 1:
+            waiting += list(_cut([text], -(-len(text) // 2)))[::-1]
+        else:
+            found.append(text)
+    return found
+
+
 @torch.no_grad()
 def score(model: Model, reader: ByteIds, texts: Sequence[str], begin: int | None = None) -> Score:
     """Score pieces of text behind the tokenizer's start token; without one, the first token of each piece is not predicted.

@@ -11,9 +11,10 @@ from importlib.metadata import version
 import numpy as np
 import xarray as xr
 
+from regraft.model.forward import longest_input
 from regraft.model.opened import Model
 from regraft.model.progress import advance
-from regraft.tokens.bits import score
+from regraft.tokens.bits import fitted, score
 from regraft.tokens.byte_ids import ByteIds
 
 CROSSING = re.compile(rb"\S\s+\S")
@@ -38,6 +39,9 @@ def compare(
     if not tokenizers or not domains or not all(domains.values()):
         raise ValueError("there is nothing to compare: name at least one tokenizer and some text")
     began = time.perf_counter()
+    if models is not None:
+        rooms = [room for model in models.values() if (room := longest_input(model.hf.config)) and not model.two_stacks]
+        domains = {name: fitted(texts, list(tokenizers.values()), min(rooms, default=0)) for name, texts in domains.items()}
     values = {name: np.zeros((len(tokenizers), len(domains))) for name in UNITS}
     bits = np.full((len(tokenizers), len(domains)), np.nan)
     crossing, counts, longest, shares = [], [], [], []

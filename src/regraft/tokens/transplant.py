@@ -13,8 +13,9 @@ from torch import Tensor
 
 from regraft.experiment import provenance
 from regraft.graft.placing import Swaps, all_placed
+from regraft.model.forward import longest_input
 from regraft.model.opened import Model
-from regraft.tokens.bits import Score, score
+from regraft.tokens.bits import Score, fitted, score
 from regraft.tokens.byte_ids import ByteIds
 from regraft.tokens.encoder import Vectors
 from regraft.tokens.estimate import Case, Settings, estimate
@@ -87,7 +88,7 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: S
     if not domains:
         raise ValueError("there is no text to measure on: name at least one domain")
     began = time.perf_counter()
-    before = [score(done.model, done.old, texts) for texts in domains.values()]
+    before = [score(done.model, done.old, texts) for texts in _pieces(done, domains)]
     after = scores_after(done, domains)
     both = [[one.bits_per_byte for one in scores] for scores in (before, after)]
     per_token = [[one.bytes / one.tokens for one in scores] for scores in (before, after)]
@@ -122,7 +123,13 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: S
 def scores_after(done: Transplant, domains: Mapping[str, Sequence[str]]) -> list[Score]:
     """What the model with the new tokenizer, as its rows are now, makes of each domain."""
     with all_placed(done.model.hf, done.swaps):
-        return [score(done.model, done.new, texts, _begin(done)) for texts in domains.values()]
+        return [score(done.model, done.new, texts, _begin(done)) for texts in _pieces(done, domains)]
+
+
+def _pieces(done: Transplant, domains: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Each domain's texts, cut so that the model reads every piece with either tokenizer."""
+    room = 0 if done.model.two_stacks else longest_input(done.model.hf.config)
+    return [fitted(texts, [done.old, done.new], room) for texts in domains.values()]
 
 
 def _begin(done: Transplant) -> int | None:
