@@ -13,14 +13,14 @@ from small import METRIC, ids, recorded, reference
 from variants import all_sites
 
 SWEPT = {
-    "causal": """afmoe apertus arcee arctic aya bitnet bloom biogpt cohere cohere2 cpmant ctrl codegen deepseek_v2 diffllama
-        doge dots1 ernie4_5 exaone4 falcon falcon_mamba gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox
+    "causal": """afmoe apertus arcee bitnet bloom biogpt cohere cohere2 ctrl codegen deepseek_v2 diffllama
+        doge ernie4_5 exaone4 falcon falcon_mamba gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox
         gpt_neox_japanese gpt_oss gptj granite granitemoe granitemoehybrid helium hunyuan_v1_dense inkling_text jamba jetmoe
         lfm2 llama llama4_text mamba mamba2 minicpm3 minimax ministral mistral mixtral modernbert-decoder moshi mpt nanochat
         nemotron olmo olmo2 olmo3 olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe
         recurrent_gemma rwkv seed_oss smollm3 stablelm starcoder2 vaultgemma xglm xlstm youtu""".split(),
-    "masked": """bert camembert convbert deberta deberta-v2 distilbert electra ernie esm fnet layoutlm longformer megatron-bert
-        mobilebert modernbert mpnet mra nystromformer rembert roberta roc_bert roformer tapas xlm-roberta yoso""".split(),
+    "masked": """bert camembert convbert deberta deberta-v2 distilbert electra ernie esm fnet layoutlm megatron-bert
+        modernbert mpnet mra nystromformer rembert roberta roc_bert roformer tapas xlm-roberta yoso""".split(),
     "seq2seq": """bart bigbird_pegasus blenderbot blenderbot-small led longt5 m2m_100 marian mbart mt5 nllb-moe pegasus plbart
         switch_transformers t5 umt5""".split(),
 }
