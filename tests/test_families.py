@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-import naive
 from families import FAMILIES, VOCAB
-from regraft.engine.metric import LogitDifference, logit_difference, stream_distance
+from regraft.engine.metric import logit_difference
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Variant
 from regraft.model.load import load
-from variants import described, some_variants
+from variants import described, swept_and_wanted
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -49,17 +48,7 @@ def test_padded_prompts_replay_too(model):
 
 
 def test_sweeps_equal_the_naive_reference(model):
-    recording, other = recorded(model, 7, 7), recorded(model, 7, 7, seed=50)
-    variants = some_variants(model, recording, other)
-    headless = model.parts.head is None
-    metric = stream_distance(-1) if headless else LogitDifference("d", "logits", tokens=(7, 9))
-    result = sweep(recording, variants, metric)
-    wanted = torch.stack([naive.logits(model, recording, v)[:, -1] for v in variants])
-    if headless:
-        clean = naive.logits(model, recording, Variant())[:, -1]
-        wanted = (wanted - clean).norm(dim=-1) / clean.norm(dim=-1)
-    else:
-        wanted = wanted[..., 7] - wanted[..., 9]
+    recording, variants, metric, result, wanted = swept_and_wanted(model)
     gaps = (result.values[metric.name] - wanted).abs().amax(1)
     apart = {described(v): float(g) for v, g in zip(variants, gaps, strict=True) if not g <= 1e-5}
     assert not apart

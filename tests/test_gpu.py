@@ -13,7 +13,6 @@ import naive
 from families import FAMILIES
 from regraft.data.completions import completions
 from regraft.data.prompts import Prompt
-from regraft.engine.metric import stream_distance
 from regraft.engine.sweep import sweep
 from regraft.engine.variant import Replace, Scale, Variant, Zero
 from regraft.experiment import experiments
@@ -23,7 +22,7 @@ from regraft.model.comparison import gap
 from regraft.model.load import load
 from small import METRIC, SHAPES, recorded, reference
 from test_distill import PLAN, made, text
-from variants import described, some_variants
+from variants import described, swept_and_wanted
 
 pytestmark = pytest.mark.gpu
 CARD = "cuda"
@@ -47,17 +46,7 @@ def on_card(name, dtype=torch.float32, seed=1):
 def test_sweeps_equal_hooks_on_the_card(name):
     model = on_card(name)
     assert model.device.type == "cuda"
-    recording, other = recorded(model, 7, 7), recorded(model, 7, 7, seed=50)
-    variants = some_variants(model, recording, other)
-    headless = model.parts.head is None
-    metric = stream_distance(-1) if headless else METRIC
-    result = sweep(recording, variants, metric)
-    wanted = torch.stack([naive.logits(model, recording, v)[:, -1] for v in variants])
-    if headless:
-        clean = naive.logits(model, recording, Variant())[:, -1]
-        wanted = (wanted - clean).norm(dim=-1) / clean.norm(dim=-1)
-    else:
-        wanted = wanted[..., 7] - wanted[..., 9]
+    _, variants, metric, result, wanted = swept_and_wanted(model)
     scale = float(wanted.abs().max())
     gaps = (result.values[metric.name].to(wanted) - wanted).abs().amax(1) / scale
     apart = {described(v): float(g) for v, g in zip(variants, gaps, strict=True) if not g <= FEATURES * model.rounding}

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
+import naive
+from regraft.engine.metric import stream_distance
+from regraft.engine.sweep import sweep
 from regraft.engine.variant import Add, Replace, Route, Scale, Variant, Zero
+from small import METRIC, recorded
 
 
 def all_sites(model, block):
@@ -52,3 +58,19 @@ def some_variants(model, recording, other):
 def described(variant):
     stops = [stop.block for stop in variant.route.stops] if variant.route else "clean"
     return f"{[(type(e).__name__, e.site, e.position) for e in variant.edits]} on {stops}"
+
+
+def swept_and_wanted(model):
+    """A recording, some variants, the metric, their sweep, and the same by full forwards with hooks."""
+    recording, other = recorded(model, 7, 7), recorded(model, 7, 7, seed=50)
+    variants = some_variants(model, recording, other)
+    headless = model.parts.head is None
+    metric = stream_distance(-1) if headless else METRIC
+    result = sweep(recording, variants, metric)
+    wanted = torch.stack([naive.logits(model, recording, v)[:, -1] for v in variants])
+    if headless:
+        clean = naive.logits(model, recording, Variant())[:, -1]
+        wanted = (wanted - clean).norm(dim=-1) / clean.norm(dim=-1)
+    else:
+        wanted = wanted[..., 7] - wanted[..., 9]
+    return recording, variants, metric, result, wanted
