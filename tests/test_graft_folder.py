@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from regraft.data.token_bytes import token_bytes
 from regraft.disk import RunFolderError
@@ -69,12 +70,14 @@ def test_a_baked_graft_is_a_plain_model_with_the_same_outputs(name, tmp_path):
     data = certified(model, graft, tmp_path / "graft")
     said = bake(model, graft, tmp_path / "graft", tmp_path / "baked")
     assert ("its head keeps the old matrix" in said) == model.parts.tied
+    assert "rounding to bfloat16, the type of its source's files, moves them by" in said
+    assert {t.dtype for t in load_file(tmp_path / "baked" / "model.safetensors").values()} == {torch.bfloat16}
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "baked", dtype=torch.float32).eval()
-    assert torch.equal(plain.get_input_embeddings().weight, graft.table())
+    assert torch.equal(plain.get_input_embeddings().weight, graft.table().bfloat16().float())
     assert torch.equal(plain.get_output_embeddings().weight, model.hf.get_output_embeddings().weight)
     ids = torch.tensor([[5, 9, 300, 1000, 2]])
     with torch.no_grad():
-        wanted = model.hf(inputs_embeds=graft(ids)).logits
+        wanted = model.hf(inputs_embeds=graft(ids).bfloat16().float()).logits
         assert float((plain(ids).logits - wanted).abs().max()) < 1e-5
     card = (tmp_path / "baked" / "README.md").read_text()
     assert f"{float(data.bits_per_byte_after[0]):.4f}" in card

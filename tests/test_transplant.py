@@ -72,6 +72,7 @@ def test_onto_its_own_tokenizer_every_bit_stays(name, tmp_path):
     assert float(data.bits_per_byte[0, 0]) == pytest.approx(float(data.bits_per_byte[1, 0]), abs=near)
     chosen = transformers.AutoModelForSeq2SeqLM if model.two_stacks else transformers.AutoModelForCausalLM
     again = chosen.from_pretrained(tmp_path / "own").state_dict()
+    assert {t.dtype for t in again.values()} == {torch.bfloat16}, "as on the source's disk, though computed in float32"
     assert all(torch.equal(again[key], tensor) for key, tensor in model.hf.state_dict().items())
 
 
@@ -87,7 +88,7 @@ def test_onto_a_permutation_of_it_everything_is_permuted(name, tmp_path):
     assert float(data.bits_per_byte[1, 0]) == pytest.approx(float(data.bits_per_byte[0, 0]), rel=1e-5)
     write_model(done, data, tmp_path / "permuted")
     chosen = transformers.AutoModelForSeq2SeqLM if model.two_stacks else transformers.AutoModelForCausalLM
-    again = chosen.from_pretrained(tmp_path / "permuted").eval()
+    again = chosen.from_pretrained(tmp_path / "permuted", dtype=torch.float32).eval()
     ids = torch.tensor([model.tokenizer("The capital of France is Paris")["input_ids"]])
     moved = torch.from_numpy(order)[ids]
     found = logits(again, moved, model.two_stacks)[..., torch.from_numpy(order)]

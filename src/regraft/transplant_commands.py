@@ -199,15 +199,21 @@ def transplant_rows(data: xr.Dataset) -> Iterator[str]:
     """A certificate in words, a line for each domain."""
     for domain in map(str, data.domain.values):
         one = data.sel(domain=domain)
-        before, after = (float(value) for value in one.bits_per_byte.values)
         short = [float(value) for value in one.bytes_per_token.values]
+        tokens = f"{short[0]:.3f} bytes per token become {short[1]:.3f}"
+        if "bits_per_byte" not in data:
+            yield f"{domain}: embeddings move by {float(one.distance):.4f} (1 - cosine); {tokens}"
+            continue
+        before, after = (float(value) for value in one.bits_per_byte.values)
         unhealed = (
             f" ({float(one.bits_per_byte_unhealed):.4f} before {data.attrs['healing_steps']} healing steps)"
             if "bits_per_byte_unhealed" in data
             else ""
         )
         lossy = "" if float(one.exact.min()) == 1 else "; NOT COMPARABLE, a tokenizer does not keep this text as it is"
+        yield f"{domain}: {before:.4f} bits per byte become {after:.4f}{unhealed}; {tokens}{lossy}"
+    if "apart" in data:
         yield (
-            f"{domain}: {before:.4f} bits per byte become {after:.4f}{unhealed}; {short[0]:.3f} bytes per token become "
-            f"{short[1]:.3f}{lossy}"
+            f"Two different texts are {float(data.apart):.4f} apart; {float(data.same_nearest):.1%} of the texts keep their "
+            "nearest other text"
         )

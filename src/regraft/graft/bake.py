@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regraft.disk import check_empty, whole_folder
 from regraft.graft.byte_embedding import ByteEmbedding
 from regraft.graft.card import card
 from regraft.graft.folder import read_certificate
 from regraft.graft.placing import placed
-from regraft.model.comparison import gap
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint
 from regraft.model.opened import Model
-from regraft.model.readback import check_generation, check_tensors, probe_ids
+from regraft.model.readback import check_generation, check_outputs, check_tensors, probe_ids
+from regraft.model.stored import rounding_said, settle, stored_types
+
+OTHERWISE = "the baked model's outputs differ from the graft's by {gap} of the largest: it is not written"
 
 
 def bake(model: Model, graft: ByteEmbedding, source: Path, target: Path) -> str:
@@ -38,26 +40,29 @@ def bake(model: Model, graft: ByteEmbedding, source: Path, target: Path) -> str:
     with placed(model.hf, model.parts.embedding, graft), torch.no_grad():
         wanted = model.run(**inputs)[0]
     changed = with_table(model, graft)
+    types = stored_types(model)
+    rounded, bound = settle(changed, types, lambda: _outputs(changed, inputs), wanted, len(model.blocks), model.width)
+    moved = rounding_said(types, check_outputs(rounded, wanted, bound, OTHERWISE))
     with whole_folder(target) as fresh, quiet_transformers():
         changed.save_pretrained(fresh)
         model.tokenizer.save_pretrained(fresh)
         read = read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
         check_tensors(read, changed.state_dict())
-        with torch.no_grad():
-            found = read(**inputs, **without_cache(read))[0]
-        difference = gap(found, wanted)
-        if not difference <= model.rounding:
-            raise ValueError(f"the baked model's outputs differ from the graft's by {difference:.1e}: it is not written")
+        difference = check_outputs(_outputs(read, inputs), rounded, model.rounding, OTHERWISE)
         check_generation(read, model.hf, inputs, model.rounding)
         baked = (
             "It is baked: plain tensors that any transformers opens, whose outputs differ from the graft's by at most "
-            f"{difference:.1g} of the largest."
+            f"{difference:.1g} of the largest{moved}."
         )
         (fresh / "README.md").write_text(card(model, [graft], certificate, baked), encoding="utf-8")
     head = ", and its head keeps the old matrix as its own" if model.parts.tied else ""
-    return (
-        f"{target} opens with transformers and gives the graft's outputs (they differ by {difference:.1g} of the largest){head}"
-    )
+    apart = f"they differ by {difference:.1g} of the largest{moved}"
+    return f"{target} opens with transformers and gives the graft's outputs ({apart}){head}"
+
+
+@torch.no_grad()
+def _outputs(hf: Any, inputs: dict[str, Tensor]) -> Tensor:
+    return hf(**inputs, **without_cache(hf))[0]
 
 
 def with_table(model: Model, graft: ByteEmbedding) -> Any:

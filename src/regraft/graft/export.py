@@ -18,14 +18,14 @@ from regraft.graft.folder import swaps_of
 from regraft.graft.grafted import GraftedConfig, GraftedModel, shared
 from regraft.graft.kinds import Graft, sizes
 from regraft.graft.placing import Swaps, all_placed
-from regraft.model.comparison import gap
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers
 from regraft.model.opened import Model
-from regraft.model.readback import check_generation, check_tensors, probe_ids
+from regraft.model.readback import check_generation, check_outputs, check_tensors, probe_ids
 
 CODE = ("grafted.py", "kinds.py", "byte_embedding.py", "tree_head.py", "trees.py", "logits_view.py")
 """What a folder carries for remote code."""
+OTHERWISE = "read again, the folder's outputs differ from the grafts' by {gap} of the largest: it is not kept"
 
 
 def export(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, target: Path, remote_code: bool = False) -> str:
@@ -120,10 +120,6 @@ def _check(folder: Path, model: Model, tensors: dict[str, Tensor], wanted: Tenso
     check_tensors(read, tensors)
     with torch.no_grad():
         again = read(**_inputs(model), **without_cache(model.hf))[0]
-    difference = gap(again, wanted)
-    if not difference <= model.rounding:
-        raise ValueError(
-            f"read again, the folder's outputs differ from the grafts' by {difference:.1e} of the largest: it is not kept"
-        )
+    difference = check_outputs(again, wanted, model.rounding, OTHERWISE)
     check_generation(read, model.hf, _inputs(model), model.rounding)
     return difference

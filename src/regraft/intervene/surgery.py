@@ -26,15 +26,14 @@ from regraft.engine.variant import Route, Stop, Variant
 from regraft.experiment import provenance
 from regraft.intervene.block_config import adjusted, check_expressible
 from regraft.model.anatomy import weigh
-from regraft.model.comparison import gap, rounding
 from regraft.model.files import CheckpointError
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint
 from regraft.model.opened import Model
 from regraft.model.parts import Block
-from regraft.model.readback import check_generation, check_tensors, probe_ids
+from regraft.model.readback import check_generation, check_outputs, check_tensors, probe_ids
 from regraft.model.recording import Recording
-from regraft.model.stored import cast_as_stored, round_as_stored, stored_types
+from regraft.model.stored import rounding_said, settle, stored_types
 from regraft.model.wrapped import refuse_adapters
 
 CARD = "README.md"
@@ -136,10 +135,8 @@ def save_blocks(
     sample = _sample(model)
     wanted = _route_output(sample, route)
     changed, types = rebuilt(model, blocks), stored_types(model) if write is None else {}
-    if round_as_stored(changed, types):
-        _check_same(_output(changed, sample), wanted, rounding(min(types.values(), key=_digits), len(blocks), model.width), model)
-        wanted = _output(changed, sample)
-    cast_as_stored(changed, types)
+    rounded, bound = settle(changed, types, lambda: _output(changed, sample), wanted, len(blocks), model.width)
+    moved = rounding_said(types, check_outputs(rounded, wanted, bound, _otherwise(model)))
     with keeping(measured), whole_folder(target) as fresh:
         with quiet_transformers():
             (write or _write_plainly)(changed, fresh)
@@ -148,24 +145,17 @@ def save_blocks(
         read = _read_back(fresh, target, model)
         if write is None:
             check_tensors(read, changed.state_dict())
-        difference = _check_same(_output(read, sample), wanted, model.rounding, model)
+        difference = check_outputs(_output(read, sample), rounded, model.rounding, _otherwise(model))
         check_generation(read, model.hf, sample.inputs, model.rounding)
-        (fresh / CARD).write_text(_card(model, measured, difference, _weight_bytes(fresh)), encoding="utf-8")
-    return f"{folder} opens with transformers and gives the route's logits (largest difference {difference:.1g})"
+        (fresh / CARD).write_text(_card(model, measured, f"{difference:.1g}{moved}", _weight_bytes(fresh)), encoding="utf-8")
+    return f"{folder} opens with transformers and gives the route's logits (largest difference {difference:.1g}{moved})"
 
 
-def _check_same(found: Tensor, wanted: Tensor, bound: float, model: Model) -> float:
-    difference = gap(found, wanted)
-    if not difference <= bound:
-        raise ValueError(
-            f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: read back, its logits "
-            f"differ by {difference:.1e} (something in it depends on a block's number)"
-        )
-    return difference
-
-
-def _digits(kind: torch.dtype) -> float:
-    return -torch.finfo(kind).eps
+def _otherwise(model: Model) -> str:
+    return (
+        f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: read back, its logits "
+        "differ by {gap} (something in it depends on a block's number)"
+    )
 
 
 def _output(hf: Any, sample: Recording) -> Tensor:
@@ -249,7 +239,7 @@ def _weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _card(model: Model, measured: xr.Dataset, difference: float, size: int) -> str:
+def _card(model: Model, measured: xr.Dataset, difference: str, size: int) -> str:
     """The model card: what was changed, and the measurements with their provenance."""
     rows = [
         f"| {name} | {_number(before)} | {_number(after)} | {measured[name].attrs['units']} |"
@@ -267,7 +257,7 @@ def _card(model: Model, measured: xr.Dataset, difference: float, size: int) -> s
             f"# {model.name}, {measured.attrs['change']}",
             "",
             f"Made by regraft from {model.name} (weights sha256 `{model.weights_sha256}`). Read back by transformers, its "
-            f"logits differ from those of the measured route by at most {difference:.1g}. The weight files hold {size:,} bytes.",
+            f"logits differ from those of the measured route by at most {difference}. The weight files hold {size:,} bytes.",
             "",
             "| quantity | before | after | unit |",
             "|---|---|---|---|",

@@ -50,6 +50,21 @@ def check_tensors(read: nn.Module, written: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{wrong} is not read back as it was written: the folder is not kept")
 
 
+def check_outputs(found: Tensor, wanted: Tensor, bound: float, refusal: str) -> float:
+    """Make sure that outputs are what they should be; returns how far they lie apart, as a share of the largest.
+
+    Args:
+        refusal: the sentence for outputs that lie further apart than `bound`, with a field `{gap}` for how far.
+
+    Raises:
+        ValueError: they do.
+    """
+    difference = gap(found, wanted)
+    if not difference <= bound:
+        raise ValueError(refusal.format(gap=f"{difference:.1e}"))
+    return difference
+
+
 def check_generation(read: nn.Module, source: nn.Module, inputs: dict[str, Tensor], bound: float) -> None:
     """Make sure that what was read back writes text, and the same with a cache as without.
 

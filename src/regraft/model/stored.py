@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from regraft.model.comparison import rounding
 from regraft.model.files import check_header, weight_files
 from regraft.model.opened import Model
 
@@ -59,6 +61,28 @@ def cast_as_stored(changed: nn.Module, types: dict[str, torch.dtype]) -> nn.Modu
         if types and p.is_floating_point():
             p.data = p.data.to(_type_of(name, types))
     return changed
+
+
+def settle(
+    changed: nn.Module, types: dict[str, torch.dtype], output: Callable[[], Tensor], wanted: Tensor, depth: int, width: int
+) -> tuple[Tensor, float]:
+    """Give a model that is about to be written the types of its source's files.
+
+    Returns its outputs on the rounded numbers, computed in the type that was computed in, with how far they may lie from
+    `wanted`, its outputs before; these themselves and 0 where no number is rounded.
+    """
+    found, bound = wanted, 0.0
+    if round_as_stored(changed, types):
+        coarsest = max(types.values(), key=lambda kind: torch.finfo(kind).eps)
+        found, bound = output(), rounding(coarsest, depth, width)
+    cast_as_stored(changed, types)
+    return found, bound
+
+
+def rounding_said(types: dict[str, torch.dtype], difference: float) -> str:
+    """What to say of outputs that rounding alone has moved by a share of the largest; nothing where it has not."""
+    kind = str(types.get("")).removeprefix("torch.")
+    return f"; rounding to {kind}, the type of its source's files, moves them by {difference:.1g}" if difference else ""
 
 
 def _type_of(name: str, types: dict[str, torch.dtype]) -> torch.dtype:

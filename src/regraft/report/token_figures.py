@@ -102,13 +102,17 @@ draws(
 
 
 def transplant_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
-    """Bits per byte and bytes per token by domain, before and after."""
+    """Bits per byte, or how far embeddings move, and bytes per token by domain, before and after."""
+    length = _states(data, {s: data.bytes_per_token.sel(state=s) for s in ("before", "after")}, "bytes per token")
+    shorter = ("Bytes of text for each token, before and after", length)
+    if "bits_per_byte" not in data:
+        moved = _states(data, {"moved": data.distance, **_yardstick(data)}, "1 - cosine")
+        return [("How far the embeddings of texts move, beside how far two texts are apart", moved), shorter]
     states = {"before": data.bits_per_byte.sel(state="before"), "after": data.bits_per_byte.sel(state="after")}
     if "bits_per_byte_unhealed" in data:
         states = {"before": states["before"], "after, not healed": data.bits_per_byte_unhealed, "after": states["after"]}
     bits = _states(data, states, "bits per byte")
-    length = _states(data, {s: data.bytes_per_token.sel(state=s) for s in ("before", "after")}, "bytes per token")
-    found = [("Bits per byte of text, before and after", bits), ("Bytes of text for each token, before and after", length)]
+    found = [("Bits per byte of text, before and after", bits), shorter]
     if "healing_loss" in data:
         figure = base(300)
         figure.add_scatter(y=data.healing_loss.values.tolist(), mode="lines", line_color=FIRST, name="loss")
@@ -116,6 +120,11 @@ def transplant_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
         figure.update_yaxes(title="nats, and relative error")
         found.append(("Loss while the new rows are healed", figure))
     return found
+
+
+def _yardstick(data: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The distance of two different texts, the same for every domain."""
+    return {"two different texts": data.apart.broadcast_like(data.distance)} if "apart" in data else {}
 
 
 def _states(data: xr.Dataset, states: dict[str, xr.DataArray], title: str) -> go.Figure:
@@ -132,6 +141,14 @@ def _states(data: xr.Dataset, states: dict[str, xr.DataArray], title: str) -> go
 
 def transplant_finding(data: xr.Dataset) -> str:
     """Each domain's change, and how many rows were taken over."""
+    old, new = int(data.taken_over), int(data.estimated)
+    taken = capital(f"{counted(old, 'token')} {'takes' if old == 1 else 'take'}")
+    estimated = f"{new:,} {'is' if new == 1 else 'are'}" if new else "none is"
+    changes = _bits_said(data) if "bits_per_byte" in data else _moves_said(data)
+    return f"{taken} over an old token's rows, {estimated} estimated by the method {data.attrs['method']}.{changes}"
+
+
+def _bits_said(data: xr.Dataset) -> str:
     bits = data.bits_per_byte
     said = [
         f"{signed(float(change))} on {d}" if np.isfinite(change) else f"no finite number on {d}"
@@ -139,11 +156,18 @@ def transplant_finding(data: xr.Dataset) -> str:
     ]
     lossy = [str(d) for d in data.domain.values if float(data.exact.sel(domain=d).min()) < 1]
     warning = f" A tokenizer does not keep {', '.join(lossy)} as it is, so these bits are not comparable." if lossy else ""
-    old, new = int(data.taken_over), int(data.estimated)
-    taken = capital(f"{counted(old, 'token')} {'takes' if old == 1 else 'take'}")
-    estimated = f"{new:,} {'is' if new == 1 else 'are'}" if new else "none is"
-    changes = f" Bits per byte: {', '.join(said)}." if said else ""
-    return f"{taken} over an old token's rows, {estimated} estimated by the method {data.attrs['method']}.{changes}{warning}"
+    return (f" Bits per byte: {', '.join(said)}." if said else "") + warning
+
+
+def _moves_said(data: xr.Dataset) -> str:
+    said = [f"{float(one):.3g} on {d}" for d, one in zip(data.domain.values, data.distance.values, strict=True)]
+    beside = (
+        f", where two different texts are {float(data.apart):.3g} apart; {float(data.same_nearest):.0%} of the texts keep their "
+        "nearest other text"
+        if "apart" in data
+        else ""
+    )
+    return f" Embeddings of texts move by a cosine distance of {', '.join(said)}{beside}."
 
 
 draws(
@@ -152,9 +176,10 @@ draws(
         "Tokenizer transplant",
         "What does another tokenizer cost the model?",
         "The model reads the same pieces of text, cut by its own tokenizer and by the new one. Bits per byte count every byte of "
-        "them, so they are comparable although the tokens are not. Longer tokens mean fewer steps for the same text.",
+        "them, so they are comparable although the tokens are not; of a model that writes no text, the embeddings of whole texts "
+        "are compared. Longer tokens mean fewer steps for the same text.",
         transplant_figures,
         transplant_finding,
-        ("bits_per_byte", "bytes_per_token", "exact"),
+        ("bits_per_byte", "distance", "apart", "same_nearest", "bytes_per_token", "exact"),
     ),
 )

@@ -36,7 +36,7 @@ class SentenceEncoder:
 
     def __init__(self, name: str, device: str = "cpu"):
         folder, self.name = resolve(name)
-        self.pooling = _pooling(folder)
+        self.pooling = pooling_of(folder)
         try:
             with quiet_transformers():
                 self.hf: Any = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
@@ -66,12 +66,22 @@ class SentenceEncoder:
         given = self.tokenizer(list(texts), padding=True, truncation=True, max_length=64, return_tensors="pt")
         given = {name: value.to(self.hf.device) for name, value in given.items()}
         states_BTD = self.hf(**given)[0]
-        mask_BT1 = given["attention_mask"][..., None].to(states_BTD)
-        pooled = states_BTD[:, 0] if self.pooling == "first" else (states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)
-        return torch.nn.functional.normalize(pooled, dim=-1).cpu()
+        return pooled(states_BTD, given["attention_mask"], self.pooling)
 
 
-def _pooling(folder: Path) -> str:
+def pooled(states_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
+    """Unit vectors (B, D) of texts: the mean of their tokens' states, or the first one's."""
+    mask_BT1 = mask_BT[..., None].to(states_BTD)
+    vectors_BD = states_BTD[:, 0] if pooling == "first" else (states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)
+    return torch.nn.functional.normalize(vectors_BD, dim=-1).cpu()
+
+
+def pooling_of(folder: Path) -> str:
+    """How a sentence encoder's folder says that its states are pooled: `mean` (also where it says nothing) or `first`.
+
+    Raises:
+        CheckpointError: in another way, or something computes behind the pooling.
+    """
     modules = folder / "modules.json"
     kinds = [entry["type"].rpartition(".")[2] for entry in json.loads(modules.read_text("utf-8"))] if modules.is_file() else []
     if other := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:

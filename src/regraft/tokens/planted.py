@@ -16,17 +16,18 @@ from transformers import PreTrainedConfig
 
 from regraft.disk import check_empty, whole_folder
 from regraft.graft.placing import all_placed
-from regraft.model.comparison import gap
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint, read_tokenizer
 from regraft.model.opened import Model
 from regraft.model.progress import advance
-from regraft.model.readback import check_generation, check_tensors, probe_ids
+from regraft.model.readback import check_generation, check_outputs, check_tensors, probe_ids
+from regraft.model.stored import rounding_said, settle, stored_types
 from regraft.tokens.folder import special_roles, specials_of, wrapped
 from regraft.tokens.matching import Matching
 from regraft.tokens.transplant import Transplant
 
 SAMPLE = "The capital of France is Paris.\n\n  12 + 34 = 46; Gr\u00fc\u00dfe, d\u00e9j\u00e0 vu.\tdef f(x):\n    return x"
+OTHERWISE = "read again, the folder's outputs differ from the model's by {gap} of the largest: it is not kept"
 STARTS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
 DROPPED = ("sequence_bias", "forced_decoder_ids")
@@ -48,6 +49,10 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
     check_target(done.model, target)
     wanted = outputs(done)
     changed = planted(done)
+    depth, width = len(done.model.blocks), done.model.width
+    types = stored_types(done.model)
+    rounded, bound = settle(changed, types, lambda: _outputs(changed, done), wanted, depth, width)
+    moved = rounding_said(types, check_outputs(rounded, wanted, bound, OTHERWISE))
     with whole_folder(target) as fresh, quiet_transformers():
         advance("writing", 0, 2)
         changed.save_pretrained(fresh)
@@ -60,17 +65,15 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
         read: Any = read_checkpoint(fresh, str(done.model.device), done.model.dtype, done.model.attention)
         check_tensors(read, changed.state_dict())
         found = _outputs(read.eval(), done)
-        difference = gap(found, wanted)
-        if not difference <= done.model.rounding:
-            raise ValueError(
-                f"read again, the folder's outputs differ from the model's by {difference:.1e} of the largest: it is not kept"
-            )
+        difference = check_outputs(found, rounded, done.model.rounding, OTHERWISE)
         check_generation(read, done.model.hf, _inputs(done), done.model.rounding)
         ids = [r(SAMPLE, add_special_tokens=False)["input_ids"] for r in (read_tokenizer(fresh, False), done.new.tokenizer)]
         if ids[0] != ids[1]:
             raise ValueError("read again, the folder's tokenizer cuts text in another way: it is not kept")
     advance("writing", 2, 2)
-    return f"{target} opens in plain transformers with its new tokenizer; read again, its outputs differ by {difference:.1g}"
+    return (
+        f"{target} opens in plain transformers with its new tokenizer; read again, its outputs differ by {difference:.1g}{moved}"
+    )
 
 
 def check_target(model: Model, target: Path) -> None:
@@ -90,6 +93,7 @@ def planted(done: Transplant) -> Any:
     check_media(done.model, done.matching)
     with all_placed(done.model.hf, done.swaps):
         changed: Any = copy.deepcopy(done.model.hf)
+    _share_bias(done.model, changed)
     rows = done.tables.rows
     configs = {id(config): config for config in (changed.config, changed.config.get_text_config())}
     for config in configs.values():
@@ -101,9 +105,21 @@ def planted(done: Transplant) -> Any:
     for module in changed.modules():
         if isinstance(getattr(module, "vocab_size", None), int):
             module.vocab_size = rows
-    if changed.generation_config is not None:
+    if getattr(changed, "generation_config", None) is not None:
         _say_ids(changed.generation_config, done)
     return changed
+
+
+def _share_bias(model: Model, changed: nn.Module) -> None:
+    """Where a masked head holds its output matrix's biases under a second name, give that the new ones, too."""
+    head = model.parts.head
+    bias = getattr(head, "bias", None)
+    if bias is None:
+        return
+    own = next(name for name, module in model.hf.named_modules() if module is head)
+    for name in [name for name, p in model.hf.named_parameters(remove_duplicate=False) if p is bias]:
+        path, _, attribute = name.rpartition(".")
+        setattr(changed.get_submodule(path), attribute, changed.get_parameter(f"{own}.bias"))
 
 
 def is_token_id(name: str) -> bool:
@@ -233,11 +249,6 @@ def _inputs(done: Transplant) -> dict[str, Tensor]:
 
 def card(done: Transplant, certificate: xr.Dataset) -> str:
     """The text of a model card in Markdown."""
-    rows = []
-    for name in map(str, certificate.domain.values):
-        bits, length = (certificate[one].sel(domain=name).values for one in ("bits_per_byte", "bytes_per_token"))
-        exact = float(certificate.exact.sel(domain=name).min())
-        rows.append(f"| {name} | {bits[0]:.4f} | {bits[1]:.4f} | {length[0]:.3f} | {length[1]:.3f} | {exact:.0%} |")
     return "\n".join(
         [
             "---",
@@ -249,9 +260,7 @@ def card(done: Transplant, certificate: xr.Dataset) -> str:
             f"Made by regraft from {done.model.name} (weights sha256 `{done.model.weights_sha256}`), method "
             f"{certificate.attrs['method']}. {done.sentence}.",
             "",
-            "| text | bits per byte before | after | bytes per token before | after | pieces that both tokenizers keep |",
-            "|---|---|---|---|---|---|",
-            *rows,
+            *_table(certificate),
             "",
             "```json",
             json.dumps(certificate.attrs, indent=1, sort_keys=True, default=str),
@@ -259,3 +268,22 @@ def card(done: Transplant, certificate: xr.Dataset) -> str:
             "",
         ]
     )
+
+
+def _table(certificate: xr.Dataset) -> list[str]:
+    """The certificate by domain as a table in Markdown."""
+    writes = "bits_per_byte" in certificate
+    quality = ["bits per byte before", "after"] if writes else ["embeddings move by (1 - cosine)"]
+    heads = ["text", *quality, "bytes per token before", "after", "pieces that both tokenizers keep"]
+    lines = [heads, ["---"] * len(heads)]
+    for name in map(str, certificate.domain.values):
+        one = certificate.sel(domain=name)
+        numbers = one.bits_per_byte.values.tolist() if writes else [float(one.distance)]
+        length = [f"{value:.3f}" for value in one.bytes_per_token.values]
+        lines.append([name, *(f"{number:.4f}" for number in numbers), *length, f"{float(one.exact.min()):.0%}"])
+    if "apart" in certificate:
+        apart, same = float(certificate.apart), float(certificate.same_nearest)
+        after = ["", f"Two different texts are {apart:.4f} apart; {same:.1%} of the texts keep their nearest other text."]
+    else:
+        after = []
+    return ["| " + " | ".join(line) + " |" for line in lines] + after

@@ -49,6 +49,28 @@ def check_tables(model: Model) -> None:
         raise ValueError(f"{other[0]} of {model.name} has a number for every token, too: it cannot be given another vocabulary")
 
 
+def check_padding(model: Model, padding: int | None) -> None:
+    """Make sure that a model that counts its positions from the padding token (RoBERTa and its like) counts from the new one.
+
+    Such a model's table of positions knows that token's id, as its table of tokens does.
+
+    Raises:
+        ValueError: it would count from another token.
+    """
+    leaves = [module for module in model.hf.modules() if not list(module.children()) and not _token_table(module, model)]
+    known = {i for module in leaves if isinstance(i := getattr(module, "padding_idx", None), int)}
+    wrong = next((i for i in sorted(known) if i != padding), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{model.name} counts its positions from the padding token, whose id is {wrong}: give the new tokenizer a padding "
+            "token of that id"
+        )
+
+
+def _token_table(module: nn.Module, model: Model) -> bool:
+    return getattr(module, "weight", None) is model.parts.embedding.weight
+
+
 def rows_needed(model: Model, tokens: int, old_tokens: int, multiple: int = 0) -> int:
     """Rows of the new tables: the tokens, up to a multiple; by default the power of two that the old table is padded to.
 

