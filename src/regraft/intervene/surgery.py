@@ -33,6 +33,7 @@ from regraft.model.opened import Model
 from regraft.model.parts import Block
 from regraft.model.readback import check_generation, check_outputs, check_tensors, probe_ids
 from regraft.model.recording import Recording
+from regraft.model.sentence_files import copy_sentence_files
 from regraft.model.stored import rounding_said, settle, stored_types
 from regraft.model.wrapped import refuse_adapters
 
@@ -142,6 +143,7 @@ def save_blocks(
             (write or _write_plainly)(changed, fresh)
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(fresh)
+        copy_sentence_files(model.folder, fresh)
         read = _read_back(fresh, target, model)
         if write is None:
             check_tensors(read, changed.state_dict())

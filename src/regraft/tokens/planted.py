@@ -21,6 +21,7 @@ from regraft.model.load import quiet_transformers, read_checkpoint, read_tokeniz
 from regraft.model.opened import Model
 from regraft.model.progress import advance
 from regraft.model.readback import check_generation, check_outputs, check_tensors, probe_ids
+from regraft.model.sentence_files import copy_sentence_files
 from regraft.model.stored import rounding_said, settle, stored_types
 from regraft.tokens.folder import special_roles, specials_of, wrapped
 from regraft.tokens.matching import Matching
@@ -57,6 +58,7 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
         advance("writing", 0, 2)
         changed.save_pretrained(fresh)
         written_tokenizer(done).save_pretrained(fresh)
+        copy_sentence_files(done.model.folder, fresh)
         for name, text in (pages or {}).items():
             (fresh / name).write_text(text, encoding="utf-8")
         (fresh / "certificate.json").write_text(json.dumps(certificate.to_dict(), indent=1, default=str) + "\n", encoding="utf-8")
