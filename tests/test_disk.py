@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import stat
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from regraft import commands, disk
 from regraft.cli import app
 from regraft.disk import (
+    NotKeptError,
     NotWrittenError,
     RunFolderError,
     UnreadableError,
@@ -305,6 +307,30 @@ def test_a_model_that_does_not_fit_the_disk_leaves_its_numbers_printed(tmp_path,
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "agreement" in result.stdout
     assert "could not be written" in result.stderr
+
+
+@pytest.mark.parametrize("name", SAVING)
+def test_what_was_measured_survives_a_folder_that_is_not_kept(tmp_path, monkeypatch, name):
+    """One weight by one step, as a disk or a library might: the folder goes, the numbers stay."""
+    plainly = surgery._write_plainly
+
+    def spoiled(changed, folder):
+        other = copy.deepcopy(changed)
+        weight = next(other.parameters()).data
+        weight[0, 0] = weight[0, 0].nextafter(weight.new_tensor(9.0))
+        plainly(other, folder)
+
+    monkeypatch.setattr(surgery, "_write_plainly", spoiled)
+    options = {"prompts": ["5,6,7,8"], "tokens": 2, **NEEDED.get(name, {})}
+    with pytest.raises(NotKeptError, match="is not read back as it was written: the folder is not kept") as told:
+        experiments()[name].run(opened("gpt2"), save=str(tmp_path / "new"), **options)
+    assert (told.value.result.attrs["experiment"], told.value.result.attrs["saved"]) == (name, "")
+    assert names(tmp_path) == []
+    if name == "prune":
+        words = ["prune", "--model", "specimen:gpt2", "--drop", "1", "--count", "2", "--tokens", "3"]
+        result = CliRunner().invoke(app, [*words, "--save", str(tmp_path / "new")])
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert "agreement" in result.stdout
 
 
 def disk_is_full():

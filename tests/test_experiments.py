@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from families import FAMILIES, VOCAB
-from regraft.data.completions import SYSTEM, completions, prompt_ids, spread, suited_prompts
+from regraft.data.completions import SYSTEM, cache_folder, completions, prompt_ids, spread, suited_prompts
 from regraft.data.contrasts import general as general_contrasts
 from regraft.data.contrasts import specimen as specimen_contrasts
 from regraft.data.evaluation import evaluation
@@ -59,6 +61,35 @@ def test_completions_are_greedy_cached_and_keyed_by_the_model(model, tmp_path, m
     files[0].write_text(json.dumps(edited))
     assert completions(model, prompts, 5)[0].completion_ids == (7,)
     assert completions(load("specimen:tuned"), prompts, 5)[0].completion_ids != (7,)
+
+
+def test_a_cache_that_cannot_be_written_or_read_costs_time_only(model, tmp_path, monkeypatch):
+    prompts = spread(suited_prompts(model), 2)
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "good"))
+    made = completions(model, prompts, 3)
+    (kept,) = (tmp_path / "good").rglob("*.json")
+    for content in ("", "{", "[5]", '[{"prompt": "x"}]'):
+        kept.write_text(content)
+        assert completions(model, prompts, 3) == made
+        assert json.loads(kept.read_text())[0]["completion_ids"] == list(made[0].completion_ids), "made and kept again"
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "file"))
+    assert completions(model, prompts, 3) == made
+
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "full"))
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "write_text", full)
+        assert completions(model, prompts, 3) == made
+    assert not [file for file in (tmp_path / "full").rglob("*") if file.is_file()]
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("REGRAFT_CACHE", "~/kept")
+    completions(model, prompts, 3)
+    assert len(list((tmp_path / "home" / "kept").rglob("*.json"))) == 1
+    monkeypatch.setenv("REGRAFT_CACHE", "")
+    assert cache_folder() == tmp_path / "home" / ".cache" / "regraft"
 
 
 def test_completions_ignore_sampling_settings_and_work_without_generate(model, monkeypatch, tmp_path):

@@ -234,6 +234,14 @@ def test_without_a_tokenizer_ids_still_work(folder):
     assert again.record("words").positions >= 1
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b'{"model": {}}', b"[1]", b"\xff\xfe"])
+def test_a_damaged_tokenizer_is_one_sentence(folder, content):
+    """In the words of no library; with another one named, its own files are not looked at."""
+    (folder / "tokenizer.json").write_bytes(content)
+    refused(folder, r"the tokenizer of model does not open \(.+\): fetch its files again, or name another one with --tokenizer")
+    assert load(folder, tokenizer="specimen:gpt2").record("words").positions >= 1
+
+
 def test_prompts_and_targets():
     model = load("specimen:gpt2")
     for empty in ("", [[]]):

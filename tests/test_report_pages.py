@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from types import FunctionType
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -18,6 +20,18 @@ from regraft.report.build import BEFORE, build
 QUICK = (("spectra", {}), ("lens", {}), ("patch", {"grid": "head"}))
 
 
+def _raise(error):
+    raise error
+
+
+def _compute(error):
+    return np.stack([])
+
+
+REFUSES, COMPUTES = (FunctionType(f.__code__, {"__name__": "regraft.planted", "np": np}) for f in (_raise, _compute))
+"""As if they stood in a file of regraft: one says no, one has a fault."""
+
+
 @pytest.fixture(scope="module")
 def model():
     return load(FAMILIES["gpt2"]().eval(), pack=False)
@@ -27,10 +41,10 @@ def model():
 def planted(monkeypatch):
     """Three chapters, of which `raises` says which ones end how; the others give the spectra."""
 
-    def plant(**raises):
+    def plant(by=REFUSES, **raises):
         def planted_measured(model, name, seed=0, **options):
             if name in raises:
-                raise raises[name]
+                by(raises[name])
             return measured(model, "spectra", seed)
 
         monkeypatch.setattr(building, "CHAPTERS", QUICK)
@@ -81,6 +95,15 @@ def test_what_does_not_apply_is_left_out_with_its_reason(model, planted, tmp_pat
     assert "<td>Logit lens</td><td>the model has no &lt;words&gt;</td>" in body(path)
     assert "<td>Activation patching (grid head)</td><td>no such library</td>" in body(path)
     assert '<a href="#left-out">Left out</a>' in body(path)
+
+
+@pytest.mark.parametrize("by", [COMPUTES, _raise], ids=["arithmetic", "a library"])
+def test_a_value_error_that_nobody_here_raised_is_a_fault(by, model, planted, tmp_path):
+    """NumPy has types for nothing: what does not fit is a ValueError there, as a refusal is here."""
+    planted(by=by, lens=ValueError("need at least one array to stack"))
+    path, missing = build(model, tmp_path / "report")
+    assert [str(one) for one in missing] == ["lens failed: ValueError: need at least one array to stack"]
+    assert "Left out" not in headings(path)
 
 
 def test_what_is_killed_leaves_a_page_of_what_was_done(model, planted, tmp_path):

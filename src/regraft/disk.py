@@ -42,6 +42,12 @@ class NotWrittenError(OSError):
     result: Any = None
 
 
+class NotKeptError(ValueError):
+    """What was written is not what it should be, read again, and so was removed; `result` is what had been measured by then."""
+
+    result: Any = None
+
+
 def expanded(path: Path | str) -> Path:
     """A path with `~` written out.
 
@@ -157,20 +163,20 @@ def _system_number(error: Exception) -> int:
 
 @contextmanager
 def keeping(result: Any) -> Iterator[None]:
-    """Send what was measured along with the error, where it could not be written."""
+    """Send what was measured along with the error, where it could not be written or kept."""
     try:
         yield
-    except NotWrittenError as error:
+    except (NotWrittenError, NotKeptError) as error:
         error.result = result
         raise
 
 
 @contextmanager
 def still_told(tell: Callable[[Any], object]) -> Iterator[None]:
-    """Tell what was measured where it could not be written, before the error goes on."""
+    """Tell what was measured where it could not be written or kept, before the error goes on."""
     try:
         yield
-    except NotWrittenError as error:
+    except (NotWrittenError, NotKeptError) as error:
         if error.result is not None:
             tell(error.result)
         raise

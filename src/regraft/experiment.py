@@ -13,9 +13,11 @@ import ast
 import functools
 import importlib
 import importlib.util
+import linecache
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -41,6 +43,8 @@ NewFolder: TypeAlias = str
 """A parameter that names a folder to write, which must be empty or not there."""
 ModelName: TypeAlias = str
 """A parameter that names a model: a folder, a hub id or a specimen."""
+DOES_NOT_APPLY = (ValueError, ImportError)
+"""What an experiment refuses a model with, and what a library that is not installed ends in."""
 REFUSALS = (ValueError, OSError, MemoryError, RuntimeError, ImportError, LookupError)
 
 
@@ -208,6 +212,19 @@ def read_experiment(module: str, name: str, file: Path) -> Experiment | None:
     )
     needs = node.args.args[0].arg
     return Experiment(name, module, docstring.split("\n\n")[0].replace("\n", " "), parameters, needs)
+
+
+def refused(error: Exception, name: str) -> bool:
+    """Whether regraft, or the package that an experiment comes from, said no: with a `raise` of its own.
+
+    A ValueError that a library raises, or arithmetic on what does not fit, is a fault of ours, not a property of the model.
+    """
+    if isinstance(error, ImportError):
+        return True
+    frame, line = [*traceback.walk_tb(error.__traceback__)][-1]
+    ours = {module.partition(".")[0] for module in (__name__, experiments()[name].module)}
+    raised = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
+    return raised and str(frame.f_globals.get("__name__")).partition(".")[0] in ours
 
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -12,6 +12,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from regraft.data.given import MOST_UNKNOWN, check_sayable, own_loss, pieces_per_word, unknown_share, writes_on
 from regraft.data.prompts import BOOK_PASSAGES, Prompt, general, specimen
+from regraft.disk import place_of, whole_file
 from regraft.model.forward import longest_input, text_config
 from regraft.model.load import SPECIMENS
 from regraft.model.opened import Model
@@ -46,8 +48,12 @@ class Completion:
 
 
 def cache_folder() -> Path:
-    """Where completions are kept between runs."""
-    return Path(os.environ.get("REGRAFT_CACHE", Path.home() / ".cache" / "regraft"))
+    """Where completions are kept between runs.
+
+    Raises:
+        RunFolderError: the home that `$REGRAFT_CACHE` names is nobody's.
+    """
+    return place_of(os.environ.get("REGRAFT_CACHE") or "~/.cache/regraft")
 
 
 def suited_prompts(model: Model) -> tuple[Prompt, ...]:
@@ -119,14 +125,20 @@ def completions(model: Model, prompts: Sequence[Prompt], limit: int = 24) -> lis
     told = [asdict(p) for p in prompts]
     key = json.dumps([model.weights_sha256, config, str(model.dtype), limit, told, ids, _ends(model)])
     file = cache_folder() / "completions" / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".json")
-    if file.is_file():
-        return [_from_json(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
+    if (kept := _kept(file)) is not None:
+        return kept
     found = _generate(model, prompts, ids, limit)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps([asdict(c) for c in found]), encoding="utf-8")
-    partial.replace(file)
+    # The cache saves time and nothing else: where it cannot be written, the completions are here all the same.
+    with suppress(OSError), whole_file(file) as fresh:
+        fresh.write_text(json.dumps([asdict(c) for c in found]), encoding="utf-8")
     return found
+
+
+def _kept(file: Path) -> list[Completion] | None:
+    """Completions of an earlier run; None where there are none, or they cannot be read, and so are made again."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return [_from_json(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
+    return None
 
 
 def _room(model: Model, ids: list[list[int]], limit: int) -> int:

@@ -17,7 +17,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from regraft.data.evaluation import Evaluation, Texts
-from regraft.disk import check_empty, expanded, keeping, whole_folder
+from regraft.disk import NotKeptError, check_empty, expanded, keeping, whole_folder
 from regraft.engine.metric import kl_to_clean, loss, top1_agreement
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.replay import route_logits, route_stream
@@ -38,6 +38,8 @@ from regraft.model.stored import rounding_said, settle, stored_types
 from regraft.model.wrapped import refuse_adapters
 
 CARD = "README.md"
+Writer = Callable[[Any, Path], None]
+"""Puts a changed model into a new folder."""
 
 
 def route_of(model: Model, blocks: Sequence[Block | nn.Module], places: Sequence[int]) -> Route:
@@ -119,7 +121,7 @@ def save_blocks(
     route: Route,
     measured: xr.Dataset,
     folder: str,
-    write: Callable[[Any, Path], None] | None = None,
+    write: Writer | None = None,
 ) -> str:
     """Write the model with other blocks in its last stack to a folder that plain transformers opens.
 
@@ -128,17 +130,27 @@ def save_blocks(
 
     Raises:
         NotWrittenError: the disk is full or closed; its `result` is `measured`.
-        ValueError: the folder is not empty, or this sequence of blocks cannot be said by the model's configuration: the
-            logits of what would have been written differ.
+        NotKeptError: this sequence of blocks cannot be said by the model's configuration: the logits of what would have been
+            written differ; its `result` is `measured`, too.
+        RunFolderError: the folder is not empty.
     """
     target = expanded(folder)
     check_empty(target, "--save")
+    with keeping(measured):
+        said = _saved(model, blocks, route, measured, target, write)
+    return f"{folder} opens with transformers and gives the route's logits (largest difference {said})"
+
+
+def _saved(
+    model: Model, blocks: Sequence[Block | nn.Module], route: Route, measured: xr.Dataset, target: Path, write: Writer | None
+) -> str:
+    """Write the folder and read it again; how far its outputs lie apart from the route's."""
     sample = _sample(model)
     wanted = _route_output(sample, route)
     changed, types = rebuilt(model, blocks), stored_types(model) if write is None else {}
     rounded, bound = settle(changed, types, lambda: _output(changed, sample), wanted, len(blocks), model.width)
     moved = rounding_said(types, check_outputs(rounded, wanted, bound, _otherwise(model)))
-    with keeping(measured), whole_folder(target) as fresh:
+    with whole_folder(target) as fresh:
         with quiet_transformers():
             (write or _write_plainly)(changed, fresh)
             if model.tokenizer is not None:
@@ -149,8 +161,9 @@ def save_blocks(
             check_tensors(read, changed.state_dict())
         difference = check_outputs(_output(read, sample), rounded, model.rounding, _otherwise(model))
         check_generation(read, model.hf, sample.inputs, model.rounding)
-        (fresh / CARD).write_text(_card(model, measured, f"{difference:.1g}{moved}", _weight_bytes(fresh)), encoding="utf-8")
-    return f"{folder} opens with transformers and gives the route's logits (largest difference {difference:.1g}{moved})"
+        said = f"{difference:.1g}{moved}"
+        (fresh / CARD).write_text(_card(model, measured, said, _weight_bytes(fresh)), encoding="utf-8")
+    return said
 
 
 def _otherwise(model: Model) -> str:
@@ -183,7 +196,7 @@ def _read_back(fresh: Path, target: Path, model: Model) -> nn.Module:
         return read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
     except CheckpointError as error:
         told = str(error).replace(fresh.name, target.name)
-        raise ValueError(
+        raise NotKeptError(
             f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: {told}"
         ) from error
 

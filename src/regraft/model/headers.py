@@ -18,14 +18,13 @@ from huggingface_hub import HfApi, get_session, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers
 
-from regraft.model.files import BYTES, PICKLES, CheckpointError, check_header, header_length, parse_header
+from regraft.model.files import BYTES, HUB_ID, PICKLES, CheckpointError, check_header, header_length, parse_header
 from regraft.model.load import SPECIMENS, resolve
 
 WEIGHTS, INDEX, CONFIG = ".safetensors", ".safetensors.index.json", "config.json"
 LARGEST_JSON = 50_000_000
 # huggingface_hub 1 speaks through httpx and 2 through httpx2: the errors of its own client are meant.
 HTTP_ERROR: type[Exception] = sys.modules[type(get_session()).__module__.partition(".")[0]].HTTPError
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)

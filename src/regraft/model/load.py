@@ -339,13 +339,24 @@ def _refuse_nonfinite(hf: nn.Module) -> None:
             raise CheckpointError(f"the buffers hold NaN (not a number), first in {name}: nothing measured would mean much")
 
 
+_TOKENIZER_REMEDY = "fetch its files again, or name another one with --tokenizer"
+
+
 def read_tokenizer(folder: Path, remote_code: bool) -> Any:
-    """The tokenizer of a folder, or None where it has none: then token ids still work."""
+    """The tokenizer of a folder, or None where it has none: then token ids still work.
+
+    Raises:
+        CheckpointError: its files are damaged, or need a library that is not installed, or code that is not allowed.
+    """
     known = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
     if not any((folder / name).is_file() for name in known):
         return None
-    with quiet_transformers():
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+    try:
+        with quiet_transformers():
+            return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+    except Exception as error:  # tokenizers raises a bare Exception for what is damaged
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"the tokenizer of {folder.name} does not open ({reason}): {_TOKENIZER_REMEDY}") from error
 
 
 @contextmanager

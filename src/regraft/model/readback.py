@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 
+from regraft.disk import NotKeptError
 from regraft.model.comparison import gap
 from regraft.model.forward import CANNOT, longest_input, text_config
 from regraft.model.selfcheck import LENGTH, sample_ids
@@ -41,13 +42,13 @@ def check_tensors(read: nn.Module, written: Mapping[str, Tensor]) -> None:
     """Make sure that every tensor was read back as it was written, to the bit.
 
     Raises:
-        ValueError: one was not, or is missing; its name is told.
+        NotKeptError: one was not, or is missing; its name is told.
     """
     found = read.state_dict()
     pairs = {name: (found[name].cpu(), t.cpu()) for name, t in written.items() if name in found}
     wrong = next((n for n in written if n not in pairs or not torch.equal(pairs[n][0], pairs[n][1].to(pairs[n][0].dtype))), None)
     if wrong is not None:
-        raise ValueError(f"{wrong} is not read back as it was written: the folder is not kept")
+        raise NotKeptError(f"{wrong} is not read back as it was written: the folder is not kept")
 
 
 def check_outputs(found: Tensor, wanted: Tensor, bound: float, refusal: str) -> float:
@@ -57,11 +58,11 @@ def check_outputs(found: Tensor, wanted: Tensor, bound: float, refusal: str) -> 
         refusal: the sentence for outputs that lie further apart than `bound`, with a field `{gap}` for how far.
 
     Raises:
-        ValueError: they do.
+        NotKeptError: they do.
     """
     difference = gap(found, wanted)
     if not difference <= bound:
-        raise ValueError(refusal.format(gap=f"{difference:.1e}"))
+        raise NotKeptError(refusal.format(gap=f"{difference:.1e}"))
     return difference
 
 
@@ -71,13 +72,13 @@ def check_generation(read: nn.Module, source: nn.Module, inputs: dict[str, Tenso
     Nothing is asked of it that the model it was made from does not do.
 
     Raises:
-        ValueError: it does not; the reason is told.
+        NotKeptError: it does not; the reason is told.
     """
     if not isinstance(read, GenerationMixin):
         return
     reason = _cannot(read, inputs, bound)
     if reason and not _cannot(source, inputs, bound):
-        raise ValueError(f"read back, it cannot generate text as the model it comes from does: {reason}")
+        raise NotKeptError(f"read back, it cannot generate text as the model it comes from does: {reason}")
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 
 import xarray as xr
 
-from regraft.experiment import measured, provenance
+from regraft.experiment import DOES_NOT_APPLY, measured, provenance, refused
 from regraft.model.opened import Model
 from regraft.report.drawing import title_for
 from regraft.report.page import Section, footer, heading, opening, plain_section, result_section, sheet
@@ -46,8 +46,6 @@ CHAPTERS: tuple[Chapter, ...] = (
     ("quantizers", {}),
     ("correlations", {}),
 )
-DOES_NOT_APPLY = (ValueError, ImportError)
-"""What an experiment refuses a model with, and what a library that is not installed ends in; everything else is a fault."""
 BEFORE = "report.before.html"
 """What an earlier page is called while a new one grows in its place."""
 
@@ -126,6 +124,8 @@ class Report:
             given, told = self.reading.options(name, self.model)
             result = measured(self.model, name, self.seed, **{**chosen, **given})
         except DOES_NOT_APPLY as error:
+            if not refused(error, name):
+                raise
             self.missing.append(Missing(name, chapter_title(name, chosen), said(error)))
             return
         section = result_section(result, command_line(name, self.model, {**chosen, **told, **self.options}), anchor)

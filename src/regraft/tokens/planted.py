@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from regraft.disk import check_empty, whole_folder
+from regraft.disk import NotKeptError, check_empty, whole_folder
 from regraft.graft.placing import all_placed
 from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers, read_checkpoint, read_tokenizer
@@ -45,7 +45,8 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
 
     Raises:
         RunFolderError: the target is not empty.
-        ValueError: the target is the source model, or the folder, read again, gives other outputs or other ids.
+        NotKeptError: the folder, read again, gives other outputs or other ids.
+        ValueError: the target is the source model.
     """
     check_target(done.model, target)
     wanted = outputs(done)
@@ -71,7 +72,7 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
         check_generation(read, done.model.hf, _inputs(done), done.model.rounding)
         ids = [r(SAMPLE, add_special_tokens=False)["input_ids"] for r in (read_tokenizer(fresh, False), done.new.tokenizer)]
         if ids[0] != ids[1]:
-            raise ValueError("read again, the folder's tokenizer cuts text in another way: it is not kept")
+            raise NotKeptError("read again, the folder's tokenizer cuts text in another way: it is not kept")
     advance("writing", 2, 2)
     return (
         f"{target} opens in plain transformers with its new tokenizer; read again, its outputs differ by {difference:.1g}{moved}"
