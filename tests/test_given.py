@@ -104,7 +104,7 @@ def test_a_report_reads_what_it_is_given(stories, tmp_path):
     given, told = Reading(text=str(file)).options("neurons", stories)
     assert given["corpus"] == told["corpus"] == str(file)
     assert Reading(pairs="p.json").options("patch", stories) == ({"pairs": "p.json"}, {"pairs": "p.json"})
-    assert Reading(prompts=("a", "b")).options("ablate", stories)[0] == {"prompt": "a"}
+    assert Reading(prompts=("a", "b")).options("ablate", stories)[0] == {"prompts": ["a", "b"]}
     assert Reading().options("knockout", stories) == ({}, {})
 
 

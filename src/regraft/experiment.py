@@ -142,11 +142,16 @@ _RESULTS: WeakKeyDictionary[Any, dict[str, xr.Dataset]] = WeakKeyDictionary()
 
 
 def measured(model: Model | Weights, name: str, seed: int = 0, **options: Any) -> xr.Dataset:
-    """The result of an experiment on this model, run once for a seed and options as long as no weight changes."""
-    kept = _RESULTS.setdefault(model, {})
-    key = repr((name, seed, sorted(options.items()), model.fingerprint()))
+    """The result of an experiment on this model, run once for a seed and options as long as no weight changes.
+
+    An option that is given as it would be anyway is the same as none.
+    """
+    kept, experiment = _RESULTS.setdefault(model, {}), experiments()[name]
+    usual = {parameter.name: parameter.default for parameter in experiment.parameters}
+    chosen = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
+    key = repr((name, seed, sorted(chosen.items()), model.fingerprint()))
     if key not in kept:
-        kept[key] = experiments()[name].run(model, seed, **options)
+        kept[key] = experiment.run(model, seed, **options)
     return kept[key]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
@@ -11,6 +12,8 @@ from regraft.data.texts import read_prompts
 from regraft.disk import read_text
 from regraft.model.forward import longest_input
 from regraft.model.opened import Model
+
+Item = TypeVar("Item")
 
 PASSAGE = 32
 """Tokens of a passage of running text that is given as a prompt."""
@@ -50,6 +53,17 @@ def given_prompts(model: Model, prompts: Sequence[str] | None, file: str, text: 
     return [model.tokenizer.decode([i for i in row if i not in special]) for row in chosen]
 
 
+def first_of(items: Sequence[Item], count: int, what: str) -> list[Item]:
+    """As many of the user's prompts, pairs or groups as are asked for: the first ones, and all of them for 0.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    if count < 0:
+        raise ValueError(f"{count} is too few: measure at least one of the {what}, or write 0 for all of them")
+    return list(items[:count] if count else items)
+
+
 def unknown_share(model: Model, texts: Sequence[str]) -> float:
     """Share of the texts' tokens that are the tokenizer's unknown one; 0 where it has none, or there is no tokenizer."""
     unknown = getattr(model.tokenizer, "unk_token_id", None)
@@ -81,6 +95,17 @@ def writes_on(model: Model) -> bool:
     return model.causal and not model.two_stacks and model.parts.head is not None and not model.parts.labels
 
 
+def check_known(model: Model, texts: Sequence[str], what: str) -> None:
+    """Make sure that a tokenizer knows the tokens of texts that ship with regraft.
+
+    Raises:
+        ValueError: more than one token in twenty is unknown to it.
+    """
+    share = unknown_share(model, texts)
+    if share > MOST_UNKNOWN:
+        raise ValueError(f"the tokenizer of {model.name} does not know {share:.0%} of the tokens of {what}: give your own texts")
+
+
 def check_sayable(model: Model, texts: Sequence[str], what: str) -> None:
     """Make sure that a tokenizer and a model know texts that ship with regraft; a user's own are only noted.
 
@@ -89,9 +114,7 @@ def check_sayable(model: Model, texts: Sequence[str], what: str) -> None:
     """
     if model.tokenizer is None:
         return
-    share = unknown_share(model, texts)
-    if share > MOST_UNKNOWN:
-        raise ValueError(f"the tokenizer of {model.name} does not know {share:.0%} of the tokens of {what}: give your own texts")
+    check_known(model, texts, what)
     if not writes_on(model):
         return
     key = f"loss of {what}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from regraft.disk import UnreadableError, read_text
+
+Item = TypeVar("Item")
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 PIECE = 200_000
@@ -109,4 +111,20 @@ def read_prompts(path: Path | str) -> list[str]:
     found = [prompt for prompt in given if isinstance(prompt, str) and prompt.strip()]
     if not found or len(found) < len(given):
         raise UnreadableError(f"{path} holds an entry that is no prompt: {wanted}")
+    return found
+
+
+def read_pairs(path: Path | str, kind: Callable[..., Item], remedy: str) -> list[Item]:
+    """Pairs of texts from a JSON list of objects, each with the fields of `kind`.
+
+    Raises:
+        ValueError: it cannot be read, or is no list of such objects.
+    """
+    text = read_text(path, remedy)
+    try:
+        found = [kind(**entry) for entry in json.loads(text)]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} holds no pairs ({error}): {remedy}") from error
+    if not found:
+        raise ValueError(f"{path} holds no pairs: write at least one")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +10,8 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from regraft.data.given import check_sayable
-from regraft.disk import read_text
+from regraft.data.given import check_sayable, first_of
+from regraft.data.texts import read_pairs
 from regraft.engine.metric import logit_difference
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import SweepResult, sweep
@@ -70,6 +69,7 @@ def patch(
     pairs: TextFile = "",
     exact: bool = False,
     map: list[str] | None = None,
+    count: int = 0,
 ) -> xr.Dataset:
     """Patch one run's activations into another, cell by cell, and measure the logit of the answer minus a wrong one's.
 
@@ -92,6 +92,7 @@ def patch(
         exact: one row at a time with stock layers, the calls of the clean run: a patch that changes nothing gives 0 and a
             full one 1, to the bit.
         map: for prompts of unequal length, pairs CLEAN:CORRUPT of token positions that belong together, for example 3:4.
+        count: how many of the pairs of a file, the first ones; 0 for all.
 
     Raises:
         ValueError: prompts of unequal length without a map, a target that is not one token, or a site that no block has.
@@ -100,7 +101,7 @@ def patch(
         raise ValueError(f"direction {direction!r} is not known: choose denoise or noise")
     if not 1 <= window <= len(_blocks(model)):
         raise ValueError(f"a window of {window} blocks does not fit: choose 1 to {len(_blocks(model))}")
-    cases = read_cases(Path(pairs)) if pairs else [Case(clean, corrupt, answer, wrong)]
+    cases = first_of(read_cases(Path(pairs)) if pairs else [Case(clean, corrupt, answer, wrong)], count, "pairs")
     if not pairs and clean == OURS:
         check_sayable(model, [clean, corrupt, answer, wrong], "the English sentences about clocks that ship with regraft")
     plan = _Grid(model, grid, site, window, block)
@@ -119,15 +120,7 @@ def read_cases(path: Path) -> list[Case]:
     Raises:
         ValueError: it cannot be read, or is no list of cases.
     """
-    remedy = "write a list of objects with clean, corrupt, answer, wrong"
-    text = read_text(path, remedy)
-    try:
-        found = [Case(**entry) for entry in json.loads(text)]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} holds no pairs ({error}): {remedy}") from error
-    if not found:
-        raise ValueError(f"{path} holds no pairs: write at least one")
-    return found
+    return read_pairs(path, Case, "write a list of objects with clean, corrupt, answer, wrong")
 
 
 def _measured(model: Model, plan: _Grid, case: Case, direction: str, given: list[str] | None, exact: bool) -> Cells:

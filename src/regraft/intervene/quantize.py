@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import nn
 
@@ -72,8 +73,9 @@ def quantize(
     blocks = list(model.parts.stacks[-1].blocks)
     _check(model, blocks, widths, group, recipe, save, format)
     text = evaluation(model, prompts, count, tokens)
+    read = {"prompts": prompts, "count": count}
     if recipe:
-        return _one_recipe(model, text, blocks, recipe, widths, group, save, format)
+        return _one_recipe(model, text, blocks, recipe, widths, group, save, format, read)
     results: list[SweepResult] = []
 
     def losses(places: list[dict[int, nn.Module]]) -> np.ndarray:
@@ -87,7 +89,7 @@ def quantize(
         advance("blocks", row + 1, len(blocks))
     clean = results[0].clean_mean("loss")
     roles, matrices = _matrices(model, blocks, group, losses)
-    chosen, lacking = _recipes(model, blocks, alone - clean, widths)
+    chosen, lacking = _recipes(model, blocks, alone - clean, widths, read)
     found = []
     for number, plan in enumerate(chosen.values()):
         found.append(float(losses([_all(model, blocks, plan, group)])[0]))
@@ -117,7 +119,15 @@ def quantize(
 
 
 def _one_recipe(
-    model: Model, text: Evaluation, blocks: list[Block], recipe: str, widths: list[int], group: int, save: str, format: str
+    model: Model,
+    text: Evaluation,
+    blocks: list[Block],
+    recipe: str,
+    widths: list[int],
+    group: int,
+    save: str,
+    format: str,
+    read: dict[str, Any],
 ) -> xr.Dataset:
     """Write one recipe and measure it alone, with what it is made from: losses of blocks only where it goes by these."""
     if recipe in ("oracle", "inverse"):
@@ -127,16 +137,18 @@ def _one_recipe(
         increase = result.mean("loss").numpy().reshape(len(blocks), len(widths)) - result.clean_mean("loss")
     else:
         increase = np.zeros((len(blocks), len(widths)))
-    plan = _plan(model, blocks, increase, widths, recipe)
+    plan = _plan(model, blocks, increase, widths, recipe, read)
     done = _save(model, text, blocks, plan, recipe, group, save, format)
     return done.assign_coords(recipe_bits=("block", plan), block=[b.address for b in blocks])
 
 
-def _plan(model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int], recipe: str) -> list[int]:
-    """Bits of every block by one recipe."""
+def _plan(
+    model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int], recipe: str, read: dict[str, Any]
+) -> list[int]:
+    """Bits of every block by one recipe; what it goes by is measured on the prompts that are read here."""
     if recipe in ("rank-guided", "linearity-guided"):
-        score = _mean_rank if recipe == "rank-guided" else _gap
-        return by_score(score(model).reindex(block=[block.address for block in blocks]).values)
+        score = _mean_rank(model) if recipe == "rank-guided" else _gap(model, read)
+        return by_score(score.reindex(block=[block.address for block in blocks]).values)
     sensitivity = increase[:, widths.index(MATRIX_BITS)]
     plans: dict[str, Callable[[], list[int]]] = {
         "uniform": lambda: uniform(len(blocks)),
@@ -177,24 +189,24 @@ def _matrices(model: Model, blocks: list[Block], group: int, losses: Callable) -
 
 
 def _recipes(
-    model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int]
+    model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int], read: dict[str, Any]
 ) -> tuple[dict[str, list[int]], list[str]]:
     """Bits of every block for each recipe, and why those are left out that need an experiment which cannot run here."""
     found, lacking = {}, []
     for name in RECIPES:
         try:
-            found[name] = _plan(model, blocks, increase, widths, name)
+            found[name] = _plan(model, blocks, increase, widths, name, read)
         except REFUSALS as error:
             lacking.append(f"{name} is left out: {' '.join(str(error).split())}")
     return found, lacking
 
 
 def _mean_rank(model: Model) -> xr.DataArray:
-    return measured(model, "spectra").rank_ratio.mean("role")
+    return measured(model, "spectra", torch.initial_seed()).rank_ratio.mean("role")
 
 
-def _gap(model: Model) -> xr.DataArray:
-    return measured(model, "linearity").gap.sel(part="block")
+def _gap(model: Model, read: dict[str, Any]) -> xr.DataArray:
+    return measured(model, "linearity", torch.initial_seed(), **read).gap.sel(part="block")
 
 
 def _all(model: Model, blocks: list[Block], plan: list[int], group: int) -> dict[int, nn.Module]:

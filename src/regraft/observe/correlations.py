@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from itertools import combinations, permutations
 from math import factorial
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from scipy.stats import false_discovery_control, rankdata
 
-from regraft.experiment import REFUSALS, experiments, measured
+from regraft.data.given import first_of
+from regraft.experiment import REFUSALS, TextFile, experiments, measured
 from regraft.model.opened import Model
 
 SOURCES = ("lens", "geometry", "spectra", "linearity", "knockout", "swap", "quantize")
@@ -21,33 +23,48 @@ PERMUTATIONS, FEWEST, LEVEL = 20_000, 4, 0.05
 POSITION = "position in the model"
 
 
-def correlations(model: Model, of: list[str] | None = None) -> xr.Dataset:
+def correlations(
+    model: Model, of: list[str] | None = None, prompts: list[str] | None = None, count: int = 0, corpus: TextFile = ""
+) -> xr.Dataset:
     """Correlate every quantity that experiments measure for each block with every other, by ranks over the blocks.
 
     Spearman's rank correlation; two-sided p-values from permutations (all of them up to seven blocks, else 20,000), corrected
     for the number of pairs by the false discovery rate of Benjamini and Hochberg (1995).
 
     Args:
-        of: names of the experiments to take quantities from; each is run with its defaults where it has not been run yet.
+        of: names of the experiments to take quantities from; each is run where it has not been run yet, with its defaults for
+            all that is not given here.
+        prompts: texts for every one of them that reads prompts; without them, what each reads by itself.
+        count: how many prompts each of them measures; 0 for all that are given, or what each measures by itself.
+        corpus: a text file for every one of them that reads one.
 
     Raises:
-        ValueError: an experiment that does not exist, or fewer than two quantities.
+        ValueError: an experiment that does not exist, a negative count, or fewer than two quantities.
     """
     names = tuple(of or SOURCES)
     unknown = [name for name in names if name not in experiments() or name == "correlations"]
     if unknown:
         known = ", ".join(name for name in experiments() if name != "correlations")
         raise ValueError(f"there is no experiment {unknown[0]!r} to take quantities from: choose among {known}")
+    given = _given(prompts, count, corpus)
     results, left_out, seed = [], [], torch.initial_seed()
     for name in names:
+        known = {parameter.name for parameter in experiments()[name].parameters}
         try:
-            results.append(measured(model, name, seed))
+            results.append(measured(model, name, seed, **{key: value for key, value in given.items() if key in known}))
         except REFUSALS as error:
             left_out.append(f"{name} is left out: {' '.join(str(error).split())}")
     found = quantities(results, [block.address for block in model.blocks])
     dataset = correlated(found, seed)
     left_out += [f"{label} has no value in {FEWEST} blocks, or does not vary" for label in found.attrs["dropped"]]
     return dataset.assign_attrs(of=", ".join(r.attrs["experiment"] for r in results), notes="; ".join(left_out))
+
+
+def _given(prompts: list[str] | None, count: int, corpus: str) -> dict[str, Any]:
+    """What is handed on to the experiments: what was given, and nothing in place of what was not."""
+    kept = first_of(prompts or [], count, "prompts")
+    found = {"prompts": kept, "count": min(count, len(kept)) if kept else count, "corpus": corpus}
+    return {key: value for key, value in found.items() if value}
 
 
 def quantities(results: list[xr.Dataset], blocks: list[str]) -> xr.DataArray:

@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity, log_softmax
 
 from regraft.data.completions import is_specimen, prompt_ids
 from regraft.data.contrasts import Contrast, general, specimen
-from regraft.data.given import check_sayable
+from regraft.data.given import check_sayable, first_of
 from regraft.disk import read_text
 from regraft.experiment import TextFile
 from regraft.model.opened import Model
@@ -41,6 +41,7 @@ def trajectories(
     groups: Literal["suited", "general", "specimen"] = "suited",
     kind: Literal["all", "immediate", "shared prefix"] = "all",
     file: TextFile = "",
+    count: int = 0,
 ) -> xr.Dataset:
     """Follow a base completion and its synonym, antonym, style variant and an unrelated one through the depths.
 
@@ -53,11 +54,12 @@ def trajectories(
         groups: which contrastive groups; by default those that suit the model.
         kind: only groups that differ at the first word, or only those that share a prefix.
         file: a JSON list of groups of your own, each with prompt, base, synonym, antonym, style, unrelated and kind.
+        count: how many of the groups, at least two, taken in turn from both kinds; 0 for all.
 
     Raises:
         ValueError: fewer than two groups, a file that cannot be used, or a model without a tokenizer.
     """
-    chosen = _chosen(model, groups, kind, file)
+    chosen = _in_turn(_chosen(model, groups, kind, file), count)
     walks = []
     for group in chosen:
         walks.append(_walk(model, group))
@@ -83,6 +85,15 @@ def _chosen(model: Model, groups: str, kind: str, file: str) -> list[Contrast]:
     if len(found) < 2:
         raise ValueError(f"{len(found)} contrastive groups of kind {kind!r} are too few: give at least two")
     return found
+
+
+def _in_turn(groups: list[Contrast], count: int) -> list[Contrast]:
+    """`count` of the groups, as many of each kind as there can be; all of them, as they are, for 0."""
+    if count == 1:
+        raise ValueError("one contrastive group has nothing to be compared with: give a count of at least two, or 0 for all")
+    turns = [sum(earlier.kind == group.kind for earlier in groups[:place]) for place, group in enumerate(groups)]
+    order = sorted(range(len(groups)), key=turns.__getitem__) if count else range(len(groups))
+    return first_of([groups[place] for place in order], count, "groups")
 
 
 def _from_file(path: Path) -> list[Contrast]:

@@ -31,19 +31,31 @@ class Reading:
         known = {parameter.name for parameter in experiments()[name].parameters}
         run: dict[str, Any] = {}
         said: dict[str, Any] = {}
-        own = given_prompts(model, self.prompts, self.prompts_file, self.text, self.count or LEAST)
-        if own and "prompts" in known:
-            kept = own[: self.count] if self.count else own
-            run["prompts"] = kept
-            said |= {"prompts_file": self.prompts_file} if self.prompts_file and kept == own else {}
-            said |= {"text": self.text} if self.text else {}
-            said |= {} if said else {"prompts": kept}
-        if own and "prompt" in known:
-            run["prompt"] = said["prompt"] = own[0]
+        kept = self._kept(model, self.count or LEAST) if known & {"prompts", "prompt"} else []
         if self.count and "count" in known:
-            run["count"] = said["count"] = min(self.count, len(own)) if own else self.count
+            run["count"] = said["count"] = min(self.count, len(kept)) if kept and "prompts" in known else self.count
+        if kept and "prompts" in known:
+            run["prompts"] = kept
+            said |= self._said(model, kept, "count" in known)
+        elif kept:
+            run["prompt"] = said["prompt"] = kept[0]
         if self.text and "corpus" in known:
             run["corpus"] = said["corpus"] = self.text
-        if self.pairs and "pairs" in known:
+        if self.pairs and {"pairs", "clean"} <= known:
             run["pairs"] = said["pairs"] = self.pairs
         return run, said
+
+    def _kept(self, model: Model, count: int) -> list[str]:
+        """The user's prompts, as many as are asked for."""
+        own = given_prompts(model, self.prompts, self.prompts_file, self.text, count)
+        return own[: self.count] if self.count else own
+
+    def _said(self, model: Model, kept: list[str], counts: bool) -> dict[str, Any]:
+        """The options that make a command read just these prompts: where they come from if that is enough, else themselves.
+
+        A command that counts prompts is told how many: by itself it reads as many of a file as it reads of those that suit.
+        """
+        way = {"prompts_file": self.prompts_file} if self.prompts_file else {"text": self.text} if self.text else {}
+        if way and counts:
+            return {**way, "count": len(kept)}
+        return way if way and kept == given_prompts(model, None, self.prompts_file, self.text, LEAST) else {"prompts": kept}

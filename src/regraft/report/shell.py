@@ -28,10 +28,8 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
         option = f"--{key.replace('_', '-')}"
         if DEFAULTS.get(key) == value:
             continue
-        if isinstance(value, (list, tuple)):
-            words += [word for one in value for word in (option, str(one))]
-            continue
-        words += [option] if value is True else [f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            words += [option] if one is True else [f"{option}={one}"] if str(one).startswith("-") else [option, str(one)]
     return words
 
 
