@@ -158,7 +158,7 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
 
     reads = any(parameter.name == "prompts" for parameter in experiment.parameters)
 
-    def command(**given: Any) -> None:
+    def command(context: typer.Context, **given: Any) -> None:
         common = {name: given.pop(name) for name in opening}
         out, seed, as_json, debug = (given.pop(name) for name in ("out", "seed", "as_json", "debug"))
         file, text = (given.pop(name) for name in ("prompts_file", "text")) if reads else ("", "")
@@ -168,8 +168,9 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
             opened = open_model(**common) if experiment.needs == "model" else open_matrices(**common)
             from regraft.commands import read_given, run_experiment
 
-            if file or text:
-                given["prompts"] = read_given(cast(Any, opened), file, text, given.get("count"))
+            if file or text or given.get("prompts"):
+                count, asked = given.get("count") or 0, _on_the_line(context, "count")
+                given["prompts"] = read_given(cast(Any, opened), given.get("prompts"), file, text, count, asked)
             run_experiment(experiment, opened, given, out, seed, as_json)
 
     own = [_option(parameter) for parameter in experiment.parameters]
@@ -186,10 +187,17 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
     ]
     kind = inspect.Parameter.KEYWORD_ONLY
     common = [inspect.Parameter(name, kind, default=default, annotation=a) for name, a, default in shared]
-    command.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
+    context = inspect.Parameter("context", kind, annotation=typer.Context)
+    command.__signature__ = inspect.Signature([context, *own, *common])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [context, *own, *common]}
     command.__doc__ = experiment.summary
     return command
+
+
+def _on_the_line(context: typer.Context, name: str) -> bool:
+    """Whether the user wrote an option, rather than that it has its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 _TYPES: dict[str, Any] = {

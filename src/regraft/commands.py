@@ -44,10 +44,15 @@ console = Console(markup=False)
 SHOWN_ROWS = 12
 
 
-def read_given(model: Model, file: str, text: str, count: int | None) -> list[str]:
-    """The prompts of a file, or passages of a running text; as many as are measured, where that is said."""
-    found = given_prompts(model, None, file, text, count or LEAST)
-    return found[:count] if count else found
+def read_given(model: Model, prompts: list[str] | None, file: str, text: str, count: int, asked: bool) -> list[str]:
+    """The user's prompts: all that are written out, and as many passages of a running text as are measured.
+
+    Args:
+        count: how many prompts the experiment measures, 0 where it does not say.
+        asked: whether the user named that number; if so it counts for prompts that are written out, too.
+    """
+    found = given_prompts(model, prompts, file, text, count or LEAST)
+    return found[:count] if count and (asked or text) else found
 
 
 def make_report(

@@ -53,7 +53,7 @@ class Reading:
     def _said(self, model: Model, kept: list[str], counts: bool) -> dict[str, Any]:
         """The options that make a command read just these prompts: where they come from if that is enough, else themselves.
 
-        A command that counts prompts is told how many: by itself it reads as many of a file as it reads of those that suit.
+        A command that counts prompts is told how many: by itself it reads all of a file, and another number of passages.
         """
         way = {"prompts_file": self.prompts_file} if self.prompts_file else {"text": self.text} if self.text else {}
         if way and counts:
