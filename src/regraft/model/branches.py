@@ -133,7 +133,7 @@ def _between_norms(path: str, calls: list[Call], pre: Tensor, post: Tensor) -> B
 def _unnamed(path: str, call: Call, calls: list[Call]) -> Branch:
     """A branch that no table of names knows: its side by what its name and class say, its projection where it is one."""
     name = call.name.removeprefix(path + ".")
-    kind = side_of(f"{name}.{type(call.module).__name__}.out")
+    kind = "attn" if _in_attention(call, calls) else side_of(f"{name}.{type(call.module).__name__}.out")
     inside = [c for c in calls if c.name.startswith((call.name + ".", call.name.rpartition(".")[0] + "."))]
     owners = {c.name.rpartition(".")[0] for c in inside if isinstance(c.module, nn.Conv1d)}
     if kind == "mlp" and not SAYS_MLP.search(name) and owners & {call.name, call.name.rpartition(".")[0]} - {path}:
@@ -209,10 +209,6 @@ def _attention_module(path: str, name: str, calls: list[Call]) -> nn.Module | No
 
 def _call_order(calls: list[Call]) -> dict[int, int]:
     return {id(call.module): position for position, call in enumerate(calls)}
-
-
-def _output_of(branch: Branch, calls: list[Call]) -> Tensor:
-    return next(call.output for call in calls if call.module is branch.last)
 
 
 def _with_norms(branches: tuple[Branch, ...], calls: list[Call], post: Tensor) -> tuple[Branch, ...]:

@@ -18,6 +18,8 @@ from regraft.model.files import check_header, weight_files
 from regraft.model.opened import Model
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NO_CODES = ("I64", "BOOL")
+"""Types of the positions and masks that older checkpoints keep beside their numbers."""
 
 
 def pattern(name: str) -> str:
@@ -32,7 +34,8 @@ def stored_types(model: Model) -> dict[str, torch.dtype]:
     """
     if model.folder is None:
         return {}
-    entries = {n: e["dtype"] for file in weight_files(model.folder) for n, e in check_header(file).items()}
+    kinds = {n: e["dtype"] for file in weight_files(model.folder) for n, e in check_header(file).items()}
+    entries = {name: kind for name, kind in kinds.items() if kind not in NO_CODES}
     if not entries or any(kind not in TYPES for kind in entries.values()):
         return {}
     commonest = Counter(entries.values()).most_common(1)[0][0]
@@ -88,5 +91,5 @@ def rounding_said(types: dict[str, torch.dtype], difference: float) -> str:
 def _type_of(name: str, types: dict[str, torch.dtype]) -> torch.dtype:
     """Names in files may lack the prefix of a base model, or carry one; a name that is new has the commonest type."""
     wanted = pattern(name)
-    fitting = (kind for known, kind in types.items() if known and (wanted.endswith(known) or known.endswith(wanted)))
-    return types.get(wanted) or next(fitting, types[""])
+    fitting = [known for known in types if f".{wanted}".endswith(f".{known}") or known.endswith(f".{wanted}")]
+    return types[min(fitting, key=lambda known: abs(len(known) - len(wanted)), default="")]
