@@ -122,3 +122,14 @@ def test_what_cannot_run_is_left_out_with_its_reason():
     assert "knockout is left out" in data.attrs["notes"]
     with pytest.raises(ValueError, match="no experiment 'nothing'"):
         experiments()["correlations"].run(model, of=["nothing"])
+
+
+def test_a_fault_of_ours_is_not_left_out(monkeypatch):
+    """What does not apply to a model is noted; arithmetic on what does not fit is not the model's doing."""
+
+    def broken(*args, **options):
+        return np.stack([])
+
+    monkeypatch.setattr("regraft.observe.correlations.measured", broken)
+    with pytest.raises(ValueError, match="need at least one array to stack"):
+        experiments()["correlations"].run(opened("gpt2"), of=["spectra", "knockout"])

@@ -20,7 +20,7 @@ from regraft.engine.metric import loss
 from regraft.engine.outcome import sweep_attributes
 from regraft.engine.sweep import SweepResult, sweep
 from regraft.engine.variant import Route, Variant
-from regraft.experiment import REFUSALS, NewFolder, measured
+from regraft.experiment import DOES_NOT_APPLY, NewFolder, measured, refused
 from regraft.intervene.packed import check_packable, write_packed
 from regraft.intervene.recipes import by_score, ends_protected, oracle, uniform
 from regraft.intervene.rounding import block_bytes, quantized_block
@@ -196,7 +196,9 @@ def _recipes(
     for name in RECIPES:
         try:
             found[name] = _plan(model, blocks, increase, widths, name, read)
-        except REFUSALS as error:
+        except DOES_NOT_APPLY as error:
+            if not refused(error, "quantize"):
+                raise
             lacking.append(f"{name} is left out: {' '.join(str(error).split())}")
     return found, lacking
 

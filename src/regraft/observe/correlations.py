@@ -15,7 +15,7 @@ import xarray as xr
 from scipy.stats import false_discovery_control, rankdata
 
 from regraft.data.given import first_of
-from regraft.experiment import REFUSALS, TextFile, experiments, measured
+from regraft.experiment import DOES_NOT_APPLY, TextFile, experiments, measured, refused
 from regraft.model.opened import Model
 
 SOURCES = ("lens", "geometry", "spectra", "linearity", "knockout", "swap", "quantize")
@@ -52,7 +52,9 @@ def correlations(
         known = {parameter.name for parameter in experiments()[name].parameters}
         try:
             results.append(measured(model, name, seed, **{key: value for key, value in given.items() if key in known}))
-        except REFUSALS as error:
+        except DOES_NOT_APPLY as error:
+            if not refused(error, name):
+                raise
             left_out.append(f"{name} is left out: {' '.join(str(error).split())}")
     found = quantities(results, [block.address for block in model.blocks])
     dataset = correlated(found, seed)
