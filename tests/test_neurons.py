@@ -139,6 +139,24 @@ def test_a_corpus_is_cut_by_tokens(model, tmp_path):
     assert sum(map(len, rows)) == sum(len(model.encode(t.strip())) for t in file.read_text().split("\n\n"))
 
 
+def test_a_count_takes_the_first_of_each_set(model):
+    own, other = [f"Tom has the {word}." for word in ("bell", "lamp", "ring", "key")], ["one", "two", "three"]
+    some = RUN(model, prompts=own, control=other, count=2)
+    assert list(some.prompt.values) == [*own[:2], *other[:2]]
+    alone = RUN(model, prompts=own[:2], control=other[:2])
+    assert list(some.neuron.values) == list(alone.neuron.values)
+    assert list(some.consistent.values.ravel()) == list(alone.consistent.values.ravel())
+    counted = RUN(model, count=2)
+    every = RUN(model)
+    assert {str(f): int((counted.text_feature == f).sum()) for f in counted.feature.values} == dict.fromkeys(
+        map(str, every.feature.values), 2
+    )
+    for wrong, words in ((-1, "too few"), (1, "everything in common")):
+        for texts in ({"prompts": own}, {}):
+            with pytest.raises(ValueError, match=words):
+                RUN(model, count=wrong, **texts)
+
+
 def test_wrong_use_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="has everything in common with itself"):
         RUN(model, prompts=["one"])

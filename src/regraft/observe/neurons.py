@@ -17,6 +17,7 @@ from torch import Tensor
 
 from regraft.data.completions import suited_prompts
 from regraft.data.corpus import corpus as suited_corpus
+from regraft.data.given import first_of
 from regraft.disk import expanded
 from regraft.experiment import TextFile
 from regraft.model.opened import Model
@@ -53,6 +54,7 @@ def neurons(
     corpus: TextFile = "",
     contexts: int = 5,
     show: int = 4,
+    count: int = 0,
 ) -> xr.Dataset:
     """Find the neurons that are among a block's top k in every prompt of a set and in no prompt of the control set.
 
@@ -69,13 +71,14 @@ def neurons(
         corpus: a text file to search for contexts; without it, text that suits the model.
         contexts: how many contexts to keep for a neuron.
         show: how many of the neurons found for a set to keep, strongest first.
+        count: how many prompts of each set and of the control; 0 for all of them.
 
     Raises:
-        ValueError: fewer than two prompts, an unknown category, or no block with an MLP that has neurons.
+        ValueError: a negative count, fewer than two prompts, an unknown category, or no block with an MLP that has neurons.
     """
     if min(k, contexts, show) < 1:
         raise ValueError(f"{min(k, contexts, show)} is too few: k, contexts and show are 1 or more")
-    texts, features = _sets(model, prompts, control, category)
+    texts, features = _sets(model, prompts, control, category, count)
     blocks = [b for b in model.main_blocks if model.taps.exists(b.index, "mlp_act")]
     if not blocks:
         raise SiteError(f"{model.name} has no block with neurons: {model.taps.table[model.main_blocks[0].index]['mlp_act']}")
@@ -110,19 +113,27 @@ def neurons(
     return _dataset(model, blocks, found, kept, best, (texts, values), attrs)
 
 
-def _sets(model: Model, prompts: list[str] | None, control: list[str] | None, category: str):
+ALONE = "one prompt has everything in common with itself"
+
+
+def _sets(model: Model, prompts: list[str] | None, control: list[str] | None, category: str, count: int):
     """Every text with its feature, and the features to find neurons for."""
     if prompts:
-        if len(prompts) < 2:
-            raise ValueError("one prompt has everything in common with itself: give at least two with --prompts")
-        return [*((p, "given prompts") for p in prompts), *((p, "control") for p in control or [])], ["given prompts"]
+        chosen = first_of(prompts, count, "prompts")
+        if len(chosen) < 2:
+            raise ValueError(f"{ALONE}: give at least two with --prompts")
+        others = first_of(control or [], count, "prompts")
+        return [*((p, "given prompts") for p in chosen), *((p, "control") for p in others)], ["given prompts"]
     if control:
         raise ValueError("a control set alone has no feature: give the set itself with --prompts")
+    if count == 1:
+        raise ValueError(f"{ALONE}: give a --count of at least two")
     texts = [(p.text, p.category) for p in suited_prompts(model)]
     names = list(dict.fromkeys(label for _, label in texts))
     if category and category not in names:
         raise ValueError(f"there is no category {category!r} of prompts here: choose one of {', '.join(names)}")
-    return texts, [category] if category else names
+    kept = [text for name in names for text in first_of([one for one in texts if one[1] == name], count, "prompts")]
+    return kept, [category] if category else names
 
 
 def _counted(recording: Recording, row: int) -> Tensor:

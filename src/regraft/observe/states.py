@@ -73,8 +73,10 @@ def observed(
         pairs = [_completion_pairs(batch, model.two_stacks) for batch in text.order]
         categories = [batch[row].category for batch, (rows, _) in zip(text.order, pairs, strict=True) for row in rows.tolist()]
         return Observed(text.recordings, chosen, pairs, categories, text.attributes)
-    suited = spread(suited_prompts(model), count)
-    named = [(text, "given") for text in prompts] if prompts else [(p.text, p.category) for p in suited]
+    if prompts:
+        named = [(text, "given") for text in prompts]
+    else:
+        named = [(p.text, p.category) for p in spread(suited_prompts(model), count)]
     return _of_texts(model, [(model.encode(text), kind) for text, kind in named], chosen, skip_first=model.causal)
 
 
