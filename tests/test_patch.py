@@ -13,6 +13,7 @@ from regraft.engine.variant import Replace, Variant
 from regraft.experiment import experiments
 from regraft.intervene.attribution import gradients
 from regraft.model.load import load
+from regraft.report.intervene_figures import patch_finding
 from small import ids, opened
 
 RUN = experiments()["patch"].run
@@ -78,6 +79,12 @@ def test_neurons_of_a_block_against_hooks():
         assert float(data.logit_difference[0, neuron]) == pytest.approx(wanted, abs=1e-5)
 
 
+def same_twice(file):
+    other = file.with_name("twice.json")
+    other.write_text(json.dumps([CASE, CASE]))
+    return other
+
+
 def test_several_pairs_are_averaged_with_their_error(tmp_path):
     model = opened("llama")
     others = [" ".join(map(str, ids(6, seed))) for seed in (5, 6, 7, 8)]
@@ -90,10 +97,20 @@ def test_several_pairs_are_averaged_with_their_error(tmp_path):
     assert np.allclose(data.effect, alone.mean(0), atol=1e-6)
     assert np.allclose(data.effect_error, alone.std(0, ddof=1) / np.sqrt(3), atol=1e-6)
     assert np.allclose(data.pair_effect, alone, atol=1e-6)
+    assert list(data.token.values) == [f"token {i}" for i in range(6)], "the texts have no token in common in any place"
+    assert set(data.token_id.values.tolist()) == {-1}
+    assert "minus the wrong one, mean over 3 pairs: " in patch_finding(data)
+    assert "mean over 3 pairs" in data.effect.attrs["units"]
+    twice = RUN(model, pairs=str(same_twice(file)))
+    assert list(twice.token.values) == [model.token_text(i) for i in twice.token_id.values]
+    assert twice.token_id.values.tolist() == list(map(int, CASE["corrupt"].split()))
     file.write_text(json.dumps([CASE, dict(clean="5 6 7", corrupt="5 6 8", answer="7", wrong="9")]))
     with pytest.raises(ValueError, match="the pairs differ in their numbers of positions"):
         RUN(model, pairs=str(file))
     assert RUN(model, pairs=str(file), grid="head").attrs["pairs"] == 2
+    file.write_text('[{"clean": "5 6", "corrupt": "5 7", "answer": 7, "wrong": "9"}]')
+    with pytest.raises(ValueError, match="pair 0 of .* has a field that is empty or no text: write a list of objects with clean"):
+        RUN(model, pairs=str(file))
     file.write_text('{"clean": 1}')
     with pytest.raises(ValueError, match="holds no pairs"):
         RUN(model, pairs=str(file))

@@ -127,4 +127,7 @@ def read_pairs(path: Path | str, kind: Callable[..., Item], remedy: str) -> list
         raise ValueError(f"{path} holds no pairs ({error}): {remedy}") from error
     if not found:
         raise ValueError(f"{path} holds no pairs: write at least one")
+    for number, pair in enumerate(found):
+        if not all(isinstance(text, str) and text for text in vars(pair).values()):
+            raise ValueError(f"pair {number} of {path} has a field that is empty or no text: {remedy}")
     return found

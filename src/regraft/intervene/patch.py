@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -298,6 +299,12 @@ def _address(model: Model, block: Block, site: str) -> str:
     return address if model.taps.exists(block.index, site) else ""
 
 
+def _shared(found: Iterable[Any], none: Any = "") -> Any:
+    """What all the pairs have in one place; `none` where they differ."""
+    first, *others = found
+    return first if all(other == first for other in others) else none
+
+
 def _dataset(plan: _Grid, parts: list[Cells], direction: str) -> xr.Dataset:
     """One case's cells, or the mean over several cases with its standard error."""
     first, grid = parts[0], plan.grid
@@ -305,19 +312,20 @@ def _dataset(plan: _Grid, parts: list[Cells], direction: str) -> xr.Dataset:
     rows = [block.address for block in plan.rows]
     coords: dict[str, Any] = {"block": rows, name: first.columns}
     if grid == "position":
-        coords["token"] = (name, first.words)
-        coords["token_id"] = (name, first.ids)
+        coords["token"] = (name, [_shared(part.words[i] for part in parts) or f"token {c}" for i, c in enumerate(first.columns)])
+        coords["token_id"] = (name, [_shared((part.ids[i] for part in parts), none=-1) for i in range(len(first.columns))])
     attributes = sweep_attributes(*(part.result for part in parts))
     lacking = [row for row, address in zip(rows, plan.addresses, strict=True) if not address]
     if lacking:
         reason = f"{plan.site} does not exist in block {', '.join(lacking)}, whose rows are empty"
         attributes["notes"] = "; ".join(note for note in (attributes["notes"], reason) if note)
     effect, estimate = (np.stack([getattr(part, field) for part in parts]) for field in ("effect", "attribution"))
-    dims = ("block", name)
+    dims, mean = ("block", name), f", mean over {len(parts)} pairs" if len(parts) > 1 else ""
+    value = np.mean([part.value for part in parts], 0)
     data: dict[str, Any] = {
-        METRIC: (dims, np.mean([part.value for part in parts], 0), {"units": "logit of the answer minus logit of the wrong one"}),
-        "effect": (dims, effect.mean(0), {"units": "share of the difference between the runs"}),
-        "attribution": (dims, estimate.mean(0), {"units": "the same to first order: difference times gradient"}),
+        METRIC: (dims, value, {"units": f"logit of the answer minus logit of the wrong one{mean}"}),
+        "effect": (dims, effect.mean(0), {"units": f"share of the difference between the runs{mean}"}),
+        "attribution": (dims, estimate.mean(0), {"units": f"the same to first order: difference times gradient{mean}"}),
     }
     if len(parts) > 1:
         error = effect.std(0, ddof=1) / np.sqrt(len(parts))

@@ -121,12 +121,7 @@ def _pairs(question: str, baseline: str, file: str, prompts: list[str] | None) -
         raise ValueError("question and prompts both say what is asked: give one of them")
     if not file:
         return [Pair(text, baseline) for text in prompts or [question]]
-    remedy = "write a list of objects with question and baseline"
-    found = read_pairs(Path(file), Pair, remedy)
-    for number, pair in enumerate(found):
-        if not all(isinstance(text, str) and text for text in vars(pair).values()):
-            raise ValueError(f"pair {number} of {file} has a field that is empty or no text: {remedy}")
-    return found
+    return read_pairs(Path(file), Pair, "write a list of objects with question and baseline")
 
 
 def _components(model: Model) -> tuple[list[Component], list[str]]:

@@ -244,9 +244,10 @@ def patch_finding(dataset: xr.Dataset) -> str:
     effect = dataset.effect.values
     attrs = dataset.attrs
     same = f"{attrs['target_value']:+.1f}" == f"{attrs['source_value']:+.1f}"
-    span = f"Logit of the answer minus the wrong one: {attrs['target_value']:+.1f} in both runs. " if same else (
-        f"Logit of the answer minus the wrong one: {attrs['target_value']:+.1f} in the run that is patched, "
-        f"{attrs['source_value']:+.1f} in the run that the activations come from. "
+    mean = f", mean over {attrs['pairs']:,} pairs" if attrs.get("pairs", 1) > 1 else ""
+    measured = f"Logit of the answer minus the wrong one{mean}: {attrs['target_value']:+.1f}"
+    span = f"{measured} in both runs. " if same else (
+        f"{measured} in the run that is patched, {attrs['source_value']:+.1f} in the run that the activations come from. "
     )  # fmt: skip
     if np.isfinite(attrs["attribution_correlation"]):
         correlation = attrs["attribution_correlation"]
