@@ -11,8 +11,8 @@ the module's own name first, then the quickest.
 
 How to read it: one line a mutant, `killed` with the test that failed first, or `SURVIVED`. A survivor is a guard that no
 test holds: write the test (`tests/test_guards_*.py`). Where no test could tell (the fault changes nothing that can be seen)
-the mutant goes into EQUIVALENT with the reason and is counted apart. A mutant that hangs or cannot be imported is noticed
-too. Ends with 1 where fewer than 85% of the others were noticed.
+the mutant goes into `mutant_equals.py` with the reason and is counted apart. A mutant that hangs or cannot be imported is
+noticed too. Ends with 1 where fewer than 85% of the others were noticed.
 
 Left out, because a change there is no fault or is judged by eye: texts, docstrings, annotations and messages of errors;
 numbers and arithmetic of `report/` (sizes and colours of figures); the almanac (the text that the embedded models were
@@ -41,6 +41,7 @@ from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 
+from mutant_equals import EQUIVALENT
 from mutant_places import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,100 +54,6 @@ LEFT_OUT = ("__init__.py", "__main__.py", "specimens/almanac.py", "graft/many.py
 NOT_RUN = ("test_architecture.py", "test_browser.py", "test_gpu.py", "test_machines.py", "test_many.py")
 LIMIT = 300
 """Seconds after which a mutant hangs, and so is noticed."""
-
-EQUIVALENT = {
-    (
-        "engine/metric.py",
-        "return (logits_cV.argmax(-1) == clean(pair_c).argmax(-1)).float()",
-        "- ->",
-    ): "of two axes the last is number 1",
-    (
-        "graft/grafted.py",
-        "AutoConfig.register(GraftedConfig.model_type, GraftedConfig, exist_ok=True)",
-        "True -> False",
-    ): "a module is imported once",
-    (
-        "rebuild/official.py",
-        "mean_BD = torch.sum(hidden_BTD * mask_BTD, 1) / torch.clamp(mask_BTD.sum(1), min=1e-9)",
-        "1e-9 -> 2e-09",
-    ): "a mask sums to 0 or to 1 and more",
-    (
-        "observe/trajectories.py",
-        "for position, (a, b) in enumerate(zip(base, other, strict=False)):",
-        "base, other -> other, base",
-    ): "two tokens differ whichever is named first",
-    (
-        "engine/metric.py",
-        "ours, theirs = log_softmax(_full(logits_cV), -1), log_softmax(_full(clean(pair_c)), -1)",
-        "- ->",
-    ): "of two axes the last is number 1",
-    (
-        "graft/tree_start.py",
-        "inner, leaf = under >= 0, (under < 0) & (under != ABSENT)",
-        "< -> <=",
-    ): "the root, node 0, is nobody's child",
-    (
-        "graft/trees.py",
-        "leaf, inner = (below < 0) & (below != ABSENT), below >= 0",
-        ">= -> >",
-    ): "the root, node 0, is nobody's child",
-    (
-        "graft/trees.py",
-        "children: list[list[int]] = [[0, 0]]",
-        "0 -> 1",
-    ): "both places are filled before the tree is made",
-    (
-        "observe/trajectories.py",
-        "interval = [np.percentile(c[h], BAND) if h.any() else [np.nan] * 2 for c, h in zip(crossed.T, happened.T, strict=True)]",
-        "2 -> 3",
-    ): "only the first two are read",
-    (
-        "model/dissect.py",
-        "for depth in range(4):",
-        "4 -> 5",
-    ): "no name of a checkpoint has five numbers",
-    (
-        "engine/sweep.py",
-        "carried = Carried(0, 1, (1,))",
-        "1 -> 2",
-    ): "edits without a position ask for no prompt's length",
-    (
-        "graft/trees.py",
-        "waiting: list[tuple[Any, int, int]] = [(heap[0][2], -1, 0)]",
-        "1 -> 2",
-    ): "any number below 0 says that the root is nobody's child",
-    (
-        "graft_commands.py",
-        'domains = domains or {"almanac": almanac_windows(model, length, 99, HELD_CHARACTERS)}',
-        "99 -> 100",
-    ): "a seed: another almanac that was not trained on is as good",
-    (
-        "intervene/norms.py",
-        "x[-3:] = torch.tensor([1.0, 1.0, -2.0]) if width > 3 else torch.tensor([1.0, 1.0, -2.0])[-width:]",
-        "3 -> 4",
-    ): "the width is odd here, so more than 3 is more than 4",
-    (
-        "intervene/norms.py",
-        "x = torch.linspace(-1, 1, width, device=weight.device, dtype=weight.dtype).roll(1)[None, None]",
-        "1 -> 2",
-    ): "any other uneven vector tells a shift as well",
-    (
-        "rebuild/traps.py",
-        "return bool(rows.isfinite().all()) and float((rows.pow(2).mean(-1) - 1).abs().max()) < 0.01",
-        "all -> any",
-    ): "a row that is not finite is not near 1 either",
-    (
-        "tokens/heal.py",
-        "rows.append(torch.tensor([token for *_, token in spans] or [0]))",
-        "0 -> 1",
-    ): "no place of a text that the old tokenizer does not keep is compared",
-    (
-        "model/opened.py",
-        "return ids[-1 - len(plain) : -1] == plain and len(plain) < len(ids)",
-        "< -> <=",
-    ): "what equals all but the last of the ids is shorter than they are",
-}
-"""(file, text of the line, "old -> new") of mutants that nothing could tell from the original, and why."""
 
 
 def every_mutant() -> list[Mutant]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.model.branches import COARSE, _closes, read_block
-from regraft.model.trace import trace
+from regraft.model.branches import COARSE, _closes, _with_norms, read_block
+from regraft.model.parts import Branch
+from regraft.model.trace import Call, trace
 
 WIDTH = 8
 
@@ -293,3 +294,20 @@ def test_the_last_layer_is_the_projection_and_what_is_around_it_the_attention():
 def test_the_search_finds_the_layers_inside_and_not_what_is_around_them():
     block = read(one_after_the_other, a=lambda: SelfAttention("last"), b=lambda: Holder("end"))
     assert [(b.kind, b.projection) for b in block.branches] == [("attn", block.module.a.last), ("mlp", block.module.b.end)]
+
+
+def test_the_norm_of_a_branch_is_a_norm_that_reads_it_and_gives_something_back():
+    """A dropout that reads the branch is none, nor is a norm that read or returned no tensor."""
+    part, other, dropout, norm, silent, deaf = (nn.Linear(2, 2), nn.Linear(2, 2), nn.Dropout(), *map(nn.LayerNorm, (2, 2, 2)))
+    raw, read, post = torch.ones(1, 2), torch.zeros(1, 2), torch.full((1, 2), 3.0)
+    branch = Branch("mlp", part, part)
+    calls = [Call("part", part, (read,), raw), Call("dropout", dropout, (raw,), raw), Call("silent", silent, (raw,), None)]
+    calls += [Call("deaf", deaf, (), post), Call("other", other, (read,), post)]
+    (found,) = _with_norms((branch,), calls, torch.zeros(1, 2))
+    assert (found.out_norm, found.sum_norm) == (None, None)
+    (found,) = _with_norms((branch,), [*calls, Call("norm", norm, (raw,), post)], torch.zeros(1, 2))
+    assert (found.out_norm, found.sum_norm) == (norm, None)
+    (found,) = _with_norms((branch,), [*calls, Call("norm", norm, (read,), post)], post)
+    assert (found.out_norm, found.sum_norm) == (None, norm)
+    (found,) = _with_norms((branch,), [Call("norm", norm, (read,), post), *calls], post)
+    assert (found.out_norm, found.sum_norm) == (None, None), "a norm in front of the branch is not that of the sum"

@@ -32,6 +32,7 @@ from small import opened
         ("layer_scales", [0.0, 1.0], [1, 2], None),
         ("attention_types", [[["x", "y"], 1], [["z"], 2]], [3, 1], [[["z"], 1], [["y"], 1]]),
         ("attention_types", [[["x", "y"], 1]], [1, 0], None),
+        ("attention_types", [[["x", "y"], 2], 7], [1, 0], None),
         ("attention_types", [[["x", "y"], 1, 0], [["z"], 2]], [1, 0], None),
         ("attention_types", [[["x", "y"], "1"], [["z"], "2"]], [1, 0], None),
         ("hybrid_override_pattern", "M-*E", [2, 0], "*M"),

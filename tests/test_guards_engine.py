@@ -177,7 +177,8 @@ def test_metrics_by_their_definitions():
     for wrong in (-1, 9):
         with pytest.raises(ValueError, match=str(wrong)):
             metrics.resolved(metrics.token_logit(wrong), recording)
-    metrics.resolved(metrics.token_logit(8), recording)
+    for right in (0, 8):
+        close(score(metrics.token_logit(right)), logits[:, right])
 
 
 def test_positions_that_metrics_read():

@@ -343,6 +343,9 @@ def test_each_recipe_spends_its_bits_by_its_own_measure(monkeypatch):
         raise ValueError("no\ngap")
 
     monkeypatch.setattr(quantize, "_gap", lacking)
+    with pytest.raises(ValueError, match="gap"):
+        quantize._recipes(model, list(model.blocks), increase, [8, 3, 2], {"prompts": ["a"], "count": 2})
+    monkeypatch.setattr(quantize, "refused", lambda error, name: name == "quantize")
     found, without = quantize._recipes(model, list(model.blocks), increase, [8, 3, 2], {"prompts": ["a"], "count": 2})
     assert found == {
         "uniform": [4, 4, 4, 4],
@@ -369,3 +372,29 @@ def test_spectra_of_blocks_are_those_of_q_k_v_and_gate_or_up(name, matrices):
     rows = [np.concatenate([torch.linalg.svdvals(w.detach().double()) for w in matrices(b.module)]) for b in model.blocks]
     wanted = [[float(np.linalg.norm(a - b)) for b in rows] for a in rows]
     assert np.allclose(_spectrum_distance(Blocks(model, list(model.blocks), 0)), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "paths"),
+    [
+        ("llama", {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}),
+        ("gpt2", {"o": "attn.c_proj", "down": "mlp.c_proj"}),
+    ],
+)
+def test_a_roles_matrix_of_one_block_is_rounded_and_no_other(name, paths):
+    model = opened(name)
+    blocks = list(model.blocks)[1:]
+    seen = []
+
+    def losses(copies):
+        for copy in copies:
+            ((index, module),) = copy.items()
+            own = dict(model.blocks[index].module.named_parameters())
+            seen.append((index, [n for n, p in module.named_parameters() if not torch.equal(p, own[n])]))
+        return np.arange(len(seen) - len(copies), len(seen), dtype=float)
+
+    roles, table = quantize._matrices(model, blocks, 16, losses)
+    assert sorted(table.ravel().tolist()) == list(range(len(roles) * len(blocks)))
+    for role, path in paths.items():
+        for column, block in enumerate(blocks):
+            assert seen[int(table[roles.index(role), column])] == (block.index, [f"{path}.weight"])

@@ -144,6 +144,8 @@ def test_derivatives_of_a_function_that_is_known():
     largest = torch.stack([torch.linalg.svdvals(jacobian_of(row))[0] for row in x])
     torch.testing.assert_close(spectral_norm(quadratic, x, torch.Generator().manual_seed(0), 60), largest)
     assert bool((spectral_norm(quadratic, x, torch.Generator().manual_seed(0), 1) <= largest + 1e-9).all())
+    small = spectral_norm(lambda rows: quadratic(rows) / 1000, x, torch.Generator().manual_seed(0), 60)
+    torch.testing.assert_close(small, largest / 1000)
     directions = unit_directions(5, 7, torch.Generator().manual_seed(0), torch.zeros(1, dtype=torch.float64))
     torch.testing.assert_close(directions.norm(dim=1), torch.ones(5, dtype=torch.float64))
     assert abs(float(directions[0] @ directions[1])) < 0.95
@@ -164,7 +166,7 @@ def test_gaps_are_what_a_linear_map_misses(exact):
     assert (slope, fit) == pytest.approx((3.0, 1.0))
     line = scipy.stats.linregress(np.log(steps), np.log([0.1, 0.5, 0.7]))
     assert order(np.array([0.1, 0.5, 0.7]), steps) == pytest.approx((line.slope + 1, line.rvalue**2))
-    for none in ([0.0, 1.0], [1e-7, 1e-8], [np.nan, 1.0]):
+    for none in ([0.0, 1.0], [1e-7, 1e-8], [np.nan, 1.0], [np.inf, 1.0]):
         assert math.isnan(order(np.array(none), (0.01, 0.02))[0])
 
 
@@ -324,7 +326,12 @@ def test_summaries_of_a_lens_by_kind():
             "crystallization": ("token", [1.0, 2.0, nan, nan]),
             "first_top1": ("token", [2.0, 2.0, 0.0, nan]),
         },
-        {"type": ("token", ["a", "a", "b", "c"]), "block": ["0", "1"], "depth": [0, 1, 2]},
+        {
+            "type": ("token", ["a", "a", "b", "c"]),
+            "category": ("token", ["x", "y", "y", "y"]),
+            "block": ["0", "1"],
+            "depth": [0, 1, 2],
+        },
     )
     found = _split(data, "type")
     assert found["tokens_by_type"].values.tolist() == [2, 1, 1]
@@ -332,6 +339,9 @@ def test_summaries_of_a_lens_by_kind():
     assert found["crystallization_by_type"].values[0] == 1.5
     assert np.isnan(found["crystallization_by_type"].values[1:]).all()
     assert found["first_top1_by_type"].values[:2].tolist() == [2.0, 0.0]
+    found = _split(data, "category")
+    assert found["crystallization_by_category"].values.tolist() == [1.0, 2.0]
+    assert found["first_top1_by_category"].values.tolist() == [2.0, 1.0]
 
 
 def test_neurons_that_texts_have_in_common():

@@ -107,4 +107,7 @@ def test_several_cases_are_averaged_with_their_error():
     assert (data.attrs["pairs"], data.attrs["source_value"], data.attrs["target_value"]) == (3, 2.0, -1.0)
     assert data.attrs["control_deviation"] == 0.25
     assert "block 0" in data.attrs["notes"]
+    two = patched([0.0, 1.0, 3.0], [1.0, 2.0, 3.0])
+    assert two.effect_error.values[:, 0] == pytest.approx([0.5, 0.5, 0.0])
+    assert two.pair_effect.sizes["pair"] == 2
     assert "effect_error" not in patched([0.0, 1.0, 3.0])

@@ -132,7 +132,13 @@ def test_dropout():
     assert "here" in said
     assert "p = 0.20" in said
     assert "officially" in cause("0.attn_out", official, torch.where(kept, official / 0.8, 0.0))
+    half = torch.where(official > 0, official, 0.0)
+    share = float(((half != 0) & ~kept).double().mean())
+    assert f"{share:.0%} of the values are 0 here" in cause("0.mlp_act", torch.where(kept, half / 0.8, 0.0), half)
     assert "dropout" not in cause("0.attn_out", torch.where(kept, official, 0.0), official)
+    zeros = torch.where(kept & (official > 1), 0.0, official)
+    assert bool((zeros != official).any())
+    assert "dropout" not in cause("0.attn_out", torch.where(kept, official / 0.8, 0.0), zeros), "not all else is scaled"
 
 
 @pytest.mark.parametrize(
@@ -275,6 +281,9 @@ def test_rotations():
     assert "in these scores neighbours" in cause("0.scores", scores(woven), scores(halves), before)
     assert "in the official scores neighbours" in cause("0.scores", scores(halves), scores(woven), before)
     assert "in these scores nothing" in cause("0.scores", scores(lambda x: x), scores(halves), before)
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    ours, official = (scores(turn).masked_fill(later, -math.inf) for turn in (woven, halves))
+    assert "in these scores neighbours" in cause("0.scores", ours, official, before), "what a mask rules out is not compared"
 
 
 def test_numbers_in_another_order_and_rounding():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import xarray as xr
 
 from regraft import experiment as module
 from regraft.disk import RunFolderError, check_empty, check_place, whole_folder
-from regraft.experiment import Experiment, experiments, measured, read_experiment
+from regraft.experiment import Experiment, _unfit, experiments, measured, read_experiment
 from regraft.model.progress import advance, listening
 from regraft.runs import check_writable, open_run, read_mark, store
 from small import opened
@@ -144,3 +145,43 @@ def test_only_the_listener_hears():
         advance("d", 4, 5)
     advance("e", 5, 6)
     assert heard == [("b", 2, 3), ("inner", "c", 3, 4), ("d", 4, 5)]
+
+
+def test_values_of_parameters_are_of_their_kind():
+    fits = {
+        "int": [0, np.int64(3)],
+        "float": [1, 0.5, np.float32(2)],
+        "bool": [True, False],
+        "str": ["", "a"],
+        "list[int]": [[], [1, 2], (3,)],
+        "list[str]": [["a"], ("b", "c")],
+        "list[odd]": [[None, True, object()]],
+        "TextFile": ["a", Path("a")],
+        "odd": [None is None, 1, "a"],
+        "int | None": [None, 4],
+    }
+    wrong = {
+        "int": [True, 0.5, "1", None],
+        "float": [False, "1", 1j, None],
+        "bool": [1, 0, "True"],
+        "str": [1, b"a", Path("a")],
+        "list[int]": [["a"], [1, True], 3, "12"],
+        "list[str]": ["ab", b"ab", [1], ["a", 1]],
+        "TextFile": [1, b"a"],
+        "int | None": [False, "a"],
+    }
+    assert {kind: [_unfit(kind, value) for value in values] for kind, values in fits.items()} == {
+        kind: [""] * len(values) for kind, values in fits.items()
+    }
+    said = {kind: {_unfit(kind, value) for value in values if value is not None} for kind, values in wrong.items()}
+    assert said == {
+        "int": {"a whole number"},
+        "float": {"a number"},
+        "bool": {"True or False"},
+        "str": {"a text"},
+        "list[int]": {"a list, each a whole number"},
+        "list[str]": {"a list, each a text"},
+        "TextFile": {"the name of a file or folder"},
+        "int | None": {"a whole number"},
+    }
+    assert _unfit("int", None) == "to be left out"

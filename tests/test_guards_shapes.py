@@ -15,6 +15,7 @@ from regraft.model.structure import (
     main_tensor,
     map_tensors,
     same_memory,
+    version,
     walk_tensors,
     with_main_tensor,
 )
@@ -109,7 +110,8 @@ def test_a_gate_beside_the_queries_is_not_taken_for_heads():
 
 
 @pytest.mark.parametrize(
-    ("rows", "output", "divided"), [(192, 128, (128, 32)), (288, None, (96, 96)), (191, 128, None), (128, 128, None)]
+    ("rows", "output", "divided"),
+    [(192, 128, (128, 32)), (130, 128, (128, 1)), (288, None, (96, 96)), (191, 128, None), (128, 128, None)],
 )
 def test_packed_projections_divide_by_the_output_matrix(rows, output, divided):
     parts = [part("qkv.weight", "qkv", rows, WIDTH), *([part("o.weight", "o", WIDTH, output)] if output else [])]
@@ -305,3 +307,10 @@ def test_the_largest_difference_counts_nan_and_infinity():
         ([1.0], [1.0, 1.0], inf),
     ):
         assert largest_difference(torch.tensor(a), torch.tensor(b)) == wanted
+
+
+def test_writes_in_place_are_counted_where_pytorch_counts_them():
+    counted = torch.zeros(2)
+    assert [version(counted), version(counted.add_(1)), version(counted.mul_(2))] == [0, 1, 2]
+    with torch.inference_mode():
+        assert version(torch.zeros(2)) == version(torch.zeros(2).add_(1)) == -1

@@ -65,10 +65,11 @@ def gradients(*values):
 
 
 def test_gradients_within_the_bound_are_left_as_they_are():
-    parameters = gradients([0.3, 0.4], [0.0, 1.2])
-    before = [p.grad.clone() for p in parameters]
-    assert float(clip(parameters, 2.0)) == pytest.approx(1.3)
-    assert all(torch.equal(p.grad, old) for p, old in zip(parameters, before, strict=True)), "nothing is made larger"
+    for share in (1.0, 1e-7, 0.0):
+        parameters = gradients([0.3 * share, 0.4 * share], [0.0, 1.2 * share])
+        before = [p.grad.clone() for p in parameters]
+        assert float(clip(parameters, 2.0)) == pytest.approx(1.3 * share)
+        assert all(torch.equal(p.grad, old) for p, old in zip(parameters, before, strict=True)), "nothing is made larger"
 
 
 def test_gradients_beyond_the_bound_are_brought_down_to_it():
@@ -331,6 +332,9 @@ def test_windows_of_later_passes_and_their_counts():
     assert found.counts(40).tolist() == [1] * 35 + [0] * 5
     assert found.digest() == hashlib.sha256(np.arange(35, dtype=np.uint32).tobytes()).hexdigest()
     assert found.digest() != cut(np.arange(1, 36, dtype=np.uint32), 8).digest()
+    many = np.arange(2**22 + 5, dtype=np.uint32) % 7
+    assert cut(many, 8).digest() == hashlib.sha256(many.tobytes()).hexdigest()
+    assert cut(many, 8).counts(9).tolist() == [*np.bincount(many).tolist(), 0, 0], "read in more than one part"
     assert len(cut(np.arange(8, dtype=np.uint32), 8)) == 1
     with pytest.raises(ValueError, match="less than one sequence"):
         cut(np.arange(8, dtype=np.uint32), 1)

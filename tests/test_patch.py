@@ -109,7 +109,7 @@ def test_several_pairs_are_averaged_with_their_error(tmp_path):
         RUN(model, pairs=str(file))
     assert RUN(model, pairs=str(file), grid="head").attrs["pairs"] == 2
     file.write_text('[{"clean": "5 6", "corrupt": "5 7", "answer": 7, "wrong": "9"}]')
-    with pytest.raises(ValueError, match="pair 0 of .* has a field that is empty or no text: write a list of objects with clean"):
+    with pytest.raises(ValueError, match=r"pair 0 of .* has a field that is empty or no text: write a list of objects"):
         RUN(model, pairs=str(file))
     file.write_text('{"clean": 1}')
     with pytest.raises(ValueError, match="holds no pairs"):

@@ -101,7 +101,7 @@ class Replay:
         groups: dict[tuple, list[int]] = {}
         for i, (parent, source, doors) in enumerate(entries):
             shape = tuple(self._door_kind(door) for door in doors)
-            where = (source if parent is None else ("after", 0), parent is None, shape)
+            where = (source if parent is None else None, shape)
             groups.setdefault(where, []).append(i)
         for members in groups.values():
             states = [self._origin(entries[i][0], entries[i][1], start) for i in members]

@@ -29,6 +29,11 @@ class Case:
     weights: Mapping[str, Tensor]
     heads: int
 
+    @property
+    def allowed(self) -> Tensor:
+        """Where no mask rules a score out: the same places on both sides, or `mask` has spoken before."""
+        return self.official > MASKED
+
     def neighbour(self, kind: str) -> Tensor | None:
         """The official tensor of the same block's other stage, for example q beside scores."""
         found = self.before.get(self.stage[: len(self.stage) - len(self.kind)] + kind)
@@ -89,7 +94,7 @@ def dropout(case: Case) -> str:
     for one, other, where in ((case.ours, case.official, "here"), (case.official, case.ours, "officially")):
         gone = (one == 0) & (other != 0)
         share = float(gone.double().mean())
-        kept = (one != 0) & (other != 0)
+        kept = one != 0
         if 0.005 < share < 0.95 and bool(kept.any()):
             ratio = _constant(one[kept], other[kept])
             if ratio is not None and ratio > 1 + CLOSE:
@@ -102,7 +107,7 @@ def dropout(case: Case) -> str:
 
 def constant_ratio(case: Case) -> str:
     """One factor everywhere."""
-    real = (case.official > MASKED) & (case.ours > MASKED)
+    real = case.allowed
     ratio = _constant(case.official[real], case.ours[real])
     if ratio is None or abs(ratio - 1) < 5 * CLOSE:
         return ""
@@ -149,7 +154,7 @@ def score_scale(case: Case) -> str:
         return ""
     q_BHQK, k_BHPK = (x.unflatten(-1, (case.heads, -1)).transpose(1, 2) for x in (q, k))
     raw = q_BHQK @ k_BHPK.transpose(2, 3)
-    real = (case.official > MASKED) & (case.ours > MASKED)
+    real = case.allowed
     part = _constant((case.official - case.ours)[real], raw[real])
     width = q_BHQK.shape[-1]
     if part is None or abs(part) < ROUNDING:
@@ -165,7 +170,7 @@ def relative_bias(case: Case) -> str:
     """Scores that differ by what depends on head and distance alone."""
     if case.kind != "scores" or case.ours.dim() != 4 or case.ours.shape[2] != case.ours.shape[3] or case.ours.shape[2] < 3:
         return ""
-    real = (case.official > MASKED) & (case.ours > MASKED)
+    real = case.allowed
     difference_BHQQ = torch.where(real, case.official - case.ours, torch.nan)
     length = difference_BHQQ.shape[-1]
     diagonals = [difference_BHQQ.diagonal(offset, dim1=2, dim2=3) for offset in range(1 - length, length)]
@@ -335,7 +340,7 @@ def rotation(case: Case) -> str:
         even, odd = x[..., 0::2], x[..., 1::2]
         return x * cos_TK[:, speeds] + torch.stack([-odd, even], -1).flatten(-2) * sin_TK[:, speeds]
 
-    real = (case.ours > MASKED) & (case.official > MASKED)
+    real = case.allowed
     for name, turn in (("neighbours are paired (interleaved)", woven), ("nothing is rotated", lambda x: x)):
         q, k = turn(heads[0]), turn(heads[1]).repeat_interleave(heads[0].shape[1] // heads[1].shape[1], dim=1)
         scores = ((q @ k.transpose(2, 3)) * width**-0.5)[real]
@@ -348,7 +353,7 @@ def rotation(case: Case) -> str:
 
 def reordered(case: Case) -> str:
     """The same numbers in another order, to rounding, and far from where they should be."""
-    real = (case.official > MASKED) & (case.ours > MASKED)
+    real = case.allowed
     ours, official = case.ours[real], case.official[real]
     scale = float(official.abs().max())
     apart = float((ours - official).abs().max())

@@ -108,7 +108,8 @@ def chunks(texts: Iterable[str], lengths: ChunkLengths, seed: int) -> Iterator[s
     for text in texts:
         start = 0
         while start < len(text):
-            drawn = 1 + draw.choice(len(values), p=values / values.sum(), size=math.ceil((len(text) - start) / lengths.mean) + 8)
+            likely = math.ceil((len(text) - start) / lengths.mean) + 8
+            drawn = 1 + draw.choice(len(values), p=values / values.sum(), size=likely)
             for length in drawn.tolist():
                 if start >= len(text):
                     break
