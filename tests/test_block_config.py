@@ -18,6 +18,8 @@ from regraft.report.drawing import drawing_of
 from regraft.report.page import DRAWN_HERE
 from small import opened
 
+pytestmark = pytest.mark.usefixtures("quick_linearity")
+
 PRUNE, REORDER, QUANTIZE = (experiments()[name].run for name in ("prune", "reorder", "quantize"))
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=3)
 

@@ -34,6 +34,8 @@ from regraft.experiment import experiments
 from regraft.intervene import surgery
 from small import opened
 
+pytestmark = pytest.mark.usefixtures("quick_linearity")
+
 
 @pytest.fixture
 def mask():

@@ -16,6 +16,8 @@ from regraft.model.load import load
 from regraft.model.weights import live_weights
 from small import ids, opened
 
+pytestmark = pytest.mark.usefixtures("quick_linearity")
+
 RUN = experiments()["quantize"].run
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
 
