@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "regraft"
 ORDER = [
     "registering",
     "disk",
+    "plain_json",
     "model",
     "engine",
     "specimens",

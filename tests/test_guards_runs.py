@@ -123,7 +123,7 @@ def test_a_result_is_measured_once_as_long_as_nothing_changes(monkeypatch):
     assert measured(model, "thing", size=2) is first
     assert first.attrs["experiment"] == "thing"
     assert (first.attrs["model"], first.attrs["extra"], first.attrs["seed"]) == ("own", 1, 0)
-    assert first.attrs["options"] == "{'size': 2}"
+    assert first.attrs["options"] == '{"size": 2}'
     assert first.attrs["weights_sha256"] == model.weights_sha256
     assert first.attrs["dtype"] == "float32"
     measured(model, "thing", size=3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shlex
 import sys
 import time
@@ -28,6 +27,7 @@ from regraft.model.load import resolve
 from regraft.model.opened import Model
 from regraft.model.progress import listening
 from regraft.model.weights import Weights
+from regraft.plain_json import json_text, opened_attributes
 from regraft.rebuild.checkpoint import open_rebuilt
 from regraft.rebuild.skeleton import write_skeleton
 from regraft.rebuild.verify import rebuild
@@ -111,7 +111,7 @@ def show_anatomy(model: Model, as_json: bool) -> None:
             "sites": [vars(row) for row in sites],
             "self_check": model.check.as_dict(),
         }
-        console.print_json(json.dumps(value))
+        console.print_json(json_text(value))
         return
     table = _table(f"{model.name}: parts", ("part", "module", "shape", "parameters", "bytes"), right=(3, 4))
     for row in parts:
@@ -141,7 +141,7 @@ def show_dissection(source: str, out: Path | None, as_json: bool) -> None:
     if out is not None:
         check_empty(out, "--out")
     components = dissect(source)
-    written = json.dumps({"source": source, "components": [asdict(c) for c in components]}, indent=1) + "\n"
+    written = json_text({"source": source, "components": [asdict(c) for c in components]}, indent=1) + "\n"
     if as_json:
         print(written, end="")
     else:
@@ -192,7 +192,8 @@ def run_experiment(
 def _told(dataset: xr.Dataset, out: Path | None, as_json: bool, show: Callable[[xr.Dataset], None] | None = None) -> None:
     """Print a result, by `show` where it is no table, and then write its run folder where one is asked for."""
     if as_json:
-        console.print_json(json.dumps(dataset.to_dict(), default=_plain))
+        told = dataset.to_dict()
+        console.print_json(json_text({**told, "attrs": opened_attributes(told["attrs"])}))
     else:
         (show or print_result)(dataset)
     if out is not None:
@@ -244,10 +245,6 @@ def print_stages(dataset: xr.Dataset) -> None:
         highlight=False,
         style="dim",
     )
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def write_run(dataset: xr.Dataset, out: Path) -> None:

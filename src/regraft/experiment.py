@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 from regraft.disk import still_told
+from regraft.plain_json import json_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -130,7 +131,7 @@ class Experiment:
 
         def proved(dataset: xr.Dataset) -> xr.Dataset:
             dataset.attrs = {**provenance(model), **dataset.attrs, "experiment": self.name, "seed": seed}
-            dataset.attrs["options"] = repr({k: v for k, v in sorted(options.items())})
+            dataset.attrs["options"] = json_text(options, sort_keys=True)
             dataset.attrs["seconds"] = round(time.perf_counter() - started, 3)
             return dataset
 

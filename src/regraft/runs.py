@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.disk import RunFolderError, check_place, place_of, whole_file
 from regraft.disk import whole_folder as whole_folder  # the report takes it from here
+from regraft.plain_json import json_text, opened_attributes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,7 +68,7 @@ def store(dataset: xr.Dataset, folder: Path) -> None:
     attributes = {key: _plain(value) for key, value in dataset.attrs.items()}
     storable = dataset.assign_attrs(attributes)
     storable.to_zarr(folder / "result.zarr", mode="w", zarr_format=2, consolidated=False)
-    (folder / OUR_MARK).write_text(json.dumps(attributes, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / OUR_MARK).write_text(json_text(opened_attributes(attributes), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def open_run(out: Path | str) -> xr.Dataset:

@@ -22,6 +22,7 @@ from regraft.graft.windows import windows_over
 from regraft.model.files import CheckpointError
 from regraft.model.load import load
 from regraft.model.opened import Model
+from regraft.plain_json import json_text
 from regraft.report.page import page
 from regraft.specimens import almanac
 from regraft.tokenizer_commands import domain_pieces
@@ -180,7 +181,7 @@ def healed(
     data.bits_per_byte.loc[{"state": "after"}] = [one.bits_per_byte for one in scores_after(done, domains)]
     data["healing_loss"] = ("step", [line["loss"] for line in log], {"units": "nats per token, and the stream's relative error"})
     data.attrs["healing_steps"] = plan.steps
-    data.attrs["healing_plan"] = repr(plan)
+    data.attrs["healing_plan"] = json_text(asdict(plan))
     return data
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import xarray as xr
 
 from regraft.graft.kinds import Graft, kind_of
 from regraft.model.opened import Model
+from regraft.plain_json import json_text, opened_attributes
 
 
 def card(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, baked: str = "") -> str:
@@ -37,7 +37,7 @@ def card(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, baked: 
             *worst_rows(certificate),
             "",
             "```json",
-            json.dumps(certificate.attrs, indent=1, sort_keys=True, default=str),
+            json_text(opened_attributes(certificate.attrs), indent=1, sort_keys=True),
             "```",
             "",
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers
 from regraft.model.opened import Model
 from regraft.model.readback import check_generation, check_outputs, check_tensors, probe_ids
+from regraft.plain_json import json_text
 
 CODE = ("grafted.py", "kinds.py", "byte_embedding.py", "tree_head.py", "trees.py", "logits_view.py")
 """What a folder carries for remote code."""
@@ -54,7 +54,7 @@ def export(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, targe
         save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
         model.hf.generation_config.save_pretrained(fresh)
         model.tokenizer.save_pretrained(fresh)
-        (fresh / "certificate.json").write_text(json.dumps(certificate.to_dict(), indent=1, default=str) + "\n", encoding="utf-8")
+        (fresh / "certificate.json").write_text(json_text(certificate.to_dict(), indent=1) + "\n", encoding="utf-8")
         (fresh / "README.md").write_text(card(model, grafts, certificate), encoding="utf-8")
         difference = _check(fresh, model, tensors, wanted)
     how = "with trust_remote_code=True, or " if remote_code else ""

@@ -23,6 +23,7 @@ from regraft.graft.placing import Swaps
 from regraft.graft.tree_head import TreeHead, check_tree
 from regraft.model.files import CheckpointError, digest
 from regraft.model.opened import Model
+from regraft.plain_json import json_text, numbers_again
 
 WEIGHTS = "graft.safetensors"
 
@@ -122,7 +123,7 @@ def write_certificate(data: xr.Dataset, folders: Sequence[Path]) -> None:
     """Put a certificate beside the first of some grafts, with the hash of the tensors that it was measured on."""
     data.attrs["grafts_sha256"] = grafts_hash(folders)
     with whole_file(folders[0] / CERTIFICATE) as part:
-        part.write_text(json.dumps(data.to_dict(), indent=1, default=_plain) + "\n", encoding="utf-8")
+        part.write_text(json_text(data.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
 def read_certificate(folders: Sequence[Path]) -> xr.Dataset:
@@ -134,7 +135,7 @@ def read_certificate(folders: Sequence[Path]) -> xr.Dataset:
     check_certified(folders)
     text = read_text(expanded(folders[0]) / CERTIFICATE, f"measure the graft again, with {MEASURE}")
     try:
-        data = xr.Dataset.from_dict(json.loads(text))
+        data = numbers_again(xr.Dataset.from_dict(json.loads(text)))
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"the certificate of {folders[0]} is damaged: measure again, with {MEASURE}") from error
     if data.attrs.get("grafts_sha256") != grafts_hash(folders):
@@ -145,7 +146,3 @@ def read_certificate(folders: Sequence[Path]) -> xr.Dataset:
 def grafts_hash(folders: Sequence[Path]) -> str:
     """SHA-256 of some grafts' tensor files, in the order of their kinds."""
     return digest(sorted((expanded(folder) / WEIGHTS for folder in folders), key=lambda file: read_about(file.parent)["kind"]))
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)

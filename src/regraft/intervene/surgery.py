@@ -6,7 +6,6 @@ Blocks are copied, never moved; the model at hand stays as it is. Shapes: B prom
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from regraft.model.recording import Recording
 from regraft.model.sentence_files import copy_sentence_files
 from regraft.model.stored import rounding_said, settle, stored_types
 from regraft.model.wrapped import refuse_adapters
+from regraft.plain_json import json_text, opened_attributes
 
 CARD = "README.md"
 Writer = Callable[[Any, Path], None]
@@ -279,7 +279,7 @@ def _card(model: Model, measured: xr.Dataset, difference: str, size: int) -> str
             *rows,
             "",
             "```json",
-            json.dumps(facts, indent=1, sort_keys=True, default=str),
+            json_text(opened_attributes(facts), indent=1, sort_keys=True),
             "```",
             "",
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ import xarray as xr
 
 from regraft.experiment import DOES_NOT_APPLY, measured, provenance, refused
 from regraft.model.opened import Model
+from regraft.plain_json import json_text, opened_attributes
 from regraft.report.drawing import title_for
 from regraft.report.page import Section, footer, heading, opening, plain_section, result_section, sheet
 from regraft.report.reading import Reading
@@ -169,4 +169,4 @@ def said(error: Exception) -> str:
 def store_mark(model: Model, folder: Path) -> None:
     """The `run.json` that says whose report this is."""
     mark = {**provenance(model), "experiment": "report"}
-    write_whole(folder / OUR_MARK, json.dumps(mark, indent=1, sort_keys=True) + "\n")
+    write_whole(folder / OUR_MARK, json_text(opened_attributes(mark), indent=1, sort_keys=True) + "\n")

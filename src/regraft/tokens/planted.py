@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from regraft.model.progress import advance
 from regraft.model.readback import check_generation, check_outputs, check_tensors, probe_ids
 from regraft.model.sentence_files import copy_sentence_files
 from regraft.model.stored import rounding_said, settle, stored_types
+from regraft.plain_json import json_text, opened_attributes
 from regraft.tokens.folder import special_roles, specials_of, wrapped
 from regraft.tokens.matching import Matching
 from regraft.tokens.transplant import Transplant
@@ -62,7 +62,7 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
         copy_sentence_files(done.model.folder, fresh)
         for name, text in (pages or {}).items():
             (fresh / name).write_text(text, encoding="utf-8")
-        (fresh / "certificate.json").write_text(json.dumps(certificate.to_dict(), indent=1, default=str) + "\n", encoding="utf-8")
+        (fresh / "certificate.json").write_text(json_text(certificate.to_dict(), indent=1) + "\n", encoding="utf-8")
         (fresh / "README.md").write_text(card(done, certificate), encoding="utf-8")
         advance("writing", 1, 2)
         read: Any = read_checkpoint(fresh, str(done.model.device), done.model.dtype, done.model.attention)
@@ -266,7 +266,7 @@ def card(done: Transplant, certificate: xr.Dataset) -> str:
             *_table(certificate),
             "",
             "```json",
-            json.dumps(certificate.attrs, indent=1, sort_keys=True, default=str),
+            json_text(opened_attributes(certificate.attrs), indent=1, sort_keys=True),
             "```",
             "",
         ]

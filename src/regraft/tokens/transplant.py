@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from regraft.experiment import provenance
 from regraft.graft.placing import Swaps, all_placed
 from regraft.model.forward import longest_input
 from regraft.model.opened import Model
+from regraft.plain_json import json_text
 from regraft.tokens.bits import Score, fitted, score
 from regraft.tokens.byte_ids import ByteIds
 from regraft.tokens.embedding_distance import Embedded, apart, distance, embed, same_nearest
@@ -125,7 +126,7 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: S
             "experiment": "tokenizer transplant",
             "tokenizer_sha256": digest(done.new),
             "method": settings.method,
-            "settings": repr(settings),
+            "settings": json_text(asdict(settings)),
             "seconds": time.perf_counter() - began,
         },
     )
