@@ -13,6 +13,7 @@ from regraft.data import evaluation
 from regraft.data.completions import prompt_ids
 from regraft.experiment import experiments
 from regraft.model.load import load
+from regraft.observe import geometry
 from regraft.observe.geometry import Cloud, linear_cka
 from regraft.observe.states import Observed, observed
 
@@ -74,6 +75,31 @@ def test_streaming_in_two_parts_is_one_cloud():
     for name in ("participation_ratio", "separation", "cka"):
         assert np.allclose(getattr(whole, name)(), getattr(parted, name)(), atol=1e-12)
     assert np.allclose(whole.pair_cosine(True), parted.pair_cosine(True), atol=1e-12)
+
+
+@pytest.mark.parametrize("depths", [1, 2, 3])
+def test_moments_that_do_not_fit_together_are_summed_one_walk_after_the_other(depths, monkeypatch):
+    """At a width of 4,096 and 33 depths they would be 4 GiB: no more than MOST_BYTES are held, and the numbers are the same."""
+    draw = torch.Generator().manual_seed(0)
+    states = [torch.randn(30, 6, generator=draw) * (1 + torch.arange(6)) for _ in range(5)]
+    parts = [[h[:11] for h in states], [h[11:] for h in states]]
+    kinds = ["a", "b", "b"] * 10
+    walks, held = [], []
+
+    class Counted(Planted):
+        def walk(self):
+            walks.append(1)
+            return super().walk()
+
+    whole = Cloud.of(Planted(parts, kinds), seed=0)
+    plain = geometry._add_second_moments
+    monkeypatch.setattr(geometry, "MOST_BYTES", depths * 8 * 6 * 6 + 7)
+    monkeypatch.setattr(geometry, "_add_second_moments", lambda total, some: held.append(plain(total, some)) or held[-1])
+    parted = Cloud.of(Counted(parts, kinds), seed=0)
+    assert len(walks) == -(-5 // depths)
+    assert max(made.numel() * made.element_size() for made in held) <= geometry.MOST_BYTES
+    assert torch.equal(parted.variance, whole.variance)
+    assert torch.equal(parted.squares, whole.squares)
 
 
 @pytest.fixture(scope="module")

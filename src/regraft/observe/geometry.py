@@ -22,6 +22,8 @@ from regraft.model.opened import Model
 from regraft.observe.states import Observed, observed
 
 SAMPLE, PAIRS = 1024, 5000
+MOST_BYTES = 1 << 29
+"""Second moments that are held at once: half of the 1 GiB that a geometry may take, beside the states of one recording."""
 
 
 def geometry(
@@ -91,7 +93,8 @@ class Cloud:
     """Streamed statistics of the states at every depth."""
 
     mean: Tensor
-    covariance: Tensor
+    variance: Tensor
+    squares: Tensor
     group_count: Tensor
     group_mean: Tensor
     norm: np.ndarray
@@ -105,15 +108,16 @@ class Cloud:
 
     @classmethod
     def of(cls, seen: Observed, seed: int) -> Cloud:
-        """Walk over the recordings once."""
+        """Walk over the recordings, once where the second moments of all depths fit into memory, else once for as many as do."""
         order = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(seen.tokens, generator=order)[:SAMPLE].sort().values
         names = sorted(set(seen.categories))
         labels = torch.tensor([names.index(category) for category in seen.categories])
         cloud = cls()
         cloud.pairs = _pairs(len(chosen), order)
-        sums = None
+        sums, second = None, None
         for first, states in seen.walk():
+            second = _add_second_moments(second, states[: _depths_at_once(states)])
             parts = [_moments(h.double(), labels[first : first + len(h)].to(h.device), len(names)) for h in states]
             parts_SP = [torch.stack(values) for values in zip(*parts, strict=True)]
             parts_SP += list(_updates([h.double() for h in states]))
@@ -122,23 +126,39 @@ class Cloud:
             sums = [a + b for a, b in zip(sums, parts_SP, strict=True)] if sums else parts_SP
             cloud.kept = torch.cat([cloud.kept, sampled]) if first else sampled
         assert sums is not None
+        assert second is not None
         cloud._finish(seen.tokens, labels, sums)
+        cloud._spread(seen, second)
         return cloud
 
     def _finish(self, count: int, labels: Tensor, sums: list[Tensor]) -> None:
-        total, second, grouped, norms, persistence, size, along, towards = (s.cpu() for s in sums)
+        total, grouped, norms, persistence, size, along, towards = (s.cpu() for s in sums)
         self.mean = total / count
-        self.covariance = second / count - self.mean[:, :, None] * self.mean[:, None, :]
         self.group_count = torch.bincount(labels, minlength=grouped.shape[1]).double()
         self.group_mean = grouped / self.group_count[None, :, None]
         self.norm, self.persistence = ((s / count).numpy() for s in (norms, persistence))
         self.update_size, self.update_cosine, self.update_persistence = ((s / count).numpy() for s in (size, along, towards))
         self.sample = self.kept.transpose(0, 1).cpu()
 
+    def _spread(self, seen: Observed, second_PDD: Tensor) -> None:
+        """The covariances' traces and squared Frobenius norms, from second moments of the first depths; the others by walking."""
+        depths = len(self.mean)
+        self.variance, self.squares = (torch.zeros(depths, dtype=torch.float64) for _ in range(2))
+        for start in range(0, depths, len(second_PDD)):
+            part = slice(start, min(depths, start + len(second_PDD)))
+            if start:
+                second_PDD.zero_()
+                for _, states in seen.walk():
+                    _add_second_moments(second_PDD, states[part])
+            for depth, moment_DD in zip(range(part.start, part.stop), second_PDD, strict=False):
+                mean_D = self.mean[depth].to(moment_DD.device)
+                covariance_DD = moment_DD.div_(seen.tokens).addr_(mean_D, mean_D, alpha=-1)
+                self.variance[depth] = covariance_DD.trace()
+                self.squares[depth] = covariance_DD.square_().sum()
+
     def participation_ratio(self) -> np.ndarray:
         """Squared trace over squared Frobenius norm of the covariance: exact, without a decomposition; NaN for no spread."""
-        trace = self.covariance.diagonal(dim1=1, dim2=2).sum(1)
-        return (trace**2 / self.covariance.pow(2).sum((1, 2))).numpy()
+        return (self.variance**2 / self.squares).numpy()
 
     def separation(self) -> np.ndarray:
         """Variance between the categories' means over the mean variance within a category; NaN for a single category."""
@@ -146,7 +166,7 @@ class Cloud:
             return np.full(len(self.mean), np.nan)
         share = self.group_count / self.group_count.sum()
         between = ((self.group_mean - self.mean[:, None]).pow(2).sum(2) * share).sum(1)
-        within = self.covariance.diagonal(dim1=1, dim2=2).sum(1) - between
+        within = self.variance - between
         return (between / within).numpy()
 
     def pair_cosine(self, centred: bool) -> np.ndarray:
@@ -177,7 +197,22 @@ def _pairs(sampled: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def _moments(h_nD: Tensor, labels_n: Tensor, categories: int) -> tuple[Tensor, ...]:
     grouped = torch.zeros(categories, h_nD.shape[1], dtype=h_nD.dtype, device=h_nD.device).index_add_(0, labels_n, h_nD)
-    return h_nD.sum(0), h_nD.t() @ h_nD, grouped, h_nD.norm(dim=1).sum()
+    return h_nD.sum(0), grouped, h_nD.norm(dim=1).sum()
+
+
+def _depths_at_once(states: list[Tensor]) -> int:
+    """How many depths' second moments are held together."""
+    return max(1, MOST_BYTES // (8 * states[0].shape[1] ** 2))
+
+
+def _add_second_moments(total_PDD: Tensor | None, states: list[Tensor]) -> Tensor:
+    """Add each depth's sum of outer products over some tokens, in place."""
+    width = states[0].shape[1]
+    if total_PDD is None:
+        total_PDD = torch.zeros(len(states), width, width, dtype=torch.float64, device=states[0].device)
+    for moment_DD, h in zip(total_PDD, states, strict=False):
+        moment_DD.addmm_(h.double().t(), h.double())
+    return total_PDD
 
 
 def _updates(states: list[Tensor]) -> tuple[Tensor, ...]:
