@@ -57,6 +57,17 @@ WRONG = [
     *(("holds no graft", ["graft", part, "eval", "--graft", "new"]) for part in ("embedding", "head")),
     ("holds no graft", ["graft", "head", "export", "--graft", "new", "--save", "new"]),
     ("made/graft has no certificate", ["graft", "embedding", "bake", "--graft", "made/graft", "--save", "new"]),
+    *(
+        (f"--{name} is {value}: write {least} or more", ["graft", "embedding", "fit", "--out", "new", f"--{name}={value}"])
+        for name, value, least in (("patience", -1, 0), ("steps", 0, 1), ("length", 1, 2), ("kl", "nan", 0), ("byte-width", 0, 1))
+    ),
+    ("--states is 0: write 1 or more", ["graft", "head", "build", "--out", "new", "--states", "0"]),
+    ("--adapter is -1.0: write 0 or more", ["graft", "head", "build", "--out", "new", "--adapter=-1"]),
+    ("--patience is -1: write 0 or more", ["graft", "head", "fit", "--out", "made", "--patience=-1"]),
+    *(
+        ("--windows is 0: write 1 or more", ["graft", p, "eval", "--graft", "made/graft", "--windows", "0"])
+        for p in ("embedding", "head")
+    ),
     ("'x' names no domain", ["graft", "head", "eval", "--graft", "made/graft", "--text", "x"]),
     ("is not empty", ["tokenizer", "train", "--out", "full"]),
     ("none.txt is empty", ["tokenizer", "train", "--text", "none.txt", "--out", "new"]),

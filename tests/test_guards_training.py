@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from regraft.data.token_bytes import TokenBytes
+from regraft.graft import distill
 from regraft.graft.checkpoint import checkpoints, newest, restore, write_checkpoint
 from regraft.graft.codes import coded, cut_share
-from regraft.graft.distill import Plan, _read_lines, _Run, _stalled, clip, said, train
+from regraft.graft.distill import NotANumberError, Plan, Plateau, _read_lines, _Run, clip, said, train
 from regraft.graft.embedding_task import EmbeddingTask, Weights, divergence, felt_error, relative_error, warm_up
 from regraft.graft.many import average, mean_over
 from regraft.graft.optimisers import optimisers, set_rates
@@ -192,6 +193,14 @@ def test_rates_are_shares_of_each_optimisers_highest():
     assert [type(o).__name__ for o in optimisers(graft, 0.01)] == ["AdamW"]
 
 
+@pytest.mark.parametrize("name", ["patience", "rate", "warmup", "clip", "weight_decay"])
+def test_a_plan_of_less_than_nothing_is_refused(name):
+    for wrong in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"{name} is {wrong}: write 0 or more"):
+            Plan(**{name: wrong})
+    Plan(**{name: 0})
+
+
 @pytest.mark.parametrize("wrong", [dict(steps=0), dict(batch=0), dict(accumulate=0), dict(save_every=0)])
 def test_a_plan_with_nothing_to_do_is_refused(wrong):
     with pytest.raises(ValueError, match="at least one"):
@@ -199,14 +208,48 @@ def test_a_plan_with_nothing_to_do_is_refused(wrong):
     Plan(**{name: 1 for name in wrong})
 
 
+def stalled(losses, patience):
+    """By its definition, over the whole history: the lowest mean of 20 steps is so many steps back."""
+    smooth = [np.mean(losses[max(0, end - 20) : end]) for end in range(1, len(losses) + 1)]
+    return 0 < patience <= len(smooth) - 1 - int(np.argmin(smooth))
+
+
+def stops(losses, patience):
+    plateau = Plateau(patience)
+    return [plateau.reached(loss) for loss in losses]
+
+
 def test_patience_counts_from_the_lowest_smoothed_loss():
-    assert not _stalled([{"loss": 1.0}] * 3, 3)
-    assert _stalled([{"loss": 1.0}] * 4, 3)
-    falling = [{"loss": 100.0 - i} for i in range(60)]
-    assert not _stalled(falling, 1)
-    level = [*falling, *({"loss": 45.0} for _ in range(30))]
-    assert _stalled(level, 15), "the last 20 losses have their lowest mean 15 steps behind the turn from 41 to 45"
-    assert not _stalled(level, 16)
+    assert stops([1.0] * 4, 3) == [False, False, False, True]
+    falling = [100.0 - i for i in range(60)]
+    assert not any(stops(falling, 1))
+    level = [*falling, *([45.0] * 30)]
+    assert stops(level, 15)[-1], "the last 20 losses have their lowest mean 15 steps behind the turn from 41 to 45"
+    assert not stops(level, 16)[-1]
+    assert not any(stops(level, 0)), "no patience is asked for: it never stops"
+
+
+@pytest.mark.parametrize("patience", [1, 5, 30])
+def test_patience_step_by_step_is_that_of_the_whole_history(patience):
+    draw = np.random.default_rng(patience)
+    losses = [round(float(value), 2) for value in 3 - np.linspace(0, 1, 90) + draw.normal(0, 0.3, 90)]
+    assert stops(losses, patience) == [stalled(losses[: n + 1], patience) for n in range(len(losses))]
+
+
+@pytest.mark.parametrize(("own", "fine", "kept"), [(0, True, "not-a-number-3-1"), (1, False, "not-a-number-3-1")])
+def test_of_several_processes_the_one_without_a_number_keeps_its_batch(own, fine, kept, tmp_path, monkeypatch):
+    """Not the first one, whose batch was fine."""
+    other = torch.tensor([[7, 8]])
+    many = SimpleNamespace(num_processes=2, process_index=own, is_main_process=own == 0, wait_for_everyone=lambda: None)
+    monkeypatch.setattr(distill, "mean_over", lambda value, accelerator: 0.5)
+    if own == 0:
+        save_file({"ids": other}, tmp_path / "not-a-number-3-1.safetensors")
+    run = _Run(None, None, Plan(), tmp_path, many, [])  # type: ignore[arg-type]
+    words = rf"{'the loss of another process is no number' if fine else 'the loss is nan'} at step 3: its batch is kept as {kept}"
+    with pytest.raises(NotANumberError, match=words):
+        run._stop_unless(torch.tensor(fine), "the loss is nan", 3, [other] if own else [torch.tensor([[5, 6]])])
+    assert [file.stem for file in tmp_path.iterdir()] == [kept]
+    assert torch.equal(load_file(tmp_path / f"{kept}.safetensors")["ids"], other)
 
 
 def test_a_log_is_read_up_to_the_checkpoint(tmp_path):
@@ -341,6 +384,6 @@ def test_windows_of_later_passes_and_their_counts():
 
 
 def test_texts_are_encoded_so_many_or_so_long_at_once():
-    assert [len(some) for some in _groups("a" for _ in range(600))] == [256, 256, 88]
-    assert [len(some) for some in _groups("a" * 1_500_000 for _ in range(4))] == [3, 1]
+    assert [len(some) for some in _groups(("a", True) for _ in range(600))] == [256, 256, 88]
+    assert [len(some) for some in _groups(("a" * 1_500_000, False) for _ in range(4))] == [3, 1]
     assert list(_groups([])) == []

@@ -17,6 +17,7 @@ from regraft.disk import RunFolderError
 from regraft.model.comparison import gap
 from regraft.model.load import load, read_checkpoint
 from regraft.specimens import almanac
+from regraft.tokens import bits
 from regraft.tokens.bits import pieces, score
 from regraft.tokens.byte_ids import ByteIds
 from regraft.tokens.estimate import METHODS, Settings
@@ -292,6 +293,26 @@ def test_bits_per_byte_by_hand(qwen):
     assert one.bits_per_byte == pytest.approx(nats / np.log(2) / one.bytes, rel=1e-5)
     with pytest.raises(ValueError, match="give shorter pieces"):
         score(qwen, reader, ["x " * 4000])
+
+
+def test_batches_of_scored_text_hold_what_they_may(qwen, monkeypatch):
+    """Many short pieces before a few long ones: a batch is as long as its longest row."""
+    sizes = []
+
+    def measured_losses(model, rows):
+        sizes.append(len(rows) * max(len(row.ids) for row in rows))
+        return losses(model, rows)
+
+    losses = bits._losses
+    texts = ["Grüße"] * 90 + [TEXT[0]] * 12
+    one = score(qwen, ByteIds(qwen.tokenizer), texts)
+    monkeypatch.setattr(bits, "_losses", measured_losses)
+    monkeypatch.setattr(bits, "BATCH_TOKENS", 512)
+    two = score(qwen, ByteIds(qwen.tokenizer), texts)
+    assert max(sizes) <= 512
+    assert len(sizes) < len(texts) / 3
+    assert (two.tokens, two.bytes) == (one.tokens, one.bytes)
+    assert two.nats == pytest.approx(one.nats, rel=1e-5)
 
 
 def test_ids_of_pictures_and_sounds_move_with_their_tokens(tmp_path):

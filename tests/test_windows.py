@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from regraft.data import texts
 from regraft.graft.windows import cut, windows, windows_over
 from regraft.model.load import load
 
@@ -38,6 +41,22 @@ def test_text_is_encoded_once(tmp_path):
     (tmp_path / "bad.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"line 1 of bad\.jsonl has no text"):
         windows(model, [tmp_path / "bad.jsonl"], 32, tmp_path / "cache")
+
+
+def test_a_document_is_not_cut_by_ends_of_text(tmp_path, monkeypatch):
+    """A file is read in pieces and stays one document; a line of JSONL is one each."""
+    monkeypatch.setattr(texts, "PIECE", 60)
+    model = load("specimen:gpt2", pack=False)
+    end, book = model.tokenizer.eos_token_id, "She sells sea shells.\n" * 40
+    (tmp_path / "a.txt").write_text(book)
+    (tmp_path / "b.txt").write_text(book[:500])
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": f"Line {n}."}) + "\n" for n in range(3)))
+    made = windows(model, [tmp_path], 16, tmp_path / "ids").ids.tolist()
+    assert made.count(end) == 2 + 3
+    first = made[: made.index(end)]
+    assert model.tokenizer.decode(first) == book
+    assert "".join(piece for piece, _ in texts.pieces_in(tmp_path / "a.txt")) == book
+    assert [ends for _, ends in texts.pieces_in(tmp_path / "a.txt")].count(True) == 1
 
 
 def test_empty_and_short_texts_are_refused(tmp_path):

@@ -93,6 +93,17 @@ def check_prompts(prompts: Sequence[str] | None, file: str, text: str) -> None:
         read_text(text, "give running text")
 
 
+def check_least(least: int, **given: float) -> None:
+    """Make sure that numbers are large enough, before anything is opened.
+
+    Raises:
+        ValueError: one is smaller than `least`, or no number.
+    """
+    for name, value in given.items():
+        if not value >= least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}: write {least} or more")
+
+
 def check_run(out: Path | None, experiment: str) -> None:
     """Make sure that a run may be written where it is asked for, as far as can be told without its model.
 

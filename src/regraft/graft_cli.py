@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from regraft.asked import check_domains, check_texts
+from regraft.asked import check_domains, check_least, check_texts
 from regraft.disk import check_empty, still_told
 from regraft.graft.about import check_certified, read_about
 from regraft.options import (
@@ -83,6 +83,10 @@ def fit_embedding(
     """Train an embedding that computes each token's vector from its bytes."""
     with errors_in_one_sentence(debug):
         check_empty(out / "graft", "--out")
+        check_least(1, group=group, byte_width=byte_width, blocks=blocks, neurons=neurons, steps=steps, batch=batch)
+        check_least(0, warm=warm, hidden=hidden, kl=kl, rate=rate, patience=patience)
+        check_least(2, length=length)
+        check_least(1, accumulate=accumulate)
         text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.commands import with_bar
@@ -126,6 +130,9 @@ def build_head(
     with errors_in_one_sentence(debug):
         for name in ("graft", "run"):
             check_empty(out / name, "--out")
+        check_least(0, adapter=adapter)
+        check_least(1, states=states)
+        check_least(2, length=length, branching=branching)
         text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.commands import with_bar
@@ -161,6 +168,9 @@ def fit_head(
     """Train a tree head that was built before."""
     with errors_in_one_sentence(debug):
         read_about(out / "graft")
+        check_least(1, steps=steps, batch=batch, accumulate=accumulate)
+        check_least(0, rate=rate, patience=patience)
+        check_least(2, length=length)
         text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.commands import with_bar
@@ -188,6 +198,8 @@ def _measured(
     for folder in folders:
         read_about(folder)
     check_domains(text)
+    check_least(1, windows=windows)
+    check_least(2, length=length)
     opened = open_model(model, device, "", "", False, tokenizer)
     from regraft.commands import with_bar
     from regraft.graft_commands import evaluate, sentences

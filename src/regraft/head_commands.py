@@ -40,6 +40,16 @@ class Build:
     start: str
     states: int
 
+    def __post_init__(self) -> None:
+        """Make sure that there is something to build on.
+
+        Raises:
+            ValueError: no states, or an adapter of less than nothing.
+        """
+        if self.states < 1 or not 0 <= self.adapter < math.inf:
+            given = f"not {self.states} and {self.adapter}"
+            raise ValueError(f"a head is fitted on 1 state or more, with an adapter of 0 or more: {given}")
+
 
 def build_head(
     model: Model, texts: list[str], out: Path, how: Build, length: int, seed: int, opened: Mapping[str, Any] | None = None

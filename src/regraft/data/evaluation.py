@@ -137,11 +137,12 @@ def evaluation(model: Model, prompts: str | Sequence[str] | None = None, count: 
     return Evaluation(model, Recordings(model, ids), order)
 
 
-def batched(items: Sequence[Item], lengths: Sequence[int]) -> list[list[Item]]:
-    """Items in batches of at most 512 tokens, padding counted; the items come shortest first."""
+def batched(items: Sequence[Item], lengths: Sequence[int], most: int | None = None) -> list[list[Item]]:
+    """Items in batches of at most so many tokens (by default 512), padding counted; the items come shortest first."""
+    room = BATCH_TOKENS if most is None else most
     batches: list[list[Item]] = [[]]
     for item, length in zip(items, lengths, strict=True):
-        if batches[-1] and length * (len(batches[-1]) + 1) > BATCH_TOKENS:
+        if batches[-1] and length * (len(batches[-1]) + 1) > room:
             batches.append([])
         batches[-1].append(item)
     return batches

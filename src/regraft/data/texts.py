@@ -39,19 +39,31 @@ def _files(source: Path) -> list[Path]:
 
 
 def texts_in(file: Path) -> Iterator[str]:
-    """A file's texts: a line each of a JSONL file, else its paragraphs, kept together to a few thousand characters."""
+    """A file's texts: a line each of a JSONL file, else all of it in pieces of whole lines."""
+    return (piece for piece, _ in pieces_in(file))
+
+
+def pieces_in(file: Path) -> Iterator[tuple[str, bool]]:
+    """The same with whether a document ends there: each line of a JSONL file is one, any other file is one as a whole.
+
+    Raises:
+        ValueError: the file holds no text.
+    """
     if file.suffix == ".jsonl":
         with file.open("rb") as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():
-                    yield _line_text(line, number, file)
+                    yield _line_text(line, number, file), True
         return
     with file.open(encoding="utf-8", errors="replace") as stream:
-        while piece := stream.read(PIECE):
+        piece = stream.read(PIECE)
+        while piece:
             piece += stream.readline()
             if "\0" in piece or piece.count("\ufffd") > BROKEN * len(piece):
                 raise ValueError(f"{file} is no text in UTF-8: convert it, or leave it out")
-            yield piece
+            following = stream.read(PIECE)
+            yield piece, not following
+            piece = following
 
 
 def _line_text(line: bytes, number: int, file: Path) -> str:

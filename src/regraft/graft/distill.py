@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -57,10 +58,14 @@ class Plan:
         """Make sure that there is something to do.
 
         Raises:
-            ValueError: no steps, no sequences in a step, or no batch in one.
+            ValueError: no steps, no sequences in a step, or no batch in one; a rate, a bound or a patience below 0.
         """
         if min(self.steps, self.batch, self.accumulate, self.save_every) < 1:
             raise ValueError("a run needs at least one step, one sequence a step, and one batch to add up")
+        wanted = ("rate", "warmup", "clip", "weight_decay", "patience")
+        wrong = next((name for name in wanted if not 0 <= getattr(self, name) < math.inf), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong} is {getattr(self, wrong)}: write 0 or more")
 
     def scale(self, step: int) -> float:
         """The rate at a step, in times the highest: a straight rise, then half a cosine to nothing."""
@@ -120,6 +125,9 @@ def train(
         plain = optimisers(task.graft, plan.rate, plan.weight_decay, plan.matrices)
         started = restore(newest(folder), task.graft, plain, accelerator.scaler) if newest(folder) else 0
         history = _read_lines(folder / "log.jsonl", started)
+        plateau = Plateau(plan.patience)
+        for line in history:
+            plateau.reached(line["loss"])
         accelerator.wait_for_everyone()
         run = _Run(task, windows, plan, folder, accelerator, plain)
         same_everywhere(task.graft, accelerator)
@@ -133,7 +141,7 @@ def train(
                 advance(said(line), step + 1, plan.steps)
                 if watch is not None:
                     watch(step)
-                if plan.patience and _stalled(history, plan.patience):
+                if plateau.reached(line["loss"]):
                     break
     return history
 
@@ -145,11 +153,25 @@ def said(line: Mapping[str, float]) -> str:
     return f"loss {line['loss']:.3f} ({', '.join(parts)}){agreement}, {line['tokens_per_second']:,.0f} tokens/s"
 
 
-def _stalled(history: Sequence[dict], patience: int) -> bool:
-    """Whether the loss, smoothed over 20 steps, has its lowest value so many steps ago."""
-    losses = np.array([line["loss"] for line in history])
-    smooth = [losses[max(0, end - 20) : end].mean() for end in range(1, len(losses) + 1)]
-    return len(smooth) - 1 - int(np.argmin(smooth)) >= patience
+SMOOTHED = 20
+"""Steps whose mean loss is compared: the loss of one step of a few sequences jumps by more than training gains in a hundred."""
+
+
+class Plateau:
+    """Tells when the loss, smoothed over 20 steps, had its lowest value `patience` steps ago; 0 never does."""
+
+    def __init__(self, patience: int):
+        self.patience = patience
+        self.last: deque[float] = deque(maxlen=SMOOTHED)
+        self.lowest, self.since = math.inf, 0
+
+    def reached(self, loss: float) -> bool:
+        """Take the next step's loss in."""
+        self.last.append(loss)
+        smooth = float(np.mean(self.last))
+        self.since = 0 if smooth < self.lowest else self.since + 1
+        self.lowest = min(self.lowest, smooth)
+        return 0 < self.patience <= self.since
 
 
 @dataclass
@@ -211,13 +233,17 @@ class _Run:
             scaler.update()
 
     def _stop_unless(self, fine: Tensor, what: str, step: int, batches: list[Tensor]) -> None:
-        """Keep the step's batches and stop every process, where one of them has no number."""
+        """Stop every process, where one of them has no number; each one that has none keeps its own batches of the step."""
         if mean_over(float(fine), self.accelerator) < 1:
-            name = f"not-a-number-{step}.safetensors"
-            if self.accelerator.is_main_process:
+            share, own = self.accelerator.num_processes, self.accelerator.process_index
+            if not bool(fine):
+                name = f"not-a-number-{step}{f'-{own}' if share > 1 else ''}.safetensors"
                 with whole_file(self.folder / name) as part:
                     save_file({"ids": torch.cat(batches).cpu()}, part)
-            raise NotANumberError(f"{what} at step {step}: its batch is kept as {name}")
+            self.accelerator.wait_for_everyone()
+            kept = " and ".join(sorted(file.name for file in self.folder.glob(f"not-a-number-{step}[.-]*safetensors")))
+            said = what if not bool(fine) else "the loss of another process is no number"
+            raise NotANumberError(f"{said} at step {step}: its batch is kept as {kept}")
 
 
 def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:

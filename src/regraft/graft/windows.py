@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft.data.texts import text_files, text_of, texts_in
+from regraft.data.texts import pieces_in, text_files, text_of
 from regraft.disk import whole_file
 from regraft.model.opened import Model
 from regraft.model.progress import advance
@@ -81,8 +81,8 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 def windows(model: Model, sources: Iterable[str | Path], length: int, folder: Path, seed: int = 0) -> Windows:
     """Encode text into `folder` (once; a second call finds it) and cut it into windows of `length` tokens.
 
-    A source is a text file, a JSONL file whose objects have `text`, or a folder that is searched for both. Texts are joined
-    by the end-of-text token, where there is one.
+    A source is a text file, a JSONL file whose objects have `text`, or a folder that is searched for both. Documents (a file,
+    or a line of JSONL) are joined by the end-of-text token, where there is one; inside of one there is none.
 
     Raises:
         ValueError: a source that is not there, or text of less than one window.
@@ -91,10 +91,10 @@ def windows(model: Model, sources: Iterable[str | Path], length: int, folder: Pa
         raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
     files = text_files(sources)
     key = hashlib.sha256(json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]).encode())
-    key.update(model.tokenizer.backend_tokenizer.to_str().encode())
+    key.update(b"an end behind each document" + model.tokenizer.backend_tokenizer.to_str().encode())
     target = folder / f"text-{key.hexdigest()[:16]}.ids"
     if not target.is_file():
-        write_ids(model.tokenizer, (text for file in files for text in texts_in(file)), target, len(files))
+        write_ids(model.tokenizer, (piece for file in files for piece in pieces_in(file)), target, len(files))
     return cut(_ids(target), length, seed)
 
 
@@ -107,7 +107,7 @@ def windows_over(tokenizer: Any, texts: Iterable[str | Mapping[str, Any]], lengt
         ValueError: an item without text, or text of less than one window.
     """
     if not file.is_file():
-        write_ids(tokenizer, map(text_of, texts), file)
+        write_ids(tokenizer, ((text_of(text), True) for text in texts), file)
     return cut(_ids(file), length, seed)
 
 
@@ -127,22 +127,28 @@ def cut(ids: np.ndarray, length: int, seed: int = 0) -> Windows:
     return Windows(ids, length, seed)
 
 
-def write_ids(tokenizer: Any, texts: Iterable[str], target: Path, files: int = 0) -> None:
-    """Encode texts into a file of 32-bit ids, a few hundred at a time; the file appears whole or not at all."""
+def write_ids(tokenizer: Any, pieces: Iterable[tuple[str, bool]], target: Path, files: int = 0) -> None:
+    """Encode text into a file of 32-bit ids, a few hundred pieces at a time; the file appears whole or not at all.
+
+    Args:
+        pieces: texts, each with whether a document ends there, behind which the end-of-text token is set.
+    """
     end = tokenizer.eos_token_id
     with whole_file(target) as part, part.open("wb") as stream:
-        for number, some in enumerate(_groups(texts)):
-            for ids in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:
-                row = ids if end is None else [*ids, end]
+        for number, some in enumerate(_groups(pieces)):
+            texts, ends = zip(*some, strict=True)
+            encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+            for ids, ends_here in zip(encoded, ends, strict=True):
+                row = [*ids, end] if ends_here and end is not None else ids
                 stream.write(np.asarray(row, dtype=np.uint32).tobytes())
             advance("encoding", number, max(files, number + 1))
 
 
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    some: list[str] = []
-    for text in texts:
-        some.append(text)
-        if len(some) == AT_ONCE or sum(map(len, some)) > 4_000_000:
+def _groups(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    some: list[tuple[str, bool]] = []
+    for piece in pieces:
+        some.append(piece)
+        if len(some) == AT_ONCE or sum(len(text) for text, _ in some) > 4_000_000:
             yield some
             some = []
     if some:

@@ -14,6 +14,7 @@ from heapq import nsmallest
 import torch
 from torch import Tensor, nn
 
+from regraft.data.evaluation import batched
 from regraft.graft.placing import logits_of
 from regraft.model.forward import longest_input
 from regraft.model.opened import Model
@@ -123,9 +124,7 @@ def score(model: Model, reader: ByteIds, texts: Sequence[str], begin: int | None
         raise ValueError("no byte of the text is left to predict: give longer pieces")
     nats, done = 0.0, 0
     rows.sort(key=lambda row: len(row.ids))
-    while done < len(rows):
-        size = 1 if model.two_stacks else max(1, BATCH_TOKENS // len(rows[min(done + 31, len(rows) - 1)].ids))
-        some = rows[done : done + size]
+    for some in batched(rows, [len(row.ids) for row in rows], 0 if model.two_stacks else BATCH_TOKENS):
         losses_BT = _losses(model, some)
         nats += sum(float(losses_BT[place, : len(row.ids) - 1].double().sum()) for place, row in enumerate(some))
         done += len(some)
