@@ -20,6 +20,7 @@ from regraft.experiment import experiments
 from regraft.model.load import load
 from regraft.options import errors_in_one_sentence
 from regraft.report.build import CHAPTERS, build, command_line
+from regraft.report.reading import Reading
 from regraft.runs import open_run
 
 FAST = ["--model", "specimen:gpt2", "--count", "2", "--tokens", "3"]
@@ -209,7 +210,7 @@ def test_json_output():
 
 
 def test_the_report_is_one_offline_page(tmp_path):
-    path, left_out = build(load("specimen:t5"), tmp_path / "report")
+    path, left_out = build(load("specimen:t5"), tmp_path / "report", reading=Reading(count=4))
     text = path.read_text(encoding="utf-8")
     assert left_out == []
     titles = ("Logit lens", "Residual geometry", "Weight spectra", "Layer linearity", "Contrastive trajectories", "Neurons")

@@ -212,6 +212,7 @@ torch.save(None, "/dev/null")
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
     """Killed with -9 three times, at whatever it was doing; then run to its end.
 

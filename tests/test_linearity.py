@@ -300,7 +300,13 @@ def test_exact_and_differences_give_nearly_one_gap(measured):
     assert not np.array_equal(exact.gap, measured.gap)
 
 
-@pytest.mark.parametrize("name", [*DECODERS, "bert", "bert_headless", "t5"])
+QUICK = ("llama", "gpt2", "gptj", "mixtral", "qwen3_5", "bert_headless", "t5")
+"""Families that stand for the others in the quick tests: after and beside one another, mixtures, linear attention, stacks."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in (*DECODERS, "bert", "bert_headless", "t5")]
+)
 def test_every_family_is_measured(name):
     model = opened(name)
     stacks = ("encoder", "decoder") if model.two_stacks else ("",)

@@ -110,7 +110,12 @@ def bent(model, prompts=None, count=20):
 
 @pytest.mark.parametrize(
     ("reading", "seed"),
-    [(dict(prompts=tuple(TEXTS)), 0), (dict(prompts=tuple(TEXTS), count=3), 2), (dict(text=""), 0), (dict(count=6), 0)],
+    [
+        (dict(prompts=tuple(TEXTS)), 0),
+        (dict(prompts=tuple(TEXTS), count=3), 2),
+        pytest.param(dict(text=""), 0, marks=pytest.mark.slow),
+        pytest.param(dict(count=6), 0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_report_correlates_what_it_measured_and_measures_nothing_twice(
     reading, seed, model, story, runs, monkeypatch, tmp_path
