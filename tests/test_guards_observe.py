@@ -19,9 +19,9 @@ from regraft.observe.jacobian import (
     consistency,
     exact_derivative,
     gaps,
+    linearized,
     order,
     spectral_norm,
-    transposed_derivative,
     unit_directions,
 )
 from regraft.observe.lens import _describe, _first_depth, _split, lens, token_type
@@ -140,7 +140,9 @@ def test_derivatives_of_a_function_that_is_known():
     torch.testing.assert_close(exact_derivative(quadratic, x, d), wanted)
     torch.testing.assert_close(central_difference(quadratic, x, 0.1 * d), 0.1 * wanted)
     pulled = torch.stack([along @ jacobian_of(row) for row, along in zip(x, d, strict=True)])
-    torch.testing.assert_close(transposed_derivative(quadratic, x)(d), pulled)
+    push, pull = linearized(quadratic, x)
+    torch.testing.assert_close(pull(d), pulled)
+    torch.testing.assert_close(push(d), wanted)
     largest = torch.stack([torch.linalg.svdvals(jacobian_of(row))[0] for row in x])
     torch.testing.assert_close(spectral_norm(quadratic, x, torch.Generator().manual_seed(0), 60), largest)
     assert bool((spectral_norm(quadratic, x, torch.Generator().manual_seed(0), 1) <= largest + 1e-9).all())

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.autograd.function import once_differentiable
 
 from families import FAMILIES
 from regraft.data.evaluation import evaluation
@@ -20,9 +21,9 @@ from regraft.observe.jacobian import (
     consistency,
     exact_derivative,
     gaps,
+    linearized,
     order,
     spectral_norm,
-    transposed_derivative,
     unit_directions,
 )
 from regraft.observe.linear_fit import LinearMap, fit_blocks, ridge_regression
@@ -93,10 +94,68 @@ def test_spectral_norm_is_the_largest_singular_value_or_a_little_less():
     assert float(hard.min()) > 0.8 * largest
 
 
+def test_the_spectral_norm_runs_the_function_once():
+    """Five iterations and the norm behind them take six products with J and five with its transpose, all from one run."""
+    runs = []
+
+    def counted(x):
+        runs.append(1)
+        return normed(x)
+
+    found = spectral_norm(counted, STATES, torch.Generator().manual_seed(0))
+    assert len(runs) == 1
+    v = unit_directions(len(STATES), STATES.shape[1], torch.Generator().manual_seed(0), STATES)
+    matrices = [torch.func.jacrev(lambda x: normed(x[None])[0])(x) for x in STATES]
+    for row, jacobian in enumerate(matrices):
+        w = v[row]
+        for _ in range(5):
+            w = jacobian.T @ (jacobian @ w)
+            w = w / w.norm()
+        assert float(found[row]) == pytest.approx(float((jacobian @ w).norm()), rel=1e-12)
+
+
+class Once(torch.autograd.Function):
+    """A layer with rules of its own: it can be differentiated forward, and backward once."""
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, u):
+        return 3 * ctx.saved_tensors[0] ** 2 * u
+
+    @staticmethod
+    def jvp(ctx, v):
+        return 3 * ctx.saved_tensors[0] ** 2 * v
+
+
+def test_what_cannot_be_differentiated_twice_is_pushed_by_forward_mode():
+    forward = []
+
+    def cubed(x):
+        forward.append(1)
+        return Once.apply(x)
+
+    push, pull = linearized(cubed, STATES)
+    some = DIRECTIONS[: len(STATES)]
+    forward.clear()
+    for product in (push, pull):
+        assert torch.allclose(product(some), 3 * STATES**2 * some, atol=1e-12)
+    assert len(forward) == 1, "J v ran the function, u J did not"
+
+
 def test_transposed_and_forward_derivatives_are_one_matrix():
     jacobian = torch.func.jacrev(lambda x: normed(x[None])[0])(STATES[0])
-    pull = transposed_derivative(normed, STATES[:1])
+    push, pull = linearized(normed, STATES[:1])
     assert torch.allclose(pull(DIRECTIONS[:1])[0], DIRECTIONS[0] @ jacobian, atol=1e-12)
+    assert torch.allclose(push(DIRECTIONS[:1])[0], jacobian @ DIRECTIONS[0], atol=1e-12)
     assert torch.allclose(exact_derivative(normed, STATES[:1], DIRECTIONS[:1])[0], jacobian @ DIRECTIONS[0], atol=1e-12)
 
 

@@ -53,12 +53,35 @@ def exact_derivative(g: Function, x_RD: Tensor, delta_RD: Tensor) -> Tensor:
         return torch.autograd.grad(pulled, u, delta_RD)[0].detach()
 
 
-def transposed_derivative(g: Function, x_RD: Tensor) -> Function:
-    """The map u -> u J, by reverse-mode differentiation."""
+ONCE = ("differentiate twice", "not have been used in the graph")
+"""What PyTorch says of a layer whose rule for going backward cannot itself be differentiated."""
+
+
+def linearized(g: Function, x_RD: Tensor) -> tuple[Function, Function]:
+    """The maps v -> J v and u -> u J at x, for as many directions as one likes from one run of the function.
+
+    u J is reverse mode; as a function of u it is linear, and its own reverse mode is J v. Where a layer cannot be
+    differentiated twice, J v comes from forward mode, which runs the function for every direction.
+    """
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = x_RD.detach().clone().requires_grad_()
         y = g(x)
-    return lambda u_RD: torch.autograd.grad(y, x, u_RD, retain_graph=True)[0]
+        u = torch.zeros_like(y, requires_grad=True)
+        (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
+
+    def pull(u_RD: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, u_RD, retain_graph=True)[0]
+
+    def push(v_RD: Tensor) -> Tensor:
+        return torch.autograd.grad(pulled, u, v_RD, retain_graph=True)[0]
+
+    try:
+        push(torch.zeros_like(x))
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ONCE):
+            raise
+        return (lambda v_RD: exact_derivative(g, x_RD, v_RD)), pull
+    return push, pull
 
 
 def gaps(g: Function, x_D: Tensor, directions_RD: Tensor, steps: tuple[float, ...] = STEPS, exact: bool = False) -> Tensor:
@@ -101,11 +124,11 @@ def order(gap_E: np.ndarray, steps: tuple[float, ...] = STEPS) -> tuple[float, f
 def spectral_norm(g: Function, x_RD: Tensor, generator: torch.Generator, iterations: int = 5) -> Tensor:
     """Largest singular value of the Jacobian at every row, (R,), by power iterations on its square: a bound from below."""
     v_RD = unit_directions(len(x_RD), x_RD.shape[1], generator, x_RD)
-    pull = transposed_derivative(g, x_RD)
+    push, pull = linearized(g, x_RD)
     for _ in range(iterations):
-        w_RD = pull(exact_derivative(g, x_RD, v_RD))
+        w_RD = pull(push(v_RD))
         v_RD = torch.where(w_RD.norm(dim=1, keepdim=True) > 0, w_RD / w_RD.norm(dim=1, keepdim=True), v_RD)
-    return exact_derivative(g, x_RD, v_RD).norm(dim=1)
+    return push(v_RD).norm(dim=1)
 
 
 def consistency(along_NRD: Tensor) -> float:
