@@ -75,6 +75,10 @@ def test_an_export_is_read_again(name, which, tmp_path):
     assert f"{float(data.bits_per_byte_after[0]):.4f}" in card
     assert f"{int(data.part_parameters[1]):,}" in card
     assert not list((tmp_path / "out").glob("*.py"))
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    blocks = {n: t for n, t in stored.items() if any(n.startswith(f"base.{block.path}.") for block in model.blocks)}
+    assert {t.dtype for t in blocks.values()} == {torch.bfloat16}, "as in the source's files, where nothing is lost"
+    assert any(t.dtype == torch.float32 for t in stored.values()), "what was trained keeps all its digits"
 
 
 REMOTE = """
@@ -110,7 +114,10 @@ print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__module__)
 """
 
 
-@pytest.mark.parametrize("imports", ["import regraft", "import transformers; transformers.AutoModel; import regraft"])
+@pytest.mark.parametrize(
+    "imports",
+    ["import regraft", pytest.param("import transformers; transformers.AutoModel; import regraft", marks=pytest.mark.slow)],
+)
 def test_import_regraft_makes_the_type_known(imports, tmp_path):
     """Whichever is imported first."""
     model = load("specimen:gpt2", pack=False)

@@ -170,6 +170,7 @@ def test_a_hub_is_asked_for_headers_only(range_hub, tmp_path):
     assert "fast_layers: blocks" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_hub_that_sends_no_ranges_or_knows_nothing_is_refused(range_hub):
     endpoint, handler = range_hub
     unknown = inspected(endpoint, "owner/other")

@@ -21,6 +21,7 @@ from regraft.model.forward import without_cache
 from regraft.model.load import quiet_transformers
 from regraft.model.opened import Model
 from regraft.model.readback import check_generation, check_outputs, check_tensors, probe_ids
+from regraft.model.stored import narrowed, stored_types
 from regraft.plain_json import json_text
 
 CODE = ("grafted.py", "kinds.py", "byte_embedding.py", "tree_head.py", "trees.py", "logits_view.py")
@@ -46,7 +47,9 @@ def export(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, targe
     with all_placed(model.hf, swaps):
         config.ties = shared(model.hf)
         config.tie_word_embeddings = bool(config.ties)
-        tensors = {f"base.{name}": _plain(t) for name, t in model.hf.state_dict().items() if name not in config.ties}
+        types = stored_types(model)
+        held = {name: t for name, t in model.hf.state_dict().items() if name not in config.ties}
+        tensors = {f"base.{name}": _plain(narrowed(name, t, types)) for name, t in held.items()}
     with whole_folder(target) as fresh, quiet_transformers():
         if remote_code:
             _add_code(fresh, config, model.two_stacks)

@@ -82,6 +82,14 @@ def settle(
     return found, bound
 
 
+def narrowed(name: str, tensor: Tensor, types: dict[str, torch.dtype]) -> Tensor:
+    """A tensor in the type that its like is stored in, where not a bit is lost; else as it is, as what is new."""
+    if not types or not tensor.is_floating_point():
+        return tensor
+    narrow = tensor.to(_type_of(name, types))
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+
+
 def rounding_said(types: dict[str, torch.dtype], difference: float) -> str:
     """What to say of outputs that rounding alone has moved by a share of the largest; nothing where it has not."""
     kind = str(types.get("")).removeprefix("torch.")
