@@ -16,6 +16,7 @@ from regraft.model.load import load
 from regraft.observe import geometry
 from regraft.observe.geometry import Cloud, linear_cka
 from regraft.observe.states import Observed, observed
+from small import opened
 
 RUN = experiments()["geometry"].run
 
@@ -98,13 +99,21 @@ def test_moments_that_do_not_fit_together_are_summed_one_walk_after_the_other(de
     parted = Cloud.of(Counted(parts, kinds), seed=0)
     assert len(walks) == -(-5 // depths)
     assert max(made.numel() * made.element_size() for made in held) <= geometry.MOST_BYTES
-    assert torch.equal(parted.variance, whole.variance)
-    assert torch.equal(parted.squares, whole.squares)
+    torch.testing.assert_close(parted.variance, whole.variance, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(parted.squares, whole.squares, rtol=1e-12, atol=0.0)
 
 
 @pytest.fixture(scope="module")
 def model():
     return load("specimen:gpt2")
+
+
+def test_own_texts_do_not_ask_for_those_that_ship(monkeypatch):
+    """A model that knows none of them can be given others."""
+    monkeypatch.setattr(
+        "regraft.observe.states.suited_prompts", lambda model: pytest.fail("the prompts that ship were asked for")
+    )
+    assert observed(opened("bert_headless"), ["5 6 7", "8 9"], 20, 4, "").tokens == 5
 
 
 def test_against_a_plain_computation_over_all_states(model):

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 from regraft.data.token_bytes import token_bytes
-from regraft.disk import RunFolderError
+from regraft.disk import NotKeptError, RunFolderError
 from regraft.graft.bake import bake, with_table
 from regraft.graft.byte_embedding import ByteConfig
 from regraft.graft.certificate import certify
@@ -83,6 +83,22 @@ def test_a_baked_graft_is_a_plain_model_with_the_same_outputs(name, tmp_path):
     assert f"{float(data.bits_per_byte_after[0]):.4f}" in card
     again = read_certificate([tmp_path / "graft"])
     assert float(again.kl[0]) == pytest.approx(float(data.kl[0]))
+
+
+def test_a_baked_table_of_other_numbers_is_not_written(tmp_path, monkeypatch):
+    """Rounding to the source's type moves the outputs a little; a table that is another one is noticed beside it."""
+    model, graft = prepared("specimen:gpt2", tmp_path / "graft")
+    certified(model, graft, tmp_path / "graft")
+
+    def twice(model, graft):
+        changed = with_table(model, graft)
+        changed.get_input_embeddings().weight.data *= 2
+        return changed
+
+    monkeypatch.setattr("regraft.graft.bake.with_table", twice)
+    with pytest.raises(NotKeptError, match=r"the baked model's outputs differ from the graft's by .* of the largest"):
+        bake(model, graft, tmp_path / "graft", tmp_path / "baked")
+    assert not (tmp_path / "baked").exists()
 
 
 def test_the_commands_one_after_the_other(tmp_path):

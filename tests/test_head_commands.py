@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from regraft.cli import app
 from regraft.graft.grafted import GraftedModel
+from regraft.head_commands import Build
 
 SIZES = ["--batch", 2, "--length", 32]
 
@@ -93,3 +94,11 @@ def test_what_the_commands_refuse(work):
         assert wrong.exit_code in (1, 2), wrong.output
         assert sentence in " ".join(wrong.output.split()), wrong.output
         assert "Traceback" not in wrong.output
+
+
+@pytest.mark.parametrize("wrong", [dict(states=0), dict(adapter=-1.0), dict(adapter=float("nan"))])
+def test_a_head_of_nothing_is_refused_in_python_too(wrong):
+    usual = dict(tree="scores", branching=2, adapter=4.0, start="states", states=4000)
+    Build(**usual)
+    with pytest.raises(ValueError, match="a head is fitted on 1 state or more, with an adapter of 0 or more"):
+        Build(**{**usual, **wrong})

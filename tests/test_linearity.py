@@ -94,8 +94,8 @@ def test_spectral_norm_is_the_largest_singular_value_or_a_little_less():
     assert float(hard.min()) > 0.8 * largest
 
 
-def test_the_spectral_norm_runs_the_function_once():
-    """Five iterations and the norm behind them take six products with J and five with its transpose, all from one run."""
+def test_the_spectral_norm_runs_the_function_twice():
+    """Six products with J and five with its transpose come from one run; the other one proves it."""
     runs = []
 
     def counted(x):
@@ -103,7 +103,7 @@ def test_the_spectral_norm_runs_the_function_once():
         return normed(x)
 
     found = spectral_norm(counted, STATES, torch.Generator().manual_seed(0))
-    assert len(runs) == 1
+    assert len(runs) == 2
     v = unit_directions(len(STATES), STATES.shape[1], torch.Generator().manual_seed(0), STATES)
     matrices = [torch.func.jacrev(lambda x: normed(x[None])[0])(x) for x in STATES]
     for row, jacobian in enumerate(matrices):
@@ -136,24 +136,25 @@ class Once(torch.autograd.Function):
         return 3 * ctx.saved_tensors[0] ** 2 * v
 
 
-def test_what_cannot_be_differentiated_twice_is_pushed_by_forward_mode():
+@pytest.mark.parametrize("beside", [0.0, 1.0], ids=["alone", "beside another"])
+def test_what_cannot_be_differentiated_twice_is_pushed_by_forward_mode(beside):
+    """Beside a layer that can, it drops out of the second derivative without an error: the proof along a direction notices."""
     forward = []
 
-    def cubed(x):
+    def function(x):
         forward.append(1)
-        return Once.apply(x)
+        return Once.apply(x) + torch.tanh(x) * beside if beside else Once.apply(x)
 
-    push, pull = linearized(cubed, STATES)
-    some = DIRECTIONS[: len(STATES)]
-    forward.clear()
-    for product in (push, pull):
-        assert torch.allclose(product(some), 3 * STATES**2 * some, atol=1e-12)
-    assert len(forward) == 1, "J v ran the function, u J did not"
+    some, other = DIRECTIONS[: len(STATES)], DIRECTIONS[len(STATES) : 2 * len(STATES)]
+    push, pull = linearized(function, STATES, some)
+    slope = 3 * STATES**2 + beside / torch.cosh(STATES) ** 2
+    assert all(torch.allclose(product(other), slope * other, atol=1e-12) for product in (push, pull))
+    assert len(forward) == (2 if not beside else 3), "one more for J v, none for u J"
 
 
 def test_transposed_and_forward_derivatives_are_one_matrix():
     jacobian = torch.func.jacrev(lambda x: normed(x[None])[0])(STATES[0])
-    push, pull = linearized(normed, STATES[:1])
+    push, pull = linearized(normed, STATES[:1], DIRECTIONS[1:2])
     assert torch.allclose(pull(DIRECTIONS[:1])[0], DIRECTIONS[0] @ jacobian, atol=1e-12)
     assert torch.allclose(push(DIRECTIONS[:1])[0], jacobian @ DIRECTIONS[0], atol=1e-12)
     assert torch.allclose(exact_derivative(normed, STATES[:1], DIRECTIONS[:1])[0], jacobian @ DIRECTIONS[0], atol=1e-12)

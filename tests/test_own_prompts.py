@@ -97,6 +97,19 @@ def test_commands_on_the_page_read_what_the_page_read(name, count, way, model, l
     assert len(given["prompts"]) == (count or {"prompts": 5, "prompts_file": 4, "text": LEAST}[way])
 
 
+@pytest.mark.parametrize(("asked", "kept"), [([], 25), (["--count", "3"], 3), (["--count", "40"], 25)])
+@pytest.mark.parametrize("way", ["--prompts", "--prompts-file"])
+def test_prompts_that_are_written_out_are_all_read_unless_a_number_is_asked_for(way, asked, kept, tmp_path, runs, monkeypatch):
+    """Twenty, which is how many of the suiting ones are measured, is not what the user said."""
+    many = [f"Number {n} is" for n in range(25)]
+    (tmp_path / "many.txt").write_text("\n".join(many))
+    given = [str(tmp_path / "many.txt")] if way == "--prompts-file" else many
+    monkeypatch.setattr(Experiment, "function", lambda self: refuse)
+    done = run("lens", "--model", "specimen:gpt2", way, *given, *asked)
+    assert done.exit_code == 2, done.output
+    assert runs[0][1]["prompts"] == many[:kept]
+
+
 def refuse(*_, **__):
     raise ValueError("enough is known")
 

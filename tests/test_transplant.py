@@ -13,7 +13,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from regraft.disk import RunFolderError
+from regraft.disk import NotKeptError, RunFolderError
 from regraft.model.comparison import gap
 from regraft.model.load import load, read_checkpoint
 from regraft.specimens import almanac
@@ -275,6 +275,22 @@ def test_what_is_refused(qwen, other, tmp_path, monkeypatch):
     strange.parts = copy.copy(qwen.parts)
     with pytest.raises(ValueError, match="has a number for every token"):
         old_case(strange, other, TEXT, None)
+
+
+def test_a_model_of_other_numbers_is_not_written(qwen, other, tmp_path, monkeypatch):
+    """Its new rows are rounded to the source's type first; what is off by more than that is noticed all the same."""
+    done = transplant(qwen, old_case(qwen, other, TEXT, None), Settings("mean"))
+    data = measured(done, {"almanac": TEXT[:1]}, Settings("mean"))
+
+    def twice(done):
+        changed = planted(done)
+        changed.model.norm.weight.data *= 2
+        return changed
+
+    monkeypatch.setattr("regraft.tokens.planted.planted", twice)
+    with pytest.raises(NotKeptError, match=r"the folder's outputs differ from the model's by .* it is not kept"):
+        write_model(done, data, tmp_path / "made")
+    assert not list(tmp_path.iterdir())
 
 
 def test_bits_per_byte_by_hand(qwen):

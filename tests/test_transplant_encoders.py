@@ -21,6 +21,8 @@ from regraft.model.load import load
 from regraft.report.token_figures import transplant_figures, transplant_finding
 from regraft.specimens import almanac
 from regraft.tokens.bits import pieces
+from regraft.tokens.byte_ids import ByteIds
+from regraft.tokens.embedding_distance import embed
 from regraft.tokens.encoder import pooling_of
 from regraft.tokens.estimate import Settings
 from regraft.tokens.folder import wrapped
@@ -86,6 +88,14 @@ def test_onto_its_own_tokenizer_nothing_moves():
     assert abs(float(data.distance[0])) <= 2 * model.rounding
     assert float(data.same_nearest) == 1
     assert "no special tokens around" not in done.sentence
+
+
+def test_texts_without_tokens_have_no_embedding():
+    model = load(MINILM, pack=False)
+    bare = ByteIds(wrapped(train_tokenizer(TEXT, Recipe(500, "ordinary")), {}))
+    for texts, words in (([], "there is no text to measure on"), ([""], "a piece of text has no token")):
+        with pytest.raises(ValueError, match=words):
+            embed(model, bare, texts)
 
 
 def test_what_is_said_of_it(tmp_path):
