@@ -22,6 +22,7 @@ from regraft.model.comparison import gap
 from regraft.model.files import CheckpointError
 from regraft.model.load import load
 from small import ids, opened
+from unknown_decoder import OwnConfig, OwnDecoder
 
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
 RUN = experiments()["quantizers"].run
@@ -173,3 +174,13 @@ def test_opening_packed_integers_without_the_package_says_what_is_missing(tmp_pa
     monkeypatch.setattr(transformers.GPT2LMHeadModel, "from_pretrained", absent)
     with pytest.raises(CheckpointError, match="cannot be opened here: Using `compressed_tensors` quantized models requires"):
         load(str(tmp_path))
+
+
+def test_a_model_that_cannot_generate_is_timed_without_writing():
+    """A report on one broke off here once, with all its chapters."""
+    torch.manual_seed(0)
+    model = load(OwnDecoder(OwnConfig()).eval(), pack=False)
+    assert not isinstance(model.hf, transformers.GenerationMixin)
+    data = RUN(model, prompts=["5 6 7"], tokens=2)
+    assert np.isnan(data.writing).all()
+    assert np.isfinite(data.reading).any()
