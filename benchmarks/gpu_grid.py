@@ -23,11 +23,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from regraft.engine.metric import logit_difference
-from regraft.engine.sweep import SweepResult, sweep
-from regraft.engine.variant import Replace, Variant
 from regraft.model.load import load
-from regraft.model.opened import Model
+from regraft.model.model import Model
+from regraft.sweeps.metrics import logit_difference
+from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.variants import Replace, Variant
 
 SEED = 20240607
 WEIGHT_SCALE = 1.5

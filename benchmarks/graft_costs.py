@@ -18,18 +18,18 @@ import torch
 from torch import nn
 
 from regraft import load
+from regraft.core.memory import peak_bytes
 from regraft.data.token_bytes import TokenBytes
-from regraft.graft.byte_embedding import ByteConfig, parameters
-from regraft.graft.codes import byte_embedding
-from regraft.graft.embedding_task import relative_error
-from regraft.graft.head_task import states
-from regraft.graft.memory import peak_bytes
-from regraft.graft.optimisers import optimisers
-from regraft.graft.tree_head import tree_head
-from regraft.graft.tree_start import from_states
-from regraft.graft.trees import by_id, two_means, widened
-from regraft.graft.windows import cut
+from regraft.data.windows import cut
+from regraft.modules.byte_codes import byte_embedding
+from regraft.modules.byte_embedding import ByteConfig, parameters
+from regraft.modules.tree_head import tree_head
+from regraft.modules.tree_start import from_states
+from regraft.modules.trees import by_id, two_means, widened
 from regraft.specimens import almanac
+from regraft.training.optimizers import optimisers
+from regraft.training.tasks.embedding_task import relative_error
+from regraft.training.tasks.head_task import states
 from shared import RESULTS, Results
 
 VOCABULARY, WIDTH, TOKENS = 248_320, 1024, 512

@@ -16,13 +16,13 @@ import torch
 
 from regraft import load
 from regraft.data.token_bytes import TokenBytes, token_bytes
-from regraft.graft.byte_embedding import ByteConfig, parameters
-from regraft.graft.certificate import certify
-from regraft.graft.codes import byte_embedding, cut_share
-from regraft.graft.distill import Plan, train
-from regraft.graft.embedding_task import EmbeddingTask, Weights, relative_error, warm_up
-from regraft.graft.sensitivity import sensitivity
-from regraft.model.opened import Model
+from regraft.export.certificate import certify
+from regraft.model.model import Model
+from regraft.modules.byte_codes import byte_embedding, cut_share
+from regraft.modules.byte_embedding import ByteConfig, parameters
+from regraft.training.sensitivity import sensitivity
+from regraft.training.tasks.embedding_task import EmbeddingTask, Weights, relative_error, warm_up
+from regraft.training.trainer import Plan, train
 from shared import RESULTS, Clock, Results, Texts, arguments, changes, texts
 
 SMALL = ByteConfig(group=12, byte_width=24, neurons=272)

@@ -14,19 +14,19 @@ import torch
 
 from regraft import load
 from regraft.data.token_bytes import token_bytes
-from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding, parameters
-from regraft.graft.certificate import certify
-from regraft.graft.codes import byte_embedding
-from regraft.graft.distill import Plan, train
-from regraft.graft.embedding_task import EmbeddingTask, embedded_rows, warm_up
-from regraft.graft.folder import swaps_of
-from regraft.graft.head_task import HeadTask, check_head, states
-from regraft.graft.sensitivity import sensitivity
-from regraft.graft.tree_head import TreeHead, tree_head
-from regraft.graft.tree_start import from_states
-from regraft.graft.trees import by_scores, two_means, widened
-from regraft.model.opened import Model
+from regraft.export.certificate import certify
+from regraft.export.graft_folder import swaps_of
+from regraft.model.model import Model
 from regraft.model.parts import matrix_OI
+from regraft.modules.byte_codes import byte_embedding
+from regraft.modules.byte_embedding import ByteConfig, ByteEmbedding, parameters
+from regraft.modules.tree_head import TreeHead, tree_head
+from regraft.modules.tree_start import from_states
+from regraft.modules.trees import by_scores, two_means, widened
+from regraft.training.sensitivity import sensitivity
+from regraft.training.tasks.embedding_task import EmbeddingTask, embedded_rows, warm_up
+from regraft.training.tasks.head_task import HeadTask, check_head, states
+from regraft.training.trainer import Plan, train
 from shared import RESULTS, Clock, Results, Texts, arguments, changes, texts
 
 MODELS = ("specimen:qwen3", "specimen:gpt2", "specimen:t5")

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from regraft import load
-from regraft.graft.distill import Plan, train
-from regraft.graft.head_task import distance, states
-from regraft.graft.placing import trunk_blocks
-from regraft.graft.tree_head import TreeHead, tree_head
-from regraft.graft.tree_start import from_means, from_states
-from regraft.graft.trees import Tree, by_id, by_merges, by_scores, huffman, two_means, widened
-from regraft.graft.windows import Windows
-from regraft.model.opened import Model
+from regraft.data.windows import Windows
+from regraft.model.model import Model
+from regraft.modules.placement import trunk_blocks
+from regraft.modules.tree_head import TreeHead, tree_head
+from regraft.modules.tree_start import from_means, from_states
+from regraft.modules.trees import Tree, by_id, by_merges, by_scores, huffman, two_means, widened
+from regraft.training.tasks.head_task import distance, states
+from regraft.training.trainer import Plan, train
 from shared import RESULTS, Clock, Results, Texts, arguments, texts
 
 STATES = 6_000

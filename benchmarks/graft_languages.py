@@ -17,10 +17,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from regraft.data.token_bytes import TokenBytes, token_bytes
-from regraft.graft.byte_embedding import ByteConfig, parameters
-from regraft.graft.codes import byte_embedding, cut_share
-from regraft.graft.embedding_task import warm_up
-from regraft.tokens.auxiliary import beside_vectors
+from regraft.modules.byte_codes import byte_embedding, cut_share
+from regraft.modules.byte_embedding import ByteConfig, parameters
+from regraft.tokenizers.cooccurrence import beside_vectors
+from regraft.training.tasks.embedding_task import warm_up
 from shared import RESULTS, Clock, Results, arguments
 
 VOCABULARY, WIDTH = 65_536, 128

@@ -19,7 +19,7 @@ numbers and arithmetic of `report/` (sizes and colours of figures); the almanac 
 trained on); defaults of parameters and fields and numbers that are a module's settings (chosen by measurement); lazy
 `__init__` files and TYPE_CHECKING; progress and printed lines; decorators; `strict=` of zip and `indent=` of JSON; plain
 numbers as seeds (another sample is as good); whether a measured `gap` may equal its limit (it never does); and
-`graft/many.py`, whose tests start several processes and are not followed.
+`training/distributed.py`, whose tests start several processes and are not followed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 Lines = dict[str, tuple[float, dict[str, list[int]]]]
 WANTED = 0.85
 
-LEFT_OUT = ("__init__.py", "__main__.py", "specimens/almanac.py", "graft/many.py")
+LEFT_OUT = ("__init__.py", "__main__.py", "specimens/almanac.py", "training/distributed.py")
 NOT_RUN = ("test_architecture.py", "test_browser.py", "test_gpu.py", "test_machines.py", "test_many.py")
 LIMIT = 300
 """Seconds after which a mutant hangs, and so is noticed."""

@@ -9,11 +9,11 @@ from itertools import combinations
 import torch
 
 from cases import Task
-from regraft.engine.metric import logit_difference
-from regraft.engine.sweep import SweepResult, sweep
-from regraft.engine.variant import Replace, Route, Variant, Zero
 from regraft.model.load import load
-from regraft.model.opened import Model
+from regraft.model.model import Model
+from regraft.sweeps.metrics import logit_difference
+from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.variants import Replace, Route, Variant, Zero
 from worker import Outcome, Peer, serve, timed
 
 

@@ -16,8 +16,8 @@ import torch
 import transformers
 import xarray as xr
 
-from regraft.graft.windows import Windows, windows
-from regraft.model.opened import Model
+from regraft.data.windows import Windows, windows
+from regraft.model.model import Model
 from regraft.specimens import almanac
 from report import machine
 

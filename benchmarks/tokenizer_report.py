@@ -11,8 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from pages import DOMAINS, HEIGHT, ROOT, draw, made_by, runs
-from regraft.report.drawing import PALETTE, base
-from regraft.tokens.estimate import METHODS
+from regraft.reporting.drawings import PALETTE, base
+from regraft.tokenizers.init_methods import METHODS
 from tokenizer_train import KINDS, LANGUAGES_SIZE, LENGTHS, SIZES
 
 OUT = ROOT / "docs" / "measured_tokenizers.md"

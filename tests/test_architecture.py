@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "regraft"
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "regraft"
 ORDER = [
-    "registering",
-    "disk",
-    "plain_json",
-    "model",
-    "engine",
+    "core",
+    "checkpoint",
     "specimens",
+    "model",
+    "sweeps",
     "data",
-    "runs",
-    "experiment",
-    "asked",
-    "observe",
-    "intervene",
-    "rebuild",
-    "graft",
-    "tokens",
-    "report",
-    "commands",
-    "graft_commands",
-    "head_commands",
-    "tokenizer_commands",
-    "transplant_commands",
-    "options",
-    "graft_cli",
-    "tokenizer_cli",
+    "modules",
+    "training",
+    "export",
+    "tokenizers",
+    "experiments",
+    "reference",
+    "reporting",
+    "jobs",
     "cli",
     "__main__",
 ]
@@ -41,20 +33,33 @@ FAMILIES = """llama qwen gpt2 gpt_neox gemma mistral mixtral bloom mamba olmo ph
 model_type""".split()
 
 
+TYPES_ONLY = {"core/registry.py": ["regraft.model.model", "regraft.model.weights"]}
+"""Files that name what lies below them as types alone, under TYPE_CHECKING."""
+
+
 def room(parts):
     return parts[0].removesuffix(".py")
 
 
+def imported(tree, checking):
+    """Names of modules that a file imports, those for type checkers alone or the others."""
+    hidden = {id(n) for part in ast.walk(tree) if isinstance(part, ast.If) and "TYPE_CHECKING" in ast.unparse(part.test)
+              for n in ast.walk(part)}  # fmt: skip
+    for node in ast.walk(tree):
+        if (id(node) in hidden) == checking:
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield node.module
+            yield from (alias.name for alias in node.names) if isinstance(node, ast.Import) else ()
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_imports_go_one_way(file):
-    own = room(file.relative_to(SOURCE).parts)
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            if name.startswith("regraft."):
-                other = room(name.split(".")[1:])
-                assert other == own or ORDER.index(other) < ORDER.index(own), f"{own} imports {name}"
+    own, tree = room(file.relative_to(SOURCE).parts), ast.parse(file.read_text(encoding="utf-8"))
+    types = [name for name in imported(tree, True) if name not in TYPES_ONLY.get(str(file.relative_to(SOURCE)), ())]
+    for name in [*imported(tree, False), *types]:
+        if name.startswith("regraft."):
+            other = room(name.split(".")[1:])
+            assert other == own or ORDER.index(other) < ORDER.index(own), f"{own} imports {name}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
@@ -77,7 +82,9 @@ def branches_on(tree):
                     yield node.lineno, inner.attr.lower()
 
 
-@pytest.mark.parametrize("file", [f for r in ("model", "engine") for f in (SOURCE / r).glob("*.py")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "file", [f for r in ("checkpoint", "model", "sweeps") for f in (SOURCE / r).glob("*.py")], ids=lambda p: p.name
+)
 def test_no_branch_on_a_models_name(file):
     found = [(n, w) for n, w in branches_on(ast.parse(file.read_text(encoding="utf-8"))) if any(f in w for f in FAMILIES)]
     assert not found
@@ -91,3 +98,27 @@ def test_the_name_check_sees_a_branch():
 @pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("*.py")), ids=lambda p: p.name)
 def test_files_of_tests_stay_short_too(file):
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_the_page_on_architecture_names_every_file():
+    """Each under its room: a file that moves or is new is written down there."""
+    drawn = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for file in FILES:
+        first, *between = file.relative_to(SOURCE).parts[:-1] or ("",)
+        if not first:
+            continue
+        start = drawn.index(f"\n  {first}/")
+        end = drawn.find("\n  ", start + 3 + len(first))
+        while end != -1 and drawn[end + 3] == " ":
+            end = drawn.find("\n  ", end + 3)
+        assert file.stem in drawn[start : end if end != -1 else None], file
+        assert all(f"{folder}/" in drawn[start:end] for folder in between), file
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]), ids=lambda p: p.name
+)
+def test_files_that_pages_name_are_there(page):
+    there = [path for room in ("src", "tests", "docs", "benchmarks") for path in map(str, (ROOT / room).rglob("*.py"))]
+    for name in re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")):
+        assert name == "check.py" or any(path.endswith("/" + name) for path in there), name

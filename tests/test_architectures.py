@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from architectures import tiny
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Replace, Route, Scale, Variant, Zero
 from regraft.model.load import load
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Replace, Route, Scale, Variant, Zero
 from small import METRIC, ids, recorded, reference
 from variants import all_sites
 

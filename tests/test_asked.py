@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from regraft import asked
-from regraft.asked import DEVICES, TYPES, check_domains, check_model, check_opening, check_texts, named_texts
-from regraft.disk import UnreadableError
-from regraft.experiment import experiments
-from regraft.model.files import NoCheckpointError, located
-from regraft.model.load import DTYPES, resolve
+from regraft.checkpoint.hub import resolve
+from regraft.checkpoint.locate import NoCheckpointError, located
+from regraft.core.files import UnreadableError
+from regraft.core.registry import experiments
+from regraft.jobs import checks as asked
+from regraft.jobs.checks import DEVICES, TYPES, check_domains, check_model, check_opening, check_texts, named_texts
+from regraft.model.load import DTYPES
 
 TRANSPLANT = ["tokenizer", "transplant", "--tokenizer", "specimen:gpt2"]
 WRONG = [
@@ -94,7 +95,7 @@ class Heavy:
             raise SystemExit(77)
 
 sys.meta_path.insert(0, Heavy())
-from regraft.cli import app
+from regraft.cli.main import app
 said = [CliRunner().invoke(app, words) for words in json.loads(sys.stdin.read())]
 print(json.dumps([(one.exit_code, one.stderr, one.stdout) for one in said]))
 """

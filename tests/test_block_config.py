@@ -11,11 +11,11 @@ from safetensors import safe_open
 
 from families import _DECODER, FAMILIES
 from regraft import load
-from regraft.engine import sweep as engine
-from regraft.experiment import experiments
-from regraft.intervene.block_config import adjusted
-from regraft.report.drawing import drawing_of
-from regraft.report.page import DRAWN_HERE
+from regraft.core.registry import experiments
+from regraft.export.block_config import adjusted
+from regraft.reporting.drawings import drawing_of
+from regraft.reporting.page import DRAWN_HERE
+from regraft.sweeps import sweep as engine
 from small import opened
 
 pytestmark = pytest.mark.usefixtures("quick_linearity")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from regraft.model.load import load
-from regraft.report.build import build
+from regraft.reporting.build import build
 
 pytestmark = pytest.mark.slow
 

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import regraft
-from regraft.cli import app
-from regraft.commands import aligned
-from regraft.disk import RunFolderError, whole_folder
-from regraft.experiment import experiments
+from regraft.cli.console import aligned
+from regraft.cli.main import app
+from regraft.cli.options import errors_in_one_sentence
+from regraft.core.files import RunFolderError, whole_folder
+from regraft.core.registry import experiments
+from regraft.core.runs import open_run
 from regraft.model.load import load
-from regraft.options import errors_in_one_sentence
-from regraft.report.build import CHAPTERS, build, command_line
-from regraft.report.reading import Reading
-from regraft.runs import open_run
+from regraft.reporting.build import CHAPTERS, build, command_line
+from regraft.reporting.chapter_inputs import Reading
 
 FAST = ["--model", "specimen:gpt2", "--count", "2", "--tokens", "3"]
 
@@ -40,7 +40,7 @@ def refused(code, sentence, *words):
 
 
 def test_help_names_every_command_and_loads_no_torch():
-    code = "import sys; from regraft.cli import app; import regraft; print(sorted(set(sys.modules) & {'torch', 'xarray'}))"
+    code = "import sys; from regraft.cli.main import app; import regraft; print(sorted(set(sys.modules) & {'torch', 'xarray'}))"
     heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert heavy.stdout.strip() == "[]"
     shown = run("--help").stdout

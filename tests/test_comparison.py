@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from other_library import misalign_weights, misaligned, other_library
-from regraft.model.comparison import gap, rounding
+from regraft.core.tolerance import gap, rounding
 from regraft.model.load import load
 
 FAR = {"float32": 100, "float64": 100, "bfloat16": 3}

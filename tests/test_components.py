@@ -8,11 +8,11 @@ import torch
 from typer.testing import CliRunner
 
 import naive
-from regraft.cli import app, spread_lists
-from regraft.engine.variant import Replace, Variant, Zero
-from regraft.experiment import experiments
+from regraft.cli.main import app, spread_lists
+from regraft.core.registry import experiments
 from regraft.model.load import load
-from regraft.report.component_figures import neuron_square, ranked
+from regraft.reporting.figures.component_figures import neuron_square, ranked
+from regraft.sweeps.variants import Replace, Variant, Zero
 from small import ids, opened
 
 ABLATE, PUSH = experiments()["ablate"].run, experiments()["push"].run

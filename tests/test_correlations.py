@@ -7,10 +7,10 @@ import pytest
 import xarray as xr
 from scipy.stats import spearmanr
 
-from regraft import experiment
-from regraft.experiment import experiments, measured
+from regraft.core import registry as experiment
+from regraft.core.registry import experiments, measured
+from regraft.experiments.observe.correlations import correlated, orders, quantities, spearman
 from regraft.model.load import load
-from regraft.observe.correlations import correlated, orders, quantities, spearman
 from small import opened
 
 
@@ -130,6 +130,6 @@ def test_a_fault_of_ours_is_not_left_out(monkeypatch):
     def broken(*args, **options):
         return np.stack([])
 
-    monkeypatch.setattr("regraft.observe.correlations.measured", broken)
+    monkeypatch.setattr("regraft.experiments.observe.correlations.measured", broken)
     with pytest.raises(ValueError, match="need at least one array to stack"):
         experiments()["correlations"].run(opened("gpt2"), of=["spectra", "knockout"])

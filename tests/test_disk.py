@@ -14,9 +14,10 @@ import pytest
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from regraft import commands, disk
-from regraft.cli import app
-from regraft.disk import (
+from regraft.cli import console as commands
+from regraft.cli.main import app
+from regraft.core import files as disk
+from regraft.core.files import (
     NotKeptError,
     NotWrittenError,
     RunFolderError,
@@ -30,8 +31,8 @@ from regraft.disk import (
     whole_folder,
     writing,
 )
-from regraft.experiment import experiments
-from regraft.intervene import surgery
+from regraft.core.registry import experiments
+from regraft.export import route_model as surgery
 from small import opened
 
 pytestmark = pytest.mark.usefixtures("quick_linearity")

@@ -11,11 +11,11 @@ from safetensors import safe_open
 
 from families import FAMILIES
 from header_files import header_file, speech, write_diffusion
-from regraft.model.dissect import component, dissect, numbered
-from regraft.model.headers import Entry, Headers
+from regraft.checkpoint.dissection import component, dissect, numbered
+from regraft.checkpoint.headers import Entry, Headers
+from regraft.checkpoint.shapes import section
 from regraft.model.load import load
-from regraft.model.shapes import section
-from regraft.report.diagram import svg
+from regraft.reporting.anatomy_drawing import svg
 
 
 def facts_of(stack):

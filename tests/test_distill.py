@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from regraft.core.tolerance import gap
 from regraft.data.token_bytes import TokenBytes, token_bytes
-from regraft.graft.byte_embedding import ByteConfig, parameters
-from regraft.graft.checkpoint import newest
-from regraft.graft.codes import byte_embedding, coded, cut_share
-from regraft.graft.distill import NotANumberError, Plan, only_trainable, train
-from regraft.graft.embedding_task import EmbeddingTask, relative_error, warm_up
-from regraft.graft.placing import placed, streams
-from regraft.graft.windows import cut
-from regraft.model.comparison import gap
+from regraft.data.windows import cut
 from regraft.model.load import load
+from regraft.modules.byte_codes import byte_embedding, coded, cut_share
+from regraft.modules.byte_embedding import ByteConfig, parameters
+from regraft.modules.placement import placed, streams
+from regraft.training.checkpointing import newest
+from regraft.training.tasks.embedding_task import EmbeddingTask, relative_error, warm_up
+from regraft.training.trainer import NotANumberError, Plan, only_trainable, train
 from small import opened
 
 SMALL = ByteConfig(group=4, byte_width=8, blocks=1, heads=2, neurons=16)

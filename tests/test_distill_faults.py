@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.graft.distill import NotANumberError, Plan, _Run, clip, train
-from regraft.graft.embedding_task import EmbeddingTask
-from regraft.graft.head_task import HeadTask
-from regraft.graft.optimisers import optimisers
-from regraft.graft.windows import cut
+from regraft.data.windows import cut
+from regraft.training.optimizers import optimisers
+from regraft.training.tasks.embedding_task import EmbeddingTask
+from regraft.training.tasks.head_task import HeadTask
+from regraft.training.trainer import NotANumberError, Plan, _Run, clip, train
 from test_distill import made, text
 from test_head_task import made as made_head
 

@@ -8,9 +8,10 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 import naive
 from families import VOCAB
-from regraft.engine import replay
-from regraft.engine.cone import cone_holds
-from regraft.engine.metric import (
+from regraft.core.progress import listening
+from regraft.model.cpu_pack import packed_layer, packing_applies
+from regraft.sweeps import executor as replay
+from regraft.sweeps.metrics import (
     kl_to_clean,
     logit_difference,
     loss,
@@ -19,10 +20,9 @@ from regraft.engine.metric import (
     token_logit,
     top1_agreement,
 )
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Noise, Replace, Route, Scale, Variant, Zero
-from regraft.model.pack import packed_layer, packing_applies
-from regraft.model.progress import listening
+from regraft.sweeps.prefix_cache import cone_holds
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Noise, Replace, Route, Scale, Variant, Zero
 from small import METRIC, ids, opened, recorded, reference
 
 
@@ -240,8 +240,8 @@ def test_chunks_of_a_large_sweep_join(monkeypatch):
     recording = recorded(model, 8)
     variants = [Variant([Zero(f"{b}.head.{h}")]) for b in range(4) for h in range(4)]
     wanted = sweep(recording, variants, METRIC)
-    monkeypatch.setattr("regraft.engine.sweep._live_rows", lambda recording: 5)
-    monkeypatch.setattr("regraft.engine.sweep.LOGITS_AT_ONCE", VOCAB * 2)
+    monkeypatch.setattr("regraft.sweeps.sweep._live_rows", lambda recording: 5)
+    monkeypatch.setattr("regraft.sweeps.sweep.LOGITS_AT_ONCE", VOCAB * 2)
     result = sweep(recording, variants, METRIC)
     assert torch.allclose(result.values["d"], wanted.values["d"], atol=1e-6)
     assert result.work.executed == result.work.planned

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.engine.metric import (
+from regraft.model.cpu_pack import packed_layer, packing_applies
+from regraft.model.selfcheck import check
+from regraft.sweeps.metrics import (
     probability,
     rank,
 )
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Add, Noise, Replace, Route, Scale, Variant, Zero
-from regraft.model.pack import packed_layer, packing_applies
-from regraft.model.selfcheck import check
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Add, Noise, Replace, Route, Scale, Variant, Zero
 from small import METRIC, SHAPES, ids, opened, recorded, reference
 
 

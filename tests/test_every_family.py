@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from families import FAMILIES
-from regraft.experiment import experiments
+from regraft.core.registry import experiments
 from small import opened
 
 RUN = {name: experiments()[name].run for name in ("lens", "geometry", "neurons", "completions")}

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from families import FAMILIES, VOCAB
-from regraft.data.completions import SYSTEM, cache_folder, completions, prompt_ids, spread, suited_prompts
+from regraft.core.registry import experiments, read_experiment
 from regraft.data.contrasts import general as general_contrasts
 from regraft.data.contrasts import specimen as specimen_contrasts
 from regraft.data.evaluation import evaluation
+from regraft.data.generation import SYSTEM, cache_folder, completions, prompt_ids, spread, suited_prompts
 from regraft.data.prompts import Prompt, general, specimen
-from regraft.engine.metric import loss
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Route, Variant
-from regraft.experiment import experiments, read_experiment
-from regraft.intervene.swap import cluster
+from regraft.experiments.intervene.swap import cluster
+from regraft.experiments.observe.lens import token_type
 from regraft.model.load import load
-from regraft.observe.lens import token_type
+from regraft.sweeps.metrics import loss
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Route, Variant
 from unknown_decoder import OwnConfig, OwnDecoder
 
 EXPERIMENTS = experiments()

@@ -13,20 +13,20 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from regraft.checkpoint.locate import CheckpointError
+from regraft.core.tolerance import gap
 from regraft.data.token_bytes import token_bytes
-from regraft.graft.byte_embedding import ByteConfig
-from regraft.graft.certificate import certify
-from regraft.graft.export import export
-from regraft.graft.folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
-from regraft.graft.grafted import GraftedModel
-from regraft.graft.head_task import HeadTask
-from regraft.graft.placing import all_placed
-from regraft.graft.tree_head import tree_head
-from regraft.graft.trees import by_id, widened
-from regraft.graft.windows import cut
-from regraft.model.comparison import gap
-from regraft.model.files import CheckpointError
+from regraft.data.windows import cut
+from regraft.export.certificate import certify
+from regraft.export.graft_folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
+from regraft.export.grafted_model import export
 from regraft.model.load import load
+from regraft.modules.byte_embedding import ByteConfig
+from regraft.modules.hf_model import GraftedModel
+from regraft.modules.placement import all_placed
+from regraft.modules.tree_head import tree_head
+from regraft.modules.trees import by_id, widened
+from regraft.training.tasks.head_task import HeadTask
 
 BYTES = ByteConfig(group=8, byte_width=16, blocks=1, heads=2, neurons=32)
 NAMES = ("specimen:qwen3", "specimen:gpt2", "specimen:t5")
@@ -126,7 +126,7 @@ def test_import_regraft_makes_the_type_known(imports, tmp_path):
     code = NAMED.format(imports=imports)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "regraft.graft.grafted"
+    assert done.stdout.strip() == "regraft.modules.hf_model"
 
 
 def test_generation_of_an_export_reads_only_what_it_needs(tmp_path):
@@ -149,7 +149,7 @@ def test_a_folder_with_other_outputs_is_not_kept(tmp_path, monkeypatch):
     model = load("specimen:gpt2", pack=False)
     grafts = both(model)
     data = certified(model, grafts)
-    monkeypatch.setattr("regraft.graft.export.outputs", lambda model, swaps: torch.zeros(1, 3, model.vocabulary))
+    monkeypatch.setattr("regraft.export.grafted_model.outputs", lambda model, swaps: torch.zeros(1, 3, model.vocabulary))
     with pytest.raises(ValueError, match="outputs differ from the grafts'"):
         export(model, grafts, data, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()

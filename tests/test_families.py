@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from families import FAMILIES, VOCAB
-from regraft.engine.metric import logit_difference
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Variant
 from regraft.model.load import load
+from regraft.sweeps.metrics import logit_difference
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Variant
 from variants import described, swept_and_wanted
 
 

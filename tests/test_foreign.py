@@ -12,11 +12,11 @@ from torch import nn
 
 from families import FAMILIES
 from regraft import load, sweep
-from regraft.engine.cone import cone_holds
-from regraft.engine.metric import loss
-from regraft.engine.variant import Replace, Variant, Zero
-from regraft.experiment import experiments
-from regraft.model.files import CheckpointError
+from regraft.checkpoint.locate import CheckpointError
+from regraft.core.registry import experiments
+from regraft.sweeps.metrics import loss
+from regraft.sweeps.prefix_cache import cone_holds
+from regraft.sweeps.variants import Replace, Variant, Zero
 from small import METRIC, ids, opened, recorded, reference
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from families import FAMILIES
+from regraft.core.registry import experiments
 from regraft.data import evaluation
-from regraft.data.completions import prompt_ids
-from regraft.experiment import experiments
+from regraft.data.generation import prompt_ids
+from regraft.experiments.observe import geometry
+from regraft.experiments.observe.geometry import Cloud, linear_cka
+from regraft.experiments.observe.token_states import Observed, observed
 from regraft.model.load import load
-from regraft.observe import geometry
-from regraft.observe.geometry import Cloud, linear_cka
-from regraft.observe.states import Observed, observed
 from small import opened
 
 RUN = experiments()["geometry"].run
@@ -110,9 +110,8 @@ def model():
 
 def test_own_texts_do_not_ask_for_those_that_ship(monkeypatch):
     """A model that knows none of them can be given others."""
-    monkeypatch.setattr(
-        "regraft.observe.states.suited_prompts", lambda model: pytest.fail("the prompts that ship were asked for")
-    )
+    refused = lambda model: pytest.fail("the prompts that ship were asked for")  # noqa: E731
+    monkeypatch.setattr("regraft.experiments.observe.token_states.suited_prompts", refused)
     assert observed(opened("bert_headless"), ["5 6 7", "8 9"], 20, 4, "").tokens == 5
 
 

@@ -9,15 +9,15 @@ from typer.testing import CliRunner
 
 import odd_models
 from regraft import load
-from regraft.cli import app, spread_lists
-from regraft.data.completions import completions, suited_prompts
+from regraft.cli.main import app, spread_lists
+from regraft.core.registry import experiments
 from regraft.data.corpus import corpus
-from regraft.data.given import given_prompts, pieces_per_word, unknown_share
+from regraft.data.generation import completions, suited_prompts
+from regraft.data.own_texts import given_prompts, pieces_per_word, unknown_share
 from regraft.data.prompts import BOOK_PASSAGES, Prompt, general
-from regraft.experiment import experiments
-from regraft.report.reading import Reading
-from regraft.tokens.bits import fitted, score
-from regraft.tokens.byte_ids import ByteIds
+from regraft.reporting.chapter_inputs import Reading
+from regraft.tokenizers.bits_per_byte import fitted, score
+from regraft.tokenizers.byte_codec import ByteIds
 
 RUN = {name: experiments()[name].run for name in ("knockout", "ablate", "push", "lens", "trajectories", "neurons", "linearity")}
 SHORT = dict(count=2, tokens=3)
@@ -121,7 +121,7 @@ def test_prompts_that_ship_are_read_only_where_the_tokenizer_knows_them(stories,
 
 
 def test_prose_is_read_by_a_model_that_knows_it_better_and_general_prompts_by_any_other(monkeypatch):
-    from regraft.data import completions as module
+    from regraft.data import generation as module
 
     model = load("specimen:gpt2", pack=False)
     monkeypatch.setattr(module, "is_specimen", lambda model: False)

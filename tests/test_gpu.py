@@ -11,15 +11,15 @@ import torch
 
 import naive
 from families import FAMILIES
-from regraft.data.completions import completions
+from regraft.core.registry import experiments
+from regraft.core.tolerance import gap
+from regraft.data.generation import completions
 from regraft.data.prompts import Prompt
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Replace, Scale, Variant, Zero
-from regraft.experiment import experiments
-from regraft.graft.distill import train
-from regraft.graft.embedding_task import EmbeddingTask
-from regraft.model.comparison import gap
 from regraft.model.load import load
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Replace, Scale, Variant, Zero
+from regraft.training.tasks.embedding_task import EmbeddingTask
+from regraft.training.trainer import train
 from small import METRIC, SHAPES, recorded, reference
 from test_distill import PLAN, made, text
 from variants import described, swept_and_wanted

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.graft.costs import measured_costs, next_token_loss, only_these
-from regraft.graft.logits_view import LogitsView
-from regraft.graft.memory import peak_bytes
-from regraft.graft.sensitivity import sensitivity
-from regraft.graft.tree_head import tree_head
-from regraft.graft.trees import by_id
-from regraft.graft.windows import cut
+from regraft.core.memory import peak_bytes
+from regraft.data.windows import cut
+from regraft.export.profile import measured_costs, next_token_loss, only_these
+from regraft.modules.logits_view import LogitsView
+from regraft.modules.tree_head import tree_head
+from regraft.modules.trees import by_id
+from regraft.training.sensitivity import sensitivity
 from small import opened
 
 

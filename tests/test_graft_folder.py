@@ -10,16 +10,16 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from regraft.checkpoint.locate import CheckpointError
+from regraft.core.files import NotKeptError, RunFolderError
 from regraft.data.token_bytes import token_bytes
-from regraft.disk import NotKeptError, RunFolderError
-from regraft.graft.bake import bake, with_table
-from regraft.graft.byte_embedding import ByteConfig
-from regraft.graft.certificate import certify
-from regraft.graft.embedding_task import warm_up
-from regraft.graft.folder import attach, make_embedding, read_certificate, save_graft, write_certificate
-from regraft.graft.windows import cut
-from regraft.model.files import CheckpointError
+from regraft.data.windows import cut
+from regraft.export.baked_embedding import bake, with_table
+from regraft.export.certificate import certify
+from regraft.export.graft_folder import attach, make_embedding, read_certificate, save_graft, write_certificate
 from regraft.model.load import load
+from regraft.modules.byte_embedding import ByteConfig
+from regraft.training.tasks.embedding_task import warm_up
 from small import opened
 
 SMALL = ByteConfig(group=8, byte_width=16, blocks=1, heads=2, neurons=32)
@@ -95,7 +95,7 @@ def test_a_baked_table_of_other_numbers_is_not_written(tmp_path, monkeypatch):
         changed.get_input_embeddings().weight.data *= 2
         return changed
 
-    monkeypatch.setattr("regraft.graft.bake.with_table", twice)
+    monkeypatch.setattr("regraft.export.baked_embedding.with_table", twice)
     with pytest.raises(NotKeptError, match=r"the baked model's outputs differ from the graft's by .* of the largest"):
         bake(model, graft, tmp_path / "graft", tmp_path / "baked")
     assert not (tmp_path / "baked").exists()
@@ -104,7 +104,7 @@ def test_a_baked_table_of_other_numbers_is_not_written(tmp_path, monkeypatch):
 def test_the_commands_one_after_the_other(tmp_path):
     from typer.testing import CliRunner
 
-    from regraft.cli import app
+    from regraft.cli.main import app
 
     def run(*words):
         return CliRunner().invoke(app, ["graft", "embedding", *map(str, words), "--model", "specimen:gpt2"])

@@ -8,11 +8,12 @@ import pytest
 import torch
 import transformers as hf
 
-from regraft.model.anatomy import _alike, part_rows, site_rows, weigh
-from regraft.model.dissect import _use, component, numbered
-from regraft.model.headers import Entry, Headers
+from regraft.checkpoint.dissection import _use, component, numbered
+from regraft.checkpoint.headers import Entry, Headers
+from regraft.checkpoint.roles import role_of
 from regraft.model.load import load
-from regraft.model.weights import _IN_A_BLOCK, _divided, _is_map, _place, _stack_names, role_of
+from regraft.model.summary import _alike, part_rows, site_rows, weigh
+from regraft.model.weights import _IN_A_BLOCK, _divided, _is_map, _place, _stack_names
 from small import opened
 
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.engine.variant import Add, Replace
-from regraft.experiment import experiments
-from regraft.intervene.noise import noise
-from regraft.intervene.transplant import _pair
+from regraft.core.registry import experiments
+from regraft.experiments.intervene.noise import noise
+from regraft.experiments.intervene.transplant import _pair
 from regraft.model import recording
 from regraft.model.load import load
 from regraft.model.parts import Branch
-from regraft.model.site import Tap, _pattern_tap
-from regraft.tokens.chunks import ChunkLengths, chunks
-from regraft.tokens.matching import match
+from regraft.model.sites import Tap, _pattern_tap
+from regraft.sweeps.variants import Add, Replace
+from regraft.tokenizers.text_chunks import ChunkLengths, chunks
+from regraft.tokenizers.vocab_map import match
 from small import opened, recorded
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from regraft.data.token_bytes import token_bytes
-from regraft.graft import certificate
-from regraft.graft.certificate import certify
-from regraft.graft.windows import cut
+from regraft.data.windows import cut
+from regraft.export import certificate
+from regraft.export.certificate import certify
 from regraft.model.load import load
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.model.dissect import _is_list
-from regraft.model.files import CheckpointError, check_folder
-from regraft.model.find import _hands_stream_on
-from regraft.model.headers import Entry
+from regraft.checkpoint.dissection import _is_list
+from regraft.checkpoint.headers import Entry
+from regraft.checkpoint.locate import CheckpointError, check_folder
+from regraft.model.part_search import _hands_stream_on
 from regraft.model.trace import Call
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from regraft.report.bit_figures import quantize_figures, quantizers_figures
-from regraft.report.block_figures import correlation_finding, linearity_figures, spectra_figures
-from regraft.report.component_figures import push_figures, ranked
-from regraft.report.graft_figures import certificate_figures
-from regraft.report.intervene_figures import patch_figures
-from regraft.report.rebuild_figures import rebuild_figures
-from regraft.report.route_figures import noise_figures, repeat_figures, shuffle_figures
-from regraft.report.text_figures import contexts, trajectory_figures
-from regraft.report.token_figures import tokenizer_figures, transplant_figures
+from regraft.reporting.figures.bit_figures import quantize_figures, quantizers_figures
+from regraft.reporting.figures.block_figures import correlation_finding, linearity_figures, spectra_figures
+from regraft.reporting.figures.component_figures import push_figures, ranked
+from regraft.reporting.figures.graft_figures import certificate_figures
+from regraft.reporting.figures.intervene_figures import patch_figures
+from regraft.reporting.figures.rebuild_figures import rebuild_figures
+from regraft.reporting.figures.route_figures import noise_figures, repeat_figures, shuffle_figures
+from regraft.reporting.figures.text_figures import contexts, trajectory_figures
+from regraft.reporting.figures.token_figures import tokenizer_figures, transplant_figures
 
 NAN = float("nan")
 

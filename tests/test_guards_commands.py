@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import xarray as xr
 
-from regraft import commands
+from regraft.cli import console as commands
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.engine.cone import PrefixCache
-from regraft.engine.correction import _features
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Scale, Variant, Zero
-from regraft.model.comparison import gap
+from regraft.core.tolerance import gap
+from regraft.sweeps.linear_edits import _features
+from regraft.sweeps.prefix_cache import PrefixCache
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Scale, Variant, Zero
 from small import METRIC, opened, recorded, reference
 
 

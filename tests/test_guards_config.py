@@ -11,8 +11,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from families import _DECODER, FAMILIES
-from regraft.intervene.block_config import _differs, _facts, _plain, _said_again, adjusted, check_expressible
-from regraft.intervene.surgery import check_writable_as, facts_of
+from regraft.export.block_config import _differs, _facts, _plain, _said_again, adjusted, check_expressible
+from regraft.export.route_model import check_writable_as, facts_of
 from regraft.model.load import load
 from small import opened
 

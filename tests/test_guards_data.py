@@ -10,15 +10,15 @@ import torch
 from jinja2 import TemplateError
 from transformers import GenerationConfig
 
-from regraft.data import completions as module
 from regraft.data import evaluation as evaluation_module
-from regraft.data import texts as texts_module
-from regraft.data.completions import Completion, completions
+from regraft.data import generation as module
+from regraft.data import text_files as texts_module
 from regraft.data.corpus import LONGEST, corpus
 from regraft.data.evaluation import Recordings, batched, evaluation
-from regraft.data.given import passages as cut_passages
+from regraft.data.generation import Completion, completions
+from regraft.data.own_texts import passages as cut_passages
 from regraft.data.prompts import Prompt
-from regraft.data.texts import text_files, text_of, texts_in
+from regraft.data.text_files import text_files, text_of, texts_in
 from regraft.data.token_bytes import byte_of_character, token_bytes
 from small import opened
 

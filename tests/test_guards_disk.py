@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from regraft import disk
-from regraft.disk import HINTS, NotWrittenError, whole_folder, writing
+from regraft.core import files as disk
+from regraft.core.files import HINTS, NotWrittenError, whole_folder, writing
 
 
 def test_errors_without_a_systems_number_stay_what_they_are(tmp_path):

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from regraft.engine import metric as metrics
-from regraft.engine import sweep as module
-from regraft.engine.editing import Carried, Placed, apply_edits, pick_value
-from regraft.engine.plan import Work
-from regraft.engine.replay import Replay, is_out_of_memory, route_logits
-from regraft.engine.sweep import SweepResult, _batch_rows, _joined, _live_rows, _Pairs, _told_apart, sweep
-from regraft.engine.variant import Add, Noise, Replace, Route, Scale, Stop, Variant, Zero
-from regraft.model.site import SiteError
+from regraft.model.sites import SiteError
+from regraft.sweeps import metrics
+from regraft.sweeps import sweep as module
+from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
+from regraft.sweeps.executor import Replay, is_out_of_memory, route_logits
+from regraft.sweeps.plan import Work
+from regraft.sweeps.sweep import SweepResult, _batch_rows, _joined, _live_rows, _Pairs, _told_apart, sweep
+from regraft.sweeps.variants import Add, Noise, Replace, Route, Scale, Stop, Variant, Zero
 from small import METRIC, opened, recorded, reference
 
 

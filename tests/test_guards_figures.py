@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from regraft.report.component_figures import ablate_figures
-from regraft.report.intervene_figures import knockout_figures, replacement_figures, swap_figures, swap_finding
-from regraft.report.observe_figures import by_type, completion_figures, crystallization, geometry_figures, hurt_rates
-from regraft.report.route_figures import surgery_figures
-from regraft.report.text_figures import neuron_figures
+from regraft.reporting.figures.component_figures import ablate_figures
+from regraft.reporting.figures.intervene_figures import knockout_figures, replacement_figures, swap_figures, swap_finding
+from regraft.reporting.figures.observe_figures import by_type, completion_figures, crystallization, geometry_figures, hurt_rates
+from regraft.reporting.figures.route_figures import surgery_figures
+from regraft.reporting.figures.text_figures import neuron_figures
 
 NAN = float("nan")
 

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from families import FAMILIES
 from regraft import load
-from regraft.model import attended
-from regraft.model.attended import Attended, roles_refused
-from regraft.model.files import CheckpointError
-from regraft.model.wrapped import _refuse_elsewhere, refuse_adapter_folder, refuse_adapters, unwrapped
+from regraft.checkpoint.locate import CheckpointError
+from regraft.model import attention_inputs as attended
+from regraft.model.attention_inputs import Attended, roles_refused
+from regraft.model.wrappers import _refuse_elsewhere, refuse_adapter_folder, refuse_adapters, unwrapped
 from unknown_decoder import Attention, OwnConfig, OwnDecoder
 
 

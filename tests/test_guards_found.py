@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from families import FAMILIES
-from regraft.intervene.patch import _Grid
-from regraft.model.find import _after_last_block
-from regraft.model.holding import _sampled
+from regraft.experiments.intervene.patch import _Grid
 from regraft.model.load import load
-from regraft.model.site import SiteError
+from regraft.model.part_search import _after_last_block
+from regraft.model.session import _sampled
+from regraft.model.sites import SiteError
 from regraft.model.trace import Call
 from small import opened
 

@@ -11,18 +11,18 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from regraft.core.memory import peak_bytes
 from regraft.data.token_bytes import TokenBytes
-from regraft.graft.byte_embedding import ByteBlock, ByteConfig, ByteEmbedding, _near, parameters
-from regraft.graft.codes import byte_embedding
-from regraft.graft.costs import only_these
-from regraft.graft.logits_view import LogitsView, needed
-from regraft.graft.memory import peak_bytes
-from regraft.graft.placing import all_placed, forward_inputs, placed, streams, tied, trunk_blocks, written
-from regraft.graft.token_groups import TokenSums, groups
-from regraft.graft.tree_head import check_tree, tables, tree_head, turn_of
-from regraft.graft.tree_start import below, from_means, from_states
-from regraft.graft.trees import ABSENT, by_id, by_scores, from_lists, huffman, over, split_by, two_means, widened
-from regraft.model.forward import without_cache
+from regraft.data.token_groups import TokenSums, groups
+from regraft.export.profile import only_these
+from regraft.model.block_call import without_cache
+from regraft.modules.byte_codes import byte_embedding
+from regraft.modules.byte_embedding import ByteBlock, ByteConfig, ByteEmbedding, _near, parameters
+from regraft.modules.logits_view import LogitsView, needed
+from regraft.modules.placement import all_placed, forward_inputs, placed, streams, tied, trunk_blocks, written
+from regraft.modules.tree_head import check_tree, tables, tree_head, turn_of
+from regraft.modules.tree_start import below, from_means, from_states
+from regraft.modules.trees import ABSENT, by_id, by_scores, from_lists, huffman, over, split_by, two_means, widened
 from small import opened
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.model.layout import Layout, _bend, pattern
+from regraft.model.packed import Layout, _bend, pattern
 from small import opened, recorded
 
 

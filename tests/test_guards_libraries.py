@@ -9,8 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.intervene import libraries
-from regraft.intervene.libraries import METHODS, held_bytes, integer_weights, linears, replace_linears, whole_group, with_linears
+from regraft.experiments.intervene.quantization import libraries
+from regraft.experiments.intervene.quantization.libraries import (
+    METHODS,
+    held_bytes,
+    integer_weights,
+    linears,
+    replace_linears,
+    whole_group,
+    with_linears,
+)
 from small import opened
 
 COPIES = next(method.copies for method in METHODS if method.name == "GPTQ 4 bits")

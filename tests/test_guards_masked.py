@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from regraft.rebuild.traps import causes
+from regraft.reference.diagnose import causes
 
 LATER = torch.ones(5, 5, dtype=torch.bool).triu(1)
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.model.forward import over_rows
-from regraft.model.parts import close, matrix_OI, side_of
+from regraft.checkpoint.roles import side_of
+from regraft.model.block_call import over_rows
+from regraft.model.hooks import reading, writing
+from regraft.model.parts import close, matrix_OI
 from regraft.model.selfcheck import _replay_difference, check, sample_ids
-from regraft.model.site import SiteError, Tap, head_count, packed_taps, parse_site
-from regraft.model.tapping import reading, writing
+from regraft.model.sites import SiteError, Tap, head_count, packed_taps, parse_site
 from regraft.model.weights import live_weights
 from small import ids, opened, recorded
 

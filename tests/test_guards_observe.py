@@ -12,9 +12,9 @@ import scipy.stats
 import torch
 import xarray as xr
 
-from regraft.observe.correlations import correlated, orders, quantities, spearman
-from regraft.observe.geometry import Cloud, _add_second_moments, _moments, _pairs, _updates, geometry, linear_cka
-from regraft.observe.jacobian import (
+from regraft.experiments.observe.correlations import correlated, orders, quantities, spearman
+from regraft.experiments.observe.geometry import Cloud, _add_second_moments, _moments, _pairs, _updates, geometry, linear_cka
+from regraft.experiments.observe.jacobian import (
     central_difference,
     consistency,
     exact_derivative,
@@ -24,11 +24,11 @@ from regraft.observe.jacobian import (
     spectral_norm,
     unit_directions,
 )
-from regraft.observe.lens import _describe, _first_depth, _split, lens, token_type
-from regraft.observe.linear_fit import LinearMap, fit_blocks, ridge_regression
-from regraft.observe.neurons import _consistent, _counted, neurons, top
-from regraft.observe.spectra import measures, power_law
-from regraft.observe.states import Observed, _of_texts, observed
+from regraft.experiments.observe.lens import _describe, _first_depth, _split, lens, token_type
+from regraft.experiments.observe.linear_fit import LinearMap, fit_blocks, ridge_regression
+from regraft.experiments.observe.neurons import _consistent, _counted, neurons, top
+from regraft.experiments.observe.spectra import measures, power_law
+from regraft.experiments.observe.token_states import Observed, _of_texts, observed
 from small import opened, recorded
 
 

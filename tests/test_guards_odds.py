@@ -11,19 +11,19 @@ import pytest
 import torch
 import xarray as xr
 
-from regraft import commands
-from regraft import experiment as module
+from regraft.checkpoint.dissection import Component, Outside, StackFound
+from regraft.checkpoint.locate import CheckpointError, _check_sums, check_folder, digest, weights_digest
+from regraft.cli import console as commands
+from regraft.core import registry as module
 from regraft.data.evaluation import evaluation
-from regraft.model.dissect import Component, Outside, StackFound
-from regraft.model.double import KeepFloat64
-from regraft.model.files import CheckpointError, _check_sums, check_folder, digest, weights_digest
+from regraft.experiments.observe.lens import _token_coords, lens
+from regraft.model.float64 import KeepFloat64
 from regraft.model.load import _mismatch_sentence, _refuse_incomplete, _refuse_nonfinite, _refuse_truncated
-from regraft.observe.lens import _token_coords, lens
-from regraft.report.bit_figures import quantize_figures
-from regraft.report.diagram import columns
-from regraft.report.rebuild_figures import OUTSIDE, rebuild_figures, split
-from regraft.tokens.chunks import read_lengths
-from regraft.tokens.planted import check_start
+from regraft.reporting.anatomy_drawing import columns
+from regraft.reporting.figures.bit_figures import quantize_figures
+from regraft.reporting.figures.rebuild_figures import OUTSIDE, rebuild_figures, split
+from regraft.tokenizers.text_chunks import read_lengths
+from regraft.tokenizers.transplanted_folder import check_start
 from small import opened
 
 

@@ -9,14 +9,14 @@ import torch
 import transformers as hf
 
 from families import _DECODER, VOCAB
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Route, Scale, Variant, Zero
+from regraft.core.tolerance import rounding
 from regraft.model import load as opening
 from regraft.model.branches import _closes
-from regraft.model.comparison import rounding
 from regraft.model.inputs import _spoken
 from regraft.model.load import load
 from regraft.model.selfcheck import SelfCheck, _check_values
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Route, Scale, Variant, Zero
 from small import METRIC, opened, recorded, reference
 
 

@@ -9,9 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.intervene import order_weights as module
-from regraft.intervene.order_weights import SCALES, Blocks, activation_flow, causal_pairwise, ensemble_rank, greedy_cosine
-from regraft.intervene.seriation import oriented, shortest_path
+from regraft.experiments.intervene.shuffle import order_weights as module
+from regraft.experiments.intervene.shuffle.order_weights import (
+    SCALES,
+    Blocks,
+    activation_flow,
+    causal_pairwise,
+    ensemble_rank,
+    greedy_cosine,
+)
+from regraft.experiments.intervene.shuffle.seriation import oriented, shortest_path
 from small import opened
 
 

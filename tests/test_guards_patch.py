@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.engine.plan import Work
-from regraft.engine.sweep import SweepResult
-from regraft.intervene.patch import Cells, _dataset, _Grid, _pair, patch, read_cases
-from regraft.model.site import SiteError
+from regraft.experiments.intervene.patch import Cells, _dataset, _Grid, _pair, patch, read_cases
+from regraft.model.sites import SiteError
+from regraft.sweeps.plan import Work
+from regraft.sweeps.sweep import SweepResult
 from small import ids, opened
 
 

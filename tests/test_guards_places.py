@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from regraft.disk import (
+from regraft.core.files import (
     NotWrittenError,
     RunFolderError,
     check_place,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.engine.plan import CONE_LEAST_STEP, CONE_STEPS, Layout, Work, edit_positions, make_plan
-from regraft.engine.variant import Route, Scale, Stop, Variant, Zero
+from regraft.sweeps.plan import CONE_LEAST_STEP, CONE_STEPS, Layout, Work, edit_positions, make_plan
+from regraft.sweeps.variants import Route, Scale, Stop, Variant, Zero
 
 BLOCKS, FIRST = 6, 3
 SITES = ("resid_pre", "resid_post", "resid_mid", "attn_out", "mlp_out", "mlp_act", "neuron", "z")

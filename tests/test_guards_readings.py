@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from regraft.jobs.transplant_job import Sources, said_options
 from regraft.model import selfcheck
 from regraft.model.branches import _branch_choices
-from regraft.model.find import _labels
 from regraft.model.inputs import _masks
+from regraft.model.part_search import _labels
 from regraft.model.selfcheck import SelfCheck
 from regraft.model.trace import Call
-from regraft.tokens.estimate import Settings
-from regraft.transplant_commands import Sources, said_options
+from regraft.tokenizers.init_methods import Settings
 from small import opened, recorded
 
 

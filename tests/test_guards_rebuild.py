@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from regraft.model.files import CheckpointError
-from regraft.rebuild.checkpoint import (
+from regraft.checkpoint.locate import CheckpointError
+from regraft.reference.checkpoint_reader import (
     Named,
     _own_name,
     _pooling,
@@ -20,9 +20,9 @@ from regraft.rebuild.checkpoint import (
     token_ids,
     with_token,
 )
-from regraft.rebuild.compare import SameTensorError, compare, matching_decimals, rows
-from regraft.rebuild.traps import ACTIVATIONS, Case, _constant, _in_checkpoint, _sinusoids, causes, epsilon, not_normed
-from regraft.rebuild.verify import _first, _same
+from regraft.reference.diagnose import ACTIVATIONS, Case, _constant, _in_checkpoint, _sinusoids, causes, epsilon, not_normed
+from regraft.reference.stage_compare import SameTensorError, compare, matching_decimals, rows
+from regraft.reference.verify import _first, _same
 
 
 def numbers(*shape, seed=0):

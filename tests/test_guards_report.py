@@ -7,19 +7,19 @@ import plotly.graph_objects as go
 import pytest
 import xarray as xr
 
-from regraft.commands import _short, aligned
-from regraft.model.dissect import Component, Kind, Outside, StackFound, Tensors
-from regraft.report.bit_figures import quantize_finding, quantizers_finding
-from regraft.report.block_figures import correlation_finding, spectra_finding
-from regraft.report.component_figures import ablate_finding
-from regraft.report.diagram import _cut, _few, _owner, _ranges, columns
-from regraft.report.drawing import Drawing, drawing_of, draws
-from regraft.report.graft_figures import certificate_finding
-from regraft.report.intervene_figures import knockout_finding, patch_finding, replacement_finding, swap_finding
-from regraft.report.observe_figures import crystallization, geometry_finding, lens_finding
-from regraft.report.page import csv_text, footer, least_width, provenance_line, table
-from regraft.report.rebuild_figures import rebuild_finding
-from regraft.report.route_figures import noise_finding, repeat_finding, shuffle_finding, surgery_finding
+from regraft.checkpoint.dissection import Component, Kind, Outside, StackFound, Tensors
+from regraft.cli.console import _short, aligned
+from regraft.reporting.anatomy_drawing import _cut, _few, _owner, _ranges, columns
+from regraft.reporting.drawings import Drawing, drawing_of, draws
+from regraft.reporting.figures.bit_figures import quantize_finding, quantizers_finding
+from regraft.reporting.figures.block_figures import correlation_finding, spectra_finding
+from regraft.reporting.figures.component_figures import ablate_finding
+from regraft.reporting.figures.graft_figures import certificate_finding
+from regraft.reporting.figures.intervene_figures import knockout_finding, patch_finding, replacement_finding, swap_finding
+from regraft.reporting.figures.observe_figures import crystallization, geometry_finding, lens_finding
+from regraft.reporting.figures.rebuild_figures import rebuild_finding
+from regraft.reporting.figures.route_figures import noise_finding, repeat_finding, shuffle_finding, surgery_finding
+from regraft.reporting.page import csv_text, footer, least_width, provenance_line, table
 
 NAN = float("nan")
 

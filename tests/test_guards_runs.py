@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from regraft import experiment as module
-from regraft.disk import RunFolderError, check_empty, check_place, whole_folder
-from regraft.experiment import Experiment, _unfit, experiments, measured, read_experiment
-from regraft.model.progress import advance, listening
-from regraft.runs import check_writable, open_run, read_mark, store
+from regraft.core import registry as module
+from regraft.core.files import RunFolderError, check_empty, check_place, whole_folder
+from regraft.core.progress import advance, listening
+from regraft.core.registry import Experiment, _unfit, experiments, measured, read_experiment
+from regraft.core.runs import check_writable, open_run, read_mark, store
 from small import opened
 
 

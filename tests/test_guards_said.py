@@ -15,15 +15,16 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from regraft.engine.sweep import _at_one_position
-from regraft.engine.variant import Add, Scale
-from regraft.graft import distill, grafted
-from regraft.graft.grafted import GraftedModel
-from regraft.graft_commands import sentences
-from regraft.intervene.patch import patch
-from regraft.model.anatomy import _block_shape
+from regraft.experiments.intervene.patch import patch
+from regraft.jobs.graft_jobs import sentences
 from regraft.model.parts import Branch
-from regraft.tokens.planted import written_tokenizer
+from regraft.model.summary import _block_shape
+from regraft.modules import hf_model as grafted
+from regraft.modules.hf_model import GraftedModel
+from regraft.sweeps.sweep import _at_one_position
+from regraft.sweeps.variants import Add, Scale
+from regraft.tokenizers.transplanted_folder import written_tokenizer
+from regraft.training import trainer as distill
 from small import ids, opened
 
 

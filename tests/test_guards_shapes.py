@@ -8,9 +8,9 @@ import struct
 import pytest
 import torch
 
-from regraft.model.files import CheckpointError, check_header, header_length, parse_header, shards_of, weight_files
-from regraft.model.shapes import block_facts, section, width_of
-from regraft.model.structure import (
+from regraft.checkpoint.locate import CheckpointError, check_header, header_length, parse_header, shards_of, weight_files
+from regraft.checkpoint.shapes import block_facts, section, width_of
+from regraft.core.structure import (
     largest_difference,
     main_tensor,
     map_tensors,

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from regraft.core.registry import experiments
 from regraft.data.evaluation import evaluation
-from regraft.engine.metric import loss
-from regraft.engine.sweep import _batch_rows, sweep
-from regraft.engine.variant import Noise, Variant
-from regraft.experiment import experiments
-from regraft.graft import embedding_task
-from regraft.graft.head_task import states
-from regraft.graft.tree_head import tree_head
-from regraft.graft.trees import by_id
-from regraft.graft.windows import cut
-from regraft.head_commands import MEASURED, loss_of
+from regraft.data.windows import cut
+from regraft.jobs.head_jobs import MEASURED, loss_of
 from regraft.model.load import load
+from regraft.modules.tree_head import tree_head
+from regraft.modules.trees import by_id
+from regraft.sweeps.metrics import loss
+from regraft.sweeps.sweep import _batch_rows, sweep
+from regraft.sweeps.variants import Noise, Variant
+from regraft.training.tasks import embedding_task
+from regraft.training.tasks.head_task import states
 from small import opened
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.model import headers as module
-from regraft.model.files import CheckpointError
-from regraft.model.headers import _at_most, _index, _part, _Store, read_headers
-from regraft.model.site import SiteError, Tap, _projection_input, _query_key_value, _separate_tap
-from regraft.rebuild.qwen3 import llama3_speeds, rms_norm, rotated, rotations, who_sees_whom
+from regraft.checkpoint import headers as module
+from regraft.checkpoint.headers import _at_most, _index, _part, _Store, read_headers
+from regraft.checkpoint.locate import CheckpointError
+from regraft.model.sites import SiteError, Tap, _projection_input, _query_key_value, _separate_tap
+from regraft.reference.qwen3 import llama3_speeds, rms_norm, rotated, rotations, who_sees_whom
 from small import opened
 
 

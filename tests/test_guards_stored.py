@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from regraft.experiment import experiments
+from regraft.core.registry import experiments
+from regraft.export.stored_types import cast_as_stored, pattern, round_as_stored, stored_types
 from regraft.model.load import load
-from regraft.model.stored import cast_as_stored, pattern, round_as_stored, stored_types
 from small import opened
 
 HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64

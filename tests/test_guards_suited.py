@@ -10,12 +10,12 @@ import torch
 
 import odd_models
 from regraft import load
-from regraft.data import completions as choosing
-from regraft.data import given
-from regraft.data.completions import suited_prompts
-from regraft.data.given import ASKED, check_sayable, own_loss, pieces_per_word, unknown_share, writes_on
+from regraft.core.registry import experiments
+from regraft.data import generation as choosing
+from regraft.data import own_texts as given
+from regraft.data.generation import suited_prompts
+from regraft.data.own_texts import ASKED, check_sayable, own_loss, pieces_per_word, unknown_share, writes_on
 from regraft.data.prompts import BOOK_PASSAGES, general
-from regraft.experiment import experiments
 from small import opened
 
 VOCABULARY = 50

@@ -14,17 +14,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 
 from regraft.data.token_bytes import byte_of_character
-from regraft.tokens.auxiliary import beside_vectors, overlaps
-from regraft.tokens.bits import Score, _cut, _losses, _row, pieces, score
-from regraft.tokens.byte_ids import ByteIds
-from regraft.tokens.chunks import ChunkLengths, chunks, gaussian, sampled
-from regraft.tokens.estimate import Case, Settings, aligned, near, pursue, readable
-from regraft.tokens.folder import special_roles, specials_of, wrapped
-from regraft.tokens.matching import Matching, match
-from regraft.tokens.measure import compare, shown
-from regraft.tokens.mixtures import Mixture, blended, mixture, softmax, sparsemax
-from regraft.tokens.neighbours import nearest
-from regraft.tokens.tables import _filled, build_tables, check_tables, modules, rows_needed
+from regraft.tokenizers.bits_per_byte import Score, _cut, _losses, _row, pieces, score
+from regraft.tokenizers.byte_codec import ByteIds
+from regraft.tokenizers.comparison import compare, shown
+from regraft.tokenizers.cooccurrence import beside_vectors, overlaps
+from regraft.tokenizers.init_methods import Case, Settings, aligned, near, pursue, readable
+from regraft.tokenizers.mixtures import Mixture, blended, mixture, softmax, sparsemax
+from regraft.tokenizers.nearest import nearest
+from regraft.tokenizers.tables import _filled, build_tables, check_tables, modules, rows_needed
+from regraft.tokenizers.text_chunks import ChunkLengths, chunks, gaussian, sampled
+from regraft.tokenizers.tokenizer_folder import special_roles, specials_of, wrapped
+from regraft.tokenizers.vocab_map import Matching, match
 from small import opened
 
 LETTERS = [character for character, _ in sorted(byte_of_character().items(), key=lambda one: one[1])]
@@ -117,7 +117,7 @@ def test_shares_by_their_formulas():
 
 
 def test_the_nearest_in_blocks_and_of_few(monkeypatch):
-    monkeypatch.setattr("regraft.tokens.neighbours.BLOCK_FLOATS", 25)
+    monkeypatch.setattr("regraft.tokenizers.nearest.BLOCK_FLOATS", 25)
     draw = torch.Generator().manual_seed(0)
     asked, known = torch.randn(7, 4, generator=draw), 3 * torch.randn(10, 4, generator=draw)
     values, places = nearest(asked, known, 3)

@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from regraft.checkpoint.locate import CheckpointError
 from regraft.data.token_bytes import TokenBytes
-from regraft.graft import distill
-from regraft.graft.checkpoint import checkpoints, newest, restore, write_checkpoint
-from regraft.graft.codes import coded, cut_share
-from regraft.graft.distill import NotANumberError, Plan, Plateau, _read_lines, _Run, clip, said, train
-from regraft.graft.embedding_task import EmbeddingTask, Weights, divergence, felt_error, relative_error, warm_up
-from regraft.graft.many import average, mean_over
-from regraft.graft.optimisers import optimisers, set_rates
-from regraft.graft.sensitivity import Sensitivity
-from regraft.graft.windows import _groups, cut
-from regraft.model.files import CheckpointError
+from regraft.data.windows import _groups, cut
+from regraft.modules.byte_codes import coded, cut_share
+from regraft.training import trainer as distill
+from regraft.training.checkpointing import checkpoints, newest, restore, write_checkpoint
+from regraft.training.distributed import average, mean_over
+from regraft.training.optimizers import optimisers, set_rates
+from regraft.training.sensitivity import Sensitivity
+from regraft.training.tasks.embedding_task import EmbeddingTask, Weights, divergence, felt_error, relative_error, warm_up
+from regraft.training.trainer import NotANumberError, Plan, Plateau, _read_lines, _Run, clip, said, train
 from small import opened
 
 

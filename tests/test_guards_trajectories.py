@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.observe.trajectories import DISTANCES, RELATIONS, _dataset, bands, compare, crossover, onset, pivot
+from regraft.experiments.observe.trajectories import DISTANCES, RELATIONS, _dataset, bands, compare, crossover, onset, pivot
 
 
 def test_two_completions_part_at_the_first_other_token():

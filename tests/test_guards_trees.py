@@ -8,10 +8,10 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from regraft.graft.byte_embedding import ByteConfig, ByteEmbedding
-from regraft.graft.tree_head import tree_head
-from regraft.graft.tree_start import from_means, from_states
-from regraft.graft.trees import ABSENT, by_id, widened
+from regraft.modules.byte_embedding import ByteConfig, ByteEmbedding
+from regraft.modules.tree_head import tree_head
+from regraft.modules.tree_start import from_means, from_states
+from regraft.modules.trees import ABSENT, by_id, widened
 
 
 def leaves_below(tree, code):

@@ -8,11 +8,11 @@ import torch
 import xarray as xr
 from typer.testing import CliRunner
 
-from regraft.cli import app
+from regraft.cli.main import app
+from regraft.experiments.observe.lens import lens
+from regraft.experiments.observe.linearity import _replacement
 from regraft.model.weights import _live_reader, _stack_names
-from regraft.observe.lens import lens
-from regraft.observe.linearity import _replacement
-from regraft.report.route_figures import noise_finding
+from regraft.reporting.figures.route_figures import noise_finding
 from small import opened
 
 NAN = float("nan")

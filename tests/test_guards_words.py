@@ -11,14 +11,14 @@ import pytest
 import torch
 import xarray as xr
 
-from regraft import cli
+from regraft.cli import main as cli
 from regraft.data.token_bytes import TokenBytes
-from regraft.rebuild import skeleton
-from regraft.rebuild.checkpoint import Rebuilt
-from regraft.rebuild.compare import Row
-from regraft.report.observe_figures import visible
-from regraft.report.route_figures import shuffle_figures
-from regraft.tokens.measure import compare
+from regraft.reference import skeleton
+from regraft.reference.checkpoint_reader import Rebuilt
+from regraft.reference.stage_compare import Row
+from regraft.reporting.figures.observe_figures import visible
+from regraft.reporting.figures.route_figures import shuffle_figures
+from regraft.tokenizers.comparison import compare
 
 
 @pytest.mark.parametrize(

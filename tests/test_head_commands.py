@@ -9,9 +9,9 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-from regraft.cli import app
-from regraft.graft.grafted import GraftedModel
-from regraft.head_commands import Build
+from regraft.cli.main import app
+from regraft.jobs.head_jobs import Build
+from regraft.modules.hf_model import GraftedModel
 
 SIZES = ["--batch", 2, "--length", 32]
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.graft.distill import Plan, train
-from regraft.graft.head_task import HeadTask, check_head, states
-from regraft.graft.optimisers import kinds, optimisers
-from regraft.graft.tree_head import tree_head
-from regraft.graft.trees import by_id
-from regraft.graft.windows import cut
+from regraft.data.windows import cut
+from regraft.modules.tree_head import tree_head
+from regraft.modules.trees import by_id
+from regraft.training.optimizers import kinds, optimisers
+from regraft.training.tasks.head_task import HeadTask, check_head, states
+from regraft.training.trainer import Plan, train
 from small import opened
 
 

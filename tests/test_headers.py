@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from header_files import header_file, speech
-from regraft.model.dissect import dissect
-from regraft.model.files import CheckpointError
-from regraft.model.load import resolve
-from regraft.report.diagram import svg
+from regraft.checkpoint.dissection import dissect
+from regraft.checkpoint.hub import resolve
+from regraft.checkpoint.locate import CheckpointError
+from regraft.reporting.anatomy_drawing import svg
 
 
 def sharded(folder, drop=""):
@@ -152,7 +152,7 @@ def range_hub(tmp_path):
 
 def inspected(hub, *words):
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-c", "from regraft.cli import main; main()", "inspect", *words, "--weights-only"]
+    command = [sys.executable, "-c", "from regraft.cli.main import main; main()", "inspect", *words, "--weights-only"]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -186,7 +186,7 @@ def test_a_hub_that_sends_no_ranges_or_knows_nothing_is_refused(range_hub):
 def test_the_drawing_of_a_specimen_and_its_refusals(tmp_path):
     from typer.testing import CliRunner
 
-    from regraft.cli import app
+    from regraft.cli.main import app
 
     run = CliRunner().invoke
     done = run(app, ["inspect", "specimen:qwen3", "--weights-only", "--out", str(tmp_path / "drawn")])

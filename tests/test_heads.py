@@ -7,14 +7,14 @@ import torch
 import transformers as hf
 
 from families import _DECODER, _ENCODER
-from regraft.data.completions import completions
+from regraft.core.tolerance import gap
+from regraft.data.generation import completions
 from regraft.data.prompts import Prompt
-from regraft.engine.metric import kl_to_clean, loss, stream_distance, token_logit, top1_agreement
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Variant, Zero
-from regraft.model.anatomy import site_rows
-from regraft.model.comparison import gap
 from regraft.model.load import load
+from regraft.model.summary import site_rows
+from regraft.sweeps.metrics import kl_to_clean, loss, stream_distance, token_logit, top1_agreement
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Variant, Zero
 from small import ids
 
 LLAMA = {name: value for name, value in _DECODER.items() if name != "head_dim"}

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.graft.distill import Plan, train
-from regraft.graft.windows import windows_over
+from regraft.data.windows import windows_over
 from regraft.model.load import load
 from regraft.specimens import almanac
-from regraft.tokens.bits import pieces
-from regraft.tokens.estimate import Settings
-from regraft.tokens.folder import wrapped
-from regraft.tokens.heal import HealTask
-from regraft.tokens.supertoken import Recipe, train_tokenizer
-from regraft.tokens.transplant import measured, old_case, transplant
+from regraft.tokenizers.bits_per_byte import pieces
+from regraft.tokenizers.healing import HealTask
+from regraft.tokenizers.init_methods import Settings
+from regraft.tokenizers.tokenizer_folder import wrapped
+from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.transplantation import measured, old_case, transplant
+from regraft.training.trainer import Plan, train
 
 TEXT = pieces(["\n".join(almanac.corpus(60_000, 5))], 60)
 

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from families import FAMILIES
-from regraft.engine.metric import loss, token_logit
-from regraft.engine.sweep import SweepError, sweep
-from regraft.engine.variant import Add, Replace, Variant, Zero
-from regraft.graft.placing import placed
+from regraft.core.tolerance import gap
 from regraft.model import recording as recording_module
-from regraft.model.comparison import gap
 from regraft.model.load import load
 from regraft.model.recording import Recording
+from regraft.modules.placement import placed
+from regraft.sweeps.metrics import loss, token_logit
+from regraft.sweeps.sweep import SweepError, sweep
+from regraft.sweeps.variants import Add, Replace, Variant, Zero
 from small import METRIC, ids, opened, recorded
 
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from regraft.model.load import resolve
+from regraft.checkpoint.hub import resolve
 
 FOLDER = resolve("specimen:gpt2")[0]
 COMMIT = "a" * 40

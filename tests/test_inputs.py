@@ -9,12 +9,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from families import FAMILIES
-from regraft.engine.cone import cone_holds
-from regraft.engine.metric import loss, token_logit
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Variant, Zero
-from regraft.model.comparison import gap
+from regraft.core.tolerance import gap
 from regraft.model.load import load
+from regraft.sweeps.metrics import loss, token_logit
+from regraft.sweeps.prefix_cache import cone_holds
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Variant, Zero
 from small import ids, opened, recorded
 
 TEXTS = ["The capital of France is Paris.", "It was not clean; it was dirty, and that is all."]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from regraft.engine import cone as cone_module
-from regraft.engine.cone import Cone, cone_holds
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Variant
-from regraft.graft.head_task import check_head
 from regraft.model.load import load
 from regraft.model.recording import Recording
 from regraft.model.selfcheck import check
+from regraft.sweeps import prefix_cache as cone_module
+from regraft.sweeps.prefix_cache import Cone, cone_holds
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Variant
+from regraft.training.tasks.head_task import check_head
 from small import METRIC, opened, recorded
 
 SIZES = [(20.0, False), (1 / 20, True)]

@@ -10,13 +10,10 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from families import FAMILIES
+from regraft.core.registry import experiments
 from regraft.data.evaluation import evaluation
-from regraft.engine.metric import loss
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Route, Variant
-from regraft.experiment import experiments
-from regraft.model.load import load
-from regraft.observe.jacobian import (
+from regraft.experiments.observe.block_functions import PARTS, sampled_tokens
+from regraft.experiments.observe.jacobian import (
     central_difference,
     consistency,
     exact_derivative,
@@ -26,11 +23,14 @@ from regraft.observe.jacobian import (
     spectral_norm,
     unit_directions,
 )
-from regraft.observe.linear_fit import LinearMap, fit_blocks, ridge_regression
-from regraft.observe.pieces import PARTS, sampled_tokens
-from regraft.observe.states import observed
-from regraft.report.drawing import drawing_of
-from regraft.report.page import DRAWN_HERE
+from regraft.experiments.observe.linear_fit import LinearMap, fit_blocks, ridge_regression
+from regraft.experiments.observe.token_states import observed
+from regraft.model.load import load
+from regraft.reporting.drawings import drawing_of
+from regraft.reporting.page import DRAWN_HERE
+from regraft.sweeps.metrics import loss
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Route, Variant
 from small import opened
 
 RUN = experiments()["linearity"].run

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from regraft.model.comparison import gap
-from regraft.model.files import CheckpointError, check_header
-from regraft.model.load import load, resolve
+from regraft.checkpoint.hub import resolve
+from regraft.checkpoint.locate import CheckpointError, check_header
+from regraft.core.tolerance import gap
+from regraft.model.load import load
 from regraft.specimens import almanac
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from regraft.graft.logits_view import LogitsView, needed
-from regraft.graft.placing import placed
-from regraft.graft.tree_head import tree_head
-from regraft.graft.trees import by_id, huffman, widened
+from regraft.modules.logits_view import LogitsView, needed
+from regraft.modules.placement import placed
+from regraft.modules.tree_head import tree_head
+from regraft.modules.trees import by_id, huffman, widened
 from small import opened
 
 CONFIGS = {

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from other_library import own_library
-from regraft.graft.byte_embedding import ByteConfig
-from regraft.graft.codes import byte_embedding
-from regraft.graft.distill import Plan, train
-from regraft.graft.embedding_task import EmbeddingTask
-from regraft.graft.head_task import HeadTask
-from regraft.graft.tree_head import tree_head
-from regraft.graft.trees import by_id
-from regraft.graft.windows import cut
-from regraft.options import own_device
+from regraft.cli.options import own_device
+from regraft.data.windows import cut
+from regraft.modules.byte_codes import byte_embedding
+from regraft.modules.byte_embedding import ByteConfig
+from regraft.modules.tree_head import tree_head
+from regraft.modules.trees import by_id
+from regraft.training.tasks.embedding_task import EmbeddingTask
+from regraft.training.tasks.head_task import HeadTask
+from regraft.training.trainer import Plan, train
 from small import opened
 from test_distill import TABLE
 

@@ -9,15 +9,15 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from families import FAMILIES
-from regraft.engine.metric import token_logit
-from regraft.engine.sweep import layout_of, sweep
-from regraft.engine.variant import Replace, Scale, Variant, Zero
-from regraft.intervene.ablate import ablate
-from regraft.intervene.order_weights import Blocks
-from regraft.intervene.rounding import quantized_block
+from regraft.experiments.intervene.ablate import ablate
+from regraft.experiments.intervene.quantization.rounding import quantized_block
+from regraft.experiments.intervene.shuffle.order_weights import Blocks
+from regraft.experiments.observe.spectra import spectra
 from regraft.model.load import load
 from regraft.model.parts import has_matrix, matrix_OI
-from regraft.observe.spectra import spectra
+from regraft.sweeps.metrics import token_logit
+from regraft.sweeps.sweep import layout_of, sweep
+from regraft.sweeps.variants import Replace, Scale, Variant, Zero
 from small import ids, opened
 
 PROMPT = ids(6, 1)

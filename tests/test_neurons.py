@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from regraft.core.registry import experiments
 from regraft.data.corpus import corpus
-from regraft.experiment import experiments
+from regraft.experiments.observe.neurons import top
 from regraft.model.load import load
-from regraft.observe.neurons import top
-from regraft.report.drawing import drawing_of
-from regraft.report.page import DRAWN_HERE
+from regraft.reporting.drawings import drawing_of
+from regraft.reporting.page import DRAWN_HERE
 from small import opened
 
 RUN = experiments()["neurons"].run

@@ -8,8 +8,8 @@ import transformers as hf
 from torch import nn
 
 from families import _DECODER, FAMILIES
-from regraft.intervene.norms import gains_of, rms_norm, takes_mean_away
-from regraft.model.comparison import gap
+from regraft.core.tolerance import gap
+from regraft.experiments.intervene.norm_parameters import gains_of, rms_norm, takes_mean_away
 from regraft.model.load import load
 from regraft.model.parts import is_norm
 

@@ -8,8 +8,8 @@ import pytest
 
 import odd_models
 from regraft import load
-from regraft.report.build import build
-from regraft.report.reading import Reading
+from regraft.reporting.build import build
+from regraft.reporting.chapter_inputs import Reading
 
 READ = {
     "three_tokens": Reading(prompts=("a b c a", "b c a b a", "c c a b", "a a b"), count=3),

@@ -10,15 +10,15 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from regraft.cli import app, spread_lists
-from regraft.experiment import Experiment, experiments, measured
+from regraft.cli.main import app, spread_lists
+from regraft.core.registry import Experiment, experiments, measured
+from regraft.experiments.observe.correlations import SOURCES
 from regraft.model.load import load
-from regraft.observe.correlations import SOURCES
-from regraft.report import build as building
-from regraft.report.build import build
-from regraft.report.page import plain_section
-from regraft.report.reading import LEAST, Reading
-from regraft.report.shell import command_line
+from regraft.reporting import build as building
+from regraft.reporting.build import build
+from regraft.reporting.chapter_inputs import LEAST, Reading
+from regraft.reporting.page import plain_section
+from regraft.reporting.shell_commands import command_line
 
 TEXTS = ["The capital of Peru is", "She sells sea shells by the", "2:30 pm is in the", "Grass is"]
 FOUR = ["0", "1", "2", "3"]

@@ -10,14 +10,14 @@ import torch
 
 import naive
 from families import FAMILIES, VOCAB
-from regraft.engine.metric import LogitDifference
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Replace, Route, Variant, Zero
-from regraft.model.anatomy import part_rows, site_rows
+from regraft.core.structure import largest_difference
 from regraft.model.load import load
 from regraft.model.selfcheck import check
-from regraft.model.site import SiteError, Tap, packed_taps
-from regraft.model.structure import largest_difference
+from regraft.model.sites import SiteError, Tap, packed_taps
+from regraft.model.summary import part_rows, site_rows
+from regraft.sweeps.metrics import LogitDifference
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Replace, Route, Variant, Zero
 from unknown_decoder import OwnConfig, OwnDecoder
 
 METRIC = LogitDifference("d", "logits", tokens=(7, 9))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import naive
-from regraft.engine.variant import Replace, Variant
-from regraft.experiment import experiments
-from regraft.intervene.attribution import gradients
+from regraft.core.registry import experiments
+from regraft.experiments.intervene.attribution import gradients
 from regraft.model.load import load
-from regraft.report.intervene_figures import patch_finding
+from regraft.reporting.figures.intervene_figures import patch_finding
+from regraft.sweeps.variants import Replace, Variant
 from small import ids, opened
 
 RUN = experiments()["patch"].run

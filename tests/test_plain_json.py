@@ -10,9 +10,9 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from regraft.cli import app
-from regraft.plain_json import json_text, numbers_again, opened_attributes
-from regraft.runs import open_run, store
+from regraft.cli.main import app
+from regraft.core.runs import open_run, store
+from regraft.core.strict_json import json_text, numbers_again, opened_attributes
 
 
 def strict(text):
@@ -58,7 +58,7 @@ def test_a_run_folder_and_what_is_printed_hold_no_nan(tmp_path, monkeypatch):
             {"options": json_text(options), "correlation": float("nan"), "experiment": "knockout"},
         )
 
-    monkeypatch.setattr("regraft.experiment.Experiment.run", broken)
+    monkeypatch.setattr("regraft.core.registry.Experiment.run", broken)
     words = ["knockout", "--model", "specimen:gpt2", "--count", "2", "--json"]
     said = strict(CliRunner().invoke(app, words).stdout)
     assert said["data_vars"]["loss"]["data"] == [0.5, None]

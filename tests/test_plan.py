@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.engine.plan import Layout, make_plan
-from regraft.engine.variant import Route, Scale, Variant, Zero
+from regraft.sweeps.plan import Layout, make_plan
+from regraft.sweeps.variants import Route, Scale, Variant, Zero
 
 BLOCKS, POSITIONS = 6, 10
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z")

@@ -9,9 +9,15 @@ import pytest
 import torch
 import transformers
 
-from regraft.experiment import experiments, measured
-from regraft.intervene.recipes import by_score, ends_protected, oracle, uniform
-from regraft.intervene.rounding import block_bytes, matrix_axes, quantized_block, quantized_bytes, round_to_nearest
+from regraft.core.registry import experiments, measured
+from regraft.experiments.intervene.quantization.recipes import by_score, ends_protected, oracle, uniform
+from regraft.experiments.intervene.quantization.rounding import (
+    block_bytes,
+    matrix_axes,
+    quantized_block,
+    quantized_bytes,
+    round_to_nearest,
+)
 from regraft.model.load import load
 from regraft.model.weights import live_weights
 from small import ids, opened
@@ -70,8 +76,8 @@ def test_a_route_through_rounded_blocks_is_the_model_with_rounded_weights(name):
             parameter = place.get_parameter(parameter_name)
             parameter.copy_(round_to_nearest(block.module.get_parameter(parameter_name), 2, axis))
     from regraft.data.evaluation import evaluation
-    from regraft.engine.metric import loss
-    from regraft.engine.sweep import sweep
+    from regraft.sweeps.metrics import loss
+    from regraft.sweeps.sweep import sweep
 
     batches = evaluation(model, TEXT["prompts"], 2, 4).recordings.batches
     records = [twins.record(*batch) for batch in batches]

@@ -10,17 +10,25 @@ import pytest
 import torch
 import transformers
 
+from regraft.checkpoint.locate import CheckpointError
+from regraft.core.registry import experiments
+from regraft.core.tolerance import gap
 from regraft.data.evaluation import evaluation
-from regraft.engine.metric import loss
-from regraft.engine.sweep import sweep
-from regraft.experiment import experiments
-from regraft.intervene import packed
-from regraft.intervene.libraries import METHODS, Method, held_bytes, linears, quiet, whole_group, with_linears
-from regraft.intervene.packed import steps, write_packed
-from regraft.intervene.rounding import matrix_axes, round_to_nearest
-from regraft.model.comparison import gap
-from regraft.model.files import CheckpointError
+from regraft.experiments.intervene.quantization import packed_checkpoint as packed
+from regraft.experiments.intervene.quantization.libraries import (
+    METHODS,
+    Method,
+    held_bytes,
+    linears,
+    quiet,
+    whole_group,
+    with_linears,
+)
+from regraft.experiments.intervene.quantization.packed_checkpoint import steps, write_packed
+from regraft.experiments.intervene.quantization.rounding import matrix_axes, round_to_nearest
 from regraft.model.load import load
+from regraft.sweeps.metrics import loss
+from regraft.sweeps.sweep import sweep
 from small import ids, opened
 from unknown_decoder import OwnConfig, OwnDecoder
 
@@ -106,7 +114,7 @@ def test_a_method_whose_loss_is_not_a_number_is_left_out(monkeypatch):
         return made
 
     method = Method("poisoned", "", 8, poisoned, held=False)
-    monkeypatch.setattr("regraft.intervene.quantizers.METHODS", (method, BY_NAME["RTN 8 bits"]))
+    monkeypatch.setattr("regraft.experiments.intervene.quantization.quantizers.METHODS", (method, BY_NAME["RTN 8 bits"]))
     data = RUN(opened("llama"), **TEXT)
     assert data.quantizer.values.tolist() == ["as loaded", "RTN 8 bits"]
     assert "poisoned is left out: its loss is not a number" in data.attrs["without"]

@@ -9,17 +9,17 @@ import xarray as xr
 from torch import nn
 
 from families import _DECODER, FAMILIES
+from regraft.core.tolerance import gap
 from regraft.data.evaluation import evaluation
-from regraft.engine.metric import loss
-from regraft.engine.replay import route_logits
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Route, Variant
-from regraft.intervene.knockout import greedy
-from regraft.intervene.prune import prune
-from regraft.intervene.surgery import rebuilt, route_of, save_blocks
-from regraft.model.comparison import gap
+from regraft.experiments.intervene.knockout import greedy
+from regraft.experiments.intervene.prune import prune
+from regraft.export.readback import check_generation, check_tensors, longest_window, probe_ids
+from regraft.export.route_model import rebuilt, route_of, save_blocks
 from regraft.model.load import load
-from regraft.model.readback import check_generation, check_tensors, longest_window, probe_ids
+from regraft.sweeps.executor import route_logits
+from regraft.sweeps.metrics import loss
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Route, Variant
 from small import ids, opened
 
 QWEN = {name: value for name, value in _DECODER.items() if name != "head_dim"}

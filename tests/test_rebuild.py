@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from families import FAMILIES
 from rebuilding import CONFIGURATIONS, MINILM, SMALL, TYPES, WORDS, here, saved
-from regraft.model.files import CheckpointError
-from regraft.rebuild import bert, gpt2, qwen3, t5
-from regraft.rebuild.checkpoint import model_inputs, open_rebuilt, token_ids
-from regraft.rebuild.verify import order_of, rebuild, verify_stages
+from regraft.checkpoint.locate import CheckpointError
+from regraft.reference import bert, gpt2, qwen3, t5
+from regraft.reference.checkpoint_reader import model_inputs, open_rebuilt, token_ids
+from regraft.reference.verify import order_of, rebuild, verify_stages
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -69,7 +69,7 @@ def test_sentence_embeddings_are_unit_vectors_that_tell_likeness():
 
 
 def test_rebuilt_files_do_not_know_transformers():
-    code = "import sys, regraft.rebuild.checkpoint; sys.exit('transformers' in sys.modules)"
+    code = "import sys, regraft.reference.checkpoint_reader; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     for module in (bert, gpt2, qwen3, t5):
         text = Path(module.__file__).read_text()

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.engine.metric import kl_to_clean, loss, token_logit
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Add, Noise, Replace, Route, Scale, Variant, Zero
-from regraft.intervene.ablate import ablate
-from regraft.intervene.knockout import knockout
-from regraft.intervene.noise import noise
-from regraft.intervene.swap import swap
+from regraft.experiments.intervene.ablate import ablate
+from regraft.experiments.intervene.knockout import knockout
+from regraft.experiments.intervene.noise import noise
+from regraft.experiments.intervene.swap import swap
 from regraft.model.load import load
+from regraft.sweeps.metrics import kl_to_clean, loss, token_logit
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Add, Noise, Replace, Route, Scale, Variant, Zero
 from small import METRIC, ids, opened, recorded, reference
 
 

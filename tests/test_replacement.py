@@ -9,13 +9,13 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from families import FAMILIES
+from regraft.core.registry import experiments
 from regraft.data.evaluation import evaluation
-from regraft.engine.metric import loss
-from regraft.engine.sweep import sweep
-from regraft.experiment import experiments
-from regraft.intervene.norms import takes_mean_away
-from regraft.intervene.replacement import is_nonlinearity
+from regraft.experiments.intervene.norm_parameters import takes_mean_away
+from regraft.experiments.intervene.replacement import is_nonlinearity
 from regraft.model.load import load
+from regraft.sweeps.metrics import loss
+from regraft.sweeps.sweep import sweep
 from small import opened
 
 RUN = experiments()["replacement"].run

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from regraft.report.bit_figures import quantize_finding, quantizers_finding
-from regraft.report.component_figures import ablate_figures, ablate_finding, push_figures, push_finding
-from regraft.report.intervene_figures import (
+from regraft.reporting.figures.bit_figures import quantize_finding, quantizers_finding
+from regraft.reporting.figures.component_figures import ablate_figures, ablate_finding, push_figures, push_finding
+from regraft.reporting.figures.intervene_figures import (
     knockout_figures,
     knockout_finding,
     patch_figures,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from regraft.report.block_figures import correlation_finding, linearity_finding, spectra_finding
-from regraft.report.graft_figures import certificate_finding
-from regraft.report.observe_figures import completions_finding, geometry_finding, lens_finding
-from regraft.report.rebuild_figures import rebuild_finding
-from regraft.report.route_figures import (
+from regraft.reporting.figures.block_figures import correlation_finding, linearity_finding, spectra_finding
+from regraft.reporting.figures.graft_figures import certificate_finding
+from regraft.reporting.figures.observe_figures import completions_finding, geometry_finding, lens_finding
+from regraft.reporting.figures.rebuild_figures import rebuild_finding
+from regraft.reporting.figures.route_figures import (
     noise_finding,
     repeat_finding,
     shuffle_figures,
@@ -21,10 +21,10 @@ from regraft.report.route_figures import (
     surgery_finding,
     transplant_finding,
 )
-from regraft.report.text_figures import contexts, neurons_finding, trajectory_finding
-from regraft.report.token_figures import tokenizer_finding
-from regraft.report.token_figures import transplant_finding as tokens_transplanted
-from regraft.report.wording import counted, differ, highest, listed, lowest, signed
+from regraft.reporting.figures.text_figures import contexts, neurons_finding, trajectory_finding
+from regraft.reporting.figures.token_figures import tokenizer_finding
+from regraft.reporting.figures.token_figures import transplant_finding as tokens_transplanted
+from regraft.reporting.wording import counted, differ, highest, listed, lowest, signed
 
 NAN, INF = float("nan"), float("inf")
 

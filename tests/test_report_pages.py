@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from families import FAMILIES
-from regraft.cli import app
-from regraft.experiment import measured
+from regraft.cli.main import app
+from regraft.core.registry import measured
 from regraft.model.load import load
-from regraft.report import build as building
-from regraft.report.build import BEFORE, build
+from regraft.reporting import build as building
+from regraft.reporting.build import BEFORE, build
 
 QUICK = (("spectra", {}), ("lens", {}), ("patch", {"grid": "head"}))
 

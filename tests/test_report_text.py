@@ -12,16 +12,16 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from regraft.cli import app
-from regraft.commands import write_run
+from regraft.cli.console import write_run
+from regraft.cli.main import app
 from regraft.model.load import load
-from regraft.report import drawing
-from regraft.report.component_figures import push_figures
-from regraft.report.drawing import axis_labels, plain_text
-from regraft.report.intervene_figures import patch_figures
-from regraft.report.observe_figures import lens_table
-from regraft.report.page import DRAWN_HERE, in_script, plain_section, result_section, sheet
-from regraft.report.shell import command_line, next_step, option_words
+from regraft.reporting import drawings as drawing
+from regraft.reporting.drawings import axis_labels, plain_text
+from regraft.reporting.figures.component_figures import push_figures
+from regraft.reporting.figures.intervene_figures import patch_figures
+from regraft.reporting.figures.observe_figures import lens_table
+from regraft.reporting.page import DRAWN_HERE, in_script, plain_section, result_section, sheet
+from regraft.reporting.shell_commands import command_line, next_step, option_words
 
 HOSTILE = ("<!-- <script ", "</script>", "]]>", "\"'`", "\u2028", "&lt;", "%{x}", "<b>a</b>")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import naive
+from regraft.core.registry import experiments
 from regraft.data.evaluation import evaluation
-from regraft.engine.variant import Noise, Route, Variant
-from regraft.experiment import experiments
-from regraft.intervene.repeat import _updates, behaviour
+from regraft.experiments.intervene.repeat import _updates, behaviour
 from regraft.model.load import load
+from regraft.sweeps.variants import Noise, Route, Variant
 from small import opened
 
 REPEAT, NOISE, KNOCKOUT, SWAP, PRUNE, REORDER, TRANSPLANT = (
@@ -119,7 +119,7 @@ def test_noise_against_full_forwards(name):
 
 
 def naive_add(address, value):
-    from regraft.engine.variant import Add
+    from regraft.sweeps.variants import Add
 
     return Add(f"{address}.resid_pre", value)
 

@@ -13,13 +13,13 @@ import torch
 
 from regraft.model.load import load
 from regraft.specimens import almanac
-from regraft.tokens.encoder import SentenceEncoder, Vectors
-from regraft.tokens.estimate import Settings, readable
-from regraft.tokens.folder import wrapped
-from regraft.tokens.measure import shown
-from regraft.tokens.mixtures import sparsemax
-from regraft.tokens.supertoken import Recipe, train_tokenizer
-from regraft.tokens.transplant import old_case, transplant
+from regraft.tokenizers.comparison import shown
+from regraft.tokenizers.encoder import SentenceEncoder, Vectors
+from regraft.tokenizers.init_methods import Settings, readable
+from regraft.tokenizers.mixtures import sparsemax
+from regraft.tokenizers.tokenizer_folder import wrapped
+from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.transplantation import old_case, transplant
 
 TEXT = ["\n".join(almanac.corpus(30_000, 5))]
 

@@ -10,12 +10,12 @@ import torch
 import transformers as hf
 
 import naive
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Route, Variant, Zero
-from regraft.experiment import experiments
-from regraft.model.comparison import gap
-from regraft.model.forward import without_cache
+from regraft.core.registry import experiments
+from regraft.core.tolerance import gap
+from regraft.model.block_call import without_cache
 from regraft.model.load import load
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Route, Variant, Zero
 from small import METRIC, ids
 
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=3)

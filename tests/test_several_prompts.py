@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from regraft.core.progress import listening
+from regraft.core.registry import experiments
+from regraft.core.tolerance import gap
 from regraft.data.contrasts import general
-from regraft.engine.plan import Work
-from regraft.engine.sweep import SweepResult
-from regraft.experiment import experiments
-from regraft.intervene.ablate import Ablated
-from regraft.intervene.ablate import _dataset as ablated
-from regraft.model.comparison import gap
+from regraft.experiments.intervene.ablate import Ablated
+from regraft.experiments.intervene.ablate import _dataset as ablated
+from regraft.experiments.observe.trajectories import _in_turn
 from regraft.model.load import load
-from regraft.model.progress import listening
-from regraft.observe.trajectories import _in_turn
-from regraft.report.component_figures import ablate_figures, ablate_finding, push_figures, push_finding
+from regraft.reporting.figures.component_figures import ablate_figures, ablate_finding, push_figures, push_finding
+from regraft.sweeps.plan import Work
+from regraft.sweeps.sweep import SweepResult
 from small import ids, opened
 
 ABLATE, PUSH, PATCH, FOLLOW = (experiments()[name].run for name in ("ablate", "push", "patch", "trajectories"))

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 import naive
+from regraft.core.registry import experiments
 from regraft.data.evaluation import evaluation
-from regraft.engine.variant import Route, Variant
-from regraft.experiment import experiments
-from regraft.intervene.order_loss import WITH_TEXT, Losses
-from regraft.intervene.order_weights import WITHOUT_TEXT, Blocks
-from regraft.intervene.seriation import (
+from regraft.experiments.intervene.shuffle.order_loss import WITH_TEXT, Losses
+from regraft.experiments.intervene.shuffle.order_weights import WITHOUT_TEXT, Blocks
+from regraft.experiments.intervene.shuffle.seriation import (
     fiedler_order,
     nearest_neighbour,
     oriented,
@@ -24,6 +23,7 @@ from regraft.intervene.seriation import (
     two_opt,
 )
 from regraft.model.load import load
+from regraft.sweeps.variants import Route, Variant
 from small import opened
 
 RUN = experiments()["shuffle"].run

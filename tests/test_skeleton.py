@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from regraft.disk import RunFolderError
-from regraft.model.files import CheckpointError
-from regraft.rebuild import gpt2
-from regraft.rebuild.compare import SameTensorError
-from regraft.rebuild.skeleton import check, report, write_skeleton
+from regraft.checkpoint.locate import CheckpointError
+from regraft.core.files import RunFolderError
+from regraft.reference import gpt2
+from regraft.reference.skeleton import check, report, write_skeleton
+from regraft.reference.stage_compare import SameTensorError
 
 
 def run_check(folder):

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from families import FAMILIES
-from regraft.cli import app
-from regraft.experiment import experiments
+from regraft.cli.main import app
+from regraft.core.registry import experiments
+from regraft.experiments.observe.spectra import measures, power_law, singular_values, spectra
 from regraft.model import weights as weights_module
-from regraft.model.layout import layouts_from_config, layouts_of
 from regraft.model.load import load
+from regraft.model.packed import layouts_from_config, layouts_of
 from regraft.model.weights import Weights, live_weights, open_weights
-from regraft.observe.spectra import measures, power_law, singular_values, spectra
 from small import opened
 
 SEVEN = ["q", "k", "v", "o", "gate", "up", "down"]

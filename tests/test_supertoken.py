@@ -10,13 +10,13 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.disk import RunFolderError
+from regraft.core.files import RunFolderError
 from regraft.specimens import almanac
-from regraft.tokens.byte_ids import ByteIds
-from regraft.tokens.chunks import ChunkLengths, chunks, gaussian, read_lengths, sampled
-from regraft.tokens.folder import open_tokenizer, wrapped, write_tokenizer
-from regraft.tokens.measure import CROSSING
-from regraft.tokens.supertoken import Recipe, train_tokenizer
+from regraft.tokenizers.byte_codec import ByteIds
+from regraft.tokenizers.comparison import CROSSING
+from regraft.tokenizers.text_chunks import ChunkLengths, chunks, gaussian, read_lengths, sampled
+from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped, write_tokenizer
+from regraft.tokenizers.training import Recipe, train_tokenizer
 
 TEXT = ["\n".join(almanac.corpus(60_000, 5)), "Grüße aus Köln, 12 und 345! \u4f60\u597d\u4e16\u754c\n" * 40]
 KINDS = ("supertoken", "ordinary", "superword")

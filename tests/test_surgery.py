@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from regraft.engine.variant import Route
-from regraft.experiment import experiments
+from regraft.core.registry import experiments
 from regraft.model.load import load
-from regraft.report.drawing import drawing_of
-from regraft.report.page import DRAWN_HERE
+from regraft.reporting.drawings import drawing_of
+from regraft.reporting.page import DRAWN_HERE
+from regraft.sweeps.variants import Route
 from small import ids, opened
 
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
@@ -80,7 +80,7 @@ def test_what_the_configuration_cannot_say_is_refused_and_nothing_is_written(tmp
 
 
 def test_a_planted_difference_is_caught_before_anything_is_saved(tmp_path, monkeypatch):
-    from regraft.intervene import surgery
+    from regraft.export import route_model as surgery
 
     real = surgery.rebuilt
 
@@ -116,9 +116,9 @@ def test_the_card_holds_the_measurements(tmp_path):
 
 def test_greedy_pruning_remeasures(monkeypatch):
     """Planted: two blocks are harmless alone and ruinous together; ranking single costs would remove both."""
-    from regraft.engine.plan import Work
-    from regraft.engine.sweep import SweepResult
-    from regraft.intervene import knockout as module
+    from regraft.experiments.intervene import knockout as module
+    from regraft.sweeps.plan import Work
+    from regraft.sweeps.sweep import SweepResult
 
     def planted(model, sets, text):
         cost = {0: 5.0, 1: 0.1, 2: 0.2, 3: 0.4}

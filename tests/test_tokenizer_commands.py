@@ -11,16 +11,16 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-from regraft.cli import app
+from regraft.cli.main import app
+from regraft.jobs.tokenizer_jobs import _Weighed
 from regraft.model.load import load
-from regraft.report.token_figures import tokenizer_finding
+from regraft.reporting.figures.token_figures import tokenizer_finding
 from regraft.specimens import almanac
-from regraft.tokenizer_commands import _Weighed
-from regraft.tokens.bits import pieces, score
-from regraft.tokens.byte_ids import ByteIds
-from regraft.tokens.folder import open_tokenizer, wrapped
-from regraft.tokens.measure import compare
-from regraft.tokens.supertoken import Recipe, train_tokenizer
+from regraft.tokenizers.bits_per_byte import pieces, score
+from regraft.tokenizers.byte_codec import ByteIds
+from regraft.tokenizers.comparison import compare
+from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped
+from regraft.tokenizers.training import Recipe, train_tokenizer
 
 TEXT = "\n".join(almanac.corpus(40_000, 5))
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from families import FAMILIES
+from regraft.core.registry import experiments
 from regraft.data.contrasts import Contrast
-from regraft.experiment import experiments
+from regraft.experiments.observe.trajectories import PLACES, RELATIONS, bands, compare, crossover, onset, pivot
 from regraft.model.load import load
-from regraft.observe.trajectories import PLACES, RELATIONS, bands, compare, crossover, onset, pivot
 from small import opened
 
 RUN = experiments()["trajectories"].run

@@ -13,20 +13,20 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from regraft.disk import NotKeptError, RunFolderError
-from regraft.model.comparison import gap
+from regraft.core.files import NotKeptError, RunFolderError
+from regraft.core.tolerance import gap
 from regraft.model.load import load, read_checkpoint
 from regraft.specimens import almanac
-from regraft.tokens import bits
-from regraft.tokens.bits import pieces, score
-from regraft.tokens.byte_ids import ByteIds
-from regraft.tokens.estimate import METHODS, Settings
-from regraft.tokens.folder import wrapped
-from regraft.tokens.matching import match
-from regraft.tokens.planted import check_media, planted, write_model
-from regraft.tokens.supertoken import Recipe, train_tokenizer
-from regraft.tokens.tables import build_tables, rows_needed
-from regraft.tokens.transplant import measured, old_case, transplant
+from regraft.tokenizers import bits_per_byte as bits
+from regraft.tokenizers.bits_per_byte import pieces, score
+from regraft.tokenizers.byte_codec import ByteIds
+from regraft.tokenizers.init_methods import METHODS, Settings
+from regraft.tokenizers.tables import build_tables, rows_needed
+from regraft.tokenizers.tokenizer_folder import wrapped
+from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.transplantation import measured, old_case, transplant
+from regraft.tokenizers.transplanted_folder import check_media, planted, write_model
+from regraft.tokenizers.vocab_map import match
 from small import opened
 
 TEXT = pieces(["\n".join(almanac.corpus(60_000, 5))], 40)
@@ -253,7 +253,7 @@ def test_what_is_refused(qwen, other, tmp_path, monkeypatch):
         return read
 
     with monkeypatch.context() as broken:
-        broken.setattr("regraft.tokens.planted.read_checkpoint", computes_otherwise)
+        broken.setattr("regraft.tokenizers.transplanted_folder.read_checkpoint", computes_otherwise)
         with pytest.raises(ValueError, match=r"the folder's outputs differ from the model's by .* it is not kept"):
             write_model(done, data, tmp_path / "made")
     assert not list(tmp_path.iterdir())
@@ -287,7 +287,7 @@ def test_a_model_of_other_numbers_is_not_written(qwen, other, tmp_path, monkeypa
         changed.model.norm.weight.data *= 2
         return changed
 
-    monkeypatch.setattr("regraft.tokens.planted.planted", twice)
+    monkeypatch.setattr("regraft.tokenizers.transplanted_folder.planted", twice)
     with pytest.raises(NotKeptError, match=r"the folder's outputs differ from the model's by .* it is not kept"):
         write_model(done, data, tmp_path / "made")
     assert not list(tmp_path.iterdir())

@@ -15,21 +15,21 @@ from torch import nn
 
 import regraft
 from families import FAMILIES
-from regraft.disk import read_text
-from regraft.model.comparison import gap
+from regraft.core.files import read_text
+from regraft.core.tolerance import gap
+from regraft.jobs.transplant_job import transplant_rows
 from regraft.model.load import load
-from regraft.report.token_figures import transplant_figures, transplant_finding
+from regraft.reporting.figures.token_figures import transplant_figures, transplant_finding
 from regraft.specimens import almanac
-from regraft.tokens.bits import pieces
-from regraft.tokens.byte_ids import ByteIds
-from regraft.tokens.embedding_distance import embed
-from regraft.tokens.encoder import pooling_of
-from regraft.tokens.estimate import Settings
-from regraft.tokens.folder import wrapped
-from regraft.tokens.planted import write_model
-from regraft.tokens.supertoken import Recipe, train_tokenizer
-from regraft.tokens.transplant import measured, old_case, transplant
-from regraft.transplant_commands import transplant_rows
+from regraft.tokenizers.bits_per_byte import pieces
+from regraft.tokenizers.byte_codec import ByteIds
+from regraft.tokenizers.embedding_distance import embed
+from regraft.tokenizers.encoder import pooling_of
+from regraft.tokenizers.init_methods import Settings
+from regraft.tokenizers.tokenizer_folder import wrapped
+from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.transplantation import measured, old_case, transplant
+from regraft.tokenizers.transplanted_folder import write_model
 
 TEXT = pieces(["\n".join(almanac.corpus(60_000, 5))], 40)
 ROLES = {role: f"[{role[:3].upper()}]" for role in ("pad_token", "unk_token", "cls_token", "sep_token")}

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from rebuilding import WORDS, saved
-from regraft.model.load import resolve
-from regraft.rebuild.checkpoint import Rebuilt, model_inputs, open_rebuilt, token_ids
-from regraft.rebuild.compare import SameTensorError, compare, matching_decimals
-from regraft.rebuild.official import Order, answer
-from regraft.rebuild.traps import causes
-from regraft.rebuild.verify import TEXTS, order_of, verify_stages
+from regraft.checkpoint.hub import resolve
+from regraft.reference.checkpoint_reader import Rebuilt, model_inputs, open_rebuilt, token_ids
+from regraft.reference.diagnose import causes
+from regraft.reference.official import Order, answer
+from regraft.reference.stage_compare import SameTensorError, compare, matching_decimals
+from regraft.reference.verify import TEXTS, order_of, verify_stages
 
 
 @pytest.fixture(scope="module")

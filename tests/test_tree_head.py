@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.graft import tree_start
-from regraft.graft.tree_head import tree_head
-from regraft.graft.tree_start import from_means, from_states
-from regraft.graft.trees import ABSENT, by_id, by_merges, by_scores, from_lists, huffman, over, two_means, widened
 from regraft.model.load import load
+from regraft.modules import tree_start
+from regraft.modules.tree_head import tree_head
+from regraft.modules.tree_start import from_means, from_states
+from regraft.modules.trees import ABSENT, by_id, by_merges, by_scores, from_lists, huffman, over, two_means, widened
 
 COUNT, WIDTH = 41, 12
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.data import texts
-from regraft.graft.windows import cut, windows, windows_over
+from regraft.data import text_files as texts
+from regraft.data.windows import cut, windows, windows_over
 from regraft.model.load import load
 
 

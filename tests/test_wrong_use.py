@@ -10,12 +10,12 @@ import torch
 
 import regraft
 from families import FAMILIES
-from regraft.engine.metric import loss, token_logit
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Add, Replace, Route, Variant, Zero
-from regraft.experiment import experiments
-from regraft.model.comparison import gap
+from regraft.core.registry import experiments
+from regraft.core.tolerance import gap
 from regraft.model.load import load
+from regraft.sweeps.metrics import loss, token_logit
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Add, Replace, Route, Variant, Zero
 from small import METRIC, opened, recorded, reference
 
 

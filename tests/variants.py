@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 import naive
-from regraft.engine.metric import stream_distance
-from regraft.engine.sweep import sweep
-from regraft.engine.variant import Add, Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.metrics import stream_distance
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Add, Replace, Route, Scale, Variant, Zero
 from small import METRIC, recorded
 
 

@@ -7,51 +7,51 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from regraft.registering import register
+from regraft.core.auto_classes import register
 
 if TYPE_CHECKING:
-    from regraft.engine.metric import kl_to_clean as kl_to_clean
-    from regraft.engine.metric import log_probability as log_probability
-    from regraft.engine.metric import logit_difference as logit_difference
-    from regraft.engine.metric import loss as loss
-    from regraft.engine.metric import probability as probability
-    from regraft.engine.metric import rank as rank
-    from regraft.engine.metric import stream_distance as stream_distance
-    from regraft.engine.metric import token_logit as token_logit
-    from regraft.engine.metric import top1_agreement as top1_agreement
-    from regraft.engine.sweep import sweep as sweep
-    from regraft.engine.variant import Add as Add
-    from regraft.engine.variant import Edit as Edit
-    from regraft.engine.variant import Noise as Noise
-    from regraft.engine.variant import Replace as Replace
-    from regraft.engine.variant import Route as Route
-    from regraft.engine.variant import Scale as Scale
-    from regraft.engine.variant import Variant as Variant
-    from regraft.engine.variant import Zero as Zero
-    from regraft.graft.byte_embedding import ByteConfig as ByteConfig
-    from regraft.graft.byte_embedding import ByteEmbedding as ByteEmbedding
-    from regraft.graft.certificate import certify as certify
-    from regraft.graft.export import export as export
-    from regraft.graft.folder import attach as attach
-    from regraft.graft.folder import make_embedding as make_embedding
-    from regraft.graft.folder import swaps_of as swaps_of
-    from regraft.graft.tree_head import TreeHead as TreeHead
-    from regraft.graft.tree_head import tree_head as tree_head
+    from regraft.export.certificate import certify as certify
+    from regraft.export.graft_folder import attach as attach
+    from regraft.export.graft_folder import make_embedding as make_embedding
+    from regraft.export.graft_folder import swaps_of as swaps_of
+    from regraft.export.grafted_model import export as export
     from regraft.model.load import load as load
-    from regraft.model.opened import Model as Model
+    from regraft.model.model import Model as Model
     from regraft.model.recording import Recording as Recording
+    from regraft.modules.byte_embedding import ByteConfig as ByteConfig
+    from regraft.modules.byte_embedding import ByteEmbedding as ByteEmbedding
+    from regraft.modules.tree_head import TreeHead as TreeHead
+    from regraft.modules.tree_head import tree_head as tree_head
+    from regraft.sweeps.metrics import kl_to_clean as kl_to_clean
+    from regraft.sweeps.metrics import log_probability as log_probability
+    from regraft.sweeps.metrics import logit_difference as logit_difference
+    from regraft.sweeps.metrics import loss as loss
+    from regraft.sweeps.metrics import probability as probability
+    from regraft.sweeps.metrics import rank as rank
+    from regraft.sweeps.metrics import stream_distance as stream_distance
+    from regraft.sweeps.metrics import token_logit as token_logit
+    from regraft.sweeps.metrics import top1_agreement as top1_agreement
+    from regraft.sweeps.sweep import sweep as sweep
+    from regraft.sweeps.variants import Add as Add
+    from regraft.sweeps.variants import Edit as Edit
+    from regraft.sweeps.variants import Noise as Noise
+    from regraft.sweeps.variants import Replace as Replace
+    from regraft.sweeps.variants import Route as Route
+    from regraft.sweeps.variants import Scale as Scale
+    from regraft.sweeps.variants import Variant as Variant
+    from regraft.sweeps.variants import Zero as Zero
 
 _HOMES = {
     "load": "regraft.model.load",
-    "Model": "regraft.model.opened",
+    "Model": "regraft.model.model",
     "Recording": "regraft.model.recording",
-    "sweep": "regraft.engine.sweep",
-    **dict.fromkeys(("ByteConfig", "ByteEmbedding"), "regraft.graft.byte_embedding"),
-    **dict.fromkeys(("TreeHead", "tree_head"), "regraft.graft.tree_head"),
-    **dict.fromkeys(("attach", "make_embedding", "swaps_of"), "regraft.graft.folder"),
-    "certify": "regraft.graft.certificate",
-    "export": "regraft.graft.export",
-    **dict.fromkeys(("Variant", "Route", "Edit", "Replace", "Zero", "Add", "Scale", "Noise"), "regraft.engine.variant"),
+    "sweep": "regraft.sweeps.sweep",
+    **dict.fromkeys(("ByteConfig", "ByteEmbedding"), "regraft.modules.byte_embedding"),
+    **dict.fromkeys(("TreeHead", "tree_head"), "regraft.modules.tree_head"),
+    **dict.fromkeys(("attach", "make_embedding", "swaps_of"), "regraft.export.graft_folder"),
+    "certify": "regraft.export.certificate",
+    "export": "regraft.export.grafted_model",
+    **dict.fromkeys(("Variant", "Route", "Edit", "Replace", "Zero", "Add", "Scale", "Noise"), "regraft.sweeps.variants"),
     **dict.fromkeys(
         (
             "loss",
@@ -64,7 +64,7 @@ _HOMES = {
             "top1_agreement",
             "stream_distance",
         ),
-        "regraft.engine.metric",
+        "regraft.sweeps.metrics",
     ),
 }
 
@@ -77,7 +77,7 @@ def __getattr__(name: str) -> Any:
         return version("regraft")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    from regraft.experiment import experiments
+    from regraft.core.registry import experiments
 
     if name in experiments():
         return experiments()[name].seeded()
@@ -85,6 +85,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from regraft.experiment import experiments
+    from regraft.core.registry import experiments
 
     return sorted([*_HOMES, *experiments(), "__version__"])

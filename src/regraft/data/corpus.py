@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from regraft.data.completions import completions, is_specimen
+from regraft.core.files import read_text
 from regraft.data.contrasts import general as contrasts
-from regraft.data.given import check_sayable, passages
+from regraft.data.generation import completions, is_specimen
+from regraft.data.own_texts import check_sayable, passages
 from regraft.data.prompts import general
-from regraft.disk import read_text
-from regraft.model.opened import Model
+from regraft.model.model import Model
 from regraft.specimens import almanac
 
 LONGEST, ALMANAC_CHARACTERS = 128, 40_000

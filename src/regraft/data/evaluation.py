@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from regraft.data.completions import Completion, completions, spread, suited_prompts
+from regraft.data.generation import Completion, completions, spread, suited_prompts
 from regraft.data.prompts import Prompt
-from regraft.model.opened import Model
+from regraft.model.model import Model
 from regraft.model.recording import Recording
 
 BATCH_TOKENS = 512

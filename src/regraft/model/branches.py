@@ -14,20 +14,9 @@ from itertools import combinations
 
 from torch import Tensor, nn
 
-from regraft.model.parts import (
-    ATTENTION,
-    LINEAR_ATTENTION,
-    MLP_MODULES,
-    OUTPUT_PROJECTIONS,
-    Block,
-    Branch,
-    BranchKind,
-    acts_linear,
-    close,
-    is_norm,
-    side_of,
-)
-from regraft.model.structure import largest_difference, same_memory
+from regraft.checkpoint.roles import ATTENTION, OUTPUT_PROJECTIONS, BranchKind, side_of
+from regraft.core.structure import largest_difference, same_memory
+from regraft.model.parts import LINEAR_ATTENTION, MLP_MODULES, Block, Branch, acts_linear, close, is_norm
 from regraft.model.trace import Call, Trace, stream_in
 
 COARSE = {2: 2e-2}

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft.model.forward import text_config
-from regraft.model.opened import Model
+from regraft.model.block_call import text_config
+from regraft.model.model import Model
 
 Given = str | Sequence[int] | Tensor | Mapping[str, Any]
 READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids")

@@ -14,27 +14,25 @@ from typing import Any, cast
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from regraft.model.files import DEFAULT_SPECIMEN, CheckpointError, check_folder, located
-from regraft.model.files import SPECIMENS as SPECIMENS
-from regraft.model.find import find_parts
-from regraft.model.forward import CANNOT, learn_batched, text_config, without_cache
-from regraft.model.holding import hold_of
-from regraft.model.integers import holds_integers, with_plain_weights
-from regraft.model.opened import Model
-from regraft.model.pack import pack_if_it_pays
+from regraft.checkpoint.compressed import holds_integers, with_plain_weights
+from regraft.checkpoint.hub import resolve
+from regraft.checkpoint.locate import DEFAULT_SPECIMEN, CheckpointError, check_folder
+from regraft.model.block_call import CANNOT, learn_batched, text_config, without_cache
+from regraft.model.cpu_pack import pack_if_it_pays
+from regraft.model.model import Model
+from regraft.model.part_search import find_parts
 from regraft.model.selfcheck import LENGTH, check, sample_ids
-from regraft.model.site import Taps
+from regraft.model.session import hold_of
+from regraft.model.sites import Taps
 from regraft.model.trace import Trace, trace
-from regraft.model.wrapped import refuse_adapter_folder, unwrapped
+from regraft.model.wrappers import refuse_adapter_folder, unwrapped
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 
 
 def load(
@@ -195,22 +193,6 @@ def _table_rows(hf: nn.Module) -> int:
     if not tables:
         raise ValueError("this model has no embedding table: it cannot be opened")
     return tables[0]
-
-
-def resolve(source: str | Path | None) -> tuple[Path, str]:
-    """The folder that a source names, downloaded from the hub where it is an id, and the name to show.
-
-    Raises:
-        CheckpointError: there is no such specimen, folder or hub repository.
-    """
-    folder, text = located(source)
-    if folder is not None:
-        return folder, text
-    try:
-        return Path(snapshot_download(text, allow_patterns=_HUB_FILES)), text
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{text} is neither a folder here nor a model that the hub gave us: {reason}") from error
 
 
 def read_checkpoint(

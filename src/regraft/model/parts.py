@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-OUTPUT_PROJECTIONS = (
-    "o_proj", "out_proj", "c_proj", "dense", "Wo", "wo", "o", "fc_out", "dense_4h_to_h", "fc2", "down_proj", "w2",
-    "proj_out", "out_lin", "lin2", "output_proj", "to_out", "proj",
-)  # fmt: skip
-QUERY_NAMES = ("q_proj", "query", "q", "wq", "to_q", "q_lin")
-KEY_NAMES = ("k_proj", "key", "k", "wk", "to_k", "k_lin")
-VALUE_NAMES = ("v_proj", "value", "v", "wv", "to_v", "v_lin")
-PACKED_NAMES = ("c_attn", "qkv_proj", "query_key_value", "Wqkv", "wqkv", "qkv", "in_proj_weight", "att_proj")
+from regraft.checkpoint.roles import BranchKind
+
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_v_heads", "n_local_heads")
 MLP_MODULES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "DenseReluDense", "ff")
-ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-CROSS_ATTENTION = re.compile(r"encoder_?attn|EncDec|cross_?att", re.IGNORECASE)
 LINEAR_ATTENTION = re.compile(r"linear_?attn|delta_?net", re.IGNORECASE)
 NORM = re.compile(r"norm", re.IGNORECASE)
-
-BranchKind = Literal["attn", "cross", "mixer", "mlp"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +158,6 @@ def matrix_OI(module: nn.Module) -> Tensor:
             "open a copy of the model with plain floating weights"
         )
     return weight if isinstance(module, nn.Linear) else weight.t()
-
-
-def side_of(name: str) -> BranchKind:
-    """The side of a block that a module's name speaks of: attention, cross-attention or, failing both, the MLP."""
-    components = name.split(".")
-    if any(CROSS_ATTENTION.search(component) for component in components):
-        return "cross"
-    return "attn" if any(ATTENTION.search(component) for component in components[:-1]) else "mlp"
 
 
 def is_norm(module: nn.Module) -> bool:

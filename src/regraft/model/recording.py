@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from regraft.model.forward import (
+from regraft.core.structure import Path, from_prompts
+from regraft.model.block_call import (
     Captured,
     call_block,
     capture,
@@ -26,11 +27,10 @@ from regraft.model.forward import (
     text_config,
     without_cache,
 )
+from regraft.model.hooks import reading
 from regraft.model.inputs import completion_rows, rows_of
-from regraft.model.opened import Model
-from regraft.model.site import SiteError, Tap, addition, parse_site
-from regraft.model.structure import Path, from_prompts
-from regraft.model.tapping import reading
+from regraft.model.model import Model
+from regraft.model.sites import SiteError, Tap, addition, parse_site
 
 
 @dataclass(eq=False)

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from regraft.model.attended import roles_refused
-from regraft.model.comparison import gap
-from regraft.model.forward import capture, heard, without_cache
-from regraft.model.holding import hooks
-from regraft.model.opened import Model
+from regraft.core.structure import largest_difference
+from regraft.core.tolerance import gap
+from regraft.model.attention_inputs import roles_refused
+from regraft.model.block_call import capture, heard, without_cache
+from regraft.model.model import Model
 from regraft.model.parts import Block, Branch, close, in_width
 from regraft.model.recording import Recording, record
-from regraft.model.site import Tap, head_count, packed_taps
-from regraft.model.structure import largest_difference
+from regraft.model.session import hooks
+from regraft.model.sites import Tap, head_count, packed_taps
 
 LENGTH = 8
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regraft.model.structure import main_tensor, map_tensors, version, walk_tensors
+from regraft.core.structure import main_tensor, map_tensors, version, walk_tensors
 
 Versions = list[tuple[Tensor, int]]
 

@@ -17,28 +17,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from regraft.model.files import check_folder, check_header, weights_digest
-from regraft.model.layout import Layout, layouts_from_config, layouts_of, pattern
-from regraft.model.load import DEFAULT_SPECIMEN, check_device, resolve
-from regraft.model.opened import Model
-from regraft.model.parts import (
-    KEY_NAMES,
-    OUTPUT_PROJECTIONS,
-    PACKED_NAMES,
-    QUERY_NAMES,
-    VALUE_NAMES,
-    is_linear,
-    matrix_OI,
-    side_of,
-)
-from regraft.model.wrapped import refuse_adapters
+from regraft.checkpoint.hub import resolve
+from regraft.checkpoint.locate import DEFAULT_SPECIMEN, check_folder, check_header, weights_digest
+from regraft.checkpoint.roles import ROLES, role_of
+from regraft.model.load import check_device
+from regraft.model.model import Model
+from regraft.model.packed import Layout, layouts_from_config, layouts_of, pattern
+from regraft.model.parts import is_linear, matrix_OI
+from regraft.model.wrappers import refuse_adapters
 
-ROLES = ("q", "k", "v", "o", "gate", "up", "down")
-GATE_NAMES = ("gate_proj", "w1", "wi_0", "linear_1")
-UP_NAMES = (
-    "up_proj", "w3", "wi_1", "wi", "c_fc", "fc1", "fc_in", "dense_h_to_4h", "lin1", "linear_v",
-)  # fmt: skip
-PACKED_MLP_NAMES = ("gate_up_proj", "Wi", "w13", "gate_and_up_proj")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _IN_A_BLOCK = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?P<block>\d+)\.(?P<rest>.+?)(?:\.weight)?$")
 _EXPERT = re.compile(r"experts\.(\d+)\.")
@@ -248,25 +235,6 @@ def _stack_names(
         return {s: sides[s][0] if s in sides else s for s in lists}
     main = max(attending, key=lambda s: len(blocks[s]), default="")
     return {s: "" if s == main else s for s in lists}
-
-
-def role_of(rest: str) -> str:
-    """The role of a tensor by its name inside the block; its own last name where the tables do not know it."""
-    components = rest.split(".")
-    leaf, side = components[-1], side_of(rest)
-    if leaf == "dense" and len(components) > 1 and components[-2] == "intermediate":
-        return "up"
-    if leaf == "gate":
-        return "router"
-    if "mixer" in components:
-        return leaf
-    if side in ("attn", "cross"):
-        named = [("q", QUERY_NAMES), ("k", KEY_NAMES), ("v", VALUE_NAMES), ("qkv", PACKED_NAMES), ("o", OUTPUT_PROJECTIONS)]
-    else:
-        down = ("w2", *OUTPUT_PROJECTIONS)
-        named = [("gate", GATE_NAMES), ("up", UP_NAMES), ("gate_up", PACKED_MLP_NAMES), ("down", down)]
-    role = next((role for role, names in named if leaf in names), leaf)
-    return f"cross_{role}" if side == "cross" else role
 
 
 def _divided(name: str, shape: tuple[int, ...], block: str, rest: str, layouts: dict[str, Layout]) -> Iterator[Matrix]:

@@ -1,0 +1,294 @@
+"""What the commands do once their options are read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import xarray as xr
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from regraft.checkpoint.dissection import Component, dissect
+from regraft.checkpoint.hub import resolve
+from regraft.core.files import check_empty, still_told, whole_folder
+from regraft.core.progress import listening
+from regraft.core.registry import Experiment
+from regraft.core.runs import check_writable, store
+from regraft.core.strict_json import json_text, opened_attributes
+from regraft.data.own_texts import given_prompts
+from regraft.model.model import Model
+from regraft.model.summary import part_rows, site_rows
+from regraft.model.weights import Weights
+from regraft.reference.checkpoint_reader import open_rebuilt
+from regraft.reference.skeleton import write_skeleton
+from regraft.reference.verify import rebuild
+from regraft.reporting.anatomy_drawing import svg
+from regraft.reporting.build import build
+from regraft.reporting.chapter_inputs import LEAST, Reading
+from regraft.reporting.drawings import CONFIG, drawing_of
+from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
+from regraft.reporting.page import CHECKS, csv_text
+
+Made = TypeVar("Made")
+console = Console(markup=False)
+SHOWN_ROWS = 12
+
+
+def read_given(model: Model, prompts: list[str] | None, file: str, text: str, count: int, asked: bool) -> list[str]:
+    """The user's prompts: all that are written out, and as many passages of a running text as are measured.
+
+    Args:
+        count: how many prompts the experiment measures, 0 where it does not say.
+        asked: whether the user named that number; if so it counts for prompts that are written out, too.
+    """
+    found = given_prompts(model, prompts, file, text, count or LEAST)
+    return found[:count] if count and (asked or text) else found
+
+
+def make_report(
+    model: Model, out: Path, seed: int, options: dict[str, Any], debug: bool = False, reading: Reading | None = None
+) -> int:
+    """Write the report, with a bar for its chapters, and say where it is and what is not on it; 1 where a chapter failed."""
+    check_writable(out, "report", model.weights_sha256, version("regraft"))
+    started = time.perf_counter()
+    with _bar() as bar:
+        whole = bar.add_task("report", total=None)
+        part = bar.add_task("", total=None)
+
+        def chapter(name: str, done: int, total: int) -> None:
+            bar.update(whole, description=f"{name:<12}", completed=done, total=total)
+            bar.update(part, description="", completed=0, total=None)
+
+        def work(name: str, done: int, total: int) -> None:
+            bar.update(part, description=f"{name:<12}", completed=done, total=total)
+
+        with listening(work):
+            path, missing = build(model, out, seed, chapter, options, reading)
+        bar.update(whole, description=f"{'done':<12}", completed=1, total=1)
+        bar.remove_task(part)
+    for one in missing:
+        console.print(str(one), style="red" if one.trace else "yellow", highlight=False)
+        if debug and one.trace:
+            print(one.trace, end="", file=sys.stderr)
+    failed = sum(1 for one in missing if one.trace)
+    console.print(f"{path} made in {time.perf_counter() - started:.0f} s; open it in a browser.", highlight=False)
+    if failed:
+        print(f"regraft: {failed} {'chapter' if failed == 1 else 'chapters'} failed: --debug shows where", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    to = Console(stderr=True)
+    return Progress(*columns, console=to, transient=True, disable=not to.is_terminal)
+
+
+def with_bar(work: Callable[[], Made]) -> Made:
+    """Do some work while a bar shows how far along it is."""
+    with _bar() as bar:
+        task = bar.add_task("", total=None)
+        with listening(lambda name, done, total: bar.update(task, description=f"{name:<24}", completed=done, total=total)):
+            return work()
+
+
+def show_anatomy(model: Model, as_json: bool) -> None:
+    """Print parts, sites and self-check."""
+    parts, sites = part_rows(model), site_rows(model)
+    if as_json:
+        value = {
+            "model": model.name,
+            "parts": [vars(row) for row in parts],
+            "sites": [vars(row) for row in sites],
+            "self_check": model.check.as_dict(),
+        }
+        console.print_json(json_text(value))
+        return
+    table = _table(f"{model.name}: parts", ("part", "module", "shape", "parameters", "bytes"), right=(3, 4))
+    for row in parts:
+        table.add_row(row.part, row.path, row.shape, f"{row.parameters:,}", f"{row.bytes:,}")
+    console.print(table)
+    table = _table("sites", ("site", "blocks", "why not in the others"))
+    for row in sites:
+        table.add_row(row.site, f"{row.blocks} of {row.total}", row.reason)
+    console.print(table)
+    found = model.check.as_dict()
+    table = _table("self-check", ("check", "what is compared", "measured", "unit"), right=(2,))
+    for name, what, unit in CHECKS:
+        table.add_row(name, what, f"{found[name]:.2g}", unit)
+    table.add_row("causal", "no position sees a later one", "yes" if found["causal"] else "no", "")
+    console.print(table)
+
+
+def _table(title: str, columns: tuple[str, ...], right: tuple[int, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+    return table
+
+
+def show_dissection(source: str, out: Path | None, as_json: bool) -> None:
+    """Print what a checkpoint's headers tell, and draw it where a folder is given."""
+    if out is not None:
+        check_empty(out, "--out")
+    components = dissect(source)
+    written = json_text({"source": source, "components": [asdict(c) for c in components]}, indent=1) + "\n"
+    if as_json:
+        print(written, end="")
+    else:
+        _print_dissection(source, components)
+    if out is not None:
+        with whole_folder(out) as folder:
+            (folder / "anatomy.json").write_text(written, encoding="utf-8")
+            (folder / "anatomy.svg").write_text(svg(source, components), encoding="utf-8")
+        if not as_json:
+            console.print(f"written to {out} (anatomy.json, anatomy.svg)", highlight=False)
+
+
+def _print_dissection(source: str, components: Sequence[Component]) -> None:
+    for component in components:
+        rows = [["what", "value", "how sure", "why"], *([f.what, _said(f.value), f.how, f.why] for f in component.facts)]
+        for stack in component.stacks:
+            rows += [[f"{stack.path}: {f.what}", _said(f.value), f.how, f.why] for f in stack.facts]
+            for kind in stack.kinds:
+                label = stack.path if len(stack.kinds) == 1 else f"{stack.path} {len(kind.blocks)} x (first {kind.blocks[0]})"
+                rows += [[f"{label}: {f.what}", _said(f.value), f.how, f.why] for f in kind.facts]
+        console.print(f"{component.name or source}: {component.bytes:,} bytes", style="bold", highlight=False)
+        print("\n".join(aligned(rows)))
+        for note in component.odd:
+            console.print(f"odd: {note}", highlight=False, style="yellow")
+
+
+def _said(value: Any) -> str:
+    return "unknown" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def run_experiment(
+    experiment: Experiment, model: Model | Weights, options: dict[str, Any], out: Path | None, seed: int, as_json: bool
+) -> None:
+    """Run one experiment, write its run folder where one is asked for, and print a short table."""
+    if out is not None:
+        check_writable(out, experiment.name, model.weights_sha256, version("regraft"))
+    with still_told(lambda found: _told(found, out, as_json)), _bar() as bar:
+        task = bar.add_task(experiment.name, total=None)
+
+        def work(name: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{experiment.name}: {name}", completed=done, total=total)
+
+        with listening(work):
+            dataset = experiment.run(model, seed, **options)
+    _told(dataset, out, as_json)
+
+
+def _told(dataset: xr.Dataset, out: Path | None, as_json: bool, show: Callable[[xr.Dataset], None] | None = None) -> None:
+    """Print a result, by `show` where it is no table, and then write its run folder where one is asked for."""
+    if as_json:
+        told = dataset.to_dict()
+        console.print_json(json_text({**told, "attrs": opened_attributes(told["attrs"])}))
+    else:
+        (show or print_result)(dataset)
+    if out is not None:
+        write_run(dataset, out)
+        if not as_json:
+            console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
+
+
+def rebuild_model(
+    source: str, texts: list[str], stage: str, dtype: str, skeleton: Path | None, out: Path | None, as_json: bool
+) -> int:
+    """Compare a rebuilt model stage by stage, or write a student's folder; 1 where a stage parts."""
+    if skeleton is not None:
+        stages = write_skeleton(source, skeleton, texts)
+        check = shlex.join(["python", str(skeleton / "check.py")])
+        console.print(f"{len(stages)} stages written to {skeleton}: fill in model.py, then `{check}`", soft_wrap=True)
+        return 0
+    if out is not None:
+        check_writable(out, "rebuild", open_rebuilt(resolve(source)[0]).weights_sha256, version("regraft"))
+    with _bar() as bar:
+        bar.add_task("the official model, in a process of its own, then the rebuilt one", total=None)
+        dataset = rebuild(source, texts, stage, dtype)
+    _told(dataset, out, as_json, print_stages)
+    return 0 if dataset.attrs["agrees"] else 1
+
+
+def print_stages(dataset: xr.Dataset) -> None:
+    """The finding, and one row for each kind of stage: its blocks, shape, differences and decimals at their worst."""
+    console.print(drawing_of(dataset).finding(dataset), highlight=False)
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for place, stage in enumerate(dataset.stage.values):
+        block, kind = split(str(stage))
+        kinds.setdefault((block.rpartition(".")[0], kind), []).append(place)
+    table = [["stage", "blocks", "shape", "largest", "mean", "decimals"]]
+    for (stack, kind), places in kinds.items():
+        some = dataset.isel(stage=places)
+        pairs = zip(some.shape_of_ours.values, some.shape_of_official.values, strict=True)
+        shapes = ", ".join(dict.fromkeys(a if a == b else f"{a} (officially {b})" for a, b in pairs))
+        blocks = "" if split(str(some.stage.values[0]))[0] == OUTSIDE else str(len(places))
+        numbers = (f"{float(some.largest.max()):.2g}", f"{float(some['mean'].max()):.2g}", str(int(some.decimals.min())))
+        table.append([f"{stack}.{kind}" if stack else kind, blocks, shapes, *numbers])
+    print("\n".join(aligned(table)))
+    if dataset.attrs["values"]:
+        console.print(dataset.attrs["values"], highlight=False)
+    attrs = dataset.attrs
+    console.print(
+        f"model {attrs['model']} ({attrs['weights_sha256'][:12]}), {attrs['dtype']}, {attrs['seconds']:.1f} s; largest and mean: "
+        "absolute differences at their worst over the blocks; decimals: 17 is equal to the bit",
+        highlight=False,
+        style="dim",
+    )
+
+
+def write_run(dataset: xr.Dataset, out: Path) -> None:
+    """The run folder: data, provenance, the numbers as CSV, and each figure as a page that opens offline."""
+    with whole_folder(out) as folder:
+        store(dataset, folder)
+        (folder / "data.csv").write_text(csv_text(dataset), encoding="utf-8")
+        figures = folder / "figures"
+        figures.mkdir()
+        for number, (_, figure) in enumerate(drawing_of(dataset).figures(dataset)):
+            figure.write_html(figures / f"figure-{number}.html", include_plotlyjs="directory", config=CONFIG)
+
+
+def print_result(dataset: xr.Dataset) -> None:
+    """The finding, the head of the data as a table with units, and where the numbers come from."""
+    drawing = drawing_of(dataset)
+    finding = drawing.finding(dataset)
+    if finding:
+        console.print(finding, highlight=False)
+    rows = list(csv.reader(io.StringIO(csv_text(dataset))))
+    print("\n".join(aligned([[_short(cell) for cell in row] for row in rows[: SHOWN_ROWS + 1]])))
+    if len(rows) > SHOWN_ROWS + 1:
+        console.print(f"... {len(rows) - SHOWN_ROWS - 1:,} more rows (--out DIR keeps them all)", highlight=False)
+    units = {str(n): v.attrs.get("units", "") for n, v in dataset.data_vars.items() if str(n) in rows[0]}
+    console.print("units: " + "; ".join(f"{n}: {u}" for n, u in units.items()), highlight=False, style="dim")
+    attrs = dataset.attrs
+    console.print(
+        f"model {attrs['model']} ({attrs['weights_sha256'][:12]}), {attrs['dtype']} on {attrs['device']}, "
+        f"{attrs['seconds']:.1f} s"
+        + (f", control deviation {attrs['control_deviation']:.1g}" if "control_deviation" in attrs else "")
+        + (f"; {attrs['notes']}" if attrs.get("notes") else ""),
+        highlight=False,
+        style="dim",
+    )
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows as lines with aligned columns; never cut, so a line may be longer than the terminal is wide."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _short(cell: str) -> str:
+    try:
+        return f"{float(cell):.5g}" if "." in cell else cell
+    except ValueError:
+        return cell.replace("\n", "⏎")

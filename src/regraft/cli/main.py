@@ -1,0 +1,255 @@
+"""The command line: `report`, `inspect`, and one command for each experiment, made from its parameters.
+
+Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from regraft.checkpoint.locate import located
+from regraft.cli.graft import graft
+from regraft.cli.options import (
+    AttentionOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    OutOption,
+    PromptsFileOption,
+    RemoteOption,
+    SeedOption,
+    TargetTokenizerOption,
+    TextOption,
+    TokenizerOption,
+    errors_in_one_sentence,
+    folder_option,
+    open_matrices,
+    open_model,
+)
+from regraft.cli.tokenizer import tokenizer
+from regraft.core.files import check_empty, read_text
+from regraft.core.registry import Experiment, Parameter, experiments
+from regraft.jobs.checks import check_model, check_parameters, check_prompts, check_run
+
+app = typer.Typer(
+    help="Take a transformer apart, see what every part does, replace one, and prove that it still works.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+app.add_typer(graft, name="graft")
+app.add_typer(tokenizer, name="tokenizer")
+
+
+@app.command()
+def report(
+    model: ModelOption = "specimen:qwen3",
+    out: Annotated[Path, folder_option(help="Folder to write report.html and the results to.")] = Path("report"),
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "",
+    attention: AttentionOption = "",
+    remote_code: RemoteOption = False,
+    tokenizer: TokenizerOption = "",
+    target_tokenizer: TargetTokenizerOption = "",
+    prompts: Annotated[list[str] | None, typer.Option(help="Texts that the chapters read; again for several.")] = None,
+    prompts_file: PromptsFileOption = "",
+    text: TextOption = "",
+    pairs: Annotated[str, typer.Option(help="JSON list of clean, corrupt, answer, wrong, for patching.", metavar="FILE")] = "",
+    count: Annotated[int, typer.Option(help="How many prompts a chapter measures; by default what suits it.", min=0)] = 0,
+    seed: SeedOption = 0,
+    debug: DebugOption = False,
+) -> None:
+    """Run what suits the model and write one page that explains it."""
+    with errors_in_one_sentence(debug):
+        check_run(out, "report")
+        check_prompts(prompts, prompts_file, text)
+        if pairs:
+            read_text(pairs, "write a list of objects with clean, corrupt, answer, wrong")
+        opened = open_model(model, device, dtype, attention, remote_code, tokenizer, target_tokenizer)
+        from regraft.cli.console import make_report
+        from regraft.reporting.chapter_inputs import Reading
+
+        options = {"device": device, "dtype": dtype, "attention": attention, "tokenizer": tokenizer, "seed": seed}
+        options |= {"remote_code": remote_code, "target_tokenizer": target_tokenizer}
+        reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
+        code = make_report(opened, out, seed, options, debug, reading)
+    raise typer.Exit(code)
+
+
+@app.command("inspect")
+def inspect_model(
+    source: Annotated[str, typer.Argument(metavar="[MODEL]", help="The model; or use --model.")] = "",
+    model: ModelOption = "specimen:qwen3",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "",
+    attention: AttentionOption = "",
+    remote_code: RemoteOption = False,
+    tokenizer: TokenizerOption = "",
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="From the files' headers alone: no model is built.")
+    ] = False,
+    out: Annotated[Path | None, folder_option(help="With --weights-only: folder for the anatomy as JSON and a drawing.")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show a model's parts, shapes, parameters and bytes, its sites, and the self-check."""
+    with errors_in_one_sentence(debug):
+        if weights_only:
+            _dissect(source or model, out, as_json)
+            return
+        if out is not None:
+            raise ValueError("--out draws what the headers tell: add --weights-only")
+        opened = open_model(source or model, device, dtype, attention, remote_code, tokenizer)
+        from regraft.cli.console import show_anatomy
+
+        show_anatomy(opened, as_json)
+
+
+def _dissect(source: str, out: Path | None, as_json: bool) -> None:
+    located(source)
+    if out is not None:
+        check_empty(out, "--out")
+    from regraft.cli.console import show_dissection
+
+    show_dissection(source, out, as_json)
+
+
+@app.command("rebuild")
+def rebuild_model(
+    source: Annotated[str, typer.Argument(metavar="[MODEL]", help="The model; or use --model.")] = "",
+    model: ModelOption = "specimen:qwen3",
+    text: Annotated[list[str] | None, typer.Option(help="What both models read; write it again for several texts.")] = None,
+    stage: Annotated[str, typer.Option(help="The last stage to compare, for example 0.scores.")] = "",
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="float64 tells rounding from error.")] = "float32",
+    skeleton: Annotated[Path | None, folder_option(help="Write a folder for a student's own implementation instead.")] = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run a model written anew from its files beside the official one, stage by stage, and name what parts."""
+    with errors_in_one_sentence(debug):
+        check_model(source or model)
+        if skeleton is not None:
+            check_empty(skeleton, "--skeleton")
+        else:
+            check_run(out, "rebuild")
+        from regraft.cli.console import rebuild_model
+
+        code = rebuild_model(source or model, text or [], stage, dtype, skeleton, out, as_json)
+    raise typer.Exit(code)
+
+
+def command_for(experiment: Experiment) -> Callable[..., None]:
+    """A command whose options are the experiment's parameters and the common ones."""
+
+    opening = {"model": ModelOption, "device": DeviceOption}
+    if experiment.needs == "model":
+        opening |= {"dtype": DtypeOption, "attention": AttentionOption}
+        opening |= {"remote_code": RemoteOption, "tokenizer": TokenizerOption, "target_tokenizer": TargetTokenizerOption}
+
+    reads = any(parameter.name == "prompts" for parameter in experiment.parameters)
+
+    def command(context: typer.Context, **given: Any) -> None:
+        common = {name: given.pop(name) for name in opening}
+        out, seed, as_json, debug = (given.pop(name) for name in ("out", "seed", "as_json", "debug"))
+        file, text = (given.pop(name) for name in ("prompts_file", "text")) if reads else ("", "")
+        with errors_in_one_sentence(debug):
+            check_parameters(experiment, given, out)
+            check_prompts(given.get("prompts"), file, text)
+            opened = open_model(**common) if experiment.needs == "model" else open_matrices(**common)
+            from regraft.cli.console import read_given, run_experiment
+
+            if file or text or given.get("prompts"):
+                count, asked = given.get("count") or 0, _on_the_line(context, "count")
+                given["prompts"] = read_given(cast(Any, opened), given.get("prompts"), file, text, count, asked)
+            run_experiment(experiment, opened, given, out, seed, as_json)
+
+    own = [_option(parameter) for parameter in experiment.parameters]
+    defaults = {"model": "specimen:qwen3", "device": "cpu", "remote_code": False}
+    if experiment.needs == "weights":
+        defaults["device"] = "auto"
+    shared = [
+        *([("prompts_file", PromptsFileOption, ""), ("text", TextOption, "")] if reads else []),
+        *((name, annotation, defaults.get(name, "")) for name, annotation in opening.items()),
+        ("out", OutOption, None),
+        ("seed", SeedOption, 0),
+        ("as_json", JsonOption, False),
+        ("debug", DebugOption, False),
+    ]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    common = [inspect.Parameter(name, kind, default=default, annotation=a) for name, a, default in shared]
+    context = inspect.Parameter("context", kind, annotation=typer.Context)
+    command.__signature__ = inspect.Signature([context, *own, *common])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [context, *own, *common]}
+    command.__doc__ = experiment.summary
+    return command
+
+
+def _on_the_line(context: typer.Context, name: str) -> bool:
+    """Whether the user wrote an option, rather than that it has its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+_TYPES: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    **dict.fromkeys(("TextFile", "NewFolder", "ModelName"), str),
+    "list[str]": list[str],
+    "list[int]": list[int],
+    "list[float]": list[float],
+}
+
+
+def _option(parameter: Parameter) -> inspect.Parameter:
+    """A Typer option for one parameter of an experiment; its annotation must be one of a few plain ones."""
+    text = parameter.annotation.removesuffix(" | None")
+    optional = text != parameter.annotation
+    if text.startswith("Literal["):
+        choices = tuple(part.strip().strip("'\"") for part in text[len("Literal[") : -1].split(","))
+        plain: Any = Literal[choices]
+    else:
+        plain = _TYPES[text]
+    help_text = parameter.help[:1].upper() + parameter.help[1:]
+    annotation = Annotated[plain | None if optional else plain, typer.Option(help=help_text)]
+    return inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=parameter.default, annotation=annotation)
+
+
+for _experiment in experiments().values():
+    app.command(_experiment.name, help=_experiment.summary)(command_for(_experiment))
+
+
+def spread_lists(words: list[str]) -> list[str]:
+    """The command line with every list option written once for each value: `--targets a b` as `--targets a --targets b`."""
+    experiment = experiments().get(words[0]) if words else None
+    parameters = experiment.parameters if experiment else ()
+    lists = {"--" + p.name.replace("_", "-") for p in parameters if p.annotation.startswith("list[")}
+    lists |= {"--prompts"} if words[:1] == ["report"] else set()
+    options = {"-m", *(word for word in words if word.startswith("--"))}
+    found: list[str] = []
+    option, values = "", 0
+    for word in words:
+        if word in options:
+            option, values = word, 0
+        elif option in lists:
+            values += 1
+            if values > 1:
+                found.append(option)
+        found.append(word)
+    return found
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(app(spread_lists(sys.argv[1:])))

@@ -1,0 +1,105 @@
+"""What all commands share: common options, errors in one sentence, opening a model. Nothing heavy is imported early."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from regraft.checkpoint.locate import CheckpointError, NoCheckpointError
+from regraft.core.files import expanded
+from regraft.core.registry import REFUSALS
+from regraft.jobs.checks import check_opening
+
+if TYPE_CHECKING:
+    from regraft.model.model import Model
+    from regraft.model.weights import Weights
+
+
+def folder_option(*names: str, help: str) -> Any:
+    """An option that names a folder, in which `~` is written out: a shell leaves it as it is behind `--out=`."""
+    return typer.Option(*names, help=help, parser=expanded, metavar="PATH")
+
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or specimen:qwen3|tuned|gpt2|t5.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute, for example cpu or cuda.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16; by default what suits the device.")]
+AttentionOption = Annotated[str, typer.Option(help="sdpa or eager; by default the model's own.")]
+RemoteOption = Annotated[bool, typer.Option("--remote-code", help="Run modelling code that comes with the checkpoint.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+TokenizerOption = Annotated[str, typer.Option(help="Folder or hub id of a tokenizer; by default the model's own.")]
+TargetTokenizerOption = Annotated[str, typer.Option(help="Tokenizer of what an encoder-decoder writes, if another.")]
+OutOption = Annotated[Path | None, folder_option(help="Folder to write the run to.")]
+PromptsFileOption = Annotated[str, typer.Option(help="Prompts in a file: one on each line, or a JSON list.", metavar="FILE")]
+TextOption = Annotated[str, typer.Option(help="Running text in a file, cut by tokens into prompts.", metavar="FILE")]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
+
+
+EXTRAS = {"accelerate": "train", "tensorboard": "train", "faiss": "tokens", "datasets": "tokens"}
+"""Libraries that come with an extra of this package, for what needs them."""
+
+
+@contextmanager
+def errors_in_one_sentence(debug: bool) -> Iterator[None]:
+    """Wrong use ends with exit code 2, a failed run with 1, each in one sentence; `--debug` shows where."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except REFUSALS as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"regraft: {' '.join(str(error).split()) or type(error).__name__}{_remedy(error)}", err=True)
+        raise typer.Exit(_code(error)) from None
+
+
+def _code(error: BaseException) -> int:
+    """2 for what was asked for in a wrong way, 1 for a run that failed and a checkpoint that is damaged."""
+    wrong = isinstance(error, ValueError) and not isinstance(error, CheckpointError)
+    return 2 if wrong or isinstance(error, NoCheckpointError) else 1
+
+
+def _remedy(error: BaseException) -> str:
+    """The extra to install, where a library that belongs to one is missing."""
+    extra = EXTRAS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+    return f": install it with pip install -c constraints.txt -e '.[{extra}]'" if extra else ""
+
+
+def own_device(device: str) -> str:
+    """The device of this process: where a launcher has started several on one machine, `cuda` is a card for each."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
+
+
+def open_matrices(model: str, device: str) -> Weights:
+    """The weight matrices of a checkpoint, from its files alone; a wrong name is told before anything heavy is imported."""
+    check_opening(model, device)
+    from regraft.model.weights import open_weights
+
+    return open_weights(model, device)
+
+
+def open_model(
+    model: str, device: str, dtype: str, attention: str, remote_code: bool, tokenizer: str, target_tokenizer: str = ""
+) -> Model:
+    """Open a model as the common options say; what is wrong with them is told before anything heavy is imported."""
+    check_opening(model, device, dtype, tokenizer)
+    from regraft.model.load import load
+
+    return load(
+        model,
+        tokenizer or None,
+        target_tokenizer=target_tokenizer or None,
+        device=own_device(device),
+        dtype=dtype or None,
+        attention=attention or None,
+        remote_code=remote_code,
+    )

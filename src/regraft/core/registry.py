@@ -1,0 +1,297 @@
+"""What an experiment is, and the registry that the command line, the report and the studio read.
+
+An experiment is one file in `experiments/`, named in `EXPERIMENTS`, that defines a function of that name whose first parameter is
+`model` (or `weights`, where the matrices of the checkpoint's files are enough and no model need be built) and whose result
+is an `xarray.Dataset`. Its parameters, their defaults and their explanations are read from the
+source without importing it, so that the command line can list everything without loading PyTorch. A third-party package
+adds one through the entry point group `regraft.experiments`, whose value is `package.module:function`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import linecache
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points, version
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
+
+from regraft.core.files import still_told
+from regraft.core.strict_json import json_text
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from regraft.model.model import Model
+    from regraft.model.weights import Weights
+
+GROUP = "regraft.experiments"
+EXPERIMENTS = {
+    "completions": "observe.completions",
+    "correlations": "observe.correlations",
+    "geometry": "observe.geometry",
+    "lens": "observe.lens",
+    "linearity": "observe.linearity",
+    "neurons": "observe.neurons",
+    "spectra": "observe.spectra",
+    "trajectories": "observe.trajectories",
+    "ablate": "intervene.ablate",
+    "knockout": "intervene.knockout",
+    "noise": "intervene.noise",
+    "patch": "intervene.patch",
+    "prune": "intervene.prune",
+    "push": "intervene.push",
+    "quantize": "intervene.quantization.quantize",
+    "quantizers": "intervene.quantization.quantizers",
+    "reorder": "intervene.reorder",
+    "repeat": "intervene.repeat",
+    "replacement": "intervene.replacement",
+    "shuffle": "intervene.shuffle.shuffle",
+    "swap": "intervene.swap",
+    "transplant": "intervene.transplant",
+}
+"""Every experiment of this package and its module in `regraft.experiments`; commands, API and report read it here."""
+TextFile: TypeAlias = str
+"""A parameter that names a text file to read, looked at before a model is opened."""
+NewFolder: TypeAlias = str
+"""A parameter that names a folder to write, which must be empty or not there."""
+ModelName: TypeAlias = str
+"""A parameter that names a model: a folder, a hub id or a specimen."""
+DOES_NOT_APPLY = (ValueError, ImportError)
+"""What an experiment refuses a model with, and what a library that is not installed ends in."""
+REFUSALS = (ValueError, OSError, MemoryError, RuntimeError, ImportError, LookupError)
+
+
+class Proved(Protocol):
+    """What provenance is taken from: a model, its matrices, or a rebuilt one."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def weights_sha256(self) -> str: ...  # noqa: D102
+    @property
+    def dtype(self) -> Any: ...  # noqa: D102
+    @property
+    def device(self) -> Any: ...  # noqa: D102
+    def proof(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One option of an experiment: its annotation as written, its default, and one line of help."""
+
+    name: str
+    annotation: str
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment that can be run by name."""
+
+    name: str
+    module: str
+    summary: str
+    parameters: tuple[Parameter, ...]
+    needs: str = "model"
+
+    def function(self) -> Callable[..., xr.Dataset]:
+        """The function itself; this imports its module."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+    def seeded(self) -> Callable[..., xr.Dataset]:
+        """The function as Python offers it: as on the command line, what it draws comes from seed 0 where none is given."""
+        function = self.function()
+
+        @functools.wraps(function)
+        def drawn(model: Any, *args: Any, seed: int = 0, **options: Any) -> xr.Dataset:
+            import torch
+
+            self.check(model, args, options)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return function(model, *args, **options)
+
+        return drawn
+
+    def check(self, model: Any, args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Make sure that what Python was given is an opened model and options of the kinds that the signature says.
+
+        Raises:
+            ValueError: it is not; the sentence says what to write.
+        """
+        if isinstance(model, (str, Path)) or not hasattr(model, "fingerprint"):
+            named = repr(str(model)) if isinstance(model, (str, Path)) else "..."
+            what = f"a {type(model).__name__}"
+            raise ValueError(f"{self.name} takes an opened model, not {what}: regraft.{self.name}(regraft.load({named}))")
+        given = {**{p.name: value for p, value in zip(self.parameters, args, strict=False)}, **options}
+        for parameter in self.parameters:
+            if parameter.name in given and (wanted := _unfit(parameter.annotation, given[parameter.name])):
+                raise ValueError(f"{parameter.name}={given[parameter.name]!r} of {self.name} is not {wanted}")
+
+    def run(self, model: Model | Weights, seed: int = 0, **options: Any) -> xr.Dataset:
+        """Run the experiment and attach provenance to its result.
+
+        Raises:
+            TypeError: an option that the experiment does not have.
+            NotWrittenError: a folder that it writes could not be written; its `result` is what was measured.
+        """
+        import torch
+
+        torch.manual_seed(seed)
+        started = time.perf_counter()
+
+        def proved(dataset: xr.Dataset) -> xr.Dataset:
+            dataset.attrs = {**provenance(model), **dataset.attrs, "experiment": self.name, "seed": seed}
+            dataset.attrs["options"] = json_text(options, sort_keys=True)
+            dataset.attrs["seconds"] = round(time.perf_counter() - started, 3)
+            return dataset
+
+        with still_told(proved):
+            return proved(self.function()(model, **options))
+
+
+_RESULTS: WeakKeyDictionary[Any, dict[str, xr.Dataset]] = WeakKeyDictionary()
+
+
+def measured(model: Model | Weights, name: str, seed: int = 0, **options: Any) -> xr.Dataset:
+    """The result of an experiment on this model, run once for a seed and options as long as no weight changes.
+
+    An option that is given as it would be anyway is the same as none.
+    """
+    kept, experiment = _RESULTS.setdefault(model, {}), experiments()[name]
+    usual = {parameter.name: parameter.default for parameter in experiment.parameters}
+    chosen = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
+    key = repr((name, seed, sorted(chosen.items()), model.fingerprint()))
+    if key not in kept:
+        kept[key] = experiment.run(model, seed, **options)
+    return kept[key]
+
+
+def provenance(model: Proved) -> dict[str, Any]:
+    """Where a number comes from: model and weights, versions, kind of arithmetic, self-check, command line, time."""
+    return {
+        "model": model.name,
+        "weights_sha256": model.weights_sha256,
+        "regraft": version("regraft"),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        **model.proof(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+@cache
+def experiments() -> dict[str, Experiment]:
+    """Every experiment by name: those of this package, then those that other packages add.
+
+    Raises:
+        ValueError: two experiments bear one name.
+    """
+    root = Path(__file__).parent.parent
+    found: dict[str, Experiment] = {}
+    sources = [
+        (f"regraft.experiments.{module}", name, root.joinpath("experiments", *module.split(".")).with_suffix(".py"))
+        for name, module in EXPERIMENTS.items()
+    ]
+    for point in entry_points(group=GROUP):
+        module, _, name = point.value.partition(":")
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"the experiment {point.name!r} points to {module}, which is not installed")
+        sources.append((module, name, Path(spec.origin)))
+    for module, name, file in sources:
+        experiment = read_experiment(module, name, file)
+        if experiment is None:
+            continue
+        if name in found:
+            raise ValueError(f"two experiments are called {name!r}: {found[name].module} and {module}")
+        found[name] = experiment
+    return found
+
+
+def read_experiment(module: str, name: str, file: Path) -> Experiment | None:
+    """Read an experiment's name, summary and parameters from its source; None where the file defines none."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    if not functions or not functions[0].args.args or functions[0].args.args[0].arg not in ("model", "weights"):
+        return None
+    node = functions[0]
+    docstring = ast.get_docstring(node) or ""
+    explained = _explanations(docstring)
+    given = node.args.args[1:] + node.args.kwonlyargs
+    defaults = [*node.args.defaults, *node.args.kw_defaults]
+    assert len(defaults) == len(given), f"{module}.{name}: every parameter after the model needs a default"
+    parameters = tuple(
+        Parameter(a.arg, ast.unparse(a.annotation) if a.annotation else "str", _literal(d), explained.get(a.arg, ""))
+        for a, d in zip(given, defaults, strict=True)
+    )
+    needs = node.args.args[0].arg
+    return Experiment(name, module, docstring.split("\n\n")[0].replace("\n", " "), parameters, needs)
+
+
+def refused(error: Exception, name: str) -> bool:
+    """Whether regraft, or the package that an experiment comes from, said no: with a `raise` of its own.
+
+    A ValueError that a library raises, or arithmetic on what does not fit, is a fault of ours, not a property of the model.
+    """
+    if isinstance(error, ImportError):
+        return True
+    frame, line = [*traceback.walk_tb(error.__traceback__)][-1]
+    ours = {module.partition(".")[0] for module in (__name__, experiments()[name].module)}
+    raised = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
+    return raised and str(frame.f_globals.get("__name__")).partition(".")[0] in ours
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((Integral,), "a whole number"),
+    "float": ((Real,), "a number"),
+    "bool": ((bool,), "True or False"),
+    "str": ((str,), "a text"),
+}
+
+
+def _unfit(annotation: str, value: Any) -> str:
+    """What a value of a parameter should be, "" where it is that; annotations of other kinds are not looked at."""
+    plain = annotation.removesuffix(" | None")
+    if value is None:
+        return "" if plain != annotation else "to be left out"
+    if plain in ("TextFile", "NewFolder", "ModelName"):
+        return "" if isinstance(value, (str, Path)) else "the name of a file or folder"
+    if plain.startswith("list["):
+        kinds, what = _KINDS.get(plain[5:-1], ((object,), ""))
+        fits = not isinstance(value, (str, bytes)) and isinstance(value, Iterable) and all(_is(one, kinds) for one in value)
+        return "" if fits else f"a list, each {what}"
+    kinds, what = _KINDS.get(plain, ((object,), ""))
+    return "" if _is(value, kinds) else what
+
+
+def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and (bool in kinds or object in kinds or not isinstance(value, bool))
+
+
+def _literal(node: ast.expr | None) -> Any:
+    return None if node is None else ast.literal_eval(node)
+
+
+def _explanations(docstring: str) -> dict[str, str]:
+    """The lines under `Args:` of a docstring, by parameter."""
+    _, _, rest = docstring.partition("Args:\n")
+    block = re.split(r"\n\S|\n\n", rest)[0]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", block, flags=re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text) for name, text in entries}

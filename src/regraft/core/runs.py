@@ -1,0 +1,89 @@
+"""Run folders: `run.json`, `result.zarr` and figures. Nothing heavy is imported before a result is read or written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regraft.core.files import RunFolderError, check_place, place_of, whole_file
+from regraft.core.files import whole_folder as whole_folder  # the report takes it from here
+from regraft.core.strict_json import json_text, opened_attributes
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+OUR_MARK = "run.json"
+
+
+def check_writable(out: Path, experiment: str, weights_sha256: str | None, version: str) -> None:
+    """Make sure, before any work, that a run may be written to `out`; the model is not asked for where its hash is None.
+
+    Raises:
+        RunFolderError: the folder cannot be written to, holds something else, or a run of another experiment, model or
+            version.
+    """
+    check_place(out, "--out")
+    place = place_of(out)
+    if not place.is_dir() or not any(place.iterdir()):
+        return
+    if not (place / OUR_MARK).is_file():
+        raise RunFolderError(f"the folder {out} is not empty and is no run of regraft: choose another with --out")
+    there = read_mark(out)
+    for key, mine, noun in (
+        ("experiment", experiment, "of the experiment"),
+        ("weights_sha256", weights_sha256, "of another model: weights"),
+        ("regraft", version, "of another version of regraft:"),
+    ):
+        if mine is not None and there.get(key) != mine:
+            raise RunFolderError(
+                f"the folder {out} holds a run {noun} {str(there.get(key))[:12]}, this one has {mine[:12]}: choose another "
+                "folder with --out"
+            )
+
+
+def read_mark(out: Path) -> dict[str, Any]:
+    """The `run.json` of a run folder.
+
+    Raises:
+        RunFolderError: there is none, or it cannot be read.
+    """
+    try:
+        mark = json.loads((place_of(out) / OUR_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"the folder {out} is no run of regraft: its {OUR_MARK} cannot be read") from error
+    if not isinstance(mark, dict):
+        raise RunFolderError(f"the folder {out} is no run of regraft: its {OUR_MARK} is no table")
+    return mark
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that takes the place of `path` in one step, so that a reader finds the old one or the new one."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def store(dataset: xr.Dataset, folder: Path) -> None:
+    """Write a result's `run.json` and `result.zarr` into a folder."""
+    attributes = {key: _plain(value) for key, value in dataset.attrs.items()}
+    storable = dataset.assign_attrs(attributes)
+    storable.to_zarr(folder / "result.zarr", mode="w", zarr_format=2, consolidated=False)
+    (folder / OUR_MARK).write_text(json_text(opened_attributes(attributes), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def open_run(out: Path | str) -> xr.Dataset:
+    """The result in a run folder.
+
+    Raises:
+        RunFolderError: it is no run folder.
+    """
+    import xarray as xr
+
+    read_mark(Path(out))
+    return xr.open_zarr(place_of(out) / "result.zarr", consolidated=False).load()
+
+
+def _plain(value: Any) -> Any:
+    import numpy as np
+
+    return value.item() if isinstance(value, np.generic) else value

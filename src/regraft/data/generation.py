@@ -1,0 +1,245 @@
+"""A model's own greedy continuations: made once for a model and a set of prompts, then kept.
+
+The cache is keyed by the weights' hash, the prompts and the limit, so another model never gets these. It lies in
+`$REGRAFT_CACHE`, or in `~/.cache/regraft`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
+
+from regraft.checkpoint.locate import SPECIMENS
+from regraft.core.files import place_of, whole_file
+from regraft.core.progress import advance
+from regraft.data.own_texts import MOST_UNKNOWN, check_sayable, own_loss, pieces_per_word, unknown_share, writes_on
+from regraft.data.prompts import BOOK_PASSAGES, Prompt, general, specimen
+from regraft.model.block_call import longest_input, text_config
+from regraft.model.model import Model
+
+ASKED = 10
+NO_BETTER = 0.6
+"""Share of the logarithm of the vocabulary: a loss on the general prompts beyond it tells that they are foreign to the model."""
+MOST_PIECES = 8.0
+"""Tokens for a word, more than letters in most words: text in another script, or of another kind, to this tokenizer."""
+SYSTEM = "Continue or answer directly. Do not repeat the question."
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A prompt as token ids and what the model itself says next, with the category of the prompt."""
+
+    prompt: str
+    category: str
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
+def cache_folder() -> Path:
+    """Where completions are kept between runs.
+
+    Raises:
+        RunFolderError: the home that `$REGRAFT_CACHE` names is nobody's.
+    """
+    return place_of(os.environ.get("REGRAFT_CACHE") or "~/.cache/regraft")
+
+
+def suited_prompts(model: Model) -> tuple[Prompt, ...]:
+    """The specimen's own prompts for an embedded specimen; else the general ones, or prose where the model knows those better.
+
+    Chosen by what the tokenizer can say and by the model's own loss on the texts.
+
+    Raises:
+        ValueError: the tokenizer or the model does not know either.
+    """
+    if is_specimen(model) or model.tokenizer is None:
+        return specimen() if is_specimen(model) else general()
+    if "suited" not in model.proved:
+        model.proved["suited"] = float(_choice(model))
+    return (general(), BOOK_PASSAGES)[int(model.proved["suited"])]
+
+
+def _choice(model: Model) -> int:
+    """0 for the general prompts, 1 for the passages of prose.
+
+    Raises:
+        ValueError: neither suits.
+    """
+    sets = [[p.text for p in spread(general(), ASKED)], [p.text + p.completion for p in BOOK_PASSAGES]]
+    shares = [unknown_share(model, texts) for texts in sets]
+    if min(shares) > MOST_UNKNOWN:
+        check_sayable(model, sets[0], "the English prompts that ship with regraft")
+    known = [
+        share <= MOST_UNKNOWN and pieces_per_word(model, texts) <= MOST_PIECES for share, texts in zip(shares, sets, strict=True)
+    ]
+    if not writes_on(model) or not any(known):
+        return 0
+    losses = [own_loss(model, texts) if ok else float("inf") for texts, ok in zip(sets, known, strict=True)]
+    chance = math.log(model.vocabulary)
+    if losses[0] > NO_BETTER * chance and losses[1] < losses[0]:
+        return 1
+    return 0
+
+
+def is_specimen(model: Model) -> bool:
+    """Whether this is one of the trained models that ship with the package."""
+    return model.folder is not None and model.folder.name in SPECIMENS.values()
+
+
+def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """`count` of the prompts, taken in turn from every category."""
+    by_category: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        by_category[prompt.category].append(prompt)
+    turns = [p for turn in range(len(prompts)) for p in (c[turn] for c in by_category.values() if turn < len(c))]
+    return turns[:count]
+
+
+def completions(model: Model, prompts: Sequence[Prompt], limit: int = 24) -> list[Completion]:
+    """Greedy continuations of the prompts, at most `limit` tokens each, from the cache where it has them.
+
+    Raises:
+        ValueError: the model has no tokenizer, no output matrix, or is not causal.
+    """
+    if not model.causal:
+        raise ValueError(f"{model.name} does not write text from left to right, so it has no completions")
+    if model.parts.head is None:
+        raise ValueError(f"{model.name} {model.parts.why_no_head}, so it writes no text and has no completions")
+    if model.parts.labels:
+        raise ValueError(f"{model.name} scores {model.parts.labels} labels, not tokens, so it writes no text")
+    ids = [prompt_ids(model, prompt.text) for prompt in prompts]
+    limit = _room(model, ids, limit)
+    config = hashlib.sha256(json.dumps(model.hf.config.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
+    told = [asdict(p) for p in prompts]
+    key = json.dumps([model.weights_sha256, config, str(model.dtype), limit, told, ids, _ends(model)])
+    file = cache_folder() / "completions" / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".json")
+    if (kept := _kept(file)) is not None:
+        return kept
+    found = _generate(model, prompts, ids, limit)
+    # The cache saves time and nothing else: where it cannot be written, the completions are here all the same.
+    with suppress(OSError), whole_file(file) as fresh:
+        fresh.write_text(json.dumps([asdict(c) for c in found]), encoding="utf-8")
+    return found
+
+
+def _kept(file: Path) -> list[Completion] | None:
+    """Completions of an earlier run; None where there are none, or they cannot be read, and so are made again."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return [_from_json(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
+    return None
+
+
+def _room(model: Model, ids: list[list[int]], limit: int) -> int:
+    """As many tokens as may follow every prompt, at most `limit`: what is read and written fits into the model together.
+
+    Raises:
+        ValueError: a prompt leaves no room for one.
+    """
+    most = longest_input(model.hf.config)
+    longest = 1 if model.two_stacks else max(map(len, ids), default=0)
+    if not most or longest + limit <= most:
+        return limit
+    if longest >= most:
+        raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer in {most} positions: shorten it")
+    return most - longest
+
+
+def _from_json(entry: dict) -> Completion:
+    return Completion(entry["prompt"], entry["category"], tuple(entry["prompt_ids"]), tuple(entry["completion_ids"]))
+
+
+def prompt_ids(model: Model, text: str) -> list[int]:
+    """Token ids of a prompt, inside the chat template where the tokenizer has one.
+
+    A template that knows no system role is given the system message in front of the user's.
+    """
+    if not getattr(model.tokenizer, "chat_template", None):
+        return model.encode(text)
+    spoken = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+    try:
+        return _templated(model, spoken)
+    except TemplateError:
+        return _templated(model, [{"role": "user", "content": f"{SYSTEM}\n\n{text}"}])
+
+
+def _templated(model: Model, messages: list[dict[str, str]]) -> list[int]:
+    made = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    return list(made["input_ids"])
+
+
+def _generate(model: Model, prompts: Sequence[Prompt], ids: list[list[int]], limit: int) -> list[Completion]:
+    """Prompts of one length go through the model together, so that none needs padding."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for number, row in enumerate(ids):
+        by_length[len(row)].append(number)
+    found: dict[int, Completion] = {}
+    for numbers in by_length.values():
+        model.record([ids[numbers[0]] + ([] if model.two_stacks else [ids[numbers[0]][-1]] * limit)], attention_mask="all")
+        batch = torch.tensor([ids[number] for number in numbers], device=model.device)
+        said = _with_cache(model, batch, limit) if isinstance(model.hf, GenerationMixin) else _step_by_step(model, batch, limit)
+        for number, row in zip(numbers, said, strict=True):
+            prompt = prompts[number]
+            found[number] = Completion(prompt.text, prompt.category, tuple(ids[number]), tuple(_until_end(model, row)))
+        advance("completions", len(found), len(prompts))
+    return [found[number] for number in range(len(prompts))]
+
+
+def _with_cache(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
+    """The most likely token at every step, by the model's own generation, without the checkpoint's sampling settings."""
+    own = model.hf.generation_config
+    greedy = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=_pad(model),
+        eos_token_id=own.eos_token_id,
+        bos_token_id=own.bos_token_id,
+        decoder_start_token_id=getattr(model.hf.config, "decoder_start_token_id", None),
+    )
+    with model.held(), torch.no_grad():
+        model.hf.generation_config = greedy
+        try:
+            out = model.hf.generate(input_ids=batch, attention_mask=torch.ones_like(batch)).tolist()
+        finally:
+            model.hf.generation_config = own
+    start = 1 if model.two_stacks else batch.shape[1]
+    return [row[start:] for row in out]
+
+
+def _step_by_step(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
+    """The same for a model that cannot generate: one whole forward for every token."""
+    start = batch.shape[1]
+    with torch.no_grad():
+        for _ in range(limit):
+            following = model.run(input_ids=batch).logits[:, -1].argmax(-1)
+            batch = torch.cat([batch, following[:, None]], dim=1)
+    return batch[:, start:].tolist()
+
+
+def _pad(model: Model) -> int:
+    pad, end = getattr(text_config(model.hf.config), "pad_token_id", None), _ends(model)
+    return pad if isinstance(pad, int) and pad >= 0 else (end[0] if end else 0)
+
+
+def _ends(model: Model) -> list[int]:
+    own = getattr(model.hf, "generation_config", None) or text_config(model.hf.config)
+    end = getattr(own, "eos_token_id", None)
+    return [end] if isinstance(end, int) else list(end or [])
+
+
+def _until_end(model: Model, ids: list[int]) -> list[int]:
+    ends = set(_ends(model))
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:stop] or ids[:1]

@@ -1,0 +1,145 @@
+"""Knockout: what is lost when a block is skipped, alone, in pairs, or one after the other until too much is lost."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from regraft.data.evaluation import Evaluation, evaluation
+from regraft.model.model import Model
+from regraft.sweeps.metrics import loss
+from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.variants import Route, Variant
+
+
+def knockout(
+    model: Model,
+    mode: Literal["single", "pairs", "greedy"] = "single",
+    prompts: list[str] | None = None,
+    count: int = 20,
+    tokens: int = 24,
+    limit: float = 2.0,
+) -> xr.Dataset:
+    """Skip blocks and measure what the loss becomes.
+
+    A skipped block is the identity on the residual stream. `single` skips each block; `pairs` each pair as well, with the
+    synergy S(i, j) = dL(i, j) - (dL(i) + dL(j)); `greedy` removes the least harmful block, measures all that remain anew,
+    and goes on until the loss would pass `limit` times the clean one.
+
+    Args:
+        mode: single, pairs or greedy.
+        prompts: texts whose completions are scored; without them, prompts that suit the model.
+        count: how many of the suiting prompts.
+        tokens: longest completion, in tokens.
+        limit: greedy stops before the loss exceeds this multiple of the clean loss.
+
+    Raises:
+        ValueError: the model has no next-token loss, or the mode is not known.
+    """
+    text = evaluation(model, prompts, count, tokens)
+    if mode == "single":
+        return _single(model, text)
+    if mode == "pairs":
+        return _pairs(model, text)
+    if mode == "greedy":
+        return greedy(model, text, limit, [block.index for block in model.blocks])
+    raise ValueError(f"mode {mode!r} is not known: choose single, pairs or greedy")
+
+
+def _skipping(model: Model, sets: list[set[int]], text: Evaluation) -> SweepResult:
+    variants = [Variant(route=Route.skip(len(model.blocks), skipped)) for skipped in sets]
+    return sweep(text.recordings, variants, loss())
+
+
+def _addresses(model: Model) -> list[str]:
+    return [block.address for block in model.blocks]
+
+
+def _attributes(model: Model, text: Evaluation, *results: SweepResult) -> dict[str, Any]:
+    return {**sweep_attributes(*results), "clean_loss": results[0].clean_mean("loss"), **text.attributes}
+
+
+def _single(model: Model, text: Evaluation) -> xr.Dataset:
+    result = _skipping(model, [{block.index} for block in model.blocks], text)
+    losses, clean = result.mean("loss").numpy(), result.clean_mean("loss")
+    return xr.Dataset(
+        {
+            "loss": ("block", losses, {"units": "nats per token"}),
+            "increase": ("block", losses - clean, {"units": "nats per token above clean", "correlate": "loss"}),
+            "ratio": ("block", losses / clean, {"units": "times the clean loss"}),
+            "prompt_loss": (("block", "prompt"), result.values["loss"].numpy(), {"units": "nats per token"}),
+        },
+        coords={"block": _addresses(model), "category": ("prompt", [c.category for c in text.flat])},
+        attrs=_attributes(model, text, result),
+    )
+
+
+def _pairs(model: Model, text: Evaluation) -> xr.Dataset:
+    count = len(model.blocks)
+    pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    result = _skipping(model, [{i} for i in range(count)] + [{i, j} for i, j in pairs], text)
+    losses, clean = result.mean("loss").numpy(), result.clean_mean("loss")
+    single = losses[:count] - clean
+    increase = np.diag(single)
+    for (i, j), value in zip(pairs, losses[count:] - clean, strict=True):
+        increase[i, j] = increase[j, i] = value
+    synergy = increase - (single[:, None] + single[None, :])
+    np.fill_diagonal(synergy, np.nan)
+    dims = ("block", "other")
+    return xr.Dataset(
+        {
+            "increase": (dims, increase, {"units": "nats per token above clean"}),
+            "synergy": (dims, synergy, {"units": "nats per token beyond the sum of both alone"}),
+        },
+        coords={"block": _addresses(model), "other": _addresses(model)},
+        attrs=_attributes(model, text, result),
+    )
+
+
+def greedy(model: Model, text: Evaluation, limit: float, among: list[int], keep: int = 0) -> xr.Dataset:
+    """Remove blocks one after the other, of those `among`, until `keep` of them are left or the limit would be passed.
+
+    Raises:
+        ValueError: a limit that is not above 1.
+    """
+    if not limit > 1.0:
+        raise ValueError(f"the limit is {limit}: it is a multiple of the clean loss and must be above 1")
+    removed: list[int] = []
+    losses: list[float] = []
+    candidate_losses = []
+    clean = float("nan")
+    works = []
+    while len(removed) < len(among) - keep:
+        left = [index for index in among if index not in removed]
+        result = _skipping(model, [{*removed, block} for block in left], text)
+        works.append(result)
+        clean = result.clean_mean("loss")
+        after = result.mean("loss").numpy()
+        if not np.isfinite(after).any():
+            break
+        best = int(np.nanargmin(after))
+        if not after[best] <= limit * clean:
+            break
+        row = np.full(len(model.blocks), np.nan)
+        row[left] = after
+        candidate_losses.append(row)
+        removed.append(left[best])
+        losses.append(float(after[best]))
+    attributes = {**_attributes(model, text, *works), "limit": limit, "blocks_removed": len(removed)}
+    return xr.Dataset(
+        {
+            "removed": ("step", [_addresses(model)[i] for i in removed], {"units": "block removed at this step"}),
+            "loss": ("step", np.array(losses), {"units": "nats per token after this step"}),
+            "ratio": ("step", np.array(losses) / clean, {"units": "times the clean loss"}),
+            "candidate_loss": (
+                ("step", "block"),
+                np.array(candidate_losses).reshape(len(removed), len(model.blocks)),
+                {"units": "nats per token if this block went"},
+            ),
+        },
+        coords={"step": np.arange(1, len(removed) + 1), "block": _addresses(model)},
+        attrs=attributes,
+    )

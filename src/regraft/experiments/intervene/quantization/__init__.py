@@ -1,0 +1,1 @@
+"""Weights in few bits: our own rounding, and other libraries' quantizers."""

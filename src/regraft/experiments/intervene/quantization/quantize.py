@@ -1,0 +1,274 @@
+"""Quantization sensitivity: what each block and each matrix loses with few bits, and which recipe of bits loses least.
+
+Shapes: L blocks, W widths in bits, R roles, Q recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+
+from regraft.checkpoint.roles import ROLES
+from regraft.core.files import keeping
+from regraft.core.progress import advance
+from regraft.core.registry import DOES_NOT_APPLY, NewFolder, measured, refused
+from regraft.data.evaluation import Evaluation, evaluation
+from regraft.experiments.intervene.quantization.packed_checkpoint import check_packable, write_packed
+from regraft.experiments.intervene.quantization.recipes import by_score, ends_protected, oracle, uniform
+from regraft.experiments.intervene.quantization.rounding import block_bytes, quantized_block
+from regraft.export.route_model import check_save, measured_route, route_of, save_blocks
+from regraft.model.model import Model
+from regraft.model.parts import Block
+from regraft.model.weights import live_weights
+from regraft.sweeps.metrics import loss
+from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.variants import Route, Variant
+
+WIDTHS = (8, 6, 4, 3, 2)
+MATRIX_BITS = 3
+
+
+RECIPES = ("uniform", "ends protected", "oracle", "inverse", "rank-guided", "linearity-guided")
+
+
+def quantize(
+    model: Model,
+    bits: list[int] | None = None,
+    group: int = 128,
+    recipe: str = "",
+    save: NewFolder = "",
+    format: Literal["packed", "float"] = "packed",
+    prompts: list[str] | None = None,
+    count: int = 20,
+    tokens: int = 24,
+) -> xr.Dataset:
+    """Round each block's weights to few bits, alone and all together, and measure the loss; then compare recipes of bits.
+
+    Round to nearest, symmetric, one scale for each group along the inputs, by routes: the model is not changed. Recipes with
+    a mean of 4 bits: uniform, first and last block protected, by the sensitivity measured here (oracle) and by its inverse,
+    by effective rank, by perturbation gap. Embedding and output matrix stay as they are.
+
+    Args:
+        bits: widths to measure each block at; by default 8, 6, 4, 3 and 2.
+        group: how many inputs share a scale.
+        recipe: with save, the recipe to write, and then nothing is measured but what it needs; by default all recipes are
+            measured and the one with the lowest loss is written.
+        save: folder to write the model to, its weights rounded as the recipe says.
+        format: what is saved: integers packed into few bits, which transformers opens with the package compressed-tensors, or
+            rounded numbers of the model's own type, which it opens without but which are not smaller.
+        prompts: texts whose completions are scored; without them, prompts that suit the model.
+        count: how many of the suiting prompts.
+        tokens: longest completion, in tokens.
+
+    Raises:
+        ValueError: a width outside 2 to 16, an unknown recipe, or a model without a next-token loss.
+    """
+    widths = sorted(set(bits or WIDTHS) | {2, 3, 4, 6}, reverse=True)
+    blocks = list(model.parts.stacks[-1].blocks)
+    _check(model, blocks, widths, group, recipe, save, format)
+    text = evaluation(model, prompts, count, tokens)
+    read = {"prompts": prompts, "count": count}
+    if recipe:
+        return _one_recipe(model, text, blocks, recipe, widths, group, save, format, read)
+    results: list[SweepResult] = []
+
+    def losses(places: list[dict[int, nn.Module]]) -> np.ndarray:
+        routes = [Route.replace(len(model.blocks), dict(place)) for place in places]
+        results.append(sweep(text.recordings, [Variant(route=route) for route in routes], loss()))
+        return results[-1].mean("loss").numpy()
+
+    alone = np.zeros((len(blocks), len(widths)))
+    for row, block in enumerate(blocks):
+        alone[row] = losses([{block.index: quantized_block(model, block, width, group=group)} for width in widths])
+        advance("blocks", row + 1, len(blocks))
+    clean = results[0].clean_mean("loss")
+    roles, matrices = _matrices(model, blocks, group, losses)
+    chosen, lacking = _recipes(model, blocks, alone - clean, widths, read)
+    found = []
+    for number, plan in enumerate(chosen.values()):
+        found.append(float(losses([_all(model, blocks, plan, group)])[0]))
+        advance("recipes", number + 1, len(chosen))
+    whole = [float(losses([_all(model, blocks, [width] * len(blocks), group)])[0]) for width in widths]
+    best = list(chosen)[int(np.nanargmin(found))]
+    attrs = {
+        **sweep_attributes(*results),
+        "clean_loss": clean,
+        "clean_bytes": sum(block_bytes(model, b, None) for b in blocks),
+        "group": group,
+        "best_recipe": best,
+        "saved": "",
+        "without": "; ".join(lacking),
+        **text.attributes,
+    }
+    size = {
+        "whole": [sum(block_bytes(model, b, w, group) for b in blocks) for w in widths],
+        "recipe": [_bytes(model, blocks, plan, group) for plan in chosen.values()],
+    }
+    coords = {"block": [b.address for b in blocks], "bits": widths, "role": roles, "recipe": list(chosen)}
+    dataset = _dataset(alone, matrices, (whole, found), size, list(chosen.values()), coords, attrs)
+    if save:
+        with keeping(dataset):
+            dataset.attrs["saved"] = _save(model, text, blocks, chosen[best], best, group, save, format).attrs["saved"]
+    return dataset
+
+
+def _one_recipe(
+    model: Model,
+    text: Evaluation,
+    blocks: list[Block],
+    recipe: str,
+    widths: list[int],
+    group: int,
+    save: str,
+    format: str,
+    read: dict[str, Any],
+) -> xr.Dataset:
+    """Write one recipe and measure it alone, with what it is made from: losses of blocks only where it goes by these."""
+    if recipe in ("oracle", "inverse"):
+        places = [{b.index: quantized_block(model, b, width, group=group)} for b in blocks for width in widths]
+        routes = [Route.replace(len(model.blocks), dict(place)) for place in places]
+        result = sweep(text.recordings, [Variant(route=route) for route in routes], loss())
+        increase = result.mean("loss").numpy().reshape(len(blocks), len(widths)) - result.clean_mean("loss")
+    else:
+        increase = np.zeros((len(blocks), len(widths)))
+    plan = _plan(model, blocks, increase, widths, recipe, read)
+    done = _save(model, text, blocks, plan, recipe, group, save, format)
+    return done.assign_coords(recipe_bits=("block", plan), block=[b.address for b in blocks])
+
+
+def _plan(
+    model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int], recipe: str, read: dict[str, Any]
+) -> list[int]:
+    """Bits of every block by one recipe; what it goes by is measured on the prompts that are read here."""
+    if recipe in ("rank-guided", "linearity-guided"):
+        score = _mean_rank(model) if recipe == "rank-guided" else _gap(model, read)
+        return by_score(score.reindex(block=[block.address for block in blocks]).values)
+    sensitivity = increase[:, widths.index(MATRIX_BITS)]
+    plans: dict[str, Callable[[], list[int]]] = {
+        "uniform": lambda: uniform(len(blocks)),
+        "ends protected": lambda: ends_protected(len(blocks)),
+        "oracle": lambda: oracle(increase, widths),
+        "inverse": lambda: by_score(-sensitivity),
+    }
+    return plans[recipe]()
+
+
+def _check(model: Model, blocks: list[Block], widths: list[int], group: int, recipe: str, save: str, format: str) -> None:
+    """Refuse what cannot be done before anything is measured."""
+    if group < 1 or min(widths) < 2 or max(widths) > 16:
+        raise ValueError("a group has at least 1 input, and a width is 2 to 16 bits")
+    if recipe and not save:
+        raise ValueError("--recipe chooses what is written: name a folder with --save")
+    if recipe and recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}: choose among {', '.join(RECIPES)}")
+    check_save(save)
+    if save and format == "packed":
+        check_packable(blocks, model.width)
+
+
+def _matrices(model: Model, blocks: list[Block], group: int, losses: Callable) -> tuple[list[str], np.ndarray]:
+    """Loss with one role's matrices of one block at three bits, (R, L); NaN where the block has none."""
+    held = live_weights(model).matrices
+    roles = [role for role in ROLES if any(m.role == role for m in held)]
+    roles += sorted({m.role for m in held} - set(roles))
+    table = np.full((len(roles), len(blocks)), np.nan)
+    for column, block in enumerate(blocks):
+        own = {role: [m for m in held if m.block == block.address and m.role == role] for role in roles}
+        present = [role for role in roles if own[role]]
+        copies = [{block.index: quantized_block(model, block, MATRIX_BITS, own[role], group)} for role in present]
+        for role, value in zip(present, losses(copies), strict=True):
+            table[roles.index(role), column] = value
+        advance("matrices", column + 1, len(blocks))
+    return roles, table
+
+
+def _recipes(
+    model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int], read: dict[str, Any]
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Bits of every block for each recipe, and why those are left out that need an experiment which cannot run here."""
+    found, lacking = {}, []
+    for name in RECIPES:
+        try:
+            found[name] = _plan(model, blocks, increase, widths, name, read)
+        except DOES_NOT_APPLY as error:
+            if not refused(error, "quantize"):
+                raise
+            lacking.append(f"{name} is left out: {' '.join(str(error).split())}")
+    return found, lacking
+
+
+def _mean_rank(model: Model) -> xr.DataArray:
+    return measured(model, "spectra", torch.initial_seed()).rank_ratio.mean("role")
+
+
+def _gap(model: Model, read: dict[str, Any]) -> xr.DataArray:
+    return measured(model, "linearity", torch.initial_seed(), **read).gap.sel(part="block")
+
+
+def _all(model: Model, blocks: list[Block], plan: list[int], group: int) -> dict[int, nn.Module]:
+    return {b.index: quantized_block(model, b, width, group=group) for b, width in zip(blocks, plan, strict=True)}
+
+
+def _bytes(model: Model, blocks: list[Block], plan: list[int], group: int) -> float:
+    return sum(block_bytes(model, block, width, group) for block, width in zip(blocks, plan, strict=True))
+
+
+def _save(
+    model: Model, text: Evaluation, blocks: list[Block], plan: list[int], name: str, group: int, folder: str, format: str
+) -> xr.Dataset:
+    """Write the model with its blocks rounded as a recipe says; what it measures beside the whole one."""
+    modules: list[Any] = list(_all(model, blocks, plan, group).values())
+    route = route_of(model, modules, list(range(len(modules))))
+    done = measured_route(model, text, route, modules)
+    done.attrs["change"] = (
+        f"weights of the blocks rounded by the recipe {name}: {', '.join(map(str, plan))} bits in groups of {group}, "
+        f"kept as {'packed integers' if format == 'packed' else 'numbers of the type of the model'}"
+    )
+    if format == "float":
+        done.attrs["saved"] = save_blocks(model, modules, route, done, folder)
+        return done
+
+    def write(changed: Any, to: Path) -> None:
+        write_packed(changed, to, blocks, plan, group)
+
+    done.attrs["saved"] = save_blocks(model, blocks, route, done, folder, write)
+    return done
+
+
+def _dataset(
+    alone: np.ndarray,
+    matrices: np.ndarray,
+    together: tuple[list[float], list[float]],
+    size: dict[str, list[float]],
+    plans: list[list[int]],
+    coords: dict[str, Any],
+    attrs: dict[str, Any],
+) -> xr.Dataset:
+    """`alone` (L, W), `matrices` (R, L), losses of all blocks at every width and by every recipe, and their bytes."""
+    clean, units = attrs["clean_loss"], "nats per token"
+    three = alone[:, coords["bits"].index(MATRIX_BITS)] - clean
+    at_three = f"{units} above clean at {MATRIX_BITS} bits"
+    whole, recipes = together
+    return xr.Dataset(
+        {
+            "loss": (("block", "bits"), alone, {"units": f"{units}, this block alone"}),
+            "increase": (("block", "bits"), alone - clean, {"units": f"{units} above clean"}),
+            "perplexity_increase": (("block", "bits"), np.exp(alone) - np.exp(clean), {"units": "perplexity above clean"}),
+            "sensitivity": ("block", three, {"units": at_three, "correlate": "sensitivity"}),
+            "matrix_increase": (("role", "block"), matrices - clean, {"units": at_three}),
+            "whole_loss": ("bits", whole, {"units": f"{units}, all blocks"}),
+            "whole_bytes": ("bits", size["whole"], {"units": "bytes of the blocks"}),
+            "recipe_loss": ("recipe", recipes, {"units": units}),
+            "recipe_bytes": ("recipe", size["recipe"], {"units": "bytes of the blocks"}),
+            "recipe_bits": (("recipe", "block"), plans, {"units": "bits"}),
+        },
+        coords=coords,
+        attrs=attrs,
+    )

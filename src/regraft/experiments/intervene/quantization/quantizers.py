@@ -1,0 +1,177 @@
+"""Ways to quantize a whole model, ours and other libraries', side by side: loss, bytes, tokens per second.
+
+Shapes: M methods, B prompts, T positions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+from transformers import GenerationMixin
+
+from regraft.core.progress import advance
+from regraft.core.registry import REFUSALS
+from regraft.data.evaluation import Evaluation, evaluation
+from regraft.experiments.intervene.quantization.libraries import METHODS, Method, held_bytes, missing
+from regraft.experiments.intervene.quantization.rounding import block_bytes, matrix_axes
+from regraft.export.route_model import rebuilt
+from regraft.model.block_call import longest_input, without_cache
+from regraft.model.model import Model
+from regraft.model.parts import Block
+from regraft.sweeps.metrics import loss, top1_agreement
+from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.variants import Route, Variant
+
+ROUNDS, WRITTEN = 5, 16
+
+
+def quantizers(
+    model: Model,
+    group: int = 128,
+    methods: list[str] | None = None,
+    prompts: list[str] | None = None,
+    count: int = 20,
+    tokens: int = 24,
+) -> xr.Dataset:
+    """Quantize all blocks by each method that is installed, and measure loss, bytes and tokens per second side by side.
+
+    Round to nearest (ours), torchao int8 and int4 weight-only, GPTQ by llmcompressor, NF4 by bitsandbytes. Methods work on
+    copies of the blocks, on routes; embedding and output matrix stay as they are. Speed is the median of five rounds in which
+    the methods take turns; it is left empty for methods whose numbers run as plain floats here.
+
+    Args:
+        group: how many inputs share a scale; where it does not divide the inputs, the libraries get the longest that does.
+        methods: names of the methods to run; by default all.
+        prompts: texts whose completions are scored; without them, prompts that suit the model.
+        count: how many of the suiting prompts.
+        tokens: longest completion, in tokens.
+
+    Raises:
+        ValueError: an unknown method, or a model without a next-token loss.
+    """
+    known = {method.name: method for method in METHODS}
+    unknown = [name for name in methods or () if name not in known]
+    if unknown or group < 1:
+        what = f"there is no method {unknown[0]!r}" if unknown else "a group has at least 1 input"
+        raise ValueError(f"{what}: choose among {', '.join(known)}" if unknown else what)
+    chosen = [known[name] for name in methods] if methods else list(METHODS)
+    text = evaluation(model, prompts, count, tokens)
+    blocks = list(model.parts.stacks[-1].blocks)
+    whole = [sum(block_bytes(model, block, None) for block in blocks)]
+    names, made, size, lacking = ["as loaded"], [[block.module for block in blocks]], list(whole), []
+    held = [True]
+    for number, method in enumerate(chosen):
+        advance("methods", number, len(chosen))
+        reason, copies = _copies(model, blocks, method, group)
+        if reason:
+            lacking.append(f"{method.name} is left out: {reason}")
+            continue
+        names.append(method.name)
+        made.append(copies)
+        held.append(method.held)
+        size.append(
+            sum(map(held_bytes, copies)) if method.held else sum(block_bytes(model, b, method.bits, group) for b in blocks)
+        )
+    results = [_measured(text, blocks, copies) for copies in made[1:]]
+    broken = [i for i, result in enumerate(results, 1) if not np.isfinite(float(result.mean("loss")[0]))]
+    lacking += [f"{names[i]} is left out: its loss is not a number in {model.dtype}" for i in broken]
+    kept = [i for i in range(len(names)) if i not in broken]
+    results = [result for i, result in enumerate(results, 1) if i not in broken]
+    names, made = [names[i] for i in kept], [made[i] for i in kept]
+    size, held = [size[i] for i in kept], [held[i] for i in kept]
+    reading, writing = _speeds(model, text, made, held)
+    clean = results[0].clean_mean("loss") if results else _measured(text, blocks, made[0]).clean_mean("loss")
+    losses = [clean, *(float(result.mean("loss")[0]) for result in results)]
+    agreement = [1.0, *(float(result.mean("top1_agreement")[0]) for result in results)]
+    units = "nats per token"
+    return xr.Dataset(
+        {
+            "loss": ("quantizer", losses, {"units": units}),
+            "increase": ("quantizer", np.array(losses) - clean, {"units": f"{units} above as loaded"}),
+            "agreement": ("quantizer", agreement, {"units": "share of tokens with the top-1 of the model as loaded"}),
+            "bytes": ("quantizer", size, {"units": "bytes of the blocks"}),
+            "reading": ("quantizer", reading, {"units": "tokens per second, forward pass of one recorded batch"}),
+            "writing": ("quantizer", writing, {"units": "tokens per second, greedy generation of one prompt"}),
+        },
+        coords={"quantizer": names},
+        attrs={
+            **(sweep_attributes(*results) if results else {}),
+            "group": group,
+            "threads": torch.get_num_threads(),
+            "without": "; ".join(lacking),
+            **text.attributes,
+        },
+    )
+
+
+def _copies(model: Model, blocks: list[Block], method: Method, group: int) -> tuple[str, list[nn.Module]]:
+    """Why a method cannot be used on this model here, or its copies of all blocks."""
+    reason = missing(method.package)
+    stacked = [
+        name for block in blocks for name, p in block.module.named_parameters() if name in _axes(model, block) and p.dim() == 3
+    ]
+    if method.package and not reason and stacked:
+        reason = f"it knows linear layers only, and {len(stacked)} of the model's matrices ({stacked[0]}, ...) are no such layers"
+    if reason:
+        return reason, []
+    try:
+        return "", method.copies(model, blocks, group)
+    except REFUSALS as error:
+        return " ".join(str(error).split()), []
+
+
+def _axes(model: Model, block: Block) -> dict[str, int]:
+    return matrix_axes(block, model.width)
+
+
+def _measured(text: Evaluation, blocks: list[Block], copies: list[nn.Module]) -> SweepResult:
+    places = {block.index: module for block, module in zip(blocks, copies, strict=True)}
+    route = Route.replace(len(text.model.blocks), places)
+    return sweep(text.recordings, [Variant(route=route)], [loss(), top1_agreement()])
+
+
+def _speeds(model: Model, text: Evaluation, made: list[list[nn.Module]], held: list[bool]) -> tuple[list[float], list[float]]:
+    """Median tokens per second of reading and of writing for each method, all methods in turn in every round.
+
+    What is read before writing is cut so that both fit into the model; where nothing fits, or it cannot generate, writing has no
+    speed.
+    """
+    inputs = text.recordings[0].inputs
+    most = longest_input(model.hf.config) if not model.two_stacks else 0
+    ids = inputs["input_ids"][:1, : max(1, most - WRITTEN) if most else None]
+    prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    writes = isinstance(model.hf, GenerationMixin) and (not most or most > WRITTEN)
+    read = int(text.recordings[0].mask_BT.sum())
+    changed = [rebuilt(model, copies).eval() if runs else None for copies, runs in zip(made, held, strict=True)]
+    taken = np.full((2, ROUNDS, len(made)), np.nan)
+    for round_ in range(ROUNDS + 1):
+        advance("speed", round_, ROUNDS + 1)
+        for place, hf in enumerate(changed):
+            if hf is None:
+                continue
+            seconds = [_seconds(lambda hf=hf: hf(**inputs, **without_cache(hf)))]
+            seconds += [_seconds(lambda hf=hf: _write(hf, prompt)) if writes else float("nan")]
+            if round_:
+                taken[:, round_ - 1, place] = seconds
+    reading, writing = np.median(taken, axis=1)
+    return (read / reading).tolist(), (WRITTEN / writing).tolist()
+
+
+def _write(hf: Any, prompt: dict[str, torch.Tensor]) -> None:
+    hf.generate(**prompt, max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, do_sample=False)
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    with torch.no_grad():
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

@@ -1,0 +1,88 @@
+"""Swap cost: what is lost when two blocks change places."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from regraft.data.evaluation import evaluation
+from regraft.model.model import Model
+from regraft.sweeps.metrics import loss
+from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Route, Variant
+
+
+def swap(
+    model: Model, prompts: list[str] | None = None, count: int = 20, tokens: int = 24, tolerance: float = 0.01
+) -> xr.Dataset:
+    """Exchange every pair of blocks and measure what the loss becomes.
+
+    Each block keeps the arguments that the model passes to it (its own mask, for example). From the matrix of losses: the
+    mean cost of moving each block, the mean cost by distance, a hierarchical clustering (average linkage of the cost), and
+    the pairs that can be exchanged for less than `tolerance` of the clean loss.
+
+    Args:
+        prompts: texts whose completions are scored; without them, prompts that suit the model.
+        count: how many of the suiting prompts.
+        tokens: longest completion, in tokens.
+        tolerance: a pair is interchangeable where the loss changes by less than this share of the clean loss.
+
+    Raises:
+        ValueError: the model has no next-token loss, or a single block in every stack.
+    """
+    pairs = [(i, j) for stack in model.parts.stacks for i in range(stack.first, stack.stop) for j in range(i + 1, stack.stop)]
+    if not pairs:
+        raise ValueError("there is no pair of blocks to exchange: every stack has one block")
+    if not tolerance >= 0:
+        raise ValueError(f"a tolerance of {tolerance} is no share of the loss: write 0 or more")
+    text = evaluation(model, prompts, count, tokens)
+    blocks = len(model.blocks)
+    result = sweep(text.recordings, [Variant(route=Route.swap(blocks, i, j)) for i, j in pairs], loss())
+    clean = result.clean_mean("loss")
+    cost = np.full((blocks, blocks), np.nan)
+    np.fill_diagonal(cost, 0.0)
+    for (i, j), value in zip(pairs, result.mean("loss").numpy() - clean, strict=True):
+        cost[i, j] = cost[j, i] = value
+    others = cost.copy()
+    np.fill_diagonal(others, np.nan)
+    tree = cluster(cost)
+    addresses = [block.address for block in model.blocks]
+    distances = np.arange(1, blocks)
+    by_distance = [_mean(np.diagonal(cost, offset)) for offset in distances]
+    same = [f"{addresses[i]} and {addresses[j]}" for i, j in pairs if abs(cost[i, j]) < tolerance * clean]
+    return xr.Dataset(
+        {
+            "cost": (("block", "other"), cost, {"units": "nats per token above clean"}),
+            "mean_cost": (
+                "block",
+                np.array([_mean(row) for row in others]),
+                {"units": "nats per token above clean", "correlate": "mean cost"},
+            ),
+            "distance_cost": ("distance", np.array(by_distance), {"units": "nats per token above clean"}),
+            "linkage": (("merge", "field"), tree, {"units": "left, right, cost, size (average linkage)"}),
+            "leaf_order": ("leaf", leaves_list(tree), {"units": "block index, as the dendrogram orders them"}),
+        },
+        coords={"block": addresses, "other": addresses, "distance": distances},
+        attrs={
+            **sweep_attributes(result),
+            "clean_loss": clean,
+            **text.attributes,
+            "tolerance": tolerance,
+            "interchangeable_pairs": "; ".join(same) or "none",
+            "pairs": len(pairs),
+        },
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    kept = values[np.isfinite(values)]
+    return float(kept.mean()) if len(kept) else float("nan")
+
+
+def cluster(cost: np.ndarray) -> np.ndarray:
+    """Average linkage of blocks by the cost of exchanging them; pairs that cannot be exchanged count as the dearest."""
+    distance = np.where(np.isfinite(cost), np.maximum(cost, 0.0), np.nanmax(cost))
+    return linkage(squareform(distance, checks=False), method="average")

@@ -1,0 +1,41 @@
+"""Completions: what the model itself says next, the text that every loss here is measured on."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from regraft.data.evaluation import evaluation
+from regraft.model.model import Model
+
+
+def completions(model: Model, prompts: list[str] | None = None, count: int = 50, tokens: int = 24) -> xr.Dataset:
+    """Write the model's own greedy completion of each prompt, with categories and token counts.
+
+    Temperature 0, the chat template applied where the tokenizer has one. Completions are kept between runs, keyed by the
+    weights, the configuration, the token ids and the limit.
+
+    Args:
+        prompts: texts to complete; without them, prompts that suit the model.
+        count: how many of the suiting prompts.
+        tokens: longest completion, in tokens.
+
+    Raises:
+        ValueError: the model does not write text from left to right.
+    """
+    text = evaluation(model, prompts, count, tokens)
+    said = text.flat
+    return xr.Dataset(
+        {
+            "text": ("prompt", [c.prompt for c in said], {"units": "the prompt"}),
+            "completion": (
+                "prompt",
+                ["".join(model.token_text(i) for i in c.completion_ids) for c in said],
+                {"units": "what the model says next"},
+            ),
+            "prompt_tokens": ("prompt", [len(c.prompt_ids) for c in said], {"units": "tokens, template included"}),
+            "completion_tokens": ("prompt", [len(c.completion_ids) for c in said], {"units": "tokens"}),
+            "category": ("prompt", [c.category for c in said], {"units": "kind of prompt"}),
+        },
+        coords={"prompt": range(len(said))},
+        attrs={"scored_tokens": text.scored_tokens},
+    )

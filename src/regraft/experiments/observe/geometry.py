@@ -1,0 +1,226 @@
+"""Residual geometry: how the cloud of residual states is shaped at every depth, and how each block moves it.
+
+Statistics are streamed: counts, means and second moments in float64 over all tokens; pairwise measures on a sample that is
+fixed beforehand, so that nothing depends on how the prompts were batched. Shapes: S depths, L blocks, N tokens, n tokens of
+one recording, M sampled tokens, C categories, D width.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from regraft.core.files import expanded
+from regraft.core.registry import TextFile
+from regraft.data.corpus import corpus as read_corpus
+from regraft.experiments.observe.token_states import Observed, observed
+from regraft.model.model import Model
+
+SAMPLE, PAIRS = 1024, 5000
+MOST_BYTES = 1 << 29
+"""Second moments that are held at once: half of the 1 GiB that a geometry may take, beside the states of one recording."""
+
+
+def geometry(
+    model: Model,
+    prompts: list[str] | None = None,
+    count: int = 20,
+    tokens: int = 24,
+    stack: str = "",
+    corpus: TextFile = "",
+) -> xr.Dataset:
+    """Describe the cloud of residual states at every depth: dimension, directions, norms, updates, similarity of depths.
+
+    Sources: participation ratio as in Gao et al. (2017); anisotropy as in Ethayarajh (2019); linear CKA, Kornblith et al.
+    (2019). Participation ratio (sum of variances)^2 / sum of squared variances of the centred states; mean cosine of sampled
+    pairs, raw and centred; each block's update relative to its input and its cosine with it; persistence, the cosine with the
+    last depth; separation, the variance between categories of prompts over the variance within them.
+
+    Args:
+        prompts: texts to complete and look at; without them, prompts that suit the model.
+        count: how many of the suiting prompts.
+        tokens: longest completion, in tokens.
+        stack: encoder or decoder of a model with two stacks; by default the decoder.
+        corpus: a text file of any length whose tokens are looked at in place of completions.
+
+    Raises:
+        ValueError: fewer than two tokens, or a stack that does not exist.
+    """
+    seen = observed(model, prompts, count, tokens, stack, read_corpus(model, str(expanded(corpus))) if corpus else ())
+    if seen.tokens < 2:
+        raise ValueError(f"{seen.tokens} token is too few for a cloud: give more or longer prompts")
+    cloud = Cloud.of(seen, torch.initial_seed())
+    depths, blocks = len(cloud.mean), [block.address for block in seen.stack.blocks]
+    per_depth = {
+        "participation_ratio": (cloud.participation_ratio(), "dimensions"),
+        "mean_norm": (cloud.norm, "length of the stream"),
+        "cosine_raw": (cloud.pair_cosine(centred=False), "mean cosine of sampled pairs"),
+        "cosine_centred": (cloud.pair_cosine(centred=True), "mean cosine of sampled pairs around their mean"),
+        "persistence": (cloud.persistence, "mean cosine with the last depth"),
+        "separation": (cloud.separation(), "variance between categories / within"),
+    }
+    per_block = {
+        "update_size": (cloud.update_size, "length of the update / length of the stream"),
+        "update_cosine": (cloud.update_cosine, "mean cosine of the update with the stream"),
+        "update_persistence": (cloud.update_persistence, "mean cosine of the update with the last depth"),
+    }
+    return xr.Dataset(
+        {
+            **{name: ("depth", values, {"units": unit}) for name, (values, unit) in per_depth.items()},
+            **{
+                name: ("block", values, {"units": unit, "correlate": name.replace("_", " ")})
+                for name, (values, unit) in per_block.items()
+            },
+            "cka": (("depth", "other"), cloud.cka(), {"units": "linear CKA"}),
+        },
+        coords={"depth": np.arange(depths), "other": np.arange(depths), "block": blocks},
+        attrs={
+            **seen.attributes,
+            "tokens": seen.tokens,
+            "sampled_tokens": len(cloud.sample[0]),
+            "pairs": len(cloud.pairs[0]),
+            "width": int(cloud.mean.shape[1]),
+        },
+    )
+
+
+class Cloud:
+    """Streamed statistics of the states at every depth."""
+
+    mean: Tensor
+    variance: Tensor
+    squares: Tensor
+    group_count: Tensor
+    group_mean: Tensor
+    norm: np.ndarray
+    persistence: np.ndarray
+    update_size: np.ndarray
+    update_cosine: np.ndarray
+    update_persistence: np.ndarray
+    sample: Tensor
+    pairs: tuple[Tensor, Tensor]
+    kept: Tensor
+
+    @classmethod
+    def of(cls, seen: Observed, seed: int) -> Cloud:
+        """Walk over the recordings, once where the second moments of all depths fit into memory, else once for as many as do."""
+        order = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(seen.tokens, generator=order)[:SAMPLE].sort().values
+        names = sorted(set(seen.categories))
+        labels = torch.tensor([names.index(category) for category in seen.categories])
+        cloud = cls()
+        cloud.pairs = _pairs(len(chosen), order)
+        sums, second = None, None
+        for first, states in seen.walk():
+            second = _add_second_moments(second, states[: _depths_at_once(states)])
+            parts = [_moments(h.double(), labels[first : first + len(h)].to(h.device), len(names)) for h in states]
+            parts_SP = [torch.stack(values) for values in zip(*parts, strict=True)]
+            parts_SP += list(_updates([h.double() for h in states]))
+            inside = chosen[(chosen >= first) & (chosen < first + len(states[0]))] - first
+            sampled = torch.stack([h[inside.to(h.device)].double() for h in states], 1)
+            sums = [a + b for a, b in zip(sums, parts_SP, strict=True)] if sums else parts_SP
+            cloud.kept = torch.cat([cloud.kept, sampled]) if first else sampled
+        assert sums is not None
+        assert second is not None
+        cloud._finish(seen.tokens, labels, sums)
+        cloud._spread(seen, second)
+        return cloud
+
+    def _finish(self, count: int, labels: Tensor, sums: list[Tensor]) -> None:
+        total, grouped, norms, persistence, size, along, towards = (s.cpu() for s in sums)
+        self.mean = total / count
+        self.group_count = torch.bincount(labels, minlength=grouped.shape[1]).double()
+        self.group_mean = grouped / self.group_count[None, :, None]
+        self.norm, self.persistence = ((s / count).numpy() for s in (norms, persistence))
+        self.update_size, self.update_cosine, self.update_persistence = ((s / count).numpy() for s in (size, along, towards))
+        self.sample = self.kept.transpose(0, 1).cpu()
+
+    def _spread(self, seen: Observed, second_PDD: Tensor) -> None:
+        """The covariances' traces and squared Frobenius norms, from second moments of the first depths; the others by walking."""
+        depths = len(self.mean)
+        self.variance, self.squares = (torch.zeros(depths, dtype=torch.float64) for _ in range(2))
+        for start in range(0, depths, len(second_PDD)):
+            part = slice(start, min(depths, start + len(second_PDD)))
+            if start:
+                second_PDD.zero_()
+                for _, states in seen.walk():
+                    _add_second_moments(second_PDD, states[part])
+            for depth, moment_DD in zip(range(part.start, part.stop), second_PDD, strict=False):
+                mean_D = self.mean[depth].to(moment_DD.device)
+                covariance_DD = moment_DD.div_(seen.tokens).addr_(mean_D, mean_D, alpha=-1)
+                self.variance[depth] = covariance_DD.trace()
+                self.squares[depth] = covariance_DD.square_().sum()
+
+    def participation_ratio(self) -> np.ndarray:
+        """Squared trace over squared Frobenius norm of the covariance: exact, without a decomposition; NaN for no spread."""
+        return (self.variance**2 / self.squares).numpy()
+
+    def separation(self) -> np.ndarray:
+        """Variance between the categories' means over the mean variance within a category; NaN for a single category."""
+        if len(self.group_count) < 2:
+            return np.full(len(self.mean), np.nan)
+        share = self.group_count / self.group_count.sum()
+        between = ((self.group_mean - self.mean[:, None]).pow(2).sum(2) * share).sum(1)
+        within = self.variance - between
+        return (between / within).numpy()
+
+    def pair_cosine(self, centred: bool) -> np.ndarray:
+        """Mean cosine of the sampled pairs at every depth."""
+        states = self.sample - self.mean[:, None] if centred else self.sample
+        one, other = self.pairs
+        return cosine_similarity(states[:, one], states[:, other], dim=-1).mean(1).numpy()
+
+    def cka(self) -> np.ndarray:
+        """Linear CKA of every depth with every other, on the sampled tokens."""
+        return linear_cka(self.sample).numpy()
+
+
+def linear_cka(states_SMD: Tensor) -> Tensor:
+    """Linear CKA of S clouds over the same M tokens with each other, (S, S), by their centred Gram matrices."""
+    centred = states_SMD - states_SMD.mean(1, keepdim=True)
+    gram = (centred @ centred.transpose(1, 2)).flatten(1)
+    length = gram.norm(dim=1)
+    return (gram @ gram.t()) / (length[:, None] * length[None, :])
+
+
+def _pairs(sampled: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pairs of different sampled tokens."""
+    one = torch.randint(sampled, (PAIRS,), generator=generator)
+    step = torch.randint(1, sampled, (PAIRS,), generator=generator)
+    return one, (one + step) % sampled
+
+
+def _moments(h_nD: Tensor, labels_n: Tensor, categories: int) -> tuple[Tensor, ...]:
+    grouped = torch.zeros(categories, h_nD.shape[1], dtype=h_nD.dtype, device=h_nD.device).index_add_(0, labels_n, h_nD)
+    return h_nD.sum(0), grouped, h_nD.norm(dim=1).sum()
+
+
+def _depths_at_once(states: list[Tensor]) -> int:
+    """How many depths' second moments are held together."""
+    return max(1, MOST_BYTES // (8 * states[0].shape[1] ** 2))
+
+
+def _add_second_moments(total_PDD: Tensor | None, states: list[Tensor]) -> Tensor:
+    """Add each depth's sum of outer products over some tokens, in place."""
+    width = states[0].shape[1]
+    if total_PDD is None:
+        total_PDD = torch.zeros(len(states), width, width, dtype=torch.float64, device=states[0].device)
+    for moment_DD, h in zip(total_PDD, states, strict=False):
+        moment_DD.addmm_(h.double().t(), h.double())
+    return total_PDD
+
+
+def _updates(states: list[Tensor]) -> tuple[Tensor, ...]:
+    """Sums over tokens: cosine with the last depth, update sizes, and the updates' cosines with stream and last depth."""
+    last = states[-1]
+    moves = [after - before for before, after in pairwise(states)]
+    size = [(u.norm(dim=1) / h.norm(dim=1)).sum() for u, h in zip(moves, states[:-1], strict=True)]
+    along = [cosine_similarity(u, h, dim=1).sum() for u, h in zip(moves, states[:-1], strict=True)]
+    towards = [cosine_similarity(u, last, dim=1).sum() for u in moves]
+    persistence = [cosine_similarity(h, last, dim=1).sum() for h in states]
+    return torch.stack(persistence), torch.stack(size), torch.stack(along), torch.stack(towards)

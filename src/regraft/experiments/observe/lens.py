@@ -1,0 +1,262 @@
+"""Logit lens: what the model would say if it stopped after each block.
+
+Shapes: S depths (blocks + 1), N scored tokens, B prompts, T positions, D width, V vocabulary, K tokens shown on hover.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from regraft.core.structure import largest_difference
+from regraft.data.evaluation import Evaluation, evaluation
+from regraft.model.model import Model
+from regraft.model.recording import Recording
+from regraft.sweeps.metrics import predicted_pairs
+
+SHOWN = 5
+FULL_LOGITS = 1 << 27
+FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "from",
+        "with",
+        "and",
+        "or",
+        "but",
+        "so",
+        "if",
+        "as",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "it",
+        "its",
+        "he",
+        "she",
+        "they",
+        "we",
+        "i",
+        "you",
+        "his",
+        "her",
+        "their",
+        "our",
+        "my",
+        "your",
+        "this",
+        "that",
+        "these",
+        "those",
+        "not",
+        "no",
+        "do",
+        "does",
+        "did",
+        "have",
+        "has",
+        "had",
+        "will",
+        "would",
+        "can",
+        "could",
+        "may",
+        "might",
+        "must",
+        "shall",
+        "should",
+        "there",
+        "here",
+        "who",
+        "what",
+        "which",
+        "when",
+        "where",
+        "how",
+        "why",
+        "than",
+        "then",
+    ]
+)
+
+
+def lens(model: Model, prompts: list[str] | None = None, count: int = 20, tokens: int = 24, k: int = 10) -> xr.Dataset:
+    """Read every depth through the final norm and the head: rank, probability and entropy of the next token.
+
+    Source: nostalgebraist, "interpreting GPT: the logit lens" (2020). For every depth and scored token: the true next
+    token's rank and probability, the entropy in nats, and the tokens ranked first. From these: the crystallization depth
+    (the first from which the true token stays within the top k), the first depth that ranks it first, and each block's hurt
+    rate (share of tokens whose rank got worse through it).
+
+    Args:
+        prompts: texts to complete and read; without them, prompts that suit the model.
+        count: how many of the suiting prompts.
+        tokens: longest completion, in tokens.
+        k: how far up the true token must stay to count as crystallized.
+
+    Raises:
+        ValueError: the model predicts no next token (an encoder), or has no output matrix.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}: the true token must be allowed at least rank 0, so k is 1 or more")
+    text = evaluation(model, prompts, count, tokens)
+    parts = [_read(recording) for recording in text.recordings]
+    joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0] if name != "gap"}
+    dataset = _dataset(model, text, joined, k)
+    dataset.attrs |= text.attributes
+    dataset.attrs["last_depth_difference"] = max(part["gap"] for part in parts)
+    return dataset
+
+
+def _read(recording: Recording) -> dict[str, Any]:
+    """Every depth of one recording: arrays (S, N) and (S, N, K), and the last depth's distance from the model's logits."""
+    model = recording.model
+    prompt, position = predicted_pairs(recording)
+    target_N = recording.ids_BT[prompt, position + 1]
+    blocks = model.main_blocks
+    streams = [recording.pre(block.index) for block in blocks] + [recording.post(blocks[-1].index)]
+    whole = recording.ids_BT.numel() * model.vocabulary <= FULL_LOGITS
+    found: dict[str, list] = {name: [] for name in ("rank", "probability", "entropy", "top", "top_probability")}
+    gap = 0.0
+    for depth, stream in enumerate(streams):
+        logits_NV = recording.head(stream)[prompt, position] if whole else recording.head(stream[prompt, position][:, None])[:, 0]
+        if depth == len(blocks):
+            gap = largest_difference(logits_NV, _official(recording)[prompt, position])
+        for name, value in _describe(logits_NV.float(), target_N).items():
+            found[name].append(value.cpu().numpy())
+    return {**{name: np.stack(values) for name, values in found.items()}, "gap": gap}
+
+
+def _official(recording: Recording) -> Tensor:
+    with torch.no_grad():
+        return recording.model.run(**recording.inputs).logits
+
+
+def _describe(logits_NV: Tensor, target_N: Tensor) -> dict[str, Tensor]:
+    logp_NV = log_softmax(logits_NV, -1)
+    true_N = logits_NV.gather(1, target_N[:, None])
+    top = logp_NV.topk(min(SHOWN, logp_NV.shape[1]), -1)
+    return {
+        "rank": (logits_NV > true_N).sum(-1),
+        "probability": logp_NV.gather(1, target_N[:, None])[:, 0].exp(),
+        "entropy": -(logp_NV.exp() * logp_NV).nan_to_num(0.0).sum(-1),
+        "top": top.indices,
+        "top_probability": top.values.exp(),
+    }
+
+
+def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: int) -> xr.Dataset:
+    within = found["rank"] < k
+    stays = np.flip(np.logical_and.accumulate(np.flip(within, 0), axis=0), 0)
+    first = found["rank"] == 0
+    worse = (found["rank"][1:] > found["rank"][:-1]).mean(1)
+    top_text = np.array([model.token_text(int(i)) for i in found["top"].ravel()], dtype=str).reshape(found["top"].shape)
+    dims = ("depth", "token")
+    depths = found["rank"].shape[0]
+    data = xr.Dataset(
+        {
+            "rank": (dims, found["rank"], {"units": "tokens ahead of the true one"}),
+            "probability": (dims, found["probability"], {"units": "probability of the true token"}),
+            "entropy": (dims, found["entropy"], {"units": "nats"}),
+            "top": ((*dims, "place"), top_text, {"units": "token"}),
+            "top_id": ((*dims, "place"), found["top"], {"units": "token id"}),
+            "top_probability": ((*dims, "place"), found["top_probability"], {"units": "probability"}),
+            "crystallization": (
+                "token",
+                _first_depth(stays),
+                {"units": f"depth from which the true token stays in the top {k}"},
+            ),
+            "first_top1": ("token", _first_depth(first), {"units": "first depth that ranks the true token first"}),
+            "hurt_rate": (
+                "block",
+                worse,
+                {"units": "share of tokens whose rank got worse through the block", "correlate": "hurt rate"},
+            ),
+        },
+        coords={
+            "depth": np.arange(depths),
+            "block": [block.address for block in model.main_blocks],
+            **_token_coords(model, text),
+        },
+    )
+    for split in ("type", "category"):
+        data = data.assign(_split(data, split))
+    data.attrs["k"] = k
+    for name in ("crystallization", "first_top1"):
+        data.attrs[f"mean_{name}"] = float(np.nanmean(data[name])) if bool(np.isfinite(data[name]).any()) else float("nan")
+    return data
+
+
+def _split(data: xr.Dataset, by: str) -> dict[str, xr.DataArray]:
+    """The summaries for each kind of token or prompt, with the number of tokens behind them."""
+    kinds = np.unique(data[by].values)
+    rank = data["rank"].values
+    rows = [data[by].values == kind for kind in kinds]
+    worse = np.array([(rank[1:, row] > rank[:-1, row]).mean(1) for row in rows])
+    named = {f"by_{by}": kinds}
+
+    def mean(name: str) -> np.ndarray:
+        values = [data[name].values[row] for row in rows]
+        return np.array([np.nanmean(v) if np.isfinite(v).any() else np.nan for v in values])
+
+    return {
+        f"tokens_by_{by}": xr.DataArray([int(row.sum()) for row in rows], named, attrs={"units": "tokens"}),
+        f"hurt_rate_by_{by}": xr.DataArray(
+            worse, {**named, "block": data.block.values}, (f"by_{by}", "block"), attrs={"units": "share of tokens"}
+        ),
+        **{
+            f"{n}_by_{by}": xr.DataArray(mean(n), named, attrs={"units": "mean depth"}) for n in ("crystallization", "first_top1")
+        },
+    }
+
+
+def _first_depth(flags_SN: np.ndarray) -> np.ndarray:
+    """First True along the depths; NaN where there is none."""
+    return np.where(flags_SN.any(0), flags_SN.argmax(0).astype(float), np.nan)
+
+
+def _token_coords(model: Model, text: Evaluation) -> dict[str, Any]:
+    prompt, position, ids, word, category, kind = [], [], [], [], [], []
+    number = 0
+    for recording, batch in zip(text.recordings, text.order, strict=True):
+        rows, columns = (index.tolist() for index in predicted_pairs(recording))
+        for row, column in zip(rows, columns, strict=True):
+            token = int(recording.ids_BT[row, column + 1])
+            piece = model.token_text(token)
+            ids.append(token)
+            prompt.append(number + row)
+            position.append(column + 1)
+            word.append(piece)
+            category.append(batch[row].category)
+            kind.append(token_type(piece))
+        number += len(batch)
+    named = {"prompt": prompt, "position": position, "token_id": ids, "text": word, "category": category, "type": kind}
+    return {name: ("token", np.array(values)) for name, values in named.items()}
+
+
+def token_type(piece: str) -> str:
+    """Function word, content word, number or punctuation, by the token's own text."""
+    bare = piece.strip().lower()
+    if re.fullmatch(r"[\d.,]*\d[\d.,]*", bare):
+        return "number"
+    if not re.search(r"\w", bare):
+        return "punctuation"
+    return "function word" if bare in FUNCTION_WORDS else "content word"

@@ -1,0 +1,149 @@
+"""What a graft costs and saves, measured against the model that it came from; nothing is saved without it.
+
+Shapes: B windows, T tokens, D width, V vocabulary, L depths.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from regraft.core.progress import advance
+from regraft.core.registry import provenance
+from regraft.data.token_bytes import TokenBytes
+from regraft.data.token_groups import TokenSums
+from regraft.data.windows import Windows
+from regraft.export.profile import measured_costs
+from regraft.model.model import Model
+from regraft.modules.placement import Swaps, all_placed, forward_inputs, logits_of, streams, written
+
+BATCH, WORST, TOP = 4, 12, 5
+PARTS = ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5")
+UNITS = {
+    "bits_per_byte_before": "bits per byte of text, the model as it was",
+    "bits_per_byte_after": "bits per byte of text, with the graft",
+    "kl": "nats per token from the model as it was",
+    "top1": "share of tokens whose most probable next one is the same",
+    "top5": f"share of the model's {TOP} most probable next tokens that are among the graft's",
+}
+
+
+def certify(
+    model: Model,
+    swaps: Swaps,
+    domains: Mapping[str, Windows],
+    table: TokenBytes,
+    most: int = 64,
+) -> xr.Dataset:
+    """Measure one graft or several in their places on windows of text by domain.
+
+    Args:
+        swaps: each part of the model with the graft that takes its place.
+        domains: text that was not trained on, by name.
+        table: the bytes of every token, for bits per byte.
+        most: how many windows of each domain are read.
+
+    Raises:
+        ValueError: no domain is given, or the model predicts no tokens.
+    """
+    if not domains:
+        raise ValueError("there is no text to certify on: name at least one domain")
+    if model.parts.head is None:
+        raise ValueError(f"{model.name} has no output matrix, so there are no predictions to compare")
+    began = time.perf_counter()
+    lengths_V = torch.tensor([len(content) for content in table.bytes_V], dtype=torch.float64)
+    depths = list(range(len(model.parts.stacks[-1].blocks) + 1))
+    sums = np.zeros((len(domains), len(PARTS)))
+    errors, sizes, cosines = np.zeros((3, len(domains), len(depths)))
+    tokens = TokenSums(len(table))
+    worst: list[tuple[float, str, str, str]] = []
+    counts = np.zeros((len(domains), 2))
+    for row, (name, windows) in enumerate(domains.items()):
+        total = min(most, len(windows))
+        for start in range(0, total, BATCH):
+            ids_BT = windows.rows(range(start, min(start + BATCH, total))).to(model.device)
+            before, after, taught, learnt = _both(model, swaps, ids_BT, depths)
+            written_BT = written(model, ids_BT)
+            sums[row] += _measured(before, after, written_BT)
+            tokens.add(before, after, written_BT)
+            counts[row] += (written_BT[:, 1:].numel(), float(lengths_V[written_BT[:, 1:].cpu()].sum()))
+            for place, depth in enumerate(depths):
+                wanted, found = taught[depth].float(), learnt[depth].float()
+                errors[row, place] += float(((found - wanted) ** 2).sum())
+                sizes[row, place] += float((wanted**2).sum())
+                cosines[row, place] += float(torch.cosine_similarity(found, wanted, dim=-1).mean() * len(ids_BT))
+            worst += _worst(model, name, before, after, written_BT)
+            advance(f"measuring {name}", start + BATCH, total)
+    worst = sorted(worst, key=lambda one: -one[0])[:WORST]
+    read = np.array([min(most, len(windows)) for windows in domains.values()])
+    values = np.concatenate([sums[:, :2] / math.log(2) / counts[:, 1:], sums[:, 2:] / counts[:, :1]], axis=1)
+    costs = measured_costs(model, swaps, next(iter(domains.values())))
+    return xr.Dataset(
+        {
+            **{name: ("domain", values[:, i], {"units": UNITS[name]}) for i, name in enumerate(PARTS)},
+            "tokens": ("domain", counts[:, 0], {"units": "tokens predicted"}),
+            "windows": ("domain", read, {"units": "sequences read"}),
+            "nmse": (("domain", "depth"), errors / sizes, {"units": "squared error of the stream over its mean square"}),
+            "cosine": (("domain", "depth"), cosines / read[:, None], {"units": "mean cosine of the stream before and after"}),
+            **tokens.by_group(table),
+            "excess": ("worst", [one[0] for one in worst], {"units": "nats more than the model as it was"}),
+            "token": ("worst", [one[2] for one in worst], {"units": "token that was to come"}),
+            "context": ("worst", [one[3] for one in worst], {"units": "text in front of it"}),
+            "worst_domain": ("worst", [one[1] for one in worst], {"units": "domain"}),
+            **costs,
+        },
+        coords={"domain": list(domains), "depth": depths, "state": ["before", "after"]},
+        attrs={
+            **provenance(model),
+            "experiment": "certificate",
+            "window": next(iter(domains.values())).length,
+            "seconds": time.perf_counter() - began,
+        },
+    )
+
+
+def _both(model: Model, swaps: Swaps, ids_BT: Tensor, depths: list[int]):
+    """Log-probabilities (B, T, V) and the stream at every depth, of the model as it was and with the graft."""
+    with torch.no_grad():
+        with streams(model, depths) as taught:
+            before = _log_probabilities(model, ids_BT)
+        with all_placed(model.hf, swaps), streams(model, depths) as learnt:
+            after = _log_probabilities(model, ids_BT)
+    return before, after, taught, learnt
+
+
+def _log_probabilities(model: Model, ids_BT: Tensor) -> Tensor:
+    logits_BTV = logits_of(model, forward_inputs(model, ids_BT))
+    assert logits_BTV is not None
+    return logits_BTV.float().log_softmax(-1)
+
+
+def _measured(before: Tensor, after: Tensor, ids_BT: Tensor) -> np.ndarray:
+    """Sums over tokens of both losses in nats, divergence, and agreement of the first and the first five."""
+    target = ids_BT[:, 1:, None]
+    ours, theirs = after[:, :-1], before[:, :-1]
+    losses = [-float(x.gather(-1, target).double().sum()) for x in (theirs, ours)]
+    divergence = float((theirs.exp() * (theirs - ours)).double().sum())
+    top = theirs.topk(TOP, dim=-1).indices
+    found = ours.topk(TOP, dim=-1).indices
+    first = float((top[..., 0] == found[..., 0]).sum())
+    five = float((top[..., :, None] == found[..., None, :]).any(-1).double().mean(-1).sum())
+    return np.array([*losses, divergence, first, five])
+
+
+def _worst(model: Model, domain: str, before: Tensor, after: Tensor, ids_BT: Tensor) -> list[tuple[float, str, str, str]]:
+    """The tokens of a batch that the graft makes less probable by most, with the text in front of them."""
+    target = ids_BT[:, 1:, None]
+    excess_BT = (before[:, :-1].gather(-1, target) - after[:, :-1].gather(-1, target))[..., 0]
+    found = []
+    for place in excess_BT.flatten().topk(min(WORST, excess_BT.numel())).indices.tolist():
+        row, position = divmod(place, excess_BT.shape[1])
+        context = "".join(model.token_text(int(i)) for i in ids_BT[row, max(0, position - 12) : position + 1])
+        found.append((float(excess_BT[row, position]), domain, model.token_text(int(ids_BT[row, position + 1])), context))
+    return found

@@ -1,0 +1,45 @@
+"""What a graft's folder says about itself, read without anything heavy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regraft.checkpoint.locate import NoCheckpointError
+from regraft.core.files import expanded
+
+ABOUT, CERTIFICATE = "graft.json", "certificate.json"
+MEASURE = "`regraft graft embedding eval` or `head eval`"
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a folder's graft is.
+
+    Raises:
+        NoCheckpointError: there is none.
+    """
+    try:
+        about = json.loads((expanded(folder) / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NoCheckpointError(
+            f"{folder} holds no graft: make one with `regraft graft embedding fit` or `head build`"
+        ) from error
+    if not isinstance(about, dict) or not {"kind", "model", "weights_sha256"} <= set(about):
+        raise NoCheckpointError(f"{folder} holds no graft: its {ABOUT} does not say of what kind and for which model it is")
+    return about
+
+
+def check_certified(folders: Sequence[Path], kind: str = "") -> None:
+    """Make sure that some grafts (of one kind) are there and that a certificate stands beside the first.
+
+    Raises:
+        NoCheckpointError: they are not, or were never measured.
+    """
+    for folder in folders:
+        found = read_about(folder)["kind"]
+        if kind and found != kind:
+            raise NoCheckpointError(f"{folder} holds a {found}, not a {kind}")
+    if not (expanded(folders[0]) / CERTIFICATE).is_file():
+        raise NoCheckpointError(f"{folders[0]} has no certificate: measure the graft first, with {MEASURE}")

@@ -1,0 +1,148 @@
+"""A graft alone in a folder, without the trunk: its tensors, what it is, and the hash of the model that it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from regraft.checkpoint.locate import CheckpointError, digest
+from regraft.core.files import check_empty, expanded, read_text, whole_file, whole_folder
+from regraft.core.strict_json import json_text, numbers_again
+from regraft.data.token_bytes import token_bytes
+from regraft.export.graft_description import ABOUT, CERTIFICATE, MEASURE, check_certified, read_about
+from regraft.model.model import Model
+from regraft.modules.byte_codes import byte_embedding
+from regraft.modules.byte_embedding import ByteConfig, ByteEmbedding
+from regraft.modules.graft_kinds import EMBEDDING, Graft, fresh, kind_of, sizes, standing
+from regraft.modules.placement import Swaps
+from regraft.modules.tree_head import TreeHead, check_tree
+
+WEIGHTS = "graft.safetensors"
+
+
+def make_embedding(model: Model, config: ByteConfig) -> ByteEmbedding:
+    """A fresh byte embedding that fits a model.
+
+    Raises:
+        ValueError: sizes that do not fit, or a tokenizer whose bytes cannot be told.
+    """
+    if model.tokenizer is None:
+        raise ValueError(f"{model.name} has no tokenizer, so its tokens' bytes cannot be told: name one with --tokenizer")
+    table = token_bytes(model.tokenizer, model.table_rows)
+    graft = byte_embedding(table, model.parts.embedding.embedding_dim, config).to(model.device)
+    graft.answers_in = None if model.dtype == torch.float32 else model.dtype
+    return graft
+
+
+def swaps_of(model: Model, grafts: Sequence[Graft]) -> Swaps:
+    """Each graft with the part of the model that it takes the place of.
+
+    Raises:
+        ValueError: two grafts for one part, or the model lacks the part.
+    """
+    kinds = [kind_of(graft) for graft in grafts]
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"two grafts of the kind {kinds[0]} cannot stand in one place")
+    found: list[tuple[nn.Module, nn.Module]] = []
+    for graft, kind in zip(grafts, kinds, strict=True):
+        old = model.parts.embedding if kind == EMBEDDING else model.parts.head
+        if old is None:
+            raise ValueError(f"{model.name} has no output matrix that a tree could replace")
+        found.append((old, standing(graft)))
+    return found
+
+
+def save_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **said: Any) -> None:
+    """Write a graft into a new folder; `said` is added to what is written about it.
+
+    `weights` is the hash of the model's weights, where it was told before they were spread over processes.
+
+    Raises:
+        RunFolderError: the folder is not empty.
+    """
+    check_empty(folder, "--out")
+    with whole_folder(folder) as new:
+        write_graft(graft, model, new, weights, **said)
+
+
+def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **said: Any) -> None:
+    """Write a graft's files into a folder that is there; a certificate of what stood there before is gone."""
+    (folder / CERTIFICATE).unlink(missing_ok=True)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in graft.state_dict().items()}
+    with whole_file(folder / WEIGHTS) as part:
+        save_file(tensors, part)
+    about = {
+        **sizes(graft),
+        **said,
+        "model": model.name,
+        "weights_sha256": weights or model.weights_sha256,
+        "parameters": sum(p.numel() for p in graft.parameters()),
+    }
+    with whole_file(folder / ABOUT) as part:
+        part.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+ADDED = ("model", "weights_sha256", "parameters", "tree")
+
+
+def attach(folder: Path, model: Model, kind: str = "") -> Graft:
+    """The graft of a folder, made for this very model.
+
+    Raises:
+        CheckpointError: no graft (of that kind) is there, it was made for another model, or its tensors do not fit.
+    """
+    about = read_about(folder)
+    if kind and about["kind"] != kind:
+        raise CheckpointError(f"{folder} holds a {about['kind']}, not a {kind}")
+    if about["weights_sha256"] != model.weights_sha256:
+        raise CheckpointError(
+            f"{folder} was made for {about['model']} (weights {about['weights_sha256'][:12]}), not for {model.name} "
+            f"({model.weights_sha256[:12]}): a graft fits only the weights that taught it"
+        )
+    try:
+        graft = fresh({name: value for name, value in about.items() if name not in ADDED})
+        graft.load_state_dict(load_file(expanded(folder) / WEIGHTS))
+        if isinstance(graft, TreeHead):
+            check_tree(graft)
+    except (RuntimeError, TypeError, ValueError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"the tensors of {folder} do not fit its configuration: {str(error).splitlines()[0]}") from error
+    if isinstance(graft, ByteEmbedding):
+        graft.answers_in = None if model.dtype == torch.float32 else model.dtype
+    return graft.to(model.device)
+
+
+def write_certificate(data: xr.Dataset, folders: Sequence[Path]) -> None:
+    """Put a certificate beside the first of some grafts, with the hash of the tensors that it was measured on."""
+    data.attrs["grafts_sha256"] = grafts_hash(folders)
+    with whole_file(folders[0] / CERTIFICATE) as part:
+        part.write_text(json_text(data.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def read_certificate(folders: Sequence[Path]) -> xr.Dataset:
+    """The certificate of some grafts together.
+
+    Raises:
+        CheckpointError: they have none, or one of other tensors.
+    """
+    check_certified(folders)
+    text = read_text(expanded(folders[0]) / CERTIFICATE, f"measure the graft again, with {MEASURE}")
+    try:
+        data = numbers_again(xr.Dataset.from_dict(json.loads(text)))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"the certificate of {folders[0]} is damaged: measure again, with {MEASURE}") from error
+    if data.attrs.get("grafts_sha256") != grafts_hash(folders):
+        raise CheckpointError(f"the certificate of {folders[0]} was measured on other tensors: measure again, with {MEASURE}")
+    return data
+
+
+def grafts_hash(folders: Sequence[Path]) -> str:
+    """SHA-256 of some grafts' tensor files, in the order of their kinds."""
+    return digest(sorted((expanded(folder) / WEIGHTS for folder in folders), key=lambda file: read_about(file.parent)["kind"]))

@@ -1,0 +1,128 @@
+"""A model with grafts in it as a Hugging Face folder, read again and compared before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from regraft.core.files import check_empty, whole_folder
+from regraft.core.strict_json import json_text
+from regraft.export.card import card
+from regraft.export.graft_folder import swaps_of
+from regraft.export.readback import check_generation, check_outputs, check_tensors, probe_ids
+from regraft.export.stored_types import narrowed, stored_types
+from regraft.model.block_call import without_cache
+from regraft.model.load import quiet_transformers
+from regraft.model.model import Model
+from regraft.modules.graft_kinds import Graft, sizes
+from regraft.modules.hf_model import GraftedConfig, GraftedModel, shared
+from regraft.modules.placement import Swaps, all_placed
+
+CODE = ("hf_model.py", "graft_kinds.py", "byte_embedding.py", "tree_head.py", "trees.py", "logits_view.py")
+"""What a folder carries for remote code."""
+OTHERWISE = "read again, the folder's outputs differ from the grafts' by {gap} of the largest: it is not kept"
+
+
+def export(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, target: Path, remote_code: bool = False) -> str:
+    """Write the model with its grafts; returns one sentence.
+
+    Args:
+        certificate: what the grafts were measured to change, written into the model card and beside it.
+        remote_code: carry regraft's own files along, so that `trust_remote_code=True` opens the folder without regraft.
+
+    Raises:
+        RunFolderError: the target is not empty.
+        ValueError: read again, a tensor of the folder differs by a bit, or its outputs by more than rounding.
+    """
+    check_empty(target, "--save")
+    swaps = swaps_of(model, grafts)
+    config = grafted_config(model, grafts, swaps)
+    wanted = outputs(model, swaps)
+    with all_placed(model.hf, swaps):
+        config.ties = shared(model.hf)
+        config.tie_word_embeddings = bool(config.ties)
+        types = stored_types(model)
+        held = {name: t for name, t in model.hf.state_dict().items() if name not in config.ties}
+        tensors = {f"base.{name}": _plain(narrowed(name, t, types)) for name, t in held.items()}
+    with whole_folder(target) as fresh, quiet_transformers():
+        if remote_code:
+            _add_code(fresh, config, model.two_stacks)
+        config.save_pretrained(fresh)
+        save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
+        model.hf.generation_config.save_pretrained(fresh)
+        model.tokenizer.save_pretrained(fresh)
+        (fresh / "certificate.json").write_text(json_text(certificate.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (fresh / "README.md").write_text(card(model, grafts, certificate), encoding="utf-8")
+        difference = _check(fresh, model, tensors, wanted)
+    how = "with trust_remote_code=True, or " if remote_code else ""
+    return (
+        f"{target} opens with transformers {how}behind `import regraft`; read again, its tensors are the grafts' to the bit and "
+        f"its outputs differ by {difference:.1g} of the largest (rounding alone: at most {model.rounding:.1g})"
+    )
+
+
+def grafted_config(model: Model, grafts: Sequence[Graft], swaps: Swaps) -> GraftedConfig:
+    """The config of the whole: the plain one, untied where a graft has parted embedding and head, and the grafts' places."""
+    base = model.hf.config.to_dict()
+    base["architectures"] = [type(model.hf).__name__]
+    base["tie_word_embeddings"] = False
+    said = [{"sizes": sizes(graft), "places": _places(model, old, new)} for graft, (old, new) in zip(grafts, swaps, strict=True)]
+    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "is_encoder_decoder", "decoder_start_token_id")
+    common = {name: base[name] for name in names if base.get(name) is not None}
+    config = GraftedConfig(base=base, grafts=said, architectures=[GraftedModel.__name__], **common)
+    config.dtype = model.dtype
+    return config
+
+
+def _places(model: Model, old: nn.Module, new: nn.Module) -> list[str]:
+    """Names of every place that a graft stands in."""
+    with all_placed(model.hf, [(old, new)]):
+        return [name for name, module in model.hf.named_modules(remove_duplicate=False) if module is new]
+
+
+def outputs(model: Model, swaps: Swaps) -> Tensor:
+    """What the model with its grafts gives on some ids."""
+    with all_placed(model.hf, swaps), torch.no_grad():
+        return model.run(**_inputs(model))[0]
+
+
+def _inputs(model: Model) -> dict[str, Tensor]:
+    ids = torch.tensor([probe_ids(model.hf, model.table_rows, seed=3)], device=model.device)
+    return {"input_ids": ids, **({"decoder_input_ids": ids} if model.two_stacks else {})}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _add_code(folder: Path, config: GraftedConfig, two_stacks: bool) -> None:
+    """Copy what the classes need, which import each other relatively, and say in the config where they are."""
+    for name in CODE:
+        text = resources.files("regraft.modules").joinpath(name).read_text(encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
+    auto = "AutoModelForSeq2SeqLM" if two_stacks else "AutoModelForCausalLM"
+    module = Path(CODE[0]).stem
+    config.auto_map = {"AutoConfig": f"{module}.{GraftedConfig.__name__}", auto: f"{module}.{GraftedModel.__name__}"}
+
+
+def _check(folder: Path, model: Model, tensors: dict[str, Tensor], wanted: Tensor) -> float:
+    """Read the folder as anybody would, compare tensors and outputs, and return how far the outputs lie apart.
+
+    Raises:
+        ValueError: they differ.
+    """
+    read: Any = GraftedModel.from_pretrained(folder, dtype=model.dtype, attn_implementation=model.attention)
+    read = read.to(model.device).eval()
+    check_tensors(read, tensors)
+    with torch.no_grad():
+        again = read(**_inputs(model), **without_cache(model.hf))[0]
+    difference = check_outputs(again, wanted, model.rounding, OTHERWISE)
+    check_generation(read, model.hf, _inputs(model), model.rounding)
+    return difference

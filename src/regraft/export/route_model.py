@@ -1,0 +1,286 @@
+"""A route made permanent: measured, then written as a plain Hugging Face checkpoint that gives the same logits.
+
+Blocks are copied, never moved; the model at hand stays as it is. Shapes: B prompts, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from regraft.checkpoint.locate import CheckpointError
+from regraft.core.files import NotKeptError, check_empty, expanded, keeping, whole_folder
+from regraft.core.registry import provenance
+from regraft.core.strict_json import json_text, opened_attributes
+from regraft.data.evaluation import Evaluation, Texts
+from regraft.export.block_config import adjusted, check_expressible
+from regraft.export.readback import check_generation, check_outputs, check_tensors, probe_ids
+from regraft.export.sentence_files import copy_sentence_files
+from regraft.export.stored_types import rounding_said, settle, stored_types
+from regraft.model.block_call import without_cache
+from regraft.model.load import quiet_transformers, read_checkpoint
+from regraft.model.model import Model
+from regraft.model.parts import Block
+from regraft.model.recording import Recording
+from regraft.model.summary import weigh
+from regraft.model.wrappers import refuse_adapters
+from regraft.sweeps.executor import route_logits, route_stream
+from regraft.sweeps.metrics import kl_to_clean, loss, top1_agreement
+from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Route, Stop, Variant
+
+CARD = "README.md"
+Writer = Callable[[Any, Path], None]
+"""Puts a changed model into a new folder."""
+
+
+def route_of(model: Model, blocks: Sequence[Block | nn.Module], places: Sequence[int]) -> Route:
+    """The whole model's route with these blocks in its last stack; a donor's module is called as the block in its place."""
+    stack = model.parts.stacks[-1]
+    before = [Stop(i) for i in range(stack.first)]
+    own = [Stop(b.index) if isinstance(b, Block) else Stop(stack.first + p, b) for b, p in zip(blocks, places, strict=True)]
+    return Route((*before, *own))
+
+
+def measured_route(model: Model, text: Evaluation | Texts, route: Route, blocks: Sequence[Block | nn.Module]) -> xr.Dataset:
+    """Loss, divergence, agreement, parameters and bytes of a model with another sequence of blocks, beside the whole one.
+
+    A model that writes no text has no loss: there it is the distance of its last stream.
+    """
+    if isinstance(text, Texts):
+        return _by_distance(model, text, route, blocks)
+    result = sweep(text.recordings, [Variant(route=route)], [loss(), kl_to_clean(), top1_agreement()])
+    clean = result.clean_mean("loss")
+    return xr.Dataset(
+        {
+            "loss": ("state", [clean, float(result.mean("loss")[0])], {"units": "nats per token"}),
+            **_weights_of(model, blocks),
+            "kl": ("state", [0.0, float(result.mean("kl_to_clean")[0])], {"units": "nats from the whole model"}),
+            "agreement": (
+                "state",
+                [1.0, float(result.mean("top1_agreement")[0])],
+                {"units": "share of tokens with the whole model's top-1"},
+            ),
+        },
+        coords={"state": ["before", "after"]},
+        attrs={**sweep_attributes(result), **text.attributes, "saved": ""},
+    )
+
+
+def _by_distance(model: Model, text: Texts, route: Route, blocks: Sequence[Block | nn.Module]) -> xr.Dataset:
+    """The same for a model that writes no text: how far the stream behind its last block is from the whole model's."""
+    distances, worst = [], 0.0
+    for recording in text.recordings:
+        clean, real = recording.post(len(model.blocks) - 1), recording.mask_BT
+        own = Route(tuple(Stop(block.index) for block in model.blocks))
+        for stream, kept in ((route_stream(recording, own), None), (route_stream(recording, route), distances)):
+            away = ((stream - clean).norm(dim=-1) / clean.norm(dim=-1))[real]
+            worst = max(worst, float(away.max())) if kept is None else worst
+            distances += [] if kept is None else away.tolist()
+    units = {"units": "share of the whole model's last stream, mean over all tokens"}
+    return xr.Dataset(
+        {"distance": ("state", [0.0, float(np.mean(distances))], units), **_weights_of(model, blocks)},
+        coords={"state": ["before", "after"]},
+        attrs={"control_deviation": worst, **text.attributes, "saved": ""},
+    )
+
+
+def _weights_of(model: Model, blocks: Sequence[Block | nn.Module]) -> dict[str, Any]:
+    """Parameters and bytes of the whole model and of the one with these blocks in its last stack."""
+    own = [weigh(block.module) for block in model.parts.stacks[-1].blocks]
+    put = [weigh(b.module if isinstance(b, Block) else b) for b in blocks]
+    before = weigh(model.hf)
+    after = [total - sum(o[i] for o in own) + sum(p[i] for p in put) for i, total in enumerate(before)]
+    return {
+        "parameters": ("state", [before[0], after[0]], {"units": "parameters"}),
+        "bytes": ("state", [before[1], after[1]], {"units": "bytes in memory"}),
+    }
+
+
+def check_save(folder: str) -> None:
+    """Make sure, before anything is measured, that a model can be written to a folder, if one is named.
+
+    Raises:
+        RunFolderError: it is not empty, or closed.
+    """
+    if folder:
+        check_empty(folder, "--save")
+
+
+def save_blocks(
+    model: Model,
+    blocks: Sequence[Block | nn.Module],
+    route: Route,
+    measured: xr.Dataset,
+    folder: str,
+    write: Writer | None = None,
+) -> str:
+    """Write the model with other blocks in its last stack to a folder that plain transformers opens.
+
+    `write` puts the changed model into the new folder. The folder is read again and its logits compared with the
+    route's before it takes its place. Returns one sentence.
+
+    Raises:
+        NotWrittenError: the disk is full or closed; its `result` is `measured`.
+        NotKeptError: this sequence of blocks cannot be said by the model's configuration: the logits of what would have been
+            written differ; its `result` is `measured`, too.
+        RunFolderError: the folder is not empty.
+    """
+    target = expanded(folder)
+    check_empty(target, "--save")
+    with keeping(measured):
+        said = _saved(model, blocks, route, measured, target, write)
+    return f"{folder} opens with transformers and gives the route's logits (largest difference {said})"
+
+
+def _saved(
+    model: Model, blocks: Sequence[Block | nn.Module], route: Route, measured: xr.Dataset, target: Path, write: Writer | None
+) -> str:
+    """Write the folder and read it again; how far its outputs lie apart from the route's."""
+    sample = _sample(model)
+    wanted = _route_output(sample, route)
+    changed, types = rebuilt(model, blocks), stored_types(model) if write is None else {}
+    rounded, bound = settle(changed, types, lambda: _output(changed, sample), wanted, len(blocks), model.width)
+    moved = rounding_said(types, check_outputs(rounded, wanted, bound, _otherwise(model)))
+    with whole_folder(target) as fresh:
+        with quiet_transformers():
+            (write or _write_plainly)(changed, fresh)
+            if model.tokenizer is not None:
+                model.tokenizer.save_pretrained(fresh)
+        copy_sentence_files(model.folder, fresh)
+        read = _read_back(fresh, target, model)
+        if write is None:
+            check_tensors(read, changed.state_dict())
+        difference = check_outputs(_output(read, sample), rounded, model.rounding, _otherwise(model))
+        check_generation(read, model.hf, sample.inputs, model.rounding)
+        said = f"{difference:.1g}{moved}"
+        (fresh / CARD).write_text(_card(model, measured, said, _weight_bytes(fresh)), encoding="utf-8")
+    return said
+
+
+def _otherwise(model: Model) -> str:
+    return (
+        f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: read back, its logits "
+        "differ by {gap} (something in it depends on a block's number)"
+    )
+
+
+def _output(hf: Any, sample: Recording) -> Tensor:
+    """Logits of a model, or its last hidden states where it has no output matrix."""
+    with torch.no_grad():
+        return hf(**sample.inputs, **without_cache(hf))[0]
+
+
+def _route_output(sample: Recording, route: Route) -> Tensor:
+    """The same of a route."""
+    if sample.model.parts.head is not None:
+        return route_logits(sample, route)
+    return sample.hidden(route_stream(sample, route))
+
+
+def _write_plainly(changed: Any, fresh: Path) -> None:
+    changed.save_pretrained(fresh)
+
+
+def _read_back(fresh: Path, target: Path, model: Model) -> nn.Module:
+    """The folder that was just written, opened; what is wrong with it is said of the target."""
+    try:
+        return read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
+    except CheckpointError as error:
+        told = str(error).replace(fresh.name, target.name)
+        raise NotKeptError(
+            f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: {told}"
+        ) from error
+
+
+def rebuilt(model: Model, blocks: Sequence[Block | nn.Module]) -> Any:
+    """A copy of the Hugging Face model with copies of these blocks in its last stack, configuration and numbers adjusted.
+
+    As on the route, one of the model's own blocks keeps its kind (window, rotation) wherever it stands, and a module in a
+    block's place is of that place's kind.
+    """
+    stack = model.parts.stacks[-1]
+    modules = [b.module if isinstance(b, Block) else b for b in blocks]
+    changed = copy.deepcopy(model.hf)
+    owner = changed.get_submodule(stack.path.rpartition(".")[0]) if "." in stack.path else changed
+    copies = [copy.deepcopy(module) for module in modules]
+    for number, block in enumerate(copies):
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                setattr(module, "layer_idx", number)  # noqa: B010
+    setattr(owner, stack.attribute, nn.ModuleList(copies))
+    changed.config = adjusted(changed.config, len(stack.blocks), facts_of(model, blocks), model.two_stacks)
+    return changed
+
+
+def facts_of(model: Model, blocks: Sequence[Block | nn.Module]) -> list[int]:
+    """For each place, the number of the block whose facts (its kind, its window) it has."""
+    stack = model.parts.stacks[-1]
+    kept = [b.index - stack.first if isinstance(b, Block) else place for place, b in enumerate(blocks)]
+    return [min(k, len(stack.blocks) - 1) for k in kept]
+
+
+def check_writable_as(model: Model, blocks: Sequence[Block | nn.Module], folder: str) -> None:
+    """Make sure, before anything is measured, that a sequence of blocks can be written to a folder, where one is given.
+
+    Raises:
+        ValueError: the folder is not empty, an adapter is in effect, or the configuration cannot say this sequence.
+    """
+    check_save(folder)
+    if folder:
+        refuse_adapters(model)
+        check_expressible(model, blocks, facts_of(model, blocks))
+
+
+def _sample(model: Model) -> Recording:
+    """A random text, behind an encoder read by both stacks."""
+    ids = probe_ids(model.hf, model.table_rows, seed=2)
+    return model.record([ids], [ids[1:]] if model.two_stacks else None, attention_mask="all")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value.is_integer() else f"{value:,.4f}"
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _card(model: Model, measured: xr.Dataset, difference: str, size: int) -> str:
+    """The model card: what was changed, and the measurements with their provenance."""
+    rows = [
+        f"| {name} | {_number(before)} | {_number(after)} | {measured[name].attrs['units']} |"
+        for name in measured.data_vars
+        for before, after in [np.asarray(measured[name].values, dtype=float).tolist()]
+    ]
+    facts = {**provenance(model), **{k: v for k, v in measured.attrs.items() if k not in ("completions",)}}
+    facts.pop("self_check", None)
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "tags: [regraft]",
+            "---",
+            f"# {model.name}, {measured.attrs['change']}",
+            "",
+            f"Made by regraft from {model.name} (weights sha256 `{model.weights_sha256}`). Read back by transformers, its "
+            f"logits differ from those of the measured route by at most {difference}. The weight files hold {size:,} bytes.",
+            "",
+            "| quantity | before | after | unit |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "```json",
+            json_text(opened_attributes(facts), indent=1, sort_keys=True),
+            "```",
+            "",
+        ]
+    )

@@ -1,1 +1,0 @@
-"""A part replaced, trained against the model that it came from, and proved."""

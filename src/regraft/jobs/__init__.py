@@ -1,0 +1,1 @@
+"""Whole pieces of work, each one public function: checked, done, written, certified."""

@@ -1,0 +1,159 @@
+"""What `regraft graft embedding fit | bake`, and `eval` and `export` of every graft, do once their options are read."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from regraft.core.files import check_empty, keeping, whole_file
+from regraft.data.token_bytes import token_bytes
+from regraft.data.windows import Windows, cut, windows
+from regraft.export.baked_embedding import bake
+from regraft.export.certificate import certify
+from regraft.export.graft_folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
+from regraft.export.grafted_model import export
+from regraft.jobs.checks import named_texts
+from regraft.model.model import Model
+from regraft.modules.byte_codes import cut_share
+from regraft.modules.byte_embedding import ByteConfig, ByteEmbedding, parameters
+from regraft.modules.graft_kinds import EMBEDDING, HEAD, kind_of, sizes
+from regraft.reporting.page import page
+from regraft.reporting.shell_commands import next_step, source_words
+from regraft.specimens import almanac
+from regraft.training.checkpointing import newest
+from regraft.training.distributed import processes
+from regraft.training.sensitivity import sensitivity
+from regraft.training.tasks.embedding_task import EmbeddingTask, Weights, embedded_rows, warm_up
+from regraft.training.trainer import Plan, train
+
+HELD_CHARACTERS = 200_000
+
+
+def training_text(model: Model, texts: list[str], length: int, folder: Path, seed: int) -> Windows:
+    """Windows over files and folders, encoded into `folder` by the first process, or over an almanac where none is named."""
+    if model.tokenizer is None:
+        raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
+    with processes().main_process_first():
+        return windows(model, texts, length, folder, seed) if texts else almanac_windows(model, length, 0, 2_000_000)
+
+
+def fit_embedding(
+    model: Model,
+    texts: list[str],
+    out: Path,
+    config: ByteConfig,
+    plan: Plan,
+    weights: Weights,
+    length: int,
+    warming: tuple[int, bool],
+    seed: int,
+    opened: Mapping[str, Any] | None = None,
+) -> str:
+    """Train a byte embedding and write it to `out/graft`; the run's checkpoints and log stand in `out/run`.
+
+    Of several processes the first writes and has something to say.
+    """
+    check_empty(out / "graft", "--out")
+    torch.manual_seed(seed)
+    graft = make_embedding(model, config)
+    weights_sha256 = model.weights_sha256
+    table = token_bytes(model.tokenizer, model.table_rows)
+    text = training_text(model, texts, length, out / "run", seed)
+    started = newest(out / "run") is not None
+    errors: list[float] = []
+    if not started:
+        steps, by_feeling = warming
+        felt = sensitivity(model, text) if by_feeling and model.parts.head is not None else None
+        errors = warm_up(graft, embedded_rows(model), steps, felt, seed=seed, matrices=plan.matrices)
+    origin = {"model": weights_sha256, "graft": sizes(graft), "weights": asdict(weights), "warm-up": list(warming), "seed": seed}
+    log = train(EmbeddingTask(model, graft, weights=weights), text, plan, out / "run", origin=origin)
+    if not processes().is_main_process:
+        return ""
+    save_graft(graft, model, out / "graft", weights_sha256)
+    share = parameters([graft]) / model.parts.embedding.weight.numel()
+    warmed = f"the warm-up left {errors[-1]:.3f} of the table's mean square, " if errors else ""
+    last = np.mean([line["loss"] for line in log[-20:]])
+    agreement = np.mean([line.get("agreement", np.nan) for line in log[-20:]])
+    head = " The head was tied to the table: it keeps the old matrix as its own." if model.parts.tied else ""
+    going_on = next_step(["graft", "embedding", "eval"], model, ("graft", out / "graft"), opened or {})
+    return (
+        f"{parameters([graft]):,} parameters, {share:.2f} of the table's; {cut_share(table, config.group):.2%} of the tokens "
+        f"have more than {config.group} bytes and are cut; {warmed}after {len(log)} steps the loss is {last:.3f}, the same first "
+        f"token in {agreement:.1%} of cases.{head} {going_on}"
+    )
+
+
+def evaluate(
+    model: Model, folders: list[Path], texts: list[str], length: int, most: int, opened: Mapping[str, Any] | None = None
+) -> xr.Dataset:
+    """Certify one graft or two on text by domain (NAME=PATH), by default on an almanac of the specimens' kind.
+
+    The certificate is written beside the first, as JSON and as a page.
+    """
+    grafts = [attach(folder, model) for folder in folders]
+    domains = {name: windows(model, paths, length, folders[0] / "text") for name, paths in named_texts(texts).items()}
+    domains = domains or {"almanac": almanac_windows(model, length, 99, HELD_CHARACTERS)}
+    table = token_bytes(model.tokenizer, model.table_rows)
+    data = certify(model, swaps_of(model, grafts), domains, table, most)
+    data.attrs["grafts"] = " and ".join(kind_of(graft) for graft in grafts)
+    with keeping(data):
+        write_certificate(data, folders)
+    kind = "head" if kind_of(grafts[0]) == HEAD else "embedding"
+    words = ["regraft", "graft", kind, "eval", "--graft", str(folders[0]), *(["--with", str(folders[1])] if folders[1:] else [])]
+    for text in texts:
+        words += ["--text", text]
+    words += ["--length", str(length), "--windows", str(most), *source_words(model, opened or {})]
+    text = page(model, [data], [shlex.join(words)], data.attrs["seconds"], opened)
+    with keeping(data), whole_file(folders[0] / "certificate.html") as part:
+        part.write_text(text, encoding="utf-8")
+    return data
+
+
+def bake_embedding(model: Model, folder: Path, target: Path) -> str:
+    """Write the model with the graft's table."""
+    graft = attach(folder, model, EMBEDDING)
+    assert isinstance(graft, ByteEmbedding)
+    return bake(model, graft, folder, target)
+
+
+def export_grafts(model: Model, folders: list[Path], target: Path, remote_code: bool) -> str:
+    """Write the model with one graft or two in it."""
+    grafts = [attach(folder, model) for folder in folders]
+    return export(model, grafts, read_certificate(folders), target, remote_code)
+
+
+def almanac_windows(model: Model, length: int, seed: int, characters: int) -> Windows:
+    """Windows over an almanac made with a seed: sentences whose facts are known, at hand without any file."""
+    ids: list[int] = []
+    for text in almanac.corpus(characters, seed + 1):
+        ids += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return cut(np.array(ids, dtype=np.uint32), length)
+
+
+def sentences(data: xr.Dataset) -> Iterable[str]:
+    """A certificate in words and as rows."""
+    for name in map(str, data.domain.values):
+        one: Any = data.sel(domain=name)
+        before, after = float(one.bits_per_byte_before), float(one.bits_per_byte_after)
+        yield (
+            f"{name}: {before:.4f} bits per byte become {after:.4f} ({after - before:+.4f}), {float(one.kl):.3f} nats per token "
+            f"of divergence, the same first token in {float(one.top1):.1%}, of the first five {float(one.top5):.1%}"
+        )
+    count, ours = (int(v) for v in data.part_parameters.values)
+    yield f"the part: {count:,} parameters before, {ours:,} after"
+    for name, what in (("forward", "forward pass"), ("step", "training step of the part")):
+        seconds = [1e3 * float(value) for value in data[name].values]
+        peaks = [float(value) / 2**20 for value in data[f"{name}_peak"].values]
+        yield (
+            f"{what}: {seconds[0]:.0f} ms and {peaks[0]:.1f} MiB beyond the weights before, {seconds[1]:.0f} ms and "
+            f"{peaks[1]:.1f} MiB after"
+        )
+    token, context = str(data.token.values[0]), str(data.context.values[0])
+    yield f"worst: {token!r} after {context!r} ({float(data.excess.values[0]):+.2f} nats)"

@@ -1,0 +1,220 @@
+"""What `regraft tokenizer transplant` does once its options are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from torch import Tensor
+
+from regraft.checkpoint.locate import CheckpointError
+from regraft.core.files import keeping
+from regraft.core.strict_json import json_text
+from regraft.data.text_files import text_files, texts_in
+from regraft.data.windows import windows_over
+from regraft.jobs.tokenizer_jobs import domain_pieces
+from regraft.model.load import load
+from regraft.model.model import Model
+from regraft.reporting.page import page
+from regraft.specimens import almanac
+from regraft.tokenizers.bits_per_byte import pieces
+from regraft.tokenizers.byte_codec import ByteIds
+from regraft.tokenizers.comparison import digest
+from regraft.tokenizers.encoder import SentenceEncoder, Vectors
+from regraft.tokenizers.healing import HealTask, check_healing
+from regraft.tokenizers.init_methods import Case, Settings
+from regraft.tokenizers.tokenizer_folder import open_tokenizer
+from regraft.tokenizers.transplantation import Transplant, measured, old_case, scores_after, transplant
+from regraft.tokenizers.transplanted_folder import check_media, check_start, check_target, write_model
+from regraft.training.trainer import Plan, train
+
+LENGTH = 128
+"""Tokens of a sequence that healing reads."""
+READ = 2000
+"""Pieces of text that alignment and auxiliary vectors are made from."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a transplant reads besides the model: text to learn from, text to measure on, an encoder, its cache, a donor.
+
+    `opened` are the options that the model was opened with, for the command that makes it all again.
+    """
+
+    train: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    pieces: int = 100
+    encoder: str = ""
+    cache: Path = Path("token-vectors")
+    donor: str = ""
+    opened: tuple[str, ...] = ()
+
+
+def learning_text(train_on: Sequence[str]) -> list[str]:
+    """Pieces of the files that are named, or of an almanac."""
+    if not train_on:
+        return pieces(["\n".join(almanac.corpus(2_000_000, 1))], READ)
+    return pieces((text for file in text_files(train_on) for text in texts_in(file)), READ)
+
+
+def transplant_command(
+    model: Model, tokenizer: str, settings: Settings, sources: Sources, multiple: int, heal: int, target: Path, seed: int
+) -> tuple[xr.Dataset, str]:
+    """Estimate, heal, measure, write; the certificate and what to say."""
+    began = time.perf_counter()
+    check_target(model, target)
+    check_asked(model, settings, sources, multiple, heal, seed)
+    reader = open_tokenizer(tokenizer)
+    donor_VD = donor_table(sources.donor, reader) if sources.donor else None
+    vectors = Vectors(open_encoder(sources.encoder, str(model.device)), sources.cache) if sources.encoder else None
+    texts, domains = learning_text(sources.train), domain_pieces(sources.domains, "", sources.pieces)
+    case = old_case(model, reader, texts, vectors, donor_VD)
+    check_start(model, case.matching)
+    check_media(model, case.matching)
+    if heal:
+        check_enough(case)
+    done = transplant(model, case, settings, multiple)
+    data = measured(done, domains, settings)
+    encoder = vectors.encoder if vectors is not None else None
+    data.attrs["encoder"] = f"{encoder.name}, sha256 {encoder.digest}" if encoder else "none: the model's own rows"
+    data.attrs["donor"] = sources.donor
+    data.attrs["learnt_from"] = ", ".join(sources.train) or "an almanac made with a seed"
+    data.attrs["learnt_sha256"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    words = ["regraft", "tokenizer", "transplant", "--model", model.source or model.name, "--tokenizer", tokenizer]
+    command = shlex.join([*words, *said_options(settings, sources, multiple, heal, seed), "--save", str(target)])
+    data.attrs["seconds"] = time.perf_counter() - began
+    if not heal:
+        return data, written(done, data, command, target)
+    task = HealTask(done)
+    plan = Plan(steps=heal, batch=8, rate=task.rate, warmup=min(20, heal), save_every=max(1, min(200, heal // 10)))
+    run = healing_folder(done, data, plan, seed, target)
+    data = healed(task, texts, domains, settings, data, plan, run, seed)
+    data.attrs["seconds"] = time.perf_counter() - began
+    said = written(done, data, command, target)
+    shutil.rmtree(run)
+    return data, said
+
+
+def written(done: Transplant, data: xr.Dataset, command: str, target: Path) -> str:
+    """Write the model with its certificate as a page; what was done, in a sentence or two."""
+    text = page(done.model, [data], [command], float(data.attrs["seconds"]))
+    with keeping(data):
+        return f"{done.sentence}. {write_model(done, data, target, {'certificate.html': text})}"
+
+
+def open_encoder(name: str, device: str) -> SentenceEncoder:
+    """A sentence encoder; where it cannot be had, the sentence says what serves instead."""
+    try:
+        return SentenceEncoder(name, device)
+    except CheckpointError as error:
+        raise type(error)(f"{error}; give --encoder the folder of a sentence encoder, or none") from error
+
+
+def check_asked(model: Model, settings: Settings, sources: Sources, multiple: int, heal: int, seed: int) -> None:
+    """Refuse before any work what would be refused behind it.
+
+    Raises:
+        ValueError: a number is negative, a donor is of no use, or the model cannot be healed.
+    """
+    if min(heal, multiple, seed) < 0:
+        raise ValueError("--heal, --multiple and --seed are at least 0")
+    if sources.donor and settings.method != "pursuit":
+        raise ValueError(f"--donor serves --method pursuit alone, not {settings.method}: leave it out")
+    if heal:
+        check_healing(model)
+
+
+def donor_table(name: str, tokenizer: Any) -> Tensor:
+    """The embedding of the model that a tokenizer comes from.
+
+    Raises:
+        ValueError: the model's own tokenizer is another one.
+    """
+    donor = load(name, pack=False)
+    new = ByteIds(tokenizer).table
+    own = ByteIds(donor.tokenizer).table if donor.tokenizer is not None else None
+    if own is None or own.bytes_V[: len(new)] != new.bytes_V or donor.table_rows < len(new):
+        raise ValueError(f"{name} has another tokenizer: the donor must be the model that --tokenizer comes from")
+    return donor.parts.embedding.weight
+
+
+def check_enough(case: Case) -> None:
+    """Make sure that there are rows to heal and a sequence of text to heal them with.
+
+    Raises:
+        ValueError: there are none, or too little text.
+    """
+    if not len(case.matching.missing):
+        raise ValueError("no row is new: there is nothing to heal, so leave --heal out")
+    tokens = sum(map(len, case.new.encode_texts(list(case.texts[:LENGTH]))))
+    if tokens < LENGTH:
+        raise ValueError(
+            f"the text to learn from has {tokens:,} tokens, healing reads {LENGTH} at a time: give more with --learn"
+        )
+
+
+def healing_folder(done: Transplant, data: xr.Dataset, plan: Plan, seed: int, target: Path) -> Path:
+    """Where a healing run is kept until the model is written: one for everything that the run depends on."""
+    names = ("weights_sha256", "tokenizer_sha256", "settings", "encoder", "donor", "learnt_sha256")
+    made = [repr(plan), seed, done.tables.rows, digest(done.old), str(done.model.dtype)]
+    origin = json.dumps([*(str(data.attrs[name]) for name in names), *made])
+    return target.with_name(f"{target.name}-healing-{hashlib.sha256(origin.encode()).hexdigest()[:12]}")
+
+
+def healed(
+    task: HealTask, texts: list[str], domains: dict, settings: Settings, data: xr.Dataset, plan: Plan, run: Path, seed: int
+) -> xr.Dataset:
+    """Train the new rows, keep them, and measure again; the certificate then has both, and the loss step by step."""
+    done = task.done
+    text = windows_over(done.new.tokenizer, texts, LENGTH, run / "text.ids", seed)
+    log = train(task, text, plan, run, origin={"model": done.model.weights_sha256, "settings": repr(settings)})
+    task.keep()
+    data["bits_per_byte_unhealed"] = data.bits_per_byte.sel(state="after", drop=True).copy()
+    data.bits_per_byte.loc[{"state": "after"}] = [one.bits_per_byte for one in scores_after(done, domains)]
+    data["healing_loss"] = ("step", [line["loss"] for line in log], {"units": "nats per token, and the stream's relative error"})
+    data.attrs["healing_steps"] = plan.steps
+    data.attrs["healing_plan"] = json_text(asdict(plan))
+    return data
+
+
+def said_options(settings: Settings, sources: Sources, multiple: int, heal: int, seed: int) -> list[str]:
+    """The options that make the same transplant again: the method, and all that differ from their defaults."""
+    given = {**asdict(settings), "multiple": multiple, "heal": heal, "seed": seed, "pieces": sources.pieces}
+    usual = {**asdict(Settings()), "multiple": 0, "heal": 0, "seed": 0, "pieces": Sources().pieces}
+    words = ["--method", settings.method]
+    words += [w for name, value in given.items() if name != "method" and value != usual[name] for w in (f"--{name}", str(value))]
+    words += [w for text in sources.train for w in ("--learn", text)] + [w for text in sources.domains for w in ("--text", text)]
+    words += ["--donor", sources.donor] if sources.donor else []
+    return [*words, "--encoder", sources.encoder or "none", *sources.opened]
+
+
+def transplant_rows(data: xr.Dataset) -> Iterator[str]:
+    """A certificate in words, a line for each domain."""
+    for domain in map(str, data.domain.values):
+        one = data.sel(domain=domain)
+        short = [float(value) for value in one.bytes_per_token.values]
+        tokens = f"{short[0]:.3f} bytes per token become {short[1]:.3f}"
+        if "bits_per_byte" not in data:
+            yield f"{domain}: embeddings move by {float(one.distance):.4f} (1 - cosine); {tokens}"
+            continue
+        before, after = (float(value) for value in one.bits_per_byte.values)
+        unhealed = (
+            f" ({float(one.bits_per_byte_unhealed):.4f} before {data.attrs['healing_steps']} healing steps)"
+            if "bits_per_byte_unhealed" in data
+            else ""
+        )
+        lossy = "" if float(one.exact.min()) == 1 else "; NOT COMPARABLE, a tokenizer does not keep this text as it is"
+        yield f"{domain}: {before:.4f} bits per byte become {after:.4f}{unhealed}; {tokens}{lossy}"
+    if "apart" in data:
+        yield (
+            f"Two different texts are {float(data.apart):.4f} apart; {float(data.same_nearest):.1%} of the texts keep their "
+            "nearest other text"
+        )

@@ -1,0 +1,303 @@
+"""An opened model: the Hugging Face module, its tokenizer, its parts, and what was proved about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from regraft.checkpoint.locate import weights_digest
+from regraft.core.structure import Path
+from regraft.core.tolerance import rounding
+from regraft.model.block_call import text_config, without_cache
+from regraft.model.cpu_pack import packed_layer
+from regraft.model.parts import Block, Parts, in_width, is_linear, out_width
+from regraft.model.session import Hold, fingerprint, hold_of, hooks
+from regraft.model.sites import Site, SiteError, Tap, Taps, parse_site
+
+if TYPE_CHECKING:
+    from regraft.model.recording import Recording
+    from regraft.model.selfcheck import SelfCheck
+
+
+SEAMS = ("a", ".", "\n", "1")
+"""Texts behind which another is cut; one of them is enough that does not grow together with it."""
+
+
+SPACE_MARK = "\u2581"
+
+
+@dataclass(eq=False)
+class Model:
+    """A transformer taken apart. Made by `regraft.load`.
+
+    `hf` is the live Hugging Face model, `parts` what was found in it, `check` what the self-check measured, `batched`
+    the recorded arguments that grow with the batch, `probe` the number of tokens of a run that proves something (fewer than 8
+    where the model has fewer positions), `notes` what a reader should know of how it was opened. `target_tokenizer`
+    is that of what an encoder-decoder writes, where it is not the one of what it reads.
+    """
+
+    hf: Any
+    tokenizer: Any
+    name: str
+    folder: FilePath | None
+    parts: Parts
+    taps: Taps
+    batched: frozenset[tuple[int, Path]]
+    attention: str
+    probe: int = 8
+    target_tokenizer: Any = None
+    check: SelfCheck = field(init=False)
+    packed: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    proved: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+    notes: list[str] = field(default_factory=list)
+    opened_at: tuple = ()
+    packed_at: tuple = ()
+    hooks_at: tuple = ()
+    _digests: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.opened_at = self.packed_at = self.fingerprint()
+        self._hold = hold_of(self.hf)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block, counted over all stacks."""
+        return self.parts.blocks
+
+    @property
+    def width(self) -> int:
+        """Width D of the residual stream that leaves the model's last block."""
+        return self.check.width
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of rows of the output matrix, or of the embedding where there is no head."""
+        return self.table_rows if self.parts.head is None else out_width(self.parts.head)
+
+    @property
+    def table_rows(self) -> int:
+        """Number of rows of the token embedding: ids run below it."""
+        return self.parts.embedding.num_embeddings
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights."""
+        return next(p.dtype for p in self.hf.parameters() if p.is_floating_point())
+
+    @cached_property
+    def rounding(self) -> float:
+        """How far two results of the same sums may lie apart here, as a share of the largest value: the comparison rule."""
+        widths = [in_width(module) for module in self.hf.modules() if is_linear(module)]
+        return rounding(self.dtype, len(self.blocks), max(widths, default=self.parts.embedding.embedding_dim))
+
+    @property
+    def two_stacks(self) -> bool:
+        """Whether this is an encoder-decoder."""
+        return len(self.parts.stacks) == 2
+
+    @property
+    def causal(self) -> bool:
+        """Whether, in the stack that makes the logits, no position sees a later one. Measured, not assumed."""
+        return self.check.causal
+
+    @property
+    def main_blocks(self) -> tuple[Block, ...]:
+        """The blocks of the stack that makes the logits: the only stack, or the decoder."""
+        return self.parts.stacks[-1].blocks
+
+    def site(self, address: str) -> Site:
+        """Parse an address and make sure that it exists here.
+
+        Raises:
+            SiteError: it does not, with the reason.
+        """
+        site = parse_site(address, self.parts)
+        if site.block is not None:
+            self.taps[site]
+        elif site.name == "final_norm" and self.parts.final_norm is None:
+            raise SiteError("final_norm does not exist here: no norm follows the last block")
+        elif site.name == "logits" and self.parts.head is None:
+            raise SiteError(f"logits does not exist here: this checkpoint {self.parts.why_no_head}")
+        elif site.name == "embed" and self.two_stacks:
+            raise SiteError("embed is not offered here: two stacks read one table; use encoder.0.resid_pre")
+        return site
+
+    def tap(self, address: str) -> Tap:
+        """Where a site inside a block is read and written."""
+        return self.taps[self.site(address)]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens as the tokenizer adds them.
+
+        An encoder-decoder's input is closed with its end token where the tokenizer did not do so; of a model that writes on,
+        an end token that the tokenizer put behind the text is left out.
+
+        Raises:
+            ValueError: the text is empty, or the model was opened without a tokenizer.
+        """
+        if self.tokenizer is None and text and not all(word.isdigit() for word in text.replace(",", " ").split()):
+            raise ValueError(
+                f"{self.name} has no tokenizer: write token ids (5,6,7), or name a tokenizer with --tokenizer (tokenizer=...)"
+            )
+        if self.tokenizer is None:
+            ids = [int(word) for word in text.replace(",", " ").split()]
+        else:
+            ids = list(self.tokenizer(text)["input_ids"]) if text else []
+        end = getattr(text_config(self.hf.config), "eos_token_id", None)
+        if ids and self.two_stacks and isinstance(end, int) and ids[-1] != end:
+            ids.append(end)
+        writes = self.causal and not self.two_stacks and self.parts.head is not None
+        if ids and writes and self._closed_by_tokenizer(text, ids):
+            ids.pop()
+        if not ids:
+            raise ValueError("the prompt is empty: write at least one token of text")
+        return ids
+
+    @property
+    def writer(self) -> Any:
+        """The tokenizer of what the model writes: of an encoder-decoder it may be another than that of what it reads."""
+        return self.tokenizer if self.target_tokenizer is None else self.target_tokenizer
+
+    def _closed_by_tokenizer(self, text: str, ids: list[int]) -> bool:
+        """Whether the tokenizer put its end token behind a text: what follows is then asked behind the end of everything."""
+        if self.tokenizer is None or ids[-1] != getattr(self.tokenizer, "eos_token_id", None):
+            return False
+        plain = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids[-1 - len(plain) : -1] == plain and len(plain) < len(ids)
+
+    def continuation(self, text: str) -> list[int]:
+        """Token ids of a text as it is cut behind other text, without special tokens.
+
+        Some tokenizers put a space mark in front of whatever they are given, be it the beginning of a text or not: the ids
+        are those that stand behind some other text, unless the tokenizer cuts the text alone in the same way.
+        """
+        if not text:
+            return []
+        if self.writer is None:
+            return self.encode(text)
+        alone = self._cut(text)
+        behind = [joined[len(first) :] for first, joined in self._joined(text) if joined[: len(first)] == first]
+        return alone if alone in behind or not behind else behind[0]
+
+    def _joined(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        """Ids of a few short texts, alone and with this one behind them."""
+        for first in SEAMS:
+            yield self._cut(first), self._cut(first + text)
+
+    def _cut(self, text: str) -> list[int]:
+        return list(self.writer(text, add_special_tokens=False)["input_ids"])
+
+    def single_token(self, text: str) -> int:
+        """The id of a text that must be one token behind others, as a target of a metric, with or without a space in front.
+
+        As it is written comes first; where that is several tokens and the other spelling is one, it is that one.
+
+        Raises:
+            ValueError: it is not one token; its pieces are shown.
+        """
+        if self.writer is None and not text.isdigit():
+            raise ValueError(f"{self.name} has no tokenizer: give the target as a token id")
+        if self.writer is None:
+            return int(text)
+        if self.parts.labels:
+            raise ValueError(f"{self.name} scores {self.parts.labels} labels, not tokens: give the target as a label's number")
+        ids, alone = self.continuation(text), self._cut(text)
+        ids = alone if len(ids) != 1 and len(alone) == 1 else ids
+        if len(ids) != 1 and text.strip():
+            other = self.continuation(text[1:] if text.startswith(" ") else f" {text}")
+            ids = other if len(other) == 1 else ids
+        if len(ids) != 1:
+            pieces = " ".join(repr(self.token_text(i)) for i in ids)
+            raise ValueError(f"the target {text!r} is {len(ids)} tokens here ({pieces}): choose one that is one token")
+        return ids[0]
+
+    def token_text(self, token: int) -> str:
+        """How a token reads behind others, or its number where there is no tokenizer.
+
+        A piece that bears a mark for the space in front of it is read with that space, which decoding it alone drops.
+        """
+        if self.writer is None:
+            return str(token)
+        text, piece = self.writer.decode([token]), self.writer.convert_ids_to_tokens(token)
+        marked = isinstance(piece, str) and piece.startswith(SPACE_MARK) and not text.startswith(" ")
+        return f" {text}" if marked else text
+
+    def record(
+        self,
+        prompts: Any,
+        completions: Any = None,
+        scored: Tensor | None = None,
+        attention_mask: Tensor | Literal["all"] | None = None,
+    ) -> Recording:
+        """One clean run of one or several prompts; see `regraft.model.recording.record`."""
+        from regraft.model.recording import record
+
+        return record(self, prompts, completions, scored, attention_mask)
+
+    def proof(self) -> dict[str, str]:
+        """What was proved about the parts, for provenance: the kind of attention and the self-check as JSON."""
+        notes = {"opened": "; ".join(self.notes)} if self.notes else {}
+        return {"attention": self.attention, "self_check": json.dumps(self.check.as_dict()), **notes}
+
+    def fingerprint(self) -> tuple:
+        """Changes when a weight is exchanged or written to; see `regraft.model.session`."""
+        return fingerprint(self.hf)
+
+    def state(self) -> tuple:
+        """Weights and hooks: what a recording belongs to."""
+        return (self.fingerprint(), hooks(self.hf))
+
+    @property
+    def hooked_since(self) -> bool:
+        """Whether hooks came or went after the self-check, so that nothing that it proved need hold any more."""
+        return hooks(self.hf) != self.hooks_at
+
+    def held(self) -> AbstractContextManager[Hold]:
+        """While inside, no other thread runs or changes the model, and it is in evaluation mode."""
+        return self._hold.on(self.hf)
+
+    def run(self, **inputs: Any) -> Any:
+        """One forward pass of the Hugging Face model, in evaluation mode and without a cache."""
+        with self.held():
+            return self.hf(**inputs, **without_cache(self.hf))
+
+    def packed_layers(self, now: tuple) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+        """The packed layers, packed anew where a weight has changed since; `now` is the fingerprint as it is."""
+        if self.packed and now != self.packed_at:
+            self.packed = {module: packed_layer(module) for module in self.packed}
+        self.packed_at = now
+        return self.packed
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 over the weight files as opened; over the live tensors where there is no file or a weight has changed."""
+        now = self.fingerprint()
+        if self._digests.get("at") != now:
+            from_file = self.folder is not None and now == self.opened_at
+            self._digests = {
+                "at": now,
+                "sha256": weights_digest(self.folder) if from_file and self.folder else self._live_digest(),
+            }
+        return self._digests["sha256"]
+
+    def _live_digest(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes() if tensor.dim() else b"0")
+        return digest.hexdigest()

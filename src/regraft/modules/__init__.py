@@ -1,0 +1,1 @@
+"""Parts that stand in the place of a model's own."""

@@ -1,0 +1,217 @@
+"""A rebuilt model beside the official one, stage by stage, up to the first that parts; and why it may part there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from regraft.checkpoint.hub import resolve
+from regraft.checkpoint.locate import CheckpointError
+from regraft.core.registry import provenance
+from regraft.reference import bert
+from regraft.reference.checkpoint_reader import Rebuilt, model_inputs, open_rebuilt, token_ids
+from regraft.reference.diagnose import causes
+from regraft.reference.official import DTYPES, Official, ask
+from regraft.reference.stage_compare import NEEDED, Row, refuse_same, rows
+
+TEXTS = ("She sells sea shells by the", "The time displayed is 9:00 pm. Therefore, it is currently the")
+GENERATED = 12
+HEAD = ("scaled", "logits")
+
+
+@dataclass
+class Verdict:
+    """The rows of all stages that were compared, and what usually causes the first difference."""
+
+    rows: list[Row] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    values: str = ""
+
+    @property
+    def parted(self) -> str:
+        """The first stage that parts, or nothing."""
+        return "" if not self.rows or self.rows[-1].passed else self.rows[-1].stage
+
+
+def verify_stages(
+    stages: Iterable[tuple[str, Tensor]],
+    official: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    heads: int,
+    dtype: str = "float32",
+    last: str = "",
+    verdict: Verdict | None = None,
+) -> Verdict:
+    """Compare a stream of named stages with the official tensors, up to the first that parts or the one named `last`.
+
+    A `verdict` that is given is filled row by row, so that it holds what was compared where the stream breaks off.
+
+    Raises:
+        LookupError: a stage that the official model does not have.
+        SameTensorError: a stage or a weight lies in the official side's memory.
+    """
+    for name, weight in weights.items():
+        refuse_same(name, weight, official.values())
+    verdict = Verdict() if verdict is None else verdict
+    before: dict[str, Tensor] = {}
+    for row, ours in rows(stages, official, NEEDED[dtype]):
+        verdict.rows.append(row)
+        if not row.passed:
+            verdict.causes = causes(row.stage, ours, official[row.stage], before, weights, heads)
+        before[row.stage] = official[row.stage]
+        if row.stage == last or not row.passed:
+            verdict.values = f"{row.stage} begins {_first(ours)} here and {_first(official[row.stage])} officially"
+            break
+    return verdict
+
+
+def _first(tensor: Tensor) -> str:
+    return "[" + ", ".join(f"{value:.7g}" for value in tensor.flatten()[:5].tolist()) + ", ...]"
+
+
+def rebuild(
+    source: str,
+    texts: Sequence[str] = (),
+    stage: str = "",
+    dtype: str = "float32",
+    types: Sequence[Sequence[int]] | None = None,
+    generate: int = GENERATED,
+    official: Callable[[dict[str, Any]], Official] = ask,
+) -> xr.Dataset:
+    """Rebuild a model from its files alone and compare every stage with the official model's own tensors.
+
+    The official model runs in a process of its own and hands over a file. Then the first text's greedy continuation is
+    compared, token by token.
+
+    Args:
+        source: a folder, a hub id or a specimen.
+        texts: what both models read; of several, the shorter ones are padded. Without them, two short sentences.
+        stage: the last stage to compare.
+        dtype: float32, or float64 to tell rounding from error.
+        types: a type for every token of every text (BERT).
+        generate: how many tokens to continue greedily.
+        official: how the official tensors are had.
+
+    Raises:
+        CheckpointError: no rebuilt architecture has such tensors, or the folder is not whole.
+        ValueError: a variant that is not rebuilt, a wrong dtype, an unknown stage, an empty text.
+    """
+    if dtype not in NEEDED:
+        raise ValueError(f"dtype {dtype!r} cannot be compared in: choose {' or '.join(NEEDED)}")
+    started = time.perf_counter()
+    folder, name = resolve(source)
+    rebuilt = open_rebuilt(folder, DTYPES[dtype], name)
+    given = list(texts) or (list(TEXTS) if (folder / "tokenizer.json").is_file() else ["5 6 7 8 9", "10 11 12"])
+    ids = token_ids(folder, given)
+    rebuilt.check_ids(ids)
+    inputs = model_inputs(rebuilt.config, ids, rebuilt.two_stacks, types)
+    wanted = generate if rebuilt.module.GENERATES and not stage else 0
+    said = official(order_of(rebuilt, dtype, ids, given, inputs, wanted))
+    if ids != said.rows:
+        wrong = next(i for i, (a, b) in enumerate(zip(ids, said.rows, strict=True)) if a != b)
+        raise ValueError(f"the two tokenizers part on {given[wrong]!r}: {ids[wrong]} here, {said.rows[wrong]} officially")
+    if stage and stage not in said.tensors:
+        near = ", ".join(get_close_matches(stage, said.tensors, 6, 0.3)) or ", ".join(list(said.tensors)[:6])
+        raise ValueError(f"there is no stage {stage!r}: stages like it are {near}")
+    verdict = _compared(rebuilt, inputs, said, dtype, stage)
+    same, unused = "", []
+    if not verdict.parted and not stage:
+        unused = rebuilt.weights.unused
+        if said.facts["generates"]:
+            with torch.no_grad():
+                same = _same(rebuilt.greedy(inputs, wanted), said.generated)
+    return _dataset(rebuilt, verdict, said, unused, same, time.perf_counter() - started, given)
+
+
+def _compared(rebuilt: Rebuilt, inputs: Mapping[str, Tensor], said: Official, dtype: str, stage: str) -> Verdict:
+    """The comparison; a tensor that is not there, or shapes that do not fit, mean that the variant is not rebuilt."""
+    verdict = Verdict()
+    try:
+        with torch.no_grad():
+            stages = (pair for pair in rebuilt.stages(inputs) if pair[0] not in HEAD or pair[0] in said.tensors)
+            return verify_stages(stages, said.tensors, rebuilt.weights, rebuilt.heads, dtype, stage, verdict)
+    except (KeyError, RuntimeError) as error:
+        where = f"behind {verdict.rows[-1].stage}" if verdict.rows else "at its first stage"
+        what = f"it has no tensor {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{rebuilt.name} is no {rebuilt.architecture} of a kind that is rebuilt here: {where}, {what}"
+        ) from error
+
+
+def order_of(
+    rebuilt: Rebuilt, dtype: str, ids: list[list[int]], texts: list[str], inputs: Mapping[str, Tensor], generate: int
+) -> dict[str, Any]:
+    """What the process of the official model is told."""
+    return {
+        "folder": str(rebuilt.folder),
+        "architecture": rebuilt.architecture,
+        "prefix": rebuilt.module.PREFIX,
+        "dtype": dtype,
+        "rows": ids,
+        "texts": texts,
+        "inputs": {name: value.tolist() for name, value in inputs.items()},
+        "generate": generate,
+        "threads": torch.get_num_threads(),
+        "ends": rebuilt.ends,
+        "pooling": rebuilt.config["pooling"] if rebuilt.module is bert else "",
+        "normalises": rebuilt.config["normalises"],
+    }
+
+
+def _same(ours: list[int], official: list[int]) -> str:
+    if ours == official:
+        return f"{len(ours)} tokens continued greedily are the same"
+    place = next((i for i, (a, b) in enumerate(zip(ours, official, strict=False)) if a != b), min(len(ours), len(official)))
+    return f"the greedy continuations part at token {place}: {ours} here, {official} officially"
+
+
+def _dataset(
+    rebuilt: Rebuilt, verdict: Verdict, said: Official, unused: list[str], same: str, seconds: float, texts: list[str]
+) -> xr.Dataset:
+    found = verdict.rows
+    left = rebuilt.config["pooling"] and rebuilt.module is not bert
+    headless = rebuilt.module.GENERATES and "logits" not in said.tensors
+    notes = [f"The folder's pooling ({rebuilt.config['pooling']}) is not compared"] if left else []
+    notes += [f"{said.facts['class']} has no head, so no logits are compared"] if headless else []
+    return xr.Dataset(
+        {
+            "largest": ("stage", [row.largest for row in found], {"units": "largest absolute difference"}),
+            "mean": ("stage", [row.mean for row in found], {"units": "mean absolute difference"}),
+            "decimals": (
+                "stage",
+                [row.decimals for row in found],
+                {"units": "decimals that match, values above 1 scaled to 1 (17: equal to the bit)"},
+            ),
+            "shape_of_ours": ("stage", [" x ".join(map(str, row.shape)) for row in found], {"units": "of the rebuilt tensor"}),
+            "shape_of_official": (
+                "stage",
+                [" x ".join(map(str, r.official_shape)) for r in found],
+                {"units": "of the official one"},
+            ),
+        },
+        coords={"stage": [row.stage for row in found]},
+        attrs={
+            **provenance(rebuilt),
+            "experiment": "rebuild",
+            "architecture": rebuilt.architecture,
+            "official": f"{said.facts['class']} of transformers {said.facts['transformers']}, in a process of its own",
+            "needed": NEEDED[str(rebuilt.dtype).removeprefix("torch.")],
+            "parted": verdict.parted,
+            "causes": "; ".join(verdict.causes),
+            "values": verdict.values,
+            "generated": same,
+            "agrees": int(not verdict.parted and " part at " not in same),
+            "notes": "; ".join(notes),
+            "unused": ", ".join(unused),
+            "texts": " | ".join(texts),
+            "seed": 0,
+            "seconds": round(seconds, 3),
+        },
+    )

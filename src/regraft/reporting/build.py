@@ -1,0 +1,172 @@
+"""Run what suits a model and write its report, chapter by chapter."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from regraft.core.registry import DOES_NOT_APPLY, measured, provenance, refused
+from regraft.core.runs import OUR_MARK, store, whole_folder, write_whole
+from regraft.core.strict_json import json_text, opened_attributes
+from regraft.model.model import Model
+from regraft.reporting.chapter_inputs import Reading
+from regraft.reporting.drawings import title_for
+from regraft.reporting.page import Section, footer, heading, opening, plain_section, result_section, sheet
+from regraft.reporting.shell_commands import command_line
+
+Chapter = tuple[str, dict[str, Any]]
+CHAPTERS: tuple[Chapter, ...] = (
+    ("completions", {"count": 20}),
+    ("lens", {}),
+    ("geometry", {}),
+    ("spectra", {}),
+    ("linearity", {}),
+    ("trajectories", {}),
+    ("neurons", {}),
+    ("knockout", {}),
+    ("swap", {}),
+    ("patch", {}),
+    ("patch", {"grid": "head"}),
+    ("push", {}),
+    ("ablate", {}),
+    ("repeat", {}),
+    ("noise", {}),
+    ("replacement", {}),
+    ("transplant", {}),
+    ("prune", {}),
+    ("reorder", {}),
+    ("shuffle", {}),
+    ("quantize", {}),
+    ("quantizers", {}),
+    ("correlations", {}),
+)
+BEFORE = "report.before.html"
+"""What an earlier page is called while a new one grows in its place."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A chapter that is not on the page and why; `trace` where it failed, nothing where it does not apply."""
+
+    name: str
+    title: str
+    reason: str
+    trace: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {'failed' if self.trace else 'is left out'}: {self.reason}"
+
+
+def build(
+    model: Model,
+    out: Path,
+    seed: int = 0,
+    chapter: Callable[[str, int, int], None] | None = None,
+    options: Mapping[str, Any] | None = None,
+    reading: Reading | None = None,
+) -> tuple[Path, list[Missing]]:
+    """Run the chapters, write `report.html` and a run folder for each result, and say what is missing and why.
+
+    The page and the folder are written anew behind each chapter: whatever ends the work, they hold all that was done.
+    `chapter` is called with (name, chapters done, chapters in all); `reading` is what the user wants read.
+    Returns the page's path and the chapters not on it.
+    """
+    report = Report(model, out, seed, options or {}, reading or Reading())
+    report.write(CHAPTERS)
+    for number, (name, chosen) in enumerate(CHAPTERS):
+        if chapter is not None:
+            chapter(name, number, len(CHAPTERS))
+        report.add(name, chosen)
+        report.write(CHAPTERS[number + 1 :])
+    if not any(one.trace for one in report.missing):
+        (out / BEFORE).unlink(missing_ok=True)
+    return out / "report.html", report.missing
+
+
+class Report:
+    """A report that grows: what it has measured so far, and what it could not."""
+
+    def __init__(self, model: Model, out: Path, seed: int, options: Mapping[str, Any], reading: Reading):
+        self.model, self.out, self.seed, self.options, self.reading = model, out, seed, options, reading
+        self.started = time.perf_counter()
+        self.sections: list[Section] = opening(model, options)
+        self.results: list[xr.Dataset] = []
+        self.missing: list[Missing] = []
+        out.mkdir(parents=True, exist_ok=True)
+        page = out / "report.html"
+        if page.exists() and not (out / BEFORE).exists():
+            page.replace(out / BEFORE)
+        store_mark(model, out)
+
+    def add(self, name: str, chosen: Mapping[str, Any]) -> None:
+        """Make one chapter, or note why there is none.
+
+        This is the one place where any error is caught: a fault in one of many chapters, whatever it is, must not take the
+        others with it. It is named on the page and by the command, which ends with code 1.
+        """
+        anchor = "-".join([name, *map(str, chosen.values())])
+        try:
+            self.make(name, chosen, anchor)
+        except Exception as error:
+            title, reason = chapter_title(name, chosen), f"{type(error).__name__}: {said(error)}".removesuffix(": ")
+            self.missing.append(Missing(name, title, reason, "".join(traceback.format_exception(error))))
+            self.sections.append(plain_section(anchor, title, f"This chapter failed: {reason}"))
+
+    def make(self, name: str, chosen: Mapping[str, Any], anchor: str) -> None:
+        """Measure one chapter, keep its result in a run folder and its section for the page."""
+        try:
+            given, told = self.reading.options(name, self.model)
+            result = measured(self.model, name, self.seed, **{**chosen, **given})
+        except DOES_NOT_APPLY as error:
+            if not refused(error, name):
+                raise
+            self.missing.append(Missing(name, chapter_title(name, chosen), said(error)))
+            return
+        section = result_section(result, command_line(name, self.model, {**chosen, **told, **self.options}), anchor)
+        with whole_folder(self.out / anchor) as folder:
+            store(result, folder)
+        self.results.append(result)
+        self.sections.append(section)
+
+    def write(self, to_come: Sequence[Chapter]) -> None:
+        """The page as it is by now."""
+        sections = [*self.sections]
+        left_out = [(one.title, one.reason) for one in self.missing if not one.trace]
+        if left_out:
+            sentence = "These chapters do not apply to this model, or need what is not installed here."
+            sections.append(plain_section("left-out", "Left out", sentence, left_out))
+        if to_come:
+            sections.append(plain_section("to-come", "Not measured yet", f"{AWAITED} {titles(to_come)}."))
+        foot = footer(self.results, time.perf_counter() - self.started)
+        write_whole(self.out / "report.html", sheet(heading(self.model), sections, foot))
+
+
+AWAITED = "This page was written while the report was being made. If nothing is at work on it any more, it ended early. To come:"
+
+
+def titles(chapters: Sequence[Chapter]) -> str:
+    """The titles of chapters in a row."""
+    return ", ".join(chapter_title(name, chosen) for name, chosen in chapters)
+
+
+def chapter_title(name: str, chosen: Mapping[str, Any]) -> str:
+    """What a chapter is called before there is a result: its drawing's title, and a choice that tells it from another one."""
+    choices = [f"{key} {value}" for key, value in chosen.items() if isinstance(value, str)]
+    return title_for(name) + (f" ({', '.join(choices)})" if choices else "")
+
+
+def said(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
+
+
+def store_mark(model: Model, folder: Path) -> None:
+    """The `run.json` that says whose report this is."""
+    mark = {**provenance(model), "experiment": "report"}
+    write_whole(folder / OUR_MARK, json_text(opened_attributes(mark), indent=1, sort_keys=True) + "\n")

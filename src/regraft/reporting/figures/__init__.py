@@ -1,0 +1,1 @@
+"""How each experiment's result is drawn."""

@@ -1,0 +1,307 @@
+"""What is measured at the end of a run, and at which positions.
+
+A metric names the (prompt, position) pairs whose logits it reads and maps logits at those pairs to one number each; the
+engine runs the head at the union of all pairs, in chunks, and averages per prompt. Shapes: P pairs, c logits of one chunk,
+V vocabulary, B prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from regraft.model.recording import Recording
+from regraft.sweeps.variants import whole_number
+
+Clean = Callable[[Tensor], Tensor]
+
+
+def measured_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that a model's numbers are measured in: float64 for a float64 model, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.to(measured_type(tensor.dtype))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named measurement. `unit` goes with every number; `larger_is_better` tells an optimiser which way to go.
+
+    `reads` says what `score` is given: logits, or the residual stream that leaves the last block (no head is run).
+    """
+
+    name: str
+    unit: str
+    larger_is_better: bool = True
+
+    @property
+    def reads(self) -> Literal["logits", "stream"]:
+        """What the metric reads."""
+        return "logits"
+
+    def pairs(self, recording: Recording) -> tuple[Tensor, Tensor]:
+        """Prompt index and position of every logit vector that is read, both (P,)."""
+        raise NotImplementedError
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        """One number for each vector; `pair_c` says which pairs of `pairs` these are, `clean` gives the clean vectors."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Loss(Metric):
+    """Mean cross-entropy over the scored tokens, in nats per token."""
+
+    name: str = "loss"
+    unit: str = "nats per token"
+    larger_is_better: bool = False
+
+    def pairs(self, recording: Recording) -> tuple[Tensor, Tensor]:
+        return predicted_pairs(recording)
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        prompt, position = self.pairs(recording)
+        shift = 1 if recording.model.causal else 0
+        target = recording.ids_BT[prompt, position + shift][pair_c]
+        return cross_entropy(_full(logits_cV), target, reduction="none")
+
+
+@dataclass(frozen=True)
+class _AtPosition(Metric):
+    position: int | None = None
+
+    def pairs(self, recording: Recording) -> tuple[Tensor, Tensor]:
+        lengths = recording.lengths_B
+        where = -1 if self.position is None else whole_number(self.position, "position")
+        position = lengths + where if where < 0 else torch.full_like(lengths, where)
+        if bool((position < 0).any()) or bool((position >= lengths).any()):
+            raise ValueError(f"the metric {self.name} reads position {where}, but the prompt has {int(lengths.min())} tokens")
+        return torch.arange(recording.prompts, device=lengths.device), position
+
+
+@dataclass(frozen=True)
+class LogitDifference(_AtPosition):
+    """Logit of one token minus logit of another."""
+
+    tokens: tuple[int, int] = (0, 0)
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        return _full(logits_cV[:, self.tokens[0]]) - _full(logits_cV[:, self.tokens[1]])
+
+
+@dataclass(frozen=True)
+class TokenLogit(_AtPosition):
+    """Logit of a token."""
+
+    token: int = 0
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        return _full(logits_cV[:, self.token])
+
+
+@dataclass(frozen=True)
+class Probability(_AtPosition):
+    """Probability of a token."""
+
+    token: int = 0
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        return log_softmax(_full(logits_cV), -1)[:, self.token].exp()
+
+
+@dataclass(frozen=True)
+class LogProbability(_AtPosition):
+    """Logarithm of a token's probability, in nats."""
+
+    token: int = 0
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        return log_softmax(_full(logits_cV), -1)[:, self.token]
+
+
+@dataclass(frozen=True)
+class Rank(_AtPosition):
+    """Rank of a token: how many tokens have a larger logit (0 is the first)."""
+
+    token: int = 0
+    larger_is_better: bool = False
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        logits = _full(logits_cV)
+        return (logits > logits[:, self.token, None]).sum(-1).float()
+
+
+@dataclass(frozen=True)
+class _AgainstClean(_AtPosition):
+    """Reads every predicted position, or the last one where the recording scores none."""
+
+    def pairs(self, recording: Recording) -> tuple[Tensor, Tensor]:
+        tokens = recording.model.causal and not recording.model.parts.labels
+        if self.position is None and tokens and bool(recording.scored_BT[:, 1:].any()):
+            return predicted_pairs(recording)
+        return super().pairs(recording)
+
+
+@dataclass(frozen=True)
+class KLToClean(_AgainstClean):
+    """KL divergence of this run's distribution from the clean one's: KL(clean || run), in nats."""
+
+    larger_is_better: bool = False
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        ours, theirs = log_softmax(_full(logits_cV), -1), log_softmax(_full(clean(pair_c)), -1)
+        return kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+
+
+@dataclass(frozen=True)
+class Top1Agreement(_AgainstClean):
+    """Share of positions whose most likely token is the clean run's."""
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        return (logits_cV.argmax(-1) == clean(pair_c).argmax(-1)).float()
+
+
+@dataclass(frozen=True)
+class StreamDistance(_AgainstClean):
+    """How far the stream that leaves the last block is from the clean one, relative to the clean one's length."""
+
+    larger_is_better: bool = False
+
+    @property
+    def reads(self) -> Literal["logits", "stream"]:
+        return "stream"
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        theirs = _full(clean(pair_c))
+        return (_full(logits_cV) - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+
+
+def predicted_pairs(recording: Recording) -> tuple[Tensor, Tensor]:
+    """The (prompt, position) pairs that predict the scored tokens.
+
+    Raises:
+        ValueError: no token is scored.
+    """
+    if recording.model.causal:
+        scored = recording.scored_BT[:, 1:]
+    else:
+        scored = recording.scored_BT if recording.scored_is_given else torch.zeros_like(recording.scored_BT)
+    if recording.model.parts.labels:
+        raise ValueError(
+            f"{recording.model.name} scores {recording.model.parts.labels} labels, not tokens, so it has no loss: measure "
+            "token_logit of a label's number, kl_to_clean, top1_agreement or stream_distance, at a position"
+        )
+    prompt, position = scored.nonzero(as_tuple=True)
+    if not len(prompt):
+        raise ValueError(
+            "no token is scored, so there is no loss: give a completion, or for an encoder say which tokens count (scored=)"
+        )
+    silent = sorted(set(range(recording.prompts)) - set(prompt.tolist()))
+    if silent:
+        raise ValueError(f"no token of prompt {silent[0]} is scored, so it has no loss: leave it out, or give it a completion")
+    return prompt, position
+
+
+Target = str | int
+
+
+def loss() -> Metric:
+    """Mean cross-entropy over the scored tokens (nats per token)."""
+    return Loss()
+
+
+def logit_difference(first: Target, second: Target, position: int | None = None) -> _Named:
+    """Logit of `first` minus logit of `second` at the last (or the given) position."""
+    return _Named("logit_difference", (first, second), position)
+
+
+def token_logit(token: Target, position: int | None = None) -> _Named:
+    """Logit of a token."""
+    return _Named("logit", (token,), position)
+
+
+def probability(token: Target, position: int | None = None) -> _Named:
+    """Probability of a token."""
+    return _Named("probability", (token,), position)
+
+
+def log_probability(token: Target, position: int | None = None) -> _Named:
+    """Logarithm of a token's probability (nats)."""
+    return _Named("log_probability", (token,), position)
+
+
+def rank(token: Target, position: int | None = None) -> _Named:
+    """Number of tokens with a larger logit (0: the token is first)."""
+    return _Named("rank", (token,), position)
+
+
+def kl_to_clean(position: int | None = None) -> Metric:
+    """KL(clean || run) in nats over the predicted positions, or at one."""
+    return KLToClean("kl_to_clean", "nats", False, position)
+
+
+def top1_agreement(position: int | None = None) -> Metric:
+    """Share of predicted positions (or the one given) whose most likely token is the clean run's."""
+    return Top1Agreement("top1_agreement", "share", True, position)
+
+
+def stream_distance(position: int | None = None) -> Metric:
+    """Relative distance of the final stream from the clean run's; the one metric that needs no output matrix."""
+    return StreamDistance("stream_distance", "share of the clean stream's length", False, position)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A metric of tokens still given as text; a sweep looks them up in the recording's model."""
+
+    kind: str
+    targets: tuple[Target, ...]
+    position: int | None = None
+    larger_is_better: bool = field(default=True)
+
+    def resolve(self, recording: Recording) -> Metric:
+        model = recording.model
+        ids = [model.single_token(t) if isinstance(t, str) else t for t in self.targets]
+        wrong = next((i for i in ids if not 0 <= i < model.vocabulary), None)
+        if wrong is not None:
+            raise ValueError(f"the target token id {wrong} is outside the vocabulary of {model.vocabulary}")
+        if self.kind == "logit_difference":
+            return LogitDifference(self.kind, "logits", True, self.position, (ids[0], ids[1]))
+        if self.kind == "logit":
+            return TokenLogit(self.kind, "logits", True, self.position, ids[0])
+        if self.kind == "probability":
+            return Probability(self.kind, "probability", True, self.position, ids[0])
+        if self.kind == "log_probability":
+            return LogProbability(self.kind, "nats", True, self.position, ids[0])
+        return Rank("rank", "tokens ahead", False, self.position, ids[0])
+
+
+AnyMetric = Metric | _Named
+
+
+def resolved(metric: AnyMetric, recording: Recording) -> Metric:
+    """The metric with its targets as token ids of the recording's model."""
+    return metric.resolve(recording) if isinstance(metric, _Named) else metric
+
+
+def metrics_of(given: Any) -> list[AnyMetric]:
+    """Metrics.
+
+    Raises:
+        ValueError: something is none; of a function that makes one, how to call it.
+    """
+    listed = [given] if isinstance(given, AnyMetric) or not isinstance(given, Iterable) else list(given)
+    wrong = next((one for one in listed if not isinstance(one, AnyMetric)), None)
+    if wrong is None and listed:
+        return listed
+    if callable(wrong):
+        raise ValueError(f"{getattr(wrong, '__name__', 'this')} makes a metric when it is called: write it with parentheses")
+    what = "an empty list" if wrong is None else f"a {type(wrong).__name__}"
+    raise ValueError(f"{what} is no metric: give one such as loss() or logit_difference(' a', ' b')")

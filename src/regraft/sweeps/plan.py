@@ -1,0 +1,368 @@
+"""From variants to steps, with no tensor in it: what is run once, what is shared, what is not run at all.
+
+The runs of all variants form a trie. Its root is the recording: as long as a variant does what the clean run did, it costs
+nothing. Every node behind that is one call of one block for one row. Rows that need the same block go through it together,
+whatever their depth: the plan is a list of such batches in an order that respects who waits for whom.
+
+Work is counted in rows x prompts x positions through one block, the same unit for the plan, the execution and the naive
+way of one full forward for each variant.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from regraft.sweeps.variants import Edit, Route, Stop, Variant, listed
+
+LINEAR_SITES = {
+    "mlp": ("mlp_out", "mlp_act", "neuron"),
+    "attn": ("attn_out", "z", "head"),
+    "mixer": ("mixer_out",),
+    "cross": ("cross_out",),
+}
+BRANCH_OF = {site: kind for kind, sites in LINEAR_SITES.items() for site in sites}
+DOORS = ("resid_pre", "resid_post")
+CONE_STEPS, CONE_LEAST_STEP = 8, 4
+Source = tuple[str, int]
+"""A recorded stream: `("pre", b)` enters block b, `("post", b)` leaves it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the plan needs to know of a recording: numbers and names, no tensors.
+
+    `stacks` are (first, stop) block indices; `positions` the number of positions of each stack; `linear` for each block
+    the branches whose outputs are added to the stream with nothing behind them but a norm, `columns` those of them whose
+    projection is proved to be its matrix (None: all); `addresses` map a site's
+    address to (block, name); `lengths` are each prompt's real
+    tokens, stack by stack; `cone` says whether a row may carry only the positions that an edit can change.
+    """
+
+    stacks: tuple[tuple[int, int], ...]
+    positions: tuple[int, ...]
+    prompts: int
+    lengths: tuple[tuple[int, ...], ...]
+    linear: tuple[frozenset[str], ...]
+    addresses: dict[str, tuple[int | None, str]]
+    cone: bool
+    columns: tuple[frozenset[str], ...] | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of the whole model."""
+        return self.stacks[-1][1]
+
+    def stack_of(self, block: int) -> int:
+        """Index of the stack that the block belongs to."""
+        return next(i for i, (first, stop) in enumerate(self.stacks) if first <= block < stop)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Edits applied to the stream at a block's door; `correct` is the block whose output they correct linearly."""
+
+    edits: tuple[Edit, ...] = ()
+    correct: int | None = None
+    bridge: bool = False
+
+    @property
+    def key(self) -> tuple:
+        """Two doors with one key do the same."""
+        return (tuple(edit.key for edit in self.edits), self.correct, self.bridge)
+
+
+@dataclass(eq=False)
+class Node:
+    """One call of one block for one row, behind `parent` or, where that is None, behind the recorded stream `source`."""
+
+    parent: Node | None
+    source: Source
+    doors: tuple[Door, ...]
+    stop: Stop
+    inner: tuple[Edit, ...]
+    start: int
+    children: int = 0
+
+
+@dataclass(eq=False)
+class Leaf:
+    """Where a variant is measured: behind `parent`, or at the recorded stream `source`."""
+
+    variant: int
+    parent: Node | None
+    source: Source
+    doors: tuple[Door, ...]
+    final: tuple[Edit, ...]
+    start: int
+
+
+@dataclass
+class Work:
+    """Counted work in rows x prompts x positions through one block."""
+
+    planned: int = 0
+    preparation: int = 0
+    naive: int = 0
+    executed: int = 0
+
+    @classmethod
+    def joined(cls, parts: Sequence[Work]) -> Work:
+        """The work of several sweeps together."""
+        return cls(*(sum(getattr(part, name) for part in parts) for name in ("planned", "preparation", "naive", "executed")))
+
+    @property
+    def saved(self) -> float:
+        """How many times less is run than by one full forward for each variant."""
+        return self.naive / max(self.planned + self.preparation, 1)
+
+
+@dataclass
+class Plan:
+    """Batches of nodes in the order of their execution, leaves by their parent, and the work counted."""
+
+    batches: list[list[Node]] = field(default_factory=list)
+    leaves: dict[int, list[Leaf]] = field(default_factory=lambda: defaultdict(list))
+    immediate: list[Leaf] = field(default_factory=list)
+    work: Work = field(default_factory=Work)
+    starts: set[int] = field(default_factory=set)
+    corrected: set[int] = field(default_factory=set)
+
+
+def make_plan(
+    variants: Sequence[Variant], layout: Layout, batch_rows: int = 1 << 30, control: bool = True, linear: bool = True
+) -> Plan:
+    """Plan a sweep.
+
+    Args:
+        variants: what to run. With `control`, the first is run from the first block on, whatever it shares.
+        batch_rows: most rows that go through a block together.
+        linear: correct a block's recorded output where an edit acts on it linearly, instead of running the block.
+
+    Raises:
+        ValueError: a route that crosses stacks or names a block that does not exist, an edit of a block that its route
+            does not pass, or a position outside the prompt.
+    """
+    plan = Plan()
+    runs = [_compile(variant, layout) for variant in variants]
+    starts = _cone_starts(variants, runs, layout)
+    trie: dict[tuple, Node] = {}
+    for number, (run, start) in enumerate(zip(runs, starts, strict=True)):
+        _insert(plan, trie, number, run, start, layout, control and number == 0, linear)
+    nodes = list(trie.values())
+    plan.batches = _schedule(nodes, batch_rows)
+    plan.starts = {node.start for node in nodes if node.start}
+    plan.work.planned = sum(_cost(node.stop.block, layout, node.start) for node in nodes)
+    plan.work.naive = sum(sum(_cost(stop.block, layout, 0) for stop in run.stops) for run in runs)
+    if plan.starts:
+        plan.work.preparation += sum(_cost(block, layout, 0) for block in range(layout.blocks))
+    plan.work.preparation += sum(_cost(block, layout, 0) for block in plan.corrected)
+    return plan
+
+
+@dataclass
+class _Run:
+    """A variant taken apart: stops, the edits inside and at the doors of each, and what happens behind the last."""
+
+    stops: tuple[Stop, ...]
+    before: list[tuple[Edit, ...]]
+    inner: list[tuple[Edit, ...]]
+    after: list[tuple[Edit, ...]]
+    embed: tuple[Edit, ...]
+    final: tuple[Edit, ...]
+    clean_route: bool
+
+
+def _compile(variant: Variant, layout: Layout) -> _Run:
+    clean = Route.order(range(layout.blocks))
+    route = variant.route or clean
+    _check_route(route, layout)
+    by_block: dict[int, list[tuple[str, Edit]]] = defaultdict(list)
+    embed, final = [], []
+    for edit in variant.edits:
+        block, name = layout.addresses[edit.site]
+        _check_positions(edit, layout, block)
+        if block is None:
+            (embed if name == "embed" else final).append(edit)
+        else:
+            by_block[block].append((name, edit))
+    passed = {stop.block for stop in route.stops}
+    for block, found in by_block.items():
+        inner = next((edit for name, edit in found if name not in DOORS), None)
+        if inner is not None and any(stop.block == block and stop.module is not None for stop in route.stops):
+            raise ValueError(
+                f"the edit at {inner.site} is inside a block that the route replaces by another module: edit resid_pre or "
+                "resid_post there"
+            )
+        if block not in passed:
+            raise ValueError(f"the edit at {found[0][1].site} is never reached: the route does not pass block {block}")
+
+    def pick(stop: Stop, *names: str, inside: bool = False) -> tuple[Edit, ...]:
+        return tuple(e for n, e in by_block.get(stop.block, ()) if (n not in DOORS if inside else n in names))
+
+    return _Run(
+        route.stops,
+        [pick(stop, "resid_pre") for stop in route.stops],
+        [pick(stop, inside=True) for stop in route.stops],
+        [pick(stop, "resid_post") for stop in route.stops],
+        tuple(embed),
+        tuple(final),
+        all(stop.key == own.key for stop, own in zip(route.stops, clean.stops, strict=False))
+        and len(route.stops) == layout.blocks,
+    )
+
+
+def _check_route(route: Route, layout: Layout) -> None:
+    if route.count not in (None, layout.blocks):
+        raise ValueError(f"the route was made for {route.count} blocks, the model has {layout.blocks}: make it for as many")
+    wrong = next((stop.block for stop in route.stops if not 0 <= stop.block < layout.blocks), None)
+    if wrong is not None:
+        raise ValueError(f"the route names block {wrong}: there are {layout.blocks} blocks, 0 to {layout.blocks - 1}")
+    stacks = [layout.stack_of(stop.block) for stop in route.stops]
+    if stacks != sorted(stacks):
+        raise ValueError("the route enters the encoder again after the decoder: each stack keeps its own blocks")
+
+
+def edit_positions(edit: Edit, lengths: Sequence[int]) -> list[list[int]] | None:
+    """For each prompt the positions that an edit touches; None for all of them."""
+    wanted = listed(edit.position)
+    if wanted is None:
+        return None
+    if any(isinstance(position, (bool, np.bool_)) for position in wanted):
+        raise ValueError(
+            f"the position of the edit at {edit.site} is a mask: give the numbers of its positions, for example "
+            "mask.nonzero()[:, 0].tolist()"
+        )
+    try:
+        wanted = [operator.index(position) for position in wanted]
+    except TypeError as error:
+        raise ValueError(f"position {edit.position!r} of the edit at {edit.site} is no whole number") from error
+    if not wanted:
+        raise ValueError(f"the edit at {edit.site} names no position: leave it out to mean all of them")
+    return [[p + length if p < 0 else p for p in wanted] for length in lengths]
+
+
+def _check_positions(edit: Edit, layout: Layout, block: int | None) -> None:
+    lengths = layout.lengths[-1 if block is None else layout.stack_of(block)]
+    for length, row in zip(lengths, edit_positions(edit, lengths) or (), strict=False):
+        if any(not 0 <= p < length for p in row):
+            raise ValueError(f"position {edit.position} of the edit at {edit.site} is outside the prompt of {length} tokens")
+
+
+def _cost(block: int, layout: Layout, start: int) -> int:
+    return layout.prompts * (layout.positions[layout.stack_of(block)] - start)
+
+
+def _cone_starts(variants: Sequence[Variant], runs: list[_Run], layout: Layout) -> list[int]:
+    """For each variant the first position that its rows carry, rounded down so that few different ones arise."""
+    step = max(CONE_LEAST_STEP, -(-layout.positions[-1] // CONE_STEPS))
+    starts = [_first_position(variant, run, layout) // step * step for variant, run in zip(variants, runs, strict=True)]
+    saved = sum(start * layout.blocks for start in starts) // 2
+    pays = layout.cone and saved > layout.positions[-1] * layout.blocks
+    return starts if pays else [0] * len(starts)
+
+
+def _first_position(variant: Variant, run: _Run, layout: Layout) -> int:
+    if not run.clean_route or run.embed or not variant.edits:
+        return 0
+    found = [edit_positions(edit, layout.lengths[-1]) for edit in variant.edits]
+    return min((min(map(min, rows)) if rows else 0) for rows in found)
+
+
+def _insert(plan: Plan, trie: dict, number: int, run: _Run, start: int, layout: Layout, control: bool, linear: bool) -> None:
+    """Add one variant's calls to the trie, below the longest part that is there already."""
+    at = 0 if control or run.embed else _clean_prefix(run)
+    source, doors = _entrance(run, at, layout)
+    if linear and not doors and not control and at < len(run.stops) and _corrects(run, at, layout):
+        doors = (Door(run.inner[at], correct=at), *_door(run.after[at]))
+        plan.corrected.add(at)
+        source, at = ("pre", at), at + 1
+    stream_stack = layout.stack_of(source[1])
+    parent: Node | None = None
+    key: tuple = ("control",) if control else (start, source)
+    for index in range(at, len(run.stops)):
+        stop = run.stops[index]
+        if layout.stack_of(stop.block) != stream_stack:
+            stream_stack, doors = layout.stack_of(stop.block), (*doors, Door(bridge=True))
+        doors = (*doors, *_door(run.before[index]))
+        key = (*key, tuple(d.key for d in doors), stop.key, tuple(edit.key for edit in run.inner[index]))
+        if key not in trie:
+            trie[key] = Node(parent, source, doors, stop, run.inner[index], start)
+            if parent is not None:
+                parent.children += 1
+        parent = trie[key]
+        key, doors = (id(parent),), _door(run.after[index])
+    if stream_stack != len(layout.stacks) - 1:
+        doors = (*doors, Door(bridge=True))
+    leaf = Leaf(number, parent, source, doors, run.final, start)
+    if parent is None:
+        plan.immediate.append(leaf)
+    else:
+        parent.children += 1
+        plan.leaves[id(parent)].append(leaf)
+
+
+def _door(edits: tuple[Edit, ...]) -> tuple[Door, ...]:
+    return (Door(edits),) if edits else ()
+
+
+def _entrance(run: _Run, at: int, layout: Layout) -> tuple[Source, tuple[Door, ...]]:
+    """The recorded stream that a variant leaves from after `at` clean calls, and the edits at that door."""
+    if at == 0:
+        return ("pre", 0), _door(run.embed)
+    after = _door(run.after[at - 1])
+    new_stack = at < layout.blocks and layout.stack_of(at) != layout.stack_of(at - 1)
+    goes_on_there = at >= len(run.stops) or layout.stack_of(run.stops[at].block) == layout.stack_of(min(at, layout.blocks - 1))
+    if new_stack and goes_on_there and not after:
+        return ("pre", at), ()
+    return ("post", at - 1), after
+
+
+def _clean_prefix(run: _Run) -> int:
+    """Number of leading blocks that the variant runs as the clean run did, counted as far as nothing is edited."""
+    for index, stop in enumerate(run.stops):
+        if stop.block != index or stop.module is not None or run.before[index] or run.inner[index]:
+            return index
+        if run.after[index]:
+            return index + 1
+    return len(run.stops)
+
+
+def _corrects(run: _Run, at: int, layout: Layout) -> bool:
+    """Whether the first edits act on the block's output linearly, so that the block need not be run."""
+    stop = run.stops[at]
+    if stop.block != at or stop.module is not None or run.before[at] or not run.inner[at]:
+        return False
+    names = {layout.addresses[edit.site][1] for edit in run.inner[at]}
+    if len(run.inner[at]) > 1 and len(names) > 1:
+        return False
+    kind = next((kind for kind in layout.linear[at] if names <= set(LINEAR_SITES[kind])), None)
+    return kind is not None and (layout.columns is None or kind in layout.columns[at] or names == {f"{kind}_out"})
+
+
+def _schedule(nodes: list[Node], batch_rows: int) -> list[list[Node]]:
+    """Greedy: the block that most rows wait for goes next, the earlier one where equally many wait."""
+    waiting: dict[int, list[Node]] = defaultdict(list)
+    for node in nodes:
+        if node.parent is not None:
+            waiting[id(node.parent)].append(node)
+    ready: dict[tuple, list[Node]] = defaultdict(list)
+    for node in nodes:
+        if node.parent is None:
+            ready[(node.stop.key, node.start)].append(node)
+    batches = []
+    while ready:
+        group = max(ready, key=lambda key: (len(ready[key]), -key[0][0], -key[1]))
+        members = ready.pop(group)
+        batch, rest = members[:batch_rows], members[batch_rows:]
+        if rest:
+            ready[group] = rest
+        batches.append(batch)
+        for node in batch:
+            for child in waiting.pop(id(node), ()):
+                ready[(child.stop.key, child.start)].append(child)
+    return batches

@@ -1,0 +1,383 @@
+"""A sweep: many variants of one recording, measured.
+
+Shapes: n rows, B prompts, P pairs of (prompt, position) whose logits are read, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.core.progress import advance
+from regraft.core.tolerance import gap
+from regraft.model.cpu_pack import packed
+from regraft.model.hooks import writing
+from regraft.model.recording import Recording
+from regraft.model.session import plain_numbers
+from regraft.model.sites import SiteError, Tap
+from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
+from regraft.sweeps.executor import Replay, State
+from regraft.sweeps.linear_edits import linear_branches, proved_columns
+from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of, resolved
+from regraft.sweeps.plan import BRANCH_OF, Layout, Leaf, Work, edit_positions, make_plan
+from regraft.sweeps.prefix_cache import cone_holds
+from regraft.sweeps.variants import Add, Edit, Noise, Replace, Scale, Variant, variants_of
+
+CPU_ROW_POSITIONS = 1024
+LOGITS_AT_ONCE = 1 << 25
+LIVE_FLOATS = 1 << 29
+
+
+@dataclass
+class SweepResult:
+    """What a sweep measured.
+
+    `values[metric]` is (variants, prompts), `clean[metric]` (prompts,); `weights[metric]` (prompts,) says how many
+    positions stand behind a prompt's mean. `deviation` is the largest difference of the control row's stream from the
+    recorded one, relative to the stream's largest value, and `control[metric]` what was measured on the control row.
+    """
+
+    values: dict[str, Tensor]
+    clean: dict[str, Tensor]
+    control: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    units: dict[str, str]
+    work: Work
+    deviation: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def mean(self, metric: str) -> Tensor:
+        """Mean over prompts, each weighted by its positions: (variants,)."""
+        weight = self.weights[metric]
+        return (self.values[metric] * weight).sum(1) / weight.sum()
+
+    def clean_mean(self, metric: str) -> float:
+        """The clean run's mean over prompts."""
+        weight = self.weights[metric]
+        return float((self.clean[metric] * weight).sum() / weight.sum())
+
+
+def sweep(
+    recording: Recording | Sequence[Recording],
+    variants: Variant | Sequence[Variant],
+    metric: AnyMetric | Sequence[AnyMetric],
+    *,
+    exact: bool = False,
+) -> SweepResult:
+    """Run every variant of one or several recordings and measure it.
+
+    Args:
+        recording: what the variants vary; several (batches of prompts) are run in turn and joined.
+        variants: routes and edits. A control variant, which changes nothing, is always run beside them.
+        metric: one metric or several.
+        exact: rows one at a time with stock layers, no suffixes, no corrections: every block is called as in the clean
+            run, with the same shapes, so that a row that changes nothing gives the recorded bits whatever the kernels make
+            of other batches. Between machines, library versions or numbers of threads the last bits still differ.
+
+    Raises:
+        ValueError: a site, position, target or route that does not exist here; the sentence says which.
+        SweepError: the control row, which changes nothing, came out different: no number of this sweep can be trusted.
+    """
+    recordings = [recording] if isinstance(recording, Recording) else recording
+    metrics, variants = metrics_of(metric), variants_of(variants)
+    if isinstance(recordings, (str, bytes)) or not isinstance(recordings, Sequence) or not len(recordings):
+        raise ValueError(f"a {type(recording).__name__} is no recording: make one with model.record(prompts)")
+    parts = []
+    with plain_numbers():
+        for number, one in enumerate(recordings):
+            parts.append(_Sweep(one, variants, metrics, exact, (number, len(recordings))).run())
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _joined(parts: list[SweepResult]) -> SweepResult:
+    first = parts[0]
+    work = Work.joined([part.work for part in parts])
+    return SweepResult(
+        {name: torch.cat([p.values[name] for p in parts], dim=1) for name in first.values},
+        {name: torch.cat([p.clean[name] for p in parts]) for name in first.clean},
+        {name: torch.cat([p.control[name] for p in parts]) for name in first.control},
+        {name: torch.cat([p.weights[name] for p in parts]) for name in first.weights},
+        first.units,
+        work,
+        max(p.deviation for p in parts),
+        list(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
+
+
+class SweepError(RuntimeError):
+    """A sweep whose numbers cannot be trusted; the message says why."""
+
+
+class _Sweep:
+    """One recording's share of a sweep."""
+
+    def __init__(self, recording: Recording, variants, metrics, exact: bool, share: tuple[int, int]):
+        self.recording, self.model = recording, recording.model
+        if not self.model.check.replays:
+            raise ValueError(
+                f"{self.model.name} cannot be replayed: its blocks, called again with their own arguments, differ from the "
+                f"model by {self.model.check.replay:.1e}"
+            )
+        self.notes = list(recording.notes)
+        if self.model.hooked_since:
+            self.notes.append("hooks have come or gone since the model was opened, so every row runs whole blocks")
+        if not self.model.check.batches and not exact:
+            exact = True
+            self.notes.append(
+                f"rows were run one at a time, without any saving inside a batch: three rows at once differ from one by "
+                f"{self.model.check.batch:.1e} in this model"
+            )
+        self.variants, self.exact, self.share = [Variant(), *variants], exact, share
+        self.metrics = _told_apart([resolved(m, recording) for m in metrics])
+        _check_sites(self.model, variants)
+        self.pairs = _Pairs(recording, self.metrics)
+        count = len(self.variants)
+        kind = measured_type(self.model.dtype)
+        self.values = {m.name: torch.zeros(count, recording.prompts, device=self.model.device, dtype=kind) for m in self.metrics}
+        self.deviation = 0.0
+
+    def run(self) -> SweepResult:
+        self.recording.still_holds()
+        with self.model.held():
+            return self._run()
+
+    def _run(self) -> SweepResult:
+        layout = layout_of(self.recording, {e.site for v in self.variants for e in v.edits}, cone=not self.exact)
+        work = Work()
+        chunk = _live_rows(self.recording)
+        ranges = [range(begin, min(begin + chunk, len(self.variants))) for begin in range(0, len(self.variants), chunk)]
+        rows = 1 if self.exact else _batch_rows(self.recording)
+        with nullcontext() if self.exact else packed(self.model.packed_layers(self.recording.taken_at[0])):
+            clean = self._clean_values()
+            for which, numbers in enumerate(ranges):
+                control = numbers.start == 0
+                chosen = [self.variants[i] for i in numbers]
+                plan = make_plan(chosen, layout, control=control, linear=not self.exact)
+                replay = Replay(self.recording, plan, self._measure_into(numbers.start), rows)
+                replay.run(self._progress(which / len(ranges), 1 / len(ranges), plan.work.planned))
+                work.executed += replay.executed
+                for name in ("planned", "preparation", "naive"):
+                    setattr(work, name, getattr(work, name) + getattr(plan.work, name))
+        limit = self.model.rounding
+        if not self.deviation <= limit:
+            raise SweepError(
+                f"the control row, which changes nothing, deviates by {self.deviation:.1e} (rounding alone: at most "
+                f"{limit:.1e}): a weight was changed behind the model's back, or a kernel depends on the batch; load the model "
+                "again, or use exact=True"
+            )
+        return SweepResult(
+            {name: value[1:].cpu() for name, value in self.values.items()},
+            {name: value.cpu() for name, value in clean.items()},
+            {name: value[0].cpu() for name, value in self.values.items()},
+            {m.name: self.pairs.counts[m.name].cpu() for m in self.metrics},
+            {m.name: m.unit for m in self.metrics},
+            work,
+            self.deviation,
+            self.notes,
+        )
+
+    def _progress(self, done: float, chunk: float, planned: int) -> Callable[[int], None]:
+        """Progress in thousandths of the whole sweep: the share `done` is behind, this chunk is worth `chunk`."""
+        number, recordings = self.share
+        at = [0]
+
+        def hear(amount: int) -> None:
+            at[0] += amount
+            within = done + chunk * at[0] / max(planned, 1)
+            advance("variants", round(1000 * (number + within) / recordings), 1000)
+
+        return hear
+
+    def _measure_into(self, offset: int) -> Callable[[list[Leaf], list[State]], None]:
+        last = len(self.model.blocks) - 1
+        clean = self.recording.post(last)
+
+        def measure(leaves: list[Leaf], states: list[State]) -> None:
+            numbers = [leaf.variant + offset for leaf in leaves]
+            streams = torch.stack([state.stream_BTD for state in states])
+            if 0 in numbers:
+                self.deviation = max(self.deviation, gap(streams[numbers.index(0)], clean))
+            resid_nPD = self.pairs.gather(streams, leaves[0].start, clean)
+            edits = [leaf.final for leaf in leaves]
+            for name, value in self._score(resid_nPD, edits).items():
+                self.values[name][torch.tensor(numbers, device=value.device)] = value
+
+        return measure
+
+    def _clean_values(self) -> dict[str, Tensor]:
+        clean = self.recording.post(len(self.model.blocks) - 1)
+        self.pairs.clean_PD = self.pairs.gather(clean[None], 0, clean)[0]
+        return {name: value[0] for name, value in self._score(self.pairs.clean_PD[None], [()]).items()}
+
+    def _score(self, resid_nPD: Tensor, edits: Sequence[tuple[Edit, ...]]) -> dict[str, Tensor]:
+        """Run the head at the pairs, in chunks that bound the logits held, and average each metric per prompt."""
+        rows, pairs = resid_nPD.shape[:2]
+        flat = resid_nPD.flatten(0, 1)
+        step = max(1, LOGITS_AT_ONCE // self.model.vocabulary)
+        kind = measured_type(flat.dtype)
+        scores = {m.name: torch.zeros(rows * pairs, device=flat.device, dtype=kind) for m in self.metrics}
+        for begin in range(0, len(flat), step):
+            chosen = torch.arange(begin, min(begin + step, len(flat)), device=flat.device)
+            given: dict[str, Tensor] = {"stream": flat[chosen]}
+            if any(m.reads == "logits" for m in self.metrics):
+                given["logits"] = self._head(flat[chosen], chosen, pairs, edits)
+            for m in self.metrics:
+                own = self.pairs.own_index[m.name][chosen % pairs]
+                keep = own >= 0
+                if bool(keep.any()):
+                    clean = self._clean_reader(m)
+                    scores[m.name][chosen[keep]] = m.score(given[m.reads][keep], own[keep], self.recording, clean).to(kind)
+        return {m.name: self.pairs.per_prompt(m.name, scores[m.name].view(rows, pairs)) for m in self.metrics}
+
+    def _clean_reader(self, metric: Metric) -> Callable[[Tensor], Tensor]:
+        def clean(pair_c: Tensor) -> Tensor:
+            places = self.pairs.places[metric.name][pair_c]
+            if metric.reads == "stream":
+                return self.pairs.clean_PD[places]
+            unique, back = places.unique(return_inverse=True)
+            return self.recording.head(self.pairs.clean_PD[unique][:, None])[:, 0][back]
+
+        return clean
+
+    def _head(self, resid_cD: Tensor, chosen: Tensor, pairs: int, edits: Sequence[tuple[Edit, ...]]) -> Tensor:
+        if not any(edits):
+            return self.recording.head(resid_cD[:, None])[:, 0]
+        placed: dict[str, list[Placed]] = {"final_norm": [], "logits": []}
+        for at, flat in enumerate(chosen.tolist()):
+            prompt, position = self.pairs.prompt[flat % pairs], self.pairs.position[flat % pairs]
+            for edit in edits[flat // pairs]:
+                if _touches(edit, int(prompt), int(position), self.recording):
+                    placed[edit.site].append(Placed(at, _at_one_position(edit, int(prompt), int(position), self.recording)))
+        carried = Carried(0, 1, (1,))
+
+        def changer(site: str) -> Callable[[Tensor], Tensor]:
+            return lambda x: apply_edits(x[:, None], placed[site], carried)[:, 0] if placed[site] else x
+
+        norm = self.model.parts.final_norm
+        with writing(Tap(norm, "output"), changer("final_norm"), (len(resid_cD), 1)) if norm else nullcontext():
+            logits = self.recording.head(resid_cD[:, None])
+        return changer("logits")(logits)[:, 0]
+
+
+def _at_one_position(edit: Edit, prompt: int, position: int, recording: Recording) -> Edit:
+    """The same edit for a row that is one position long: without a position, its value cut to that position's."""
+    copy = object.__new__(type(edit))
+    changes: dict[str, Any] = {"position": None}
+    if isinstance(edit, (Replace, Add)):
+        assert edit.value is not None
+        carried = Carried(0, recording.positions, recording.lengths_of(len(recording.model.blocks) - 1))
+        places = edit_positions(edit, carried.lengths)
+        rows = [list(range(recording.positions))] * recording.prompts if places is None else places
+        values = pick_value(edit, edit.value, torch.tensor(rows, device=edit.value.device), carried, edit.value.shape[-1])
+        values = values.expand(recording.prompts, len(rows[0]), -1)
+        changes["value"] = values[prompt, rows[prompt].index(position)]
+    copy.__dict__.update({**edit.__dict__, **changes})
+    return copy
+
+
+def _touches(edit: Edit, prompt: int, position: int, recording: Recording) -> bool:
+    found = edit_positions(edit, recording.lengths_B.tolist())
+    return found is None or position in found[prompt]
+
+
+def _told_apart(metrics: list[Metric]) -> list[Metric]:
+    """Metrics of one kind get a number behind their name, so that several can be measured at once."""
+    names = [m.name for m in metrics]
+    seen: dict[str, int] = {}
+    told = []
+    for m in metrics:
+        seen[m.name] = seen.get(m.name, 0) + 1
+        told.append(replace(m, name=f"{m.name}_{seen[m.name]}") if names.count(m.name) > 1 else m)
+    return told
+
+
+class _Pairs:
+    """The union of all (prompt, position) pairs that the metrics read, and each metric's own among them."""
+
+    def __init__(self, recording: Recording, metrics: list[Metric]):
+        wanted = {m.name: torch.stack(m.pairs(recording), 1) for m in metrics}
+        union = torch.cat(list(wanted.values())).unique(dim=0)
+        self.prompt, self.position = union[:, 0], union[:, 1]
+        self.prompts = recording.prompts
+        self.own_index, self.places, self.counts = {}, {}, {}
+        self.clean_PD = torch.empty(0)
+        code = self.prompt * recording.positions + self.position
+        for name, pairs in wanted.items():
+            own = pairs[:, 0] * recording.positions + pairs[:, 1]
+            place = torch.searchsorted(code, own)
+            index = torch.full_like(code, -1)
+            index[place] = torch.arange(len(own), device=own.device)
+            self.own_index[name], self.places[name] = index, place
+            self.counts[name] = torch.bincount(pairs[:, 0], minlength=self.prompts).float()
+
+    def gather(self, streams_nBTD: Tensor, start: int, clean_BTD: Tensor) -> Tensor:
+        """The stream at the pairs, (n, P, D); in front of `start` the clean one."""
+        inside = self.position >= start
+        got = streams_nBTD[:, self.prompt, (self.position - start).clamp_min(0)]
+        return got if start == 0 else torch.where(inside[None, :, None], got, clean_BTD[self.prompt, self.position])
+
+    def per_prompt(self, name: str, scores_nP: Tensor) -> Tensor:
+        """Mean over each prompt's pairs, (n, B)."""
+        keep = self.own_index[name] >= 0
+        total = torch.zeros(len(scores_nP), self.prompts, device=scores_nP.device, dtype=scores_nP.dtype)
+        total.index_add_(1, self.prompt[keep], scores_nP[:, keep])
+        return total / self.counts[name].clamp_min(1)
+
+
+def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> Layout:
+    """The numbers that the plan needs to know about a recording."""
+    model = recording.model
+    stacks = model.parts.stacks
+    sites = {address: model.site(address) for address in addresses}
+    trusted = not model.hooked_since
+    linear = [linear_branches(block) if trusted else frozenset() for block in model.blocks]
+    asked = {(s.block or 0, BRANCH_OF[s.name]) for s in sites.values() if s.name in BRANCH_OF and not s.name.endswith("_out")}
+    proved = {(block, kind) for block, kind in asked if kind in linear[block] and proved_columns(recording, block, kind)}
+    return Layout(
+        stacks=tuple((stack.first, stack.stop) for stack in stacks),
+        positions=tuple(recording.positions_of(stack.first) for stack in stacks),
+        prompts=recording.prompts,
+        lengths=tuple(recording.lengths_of(stack.first) for stack in stacks),
+        linear=tuple(linear),
+        addresses={address: (site.block, site.name) for address, site in sites.items()},
+        cone=cone and trusted and bool(addresses) and cone_holds(model),
+        columns=tuple(frozenset(kind for at, kind in proved if at == block.index) for block in model.blocks),
+    )
+
+
+def _check_sites(model, variants: Sequence[Variant]) -> None:
+    for edit in (edit for variant in variants for edit in variant.edits):
+        _check_outside(edit)
+        if model.site(edit.site).name == "pattern":
+            raise SiteError(f"{edit.site} can be read but not edited: the model mixes values before it returns its pattern")
+
+
+def _check_outside(edit: Edit) -> None:
+    size = edit.scale if isinstance(edit, Noise) else edit.factor if isinstance(edit, Scale) else 0.0
+    if not -float("inf") < size < float("inf"):
+        raise ValueError(f"the edit at {edit.site} has the size {size}: write a finite number")
+    if isinstance(edit, Noise) and edit.site in ("final_norm", "logits"):
+        raise SiteError(f"noise at {edit.site} is not offered: add it to the last block's resid_post")
+
+
+def _batch_rows(recording: Recording) -> int:
+    """How many rows go through a block together: as many as the free memory holds, on a CPU as many as its caches like."""
+    model = recording.model
+    positions = recording.prompts * max(stream.shape[1] for stream in recording.taken.stream)
+    if model.device.type != "cuda":
+        return max(1, CPU_ROW_POSITIONS // positions)
+    free, _ = torch.cuda.mem_get_info(model.device)
+    widest = max((m.out_features for m in model.hf.modules() if isinstance(m, torch.nn.Linear)), default=1)
+    per_position = 4 * (min(widest, 16 * model.width) + 8 * model.width) * model.dtype.itemsize
+    return max(1, int(0.5 * free) // (positions * per_position))
+
+
+def _live_rows(recording: Recording) -> int:
+    """How many variants may be under way at once, so that their streams stay within a bound."""
+    floats = recording.pre(0).numel()
+    return max(2, LIVE_FLOATS // max(floats, 1))

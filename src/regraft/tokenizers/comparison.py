@@ -1,0 +1,121 @@
+"""What tokenizers make of text, in bytes: tokens for a byte, a character and a word, tokens that cross words, what they share."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+import numpy as np
+import xarray as xr
+
+from regraft.core.progress import advance
+from regraft.model.block_call import longest_input
+from regraft.model.model import Model
+from regraft.tokenizers.bits_per_byte import fitted, score
+from regraft.tokenizers.byte_codec import ByteIds
+
+CROSSING = re.compile(rb"\S\s+\S")
+LISTED = 20
+UNITS = {
+    "bytes_per_token": "bytes of text for each token",
+    "characters_per_token": "characters of text for each token",
+    "tokens_per_word": "tokens for each word (run between white space)",
+    "crossing": "share of the text's tokens that hold parts of two words",
+    "exact": "share of the pieces of text that come back as they were",
+}
+
+
+def compare(
+    tokenizers: Mapping[str, ByteIds], domains: Mapping[str, Sequence[str]], models: Mapping[str, Model] | None = None
+) -> xr.Dataset:
+    """Measure tokenizers on pieces of text by domain; with models, by the tokenizers' names, also bits per byte.
+
+    Raises:
+        ValueError: there is no tokenizer, or no text.
+    """
+    if not tokenizers or not domains or not all(domains.values()):
+        raise ValueError("there is nothing to compare: name at least one tokenizer and some text")
+    began = time.perf_counter()
+    if models is not None:
+        rooms = [room for model in models.values() if (room := longest_input(model.hf.config)) and not model.two_stacks]
+        domains = {name: fitted(texts, list(tokenizers.values()), min(rooms, default=0)) for name, texts in domains.items()}
+    values = {name: np.zeros((len(tokenizers), len(domains))) for name in UNITS}
+    bits = np.full((len(tokenizers), len(domains)), np.nan)
+    crossing, counts, longest, shares = [], [], [], []
+    for row, (called, reader) in enumerate(tokenizers.items()):
+        crosses_V = np.array([bool(CROSSING.search(content)) for content in reader.table.bytes_V])
+        used_V = np.zeros(len(crosses_V), np.int64)
+        for column, (domain, texts) in enumerate(domains.items()):
+            for name, value in _measured(reader, texts, crosses_V, used_V).items():
+                values[name][row, column] = value
+            if models is not None:
+                bits[row, column] = score(models[called], reader, texts).bits_per_byte
+            advance(f"reading {domain} with {called}", column + 1, len(domains))
+        best = np.argsort(-np.where(crosses_V, used_V, -1), kind="stable")[:LISTED]
+        best = [int(i) for i in best if crosses_V[i] and used_V[i]]
+        crossing.append(_padded([shown(reader.table.bytes_V[i]) for i in best], ""))
+        counts.append(_padded([int(used_V[i]) for i in best], 0))
+        order = sorted(range(len(crosses_V)), key=lambda i: -len(reader.table.bytes_V[i]))[:LISTED]
+        longest.append(_padded([shown(reader.table.bytes_V[i]) for i in order], ""))
+        shares.append(float(crosses_V.mean()))
+    contents = [set(reader.id_of) for reader in tokenizers.values()]
+    overlap = [[len(a & b) / max(1, len(a)) for b in contents] for a in contents]
+    both = ("tokenizer", "domain")
+    return xr.Dataset(
+        {
+            **{name: (both, values[name], {"units": units}) for name, units in UNITS.items()},
+            **({"bits_per_byte": (both, bits, {"units": "bits per byte of text"})} if models is not None else {}),
+            "vocabulary": ("tokenizer", [len(reader.table) for reader in tokenizers.values()], {"units": "tokens"}),
+            "vocabulary_crossing": ("tokenizer", shares, {"units": "share of the vocabulary that holds parts of two words"}),
+            "overlap": (("tokenizer", "other"), overlap, {"units": "share of the row's contents that the column has as well"}),
+            "crossing_token": (("tokenizer", "rank"), crossing, {"units": "most frequent token that holds parts of two words"}),
+            "crossing_count": (("tokenizer", "rank"), counts, {"units": "times in the text"}),
+            "longest_token": (("tokenizer", "rank"), longest, {"units": "longest token of the vocabulary"}),
+            "bytes": ("domain", [sum(len(t.encode()) for t in texts) for texts in domains.values()], {"units": "bytes read"}),
+        },
+        coords={"tokenizer": list(tokenizers), "other": list(tokenizers), "domain": list(domains), "rank": range(1, LISTED + 1)},
+        attrs={
+            **{name: version(name) for name in ("regraft", "tokenizers", "transformers")},
+            "tokenizers_sha256": ", ".join(f"{name} {digest(reader)}" for name, reader in tokenizers.items()),
+            "experiment": "tokenizers",
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": time.perf_counter() - began,
+        },
+    )
+
+
+def _measured(reader: ByteIds, texts: Sequence[str], crosses_V: np.ndarray, used_V: np.ndarray) -> dict[str, float]:
+    """Figures of one tokenizer on one domain; the ids are added to what was used."""
+    encoded = reader.encode_texts(texts)
+    exact = [reader.keeps(text.encode(), ids) for ids, text in zip(encoded, texts, strict=True)]
+    ids = np.concatenate([np.asarray(row, np.int64) for row in encoded])
+    if not len(ids):
+        raise ValueError("a tokenizer makes no token of the text: give more text")
+    np.add.at(used_V, ids, 1)
+    return {
+        "bytes_per_token": sum(len(text.encode()) for text in texts) / len(ids),
+        "characters_per_token": sum(map(len, texts)) / len(ids),
+        "tokens_per_word": len(ids) / max(1, sum(len(text.split()) for text in texts)),
+        "crossing": float(crosses_V[ids].mean()),
+        "exact": float(np.mean(exact)),
+    }
+
+
+def shown(content: bytes) -> str:
+    """A token's bytes as text; what is no whole character as hexadecimal."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return " ".join(f"{byte:02x}" for byte in content)
+
+
+def digest(reader: ByteIds) -> str:
+    """SHA-256 of a tokenizer's file, its first 16 digits."""
+    return hashlib.sha256(reader.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+
+
+def _padded(values: list, filler: str | int) -> list:
+    return (values + [filler] * LISTED)[:LISTED]

@@ -1,0 +1,1 @@
+"""What a part is taught: a loss over windows of text."""
