@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from regraft import load
-from regraft.core.registry import measured
+from regraft.experiments.running import measured
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.page import DRAWN_HERE
 

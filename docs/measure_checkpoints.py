@@ -15,8 +15,8 @@ import torch
 from regraft import load
 from regraft.checkpoint.dissection import dissect
 from regraft.checkpoint.hub import resolve
-from regraft.core.registry import measured
 from regraft.experiments.intervene.quantization.packed_checkpoint import write_packed
+from regraft.experiments.running import measured
 from regraft.reference.checkpoint_reader import model_inputs, open_rebuilt, token_ids
 from regraft.reference.verify import rebuild
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from regraft import load
-from regraft.core.registry import measured
+from regraft.experiments.running import measured
 
 OUT = Path(__file__).parent / "measured_quantizers.md"
 LIBRARIES = ("torch", "transformers", "torchao", "bitsandbytes", "llmcompressor")

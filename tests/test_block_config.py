@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from families import _DECODER, FAMILIES
 from regraft import load
 from regraft.core.registry import experiments
+from regraft.experiments.running import run_experiment
 from regraft.export.block_config import adjusted
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.page import DRAWN_HERE
@@ -20,7 +22,7 @@ from small import opened
 
 pytestmark = pytest.mark.usefixtures("quick_linearity")
 
-PRUNE, REORDER, QUANTIZE = (experiments()[name].run for name in ("prune", "reorder", "quantize"))
+PRUNE, REORDER, QUANTIZE = (partial(run_experiment, experiments()[name]) for name in ("prune", "reorder", "quantize"))
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=3)
 
 

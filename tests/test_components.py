@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,13 @@ from typer.testing import CliRunner
 import naive
 from regraft.cli.main import app, spread_lists
 from regraft.core.registry import experiments
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.figures.component_figures import neuron_square, ranked
 from regraft.sweeps.variants import Replace, Variant, Zero
 from small import ids, opened
 
-ABLATE, PUSH = experiments()["ablate"].run, experiments()["push"].run
+ABLATE, PUSH = partial(run_experiment, experiments()["ablate"]), partial(run_experiment, experiments()["push"])
 NINE = ("llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "phi3", "t5", "bloom", "qwen3_5")
 
 

@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 from scipy.stats import spearmanr
 
-from regraft.core import registry as experiment
-from regraft.core.registry import experiments, measured
+from regraft.core.registry import experiments
 from regraft.experiments.observe.correlations import correlated, orders, quantities, spearman
+from regraft.experiments.running import measured, run_experiment
 from regraft.model.load import load
 from small import opened
 
@@ -88,13 +88,12 @@ def test_marked_variables_are_joined_by_block():
 def test_results_are_measured_once_until_a_weight_changes(monkeypatch):
     model = opened("gpt2")
     runs = []
-    real = experiments()["spectra"].run
 
-    def counted(self, *args, **kwargs):
-        runs.append(self.name)
-        return real(*args, **kwargs)
+    def counted(experiment, *args, **kwargs):
+        runs.append(experiment.name)
+        return run_experiment(experiment, *args, **kwargs)
 
-    monkeypatch.setattr(experiment.Experiment, "run", counted)
+    monkeypatch.setattr("regraft.experiments.running.run_experiment", counted)
     first = measured(model, "spectra", 0)
     assert measured(model, "spectra", 0) is first
     assert runs == ["spectra"]
@@ -106,7 +105,7 @@ def test_results_are_measured_once_until_a_weight_changes(monkeypatch):
 
 def test_on_the_specimen():
     model = load("specimen:gpt2")
-    data = experiments()["correlations"].run(model, of=["spectra", "knockout", "swap", "geometry"])
+    data = run_experiment(experiments()["correlations"], model, of=["spectra", "knockout", "swap", "geometry"])
     names = list(data["quantity"].values)
     assert "knockout: loss" in names
     assert "swap: mean cost" in names
@@ -118,10 +117,10 @@ def test_on_the_specimen():
 
 def test_what_cannot_run_is_left_out_with_its_reason():
     model = opened("bert_headless")
-    data = experiments()["correlations"].run(model, of=["spectra", "knockout"])
+    data = run_experiment(experiments()["correlations"], model, of=["spectra", "knockout"])
     assert "knockout is left out" in data.attrs["notes"]
     with pytest.raises(ValueError, match="no experiment 'nothing'"):
-        experiments()["correlations"].run(model, of=["nothing"])
+        run_experiment(experiments()["correlations"], model, of=["nothing"])
 
 
 def test_a_fault_of_ours_is_not_left_out(monkeypatch):
@@ -132,4 +131,4 @@ def test_a_fault_of_ours_is_not_left_out(monkeypatch):
 
     monkeypatch.setattr("regraft.experiments.observe.correlations.measured", broken)
     with pytest.raises(ValueError, match="need at least one array to stack"):
-        experiments()["correlations"].run(opened("gpt2"), of=["spectra", "knockout"])
+        run_experiment(experiments()["correlations"], opened("gpt2"), of=["spectra", "knockout"])

@@ -32,6 +32,7 @@ from regraft.core.files import (
     writing,
 )
 from regraft.core.registry import experiments
+from regraft.experiments.running import run_experiment
 from regraft.export import route_model as surgery
 from small import opened
 
@@ -282,10 +283,10 @@ def test_what_was_measured_survives_a_full_disk(tmp_path, monkeypatch, name):
     monkeypatch.setattr(surgery, "_write_plainly", full)
     options = {"prompts": ["5,6,7,8"], "tokens": 2, **NEEDED.get(name, {})}
     with pytest.raises(NotWrittenError, match=r"new could not be written \(No space left on device\)") as told:
-        experiments()[name].run(opened("gpt2"), save=str(tmp_path / "new"), **options)
+        run_experiment(experiments()[name], opened("gpt2"), save=str(tmp_path / "new"), **options)
     found = told.value.result
     assert (found.attrs["experiment"], found.attrs["saved"]) == (name, "")
-    alone = experiments()[name].run(opened("gpt2"), **options)
+    alone = run_experiment(experiments()[name], opened("gpt2"), **options)
     assert set(found.data_vars) == set(alone.data_vars)
     assert all(np.array_equal(found[v].values, alone[v].values) for v in found.data_vars if found[v].dtype.kind == "f")
     assert names(tmp_path) == []
@@ -326,7 +327,7 @@ def test_what_was_measured_survives_a_folder_that_is_not_kept(tmp_path, monkeypa
     monkeypatch.setattr(surgery, "_write_plainly", spoiled)
     options = {"prompts": ["5,6,7,8"], "tokens": 2, **NEEDED.get(name, {})}
     with pytest.raises(NotKeptError, match="is not read back as it was written: the folder is not kept") as told:
-        experiments()[name].run(opened("gpt2"), save=str(tmp_path / "new"), **options)
+        run_experiment(experiments()[name], opened("gpt2"), save=str(tmp_path / "new"), **options)
     assert (told.value.result.attrs["experiment"], told.value.result.attrs["saved"]) == (name, "")
     assert names(tmp_path) == []
     if name == "prune":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from families import FAMILIES
 from regraft.core.registry import experiments
+from regraft.experiments.running import run_experiment
 from small import opened
 
-RUN = {name: experiments()[name].run for name in ("lens", "geometry", "neurons", "completions")}
+RUN = {name: partial(run_experiment, experiments()[name]) for name in ("lens", "geometry", "neurons", "completions")}
 ENCODERS = ("bert", "bert_headless", "roberta", "modernbert")
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)

@@ -19,6 +19,7 @@ from regraft.data.generation import SYSTEM, cache_folder, completions, prompt_id
 from regraft.data.prompts import Prompt, general, specimen
 from regraft.experiments.intervene.swap import cluster
 from regraft.experiments.observe.lens import token_type
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.sweep import sweep
@@ -35,7 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def lens(model):
-    return EXPERIMENTS["lens"].run(model, count=6, tokens=8)
+    return run_experiment(EXPERIMENTS["lens"], model, count=6, tokens=8)
 
 
 def test_prompt_sets():
@@ -131,7 +132,9 @@ def test_only_completion_tokens_count(model):
 
 
 def test_completions_as_a_result(model):
-    data = EXPERIMENTS["completions"].run(model, prompts=["The capital of France is", "The opposite of hot is"], tokens=2)
+    data = run_experiment(
+        EXPERIMENTS["completions"], model, prompts=["The capital of France is", "The opposite of hot is"], tokens=2
+    )
     assert dict(zip(data.text.values, data.completion.values, strict=True)) == {
         "The capital of France is": " Paris.",
         "The opposite of hot is": " cold.",
@@ -161,7 +164,7 @@ def test_lens_summaries_follow_their_definitions(lens):
 
 def test_lens_at_a_middle_depth_is_the_head_of_that_stream(model):
     text = evaluation(model, ["The capital of France is"], tokens=3)
-    data = EXPERIMENTS["lens"].run(model, prompts=["The capital of France is"], tokens=3)
+    data = run_experiment(EXPERIMENTS["lens"], model, prompts=["The capital of France is"], tokens=3)
     recording = text.recordings[0]
     with torch.no_grad():
         by_hand = model.hf.lm_head(model.hf.model.norm(recording["5.resid_pre"]))
@@ -177,7 +180,7 @@ def test_token_types(piece, kind):
 
 
 def test_block_zero_is_the_critical_one(model):
-    data = EXPERIMENTS["knockout"].run(model, count=8, tokens=8)
+    data = run_experiment(EXPERIMENTS["knockout"], model, count=8, tokens=8)
     ratio = data.ratio.values
     assert int(ratio.argmax()) == 0
     assert ratio[0] > 3 * np.delete(ratio, 0).max()
@@ -186,7 +189,7 @@ def test_block_zero_is_the_critical_one(model):
 
 
 def test_synergy_is_what_the_definition_says(model):
-    data = EXPERIMENTS["knockout"].run(model, mode="pairs", count=3, tokens=6)
+    data = run_experiment(EXPERIMENTS["knockout"], model, mode="pairs", count=3, tokens=6)
     text = evaluation(model, count=3, tokens=6)
     result = sweep(text.recordings, [Variant(route=Route.skip(12, s)) for s in ({3}, {7}, {3, 7})], loss())
     one, other, both = (result.mean("loss") - result.clean_mean("loss")).tolist()
@@ -196,7 +199,7 @@ def test_synergy_is_what_the_definition_says(model):
 
 
 def test_greedy_measures_anew_after_each_removal(model):
-    data = EXPERIMENTS["knockout"].run(model, mode="greedy", count=4, tokens=6, limit=1.6)
+    data = run_experiment(EXPERIMENTS["knockout"], model, mode="greedy", count=4, tokens=6, limit=1.6)
     removed = [int(name) for name in data.removed.values]
     text = evaluation(model, count=4, tokens=6)
     for step in range(len(removed)):
@@ -208,11 +211,11 @@ def test_greedy_measures_anew_after_each_removal(model):
         assert np.isnan(row[removed[:step]]).all()
     assert float(data.ratio[-1]) <= 1.6
     with pytest.raises(ValueError, match="must be above 1"):
-        EXPERIMENTS["knockout"].run(model, mode="greedy", limit=0.5)
+        run_experiment(EXPERIMENTS["knockout"], model, mode="greedy", limit=0.5)
 
 
 def test_swap_costs(model):
-    data = EXPERIMENTS["swap"].run(model, count=3, tokens=6)
+    data = run_experiment(EXPERIMENTS["swap"], model, count=3, tokens=6)
     cost = data.cost.values
     assert np.array_equal(cost, cost.T)
     assert np.array_equal(np.diag(cost), np.zeros(12))
@@ -231,7 +234,7 @@ def test_clustering_joins_the_cheapest_pair_first():
 
 
 def test_the_morning_moves_between_blocks_6_and_7(model):
-    data = EXPERIMENTS["patch"].run(model)
+    data = run_experiment(EXPERIMENTS["patch"], model)
     pm = int(np.flatnonzero(data.token.values == " pm")[0])
     difference = data.logit_difference.values
     assert (difference[:7, pm] > 0).all()
@@ -250,20 +253,20 @@ def effect_rounding(model, data):
 
 
 def test_patching_everything_and_nothing(model):
-    everything = EXPERIMENTS["patch"].run(model, grid="block")
+    everything = run_experiment(EXPERIMENTS["patch"], model, grid="block")
     near = effect_rounding(model, everything)
     assert near < 1e-3
     assert np.allclose(everything.effect.values, 1.0, atol=near)
     prompt = "The time displayed is 9:00 pm. Therefore, it is currently the"
     with pytest.raises(ValueError, match="same logit difference"):
-        EXPERIMENTS["patch"].run(model, clean=prompt)
-    back = EXPERIMENTS["patch"].run(model, direction="noise", grid="block")
+        run_experiment(EXPERIMENTS["patch"], model, clean=prompt)
+    back = run_experiment(EXPERIMENTS["patch"], model, direction="noise", grid="block")
     assert np.allclose(back.effect.values, 1.0, atol=near)
     assert back.attrs["source_value"] == everything.attrs["target_value"]
 
 
 def test_patching_heads_sums_to_less_than_all_and_finds_some(model):
-    data = EXPERIMENTS["patch"].run(model, grid="head")
+    data = run_experiment(EXPERIMENTS["patch"], model, grid="head")
     assert data.effect.shape == (12, 6)
     block, head = np.unravel_index(data.effect.values.argmax(), (12, 6))
     assert block >= 6
@@ -273,14 +276,14 @@ def test_patching_heads_sums_to_less_than_all_and_finds_some(model):
 def test_unequal_prompts_need_a_map(model):
     short = "The time displayed is 9 pm. Therefore, it is currently the"
     with pytest.raises(ValueError, match=r"17 and 14 tokens long .*--map CLEAN:CORRUPT"):
-        EXPERIMENTS["patch"].run(model, corrupt=short)
-    data = EXPERIMENTS["patch"].run(model, corrupt=short, map=["9:6", "16:13"])
+        run_experiment(EXPERIMENTS["patch"], model, corrupt=short)
+    data = run_experiment(EXPERIMENTS["patch"], model, corrupt=short, map=["9:6", "16:13"])
     assert data.token.values.tolist() == [" pm", " the"]
     assert data.effect.values[0, 0] > 0.5
     assert data.effect.values[11, 1] > 0.8
     for wrong, words in (("9-6", "no pair of positions"), ("9:14", "outside the prompts of 17 and 14 tokens")):
         with pytest.raises(ValueError, match=words):
-            EXPERIMENTS["patch"].run(model, corrupt=short, map=[wrong])
+            run_experiment(EXPERIMENTS["patch"], model, corrupt=short, map=[wrong])
 
 
 def test_encoders_are_refused_with_the_reason():
@@ -288,23 +291,23 @@ def test_encoders_are_refused_with_the_reason():
     bert = load(FAMILIES["bert"]().eval(), pack=False)
     for name in ("lens", "knockout", "swap"):
         with pytest.raises(ValueError, match="does not write text from left to right"):
-            EXPERIMENTS[name].run(bert)
+            run_experiment(EXPERIMENTS[name], bert)
     assert bert.vocabulary == VOCAB
     with pytest.raises(ValueError, match="predicts masked tokens: write the mask token"):
-        EXPERIMENTS["patch"].run(bert, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8")
+        run_experiment(EXPERIMENTS["patch"], bert, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8")
 
 
 def test_a_site_that_some_blocks_lack_leaves_their_rows_empty():
     torch.manual_seed(0)
     hybrid = load(FAMILIES["qwen3_5"]().eval(), pack=False)
     hybrid.taps.refuse(2, "mlp_act", "struck for this test")
-    data = EXPERIMENTS["patch"].run(
-        hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="mlp_act", grid="block"
+    data = run_experiment(
+        EXPERIMENTS["patch"], hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="mlp_act", grid="block"
     )
     assert np.isnan(data.effect.values[:, 0]).tolist() == [False, False, True, False]
     assert "mlp_act does not exist in block 2, whose rows are empty" in data.attrs["notes"]
     with pytest.raises(ValueError, match="linear attention mixes its projections"):
-        EXPERIMENTS["patch"].run(hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="q")
+        run_experiment(EXPERIMENTS["patch"], hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="q")
 
 
 def test_contrastive_groups():
@@ -321,9 +324,9 @@ def test_contrastive_groups():
 def test_the_other_specimens_run_them_all(name):
     other = load(name)
     for experiment in ("lens", "knockout", "swap"):
-        data = EXPERIMENTS[experiment].run(other, count=3, tokens=4)
+        data = run_experiment(EXPERIMENTS[experiment], other, count=3, tokens=4)
         assert data.attrs["model"] == name
-    data = EXPERIMENTS["patch"].run(other, grid="block")
+    data = run_experiment(EXPERIMENTS["patch"], other, grid="block")
     assert float(data.effect.values[0, 0]) == pytest.approx(1.0, abs=effect_rounding(other, data))
     assert data.block.values[0] in ("0", "encoder.0")
 

@@ -14,6 +14,7 @@ from families import FAMILIES
 from regraft import load, sweep
 from regraft.checkpoint.locate import CheckpointError
 from regraft.core.registry import experiments
+from regraft.experiments.running import run_experiment
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.prefix_cache import cone_holds
 from regraft.sweeps.variants import Replace, Variant, Zero
@@ -77,7 +78,7 @@ def test_a_model_is_opened_through_what_wraps_it_and_the_notes_say_so():
         assert model.hf is hf
         assert f"opened through {type(wrapper).__name__}" in model.notes[0]
         assert clean_loss(model, tokens) == pytest.approx(wanted, abs=1e-5)
-        assert "opened" in experiments()["knockout"].run(model, prompts=["5 6 7"], tokens=2).attrs
+        assert "opened" in run_experiment(experiments()["knockout"], model, prompts=["5 6 7"], tokens=2).attrs
     assert load(hf, pack=False).notes == []
     with_head = load(Wrapper(hf, pooling=nn.Linear(4, 4)), pack=False)
     assert "with weights of its own, is left out" in with_head.notes[1]
@@ -105,7 +106,7 @@ def test_an_adapter_is_in_effect_in_every_number_and_said():
     assert torch.allclose(sweep(recording, variants, METRIC).values["d"], wanted, atol=1e-5)
     for experiment, options in (("prune", {"drop": [1], "save": "x"}), ("spectra", {})):
         with pytest.raises(ValueError, match=r"adapter|LowRank"):
-            experiments()[experiment].run(model, **options)
+            run_experiment(experiments()[experiment], model, **options)
 
 
 def test_what_cannot_be_opened_is_said_in_a_sentence(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from regraft.data.generation import prompt_ids
 from regraft.experiments.observe import geometry
 from regraft.experiments.observe.geometry import Cloud, linear_cka
 from regraft.experiments.observe.token_states import Observed, observed
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from small import opened
 
-RUN = experiments()["geometry"].run
+RUN = partial(run_experiment, experiments()["geometry"])
 
 
 class Planted(Observed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -15,11 +16,13 @@ from regraft.data.corpus import corpus
 from regraft.data.generation import completions, suited_prompts
 from regraft.data.own_texts import given_prompts, pieces_per_word, unknown_share
 from regraft.data.prompts import BOOK_PASSAGES, Prompt, general
+from regraft.experiments.running import run_experiment
 from regraft.reporting.chapter_inputs import Reading
 from regraft.tokenizers.bits_per_byte import fitted, score
 from regraft.tokenizers.byte_codec import ByteIds
 
-RUN = {name: experiments()[name].run for name in ("knockout", "ablate", "push", "lens", "trajectories", "neurons", "linearity")}
+NAMES = ("knockout", "ablate", "push", "lens", "trajectories", "neurons", "linearity")
+RUN = {name: partial(run_experiment, experiments()[name]) for name in NAMES}
 SHORT = dict(count=2, tokens=3)
 
 
@@ -188,7 +191,7 @@ def test_python_and_the_command_line_draw_from_the_same_seed():
     model = load("specimen:gpt2", pack=False)
     options = dict(prompts=["The capital of Peru is"], tokens=3, sample=2, directions=2)
     drawn = [regraft.linearity(model, **options).gap.values for _ in range(2)]
-    ran = experiments()["linearity"].run(model, 0, **options).gap.values
+    ran = run_experiment(experiments()["linearity"], model, 0, **options).gap.values
     other = regraft.linearity(model, seed=1, **options).gap.values
     assert (drawn[0] == drawn[1]).all()
     assert (drawn[0] == ran).all()

@@ -15,6 +15,7 @@ from regraft.core.registry import experiments
 from regraft.core.tolerance import gap
 from regraft.data.generation import completions
 from regraft.data.prompts import Prompt
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Replace, Scale, Variant, Zero
@@ -119,7 +120,7 @@ def test_a_grid_on_suffixes_equals_full_forwards_on_the_card():
 def test_a_specimen_opens_on_the_card_and_every_experiment_gives_the_processors_numbers():
     card, processor = load("specimen:qwen3", device=CARD), load("specimen:qwen3", pack=False)
     for name in EXPERIMENTS:
-        there, here = (experiments()[name].run(model, count=4, tokens=6) for model in (card, processor))
+        there, here = (run_experiment(experiments()[name], model, count=4, tokens=6) for model in (card, processor))
         for variable in here.data_vars:
             if here[variable].dtype.kind != "f":
                 continue
@@ -131,7 +132,7 @@ def test_a_specimen_opens_on_the_card_and_every_experiment_gives_the_processors_
 
 def test_a_saved_folder_is_read_back_and_equal_to_the_bit(tmp_path):
     model = on_card("qwen3")
-    experiments()["prune"].run(model, drop=[2], prompts=["5 6 7 8 9"], tokens=4, save=str(tmp_path / "pruned"))
+    run_experiment(experiments()["prune"], model, drop=[2], prompts=["5 6 7 8 9"], tokens=4, save=str(tmp_path / "pruned"))
     again = load(tmp_path / "pruned", device=CARD)
     kept = [0, 1, 3]
     for place, block in enumerate(kept):

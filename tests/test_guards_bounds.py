@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from regraft.core.registry import experiments
 from regraft.experiments.intervene.noise import noise
 from regraft.experiments.intervene.transplant import _pair
+from regraft.experiments.running import run_experiment
 from regraft.model import recording
 from regraft.model.load import load
 from regraft.model.parts import Branch
@@ -129,7 +131,7 @@ def small_model(blocks):
 
 
 def test_of_two_blocks_one_can_be_left_out_and_of_one_none():
-    run = experiments()["prune"].run
+    run = partial(run_experiment, experiments()["prune"])
     data = run(load(small_model(2), pack=False), drop=[0], prompts=["5 6 7 8"], tokens=2)
     assert data.kept.values.tolist() == ["1"]
     with pytest.raises(ValueError, match="has a single block: none can be left out"):

@@ -106,17 +106,18 @@ def test_each_recipe_spends_its_bits_by_its_own_measure(monkeypatch):
     """Least sensitive first for the inverse one; scores of blocks in another order, or of none, go where they belong."""
     model = opened("llama")
     increase = np.array([[0.0, 0.1, 9.0], [0.0, 0.4, 8.0], [0.0, 0.2, 7.0], [0.0, 0.3, 6.0]])
-    monkeypatch.setattr(quantize, "_mean_rank", lambda model: xr.DataArray([4.0, 1.0, 3.0, 2.0], {"block": list("2013")}))
+    ranks = {5: xr.DataArray([4.0, 1.0, 3.0, 2.0], {"block": list("2013")})}
+    monkeypatch.setattr(quantize, "_mean_rank", lambda model, seed: ranks[seed])
 
     def lacking(model, read):
-        assert read == {"prompts": ["a"], "count": 2}
+        assert read == {"prompts": ["a"], "count": 2, "seed": 5}
         raise ValueError("no\ngap")
 
     monkeypatch.setattr(quantize, "_gap", lacking)
     with pytest.raises(ValueError, match="gap"):
-        quantize._recipes(model, list(model.blocks), increase, [8, 3, 2], {"prompts": ["a"], "count": 2})
+        quantize._recipes(model, list(model.blocks), increase, [8, 3, 2], {"prompts": ["a"], "count": 2, "seed": 5})
     monkeypatch.setattr(quantize, "refused", lambda error, name: name == "quantize")
-    found, without = quantize._recipes(model, list(model.blocks), increase, [8, 3, 2], {"prompts": ["a"], "count": 2})
+    found, without = quantize._recipes(model, list(model.blocks), increase, [8, 3, 2], {"prompts": ["a"], "count": 2, "seed": 5})
     assert found == {
         "uniform": [4, 4, 4, 4],
         "ends protected": [6, 3, 3, 4],

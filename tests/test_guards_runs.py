@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from regraft.core import registry as module
 from regraft.core.files import RunFolderError, check_empty, check_place, whole_folder
 from regraft.core.progress import advance, listening
-from regraft.core.registry import Experiment, _unfit, experiments, measured, read_experiment
+from regraft.core.registry import Experiment, _unfit, experiments, read_experiment
 from regraft.core.runs import check_writable, open_run, read_mark, store
+from regraft.experiments.running import measured
 from small import opened
 
 
@@ -118,7 +118,7 @@ def test_a_result_is_measured_once_as_long_as_nothing_changes(monkeypatch):
         return lambda model, size=1: runs.append(size) or xr.Dataset(attrs={"model": "own", "extra": 1})
 
     monkeypatch.setattr(Experiment, "function", function)
-    monkeypatch.setattr(module, "experiments", lambda: {"thing": Experiment("thing", "m", "s", ())})
+    monkeypatch.setattr("regraft.experiments.running.experiments", lambda: {"thing": Experiment("thing", "m", "s", ())})
     first = measured(model, "thing", size=2)
     assert measured(model, "thing", size=2) is first
     assert first.attrs["experiment"] == "thing"

@@ -12,6 +12,7 @@ from torch import nn
 from regraft.core.registry import experiments
 from regraft.data.evaluation import evaluation
 from regraft.data.windows import cut
+from regraft.experiments.running import run_experiment
 from regraft.jobs.head_jobs import MEASURED, loss_of
 from regraft.model.load import load
 from regraft.modules.tree_head import tree_head
@@ -54,7 +55,7 @@ def test_a_warm_up_rises_for_fifty_steps_and_falls_to_the_end(monkeypatch):
 def test_the_noise_of_an_experiment_is_that_of_its_seed(seed):
     model = load("specimen:gpt2", pack=False)
     given = {"levels": [0.3], "prompts": ["The capital of France is"], "tokens": 4}
-    data = experiments()["noise"].run(model, seed, **given)
+    data = run_experiment(experiments()["noise"], model, seed, **given)
     text = evaluation(model, given["prompts"], 8, 4)
     edits = [Variant([Noise(f"{b}.resid_pre", 0.3, seed)]) for b in range(len(model.blocks))]
     wanted = sweep(text.recordings, edits, loss()).mean("loss")

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from regraft.core.registry import experiments
+from regraft.experiments.running import run_experiment
 from regraft.export.stored_types import cast_as_stored, pattern, round_as_stored, stored_types
 from regraft.model.load import load
 from small import opened
@@ -150,6 +151,6 @@ def test_a_half_precision_checkpoint_with_positions_is_written_in_half_precision
     state["bert.embeddings.position_ids"] = torch.arange(128)[None]
     save_file(state, tmp_path / "given" / "model.safetensors", metadata={"format": "pt"})
     model = load(tmp_path / "given", pack=False)
-    experiments()["prune"].run(model, drop=[1], prompts=["5 6 7"], save=str(tmp_path / "made"))
+    run_experiment(experiments()["prune"], model, drop=[1], prompts=["5 6 7"], save=str(tmp_path / "made"))
     kinds = set(stored_types(SimpleNamespace(folder=tmp_path / "made")).values())
     assert kinds == {BRAIN}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from regraft.data import own_texts as given
 from regraft.data.generation import suited_prompts
 from regraft.data.own_texts import ASKED, check_sayable, own_loss, pieces_per_word, unknown_share, writes_on
 from regraft.data.prompts import BOOK_PASSAGES, general
+from regraft.experiments.running import run_experiment
 from small import opened
 
 VOCABULARY = 50
@@ -171,7 +173,7 @@ def test_where_neither_is_known_that_is_said(monkeypatch):
 
 
 def test_a_single_block_cannot_be_left_out_and_that_is_said_before_anything_is_measured(monkeypatch):
-    prune = experiments()["prune"].run
+    prune = partial(run_experiment, experiments()["prune"])
     alone = load(*odd_models.one_block(), pack=False)
     decoder = opened("t5")
     monkeypatch.setattr(type(alone), "record", lambda *args, **kwargs: pytest.fail("something was measured"))
@@ -186,9 +188,9 @@ def test_a_single_block_cannot_be_left_out_and_that_is_said_before_anything_is_m
 def test_of_two_blocks_one_may_be_left_out():
     model = load(*odd_models.three_tokens(), pack=False)
     assert len(model.blocks) == 2
-    found = experiments()["prune"].run(model, drop=[1, 1], prompts=["a b c a"], tokens=2)
+    found = run_experiment(experiments()["prune"], model, drop=[1, 1], prompts=["a b c a"], tokens=2)
     assert (found.attrs["change"], found.kept.values.tolist()) == ("without block 1", ["0"])
-    greedy = experiments()["prune"].run(model, limit=1e9, prompts=["a b c a"], tokens=2)
+    greedy = run_experiment(experiments()["prune"], model, limit=1e9, prompts=["a b c a"], tokens=2)
     assert greedy.kept.size == 1, "one remains however much may be lost"
     for drop, sentence in (
         ([2], "there is no block 2 .*: there are 2 blocks, 0 to 1"),
@@ -196,4 +198,4 @@ def test_of_two_blocks_one_may_be_left_out():
         ([0, 1], "no block would"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            experiments()["prune"].run(model, drop=drop, prompts=["a b c a"], tokens=2)
+            run_experiment(experiments()["prune"], model, drop=drop, prompts=["a b c a"], tokens=2)

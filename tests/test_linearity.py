@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from regraft.experiments.observe.jacobian import (
 )
 from regraft.experiments.observe.linear_fit import LinearMap, fit_blocks, ridge_regression
 from regraft.experiments.observe.token_states import observed
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.page import DRAWN_HERE
@@ -33,7 +35,7 @@ from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Route, Variant
 from small import opened
 
-RUN = experiments()["linearity"].run
+RUN = partial(run_experiment, experiments()["linearity"])
 DECODERS = [n for n in FAMILIES if n not in ("bert", "bert_headless", "roberta", "modernbert", "t5", "bart")]
 CLOSE = 1e-5  # the recorded run rounds, the functions do not
 STATES = torch.randn(5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -348,7 +350,7 @@ def test_the_experiment_on_the_specimen(measured):
     assert (measured.difference_error.values < 0.02).all()
     assert measured.attrs["calibration_tokens"] > 100
     assert measured.attrs["control_deviation"] < 1e-3
-    knockout = experiments()["knockout"].run(load("specimen:gpt2"), count=6, tokens=6)
+    knockout = run_experiment(experiments()["knockout"], load("specimen:gpt2"), count=6, tokens=6)
     assert np.allclose(knockout.loss.values, measured.knockout_loss.values, atol=1e-4)
     by_hand = (measured.knockout_loss - measured.linear_loss) / (measured.knockout_loss - measured.attrs["clean_loss"])
     assert np.allclose(by_hand, measured.recovered)

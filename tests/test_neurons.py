@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,13 @@ import torch
 from regraft.core.registry import experiments
 from regraft.data.corpus import corpus
 from regraft.experiments.observe.neurons import top
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.page import DRAWN_HERE
 from small import opened
 
-RUN = experiments()["neurons"].run
+RUN = partial(run_experiment, experiments()["neurons"])
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from regraft.cli.main import app, spread_lists
-from regraft.core.registry import Experiment, experiments, measured
+from regraft.core.registry import Experiment, experiments
 from regraft.experiments.observe.correlations import SOURCES
+from regraft.experiments.running import measured, run_experiment
 from regraft.model.load import load
 from regraft.reporting import build as building
 from regraft.reporting.build import build
@@ -33,13 +35,14 @@ def model():
 @pytest.fixture
 def runs(monkeypatch):
     """The experiments that were run, with their options."""
-    seen, real = [], Experiment.run
+    seen, real = [], run_experiment
 
-    def counted(self, model, seed=0, **options):
-        seen.append((self.name, options))
-        return real(self, model, seed, **options)
+    def counted(experiment, model, seed=0, **options):
+        seen.append((experiment.name, options))
+        return real(experiment, model, seed, **options)
 
-    monkeypatch.setattr(Experiment, "run", counted)
+    for place in ("regraft.experiments.running", "regraft.cli.console"):
+        monkeypatch.setattr(f"{place}.run_experiment", counted)
     return seen
 
 
@@ -114,7 +117,7 @@ def refuse(*_, **__):
     raise ValueError("enough is known")
 
 
-def bent(model, prompts=None, count=20):
+def bent(model, prompts=None, count=20, seed=0):
     """A quick linearity: one number for each block."""
     return xr.Dataset(
         {"gap": (("part", "block"), [[0.1, 0.3, 0.2, 0.4]], {"correlate": "gap"})}, {"part": ["block"], "block": FOUR}
@@ -162,9 +165,9 @@ def test_an_option_that_is_the_default_is_no_other_measurement(model, runs):
 
 def test_correlations_of_other_prompts_are_other_ones_and_refuse_negative_counts(model, runs):
     of = ["knockout", "swap", "spectra", "ablate"]
-    correlations = experiments()["correlations"].run
+    correlations = partial(run_experiment, experiments()["correlations"])
     some = correlations(model, of=of, prompts=TEXTS, count=2)
-    assert runs[1:] == [(name, {"prompts": TEXTS[:2], "count": 2} if name != "spectra" else {}) for name in of]
+    assert runs == [(name, {"prompts": TEXTS[:2], "count": 2} if name != "spectra" else {}) for name in of]
     other = correlations(model, of=of, prompts=TEXTS[2:])
     assert not np.array_equal(some.value.sel(quantity="knockout: loss"), other.value.sel(quantity="knockout: loss"))
     with pytest.raises(ValueError, match="-1 is too few: measure at least one of the prompts"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import torch
 import naive
 from regraft.core.registry import experiments
 from regraft.experiments.intervene.attribution import gradients
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.figures.intervene_figures import patch_finding
 from regraft.sweeps.variants import Replace, Variant
 from small import ids, opened
 
-RUN = experiments()["patch"].run
+RUN = partial(run_experiment, experiments()["patch"])
 CLEAN, CORRUPT = (" ".join(map(str, ids(6, seed))) for seed in (3, 4))
 CASE = dict(clean=CLEAN, corrupt=CORRUPT, answer="7", wrong="9")
 FIVE = ("llama", "gpt2", "gemma2", "gpt_neox", "phi3", "olmo2")

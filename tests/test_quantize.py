@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from regraft.core.registry import experiments, measured
+from regraft.core.registry import experiments
 from regraft.experiments.intervene.quantization.recipes import by_score, ends_protected, oracle, uniform
 from regraft.experiments.intervene.quantization.rounding import (
     block_bytes,
@@ -18,13 +19,14 @@ from regraft.experiments.intervene.quantization.rounding import (
     quantized_bytes,
     round_to_nearest,
 )
+from regraft.experiments.running import measured, run_experiment
 from regraft.model.load import load
 from regraft.model.weights import live_weights
 from small import ids, opened
 
 pytestmark = pytest.mark.usefixtures("quick_linearity")
 
-RUN = experiments()["quantize"].run
+RUN = partial(run_experiment, experiments()["quantize"])
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
 
 
@@ -160,6 +162,6 @@ def test_a_recipe_is_saved_with_its_measured_loss(tmp_path):
 @pytest.mark.slow
 def test_sensitivity_takes_part_in_the_correlations():
     model = load("specimen:gpt2")
-    names = experiments()["correlations"].run(model)["quantity"].values.tolist()
+    names = run_experiment(experiments()["correlations"], model)["quantity"].values.tolist()
     assert "quantize: sensitivity" in names
     assert measured(model, "quantize").sensitivity.dims == ("block",)

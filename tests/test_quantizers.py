@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from regraft.experiments.intervene.quantization.libraries import (
 )
 from regraft.experiments.intervene.quantization.packed_checkpoint import steps, write_packed
 from regraft.experiments.intervene.quantization.rounding import matrix_axes, round_to_nearest
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.sweep import sweep
@@ -33,8 +35,8 @@ from small import ids, opened
 from unknown_decoder import OwnConfig, OwnDecoder
 
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
-RUN = experiments()["quantizers"].run
-QUANTIZE = experiments()["quantize"].run
+RUN = partial(run_experiment, experiments()["quantizers"])
+QUANTIZE = partial(run_experiment, experiments()["quantize"])
 BY_NAME = {method.name: method for method in METHODS}
 
 

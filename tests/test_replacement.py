@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +15,13 @@ from regraft.core.registry import experiments
 from regraft.data.evaluation import evaluation
 from regraft.experiments.intervene.norm_parameters import takes_mean_away
 from regraft.experiments.intervene.replacement import is_nonlinearity
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.sweep import sweep
 from small import opened
 
-RUN = experiments()["replacement"].run
+RUN = partial(run_experiment, experiments()["replacement"])
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from families import FAMILIES
 from regraft.cli.main import app
-from regraft.core.registry import measured
+from regraft.experiments.running import measured
 from regraft.model.load import load
 from regraft.reporting import build as building
 from regraft.reporting.build import BEFORE, build

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ import naive
 from regraft.core.registry import experiments
 from regraft.data.evaluation import evaluation
 from regraft.experiments.intervene.repeat import _updates, behaviour
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.sweeps.variants import Noise, Route, Variant
 from small import opened
 
-REPEAT, NOISE, KNOCKOUT, SWAP, PRUNE, REORDER, TRANSPLANT = (
-    experiments()[name].run for name in ("repeat", "noise", "knockout", "swap", "prune", "reorder", "transplant")
-)
+NAMES = ("repeat", "noise", "knockout", "swap", "prune", "reorder", "transplant")
+REPEAT, NOISE, KNOCKOUT, SWAP, PRUNE, REORDER, TRANSPLANT = (partial(run_experiment, experiments()[name]) for name in NAMES)
 FOUR = ("llama", "gpt2", "gemma2", "t5", "gpt_neox", "olmo2")
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
 

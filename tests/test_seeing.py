@@ -12,6 +12,7 @@ import transformers as hf
 import naive
 from regraft.core.registry import experiments
 from regraft.core.tolerance import gap
+from regraft.experiments.running import run_experiment
 from regraft.model.block_call import without_cache
 from regraft.model.load import load
 from regraft.sweeps.sweep import sweep
@@ -80,7 +81,7 @@ def test_what_is_written_is_said_by_the_part_that_reads_text(name, model, tmp_pa
         "reorder": dict(order=[0, 2, 1, 3]),
         "quantize": dict(recipe="uniform", format="float", group=16),
     }
-    data = experiments()[name].run(model, save=str(out), **options[name], **TEXT)
+    data = run_experiment(experiments()[name], model, save=str(out), **options[name], **TEXT)
     assert "opens with transformers" in data.attrs["saved"]
     said = json.loads((out / "config.json").read_text())
     assert said["text_config"]["num_hidden_layers"] == (3 if name == "prune" else 4)

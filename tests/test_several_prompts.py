@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from regraft.data.contrasts import general
 from regraft.experiments.intervene.ablate import Ablated
 from regraft.experiments.intervene.ablate import _dataset as ablated
 from regraft.experiments.observe.trajectories import _in_turn
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.figures.component_figures import ablate_figures, ablate_finding, push_figures, push_finding
 from regraft.sweeps.plan import Work
 from regraft.sweeps.sweep import SweepResult
 from small import ids, opened
 
-ABLATE, PUSH, PATCH, FOLLOW = (experiments()[name].run for name in ("ablate", "push", "patch", "trajectories"))
+NAMES = ("ablate", "push", "patch", "trajectories")
+ABLATE, PUSH, PATCH, FOLLOW = (partial(run_experiment, experiments()[name]) for name in NAMES)
 THREE = ("llama", "gpt2", "t5")
 NAN = float("nan")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -22,11 +23,12 @@ from regraft.experiments.intervene.shuffle.seriation import (
     shortest_path,
     two_opt,
 )
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.sweeps.variants import Route, Variant
 from small import opened
 
-RUN = experiments()["shuffle"].run
+RUN = partial(run_experiment, experiments()["shuffle"])
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
 
 

@@ -15,6 +15,7 @@ from families import FAMILIES
 from regraft.cli.main import app
 from regraft.core.registry import experiments
 from regraft.experiments.observe.spectra import measures, power_law, singular_values, spectra
+from regraft.experiments.running import run_experiment
 from regraft.model import weights as weights_module
 from regraft.model.load import load
 from regraft.model.packed import layouts_from_config, layouts_of
@@ -93,7 +94,7 @@ def test_a_file_gives_what_the_loaded_model_gives(name, tmp_path):
 
 
 def test_all_seven_roles_of_every_block_of_the_specimen():
-    found = experiments()["spectra"].run(open_weights("specimen:qwen3"))
+    found = run_experiment(experiments()["spectra"], open_weights("specimen:qwen3"))
     assert list(found.role.values) == SEVEN
     assert np.isfinite(found.rank_ratio.values).all()
     assert found.sizes["matrix"] == 7 * found.sizes["block"] == 84
@@ -156,7 +157,7 @@ def test_where_no_layout_is_proved_a_packed_matrix_stays_whole(tmp_path):
     model.hf.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of", "architectures": ["Unheard"]}))
-    found = experiments()["spectra"].run(open_weights(tmp_path))
+    found = run_experiment(experiments()["spectra"], open_weights(tmp_path))
     assert {"qkv", "gate_up"} <= set(found.role.values)
     assert "shown whole: no small model of this configuration" in found.attrs["notes"]
     assert layouts_from_config(tmp_path)[0] == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import transformers
 
 from regraft.core.registry import experiments
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.page import DRAWN_HERE
@@ -17,7 +19,8 @@ from regraft.sweeps.variants import Route
 from small import ids, opened
 
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
-PRUNE, REORDER, TRANSPLANT, REPEAT = (experiments()[name].run for name in ("prune", "reorder", "transplant", "repeat"))
+NAMES = ("prune", "reorder", "transplant", "repeat")
+PRUNE, REORDER, TRANSPLANT, REPEAT = (partial(run_experiment, experiments()[name]) for name in NAMES)
 MANY = ("llama", "gpt2", "qwen3", "gemma2", "gemma3", "gpt_neox", "opt", "bloom", "mixtral", "qwen3_5", "cohere2", "mistral")
 
 
@@ -108,7 +111,7 @@ def test_the_card_holds_the_measurements(tmp_path):
     assert facts["change"] == "without block 2"
     again = load(tmp_path / "pruned")
     assert len(again.blocks) == 3
-    knockout = experiments()["knockout"].run(model, count=4, tokens=6)
+    knockout = run_experiment(experiments()["knockout"], model, count=4, tokens=6)
     assert float(data.loss[1]) == pytest.approx(float(knockout.loss[2]), abs=1e-5)
     assert DRAWN_HERE
     assert "without block 2" in drawing_of(data).finding(data).lower()
@@ -140,7 +143,7 @@ def test_synergy_of_two_copies_of_one_block():
     """By definition: dL of both out, less twice dL of one out (skipping either copy leaves the same model)."""
     model = opened("llama")
     model.blocks[2].module.load_state_dict(model.blocks[1].module.state_dict())
-    data = experiments()["knockout"].run(model, mode="pairs", **TEXT)
+    data = run_experiment(experiments()["knockout"], model, mode="pairs", **TEXT)
     one, other = float(data.increase[1, 1]), float(data.increase[2, 2])
     assert one == pytest.approx(other, abs=1e-6)
     assert float(data.synergy[1, 2]) == pytest.approx(float(data.increase[1, 2]) - 2 * one, abs=1e-6)
@@ -152,7 +155,7 @@ def test_a_block_of_the_same_model_in_its_own_place_is_the_clean_run(name, tmp_p
     model.hf.save_pretrained(tmp_path / "twin")
     data = TRANSPLANT(model, donor=str(tmp_path / "twin"), **TEXT)
     assert np.allclose(np.diag(data.increase), 0, atol=1e-5)
-    swap = experiments()["knockout"].run(model, **TEXT)
+    swap = run_experiment(experiments()["knockout"], model, **TEXT)
     assert data.sizes["donor_block"] == len(model.main_blocks)
     assert swap.attrs["clean_loss"] == pytest.approx(data.attrs["clean_loss"])
     off = data.increase.values[~np.eye(len(data.increase), dtype=bool)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from families import FAMILIES
 from regraft.core.registry import experiments
 from regraft.data.contrasts import Contrast
 from regraft.experiments.observe.trajectories import PLACES, RELATIONS, bands, compare, crossover, onset, pivot
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from small import opened
 
-RUN = experiments()["trajectories"].run
+RUN = partial(run_experiment, experiments()["trajectories"])
 
 
 def groups(tmp_path, *entries):

@@ -80,7 +80,7 @@ def __getattr__(name: str) -> Any:
     from regraft.core.registry import experiments
 
     if name in experiments():
-        return experiments()[name].seeded()
+        return experiments()[name].checked()
     raise AttributeError(f"module 'regraft' has no attribute {name!r}")
 
 

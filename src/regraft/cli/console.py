@@ -26,6 +26,7 @@ from regraft.core.registry import Experiment
 from regraft.core.runs import check_writable, store
 from regraft.core.strict_json import json_text, opened_attributes
 from regraft.data.own_texts import given_prompts
+from regraft.experiments.running import run_experiment
 from regraft.model.model import Model
 from regraft.model.summary import part_rows, site_rows
 from regraft.model.weights import Weights
@@ -172,7 +173,7 @@ def _said(value: Any) -> str:
     return "unknown" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def run_experiment(
+def show_experiment(
     experiment: Experiment, model: Model | Weights, options: dict[str, Any], out: Path | None, seed: int, as_json: bool
 ) -> None:
     """Run one experiment, write its run folder where one is asked for, and print a short table."""
@@ -185,7 +186,7 @@ def run_experiment(
             bar.update(task, description=f"{experiment.name}: {name}", completed=done, total=total)
 
         with listening(work):
-            dataset = experiment.run(model, seed, **options)
+            dataset = run_experiment(experiment, model, seed, **options)
     _told(dataset, out, as_json)
 
 

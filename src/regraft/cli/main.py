@@ -166,12 +166,12 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
             check_parameters(experiment, given, out)
             check_prompts(given.get("prompts"), file, text)
             opened = open_model(**common) if experiment.needs == "model" else open_matrices(**common)
-            from regraft.cli.console import read_given, run_experiment
+            from regraft.cli.console import read_given, show_experiment
 
             if file or text or given.get("prompts"):
                 count, asked = given.get("count") or 0, _on_the_line(context, "count")
                 given["prompts"] = read_given(cast(Any, opened), given.get("prompts"), file, text, count, asked)
-            run_experiment(experiment, opened, given, out, seed, as_json)
+            show_experiment(experiment, opened, given, out, seed, as_json)
 
     own = [_option(parameter) for parameter in experiment.parameters]
     defaults = {"model": "specimen:qwen3", "device": "cpu", "remote_code": False}

@@ -1,10 +1,11 @@
 """What an experiment is, and the registry that the command line, the report and the studio read.
 
-An experiment is one file in `experiments/`, named in `EXPERIMENTS`, that defines a function of that name whose first parameter is
-`model` (or `weights`, where the matrices of the checkpoint's files are enough and no model need be built) and whose result
-is an `xarray.Dataset`. Its parameters, their defaults and their explanations are read from the
-source without importing it, so that the command line can list everything without loading PyTorch. A third-party package
-adds one through the entry point group `regraft.experiments`, whose value is `package.module:function`.
+An experiment is one file in `experiments/`, named in `EXPERIMENTS`, that defines a function of that name whose first
+parameter is `model` (or `weights`, where the matrices of the checkpoint's files are enough and no model need be built)
+and whose result is an `xarray.Dataset`. What it draws at random comes from its parameter `seed`. Parameters, defaults
+and explanations are read from the source without importing it, so that the command line can list everything without
+loading PyTorch. A third-party package adds one through the entry point group `regraft.experiments`, whose value is
+`package.module:function`.
 """
 
 from __future__ import annotations
@@ -13,30 +14,22 @@ import ast
 import functools
 import importlib
 import importlib.util
-import linecache
 import re
-import sys
-import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-from weakref import WeakKeyDictionary
-
-from regraft.core.files import still_told
-from regraft.core.strict_json import json_text
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from regraft.model.model import Model
-    from regraft.model.weights import Weights
 
 GROUP = "regraft.experiments"
+SEED = "seed"
+"""The parameter of experiments that draw at random; all commands have the option, so it is none of their own."""
 EXPERIMENTS = {
     "completions": "observe.completions",
     "correlations": "observe.correlations",
@@ -73,20 +66,6 @@ DOES_NOT_APPLY = (ValueError, ImportError)
 REFUSALS = (ValueError, OSError, MemoryError, RuntimeError, ImportError, LookupError)
 
 
-class Proved(Protocol):
-    """What provenance is taken from: a model, its matrices, or a rebuilt one."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def weights_sha256(self) -> str: ...  # noqa: D102
-    @property
-    def dtype(self) -> Any: ...  # noqa: D102
-    @property
-    def device(self) -> Any: ...  # noqa: D102
-    def proof(self) -> dict[str, Any]: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class Parameter:
     """One option of an experiment: its annotation as written, its default, and one line of help."""
@@ -106,25 +85,23 @@ class Experiment:
     summary: str
     parameters: tuple[Parameter, ...]
     needs: str = "model"
+    draws: bool = False
+    """Whether it draws at random and so takes a seed, which every command gives."""
 
     def function(self) -> Callable[..., xr.Dataset]:
         """The function itself; this imports its module."""
         return getattr(importlib.import_module(self.module), self.name)
 
-    def seeded(self) -> Callable[..., xr.Dataset]:
-        """The function as Python offers it: as on the command line, what it draws comes from seed 0 where none is given."""
+    def checked(self) -> Callable[..., xr.Dataset]:
+        """The function as Python offers it: what it is given is looked at before any work."""
         function = self.function()
 
         @functools.wraps(function)
-        def drawn(model: Any, *args: Any, seed: int = 0, **options: Any) -> xr.Dataset:
-            import torch
-
+        def looked_at(model: Any, *args: Any, **options: Any) -> xr.Dataset:
             self.check(model, args, options)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                return function(model, *args, **options)
+            return function(model, *args, **options)
 
-        return drawn
+        return looked_at
 
     def check(self, model: Any, args: Sequence[Any], options: Mapping[str, Any]) -> None:
         """Make sure that what Python was given is an opened model and options of the kinds that the signature says.
@@ -140,60 +117,6 @@ class Experiment:
         for parameter in self.parameters:
             if parameter.name in given and (wanted := _unfit(parameter.annotation, given[parameter.name])):
                 raise ValueError(f"{parameter.name}={given[parameter.name]!r} of {self.name} is not {wanted}")
-
-    def run(self, model: Model | Weights, seed: int = 0, **options: Any) -> xr.Dataset:
-        """Run the experiment and attach provenance to its result.
-
-        Raises:
-            TypeError: an option that the experiment does not have.
-            NotWrittenError: a folder that it writes could not be written; its `result` is what was measured.
-        """
-        import torch
-
-        torch.manual_seed(seed)
-        started = time.perf_counter()
-
-        def proved(dataset: xr.Dataset) -> xr.Dataset:
-            dataset.attrs = {**provenance(model), **dataset.attrs, "experiment": self.name, "seed": seed}
-            dataset.attrs["options"] = json_text(options, sort_keys=True)
-            dataset.attrs["seconds"] = round(time.perf_counter() - started, 3)
-            return dataset
-
-        with still_told(proved):
-            return proved(self.function()(model, **options))
-
-
-_RESULTS: WeakKeyDictionary[Any, dict[str, xr.Dataset]] = WeakKeyDictionary()
-
-
-def measured(model: Model | Weights, name: str, seed: int = 0, **options: Any) -> xr.Dataset:
-    """The result of an experiment on this model, run once for a seed and options as long as no weight changes.
-
-    An option that is given as it would be anyway is the same as none.
-    """
-    kept, experiment = _RESULTS.setdefault(model, {}), experiments()[name]
-    usual = {parameter.name: parameter.default for parameter in experiment.parameters}
-    chosen = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
-    key = repr((name, seed, sorted(chosen.items()), model.fingerprint()))
-    if key not in kept:
-        kept[key] = experiment.run(model, seed, **options)
-    return kept[key]
-
-
-def provenance(model: Proved) -> dict[str, Any]:
-    """Where a number comes from: model and weights, versions, kind of arithmetic, self-check, command line, time."""
-    return {
-        "model": model.name,
-        "weights_sha256": model.weights_sha256,
-        "regraft": version("regraft"),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        **model.proof(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
 
 
 @cache
@@ -240,22 +163,10 @@ def read_experiment(module: str, name: str, file: Path) -> Experiment | None:
     parameters = tuple(
         Parameter(a.arg, ast.unparse(a.annotation) if a.annotation else "str", _literal(d), explained.get(a.arg, ""))
         for a, d in zip(given, defaults, strict=True)
+        if a.arg != SEED
     )
-    needs = node.args.args[0].arg
-    return Experiment(name, module, docstring.split("\n\n")[0].replace("\n", " "), parameters, needs)
-
-
-def refused(error: Exception, name: str) -> bool:
-    """Whether regraft, or the package that an experiment comes from, said no: with a `raise` of its own.
-
-    A ValueError that a library raises, or arithmetic on what does not fit, is a fault of ours, not a property of the model.
-    """
-    if isinstance(error, ImportError):
-        return True
-    frame, line = [*traceback.walk_tb(error.__traceback__)][-1]
-    ours = {module.partition(".")[0] for module in (__name__, experiments()[name].module)}
-    raised = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
-    return raised and str(frame.f_globals.get("__name__")).partition(".")[0] in ours
+    needs, draws = node.args.args[0].arg, any(a.arg == SEED for a in given)
+    return Experiment(name, module, docstring.split("\n\n")[0].replace("\n", " "), parameters, needs, draws)
 
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -15,13 +15,13 @@ import xarray as xr
 from torch import Tensor
 
 from regraft.core.progress import advance
-from regraft.core.registry import provenance
 from regraft.data.token_bytes import TokenBytes
 from regraft.data.token_groups import TokenSums
 from regraft.data.windows import Windows
 from regraft.export.profile import measured_costs
 from regraft.model.model import Model
 from regraft.modules.placement import Swaps, all_placed, forward_inputs, logits_of, streams, written
+from regraft.sweeps.provenance import provenance
 
 BATCH, WORST, TOP = 4, 12, 5
 PARTS = ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5")

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from regraft.checkpoint.locate import CheckpointError
 from regraft.core.files import NotKeptError, check_empty, expanded, keeping, whole_folder
-from regraft.core.registry import provenance
 from regraft.core.strict_json import json_text, opened_attributes
 from regraft.data.evaluation import Evaluation, Texts
 from regraft.export.block_config import adjusted, check_expressible
@@ -33,7 +32,7 @@ from regraft.model.summary import weigh
 from regraft.model.wrappers import refuse_adapters
 from regraft.sweeps.executor import route_logits, route_stream
 from regraft.sweeps.metrics import kl_to_clean, loss, top1_agreement
-from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.provenance import provenance, sweep_attributes
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Route, Stop, Variant
 

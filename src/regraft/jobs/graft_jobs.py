@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from regraft.core.files import check_empty, keeping, whole_file
+from regraft.core.randomness import drawing_from
 from regraft.data.token_bytes import token_bytes
 from regraft.data.windows import Windows, cut, windows
 from regraft.export.baked_embedding import bake
@@ -61,8 +61,8 @@ def fit_embedding(
     Of several processes the first writes and has something to say.
     """
     check_empty(out / "graft", "--out")
-    torch.manual_seed(seed)
-    graft = make_embedding(model, config)
+    with drawing_from(seed):
+        graft = make_embedding(model, config)
     weights_sha256 = model.weights_sha256
     table = token_bytes(model.tokenizer, model.table_rows)
     text = training_text(model, texts, length, out / "run", seed)
@@ -73,7 +73,8 @@ def fit_embedding(
         felt = sensitivity(model, text) if by_feeling and model.parts.head is not None else None
         errors = warm_up(graft, embedded_rows(model), steps, felt, seed=seed, matrices=plan.matrices)
     origin = {"model": weights_sha256, "graft": sizes(graft), "weights": asdict(weights), "warm-up": list(warming), "seed": seed}
-    log = train(EmbeddingTask(model, graft, weights=weights), text, plan, out / "run", origin=origin)
+    with drawing_from(seed):
+        log = train(EmbeddingTask(model, graft, weights=weights), text, plan, out / "run", origin=origin)
     if not processes().is_main_process:
         return ""
     save_graft(graft, model, out / "graft", weights_sha256)

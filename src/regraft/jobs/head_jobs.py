@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from regraft.core.files import check_empty
+from regraft.core.randomness import drawing_from
 from regraft.data.windows import Windows
 from regraft.export.graft_folder import attach, grafts_hash, read_about, save_graft, write_graft
 from regraft.jobs.graft_jobs import training_text
@@ -62,13 +63,13 @@ def build_head(
     levels = int(math.log2(how.branching)) if how.branching > 0 else 0
     if 2**levels != how.branching or levels < 1:
         raise ValueError(f"a node cannot have {how.branching} children: choose 2, 4, 8 or a higher power of two")
-    torch.manual_seed(seed)
     text = training_text(model, texts, length, out / "text", seed)
     rows_VD = matrix_OI(model.parts.head).detach().float()
     batches = math.ceil(how.states / (8 * (length - 1)))
     hidden_RD = torch.cat([states(model, text.batch(i, 8).to(model.device))[0] for i in range(batches)])[: how.states]
     tree = widened(plain_tree(model, how.tree, rows_VD, hidden_RD, text, seed), levels)
-    graft = tree_head(tree, rows_VD.shape[1], round(how.adapter * rows_VD.shape[1]))
+    with drawing_from(seed):
+        graft = tree_head(tree, rows_VD.shape[1], round(how.adapter * rows_VD.shape[1]))
     if how.start == "means":
         from_means(graft, rows_VD.cpu())
     else:
@@ -133,7 +134,6 @@ def fit_head(
 
     Of several processes the first writes and has something to say.
     """
-    torch.manual_seed(seed)
     text = training_text(model, texts, length, out / "text", seed)
     said = read_about(out / "graft")
     head = attach(out / "graft", model, HEAD)
@@ -141,7 +141,8 @@ def fit_head(
     head.rows.sparse = head.biases.sparse = loss == "path"
     task = HeadTask(model, head, path=float(loss == "path"), kl=float(loss == "divergence"))
     origin = {"model": said["weights_sha256"], "start": grafts_hash([out / "graft"]), "loss": loss}
-    log = train(task, text, plan, out / "run", origin=origin)
+    with drawing_from(seed):
+        log = train(task, text, plan, out / "run", origin=origin)
     ours, theirs = loss_of(model, head, text)
     if not processes().is_main_process:
         return ""

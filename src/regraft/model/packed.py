@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from regraft.core.randomness import drawing_from
 from regraft.model.hooks import reading
 from regraft.model.load import open_live, read_config
 from regraft.model.model import Model
@@ -125,8 +126,7 @@ def layouts_from_config(folder: Path) -> tuple[dict[str, Layout], str]:
     try:
         config = read_config(folder, remote_code=False)
         _shrink(config)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with drawing_from(0):
             hf = transformers.AutoModel.from_config(config, trust_remote_code=False)
         return layouts_of(open_live(hf.float(), None, folder.name, None, pack=False)), ""
     except (

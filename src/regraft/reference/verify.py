@@ -14,12 +14,12 @@ from torch import Tensor
 
 from regraft.checkpoint.hub import resolve
 from regraft.checkpoint.locate import CheckpointError
-from regraft.core.registry import provenance
 from regraft.reference import bert
 from regraft.reference.checkpoint_reader import Rebuilt, model_inputs, open_rebuilt, token_ids
 from regraft.reference.diagnose import causes
 from regraft.reference.official import DTYPES, Official, ask
 from regraft.reference.stage_compare import NEEDED, Row, refuse_same, rows
+from regraft.sweeps.provenance import provenance
 
 TEXTS = ("She sells sea shells by the", "The time displayed is 9:00 pm. Therefore, it is currently the")
 GENERATED = 12

@@ -11,14 +11,16 @@ from typing import Any
 
 import xarray as xr
 
-from regraft.core.registry import DOES_NOT_APPLY, measured, provenance, refused
+from regraft.core.registry import DOES_NOT_APPLY
 from regraft.core.runs import OUR_MARK, store, whole_folder, write_whole
 from regraft.core.strict_json import json_text, opened_attributes
+from regraft.experiments.running import measured, refused
 from regraft.model.model import Model
 from regraft.reporting.chapter_inputs import Reading
 from regraft.reporting.drawings import title_for
 from regraft.reporting.page import Section, footer, heading, opening, plain_section, result_section, sheet
 from regraft.reporting.shell_commands import command_line
+from regraft.sweeps.provenance import provenance
 
 Chapter = tuple[str, dict[str, Any]]
 CHAPTERS: tuple[Chapter, ...] = (

@@ -1,8 +1,12 @@
-"""What every result of sweeps reports beside its numbers: the control row's deviation and the work that was counted."""
+"""What every result says beside its numbers: where they come from, the control row's deviation, the work that was counted."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
 
 from regraft.sweeps.plan import Work
 from regraft.sweeps.sweep import SweepResult
@@ -20,4 +24,34 @@ def sweep_attributes(*results: SweepResult) -> dict[str, Any]:
         "work_saved": round(work.saved, 3),
         "notes": "; ".join(dict.fromkeys(note for result in results for note in result.notes)),
         "work_unit": "rows x prompts x positions through one block",
+    }
+
+
+class Proved(Protocol):
+    """What provenance is taken from: a model, its matrices, or a rebuilt one."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def weights_sha256(self) -> str: ...  # noqa: D102
+    @property
+    def dtype(self) -> Any: ...  # noqa: D102
+    @property
+    def device(self) -> Any: ...  # noqa: D102
+    def proof(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+def provenance(model: Proved) -> dict[str, Any]:
+    """Where a number comes from: model and weights, versions, kind of arithmetic, self-check, command line, time."""
+    return {
+        "model": model.name,
+        "weights_sha256": model.weights_sha256,
+        "regraft": version("regraft"),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        **model.proof(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

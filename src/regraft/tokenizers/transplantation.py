@@ -11,11 +11,11 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from regraft.core.registry import provenance
 from regraft.core.strict_json import json_text
 from regraft.model.block_call import longest_input
 from regraft.model.model import Model
 from regraft.modules.placement import Swaps, all_placed
+from regraft.sweeps.provenance import provenance
 from regraft.tokenizers.bits_per_byte import Score, fitted, score
 from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import digest

@@ -25,6 +25,7 @@ def noise(
     prompts: list[str] | None = None,
     count: int = 20,
     tokens: int = 24,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Add Gaussian noise to the stream that enters each block and measure the loss, and how the block passes it on.
 
@@ -36,6 +37,7 @@ def noise(
         prompts: texts whose completions are scored; without them, prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
+        seed: of everything drawn at random.
 
     Raises:
         ValueError: a negative level, or a model without a next-token loss.
@@ -45,7 +47,6 @@ def noise(
     if wrong:
         raise ValueError(f"a noise level of {wrong[0]} is no standard deviation: write 0 or more")
     text = evaluation(model, prompts, count, tokens)
-    seed = torch.initial_seed() % (1 << 31)
     edits = [Noise(f"{block.address}.resid_pre", level, seed) for block in model.blocks for level in chosen]
     result = sweep(text.recordings, [Variant([edit]) for edit in edits], loss())
     losses = result.mean("loss").numpy().reshape(len(model.blocks), len(chosen))

@@ -10,12 +10,12 @@ from math import factorial
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from scipy.stats import false_discovery_control, rankdata
 
-from regraft.core.registry import DOES_NOT_APPLY, TextFile, experiments, measured, refused
+from regraft.core.registry import DOES_NOT_APPLY, TextFile, experiments
 from regraft.data.own_texts import first_of
+from regraft.experiments.running import measured, refused
 from regraft.model.model import Model
 
 SOURCES = ("lens", "geometry", "spectra", "linearity", "knockout", "swap", "quantize")
@@ -24,7 +24,12 @@ POSITION = "position in the model"
 
 
 def correlations(
-    model: Model, of: list[str] | None = None, prompts: list[str] | None = None, count: int = 0, corpus: TextFile = ""
+    model: Model,
+    of: list[str] | None = None,
+    prompts: list[str] | None = None,
+    count: int = 0,
+    corpus: TextFile = "",
+    seed: int = 0,
 ) -> xr.Dataset:
     """Correlate every quantity that experiments measure for each block with every other, by ranks over the blocks.
 
@@ -37,6 +42,7 @@ def correlations(
         prompts: texts for every one of them that reads prompts; without them, what each reads by itself.
         count: how many prompts each of them measures; 0 for all that are given, or what each measures by itself.
         corpus: a text file for every one of them that reads one.
+        seed: of everything drawn at random.
 
     Raises:
         ValueError: an experiment that does not exist, a negative count, or fewer than two quantities.
@@ -47,7 +53,7 @@ def correlations(
         known = ", ".join(name for name in experiments() if name != "correlations")
         raise ValueError(f"there is no experiment {unknown[0]!r} to take quantities from: choose among {known}")
     given = _given(prompts, count, corpus)
-    results, left_out, seed = [], [], torch.initial_seed()
+    results, left_out = [], []
     for name in names:
         known = {parameter.name for parameter in experiments()[name].parameters}
         try:

@@ -33,6 +33,7 @@ def geometry(
     tokens: int = 24,
     stack: str = "",
     corpus: TextFile = "",
+    seed: int = 0,
 ) -> xr.Dataset:
     """Describe the cloud of residual states at every depth: dimension, directions, norms, updates, similarity of depths.
 
@@ -47,6 +48,7 @@ def geometry(
         tokens: longest completion, in tokens.
         stack: encoder or decoder of a model with two stacks; by default the decoder.
         corpus: a text file of any length whose tokens are looked at in place of completions.
+        seed: of everything drawn at random.
 
     Raises:
         ValueError: fewer than two tokens, or a stack that does not exist.
@@ -54,7 +56,7 @@ def geometry(
     seen = observed(model, prompts, count, tokens, stack, read_corpus(model, str(expanded(corpus))) if corpus else ())
     if seen.tokens < 2:
         raise ValueError(f"{seen.tokens} token is too few for a cloud: give more or longer prompts")
-    cloud = Cloud.of(seen, torch.initial_seed())
+    cloud = Cloud.of(seen, seed)
     depths, blocks = len(cloud.mean), [block.address for block in seen.stack.blocks]
     per_depth = {
         "participation_ratio": (cloud.participation_ratio(), "dimensions"),

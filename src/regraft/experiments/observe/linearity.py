@@ -56,6 +56,7 @@ def linearity(
     directions: int = 16,
     jacobian: Literal["differences", "exact"] = "differences",
     stack: str = "",
+    seed: int = 0,
 ) -> xr.Dataset:
     """Measure how linear each block is around real states, and what the loss becomes with a linear map in its place.
 
@@ -72,6 +73,7 @@ def linearity(
         directions: how many random directions at each of them.
         jacobian: take J d in the gap from central differences (as published) or from exact forward-mode derivatives.
         stack: encoder or decoder of a model with two stacks; by default the decoder.
+        seed: of everything drawn at random.
 
     Raises:
         ValueError: too few tokens or directions, or a stack that does not exist.
@@ -79,7 +81,7 @@ def linearity(
     if sample < 1 or directions < 1:
         raise ValueError(f"{min(sample, directions)} is too few: take at least one token and one direction")
     seen = observed(model, prompts, count, tokens, stack)
-    looked_at = sampled_tokens(model, seen, sample, torch.initial_seed())
+    looked_at = sampled_tokens(model, seen, sample, seed)
     blocks = [block.index for block in seen.stack.blocks]
     shape = (len(PARTS), len(blocks))
     found: dict[str, np.ndarray] = {name: np.full(shape, np.nan) for name in MEASURED}
@@ -87,7 +89,7 @@ def linearity(
     for column, block in enumerate(blocks):
         for row, part in enumerate(PARTS):
             with plain_experts(model.hf):
-                measured = _measure(looked_at, block, part, directions, jacobian == "exact")
+                measured = _measure(looked_at, block, part, (directions, seed), jacobian == "exact")
             if measured is not None:
                 gap[row, column] = measured.pop("gap")
                 for name, value in measured.items():
@@ -97,9 +99,10 @@ def linearity(
     return _dataset(seen.stack, gap, found, replaced, {**seen.attributes, "sampled_tokens": len(looked_at), "jacobian": jacobian})
 
 
-def _measure(looked_at: list[Token], block: int, part: Part, directions: int, exact: bool) -> dict[str, Any] | None:
-    """All measures of one part of one block, averaged over tokens and directions."""
-    generator = torch.Generator().manual_seed(torch.initial_seed())
+def _measure(looked_at: list[Token], block: int, part: Part, drawing: tuple[int, int], exact: bool) -> dict[str, Any] | None:
+    """All measures of one part of one block, averaged over tokens and so many directions, drawn with a seed."""
+    directions, seed = drawing
+    generator = torch.Generator().manual_seed(seed)
     gap, along, norms, radial, wrong = [], [], [], [], []
     drawn = None
     for token in looked_at:

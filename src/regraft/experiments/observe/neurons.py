@@ -55,6 +55,7 @@ def neurons(
     contexts: int = 5,
     show: int = 4,
     count: int = 0,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Find the neurons that are among a block's top k in every prompt of a set and in no prompt of the control set.
 
@@ -72,6 +73,7 @@ def neurons(
         contexts: how many contexts to keep for a neuron.
         show: how many of the neurons found for a set to keep, strongest first.
         count: how many prompts of each set and of the control; 0 for all of them.
+        seed: of everything drawn at random.
 
     Raises:
         ValueError: a negative count, fewer than two prompts, an unknown category, or no block with an MLP that has neurons.
@@ -100,7 +102,7 @@ def neurons(
     searched = bool(kept) and (bool(corpus) or model.tokenizer is not None)
     file = str(expanded(corpus)) if corpus else ""
     try:
-        searchable = suited_corpus(model, file, torch.initial_seed()) if searched else []
+        searchable = suited_corpus(model, file, seed) if searched else []
     except ValueError as error:
         if file:
             raise

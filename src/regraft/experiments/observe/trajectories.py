@@ -42,6 +42,7 @@ def trajectories(
     kind: Literal["all", "immediate", "shared prefix"] = "all",
     file: TextFile = "",
     count: int = 0,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Follow a base completion and its synonym, antonym, style variant and an unrelated one through the depths.
 
@@ -55,6 +56,7 @@ def trajectories(
         kind: only groups that differ at the first word, or only those that share a prefix.
         file: a JSON list of groups of your own, each with prompt, base, synonym, antonym, style, unrelated and kind.
         count: how many of the groups, at least two, taken in turn from both kinds; 0 for all.
+        seed: of everything drawn at random.
 
     Raises:
         ValueError: fewer than two groups, a file that cannot be used, or a model without a tokenizer.
@@ -69,7 +71,7 @@ def trajectories(
     pairs = [(c, p) for c in range(len(RELATIONS)) for p in range(len(PLACES))]
     cka = np.array([[_cka(pair) for pair in states[:, c, p].unbind(1)] for c, p in pairs])
     cka = cka.reshape(len(RELATIONS), len(PLACES), -1)
-    return _dataset(values, cka, chosen, torch.initial_seed())
+    return _dataset(values, cka, chosen, seed)
 
 
 def _chosen(model: Model, groups: str, kind: str, file: str) -> list[Contrast]:

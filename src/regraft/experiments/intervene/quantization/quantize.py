@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import nn
 
 from regraft.checkpoint.roles import ROLES
 from regraft.core.files import keeping
 from regraft.core.progress import advance
-from regraft.core.registry import DOES_NOT_APPLY, NewFolder, measured, refused
+from regraft.core.registry import DOES_NOT_APPLY, NewFolder
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.experiments.intervene.quantization.packed_checkpoint import check_packable, write_packed
 from regraft.experiments.intervene.quantization.recipes import by_score, ends_protected, oracle, uniform
 from regraft.experiments.intervene.quantization.rounding import block_bytes, quantized_block
+from regraft.experiments.running import measured, refused
 from regraft.export.route_model import check_save, measured_route, route_of, save_blocks
 from regraft.model.model import Model
 from regraft.model.parts import Block
@@ -48,6 +48,7 @@ def quantize(
     prompts: list[str] | None = None,
     count: int = 20,
     tokens: int = 24,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Round each block's weights to few bits, alone and all together, and measure the loss; then compare recipes of bits.
 
@@ -66,6 +67,7 @@ def quantize(
         prompts: texts whose completions are scored; without them, prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
+        seed: of everything drawn at random.
 
     Raises:
         ValueError: a width outside 2 to 16, an unknown recipe, or a model without a next-token loss.
@@ -74,7 +76,7 @@ def quantize(
     blocks = list(model.parts.stacks[-1].blocks)
     _check(model, blocks, widths, group, recipe, save, format)
     text = evaluation(model, prompts, count, tokens)
-    read = {"prompts": prompts, "count": count}
+    read = {"prompts": prompts, "count": count, "seed": seed}
     if recipe:
         return _one_recipe(model, text, blocks, recipe, widths, group, save, format, read)
     results: list[SweepResult] = []
@@ -84,10 +86,7 @@ def quantize(
         results.append(sweep(text.recordings, [Variant(route=route) for route in routes], loss()))
         return results[-1].mean("loss").numpy()
 
-    alone = np.zeros((len(blocks), len(widths)))
-    for row, block in enumerate(blocks):
-        alone[row] = losses([{block.index: quantized_block(model, block, width, group=group)} for width in widths])
-        advance("blocks", row + 1, len(blocks))
+    alone = _alone(model, blocks, widths, group, losses)
     clean = results[0].clean_mean("loss")
     roles, matrices = _matrices(model, blocks, group, losses)
     chosen, lacking = _recipes(model, blocks, alone - clean, widths, read)
@@ -119,6 +118,17 @@ def quantize(
     return dataset
 
 
+def _alone(
+    model: Model, blocks: list[Block], widths: list[int], group: int, losses: Callable[[list[dict[int, nn.Module]]], np.ndarray]
+) -> np.ndarray:
+    """The loss with one block rounded and no other, (L, W)."""
+    alone = np.zeros((len(blocks), len(widths)))
+    for row, block in enumerate(blocks):
+        alone[row] = losses([{block.index: quantized_block(model, block, width, group=group)} for width in widths])
+        advance("blocks", row + 1, len(blocks))
+    return alone
+
+
 def _one_recipe(
     model: Model,
     text: Evaluation,
@@ -148,7 +158,7 @@ def _plan(
 ) -> list[int]:
     """Bits of every block by one recipe; what it goes by is measured on the prompts that are read here."""
     if recipe in ("rank-guided", "linearity-guided"):
-        score = _mean_rank(model) if recipe == "rank-guided" else _gap(model, read)
+        score = _mean_rank(model, read["seed"]) if recipe == "rank-guided" else _gap(model, read)
         return by_score(score.reindex(block=[block.address for block in blocks]).values)
     sensitivity = increase[:, widths.index(MATRIX_BITS)]
     plans: dict[str, Callable[[], list[int]]] = {
@@ -204,12 +214,12 @@ def _recipes(
     return found, lacking
 
 
-def _mean_rank(model: Model) -> xr.DataArray:
-    return measured(model, "spectra", torch.initial_seed()).rank_ratio.mean("role")
+def _mean_rank(model: Model, seed: int) -> xr.DataArray:
+    return measured(model, "spectra", seed).rank_ratio.mean("role")
 
 
 def _gap(model: Model, read: dict[str, Any]) -> xr.DataArray:
-    return measured(model, "linearity", torch.initial_seed(), **read).gap.sel(part="block")
+    return measured(model, "linearity", **read).gap.sel(part="block")
 
 
 def _all(model: Model, blocks: list[Block], plan: list[int], group: int) -> dict[int, nn.Module]:

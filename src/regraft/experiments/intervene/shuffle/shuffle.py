@@ -29,6 +29,7 @@ def shuffle(
     prompts: list[str] | None = None,
     count: int = 8,
     tokens: int = 24,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Shuffle the blocks by the seed and recover their order, by weights, random input, or the loss on the model's own text.
 
@@ -41,6 +42,7 @@ def shuffle(
         prompts: texts whose completions are scored; without them, prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
+        seed: of everything drawn at random.
 
     Raises:
         ValueError: an unknown method, fewer than three blocks, or a model without a next-token loss.
@@ -49,7 +51,6 @@ def shuffle(
     stack = model.parts.stacks[-1]
     if len(stack.blocks) < 3:
         raise ValueError(f"{len(stack.blocks)} blocks are too few to lose their order: 3 or more are needed")
-    seed = torch.initial_seed()
     order = torch.randperm(len(stack.blocks), generator=torch.Generator().manual_seed(seed)).tolist()
     shuffled = [stack.blocks[i] for i in order]
     text = evaluation(model, prompts, count, tokens)
