@@ -33,7 +33,7 @@ from regraft.core.files import (
 )
 from regraft.core.registry import experiments
 from regraft.experiments.running import run_experiment
-from regraft.export import route_model as surgery
+from regraft.export import verified_folder
 from small import opened
 
 pytestmark = pytest.mark.usefixtures("quick_linearity")
@@ -280,7 +280,7 @@ def test_what_was_measured_survives_a_full_disk(tmp_path, monkeypatch, name):
     def full(changed, folder):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(surgery, "_write_plainly", full)
+    monkeypatch.setattr(verified_folder, "_save_plainly", full)
     options = {"prompts": ["5,6,7,8"], "tokens": 2, **NEEDED.get(name, {})}
     with pytest.raises(NotWrittenError, match=r"new could not be written \(No space left on device\)") as told:
         run_experiment(experiments()[name], opened("gpt2"), save=str(tmp_path / "new"), **options)
@@ -305,7 +305,7 @@ def test_a_result_is_printed_before_its_run_is_written(tmp_path, monkeypatch):
 
 
 def test_a_model_that_does_not_fit_the_disk_leaves_its_numbers_printed(tmp_path, monkeypatch):
-    monkeypatch.setattr(surgery, "_write_plainly", lambda changed, folder: disk_is_full())
+    monkeypatch.setattr(verified_folder, "_save_plainly", lambda changed, folder: disk_is_full())
     words = ["prune", "--model", "specimen:gpt2", "--drop", "1", "--count", "2", "--tokens", "3", "--save", str(tmp_path / "new")]
     result = CliRunner().invoke(app, words)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
@@ -316,7 +316,7 @@ def test_a_model_that_does_not_fit_the_disk_leaves_its_numbers_printed(tmp_path,
 @pytest.mark.parametrize("name", SAVING)
 def test_what_was_measured_survives_a_folder_that_is_not_kept(tmp_path, monkeypatch, name):
     """One weight by one step, as a disk or a library might: the folder goes, the numbers stay."""
-    plainly = surgery._write_plainly
+    plainly = verified_folder._save_plainly
 
     def spoiled(changed, folder):
         other = copy.deepcopy(changed)
@@ -324,7 +324,7 @@ def test_what_was_measured_survives_a_folder_that_is_not_kept(tmp_path, monkeypa
         weight[0, 0] = weight[0, 0].nextafter(weight.new_tensor(9.0))
         plainly(other, folder)
 
-    monkeypatch.setattr(surgery, "_write_plainly", spoiled)
+    monkeypatch.setattr(verified_folder, "_save_plainly", spoiled)
     options = {"prompts": ["5,6,7,8"], "tokens": 2, **NEEDED.get(name, {})}
     with pytest.raises(NotKeptError, match="is not read back as it was written: the folder is not kept") as told:
         run_experiment(experiments()[name], opened("gpt2"), save=str(tmp_path / "new"), **options)

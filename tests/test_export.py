@@ -19,7 +19,7 @@ from regraft.data.token_bytes import token_bytes
 from regraft.data.windows import cut
 from regraft.export.certificate import certify
 from regraft.export.graft_folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
-from regraft.export.grafted_model import export
+from regraft.export.grafted_model import write_grafted
 from regraft.model.load import load
 from regraft.modules.byte_embedding import ByteConfig
 from regraft.modules.hf_model import GraftedModel
@@ -62,7 +62,7 @@ def test_an_export_is_read_again(name, which, tmp_path):
     with all_placed(model.hf, swaps_of(model, grafts)):
         wanted = outputs(model.hf, model.two_stacks)
     data = certified(model, grafts)
-    said = export(model, grafts, data, tmp_path / "out")
+    said = write_grafted(model, grafts, data, tmp_path / "out")
     assert "its tensors are the grafts' to the bit" in said
     auto = transformers.AutoModelForSeq2SeqLM if model.two_stacks else transformers.AutoModelForCausalLM
     again = auto.from_pretrained(tmp_path / "out").eval()
@@ -93,7 +93,7 @@ assert not any(name.split(".")[0] == "regraft" for name in sys.modules), "regraf
 def test_an_export_with_its_code_opens_without_regraft(tmp_path):
     model = load("specimen:gpt2", pack=False)
     grafts = both(model)
-    export(model, grafts, certified(model, grafts), tmp_path / "out", remote_code=True)
+    write_grafted(model, grafts, certified(model, grafts), tmp_path / "out", remote_code=True)
     env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", REMOTE, str(tmp_path / "out"), str(tmp_path / "found.pt")]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
@@ -122,7 +122,7 @@ def test_import_regraft_makes_the_type_known(imports, tmp_path):
     """Whichever is imported first."""
     model = load("specimen:gpt2", pack=False)
     grafts = both(model)[:1]
-    export(model, grafts, certified(model, grafts), tmp_path / "out")
+    write_grafted(model, grafts, certified(model, grafts), tmp_path / "out")
     code = NAMED.format(imports=imports)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -132,7 +132,7 @@ def test_import_regraft_makes_the_type_known(imports, tmp_path):
 def test_generation_of_an_export_reads_only_what_it_needs(tmp_path):
     model = load("specimen:gpt2", pack=False)
     grafts = both(model)[1:]
-    export(model, grafts, certified(model, grafts), tmp_path / "out")
+    write_grafted(model, grafts, certified(model, grafts), tmp_path / "out")
     again = GraftedModel.from_pretrained(tmp_path / "out").eval()
     view = again.base.lm_head
     ids = torch.tensor([[5, 9, 300]])
@@ -149,9 +149,9 @@ def test_a_folder_with_other_outputs_is_not_kept(tmp_path, monkeypatch):
     model = load("specimen:gpt2", pack=False)
     grafts = both(model)
     data = certified(model, grafts)
-    monkeypatch.setattr("regraft.export.grafted_model.outputs", lambda model, swaps: torch.zeros(1, 3, model.vocabulary))
+    monkeypatch.setattr("regraft.export.verified_folder.outputs_of", lambda hf, inputs: torch.zeros(1, 3, model.vocabulary))
     with pytest.raises(ValueError, match="outputs differ from the grafts'"):
-        export(model, grafts, data, tmp_path / "bad")
+        write_grafted(model, grafts, data, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
 
 
@@ -204,7 +204,7 @@ def test_grafts_in_a_half_precision_model_stay_in_float32(tmp_path):
     grafts = both(model)
     ids = torch.randint(5, 90, (2, 12), generator=torch.Generator().manual_seed(0))
     assert bool(torch.isfinite(HeadTask(model, grafts[1]).losses(ids)["path"]))
-    export(model, grafts, certified(model, grafts), tmp_path / "out")
+    write_grafted(model, grafts, certified(model, grafts), tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert again.base.lm_head.head.rows.weight.dtype == torch.float32
     assert again.base.transformer.h[0].mlp.c_fc.weight.dtype == torch.bfloat16
@@ -217,7 +217,7 @@ def test_generation_follows_the_settings_that_were_exported(tmp_path):
     grafts = both(model)[1:]
     model.hf.generation_config.repetition_penalty = 1.8
     model.hf.generation_config.eos_token_id = [3, 77]
-    export(model, grafts, certified(model, grafts), tmp_path / "out")
+    write_grafted(model, grafts, certified(model, grafts), tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     assert again.generation_config.eos_token_id == [3, 77]
     assert again.base.generation_config.repetition_penalty == 1.8

@@ -38,9 +38,8 @@ from small import opened
 RUN = partial(run_experiment, experiments()["linearity"])
 DECODERS = [n for n in FAMILIES if n not in ("bert", "bert_headless", "roberta", "modernbert", "t5", "bart")]
 CLOSE = 1e-5  # the recorded run rounds, the functions do not
-STATES = torch.randn(5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+STATES, MATRIX = (unit_directions(n, 16, torch.Generator().manual_seed(n), torch.empty(0)).double() * 4 for n in (5, 16))
 DIRECTIONS = unit_directions(16, 16, torch.Generator().manual_seed(1), STATES)
-MATRIX = torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
 def linear(x):

@@ -228,7 +228,7 @@ def test_a_folder_that_reads_back_otherwise_is_not_kept(other, tmp_path, monkeyp
         return read
 
     with monkeypatch.context() as broken:
-        broken.setattr("regraft.tokenizers.transplanted_folder.read_checkpoint", one_weight_off)
+        broken.setattr("regraft.export.verified_folder.read_checkpoint", one_weight_off)
         with pytest.raises(ValueError, match=r"model.norm.weight is not read back as it was written: the folder is not kept"):
             write_model(done, data, tmp_path / "made")
     with monkeypatch.context() as broken:

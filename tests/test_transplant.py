@@ -253,7 +253,7 @@ def test_what_is_refused(qwen, other, tmp_path, monkeypatch):
         return read
 
     with monkeypatch.context() as broken:
-        broken.setattr("regraft.tokenizers.transplanted_folder.read_checkpoint", computes_otherwise)
+        broken.setattr("regraft.export.verified_folder.read_checkpoint", computes_otherwise)
         with pytest.raises(ValueError, match=r"the folder's outputs differ from the model's by .* it is not kept"):
             write_model(done, data, tmp_path / "made")
     assert not list(tmp_path.iterdir())

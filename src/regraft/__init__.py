@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from regraft.export.graft_folder import attach as attach
     from regraft.export.graft_folder import make_embedding as make_embedding
     from regraft.export.graft_folder import swaps_of as swaps_of
-    from regraft.export.grafted_model import export as export
+    from regraft.export.grafted_model import write_grafted as write_grafted
     from regraft.model.load import load as load
     from regraft.model.model import Model as Model
     from regraft.model.recording import Recording as Recording
@@ -50,7 +50,7 @@ _HOMES = {
     **dict.fromkeys(("TreeHead", "tree_head"), "regraft.modules.tree_head"),
     **dict.fromkeys(("attach", "make_embedding", "swaps_of"), "regraft.export.graft_folder"),
     "certify": "regraft.export.certificate",
-    "export": "regraft.export.grafted_model",
+    "write_grafted": "regraft.export.grafted_model",
     **dict.fromkeys(("Variant", "Route", "Edit", "Replace", "Zero", "Add", "Scale", "Noise"), "regraft.sweeps.variants"),
     **dict.fromkeys(
         (

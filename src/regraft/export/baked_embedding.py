@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from regraft.core.files import check_empty, whole_folder
-from regraft.export.card import card
+from regraft.core.files import check_empty
+from regraft.export.card import graft_card
 from regraft.export.graft_folder import read_certificate
-from regraft.export.readback import check_generation, check_outputs, check_tensors, probe_ids
-from regraft.export.stored_types import rounding_said, settle, stored_types
-from regraft.model.block_call import without_cache
-from regraft.model.load import quiet_transformers, read_checkpoint
+from regraft.export.verified_folder import CARD, Probe, Verified, probe_inputs, write_verified
 from regraft.model.model import Model
 from regraft.modules.byte_embedding import ByteEmbedding
 from regraft.modules.placement import placed
@@ -35,34 +32,21 @@ def bake(model: Model, graft: ByteEmbedding, source: Path, target: Path) -> str:
     """
     certificate = read_certificate([source])
     check_empty(target, "--save")
-    ids = torch.tensor([probe_ids(model.hf, model.table_rows, seed=3)], device=model.device)
-    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if model.two_stacks else {})}
+    inputs = probe_inputs(model, model.table_rows, seed=3)
     with placed(model.hf, model.parts.embedding, graft), torch.no_grad():
         wanted = model.run(**inputs)[0]
-    changed = with_table(model, graft)
-    types = stored_types(model)
-    rounded, bound = settle(changed, types, lambda: _outputs(changed, inputs), wanted, len(model.blocks), model.width)
-    moved = rounding_said(types, check_outputs(rounded, wanted, bound, OTHERWISE))
-    with whole_folder(target) as fresh, quiet_transformers():
-        changed.save_pretrained(fresh)
-        model.tokenizer.save_pretrained(fresh)
-        read = read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
-        check_tensors(read, changed.state_dict())
-        difference = check_outputs(_outputs(read, inputs), rounded, model.rounding, OTHERWISE)
-        check_generation(read, model.hf, inputs, model.rounding)
+
+    def texts(fresh: Path, verified: Verified) -> dict[str, str]:
         baked = (
             "It is baked: plain tensors that any transformers opens, whose outputs differ from the graft's by at most "
-            f"{difference:.1g} of the largest{moved}."
+            f"{verified.difference:.1g} of the largest{verified.rounded}."
         )
-        (fresh / "README.md").write_text(card(model, [graft], certificate, baked), encoding="utf-8")
+        return {CARD: graft_card(model, [graft], certificate, baked)}
+
+    verified = write_verified(model, with_table(model, graft), Probe(inputs, wanted, OTHERWISE), target, texts)
     head = ", and its head keeps the old matrix as its own" if model.parts.tied else ""
-    apart = f"they differ by {difference:.1g} of the largest{moved}"
+    apart = f"they differ by {verified.difference:.1g} of the largest{verified.rounded}"
     return f"{target} opens with transformers and gives the graft's outputs ({apart}){head}"
-
-
-@torch.no_grad()
-def _outputs(hf: Any, inputs: dict[str, Tensor]) -> Tensor:
-    return hf(**inputs, **without_cache(hf))[0]
 
 
 def with_table(model: Model, graft: ByteEmbedding) -> Any:

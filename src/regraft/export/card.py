@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -12,36 +12,36 @@ from regraft.model.model import Model
 from regraft.modules.graft_kinds import Graft, kind_of
 
 
-def card(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, baked: str = "") -> str:
-    """The text of a model card in Markdown; `baked` says that the grafts stand in it as plain tensors, and how exactly."""
+def card(model: Model, title: str, made: str, body: Sequence[str], facts: Mapping[str, Any], *tags: str) -> str:
+    """The text of a model card in Markdown: what was made of which model, how, what was measured, every fact as JSON.
+
+    Args:
+        title: the model and what it has now.
+        made: how it was made, behind the model's name and hash.
+        body: lines of Markdown.
+        facts: attributes of the measurement.
+    """
+    front = ["---", "library_name: transformers", f"tags: [{', '.join(('regraft', *tags))}]", "---"]
+    origin = f"Made by regraft from {model.name} (weights sha256 `{model.weights_sha256}`){made}"
+    told = ["```json", json_text(opened_attributes(dict(facts)), indent=1, sort_keys=True), "```"]
+    return "\n".join([*front, f"# {title}", "", origin, "", *body, "", *told, ""])
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, line by line."""
+    return ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def graft_card(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, baked: str = "") -> str:
+    """The card of a model with grafts; `baked` says that they stand in it as plain tensors, and how exactly."""
     kinds = " and ".join(kind_of(graft) for graft in grafts)
     ours = sum(p.numel() for graft in grafts for p in graft.parameters())
     before = int(certificate.part_parameters.sel(state="before"))
     opening = baked or "Open it behind `import regraft`, which makes its type known to transformers."
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            "tags: [regraft]",
-            "---",
-            f"# {model.name} with a {kinds}",
-            "",
-            f"Made by regraft from {model.name} (weights sha256 `{model.weights_sha256}`): {ours:,} parameters of grafts in "
-            f"place of {before:,}. {opening}",
-            "",
-            *domain_rows(certificate),
-            "",
-            *([] if baked else [*cost_rows(certificate), ""]),
-            "The tokens that suffer most:",
-            "",
-            *worst_rows(certificate),
-            "",
-            "```json",
-            json_text(opened_attributes(certificate.attrs), indent=1, sort_keys=True),
-            "```",
-            "",
-        ]
-    )
+    made = f": {ours:,} parameters of grafts in place of {before:,}. {opening}"
+    costs = [] if baked else [*cost_rows(certificate), ""]
+    body = [*domain_rows(certificate), "", *costs, "The tokens that suffer most:", "", *worst_rows(certificate)]
+    return card(model, f"{model.name} with a {kinds}", made, body, certificate.attrs)
 
 
 def domain_rows(certificate: xr.Dataset) -> list[str]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 import xarray as xr
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from regraft.core.files import check_empty, whole_folder
+from regraft.core.files import check_empty
 from regraft.core.strict_json import json_text
-from regraft.export.card import card
+from regraft.export.card import graft_card
 from regraft.export.graft_folder import swaps_of
-from regraft.export.readback import check_generation, check_outputs, check_tensors, probe_ids
 from regraft.export.stored_types import narrowed, stored_types
-from regraft.model.block_call import without_cache
+from regraft.export.verified_folder import CARD, CERTIFICATE, Probe, Verified, Writing, probe_inputs, write_verified
 from regraft.model.load import quiet_transformers
 from regraft.model.model import Model
 from regraft.modules.graft_kinds import Graft, sizes
@@ -30,7 +28,7 @@ CODE = ("hf_model.py", "graft_kinds.py", "byte_embedding.py", "tree_head.py", "t
 OTHERWISE = "read again, the folder's outputs differ from the grafts' by {gap} of the largest: it is not kept"
 
 
-def export(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, target: Path, remote_code: bool = False) -> str:
+def write_grafted(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, target: Path, remote_code: bool = False) -> str:
     """Write the model with its grafts; returns one sentence.
 
     Args:
@@ -42,29 +40,37 @@ def export(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, targe
         ValueError: read again, a tensor of the folder differs by a bit, or its outputs by more than rounding.
     """
     check_empty(target, "--save")
-    swaps = swaps_of(model, grafts)
+    swaps, inputs = swaps_of(model, grafts), probe_inputs(model, model.table_rows, seed=3)
     config = grafted_config(model, grafts, swaps)
-    wanted = outputs(model, swaps)
-    with all_placed(model.hf, swaps):
+    with all_placed(model.hf, swaps), torch.no_grad():
+        probe = Probe(inputs, model.run(**inputs)[0], OTHERWISE)
         config.ties = shared(model.hf)
         config.tie_word_embeddings = bool(config.ties)
         types = stored_types(model)
         held = {name: t for name, t in model.hf.state_dict().items() if name not in config.ties}
         tensors = {f"base.{name}": _plain(narrowed(name, t, types)) for name, t in held.items()}
-    with whole_folder(target) as fresh, quiet_transformers():
+
+    def fill(config: GraftedConfig, fresh: Path) -> None:
         if remote_code:
             _add_code(fresh, config, model.two_stacks)
         config.save_pretrained(fresh)
         save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
         model.hf.generation_config.save_pretrained(fresh)
-        model.tokenizer.save_pretrained(fresh)
-        (fresh / "certificate.json").write_text(json_text(certificate.to_dict(), indent=1) + "\n", encoding="utf-8")
-        (fresh / "README.md").write_text(card(model, grafts, certificate), encoding="utf-8")
-        difference = _check(fresh, model, tensors, wanted)
-    how = "with trust_remote_code=True, or " if remote_code else ""
+
+    def read(fresh: Path) -> nn.Module:
+        with quiet_transformers():
+            return GraftedModel.from_pretrained(fresh, dtype=model.dtype, attn_implementation=model.attention)
+
+    def texts(fresh: Path, verified: Verified) -> dict[str, str]:
+        certified = json_text(certificate.to_dict(), indent=1) + "\n"
+        return {CERTIFICATE: certified, CARD: graft_card(model, grafts, certificate)}
+
+    how = Writing(fill=fill, types=False, read=read, tensors=tensors)
+    verified = write_verified(model, config, probe, target, texts, how)
+    opens = "with trust_remote_code=True, or " if remote_code else ""
     return (
-        f"{target} opens with transformers {how}behind `import regraft`; read again, its tensors are the grafts' to the bit and "
-        f"its outputs differ by {difference:.1g} of the largest (rounding alone: at most {model.rounding:.1g})"
+        f"{target} opens with transformers {opens}behind `import regraft`; read again, its tensors are the grafts' to the bit "
+        f"and its outputs differ by {verified.difference:.1g} of the largest (rounding alone: at most {model.rounding:.1g})"
     )
 
 
@@ -87,17 +93,6 @@ def _places(model: Model, old: nn.Module, new: nn.Module) -> list[str]:
         return [name for name, module in model.hf.named_modules(remove_duplicate=False) if module is new]
 
 
-def outputs(model: Model, swaps: Swaps) -> Tensor:
-    """What the model with its grafts gives on some ids."""
-    with all_placed(model.hf, swaps), torch.no_grad():
-        return model.run(**_inputs(model))[0]
-
-
-def _inputs(model: Model) -> dict[str, Tensor]:
-    ids = torch.tensor([probe_ids(model.hf, model.table_rows, seed=3)], device=model.device)
-    return {"input_ids": ids, **({"decoder_input_ids": ids} if model.two_stacks else {})}
-
-
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
 
@@ -110,19 +105,3 @@ def _add_code(folder: Path, config: GraftedConfig, two_stacks: bool) -> None:
     auto = "AutoModelForSeq2SeqLM" if two_stacks else "AutoModelForCausalLM"
     module = Path(CODE[0]).stem
     config.auto_map = {"AutoConfig": f"{module}.{GraftedConfig.__name__}", auto: f"{module}.{GraftedModel.__name__}"}
-
-
-def _check(folder: Path, model: Model, tensors: dict[str, Tensor], wanted: Tensor) -> float:
-    """Read the folder as anybody would, compare tensors and outputs, and return how far the outputs lie apart.
-
-    Raises:
-        ValueError: they differ.
-    """
-    read: Any = GraftedModel.from_pretrained(folder, dtype=model.dtype, attn_implementation=model.attention)
-    read = read.to(model.device).eval()
-    check_tensors(read, tensors)
-    with torch.no_grad():
-        again = read(**_inputs(model), **without_cache(model.hf))[0]
-    difference = check_outputs(again, wanted, model.rounding, OTHERWISE)
-    check_generation(read, model.hf, _inputs(model), model.rounding)
-    return difference

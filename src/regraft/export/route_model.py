@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from regraft.checkpoint.locate import CheckpointError
-from regraft.core.files import NotKeptError, check_empty, expanded, keeping, whole_folder
-from regraft.core.strict_json import json_text, opened_attributes
+from regraft.core.files import check_empty, expanded, keeping
 from regraft.data.evaluation import Evaluation, Texts
 from regraft.export.block_config import adjusted, check_expressible
-from regraft.export.readback import check_generation, check_outputs, check_tensors, probe_ids
-from regraft.export.sentence_files import copy_sentence_files
-from regraft.export.stored_types import rounding_said, settle, stored_types
-from regraft.model.block_call import without_cache
-from regraft.model.load import quiet_transformers, read_checkpoint
+from regraft.export.card import card, table
+from regraft.export.readback import probe_ids
+from regraft.export.verified_folder import CARD, Probe, Verified, Writing, write_verified
 from regraft.model.model import Model
 from regraft.model.parts import Block
 from regraft.model.recording import Recording
@@ -36,7 +31,6 @@ from regraft.sweeps.provenance import provenance, sweep_attributes
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Route, Stop, Variant
 
-CARD = "README.md"
 Writer = Callable[[Any, Path], None]
 """Puts a changed model into a new folder."""
 
@@ -142,40 +136,18 @@ def save_blocks(
 
 def _saved(
     model: Model, blocks: Sequence[Block | nn.Module], route: Route, measured: xr.Dataset, target: Path, write: Writer | None
-) -> str:
+) -> Verified:
     """Write the folder and read it again; how far its outputs lie apart from the route's."""
     sample = _sample(model)
-    wanted = _route_output(sample, route)
-    changed, types = rebuilt(model, blocks), stored_types(model) if write is None else {}
-    rounded, bound = settle(changed, types, lambda: _output(changed, sample), wanted, len(blocks), model.width)
-    moved = rounding_said(types, check_outputs(rounded, wanted, bound, _otherwise(model)))
-    with whole_folder(target) as fresh:
-        with quiet_transformers():
-            (write or _write_plainly)(changed, fresh)
-            if model.tokenizer is not None:
-                model.tokenizer.save_pretrained(fresh)
-        copy_sentence_files(model.folder, fresh)
-        read = _read_back(fresh, target, model)
-        if write is None:
-            check_tensors(read, changed.state_dict())
-        difference = check_outputs(_output(read, sample), rounded, model.rounding, _otherwise(model))
-        check_generation(read, model.hf, sample.inputs, model.rounding)
-        said = f"{difference:.1g}{moved}"
-        (fresh / CARD).write_text(_card(model, measured, said, _weight_bytes(fresh)), encoding="utf-8")
-    return said
+    cannot = f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: "
+    refusal = cannot + "read back, its logits differ by {gap} (something in it depends on a block's number)"
+    probe = Probe(sample.inputs, _route_output(sample, route), refusal, cannot + "{reason}")
+    how = Writing(fill=write, types=write is None)
 
+    def texts(fresh: Path, verified: Verified) -> dict[str, str]:
+        return {CARD: _card(model, measured, verified, _weight_bytes(fresh))}
 
-def _otherwise(model: Model) -> str:
-    return (
-        f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: read back, its logits "
-        "differ by {gap} (something in it depends on a block's number)"
-    )
-
-
-def _output(hf: Any, sample: Recording) -> Tensor:
-    """Logits of a model, or its last hidden states where it has no output matrix."""
-    with torch.no_grad():
-        return hf(**sample.inputs, **without_cache(hf))[0]
+    return write_verified(model, rebuilt(model, blocks), probe, target, texts, how)
 
 
 def _route_output(sample: Recording, route: Route) -> Tensor:
@@ -183,21 +155,6 @@ def _route_output(sample: Recording, route: Route) -> Tensor:
     if sample.model.parts.head is not None:
         return route_logits(sample, route)
     return sample.hidden(route_stream(sample, route))
-
-
-def _write_plainly(changed: Any, fresh: Path) -> None:
-    changed.save_pretrained(fresh)
-
-
-def _read_back(fresh: Path, target: Path, model: Model) -> nn.Module:
-    """The folder that was just written, opened; what is wrong with it is said of the target."""
-    try:
-        return read_checkpoint(fresh, str(model.device), model.dtype, model.attention)
-    except CheckpointError as error:
-        told = str(error).replace(fresh.name, target.name)
-        raise NotKeptError(
-            f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}: {told}"
-        ) from error
 
 
 def rebuilt(model: Model, blocks: Sequence[Block | nn.Module]) -> Any:
@@ -253,33 +210,19 @@ def _weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _card(model: Model, measured: xr.Dataset, difference: str, size: int) -> str:
+def _card(model: Model, measured: xr.Dataset, verified: Verified, size: int) -> str:
     """The model card: what was changed, and the measurements with their provenance."""
     rows = [
-        f"| {name} | {_number(before)} | {_number(after)} | {measured[name].attrs['units']} |"
-        for name in measured.data_vars
+        [name, _number(before), _number(after), measured[name].attrs["units"]]
+        for name in map(str, measured.data_vars)
         for before, after in [np.asarray(measured[name].values, dtype=float).tolist()]
     ]
     facts = {**provenance(model), **{k: v for k, v in measured.attrs.items() if k not in ("completions",)}}
     facts.pop("self_check", None)
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            "tags: [regraft]",
-            "---",
-            f"# {model.name}, {measured.attrs['change']}",
-            "",
-            f"Made by regraft from {model.name} (weights sha256 `{model.weights_sha256}`). Read back by transformers, its "
-            f"logits differ from those of the measured route by at most {difference}. The weight files hold {size:,} bytes.",
-            "",
-            "| quantity | before | after | unit |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            "```json",
-            json_text(opened_attributes(facts), indent=1, sort_keys=True),
-            "```",
-            "",
-        ]
+    made = (
+        f". Read back by transformers, its logits differ from those of the measured route by at most {verified}. The weight "
+        f"files hold {size:,} bytes."
+    )
+    return card(
+        model, f"{model.name}, {measured.attrs['change']}", made, table(["quantity", "before", "after", "unit"], rows), facts
     )

@@ -18,7 +18,7 @@ from regraft.data.windows import Windows, cut, windows
 from regraft.export.baked_embedding import bake
 from regraft.export.certificate import certify
 from regraft.export.graft_folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
-from regraft.export.grafted_model import export
+from regraft.export.grafted_model import write_grafted
 from regraft.jobs.checks import named_texts
 from regraft.model.model import Model
 from regraft.modules.byte_codes import cut_share
@@ -127,7 +127,7 @@ def bake_embedding(model: Model, folder: Path, target: Path) -> str:
 def export_grafts(model: Model, folders: list[Path], target: Path, remote_code: bool) -> str:
     """Write the model with one graft or two in it."""
     grafts = [attach(folder, model) for folder in folders]
-    return export(model, grafts, read_certificate(folders), target, remote_code)
+    return write_grafted(model, grafts, read_certificate(folders), target, remote_code)
 
 
 def almanac_windows(model: Model, length: int, seed: int, characters: int) -> Windows:

@@ -7,20 +7,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import xarray as xr
 from tokenizers.processors import TemplateProcessing
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig
 
-from regraft.core.files import NotKeptError, check_empty, whole_folder
+from regraft.core.files import NotKeptError, check_empty
 from regraft.core.progress import advance
-from regraft.core.strict_json import json_text, opened_attributes
-from regraft.export.readback import check_generation, check_outputs, check_tensors, probe_ids
-from regraft.export.sentence_files import copy_sentence_files
-from regraft.export.stored_types import rounding_said, settle, stored_types
-from regraft.model.block_call import without_cache
-from regraft.model.load import quiet_transformers, read_checkpoint, read_tokenizer
+from regraft.core.strict_json import json_text
+from regraft.export.card import card, table
+from regraft.export.verified_folder import CARD, CERTIFICATE, Probe, Verified, Writing, outputs_of, probe_inputs, write_verified
+from regraft.model.load import read_tokenizer
 from regraft.model.model import Model
 from regraft.modules.placement import all_placed
 from regraft.tokenizers.tokenizer_folder import special_roles, specials_of, wrapped
@@ -49,34 +46,25 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
         ValueError: the target is the source model.
     """
     check_target(done.model, target)
-    wanted = outputs(done)
-    changed = planted(done)
-    depth, width = len(done.model.blocks), done.model.width
-    types = stored_types(done.model)
-    rounded, bound = settle(changed, types, lambda: _outputs(changed, done), wanted, depth, width)
-    moved = rounding_said(types, check_outputs(rounded, wanted, bound, OTHERWISE))
-    with whole_folder(target) as fresh, quiet_transformers():
-        advance("writing", 0, 2)
-        changed.save_pretrained(fresh)
-        written_tokenizer(done).save_pretrained(fresh)
-        copy_sentence_files(done.model.folder, fresh)
-        for name, text in (pages or {}).items():
-            (fresh / name).write_text(text, encoding="utf-8")
-        (fresh / "certificate.json").write_text(json_text(certificate.to_dict(), indent=1) + "\n", encoding="utf-8")
-        (fresh / "README.md").write_text(card(done, certificate), encoding="utf-8")
+    advance("writing", 0, 2)
+    inputs = probe_inputs(done.model, len(done.new.table), seed=5)
+    with all_placed(done.model.hf, done.swaps):
+        probe = Probe(inputs, outputs_of(done.model.hf, inputs), OTHERWISE)
+
+    def texts(fresh: Path, verified: Verified) -> dict[str, str]:
+        written = {CERTIFICATE: json_text(certificate.to_dict(), indent=1) + "\n", CARD: transplant_card(done, certificate)}
+        return {**(pages or {}), **written}
+
+    def same_ids(fresh: Path) -> None:
         advance("writing", 1, 2)
-        read: Any = read_checkpoint(fresh, str(done.model.device), done.model.dtype, done.model.attention)
-        check_tensors(read, changed.state_dict())
-        found = _outputs(read.eval(), done)
-        difference = check_outputs(found, rounded, done.model.rounding, OTHERWISE)
-        check_generation(read, done.model.hf, _inputs(done), done.model.rounding)
         ids = [r(SAMPLE, add_special_tokens=False)["input_ids"] for r in (read_tokenizer(fresh, False), done.new.tokenizer)]
         if ids[0] != ids[1]:
             raise NotKeptError("read again, the folder's tokenizer cuts text in another way: it is not kept")
+
+    how = Writing(written_tokenizer(done), also=same_ids)
+    verified = write_verified(done.model, planted(done), probe, target, texts, how)
     advance("writing", 2, 2)
-    return (
-        f"{target} opens in plain transformers with its new tokenizer; read again, its outputs differ by {difference:.1g}{moved}"
-    )
+    return f"{target} opens in plain transformers with its new tokenizer; read again, its outputs differ by {verified}"
 
 
 def check_target(model: Model, target: Path) -> None:
@@ -234,42 +222,16 @@ def written_tokenizer(done: Transplant) -> Any:
     return tokenizer
 
 
-def outputs(done: Transplant) -> Tensor:
-    """What the model with its new modules gives on some ids."""
-    with all_placed(done.model.hf, done.swaps):
-        return _outputs(done.model.hf, done)
-
-
-@torch.no_grad()
-def _outputs(hf: nn.Module, done: Transplant) -> Tensor:
-    return hf(**_inputs(done), **without_cache(hf))[0]
-
-
-def _inputs(done: Transplant) -> dict[str, Tensor]:
-    ids = torch.tensor([probe_ids(done.model.hf, len(done.new.table), seed=5)], device=done.model.device)
-    return {"input_ids": ids, **({"decoder_input_ids": ids} if done.model.two_stacks else {})}
-
-
-def card(done: Transplant, certificate: xr.Dataset) -> str:
+def transplant_card(done: Transplant, certificate: xr.Dataset) -> str:
     """The text of a model card in Markdown."""
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            "tags: [regraft, tokenizer-transplant]",
-            "---",
-            f"# {done.model.name} with another tokenizer",
-            "",
-            f"Made by regraft from {done.model.name} (weights sha256 `{done.model.weights_sha256}`), method "
-            f"{certificate.attrs['method']}. {done.sentence}.",
-            "",
-            *_table(certificate),
-            "",
-            "```json",
-            json_text(opened_attributes(certificate.attrs), indent=1, sort_keys=True),
-            "```",
-            "",
-        ]
+    made = f", method {certificate.attrs['method']}. {done.sentence}."
+    return card(
+        done.model,
+        f"{done.model.name} with another tokenizer",
+        made,
+        _table(certificate),
+        certificate.attrs,
+        "tokenizer-transplant",
     )
 
 
@@ -278,7 +240,7 @@ def _table(certificate: xr.Dataset) -> list[str]:
     writes = "bits_per_byte" in certificate
     quality = ["bits per byte before", "after"] if writes else ["embeddings move by (1 - cosine)"]
     heads = ["text", *quality, "bytes per token before", "after", "pieces that both tokenizers keep"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for name in map(str, certificate.domain.values):
         one = certificate.sel(domain=name)
         numbers = one.bits_per_byte.values.tolist() if writes else [float(one.distance)]
@@ -289,4 +251,4 @@ def _table(certificate: xr.Dataset) -> list[str]:
         after = ["", f"Two different texts are {apart:.4f} apart; {same:.1%} of the texts keep their nearest other text."]
     else:
         after = []
-    return ["| " + " | ".join(line) + " |" for line in lines] + after
+    return [*table(heads, lines), *after]
