@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from pages import DOMAINS, HEIGHT, ROOT, draw, made_by, runs
-from regraft.reporting.drawings import FIRST, MUTED, PALETTE, base
+from regraft.reporting.theme import FIRST, MUTED, PALETTE, base
 
 OUT = ROOT / "docs" / "measured_grafts.md"
 KNOWN = {"share": [0.18, 0.41], "books": [0.23, 0.105]}

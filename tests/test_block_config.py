@@ -16,7 +16,6 @@ from regraft.core.registry import experiments
 from regraft.experiments.running import run_experiment
 from regraft.export.block_config import adjusted
 from regraft.reporting.drawings import drawing_of
-from regraft.reporting.page import DRAWN_HERE
 from regraft.sweeps import sweep as engine
 from small import opened
 
@@ -143,7 +142,6 @@ def test_encoders_are_pruned_and_reordered_by_the_distance_of_their_stream(name,
     assert float(swapped.distance[1]) > 0
     with pytest.raises(ValueError, match="name them with --drop"):
         PRUNE(model, prompts=texts)
-    assert DRAWN_HERE
     assert "of its length away from the whole model's" in drawing_of(data).finding(data)
     assert drawing_of(data).figures(data)
 

@@ -60,12 +60,19 @@ def test_a_rebuilt_model_is_compared_written_and_shown(begun, capsys, out, as_js
 
 @pytest.mark.parametrize("as_json", [True, False])
 @pytest.mark.parametrize("out", [None, Path("out")])
-def test_an_experiment_is_run_written_and_shown(begun, capsys, out, as_json):
+def test_an_experiment_is_run_written_and_shown(begun, capsys, out, as_json, monkeypatch):
     seen, found = begun
     ran = []
-    experiment = SimpleNamespace(name="it", run=lambda model, seed, **options: ran.append((model, seed, options)) or found)
+    experiment = SimpleNamespace(name="it")
+
+    def run(of, model, seed, **options):
+        assert of is experiment
+        ran.append((model, seed, options))
+        return found
+
+    monkeypatch.setattr(commands, "run_experiment", run)
     model = SimpleNamespace(weights_sha256="sum")
-    commands.run_experiment(experiment, model, {"count": 3}, out, 7, as_json)
+    commands.show_experiment(experiment, model, {"count": 3}, out, 7, as_json)
     said = capsys.readouterr().out
     assert ran == [(model, 7, {"count": 3})]
     assert [step[:4] for step in seen if step[0] != "print_result"] == (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -9,8 +11,9 @@ import xarray as xr
 
 from regraft.checkpoint.dissection import Component, Kind, Outside, StackFound, Tensors
 from regraft.cli.console import _short, aligned
+from regraft.reporting import drawings as module
 from regraft.reporting.anatomy_drawing import _cut, _few, _owner, _ranges, columns
-from regraft.reporting.drawings import Drawing, drawing_of, draws
+from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.bit_figures import quantize_finding, quantizers_finding
 from regraft.reporting.figures.block_figures import correlation_finding, spectra_finding
 from regraft.reporting.figures.component_figures import ablate_finding
@@ -20,6 +23,7 @@ from regraft.reporting.figures.observe_figures import crystallization, geometry_
 from regraft.reporting.figures.rebuild_figures import rebuild_finding
 from regraft.reporting.figures.route_figures import noise_finding, repeat_finding, shuffle_finding, surgery_finding
 from regraft.reporting.page import csv_text, footer, least_width, provenance_line, table
+from regraft.reporting.theme import Drawing
 
 NAN = float("nan")
 
@@ -282,12 +286,21 @@ def test_numbers_as_text():
     assert [_short(cell) for cell in ("0.123456789", "12", "a.\nb", "a.b")] == ["0.12346", "12", "a.⏎b", "a.b"]
 
 
-def test_drawings_are_registered_once():
-    own = Drawing("t", "q", "h", lambda d: [], lambda d: "")
-    draws("an experiment of this test", own)
-    assert drawing_of(data(attrs={"experiment": "an experiment of this test"})) is own
-    with pytest.raises(ValueError, match="already"):
-        draws("an experiment of this test", own)
+OWN = Drawing("t", "q", "h", lambda d: [], lambda d: "")
+
+
+def test_packages_bring_drawings_each_once(monkeypatch):
+    points = [EntryPoint("an experiment of this test", f"{__name__}:OWN", "regraft.drawings")]
+    monkeypatch.setattr(module, "entry_points", lambda group: points if group == "regraft.drawings" else [])
+    monkeypatch.setattr(EntryPoint, "load", lambda self: OWN)
+    module.drawings.cache_clear()
+    assert drawing_of(data(attrs={"experiment": "an experiment of this test"})) is OWN
+    points.append(EntryPoint("lens", f"{__name__}:OWN", "regraft.drawings"))
+    module.drawings.cache_clear()
+    with pytest.raises(ValueError, match="'lens' has a drawing already"):
+        module.drawings()
+    monkeypatch.undo()
+    module.drawings.cache_clear()
     plain = drawing_of(data(attrs={"experiment": "unknown"}))
     one = data({"x": [1, 2], "y": [3]}, a=("x", [1.0, 2.0]), b=(("y", "x"), [[1, 2]]), c=("x", ["p", "q"]), d=((), 1.0))
     assert [name for name, _ in plain.figures(one)] == ["a", "b"]

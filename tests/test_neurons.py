@@ -14,7 +14,6 @@ from regraft.experiments.observe.neurons import top
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.drawings import drawing_of
-from regraft.reporting.page import DRAWN_HERE
 from small import opened
 
 RUN = partial(run_experiment, experiments()["neurons"])
@@ -123,7 +122,6 @@ def test_without_a_tokenizer_there_are_neurons_but_no_contexts():
     data = RUN(opened("llama"), prompts=["5 6 7", "5 6 8"], control=["20 21 22"])
     assert data.attrs["found"] > 0
     assert "no contexts: without a tokenizer" in data.attrs["notes"]
-    assert DRAWN_HERE
     drawing = drawing_of(data)
     assert len(drawing.figures(data)) == 2
     assert "and in no other text" in drawing.finding(data)

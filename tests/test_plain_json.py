@@ -51,14 +51,14 @@ def test_a_dataset_survives_the_way_there_and_back():
 
 
 def test_a_run_folder_and_what_is_printed_hold_no_nan(tmp_path, monkeypatch):
-    def broken(self, model, seed=0, **options):
+    def broken(experiment, model, seed=0, **options):
         return xr.Dataset(
             {"loss": ("block", [0.5, np.nan], {"units": "nats"})},
             {"block": ["0", "1"]},
             {"options": json_text(options), "correlation": float("nan"), "experiment": "knockout"},
         )
 
-    monkeypatch.setattr("regraft.core.registry.Experiment.run", broken)
+    monkeypatch.setattr("regraft.cli.console.run_experiment", broken)
     words = ["knockout", "--model", "specimen:gpt2", "--count", "2", "--json"]
     said = strict(CliRunner().invoke(app, words).stdout)
     assert said["data_vars"]["loss"]["data"] == [0.5, None]

@@ -14,7 +14,6 @@ from regraft.core.registry import experiments
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.drawings import drawing_of
-from regraft.reporting.page import DRAWN_HERE
 from regraft.sweeps.variants import Route
 from small import ids, opened
 
@@ -113,7 +112,6 @@ def test_the_card_holds_the_measurements(tmp_path):
     assert len(again.blocks) == 3
     knockout = run_experiment(experiments()["knockout"], model, count=4, tokens=6)
     assert float(data.loss[1]) == pytest.approx(float(knockout.loss[2]), abs=1e-5)
-    assert DRAWN_HERE
     assert "without block 2" in drawing_of(data).finding(data).lower()
 
 

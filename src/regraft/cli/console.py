@@ -36,9 +36,10 @@ from regraft.reference.verify import rebuild
 from regraft.reporting.anatomy_drawing import svg
 from regraft.reporting.build import build
 from regraft.reporting.chapter_inputs import LEAST, Reading
-from regraft.reporting.drawings import CONFIG, drawing_of
+from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
 from regraft.reporting.page import CHECKS, csv_text
+from regraft.reporting.theme import CONFIG
 
 Made = TypeVar("Made")
 console = Console(markup=False)

@@ -23,6 +23,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from regraft.core import defaults
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -197,6 +199,9 @@ def _is(value: Any, kinds: tuple[type, ...]) -> bool:
 
 
 def _literal(node: ast.expr | None) -> Any:
+    """A default as written: a plain value, or the name of one that many commands share."""
+    if isinstance(node, ast.Name):
+        return getattr(defaults, node.id)
     return None if node is None else ast.literal_eval(node)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.data.generation import Completion, completions, spread, suited_prompts
 from regraft.data.prompts import Prompt
 from regraft.model.model import Model
@@ -65,7 +66,7 @@ class Texts:
 
 
 def evaluation_or_texts(
-    model: Model, prompts: str | Sequence[str] | None = None, count: int = 20, tokens: int = 24
+    model: Model, prompts: str | Sequence[str] | None = None, count: int = PROMPT_COUNT, tokens: int = COMPLETION_TOKENS
 ) -> Evaluation | Texts:
     """Completions of prompts where the model writes text; of any other with one stack, the texts themselves.
 
@@ -119,7 +120,9 @@ class Evaluation:
         return sum(len(completion.completion_ids) for completion in self.flat)
 
 
-def evaluation(model: Model, prompts: str | Sequence[str] | None = None, count: int = 20, tokens: int = 24) -> Evaluation:
+def evaluation(
+    model: Model, prompts: str | Sequence[str] | None = None, count: int = PROMPT_COUNT, tokens: int = COMPLETION_TOKENS
+) -> Evaluation:
     """Record `count` prompts (the user's, or those that suit the model) with greedy completions of up to `tokens` tokens.
 
     Raises:

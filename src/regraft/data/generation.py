@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 from regraft.checkpoint.locate import SPECIMENS
+from regraft.core.defaults import COMPLETION_TOKENS
 from regraft.core.files import place_of, whole_file
 from regraft.core.progress import advance
 from regraft.data.own_texts import MOST_UNKNOWN, check_sayable, own_loss, pieces_per_word, unknown_share, writes_on
@@ -107,7 +108,7 @@ def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return turns[:count]
 
 
-def completions(model: Model, prompts: Sequence[Prompt], limit: int = 24) -> list[Completion]:
+def completions(model: Model, prompts: Sequence[Prompt], limit: int = COMPLETION_TOKENS) -> list[Completion]:
     """Greedy continuations of the prompts, at most `limit` tokens each, from the cache where it has them.
 
     Raises:

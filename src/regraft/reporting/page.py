@@ -21,33 +21,10 @@ from plotly.offline import get_plotlyjs
 
 from regraft.model.model import Model
 from regraft.model.summary import part_rows, site_rows
-from regraft.reporting.drawings import CONFIG, drawing_of
-from regraft.reporting.figures import (
-    bit_figures,
-    block_figures,
-    component_figures,
-    graft_figures,
-    intervene_figures,
-    observe_figures,
-    rebuild_figures,
-    route_figures,
-    text_figures,
-    token_figures,
-)
+from regraft.reporting.drawings import drawing_of
 from regraft.reporting.shell_commands import command_line
+from regraft.reporting.theme import CONFIG, THEMES
 
-DRAWN_HERE = (
-    observe_figures,
-    block_figures,
-    text_figures,
-    intervene_figures,
-    component_figures,
-    route_figures,
-    bit_figures,
-    rebuild_figures,
-    graft_figures,
-    token_figures,
-)
 CHECKS = (
     ("replay", "replayed blocks and head against the model's own output", "largest absolute difference"),
     ("batch", "the same with three copies of the prompt in one batch", "largest absolute difference"),
@@ -99,6 +76,7 @@ def sheet(words: tuple[str, str, str], sections: Sequence[Section], foot: str) -
         plotly=get_plotlyjs(),
         figures=in_script(figures),
         config=in_script(CONFIG),
+        themes=in_script(THEMES),
     )
 
 

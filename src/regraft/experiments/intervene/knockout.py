@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
@@ -19,8 +20,8 @@ def knockout(
     model: Model,
     mode: Literal["single", "pairs", "greedy"] = "single",
     prompts: list[str] | None = None,
-    count: int = 20,
-    tokens: int = 24,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
     limit: float = 2.0,
 ) -> xr.Dataset:
     """Skip blocks and measure what the loss becomes.

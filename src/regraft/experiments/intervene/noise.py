@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
@@ -23,8 +24,8 @@ def noise(
     model: Model,
     levels: list[float] | None = None,
     prompts: list[str] | None = None,
-    count: int = 20,
-    tokens: int = 24,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
     seed: int = 0,
 ) -> xr.Dataset:
     """Add Gaussian noise to the stream that enters each block and measure the loss, and how the block passes it on.

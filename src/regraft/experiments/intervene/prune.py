@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import xarray as xr
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.registry import NewFolder
 from regraft.data.evaluation import Evaluation, Texts, evaluation_or_texts
 from regraft.experiments.intervene.knockout import greedy
@@ -20,8 +21,8 @@ def prune(
     limit: float = 1.5,
     save: NewFolder = "",
     prompts: list[str] | None = None,
-    count: int = 20,
-    tokens: int = 24,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
     """Leave out blocks, the given ones or those that greedy pruning finds, and measure the model that remains.
 

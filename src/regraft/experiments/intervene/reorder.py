@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xarray as xr
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.registry import NewFolder
 from regraft.data.evaluation import evaluation_or_texts
 from regraft.export.route_model import check_save, check_writable_as, measured_route, route_of, save_blocks
@@ -15,8 +16,8 @@ def reorder(
     order: list[int] | None = None,
     save: NewFolder = "",
     prompts: list[str] | None = None,
-    count: int = 20,
-    tokens: int = 24,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
     """Put the blocks in a given order, in which a block may come again or be missing, and measure the model that results.
 

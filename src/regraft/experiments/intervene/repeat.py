@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.files import keeping
 from regraft.core.registry import NewFolder
 from regraft.data.evaluation import Evaluation, evaluation
@@ -30,8 +31,8 @@ def repeat(
     block: int = -1,
     save: NewFolder = "",
     prompts: list[str] | None = None,
-    count: int = 20,
-    tokens: int = 24,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
     """Run each block up to `times` times in place: the loss, and the length of the update of every repetition.
 

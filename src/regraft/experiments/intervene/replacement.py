@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regraft.checkpoint.roles import side_of
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.data.evaluation import evaluation
 from regraft.experiments.intervene.norm_parameters import Gains, gains_of, rms_norm, takes_mean_away
 from regraft.model.model import Model
@@ -40,8 +41,8 @@ def replacement(
     model: Model,
     changes: list[str] | None = None,
     prompts: list[str] | None = None,
-    count: int = 20,
-    tokens: int = 24,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
     """Put another nonlinearity, or another kind of norm, into one block or into all, and measure the loss.
 

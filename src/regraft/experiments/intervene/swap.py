@@ -7,6 +7,7 @@ import xarray as xr
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.data.evaluation import evaluation
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
@@ -16,7 +17,11 @@ from regraft.sweeps.variants import Route, Variant
 
 
 def swap(
-    model: Model, prompts: list[str] | None = None, count: int = 20, tokens: int = 24, tolerance: float = 0.01
+    model: Model,
+    prompts: list[str] | None = None,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
+    tolerance: float = 0.01,
 ) -> xr.Dataset:
     """Exchange every pair of blocks and measure what the loss becomes.
 

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from regraft.core.defaults import COMPLETION_TOKENS
 from regraft.core.registry import ModelName, NewFolder
 from regraft.data.evaluation import evaluation
 from regraft.export.route_model import check_save, check_writable_as, measured_route, route_of, save_blocks
@@ -29,7 +30,7 @@ def transplant(
     save: NewFolder = "",
     prompts: list[str] | None = None,
     count: int = 8,
-    tokens: int = 24,
+    tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
     """Put every block of a donor in the place of every block of this model and measure the loss.
 

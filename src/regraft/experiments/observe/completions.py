@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import xarray as xr
 
+from regraft.core.defaults import COMPLETION_TOKENS
 from regraft.data.evaluation import evaluation
 from regraft.model.model import Model
 
 
-def completions(model: Model, prompts: list[str] | None = None, count: int = 50, tokens: int = 24) -> xr.Dataset:
+def completions(model: Model, prompts: list[str] | None = None, count: int = 50, tokens: int = COMPLETION_TOKENS) -> xr.Dataset:
     """Write the model's own greedy completion of each prompt, with categories and token counts.
 
     Temperature 0, the chat template applied where the tokenizer has one. Completions are kept between runs, keyed by the

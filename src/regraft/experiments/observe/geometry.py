@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.files import expanded
 from regraft.core.registry import TextFile
 from regraft.data.corpus import corpus as read_corpus
@@ -29,8 +30,8 @@ MOST_BYTES = 1 << 29
 def geometry(
     model: Model,
     prompts: list[str] | None = None,
-    count: int = 20,
-    tokens: int = 24,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
     stack: str = "",
     corpus: TextFile = "",
     seed: int = 0,

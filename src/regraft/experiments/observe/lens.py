@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.structure import largest_difference
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.model.model import Model
@@ -98,7 +99,13 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-def lens(model: Model, prompts: list[str] | None = None, count: int = 20, tokens: int = 24, k: int = 10) -> xr.Dataset:
+def lens(
+    model: Model,
+    prompts: list[str] | None = None,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
+    k: int = 10,
+) -> xr.Dataset:
     """Read every depth through the final norm and the head: rank, probability and entropy of the next token.
 
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020). For every depth and scored token: the true next

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.progress import advance
 from regraft.data.evaluation import evaluation
 from regraft.data.generation import suited_prompts
@@ -50,8 +51,8 @@ MEASURED = {
 def linearity(
     model: Model,
     prompts: list[str] | None = None,
-    count: int = 20,
-    tokens: int = 24,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
     sample: int = 16,
     directions: int = 16,
     jacobian: Literal["differences", "exact"] = "differences",

@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.drawings import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, draws, heatmap, lines, plain_text
 from regraft.reporting.figures.route_figures import surgery_figures, surgery_finding
+from regraft.reporting.theme import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, heatmap, lines, plain_text
 from regraft.reporting.wording import capital, differ, highest, listed, lowest, named_blocks, signed
 
 
@@ -105,18 +105,15 @@ def _recipes(dataset: xr.Dataset) -> str:
     return f"{said} least {least} and {listed(names[worst])} most ({losses[worst[0]]:.3f})."
 
 
-draws(
-    "quantize",
-    Drawing(
-        "Quantization",
-        "Which blocks can do with few bits, and how should a budget of bits be spent?",
-        "Weights are rounded to the nearest of a few levels, one scale for each group of inputs; cells high on the colour bar "
-        "are blocks that cannot bear it. All recipes of the third figure cost the same bytes: what is won over uniform is won by "
-        "knowing where the bits are needed.",
-        quantize_figures,
-        quantize_finding,
-        ("loss", "increase", "perplexity_increase"),
-    ),
+QUANTIZE = Drawing(
+    "Quantization",
+    "Which blocks can do with few bits, and how should a budget of bits be spent?",
+    "Weights are rounded to the nearest of a few levels, one scale for each group of inputs; cells high on the colour bar "
+    "are blocks that cannot bear it. All recipes of the third figure cost the same bytes: what is won over uniform is won by "
+    "knowing where the bits are needed.",
+    quantize_figures,
+    quantize_finding,
+    ("loss", "increase", "perplexity_increase"),
 )
 
 
@@ -163,15 +160,12 @@ def quantizers_finding(dataset: xr.Dataset) -> str:
     return f"{'; '.join(rows)}.{f' ({without}.)' if without else ''}" if rows else without
 
 
-draws(
-    "quantizers",
-    Drawing(
-        "Quantizers",
-        "What do whole-model quantizers cost in loss, and what do they save in bytes and time?",
-        "Down and left is better. A method can save bytes and lose time: where the processor has no kernel for few bits, the "
-        "weights are unpacked at every call. Methods that run as plain floats here have no bar for speed.",
-        quantizers_figures,
-        quantizers_finding,
-        ("loss", "increase", "agreement"),
-    ),
+QUANTIZERS = Drawing(
+    "Quantizers",
+    "What do whole-model quantizers cost in loss, and what do they save in bytes and time?",
+    "Down and left is better. A method can save bytes and lose time: where the processor has no kernel for few bits, the "
+    "weights are unpacked at every call. Methods that run as plain floats here have no bar for speed.",
+    quantizers_figures,
+    quantizers_finding,
+    ("loss", "increase", "agreement"),
 )

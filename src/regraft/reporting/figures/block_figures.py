@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.drawings import DIVERGING, Drawing, axis_labels, draws, heatmap, lines, plain_text
+from regraft.reporting.theme import DIVERGING, Drawing, axis_labels, heatmap, lines, plain_text
 from regraft.reporting.wording import capital, counted, differ, highest, lowest
 
 HEAVY = ("q", "k", "v", "o", "gate", "up", "down")
@@ -191,43 +191,34 @@ def correlation_finding(dataset: xr.Dataset) -> str:
     return f"{said}. Between two experiments the strongest is {names[i]} with {names[j]}: {rho[i, j]:+.2f}."
 
 
-draws(
-    "spectra",
-    Drawing(
-        "Weight spectra",
-        "How many of its directions does each weight matrix really use?",
-        "An effective rank ratio of 1 means that all directions are equally strong, a small one that a few do most of the work. "
-        "A straight line in the second figure would be an exponential fall; the sharper the first bend, the more energy lies "
-        "in few directions. Queries and keys usually use fewest: what a head compares needs few dimensions.",
-        spectra_figures,
-        spectra_finding,
-        ("effective_rank", "effective_rank_ratio", "entropy_rank", "stable_rank", "power_law", "power_law_fit", "condition"),
-    ),
+SPECTRA = Drawing(
+    "Weight spectra",
+    "How many of its directions does each weight matrix really use?",
+    "An effective rank ratio of 1 means that all directions are equally strong, a small one that a few do most of the work. "
+    "A straight line in the second figure would be an exponential fall; the sharper the first bend, the more energy lies "
+    "in few directions. Queries and keys usually use fewest: what a head compares needs few dimensions.",
+    spectra_figures,
+    spectra_finding,
+    ("effective_rank", "effective_rank_ratio", "entropy_rank", "stable_rank", "power_law", "power_law_fit", "condition"),
 )
-draws(
-    "linearity",
-    Drawing(
-        "Layer linearity",
-        "How far is each block from a linear map, and what would a linear map in its place cost?",
-        "The gap is the share of a block's response that its derivative does not explain. A gap that grows tenfold with a "
-        "tenfold step is a quadratic bend. A spectral norm far above the others belongs to a block that stretches some direction "
-        "of the stream; a low cosine in the fourth figure means that every token sees another linear map, so that no single one "
-        "can replace the block.",
-        linearity_figures,
-        linearity_finding,
-        ("gap", "order", "order_fit", "spectral_norm", "amplification", "consistency", "radial", "difference_error"),
-    ),
+LINEARITY = Drawing(
+    "Layer linearity",
+    "How far is each block from a linear map, and what would a linear map in its place cost?",
+    "The gap is the share of a block's response that its derivative does not explain. A gap that grows tenfold with a "
+    "tenfold step is a quadratic bend. A spectral norm far above the others belongs to a block that stretches some direction "
+    "of the stream; a low cosine in the fourth figure means that every token sees another linear map, so that no single one "
+    "can replace the block.",
+    linearity_figures,
+    linearity_finding,
+    ("gap", "order", "order_fit", "spectral_norm", "amplification", "consistency", "radial", "difference_error"),
 )
-draws(
-    "correlations",
-    Drawing(
-        "What goes with what",
-        "Which measurements of a block say the same thing?",
-        "Blue pairs rise together over the blocks, orange ones against each other; a dot marks those that survive the correction "
-        "for the number of pairs. Neighbouring blocks are not independent samples: look first at the row of the position in "
-        "the model, since two quantities that both follow depth will correlate whether or not one has to do with the other.",
-        correlation_figures,
-        correlation_finding,
-        ("rho", "p", "p_corrected", "blocks"),
-    ),
+CORRELATIONS = Drawing(
+    "What goes with what",
+    "Which measurements of a block say the same thing?",
+    "Blue pairs rise together over the blocks, orange ones against each other; a dot marks those that survive the correction "
+    "for the number of pairs. Neighbouring blocks are not independent samples: look first at the row of the position in "
+    "the model, since two quantities that both follow depth will correlate whether or not one has to do with the other.",
+    correlation_figures,
+    correlation_finding,
+    ("rho", "p", "p_corrected", "blocks"),
 )

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.drawings import FIRST, SECOND, Drawing, axis_labels, bars, base, draws, heatmap, plain_text, quoted
+from regraft.reporting.theme import FIRST, SECOND, Drawing, axis_labels, bars, base, heatmap, plain_text, quoted
 from regraft.reporting.wording import counted, differ, highest, signed
 
 RANKED = 12
@@ -182,29 +182,23 @@ def _texts(dataset: xr.Dataset, name: str) -> str:
     return f"“{next(iter(texts))}”" if len(texts) == 1 else counted(len(texts), name)
 
 
-draws(
-    "ablate",
-    Drawing(
-        "Neuron ablation",
-        "Which single neurons does an answer hang on?",
-        "Every cell is one neuron set to zero: the higher on the colour bar, the more the answer's probability changes, in "
-        "the mean where there are several prompts; a cross marks the cells where another token became the most likely one, in "
-        "any prompt. Usually nearly all cells are close to zero: an answer hangs on few neurons, or on none alone.",
-        ablate_figures,
-        ablate_finding,
-        ("change", "top1_changed"),
-    ),
+ABLATE = Drawing(
+    "Neuron ablation",
+    "Which single neurons does an answer hang on?",
+    "Every cell is one neuron set to zero: the higher on the colour bar, the more the answer's probability changes, in "
+    "the mean where there are several prompts; a cross marks the cells where another token became the most likely one, in "
+    "any prompt. Usually nearly all cells are close to zero: an answer hangs on few neurons, or on none alone.",
+    ablate_figures,
+    ablate_finding,
+    ("change", "top1_changed"),
 )
-draws(
-    "push",
-    Drawing(
-        "Push",
-        "Which parts carry the answer to a question into a text that has nothing to do with it?",
-        "Each bar or cell takes one part's activation at the end of the question and puts it in at the end of a neutral text; of "
-        "several pairs of a question and a text the mean is shown. "
-        "What pushes both answers alike only says that an answer is due; what pushes one rather than the other knows which.",
-        push_figures,
-        push_finding,
-        ("push",),
-    ),
+PUSH = Drawing(
+    "Push",
+    "Which parts carry the answer to a question into a text that has nothing to do with it?",
+    "Each bar or cell takes one part's activation at the end of the question and puts it in at the end of a neutral text; of "
+    "several pairs of a question and a text the mean is shown. "
+    "What pushes both answers alike only says that an answer is due; what pushes one rather than the other knows which.",
+    push_figures,
+    push_finding,
+    ("push",),
 )

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.drawings import FIRST, MUTED, Drawing, axis_labels, base, draws, lines, quoted
+from regraft.reporting.theme import FIRST, MUTED, Drawing, axis_labels, base, lines, quoted
 from regraft.reporting.wording import signed
 
 COSTS = {
@@ -85,16 +85,13 @@ def certificate_finding(data: xr.Dataset) -> str:
     ).strip()
 
 
-draws(
-    "certificate",
-    Drawing(
-        "Certificate",
-        "What does the graft change, measured against the model that it came from?",
-        "Both models read the same text, which should not be what the graft was trained on. Bits per byte say how well each "
-        "predicts it, the error by depth how far the inner stream is moved, the last figure what the new part weighs and takes "
-        "in times of the old one; times are medians of turns, memory is the highest beyond the weights.",
-        certificate_figures,
-        certificate_finding,
-        ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5"),
-    ),
+CERTIFICATE = Drawing(
+    "Certificate",
+    "What does the graft change, measured against the model that it came from?",
+    "Both models read the same text, which should not be what the graft was trained on. Bits per byte say how well each "
+    "predicts it, the error by depth how far the inner stream is moved, the last figure what the new part weighs and takes "
+    "in times of the old one; times are medians of turns, memory is the highest beyond the weights.",
+    certificate_figures,
+    certificate_finding,
+    ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5"),
 )

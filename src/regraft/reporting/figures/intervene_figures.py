@@ -10,7 +10,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 from scipy.cluster.hierarchy import dendrogram
 
-from regraft.reporting.drawings import (
+from regraft.reporting.theme import (
     DIVERGING,
     FIRST,
     MARGIN,
@@ -21,7 +21,6 @@ from regraft.reporting.drawings import (
     axis_labels,
     bars,
     base,
-    draws,
     heatmap,
     plain_text,
     quoted,
@@ -346,53 +345,41 @@ def replacement_finding(dataset: xr.Dataset) -> str:
     )
 
 
-draws(
-    "replacement",
-    Drawing(
-        "Activation and norm replacement",
-        "Does it matter which nonlinearity or norm a block uses?",
-        "A row at the low end of the colour bar is a function that a block does not distinguish from its own; identity takes the "
-        "nonlinearity away altogether. A block where even that stays low does nearly linear work in its MLP.",
-        replacement_figures,
-        replacement_finding,
-        ("increase", "everywhere"),
-    ),
+REPLACEMENT = Drawing(
+    "Activation and norm replacement",
+    "Does it matter which nonlinearity or norm a block uses?",
+    "A row at the low end of the colour bar is a function that a block does not distinguish from its own; identity takes the "
+    "nonlinearity away altogether. A block where even that stays low does nearly linear work in its MLP.",
+    replacement_figures,
+    replacement_finding,
+    ("increase", "everywhere"),
 )
-draws(
-    "knockout",
-    Drawing(
-        "Knockout",
-        "Which blocks can the model not do without?",
-        "Each bar is the loss on the model's own completions when one block is skipped, as a multiple of the whole model's "
-        "loss; the dotted line is no loss at all. The scale is logarithmic, so a bar twice as high is far more than twice as "
-        "bad.",
-        knockout_figures,
-        knockout_finding,
-        ("loss", "increase", "ratio", "synergy", "removed"),
-    ),
+KNOCKOUT = Drawing(
+    "Knockout",
+    "Which blocks can the model not do without?",
+    "Each bar is the loss on the model's own completions when one block is skipped, as a multiple of the whole model's "
+    "loss; the dotted line is no loss at all. The scale is logarithmic, so a bar twice as high is far more than twice as "
+    "bad.",
+    knockout_figures,
+    knockout_finding,
+    ("loss", "increase", "ratio", "synergy", "removed"),
 )
-draws(
-    "swap",
-    Drawing(
-        "Swap cost",
-        "Which blocks could change places?",
-        "Each cell is the loss added when the two blocks are exchanged: pairs at the low end of the colour bar do nearly the "
-        "same work, those at the high end do not. The tree above joins blocks that are cheap to exchange with one another first.",
-        swap_figures,
-        swap_finding,
-        ("cost",),
-    ),
+SWAP = Drawing(
+    "Swap cost",
+    "Which blocks could change places?",
+    "Each cell is the loss added when the two blocks are exchanged: pairs at the low end of the colour bar do nearly the "
+    "same work, those at the high end do not. The tree above joins blocks that are cheap to exchange with one another first.",
+    swap_figures,
+    swap_finding,
+    ("cost",),
 )
-draws(
-    "patch",
-    Drawing(
-        "Activation patching",
-        "Where in the model is the answer's information, and when does it move?",
-        "Each cell puts one activation of the other run into this one: 1 (full blue) means that this single activation makes "
-        "the answer as likely as in the run that it came from, 0 that it changes nothing. Follow the strong cells upwards to see "
-        "at which token the information sits and between which blocks it moves on.",
-        patch_figures,
-        patch_finding,
-        ("logit_difference", "effect", "attribution", "effect_error"),
-    ),
+PATCH = Drawing(
+    "Activation patching",
+    "Where in the model is the answer's information, and when does it move?",
+    "Each cell puts one activation of the other run into this one: 1 (full blue) means that this single activation makes "
+    "the answer as likely as in the run that it came from, 0 that it changes nothing. Follow the strong cells upwards to see "
+    "at which token the information sits and between which blocks it moves on.",
+    patch_figures,
+    patch_finding,
+    ("logit_difference", "effect", "attribution", "effect_error"),
 )

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.drawings import (
+from regraft.reporting.theme import (
     FIRST,
     MUTED,
     SECOND,
@@ -17,7 +17,6 @@ from regraft.reporting.drawings import (
     axis_labels,
     bars,
     base,
-    draws,
     heatmap,
     lines,
     plain_text,
@@ -214,41 +213,32 @@ def _hurting(dataset: xr.Dataset) -> str:
     return f"{named_blocks(names)} worsen the rank of {share} of tokens each" + (", more than any other" if differ(rate) else "")
 
 
-draws(
-    "lens",
-    Drawing(
-        "Logit lens",
-        "What would the model say if it stopped after each block?",
-        "Each cell shows the token that the residual stream at that depth ranks first when it is read through the final norm "
-        "and the output matrix; the colour bar says how probable it is. Read a column upwards to watch one prediction form, and "
-        "hover to see the first five tokens and how far the true one still is.",
-        lens_figures,
-        lens_finding,
-        ("rank", "probability", "entropy"),
-    ),
+LENS = Drawing(
+    "Logit lens",
+    "What would the model say if it stopped after each block?",
+    "Each cell shows the token that the residual stream at that depth ranks first when it is read through the final norm "
+    "and the output matrix; the colour bar says how probable it is. Read a column upwards to watch one prediction form, and "
+    "hover to see the first five tokens and how far the true one still is.",
+    lens_figures,
+    lens_finding,
+    ("rank", "probability", "entropy"),
 )
-draws(
-    "geometry",
-    Drawing(
-        "Residual geometry",
-        "How is the cloud of residual states shaped, and how does each block move it?",
-        "A participation ratio of 1 means that all states lie along one direction, a large one that they spread over many; raw "
-        "cosines above the centred ones are owed to a direction that all states share. In the matrix, a strong square along the "
-        "diagonal is a run of depths whose clouds are alike up to a rotation.",
-        geometry_figures,
-        geometry_finding,
-        ("participation_ratio", "mean_norm", "cosine_raw", "cosine_centred", "persistence", "separation"),
-    ),
+GEOMETRY = Drawing(
+    "Residual geometry",
+    "How is the cloud of residual states shaped, and how does each block move it?",
+    "A participation ratio of 1 means that all states lie along one direction, a large one that they spread over many; raw "
+    "cosines above the centred ones are owed to a direction that all states share. In the matrix, a strong square along the "
+    "diagonal is a run of depths whose clouds are alike up to a rotation.",
+    geometry_figures,
+    geometry_finding,
+    ("participation_ratio", "mean_norm", "cosine_raw", "cosine_centred", "persistence", "separation"),
 )
-draws(
-    "completions",
-    Drawing(
-        "Completions",
-        "What does the model itself say next?",
-        "These are the model's own most likely continuations, and the only tokens that a loss here counts. A bar at the limit is "
-        "a completion that was cut there; a shorter one was ended by the model.",
-        completion_figures,
-        completions_finding,
-        ("category", "prompt_tokens", "completion_tokens", "text", "completion"),
-    ),
+COMPLETIONS = Drawing(
+    "Completions",
+    "What does the model itself say next?",
+    "These are the model's own most likely continuations, and the only tokens that a loss here counts. A bar at the limit is "
+    "a completion that was cut there; a shorter one was ended by the model.",
+    completion_figures,
+    completions_finding,
+    ("category", "prompt_tokens", "completion_tokens", "text", "completion"),
 )

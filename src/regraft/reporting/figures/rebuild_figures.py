@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.drawings import Drawing, draws, heatmap
+from regraft.reporting.theme import Drawing, heatmap
 from regraft.reporting.wording import capital, counted
 
 OUTSIDE = "outside"
@@ -66,15 +66,12 @@ def rebuild_finding(dataset: xr.Dataset) -> str:
     ).strip()
 
 
-draws(
-    "rebuild",
-    Drawing(
-        "Rebuild",
-        "Does a model written from the paper give the official model's numbers, stage by stage?",
-        "Every cell is one named tensor, computed from the checkpoint's files alone and compared with the official model's, "
-        "which ran in a process of its own. The comparison stops at the first stage that parts.",
-        rebuild_figures,
-        rebuild_finding,
-        ("decimals", "largest", "mean", "shape_of_ours", "shape_of_official"),
-    ),
+REBUILD = Drawing(
+    "Rebuild",
+    "Does a model written from the paper give the official model's numbers, stage by stage?",
+    "Every cell is one named tensor, computed from the checkpoint's files alone and compared with the official model's, "
+    "which ran in a process of its own. The comparison stops at the first stage that parts.",
+    rebuild_figures,
+    rebuild_finding,
+    ("decimals", "largest", "mean", "shape_of_ours", "shape_of_official"),
 )

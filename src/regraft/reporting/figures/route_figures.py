@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.drawings import FIRST, MUTED, Drawing, axis_labels, bars, base, draws, heatmap, lines, plain_text
+from regraft.reporting.theme import FIRST, MUTED, Drawing, axis_labels, bars, base, heatmap, lines, plain_text
 from regraft.reporting.wording import capital, counted, differ, highest, listed, lowest, named_blocks, not_finite, signed
 
 
@@ -203,69 +203,55 @@ def transplant_finding(dataset: xr.Dataset) -> str:
     )
 
 
-for _name, _title, _question in (
-    ("prune", "Pruning", "What is lost when blocks are left out for good?"),
-    ("reorder", "Reordering", "What does the model become with its blocks in another order?"),
-):
-    draws(
-        _name,
-        Drawing(
-            _title,
-            _question,
-            "The two bars are the loss on the whole model's own completions, before and after; the run folder holds divergence, "
-            "agreement, parameters and bytes as well. A saved model opens in plain transformers.",
-            surgery_figures,
-            surgery_finding,
-            ("loss", "kl", "agreement", "parameters", "bytes"),
-        ),
+def _surgery(title: str, question: str) -> Drawing:
+    return Drawing(
+        title,
+        question,
+        "The two bars are the loss on the whole model's own completions, before and after; the run folder holds divergence, "
+        "agreement, parameters and bytes as well. A saved model opens in plain transformers.",
+        surgery_figures,
+        surgery_finding,
+        ("loss", "kl", "agreement", "parameters", "bytes"),
     )
-draws(
-    "transplant",
-    Drawing(
-        "Cross-model transplant",
-        "Does a block work in another place, or in another model?",
-        "Each cell puts one block of the donor (row) in the place of one block of this model (column). A diagonal at the low "
-        "end of the colour bar means that the two models' blocks still do the same work, as in two trainings from one start; "
-        "without a donor the model gives its own blocks, and the diagonal is the clean run.",
-        transplant_figures,
-        transplant_finding,
-        ("loss", "increase", "kl", "agreement", "parameters", "bytes"),
-    ),
+
+
+PRUNE = _surgery("Pruning", "What is lost when blocks are left out for good?")
+REORDER = _surgery("Reordering", "What does the model become with its blocks in another order?")
+TRANSPLANT = Drawing(
+    "Cross-model transplant",
+    "Does a block work in another place, or in another model?",
+    "Each cell puts one block of the donor (row) in the place of one block of this model (column). A diagonal at the low "
+    "end of the colour bar means that the two models' blocks still do the same work, as in two trainings from one start; "
+    "without a donor the model gives its own blocks, and the diagonal is the clean run.",
+    transplant_figures,
+    transplant_finding,
+    ("loss", "increase", "kl", "agreement", "parameters", "bytes"),
 )
-draws(
-    "repeat",
-    Drawing(
-        "Repetition",
-        "What happens when a block is run again on its own output?",
-        "A row at the low end of the colour bar is a block that may be run often without harm. A block whose updates shrink is "
-        "on its way to a fixed point, one whose updates keep their length goes on writing the same thing into the stream.",
-        repeat_figures,
-        repeat_finding,
-        ("loss", "increase", "update_length"),
-    ),
+REPEAT = Drawing(
+    "Repetition",
+    "What happens when a block is run again on its own output?",
+    "A row at the low end of the colour bar is a block that may be run often without harm. A block whose updates shrink is "
+    "on its way to a fixed point, one whose updates keep their length goes on writing the same thing into the stream.",
+    repeat_figures,
+    repeat_finding,
+    ("loss", "increase", "update_length"),
 )
-draws(
-    "noise",
-    Drawing(
-        "Noise",
-        "At which depth does noise hurt, and which blocks damp it?",
-        "Each line is one strength of noise, relative to the stream. Where a line falls with depth, later blocks need less exact "
-        "input. A ratio of 1 means that the noise passes a block as it is; the residual path alone gives that.",
-        noise_figures,
-        noise_finding,
-        ("loss", "increase", "ratio"),
-    ),
+NOISE = Drawing(
+    "Noise",
+    "At which depth does noise hurt, and which blocks damp it?",
+    "Each line is one strength of noise, relative to the stream. Where a line falls with depth, later blocks need less exact "
+    "input. A ratio of 1 means that the noise passes a block as it is; the residual path alone gives that.",
+    noise_figures,
+    noise_finding,
+    ("loss", "increase", "ratio"),
 )
-draws(
-    "shuffle",
-    Drawing(
-        "Shuffle recovery",
-        "Can the order of the blocks be found again once it is lost?",
-        "Blue bars found the true order. Methods without text look at weights or at what blocks do to random input; the others "
-        "exchange blocks as long as the loss on the model's own text falls. A smooth ramp in the second figure is a chain in "
-        "the right order; a jump is a block that went astray.",
-        shuffle_figures,
-        shuffle_finding,
-        ("tau", "in_place", "displacement", "loss", "orders", "seconds"),
-    ),
+SHUFFLE = Drawing(
+    "Shuffle recovery",
+    "Can the order of the blocks be found again once it is lost?",
+    "Blue bars found the true order. Methods without text look at weights or at what blocks do to random input; the others "
+    "exchange blocks as long as the loss on the model's own text falls. A smooth ramp in the second figure is a chain in "
+    "the right order; a jump is a block that went astray.",
+    shuffle_figures,
+    shuffle_finding,
+    ("tau", "in_place", "displacement", "loss", "orders", "seconds"),
 )

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.drawings import Drawing, axis_labels, banded, base, draws, heatmap, lines, plain_text
+from regraft.reporting.theme import Drawing, axis_labels, banded, base, heatmap, lines, plain_text
 from regraft.reporting.wording import capital, counted, highest
 
 LONGEST_LABEL = 42
@@ -136,29 +136,23 @@ def neurons_finding(dataset: xr.Dataset) -> str:
     )
 
 
-draws(
-    "trajectories",
-    Drawing(
-        "Contrastive trajectories",
-        "At which depth does the model part two meanings, and where only two wordings?",
-        "Every line compares one kind of alternative with the base completion of the same prompt. Where synonyms come to lie "
-        "above antonyms, meaning has overtaken wording and use; a model that only predicts words keeps opposites close, since "
-        "they stand in the same places. The unrelated line is how far apart any two completions lie.",
-        trajectory_figures,
-        trajectory_finding,
-        ("cosine_mean", "cosine_low", "cosine_high", "distance_mean", "kl_mean", "cka"),
-    ),
+TRAJECTORIES = Drawing(
+    "Contrastive trajectories",
+    "At which depth does the model part two meanings, and where only two wordings?",
+    "Every line compares one kind of alternative with the base completion of the same prompt. Where synonyms come to lie "
+    "above antonyms, meaning has overtaken wording and use; a model that only predicts words keeps opposites close, since "
+    "they stand in the same places. The unrelated line is how far apart any two completions lie.",
+    trajectory_figures,
+    trajectory_finding,
+    ("cosine_mean", "cosine_low", "cosine_high", "distance_mean", "kl_mean", "cka"),
 )
-draws(
-    "neurons",
-    Drawing(
-        "Neurons",
-        "Which neurons answer to what a set of texts has in common?",
-        "A neuron is listed where it is among the most active of its block in every text of one set and in no text of another. "
-        "In the second figure such neurons are a row that is far from zero over one set only. Sets of two or three texts have "
-        "some in common by chance: the contexts of the third figure show whether a neuron means what the set means.",
-        neuron_figures,
-        neurons_finding,
-        ("context_activation", "context"),
-    ),
+NEURONS = Drawing(
+    "Neurons",
+    "Which neurons answer to what a set of texts has in common?",
+    "A neuron is listed where it is among the most active of its block in every text of one set and in no text of another. "
+    "In the second figure such neurons are a row that is far from zero over one set only. Sets of two or three texts have "
+    "some in common by chance: the contexts of the third figure show whether a neuron means what the set means.",
+    neuron_figures,
+    neurons_finding,
+    ("context_activation", "context"),
 )

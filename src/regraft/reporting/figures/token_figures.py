@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.drawings import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, draws, heatmap, plain_text, quoted
+from regraft.reporting.theme import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, heatmap, plain_text, quoted
 from regraft.reporting.wording import capital, counted, differ, highest, listed, lowest, signed
 
 SHOWN = 12
@@ -86,18 +86,15 @@ def tokenizer_finding(data: xr.Dataset) -> str:
     return (text[:1].upper() + text[1:] + "." if text else "") + lossy
 
 
-draws(
-    "tokenizers",
-    Drawing(
-        "Tokenizers",
-        "How much text does a token hold, and which words does it cross?",
-        "All tokenizers read the same pieces of text. More bytes for a token mean shorter sequences, which says nothing yet of "
-        "how well a model predicts them: bits per byte do, and are comparable between vocabularies. Two tokens are the same "
-        "where they stand for the same bytes, however their tokenizers write them.",
-        tokenizer_figures,
-        tokenizer_finding,
-        ("bytes_per_token", "characters_per_token", "tokens_per_word", "crossing", "exact", "bits_per_byte"),
-    ),
+TOKENIZERS = Drawing(
+    "Tokenizers",
+    "How much text does a token hold, and which words does it cross?",
+    "All tokenizers read the same pieces of text. More bytes for a token mean shorter sequences, which says nothing yet of "
+    "how well a model predicts them: bits per byte do, and are comparable between vocabularies. Two tokens are the same "
+    "where they stand for the same bytes, however their tokenizers write them.",
+    tokenizer_figures,
+    tokenizer_finding,
+    ("bytes_per_token", "characters_per_token", "tokens_per_word", "crossing", "exact", "bits_per_byte"),
 )
 
 
@@ -170,16 +167,13 @@ def _moves_said(data: xr.Dataset) -> str:
     return f" Embeddings of texts move by a cosine distance of {', '.join(said)}{beside}."
 
 
-draws(
-    "tokenizer transplant",
-    Drawing(
-        "Tokenizer transplant",
-        "What does another tokenizer cost the model?",
-        "The model reads the same pieces of text, cut by its own tokenizer and by the new one. Bits per byte count every byte of "
-        "them, so they are comparable although the tokens are not; of a model that writes no text, the embeddings of whole texts "
-        "are compared. Longer tokens mean fewer steps for the same text.",
-        transplant_figures,
-        transplant_finding,
-        ("bits_per_byte", "distance", "apart", "same_nearest", "bytes_per_token", "exact"),
-    ),
+TOKENIZER_TRANSPLANT = Drawing(
+    "Tokenizer transplant",
+    "What does another tokenizer cost the model?",
+    "The model reads the same pieces of text, cut by its own tokenizer and by the new one. Bits per byte count every byte of "
+    "them, so they are comparable although the tokens are not; of a model that writes no text, the embeddings of whole texts "
+    "are compared. Longer tokens mean fewer steps for the same text.",
+    transplant_figures,
+    transplant_finding,
+    ("bits_per_byte", "distance", "apart", "same_nearest", "bytes_per_token", "exact"),
 )

@@ -14,6 +14,7 @@ import xarray as xr
 from torch import nn
 
 from regraft.checkpoint.roles import ROLES
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.files import keeping
 from regraft.core.progress import advance
 from regraft.core.registry import DOES_NOT_APPLY, NewFolder
@@ -46,8 +47,8 @@ def quantize(
     save: NewFolder = "",
     format: Literal["packed", "float"] = "packed",
     prompts: list[str] | None = None,
-    count: int = 20,
-    tokens: int = 24,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
     seed: int = 0,
 ) -> xr.Dataset:
     """Round each block's weights to few bits, alone and all together, and measure the loss; then compare recipes of bits.

@@ -15,6 +15,7 @@ import xarray as xr
 from torch import nn
 from transformers import GenerationMixin
 
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.progress import advance
 from regraft.core.registry import REFUSALS
 from regraft.data.evaluation import Evaluation, evaluation
@@ -37,8 +38,8 @@ def quantizers(
     group: int = 128,
     methods: list[str] | None = None,
     prompts: list[str] | None = None,
-    count: int = 20,
-    tokens: int = 24,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
     """Quantize all blocks by each method that is installed, and measure loss, bytes and tokens per second side by side.
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from regraft.core.defaults import COMPLETION_TOKENS
 from regraft.core.progress import advance
 from regraft.data.evaluation import evaluation
 from regraft.experiments.intervene.shuffle.order_loss import WITH_TEXT, Losses, Order
@@ -28,7 +29,7 @@ def shuffle(
     method: str = "default",
     prompts: list[str] | None = None,
     count: int = 8,
-    tokens: int = 24,
+    tokens: int = COMPLETION_TOKENS,
     seed: int = 0,
 ) -> xr.Dataset:
     """Shuffle the blocks by the seed and recover their order, by weights, random input, or the loss on the model's own text.

@@ -1,0 +1,6 @@
+"""Defaults that many commands share, each in one place; the command line reads them here without importing an experiment."""
+
+PROMPT_COUNT = 20
+"""Prompts that suit a model and are measured where nobody says how many."""
+COMPLETION_TOKENS = 24
+"""Longest completion, in tokens: every answer of the specimens ends before, most sentences of other models do."""

@@ -1,0 +1,135 @@
+"""The look that all figures share, and what a page says about one result.
+
+Colours are chosen in the page, so that one figure serves a light and a dark theme: a trace whose `meta` names a scale is
+given that scale's colours by the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+import xarray as xr
+
+FIRST, SECOND, THIRD, FOURTH, MUTED = "#3b7dd8", "#e08a2b", "#4f9d69", "#a05fb4", "#8a919c"
+PALETTE = (FIRST, SECOND, MUTED, THIRD, FOURTH, "#c2571a", "#7fb3d5")
+SEQUENTIAL = [[0.0, "#f3f6fb"], [0.35, "#a9c8ef"], [0.7, "#4c8ddb"], [1.0, "#173f78"]]
+DIVERGING = [[0.0, "#c2571a"], [0.25, "#efb183"], [0.5, "#f4f4f2"], [0.75, "#8fb7e6"], [1.0, "#1f5fae"]]
+THEMES = {
+    "light": {
+        "ink": "#1c2128", "grid": "#e3e6eb", "hover": "#ffffff", "sequential": SEQUENTIAL, "diverging": DIVERGING,
+    },
+    "dark": {
+        "ink": "#e6e9ee", "grid": "#2b313b", "hover": "#262c35",
+        "sequential": [[0.0, "#1d2430"], [0.35, "#274c80"], [0.7, "#4c8ddb"], [1.0, "#cfe2fb"]],
+        "diverging": [[0.0, "#f0975a"], [0.25, "#8a4a22"], [0.5, "#23272e"], [0.75, "#2b5c9c"], [1.0, "#8fc0ff"]],
+    },
+}  # fmt: skip
+"""What the page gives figures in each theme: ink, grid, the box at the pointer, and the two scales."""
+MARGIN = dict(l=64, r=16, t=24, b=64)
+CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"],
+}
+"""How a figure behaves on every page: nothing offers to send a reader's data anywhere."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Everything that a page says about one experiment's result."""
+
+    title: str
+    question: str
+    how_to_read: str
+    figures: Callable[[xr.Dataset], list[tuple[str, go.Figure]]]
+    finding: Callable[[xr.Dataset], str]
+    table: tuple[str, ...] = ()
+
+
+def base(height: int = 380, **layout: Any) -> go.Figure:
+    """An empty figure in the house style."""
+    figure = go.Figure()
+    figure.update_layout(height=height, margin=MARGIN, template="none", showlegend=False, bargap=0.25, **layout)
+    return figure
+
+
+class Label(str):
+    """Text that a figure can take as it is: marks in it are meant."""
+
+
+def plain_text(text: Any) -> Label:
+    """Text as a figure shows it, whatever it holds: a figure would read tags, entities and placeholders in it as its own."""
+    if isinstance(text, Label):
+        return text
+    plain = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "&#37;{")
+    return Label(plain.replace("\n", "⏎"))
+
+
+def quoted(text: Any) -> str:
+    """A piece of text in quotes, so that a space at its end can be seen."""
+    return repr(str(text))
+
+
+def axis_labels(values: Any) -> list[str]:
+    """Category labels for an axis, one for each value."""
+    return [plain_text(value) for value in values]
+
+
+def bars(x: Any, y: Any, x_title: str, y_title: str, unit: str, log: bool = False) -> go.Figure:
+    """One bar for each x, with the unit on hover."""
+    figure = base()
+    hover = f"{x_title} %{{x}}<br>%{{y:.4g}} {unit}<extra></extra>"
+    figure.add_bar(x=axis_labels(x), y=list(y), marker_color=FIRST, hovertemplate=hover)
+    figure.update_xaxes(title=x_title, type="category")
+    figure.update_yaxes(title=y_title, type="log" if log else "linear")
+    return figure
+
+
+def lines(x: Any, series: dict[str, Any], x_title: str, y_title: str) -> go.Figure:
+    """One line for each named series over the same x, with a legend where there are several."""
+    figure = base(340)
+    assert len(series) <= len(PALETTE), "more lines than the palette can tell apart"
+    for (name, y), colour in zip(series.items(), PALETTE, strict=False):
+        hover = f"{plain_text(name)}<br>{x_title} %{{x}}: %{{y:.4g}}<extra></extra>"
+        figure.add_scatter(
+            x=list(x), y=list(y), name=plain_text(name), mode="lines+markers", line_color=colour, hovertemplate=hover
+        )
+    figure.update_layout(showlegend=len(series) > 1, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0))
+    if len(series) > 1:
+        figure.update_layout(margin_t=64)
+    figure.update_xaxes(title=x_title)
+    figure.update_yaxes(title=y_title)
+    return figure
+
+
+def banded(x: Any, series: dict[str, tuple[Any, Any, Any]], x_title: str, y_title: str) -> go.Figure:
+    """Lines with a band around each: (middle, low, high) by name."""
+    figure = lines(x, {name: middle for name, (middle, _, _) in series.items()}, x_title, y_title)
+    for (_, low, high), colour in zip(series.values(), PALETTE, strict=False):
+        around = dict(mode="lines", line_width=0, showlegend=False, hoverinfo="skip")
+        figure.add_scatter(x=list(x), y=list(low), **around)
+        figure.add_scatter(x=list(x), y=list(high), fill="tonexty", fillcolor=_faint(colour), **around)
+    return figure
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.16)"
+
+
+def heatmap(z: Any, x: Any, y: Any, unit: str, diverging: bool = False, **extra: Any) -> go.Figure:
+    """A matrix with its colour bar; `diverging` centres the colours on zero."""
+    figure = base(440)
+    centre: dict[str, Any] = {"zmid": 0} if diverging else {}
+    scale = "diverging" if diverging else "sequential"
+    figure.add_heatmap(
+        z=z, x=axis_labels(x), y=axis_labels(y), meta=scale, colorscale=DIVERGING if diverging else SEQUENTIAL, xgap=1, ygap=1,
+        colorbar=dict(thickness=10, outlinewidth=0, title=dict(text=unit, side="right")), **centre, **extra,
+    )  # fmt: skip
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="category")
+    return figure
