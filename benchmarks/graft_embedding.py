@@ -21,8 +21,8 @@ from regraft.model.model import Model
 from regraft.modules.byte_codes import byte_embedding, cut_share
 from regraft.modules.byte_embedding import ByteConfig, parameters
 from regraft.training.sensitivity import sensitivity
-from regraft.training.tasks.embedding_task import EmbeddingTask, Weights, relative_error, warm_up
-from regraft.training.trainer import Plan, train
+from regraft.training.tasks.embedding_task import EmbeddingTask, LossWeights, relative_error, warm_up
+from regraft.training.trainer import TrainingPlan, train
 from shared import RESULTS, Clock, Results, Texts, arguments, changes, texts
 
 SMALL = ByteConfig(group=12, byte_width=24, neurons=272)
@@ -43,7 +43,7 @@ class Run:
     config: ByteConfig
     warm: int
     steps: int
-    weights: Weights = field(default_factory=Weights)
+    weights: LossWeights = field(default_factory=LossWeights)
     felt: bool = True
     true_bytes: bool = True
     matrices: str = "muon"
@@ -64,8 +64,8 @@ def runs(warm: int, steps: int) -> dict[str, Run]:
     ablations = {
         "nothing left out": short,
         "no byte blocks": replace(short, config=replace(SMALL, blocks=0, neurons=300)),
-        "no hidden-state loss": replace(short, weights=Weights(hidden=0.0)),
-        "no divergence": replace(short, weights=Weights(kl=0.0)),
+        "no hidden-state loss": replace(short, weights=LossWeights(hidden=0.0)),
+        "no divergence": replace(short, weights=LossWeights(kl=0.0)),
         "no true bytes": replace(short, true_bytes=False),
         "plain warm-up": replace(short, felt=False),
         "AdamW for matrices": replace(short, matrices="adamw"),
@@ -98,7 +98,7 @@ def measure(model: Model, text: Texts, table: TokenBytes, run: Run) -> dict:
     between = certify(model, [(embedding, graft)], text.held, table, most=64)
     clock = Clock()
     folder = Path(tempfile.mkdtemp(prefix="regraft-embedding-"))
-    plan = Plan(steps=run.steps, batch=8, rate=run.rate, warmup=20, save_every=10**9, matrices=run.matrices)
+    plan = TrainingPlan(steps=run.steps, batch=8, rate=run.rate, warmup=20, save_every=10**9, matrices=run.matrices)
     if run.steps:
         train(EmbeddingTask(model, graft, weights=run.weights), text.train, plan, folder)
     trained = clock()

@@ -26,7 +26,7 @@ from regraft.modules.trees import by_scores, two_means, widened
 from regraft.training.sensitivity import sensitivity
 from regraft.training.tasks.embedding_task import EmbeddingTask, embedded_rows, warm_up
 from regraft.training.tasks.head_task import HeadTask, check_head, states
-from regraft.training.trainer import Plan, train
+from regraft.training.trainer import TrainingPlan, train
 from shared import RESULTS, Clock, Results, Texts, arguments, changes, texts
 
 MODELS = ("specimen:qwen3", "specimen:gpt2", "specimen:t5")
@@ -41,7 +41,7 @@ def embedding_of(model: Model, text: Texts) -> ByteEmbedding:
     torch.manual_seed(0)
     graft = byte_embedding(token_bytes(model.tokenizer, model.table_rows), model.width, CONFIGS[model.width])
     warm_up(graft, embedded_rows(model), WARM, sensitivity(model, text.train))
-    run(EmbeddingTask(model, graft), text, Plan(steps=STEPS, batch=8, rate=3e-4, warmup=20, save_every=10**9))
+    run(EmbeddingTask(model, graft), text, TrainingPlan(steps=STEPS, batch=8, rate=3e-4, warmup=20, save_every=10**9))
     return graft
 
 
@@ -56,12 +56,12 @@ def head_of(model: Model, text: Texts) -> TreeHead:
     head = tree_head(tree, model.width, 4 * model.width, sparse=False)
     with torch.no_grad():
         from_states(head, rows_VD, hidden_RD, model.parts.head(hidden_RD))
-    plan = Plan(steps=HEAD_STEPS, batch=2, rate=1e-3, warmup=20, save_every=10**9)
+    plan = TrainingPlan(steps=HEAD_STEPS, batch=2, rate=1e-3, warmup=20, save_every=10**9)
     run(HeadTask(model, head, path=0.0, kl=1.0), text, plan)
     return head
 
 
-def run(task: EmbeddingTask | HeadTask, text: Texts, plan: Plan) -> None:
+def run(task: EmbeddingTask | HeadTask, text: Texts, plan: TrainingPlan) -> None:
     """Train in a folder that does not stay."""
     folder = Path(tempfile.mkdtemp(prefix="regraft-families-"))
     train(task, text.train, plan, folder)

@@ -26,7 +26,7 @@ from regraft.modules.tree_head import TreeHead, tree_head
 from regraft.modules.tree_start import from_means, from_states
 from regraft.modules.trees import Tree, by_id, by_merges, by_scores, huffman, two_means, widened
 from regraft.training.tasks.head_task import distance, states
-from regraft.training.trainer import Plan, train
+from regraft.training.trainer import TrainingPlan, train
 from shared import RESULTS, Clock, Results, Texts, arguments, texts
 
 STATES = 6_000
@@ -151,7 +151,7 @@ def measure(model: Model, text: Texts, group: list[Head], counts_V: np.ndarray, 
         heads[name(one)] = head
     clock = Clock()
     folder = Path(tempfile.mkdtemp(prefix="regraft-head-"))
-    plan = Plan(steps=group[0].steps, batch=2, rate=1e-3, warmup=20, clip=1e9, save_every=10**9)
+    plan = TrainingPlan(steps=group[0].steps, batch=2, rate=1e-3, warmup=20, clip=1e9, save_every=10**9)
     train(Together(model, heads), text.train, plan, folder)
     trained = clock()
     shutil.rmtree(folder)

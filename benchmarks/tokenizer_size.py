@@ -18,7 +18,7 @@ from regraft import load
 from regraft.specimens import almanac
 from regraft.tokenizers.bits_per_byte import pieces
 from regraft.tokenizers.encoder import SentenceEncoder, Vectors
-from regraft.tokenizers.init_methods import Settings
+from regraft.tokenizers.init_methods import InitSettings
 from regraft.tokenizers.training import Recipe
 from regraft.tokenizers.transplantation import measured, old_case, transplant
 from regraft.tokenizers.transplanted_folder import write_model
@@ -68,11 +68,11 @@ def main() -> None:
         if options.prepare:
             return
         clock = Clock()
-        done = transplant(opened, case, Settings("hybrid", search=search))
+        done = transplant(opened, case, InitSettings("hybrid", search=search))
         made, peak_made = clock(), peak()
         clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
-            write_model(done, measured(done, {"facts": facts}, Settings("hybrid")), Path(folder) / "planted")
+            write_model(done, measured(done, {"facts": facts}, InitSettings("hybrid")), Path(folder) / "planted")
         results.add(
             f"{search} search",
             {

@@ -20,7 +20,7 @@ from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import compare
 from regraft.tokenizers.text_chunks import read_lengths
 from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped, write_tokenizer
-from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.training import Recipe, train_bpe
 from shared import RESULTS, Clock, Results, arguments, held_code
 
 SIZES = (4096, 8192, 16_384, 32_768)
@@ -35,7 +35,7 @@ def trained_once(recipe: Recipe, sources: Sequence[Path], folder: Path) -> Any:
     """The tokenizer of a folder, trained on some files and folders where it is not there yet."""
     if not folder.exists():
         files = text_files(sources)
-        write_tokenizer(wrapped(train_tokenizer((text for file in files for text in texts_in(file)), recipe), ROLES), folder)
+        write_tokenizer(wrapped(train_bpe((text for file in files for text in texts_in(file)), recipe), ROLES), folder)
     return open_tokenizer(str(folder))
 
 

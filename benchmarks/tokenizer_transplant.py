@@ -23,11 +23,11 @@ from regraft.specimens import almanac
 from regraft.tokenizers.bits_per_byte import pieces, score
 from regraft.tokenizers.encoder import SentenceEncoder, Vectors
 from regraft.tokenizers.healing import HealTask
-from regraft.tokenizers.init_methods import METHODS, Case, Settings
+from regraft.tokenizers.init_methods import METHODS, InitSettings, TransplantCase
 from regraft.tokenizers.tokenizer_folder import open_tokenizer
 from regraft.tokenizers.training import Recipe
 from regraft.tokenizers.transplantation import Transplant, old_case, transplant
-from regraft.training.trainer import Plan, train
+from regraft.training.trainer import TrainingPlan, train
 from shared import RESULTS, Clock, Results, arguments, held_code
 from tokenizer_train import trained_once
 
@@ -70,7 +70,7 @@ def healed(done: Transplant, texts: list[str]) -> float:
     folder = Path(tempfile.mkdtemp(prefix="regraft-heal-"))
     task = HealTask(done)
     text = windows_over(done.new.tokenizer, texts, LENGTH, folder / "ids")
-    train(task, text, Plan(HEALING, BATCH, task.rate, warmup=20, save_every=10**9), folder / "run")
+    train(task, text, TrainingPlan(HEALING, BATCH, task.rate, warmup=20, save_every=10**9), folder / "run")
     task.keep()
     shutil.rmtree(folder)
     return clock()
@@ -101,7 +101,7 @@ def tokenizer(name: str, corpora: Path, cache: Path) -> Any:
     return trained_once(TOKENIZERS[name], sources(corpora, cache), cache / name.replace(" ", "-"))
 
 
-def measure_case(name: str, case: Case, model, domains: dict, texts: list[str], results: Results) -> None:
+def measure_case(name: str, case: TransplantCase, model, domains: dict, texts: list[str], results: Results) -> None:
     """Every method on one case."""
     before = None
     for method in METHODS:
@@ -110,7 +110,7 @@ def measure_case(name: str, case: Case, model, domains: dict, texts: list[str], 
             continue
         before = before or {d: score(model, case.old, held_texts).bits_per_byte for d, held_texts in domains.items()}
         clock = Clock()
-        done = transplant(model, case, Settings(method))
+        done = transplant(model, case, InitSettings(method))
         values = {
             "before": before,
             "seconds": clock(),
@@ -143,7 +143,7 @@ def main() -> None:
             for setting, values in VARIED.items():
                 for value in values:
                     if (label := f"{name}: hybrid, {setting} {value:g}") not in results:
-                        done = transplant(model, case, Settings(**{setting: value}))
+                        done = transplant(model, case, InitSettings(**{setting: value}))
                         results.add(label, {"setting": setting, "value": value, "after": bits(done, domains)})
 
 

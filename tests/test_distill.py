@@ -25,7 +25,7 @@ from regraft.modules.byte_embedding import ByteConfig, parameters
 from regraft.modules.placement import placed, streams
 from regraft.training.checkpointing import newest
 from regraft.training.tasks.embedding_task import EmbeddingTask, relative_error, warm_up
-from regraft.training.trainer import NotANumberError, Plan, only_trainable, train
+from regraft.training.trainer import NotANumberError, TrainingPlan, only_trainable, train
 from small import opened
 
 SMALL = ByteConfig(group=4, byte_width=8, blocks=1, heads=2, neurons=16)
@@ -146,7 +146,7 @@ def test_training_lowers_the_loss_and_leaves_the_trunk_alone(tmp_path):
     own = {name: p.detach().clone() for name, p in graft.named_parameters()}
     errors = warm_up(graft, model.parts.embedding.weight.detach(), 60, batch=96)
     assert errors[-1] < 0.9 * errors[0]
-    log = train(EmbeddingTask(model, graft), text(), Plan(steps=40, batch=4, warmup=5), tmp_path)
+    log = train(EmbeddingTask(model, graft), text(), TrainingPlan(steps=40, batch=4, warmup=5), tmp_path)
     assert np.mean([line["loss"] for line in log[-5:]]) < 0.9 * log[0]["loss"]
     assert all(torch.equal(p, before[name]) for name, p in model.hf.named_parameters())
     assert all(p.requires_grad for p in model.hf.parameters())
@@ -162,7 +162,7 @@ def test_a_trunk_that_changes_is_caught():
         model.blocks[0].module.mlp.up_proj.weight.mul_(1.0)
 
 
-PLAN = Plan(steps=12, batch=2, warmup=2, save_every=4)
+PLAN = TrainingPlan(steps=12, batch=2, warmup=2, save_every=4)
 
 
 def test_a_run_that_breaks_off_ends_with_the_same_weights(tmp_path):
@@ -188,7 +188,7 @@ def test_a_run_that_breaks_off_ends_with_the_same_weights(tmp_path):
     lines = (tmp_path / "broken" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(12)), "no step is logged twice"
     with pytest.raises(ValueError, match="holds a run with another plan"):
-        train(EmbeddingTask(model, graft), text(), Plan(steps=13), tmp_path / "broken")
+        train(EmbeddingTask(model, graft), text(), TrainingPlan(steps=13), tmp_path / "broken")
 
 
 ANYWHERE = replace(PLAN, matrices="adamw")
@@ -266,7 +266,10 @@ def test_accumulation_is_one_larger_batch(tmp_path, monkeypatch):
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", keep)
-    for name, plan in (("one", Plan(steps=1, batch=4, clip=1e9)), ("two", Plan(steps=1, batch=2, accumulate=2, clip=1e9))):
+    for name, plan in (
+        ("one", TrainingPlan(steps=1, batch=4, clip=1e9)),
+        ("two", TrainingPlan(steps=1, batch=2, accumulate=2, clip=1e9)),
+    ):
         model, graft = made()
         task = EmbeddingTask(model, graft)
         task.losses = lambda ids, task=task: {"kl": EmbeddingTask.losses(task, ids)["kl"]}
@@ -280,7 +283,7 @@ def test_a_loss_that_does_not_fall_stops_early(tmp_path):
     model, graft = made()
     task = EmbeddingTask(model, graft)
     task.losses = lambda ids: {"flat": (graft(ids) * 0).sum() + 1}
-    log = train(task, text(), Plan(steps=100, patience=7), tmp_path)
+    log = train(task, text(), TrainingPlan(steps=100, patience=7), tmp_path)
     assert len(log) == 8
 
 

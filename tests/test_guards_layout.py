@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.model.packed import Layout, _bend, pattern
+from regraft.model.packed import PackedLayout, _bend, pattern
 from small import opened, recorded
 
 
@@ -52,7 +52,7 @@ def test_bends_are_second_differences_over_the_whole_change(name, path, dim):
 
 def test_a_layout_takes_the_rows_or_columns_of_a_role():
     matrix = torch.arange(12).view(3, 4)
-    rows, columns = Layout(0, {"gate": torch.tensor([0, 2])}), Layout(1, {"up": torch.tensor([3, 1, 0])})
+    rows, columns = PackedLayout(0, {"gate": torch.tensor([0, 2])}), PackedLayout(1, {"up": torch.tensor([3, 1, 0])})
     assert rows.take(matrix, "gate").tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
     assert columns.take(matrix, "up").tolist() == [[3, 1, 0], [7, 5, 4], [11, 9, 8]]
     assert rows.shape((3, 4), "gate") == (2, 4)

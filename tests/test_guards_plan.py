@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.sweeps.plan import CONE_LEAST_STEP, CONE_STEPS, Layout, Work, edit_positions, make_plan
+from regraft.sweeps.plan import CONE_LEAST_STEP, CONE_STEPS, BatchLayout, Work, edit_positions, make_plan
 from regraft.sweeps.variants import Route, Scale, Stop, Variant, Zero
 
 BLOCKS, FIRST = 6, 3
@@ -26,7 +26,7 @@ def layout(two_stacks=False, cone=False, positions=(10,), lengths=None, linear=(
     positions = positions if len(positions) == len(stacks) else (positions[0], positions[0] + 3)
     lengths = lengths or tuple((p, p - 4) for p in positions)
     addresses = {f"{b}.{name}": (b, name) for b in range(BLOCKS) for name in SITES} | {name: (None, name) for name in ENDS}
-    return Layout(stacks, positions, len(lengths[0]), lengths, (frozenset(linear),) * BLOCKS, addresses, cone)
+    return BatchLayout(stacks, positions, len(lengths[0]), lengths, (frozenset(linear),) * BLOCKS, addresses, cone)
 
 
 def edited(edits, word):

@@ -15,7 +15,7 @@ from regraft.model.inputs import _masks
 from regraft.model.part_search import _labels
 from regraft.model.selfcheck import SelfCheck
 from regraft.model.trace import Call
-from regraft.tokenizers.init_methods import Settings
+from regraft.tokenizers.init_methods import InitSettings
 from small import opened, recorded
 
 
@@ -69,9 +69,9 @@ def test_masks_of_one_row_and_of_several():
 
 
 def test_a_transplant_is_said_again_by_what_differs_from_the_defaults():
-    assert said_options(Settings(), Sources(), 0, 0, 0) == ["--method", "hybrid", "--encoder", "none"]
+    assert said_options(InitSettings(), Sources(), 0, 0, 0) == ["--method", "hybrid", "--encoder", "none"]
     sources = Sources(("t", "u"), ("d",), 7, "e", donor="other", opened=("--device", "cpu"))
-    assert said_options(Settings("mean", atoms=3), sources, 64, 5, 2) == [
+    assert said_options(InitSettings("mean", atoms=3), sources, 64, 5, 2) == [
         *("--method", "mean", "--atoms", "3", "--multiple", "64", "--heal", "5", "--seed", "2", "--pieces", "7"),
         *("--learn", "t", "--learn", "u", "--text", "d", "--donor", "other", "--encoder", "e", "--device", "cpu"),
     ]

@@ -20,7 +20,7 @@ from regraft.reference.checkpoint_reader import (
     token_ids,
     with_token,
 )
-from regraft.reference.diagnose import ACTIVATIONS, Case, _constant, _in_checkpoint, _sinusoids, causes, epsilon, not_normed
+from regraft.reference.diagnose import ACTIVATIONS, StageCase, _constant, _in_checkpoint, _sinusoids, causes, epsilon, not_normed
 from regraft.reference.stage_compare import SameTensorError, compare, matching_decimals, rows
 from regraft.reference.verify import _first, _same
 
@@ -237,9 +237,9 @@ def test_only_stages_that_a_norm_may_end_are_asked_for_one(stage, asked):
     )
     mean = raw.pow(2).mean(-1, keepdim=True)
     exact, near = (raw / (mean + eps).sqrt() * weight for eps in (0.0, 1e-6))
-    assert bool(not_normed(Case(stage, 5 * other, exact, {}, {"n.weight": weight}, 2))) == asked
-    assert bool(epsilon(Case(stage, near, exact, {}, {"n.weight": weight}, 2))) == asked
-    assert not not_normed(Case(stage, exact, exact, {}, {"n.weight": weight}, 2))
+    assert bool(not_normed(StageCase(stage, 5 * other, exact, {}, {"n.weight": weight}, 2))) == asked
+    assert bool(epsilon(StageCase(stage, near, exact, {}, {"n.weight": weight}, 2))) == asked
+    assert not not_normed(StageCase(stage, exact, exact, {}, {"n.weight": weight}, 2))
 
 
 def test_logits_of_another_matrix():
@@ -291,7 +291,8 @@ def test_numbers_in_another_order_and_rounding():
     assert "another order" in cause("0.z", official.transpose(0, 1).reshape(2, 5, 6), official)
     assert "rounding" in cause("0.z", official + 3e-6 * numbers(2, 5, 6, seed=1), official)
     assert "no known trap" in cause("0.z", official + 3e-4 * numbers(2, 5, 6, seed=1), official)
-    case = Case("decoder.2.cross_scores", official, official, {"decoder.2.cross_q": official, "decoder.2.q": official}, {}, 2)
+    known = {"decoder.2.cross_q": official, "decoder.2.q": official}
+    case = StageCase("decoder.2.cross_scores", official, official, known, {}, 2)
     assert case.kind == "scores"
 
 

@@ -11,8 +11,9 @@ import xarray as xr
 
 from regraft.core.files import RunFolderError, check_empty, check_place, whole_folder
 from regraft.core.progress import advance, listening
-from regraft.core.registry import Experiment, _unfit, experiments, read_experiment
+from regraft.core.registry import Experiment, experiments, read_experiment
 from regraft.core.runs import check_writable, open_run, read_mark, store
+from regraft.core.signatures import unfit
 from regraft.experiments.running import measured
 from small import opened
 
@@ -170,10 +171,10 @@ def test_values_of_parameters_are_of_their_kind():
         "TextFile": [1, b"a"],
         "int | None": [False, "a"],
     }
-    assert {kind: [_unfit(kind, value) for value in values] for kind, values in fits.items()} == {
+    assert {kind: [unfit(kind, value) for value in values] for kind, values in fits.items()} == {
         kind: [""] * len(values) for kind, values in fits.items()
     }
-    said = {kind: {_unfit(kind, value) for value in values if value is not None} for kind, values in wrong.items()}
+    said = {kind: {unfit(kind, value) for value in values if value is not None} for kind, values in wrong.items()}
     assert said == {
         "int": {"a whole number"},
         "float": {"a number"},
@@ -184,4 +185,4 @@ def test_values_of_parameters_are_of_their_kind():
         "TextFile": {"the name of a file or folder"},
         "int | None": {"a whole number"},
     }
-    assert _unfit("int", None) == "to be left out"
+    assert unfit("int", None) == "to be left out"

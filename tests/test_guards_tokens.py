@@ -18,7 +18,7 @@ from regraft.tokenizers.bits_per_byte import Score, _cut, _losses, _row, pieces,
 from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import compare, shown
 from regraft.tokenizers.cooccurrence import beside_vectors, overlaps
-from regraft.tokenizers.init_methods import Case, Settings, aligned, near, pursue, readable
+from regraft.tokenizers.init_methods import InitSettings, TransplantCase, aligned, near, pursue, readable
 from regraft.tokenizers.mixtures import Mixture, blended, mixture, softmax, sparsemax
 from regraft.tokenizers.nearest import nearest
 from regraft.tokenizers.tables import _filled, build_tables, check_tables, modules, rows_needed
@@ -153,20 +153,21 @@ class Told:
 
 def case(vectors=None, texts=("abcd",), new=LONG):
     old, fresh = reader(SHORT), reader(new)
-    return Case(old, fresh, match(old, fresh), torch.randn(258, 3, generator=torch.Generator().manual_seed(1)), vectors, texts)
+    table = torch.randn(258, 3, generator=torch.Generator().manual_seed(1))
+    return TransplantCase(old, fresh, match(old, fresh), table, vectors, texts)
 
 
 def test_the_nearest_old_tokens_count_above_a_threshold():
     told = case(Told({"abc": (1.0, 0, 0), "ab": (0.8, 0.6, 0), "cd": (0.6, 0.8, 0), "q": (0, 1.0, 0), "b x": (0, 0, 1.0)}))
     assert told.contents == [b"abc", b" x", b"b x"]
     for threshold, nearest_, ids in ((0.0, 2, [256, 257]), (0.7, 2, [256]), (0.8 - 1e-4, 3, [256]), (0.0, 1, [256])):
-        found = near(told, Settings(threshold=threshold, nearest=nearest_, temperature=0.5))
+        found = near(told, InitSettings(threshold=threshold, nearest=nearest_, temperature=0.5))
         cosines = {256: 0.8, 257: 0.6}
         raised = {i: math.exp(cosines[i] / 0.5) for i in ids}
         row = found.weights_NV.toarray()[0]
         assert {int(i) for i in np.flatnonzero(row)} == set(ids)
         assert [row[i] for i in ids] == pytest.approx([raised[i] / sum(raised.values()) for i in ids], rel=1e-5)
-    high = near(told, Settings(threshold=1.5))
+    high = near(told, InitSettings(threshold=1.5))
     assert high.mean_N.tolist() == [1, 1, 1]
     assert not readable(b"")
     assert not readable(b"\xff")
@@ -192,9 +193,9 @@ def test_settings_that_mean_nothing_are_refused():
         dict(threshold=float("nan")), dict(threshold=float("inf")), dict(temperature=float("nan")),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"\w"):
-            Settings(**wrong)
-    Settings(weight=0.0, nearest=1, atoms=1)
-    Settings(weight=1.0, temperature=1e-3, threshold=-1.0)
+            InitSettings(**wrong)
+    InitSettings(weight=0.0, nearest=1, atoms=1)
+    InitSettings(weight=1.0, temperature=1e-3, threshold=-1.0)
 
 
 def test_vectors_from_text_factor_what_stands_beside_what():

@@ -22,8 +22,8 @@ from regraft.training.checkpointing import checkpoints, newest, restore, write_c
 from regraft.training.distributed import average, mean_over
 from regraft.training.optimizers import optimisers, set_rates
 from regraft.training.sensitivity import Sensitivity
-from regraft.training.tasks.embedding_task import EmbeddingTask, Weights, divergence, felt_error, relative_error, warm_up
-from regraft.training.trainer import NotANumberError, Plan, Plateau, _read_lines, _Run, clip, said, train
+from regraft.training.tasks.embedding_task import EmbeddingTask, LossWeights, divergence, felt_error, relative_error, warm_up
+from regraft.training.trainer import NotANumberError, Plateau, TrainingPlan, _read_lines, _TrainingRun, clip, said, train
 from small import opened
 
 
@@ -88,7 +88,7 @@ def test_a_step_is_taken_with_gradients_no_longer_than_the_plans_bound(bound, le
     parameter.grad = torch.tensor([3.0, 4.0])
     optimiser = torch.optim.SGD([parameter], lr=1.0)
     accelerator = SimpleNamespace(scaler=None, num_processes=1)
-    _Run(None, text(), Plan(clip=bound), None, accelerator, [optimiser])._apply([parameter], 0, [])
+    _TrainingRun(None, text(), TrainingPlan(clip=bound), None, accelerator, [optimiser])._apply([parameter], 0, [])
     assert float(parameter.detach().norm()) == pytest.approx(length, rel=1e-4)
     assert parameter.grad is None
 
@@ -101,7 +101,7 @@ def test_a_run_that_is_continued_draws_the_random_numbers_that_it_would_have_dra
         if step == 4:
             raise BreakError
 
-    plan = Plan(steps=9, batch=2, warmup=2, save_every=3)
+    plan = TrainingPlan(steps=9, batch=2, warmup=2, save_every=3)
     torch.manual_seed(5)
     whole = Graft(drop=0.5)
     log = train(Task(whole), text(), plan, tmp_path / "whole")
@@ -171,14 +171,14 @@ def test_one_checkpoint_stands_and_only_whole_ones_count(tmp_path):
 
 
 def test_the_rate_rises_in_a_line_and_falls_as_half_a_cosine():
-    plan = Plan(steps=110, warmup=10)
+    plan = TrainingPlan(steps=110, warmup=10)
     assert [plan.scale(step) for step in range(10)] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert plan.scale(10) == 1.0
     assert plan.scale(60) == pytest.approx(0.5)
     assert plan.scale(35) == pytest.approx(0.5 + math.sqrt(0.125))
     assert plan.scale(110) == pytest.approx(0.0)
-    assert Plan(steps=5, warmup=5).scale(5) == 1.0
-    assert Plan(steps=3, warmup=0).scale(0) == 1.0
+    assert TrainingPlan(steps=5, warmup=5).scale(5) == 1.0
+    assert TrainingPlan(steps=3, warmup=0).scale(0) == 1.0
 
 
 def test_rates_are_shares_of_each_optimisers_highest():
@@ -197,15 +197,15 @@ def test_rates_are_shares_of_each_optimisers_highest():
 def test_a_plan_of_less_than_nothing_is_refused(name):
     for wrong in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"{name} is {wrong}: write 0 or more"):
-            Plan(**{name: wrong})
-    Plan(**{name: 0})
+            TrainingPlan(**{name: wrong})
+    TrainingPlan(**{name: 0})
 
 
 @pytest.mark.parametrize("wrong", [dict(steps=0), dict(batch=0), dict(accumulate=0), dict(save_every=0)])
 def test_a_plan_with_nothing_to_do_is_refused(wrong):
     with pytest.raises(ValueError, match="at least one"):
-        Plan(**wrong)
-    Plan(**{name: 1 for name in wrong})
+        TrainingPlan(**wrong)
+    TrainingPlan(**{name: 1 for name in wrong})
 
 
 def stalled(losses, patience):
@@ -244,7 +244,7 @@ def test_of_several_processes_the_one_without_a_number_keeps_its_batch(own, fine
     monkeypatch.setattr(distill, "mean_over", lambda value, accelerator: 0.5)
     if own == 0:
         save_file({"ids": other}, tmp_path / "not-a-number-3-1.safetensors")
-    run = _Run(None, None, Plan(), tmp_path, many, [])  # type: ignore[arg-type]
+    run = _TrainingRun(None, None, TrainingPlan(), tmp_path, many, [])  # type: ignore[arg-type]
     words = rf"{'the loss of another process is no number' if fine else 'the loss is nan'} at step 3: its batch is kept as {kept}"
     with pytest.raises(NotANumberError, match=words):
         run._stop_unless(torch.tensor(fine), "the loss is nan", 3, [other] if own else [torch.tensor([[5, 6]])])
@@ -270,7 +270,7 @@ def test_parts_of_several_batches_are_means_and_measured_ones_are_not_trained_on
     with torch.no_grad():
         ids = [text().batch(number, 2) for number in (0, 1)]
         parts = [Task(graft).losses(some) for some in ids]
-    (line,) = train(Task(graft), text(), Plan(steps=1, batch=2, accumulate=2, warmup=0, save_every=1), tmp_path)
+    (line,) = train(Task(graft), text(), TrainingPlan(steps=1, batch=2, accumulate=2, warmup=0, save_every=1), tmp_path)
     assert line["distance"] == pytest.approx(np.mean([float(part["distance"]) for part in parts]), rel=1e-5)
     assert line["size"] == pytest.approx(np.mean([float(part["_size"]) for part in parts]), rel=1e-5)
     assert line["loss"] == pytest.approx(line["distance"], rel=1e-6)
@@ -283,7 +283,7 @@ def test_checkpoints_are_written_every_so_many_steps_and_at_the_end(tmp_path):
     train(
         Task(Graft()),
         text(),
-        Plan(steps=5, batch=1, warmup=1, save_every=2),
+        TrainingPlan(steps=5, batch=1, warmup=1, save_every=2),
         tmp_path,
         watch=lambda s: seen.append(newest(tmp_path)),
     )
@@ -319,8 +319,8 @@ def test_parts_of_the_loss_count_as_they_are_weighted():
     graft = nn.Embedding.from_pretrained(model.parts.embedding.weight.detach() + 0.01 * torch.randn(96, 32), freeze=False)
     ids = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        plain = EmbeddingTask(model, graft, weights=Weights(1.0, 1.0, 1.0)).losses(ids)
-        weighed = EmbeddingTask(model, graft, weights=Weights(2.0, 3.0, 5.0)).losses(ids)
+        plain = EmbeddingTask(model, graft, weights=LossWeights(1.0, 1.0, 1.0)).losses(ids)
+        weighed = EmbeddingTask(model, graft, weights=LossWeights(2.0, 3.0, 5.0)).losses(ids)
     for name, factor in (("hidden", 2.0), ("kl", 3.0), ("table", 5.0), ("_agreement", 1.0)):
         assert float(weighed[name]) == pytest.approx(factor * float(plain[name]), rel=1e-5)
         assert float(plain[name]) > 0

@@ -12,7 +12,7 @@ from regraft.modules.tree_head import tree_head
 from regraft.modules.trees import by_id
 from regraft.training.optimizers import kinds, optimisers
 from regraft.training.tasks.head_task import HeadTask, check_head, states
-from regraft.training.trainer import Plan, train
+from regraft.training.trainer import TrainingPlan, train
 from small import opened
 
 
@@ -58,7 +58,7 @@ def test_a_sparse_step_moves_only_the_rows_on_the_paths(tmp_path):
     model, head = made()
     before = head.rows.weight.detach().clone()
     seen = text(3000, 16, high=6)
-    train(HeadTask(model, head), seen, Plan(steps=3, batch=2), tmp_path)
+    train(HeadTask(model, head), seen, TrainingPlan(steps=3, batch=2), tmp_path)
     moved = set((head.rows.weight.detach() != before).any(1).nonzero()[:, 0].tolist())
     used = {int(token) for step in range(3) for token in seen.batch(step, 2)[:, 1:].flatten()}
     paths = {int(node) for token in used for node in head.nodes_VL[token].tolist() if node >= 0}
@@ -76,7 +76,7 @@ def test_training_lowers_the_loss_and_goes_on_where_it_broke_off(loss, tmp_path)
         if step == 5:
             raise BreakError
 
-    plan = Plan(steps=40, batch=4, warmup=5, save_every=4)
+    plan = TrainingPlan(steps=40, batch=4, warmup=5, save_every=4)
     weights = {"path": float(loss == "path"), "kl": float(loss == "kl")}
     model, head = made(sparse=loss == "path")
     seen = text(2000, 16, high=12)

@@ -20,7 +20,7 @@ from regraft.modules.tree_head import tree_head
 from regraft.modules.trees import by_id
 from regraft.training.tasks.embedding_task import EmbeddingTask
 from regraft.training.tasks.head_task import HeadTask
-from regraft.training.trainer import Plan, train
+from regraft.training.trainer import TrainingPlan, train
 from small import opened
 from test_distill import TABLE
 
@@ -44,7 +44,7 @@ def text():
 
 def run(kind, folder, accumulate=1, shard=False):
     made = task(kind)
-    plan = Plan(steps=STEPS, batch=2, accumulate=accumulate, warmup=2, save_every=2, shard=shard, clip=1e9)
+    plan = TrainingPlan(steps=STEPS, batch=2, accumulate=accumulate, warmup=2, save_every=2, shard=shard, clip=1e9)
     log = train(made, text(), plan, Path(folder))
     return made, log
 

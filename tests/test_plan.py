@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.sweeps.plan import Layout, make_plan
+from regraft.sweeps.plan import BatchLayout, make_plan
 from regraft.sweeps.variants import Route, Scale, Variant, Zero
 
 BLOCKS, POSITIONS = 6, 10
@@ -16,7 +16,7 @@ SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z")
 def layout(cone=True, stacks=((0, BLOCKS),), positions=(POSITIONS,)):
     addresses = {f"{b}.{name}": (b, name) for b in range(BLOCKS) for name in SITES}
     linear = (frozenset({"mlp"}),) * BLOCKS
-    return Layout(stacks, positions, 1, tuple((p,) for p in positions), linear, addresses, cone)
+    return BatchLayout(stacks, positions, 1, tuple((p,) for p in positions), linear, addresses, cone)
 
 
 def blocks_run(plan):

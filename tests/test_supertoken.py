@@ -16,7 +16,7 @@ from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import CROSSING
 from regraft.tokenizers.text_chunks import ChunkLengths, chunks, gaussian, read_lengths, sampled
 from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped, write_tokenizer
-from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.training import Recipe, train_bpe
 
 TEXT = ["\n".join(almanac.corpus(60_000, 5)), "Grüße aus Köln, 12 und 345! \u4f60\u597d\u4e16\u754c\n" * 40]
 KINDS = ("supertoken", "ordinary", "superword")
@@ -25,7 +25,7 @@ KINDS = ("supertoken", "ordinary", "superword")
 @pytest.fixture(scope="module")
 def trained():
     lengths = gaussian(40, 10)
-    return {kind: ByteIds(wrapped(train_tokenizer(TEXT, Recipe(900, kind, lengths)), {})) for kind in KINDS}
+    return {kind: ByteIds(wrapped(train_bpe(TEXT, Recipe(900, kind, lengths)), {})) for kind in KINDS}
 
 
 def test_a_gaussian_over_whole_lengths():
@@ -127,7 +127,7 @@ def test_any_bytes_come_back(trained, kind, content):
 def test_superwords_are_built_from_the_words_before_them(trained):
     """Where ordinary merges end and merges across words begin: the first part never crosses, what follows is made of it."""
     tokenizer = trained["superword"].tokenizer.backend_tokenizer
-    first = train_tokenizer(TEXT, Recipe(450, "ordinary", specials=()))
+    first = train_bpe(TEXT, Recipe(450, "ordinary", specials=()))
     names = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
     assert {name for name, _ in names[:440]} <= set(first.get_vocab())
     assert any("Ġ" in name[1:] for name, _ in names[450:])
@@ -135,16 +135,16 @@ def test_superwords_are_built_from_the_words_before_them(trained):
 
 def test_digits_in_threes_and_free():
     text = ["1234567 1234567 " * 50]
-    threes = ByteIds(wrapped(train_tokenizer(text, Recipe(300, "supertoken", digits="threes")), {}))
+    threes = ByteIds(wrapped(train_bpe(text, Recipe(300, "supertoken", digits="threes")), {}))
     assert [threes.table.bytes_V[i] for i in threes.encode(b"1234567")] == [b"123", b"456", b"7"]
-    free = ByteIds(wrapped(train_tokenizer(text, Recipe(300, "supertoken", digits="keep")), {}))
+    free = ByteIds(wrapped(train_bpe(text, Recipe(300, "supertoken", digits="keep")), {}))
     assert any(content.strip().isdigit() and len(content) > 3 for content in free.table.bytes_V)
 
 
 def test_a_folder_that_transformers_opens(tmp_path):
     roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     recipe = Recipe(600, specials=("<s>", "</s>", "<pad>", "<tool>"))
-    write_tokenizer(wrapped(train_tokenizer(TEXT, recipe), roles, "{{ messages[0].content }}"), tmp_path / "made")
+    write_tokenizer(wrapped(train_bpe(TEXT, recipe), roles, "{{ messages[0].content }}"), tmp_path / "made")
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
     assert len(again) == 600
     assert (again.bos_token, again.eos_token, again.pad_token) == ("<s>", "</s>", "<pad>")
@@ -158,13 +158,13 @@ def test_a_folder_that_transformers_opens(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_tokenizer():
-    one, two, other = (train_tokenizer(TEXT, Recipe(500, lengths=gaussian(9, 3), seed=seed)).to_str() for seed in (1, 1, 2))
+    one, two, other = (train_bpe(TEXT, Recipe(500, lengths=gaussian(9, 3), seed=seed)).to_str() for seed in (1, 1, 2))
     assert one == two != other
 
 
 def test_what_cannot_be_trained():
     with pytest.raises(ValueError, match="the corpus is empty"):
-        train_tokenizer(["", ""], Recipe(300))
+        train_bpe(["", ""], Recipe(300))
     with pytest.raises(ValueError, match="at least 258"):
         Recipe(257, specials=("<a>", "<b>"))
     with pytest.raises(ValueError, match="named twice"):

@@ -24,10 +24,10 @@ from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import compare
 from regraft.tokenizers.cooccurrence import overlaps
 from regraft.tokenizers.healing import HealTask
-from regraft.tokenizers.init_methods import Settings
+from regraft.tokenizers.init_methods import InitSettings
 from regraft.tokenizers.text_chunks import sampled
 from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped, write_tokenizer
-from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.training import Recipe, train_bpe
 from regraft.tokenizers.transplantation import measured, old_case, transplant
 from regraft.tokenizers.transplanted_folder import planted, write_model, written_tokenizer
 from regraft.training import trainer as distill
@@ -49,7 +49,7 @@ def metaspace(prepend):
 
 @pytest.fixture(scope="module")
 def other():
-    return wrapped(train_tokenizer([TEXT], Recipe(500, "superword")), ROLES)
+    return wrapped(train_bpe([TEXT], Recipe(500, "superword")), ROLES)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_bytes_that_no_tokens_make_up_have_no_spans():
 
 def test_healing_lines_up_an_old_tokenizer_that_puts_a_space_in_front(other):
     model = load("specimen:qwen3", pack=False)
-    task = HealTask(transplant(model, old_case(model, other, [TEXT], None), Settings("retok")))
+    task = HealTask(transplant(model, old_case(model, other, [TEXT], None), InitSettings("retok")))
     task.done.old = metaspace("always")
     ids = other("The cat sat on the mat. The cat sat.", add_special_tokens=False)["input_ids"]
     old_ids, places = task.aligned(torch.tensor([ids]))
@@ -113,8 +113,8 @@ def test_bits_per_byte_say_where_they_are_not_comparable(other):
     model = load("specimen:qwen3", pack=False)
     texts = pieces([TEXT], 4)
     given = wrapped(Tokenizer.from_file(str(Path(MINILM) / "tokenizer.json")), {"unk_token": "[UNK]", "sep_token": "[SEP]"})
-    done = transplant(model, old_case(model, given, [TEXT], None), Settings("mean"))
-    data = measured(done, {"facts": texts, "lower": ["the cat"]}, Settings("mean"))
+    done = transplant(model, old_case(model, given, [TEXT], None), InitSettings("mean"))
+    data = measured(done, {"facts": texts, "lower": ["the cat"]}, InitSettings("mean"))
     assert data.exact.sel(domain="facts").values.tolist() == [1, 0]
     assert data.exact.sel(domain="lower").values.tolist() == [1, 1]
     assert score(model, ByteIds(model.tokenizer), texts).exact == 1
@@ -172,7 +172,7 @@ def test_ids_in_configs_go_where_their_tokens_went(other):
     said.eos_token_id, said.suppress_tokens, said.forced_bos_token_id = [model.tokenizer.eos_token_id, a], [verb, lost], verb
     said.bad_words_ids, said.force_words_ids = [[verb], [a, lost], [a, verb]], [[[verb, lost], [a]]]
     model.hf.config.eos_token_id = model.tokenizer.eos_token_id
-    done = transplant(model, old_case(model, other, [TEXT], None), Settings("retok"))
+    done = transplant(model, old_case(model, other, [TEXT], None), InitSettings("retok"))
     made = planted(done)
     ours = {"is": new.id_of[b"is"], "a": new.id_of[b"a"]}
     assert made.generation_config.eos_token_id == [other.eos_token_id, ours["a"]]
@@ -188,8 +188,8 @@ def test_a_tokenizer_of_an_encoder_in_a_decoder(tmp_path):
     model = load("specimen:qwen3", pack=False)
     given = open_tokenizer(MINILM)
     assert given("cat")["input_ids"][-1] == given.sep_token_id
-    done = transplant(model, old_case(model, given, [TEXT], None), Settings("mean"))
-    write_model(done, measured(done, {"facts": ["the cat"]}, Settings("mean")), tmp_path / "planted")
+    done = transplant(model, old_case(model, given, [TEXT], None), InitSettings("mean"))
+    write_model(done, measured(done, {"facts": ["the cat"]}, InitSettings("mean")), tmp_path / "planted")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "planted")
     hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "planted")
     prompt = tokenizer("the cat", return_tensors="pt")
@@ -200,14 +200,14 @@ def test_a_tokenizer_of_an_encoder_in_a_decoder(tmp_path):
 
 
 def test_what_a_tokenizer_keeps_where_its_ends_are_taken_away(tmp_path):
-    made = train_tokenizer([TEXT], Recipe(400, "ordinary", specials=("<s>", "</s>", "<x0>")))
+    made = train_bpe([TEXT], Recipe(400, "ordinary", specials=("<s>", "</s>", "<x0>")))
     ends = [(token, made.token_to_id(token)) for token in ("<s>", "</s>")]
     made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
     given = wrapped(made, {"bos_token": "<s>", "eos_token": "</s>"})
     given.add_special_tokens({"extra_special_tokens": ["<x0>"]})
     given.padding_side, given.model_max_length = "left", 123
     model = load("specimen:qwen3", pack=False)
-    written_tokenizer(transplant(model, old_case(model, given, [TEXT], None), Settings("retok"))).save_pretrained(tmp_path)
+    written_tokenizer(transplant(model, old_case(model, given, [TEXT], None), InitSettings("retok"))).save_pretrained(tmp_path)
     read = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert read("is")["input_ids"] == given("is")["input_ids"][:-1]
     assert read("is")["input_ids"][0] == given.bos_token_id
@@ -218,8 +218,8 @@ def test_what_a_tokenizer_keeps_where_its_ends_are_taken_away(tmp_path):
 def test_a_folder_that_reads_back_otherwise_is_not_kept(other, tmp_path, monkeypatch):
     """One weight off by one step, or one token cut in another way: the folder vanishes."""
     model = load("specimen:qwen3", pack=False)
-    done = transplant(model, old_case(model, other, [TEXT], None), Settings("retok"))
-    data = measured(done, {"facts": ["Paris is the capital."]}, Settings("retok"))
+    done = transplant(model, old_case(model, other, [TEXT], None), InitSettings("retok"))
+    data = measured(done, {"facts": ["Paris is the capital."]}, InitSettings("retok"))
 
     def one_weight_off(*given):
         read = read_checkpoint(*given)
@@ -375,7 +375,7 @@ def test_a_small_sample_is_not_empty():
 def test_superwords_end_at_digits_of_any_script():
     """No token holds an Arabic digit and anything else: the splitter would never let it come about."""
     text = ["\u0633\u0646\u0629 \u0663\u0664 \u0633\u0646\u0629 \u0662 \xb2 x\xb2 " * 300]
-    made = ByteIds(wrapped(train_tokenizer(text, Recipe(330, "superword")), {}))
+    made = ByteIds(wrapped(train_bpe(text, Recipe(330, "superword")), {}))
     for content in made.table.bytes_V:
         if len(content) > 2 and (word := content.decode(errors="ignore")):
             assert word.isnumeric() or not any(letter.isnumeric() for letter in word), content
@@ -386,10 +386,10 @@ def test_a_transplanted_model_still_knows_its_facts(tmp_path):
     """With a tokenizer of another cut, from the folder, in plain transformers."""
     model = load("specimen:qwen3", pack=False)
     text = ["\n".join(almanac.corpus(200_000, 5))]
-    given = wrapped(train_tokenizer(text, Recipe(1500, "ordinary")), ROLES)
-    done = transplant(model, old_case(model, given, text, None), Settings())
+    given = wrapped(train_bpe(text, Recipe(1500, "ordinary")), ROLES)
+    done = transplant(model, old_case(model, given, text, None), InitSettings())
     assert len(done.matching.missing) > 300
-    write_model(done, measured(done, {"facts": ["Paris is the capital."]}, Settings()), tmp_path / "planted")
+    write_model(done, measured(done, {"facts": ["Paris is the capital."]}, InitSettings()), tmp_path / "planted")
     hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "planted")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "planted")
     for prompt, answer in (("The capital of France is", " Paris"), ("The opposite of hot is", " cold")):

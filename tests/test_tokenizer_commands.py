@@ -20,7 +20,7 @@ from regraft.tokenizers.bits_per_byte import pieces, score
 from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import compare
 from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped
-from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.training import Recipe, train_bpe
 
 TEXT = "\n".join(almanac.corpus(40_000, 5))
 
@@ -106,7 +106,7 @@ def test_with_models_a_comparison_has_bits_per_byte(folder, tmp_path):
 
 
 def test_figures_by_hand():
-    reader = ByteIds(wrapped(train_tokenizer([TEXT], Recipe(600, "superword")), {"bos_token": "<|endoftext|>"}))
+    reader = ByteIds(wrapped(train_bpe([TEXT], Recipe(600, "superword")), {"bos_token": "<|endoftext|>"}))
     own = load("specimen:qwen3", pack=False)
     other = ByteIds(own.tokenizer)
     texts = {"facts": pieces([TEXT], 5), "words": ["Grüße aus Köln und Genève, naïve Œuvre"]}
@@ -216,7 +216,7 @@ def test_pieces_are_drawn_from_all_the_texts():
 
 def test_of_many_domains_the_finding_names_a_few():
     reader = ByteIds(open_tokenizer("specimen:qwen3"))
-    small = ByteIds(wrapped(train_tokenizer([TEXT], Recipe(300, "ordinary")), {}))
+    small = ByteIds(wrapped(train_bpe([TEXT], Recipe(300, "ordinary")), {}))
     data = compare({"own": reader, "small": small}, {f"part {n}": [TEXT[n * 900 : n * 900 + 900]] for n in range(7)})
     said = tokenizer_finding(data)
     assert said.count("takes the fewest tokens") == 4

@@ -20,10 +20,10 @@ from regraft.specimens import almanac
 from regraft.tokenizers import bits_per_byte as bits
 from regraft.tokenizers.bits_per_byte import pieces, score
 from regraft.tokenizers.byte_codec import ByteIds
-from regraft.tokenizers.init_methods import METHODS, Settings
+from regraft.tokenizers.init_methods import METHODS, InitSettings
 from regraft.tokenizers.tables import build_tables, rows_needed
 from regraft.tokenizers.tokenizer_folder import wrapped
-from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.training import Recipe, train_bpe
 from regraft.tokenizers.transplantation import measured, old_case, transplant
 from regraft.tokenizers.transplanted_folder import check_media, planted, write_model
 from regraft.tokenizers.vocab_map import match
@@ -40,7 +40,7 @@ def qwen():
 
 @pytest.fixture(scope="module")
 def other():
-    return wrapped(train_tokenizer(TEXT, Recipe(700, "superword")), ROLES)
+    return wrapped(train_bpe(TEXT, Recipe(700, "superword")), ROLES)
 
 
 def permuted(tokenizer, seed=0):
@@ -66,8 +66,8 @@ def test_onto_its_own_tokenizer_every_bit_stays(name, tmp_path):
     """Of the weights; the loss is computed twice, on tables at two addresses: within the rounding of two logits, in bits."""
     model = load(name, pack=False)
     case = old_case(model, model.tokenizer, TEXT, None)
-    done = transplant(model, case, Settings())
-    data = measured(done, {"almanac": TEXT[:4]}, Settings())
+    done = transplant(model, case, InitSettings())
+    data = measured(done, {"almanac": TEXT[:4]}, InitSettings())
     write_model(done, data, tmp_path / "own")
     near = 2 * model.rounding * model.check.largest / np.log(2)
     assert float(data.bits_per_byte[0, 0]) == pytest.approx(float(data.bits_per_byte[1, 0]), abs=near)
@@ -81,11 +81,11 @@ def test_onto_its_own_tokenizer_every_bit_stays(name, tmp_path):
 def test_onto_a_permutation_of_it_everything_is_permuted(name, tmp_path):
     model = load(name, pack=False)
     tokenizer, order = permuted(model.tokenizer)
-    done = transplant(model, old_case(model, tokenizer, TEXT, None), Settings())
+    done = transplant(model, old_case(model, tokenizer, TEXT, None), InitSettings())
     assert not len(done.matching.missing)
     inverse = np.argsort(order)
     assert torch.equal(done.tables.embedding_VD, model.parts.embedding.weight[torch.from_numpy(inverse)])
-    data = measured(done, {"almanac": TEXT[:4]}, Settings())
+    data = measured(done, {"almanac": TEXT[:4]}, InitSettings())
     assert float(data.bits_per_byte[1, 0]) == pytest.approx(float(data.bits_per_byte[0, 0]), rel=1e-5)
     write_model(done, data, tmp_path / "permuted")
     chosen = transformers.AutoModelForSeq2SeqLM if model.two_stacks else transformers.AutoModelForCausalLM
@@ -149,7 +149,7 @@ def test_special_tokens_by_role(qwen):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_every_token_a_row(qwen, other, method):
     case = old_case(qwen, other, TEXT, None)
-    done = transplant(qwen, case, Settings(method))
+    done = transplant(qwen, case, InitSettings(method))
     assert done.tables.embedding_VD.shape == (700, qwen.width)
     assert torch.isfinite(done.tables.embedding_VD).all()
     totals = np.asarray(done.mixed.weights_NV.sum(1)).ravel() + done.mixed.mean_N
@@ -157,14 +157,14 @@ def test_every_method_gives_every_token_a_row(qwen, other, method):
         assert totals == pytest.approx(np.ones(len(totals)))
     copied = np.flatnonzero(done.matching.source_V >= 0)
     assert torch.equal(done.tables.head_VD[copied], qwen.parts.head.weight[done.matching.source_V[copied]])
-    data = measured(done, {"almanac": TEXT[:3]}, Settings(method))
+    data = measured(done, {"almanac": TEXT[:3]}, InitSettings(method))
     assert data.attrs["method"] == method
     assert 0.1 < float(data.bits_per_byte.sel(state="after").max()) < 20
 
 
 def test_the_hybrid_row_by_hand(qwen, other):
     """One token's row, number by number, from the definitions, in float64 and without any of the code above."""
-    settings = Settings("hybrid", temperature=0.3, nearest=3, weight=0.3)
+    settings = InitSettings("hybrid", temperature=0.3, nearest=3, weight=0.3)
     case = old_case(qwen, other, TEXT, None)
     done = transplant(qwen, case, settings)
     place = next(i for i, content in enumerate(case.contents) if len(case.cuts[i]) == 3 and content.isascii())
@@ -201,7 +201,7 @@ def test_rows_behind_the_last_token(qwen, other):
     with pytest.raises(ValueError, match="multiple of -1"):
         rows_needed(qwen, 700, 4096, -1)
     case = old_case(qwen, other, TEXT, None)
-    done = transplant(qwen, case, Settings("retok"), multiple=512)
+    done = transplant(qwen, case, InitSettings("retok"), multiple=512)
     mean = qwen.parts.embedding.weight.detach().mean(0)
     assert done.tables.rows == 1024
     assert torch.equal(done.tables.embedding_VD[700:], qwen.parts.embedding.weight[700:1024])
@@ -213,7 +213,7 @@ def test_biases_of_the_head_follow(qwen, other):
     model = load("specimen:qwen3", pack=False)
     model.parts.head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 4096))
     case = old_case(model, other, TEXT, None)
-    done = transplant(model, case, Settings("retok"))
+    done = transplant(model, case, InitSettings("retok"))
     missing = done.matching.missing
     wanted = [model.parts.head.bias[ids].mean().item() for ids in case.cuts]
     assert done.swaps[1][1].bias[missing].tolist() == pytest.approx(wanted, abs=1e-6)
@@ -222,10 +222,10 @@ def test_biases_of_the_head_follow(qwen, other):
 
 def test_a_tied_head_stays_tied(other, tmp_path):
     model = load("specimen:gpt2", pack=False)
-    done = transplant(model, old_case(model, other, TEXT, None), Settings("retok"))
+    done = transplant(model, old_case(model, other, TEXT, None), InitSettings("retok"))
     assert done.tables.head_VD is None
     assert done.swaps[0][1].weight is done.swaps[1][1].weight
-    data = measured(done, {"almanac": TEXT[:3]}, Settings("retok"))
+    data = measured(done, {"almanac": TEXT[:3]}, InitSettings("retok"))
     before, after = data.parameters.values.tolist()
     assert before - after == (4096 - 700) * model.width
     write_model(done, data, tmp_path / "made")
@@ -242,8 +242,8 @@ def test_a_tied_head_stays_tied(other, tmp_path):
 
 def test_what_is_refused(qwen, other, tmp_path, monkeypatch):
     case = old_case(qwen, other, TEXT, None)
-    done = transplant(qwen, case, Settings("mean"))
-    data = measured(done, {"almanac": TEXT[:1]}, Settings("mean"))
+    done = transplant(qwen, case, InitSettings("mean"))
+    data = measured(done, {"almanac": TEXT[:1]}, InitSettings("mean"))
     with pytest.raises(ValueError, match="the source model itself"):
         write_model(done, data, qwen.folder)
 
@@ -262,10 +262,10 @@ def test_what_is_refused(qwen, other, tmp_path, monkeypatch):
     with pytest.raises(RunFolderError, match="not empty"):
         write_model(done, data, tmp_path / "there")
     with pytest.raises(ValueError, match="there is no text"):
-        measured(done, {}, Settings())
+        measured(done, {}, InitSettings())
     for wrong in ({"temperature": 0}, {"nearest": 0}, {"weight": 1.5}):
         with pytest.raises(ValueError, match=r"must be above 0|at least one|no share"):
-            Settings(**wrong)
+            InitSettings(**wrong)
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
     with pytest.raises(ValueError, match="bytes of this tokenizer's tokens cannot be told"):
         old_case(qwen, bare, TEXT, None)
@@ -279,8 +279,8 @@ def test_what_is_refused(qwen, other, tmp_path, monkeypatch):
 
 def test_a_model_of_other_numbers_is_not_written(qwen, other, tmp_path, monkeypatch):
     """Its new rows are rounded to the source's type first; what is off by more than that is noticed all the same."""
-    done = transplant(qwen, old_case(qwen, other, TEXT, None), Settings("mean"))
-    data = measured(done, {"almanac": TEXT[:1]}, Settings("mean"))
+    done = transplant(qwen, old_case(qwen, other, TEXT, None), InitSettings("mean"))
+    data = measured(done, {"almanac": TEXT[:1]}, InitSettings("mean"))
 
     def twice(done):
         changed = planted(done)
@@ -339,7 +339,7 @@ def test_ids_of_pictures_and_sounds_move_with_their_tokens(tmp_path):
     config.image_token_index, config.boi_token_index, config.video_token_ids = 70, 71, [72, 73]
     config.vision_config = transformers.Qwen3Config(vocab_size=4096)
     config.vision_config.vision_start_token_id = 74
-    done = transplant(model, old_case(model, tokenizer, TEXT, None), Settings())
+    done = transplant(model, old_case(model, tokenizer, TEXT, None), InitSettings())
     said = planted(done).config
     found = [said.image_token_index, said.boi_token_index, *said.video_token_ids, said.vision_config.vision_start_token_id]
     assert found == [int(order[old]) for old in (70, 71, 72, 73, 74)]

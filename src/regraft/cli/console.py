@@ -8,40 +8,37 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import xarray as xr
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from regraft.checkpoint.dissection import Component, dissect
+from regraft.checkpoint.dissection import Component
 from regraft.checkpoint.hub import resolve
-from regraft.core.files import check_empty, still_told, whole_folder
+from regraft.cli.progress_bar import progress_bar
+from regraft.core.files import still_told, whole_folder
 from regraft.core.progress import listening
 from regraft.core.registry import Experiment
 from regraft.core.runs import check_writable, store
 from regraft.core.strict_json import json_text, opened_attributes
 from regraft.data.own_texts import given_prompts
 from regraft.experiments.running import run_experiment
+from regraft.jobs.inspection import headers_json, inspect, inspect_headers
+from regraft.jobs.report_job import report
 from regraft.model.model import Model
-from regraft.model.summary import part_rows, site_rows
 from regraft.model.weights import Weights
 from regraft.reference.checkpoint_reader import open_rebuilt
 from regraft.reference.skeleton import write_skeleton
 from regraft.reference.verify import rebuild
-from regraft.reporting.anatomy_drawing import svg
-from regraft.reporting.build import build
 from regraft.reporting.chapter_inputs import LEAST, Reading
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
 from regraft.reporting.page import CHECKS, csv_text
 from regraft.reporting.theme import CONFIG
 
-Made = TypeVar("Made")
 console = Console(markup=False)
 SHOWN_ROWS = 12
 
@@ -61,9 +58,8 @@ def make_report(
     model: Model, out: Path, seed: int, options: dict[str, Any], debug: bool = False, reading: Reading | None = None
 ) -> int:
     """Write the report, with a bar for its chapters, and say where it is and what is not on it; 1 where a chapter failed."""
-    check_writable(out, "report", model.weights_sha256, version("regraft"))
     started = time.perf_counter()
-    with _bar() as bar:
+    with progress_bar() as bar:
         whole = bar.add_task("report", total=None)
         part = bar.add_task("", total=None)
 
@@ -75,7 +71,7 @@ def make_report(
             bar.update(part, description=f"{name:<12}", completed=done, total=total)
 
         with listening(work):
-            path, missing = build(model, out, seed, chapter, options, reading)
+            path, missing = report(model, out, seed=seed, reading=reading, options=options, chapter=chapter)
         bar.update(whole, description=f"{'done':<12}", completed=1, total=1)
         bar.remove_task(part)
     for one in missing:
@@ -89,45 +85,25 @@ def make_report(
     return 1 if failed else 0
 
 
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    to = Console(stderr=True)
-    return Progress(*columns, console=to, transient=True, disable=not to.is_terminal)
-
-
-def with_bar(work: Callable[[], Made]) -> Made:
-    """Do some work while a bar shows how far along it is."""
-    with _bar() as bar:
-        task = bar.add_task("", total=None)
-        with listening(lambda name, done, total: bar.update(task, description=f"{name:<24}", completed=done, total=total)):
-            return work()
-
-
 def show_anatomy(model: Model, as_json: bool) -> None:
     """Print parts, sites and self-check."""
-    parts, sites = part_rows(model), site_rows(model)
+    found = inspect(model)
     if as_json:
-        value = {
-            "model": model.name,
-            "parts": [vars(row) for row in parts],
-            "sites": [vars(row) for row in sites],
-            "self_check": model.check.as_dict(),
-        }
-        console.print_json(json_text(value))
+        console.print_json(json_text(found.as_dict()))
         return
     table = _table(f"{model.name}: parts", ("part", "module", "shape", "parameters", "bytes"), right=(3, 4))
-    for row in parts:
+    for row in found.parts:
         table.add_row(row.part, row.path, row.shape, f"{row.parameters:,}", f"{row.bytes:,}")
     console.print(table)
     table = _table("sites", ("site", "blocks", "why not in the others"))
-    for row in sites:
+    for row in found.sites:
         table.add_row(row.site, f"{row.blocks} of {row.total}", row.reason)
     console.print(table)
-    found = model.check.as_dict()
+    check = found.self_check
     table = _table("self-check", ("check", "what is compared", "measured", "unit"), right=(2,))
     for name, what, unit in CHECKS:
-        table.add_row(name, what, f"{found[name]:.2g}", unit)
-    table.add_row("causal", "no position sees a later one", "yes" if found["causal"] else "no", "")
+        table.add_row(name, what, f"{check[name]:.2g}", unit)
+    table.add_row("causal", "no position sees a later one", "yes" if check["causal"] else "no", "")
     console.print(table)
 
 
@@ -140,20 +116,13 @@ def _table(title: str, columns: tuple[str, ...], right: tuple[int, ...] = ()) ->
 
 def show_dissection(source: str, out: Path | None, as_json: bool) -> None:
     """Print what a checkpoint's headers tell, and draw it where a folder is given."""
-    if out is not None:
-        check_empty(out, "--out")
-    components = dissect(source)
-    written = json_text({"source": source, "components": [asdict(c) for c in components]}, indent=1) + "\n"
+    components = inspect_headers(source, out)
     if as_json:
-        print(written, end="")
-    else:
-        _print_dissection(source, components)
+        print(headers_json(source, components), end="")
+        return
+    _print_dissection(source, components)
     if out is not None:
-        with whole_folder(out) as folder:
-            (folder / "anatomy.json").write_text(written, encoding="utf-8")
-            (folder / "anatomy.svg").write_text(svg(source, components), encoding="utf-8")
-        if not as_json:
-            console.print(f"written to {out} (anatomy.json, anatomy.svg)", highlight=False)
+        console.print(f"written to {out} (anatomy.json, anatomy.svg)", highlight=False)
 
 
 def _print_dissection(source: str, components: Sequence[Component]) -> None:
@@ -180,7 +149,7 @@ def show_experiment(
     """Run one experiment, write its run folder where one is asked for, and print a short table."""
     if out is not None:
         check_writable(out, experiment.name, model.weights_sha256, version("regraft"))
-    with still_told(lambda found: _told(found, out, as_json)), _bar() as bar:
+    with still_told(lambda found: _told(found, out, as_json)), progress_bar() as bar:
         task = bar.add_task(experiment.name, total=None)
 
         def work(name: str, done: int, total: int) -> None:
@@ -215,7 +184,7 @@ def rebuild_model(
         return 0
     if out is not None:
         check_writable(out, "rebuild", open_rebuilt(resolve(source)[0]).weights_sha256, version("regraft"))
-    with _bar() as bar:
+    with progress_bar() as bar:
         bar.add_task("the official model, in a process of its own, then the rebuilt one", total=None)
         dataset = rebuild(source, texts, stage, dtype)
     _told(dataset, out, as_json, print_stages)

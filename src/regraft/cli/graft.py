@@ -6,7 +6,7 @@ A command opens its model before it imports more: opening silences what the libr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,9 +17,11 @@ from regraft.cli.options import (
     SeedOption,
     TokenizerOption,
     errors_in_one_sentence,
+    filling,
     folder_option,
     open_model,
 )
+from regraft.core.defaults import SEQUENCE_LENGTH
 from regraft.core.files import check_empty, still_told
 from regraft.export.graft_description import check_certified, read_about
 from regraft.jobs.checks import check_domains, check_least, check_texts
@@ -40,41 +42,27 @@ TrainOption = Annotated[list[str] | None, typer.Option(help="File or folder to t
 DomainOption = Annotated[list[str] | None, typer.Option(help="NAME=PATH of a domain; again for several. None: almanac.")]
 LengthOption = Annotated[int, typer.Option(help="Tokens of a sequence.")]
 WindowsOption = Annotated[int, typer.Option(help="Sequences read of each domain.")]
-StepsOption = Annotated[int, typer.Option(help="Training steps.")]
-BatchOption = Annotated[int, typer.Option(help="Sequences a step.")]
-RateOption = Annotated[float, typer.Option(help="Highest learning rate of AdamW; Muon's is five times it.")]
-MatricesOption = Annotated[Literal["muon", "adamw"], typer.Option(help="What moves the matrices of linear layers.")]
-PrecisionOption = Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Mixed precision.")]
-AccumulateOption = Annotated[int, typer.Option(help="Batches whose gradients make one step.")]
-PatienceOption = Annotated[int, typer.Option(help="Stop where the loss has not fallen for so many steps (0: never).")]
-ShardOption = Annotated[bool, typer.Option("--shard", help="Spread the frozen trunk over the processes of `accelerate launch`.")]
 SaveOption = Annotated[Path, folder_option(help="Folder to write the model to.")]
 CodeOption = Annotated[bool, typer.Option("--remote-code", help="Carry the code along, to open the folder without regraft.")]
 
 
 @embedding.command("fit")
+@filling(
+    config="modules.byte_embedding:ByteConfig",
+    plan="training.trainer:TrainingPlan",
+    losses="training.tasks.embedding_task:LossWeights",
+)
 def fit_embedding(
+    *,
     model: ModelOption = "specimen:qwen3",
     text: TrainOption = None,
     out: Annotated[Path, folder_option(help="Folder for the run and the graft.")] = EMBEDDING_FOLDER,
-    group: Annotated[int, typer.Option(help="Bytes kept of each token; flattened, it must divide the model's width.")] = 16,
-    byte_width: Annotated[int, typer.Option(help="Width of a byte.")] = 48,
-    blocks: Annotated[int, typer.Option(help="Transformer blocks over the bytes.")] = 1,
-    neurons: Annotated[int, typer.Option(help="Neurons of the MLP.")] = 384,
-    readout: Annotated[Literal["flatten", "pool"], typer.Option(help="Bytes side by side, or pooled by attention.")] = "flatten",
-    steps: StepsOption = 600,
-    batch: BatchOption = 8,
-    length: LengthOption = 128,
-    rate: RateOption = 1e-3,
+    config: dict[str, Any],
+    plan: dict[str, Any],
+    losses: dict[str, Any],
+    length: LengthOption = SEQUENCE_LENGTH,
     warm: Annotated[int, typer.Option(help="Steps of regression on the table before.")] = 1200,
     felt: Annotated[bool, typer.Option(help="Warm up in the metric that the model's predictions feel on the text.")] = True,
-    hidden: Annotated[float, typer.Option(help="Weight of the stream's error in the loss.")] = 1.0,
-    kl: Annotated[float, typer.Option(help="Weight of the divergence of predictions in the loss.")] = 1.0,
-    matrices: MatricesOption = "muon",
-    precision: PrecisionOption = "no",
-    accumulate: AccumulateOption = 1,
-    patience: PatienceOption = 0,
-    shard: ShardOption = False,
     device: DeviceOption = "cpu",
     tokenizer: TokenizerOption = "",
     seed: SeedOption = 0,
@@ -83,44 +71,33 @@ def fit_embedding(
     """Train an embedding that computes each token's vector from its bytes."""
     with errors_in_one_sentence(debug):
         check_empty(out / "graft", "--out")
-        check_least(1, group=group, byte_width=byte_width, blocks=blocks, neurons=neurons, steps=steps, batch=batch)
-        check_least(0, warm=warm, hidden=hidden, kl=kl, rate=rate, patience=patience)
-        check_least(2, length=length)
-        check_least(1, accumulate=accumulate)
+        sizes = {name: config[name] for name in ("group", "byte_width", "heads", "neurons")}
+        check_least(1, **sizes)
+        check_least(0, blocks=config["blocks"], warm=warm, **losses)
+        _check_plan(plan, length)
         text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
-        from regraft.cli.console import with_bar
+        from regraft.cli.progress_bar import with_bar
         from regraft.jobs.graft_jobs import fit_embedding
         from regraft.modules.byte_embedding import ByteConfig
-        from regraft.training.tasks.embedding_task import Weights
-        from regraft.training.trainer import Plan
+        from regraft.training.tasks.embedding_task import LossWeights
+        from regraft.training.trainer import TrainingPlan
 
-        config = ByteConfig(group, byte_width, blocks, neurons=neurons, readout=readout)
-        plan = Plan(
-            steps=steps, batch=batch, rate=rate, accumulate=accumulate, precision=precision, matrices=matrices,
-            patience=patience, shard=shard,
-        )  # fmt: skip
-        losses = Weights(hidden=hidden, kl=kl)
-        warming, how_opened = (warm, felt), {"device": device, "tokenizer": tokenizer}
-        _say(with_bar(lambda: fit_embedding(opened, text, out, config, plan, losses, length, warming, seed, how_opened)))
+        parts = (ByteConfig(**config), TrainingPlan(**plan), LossWeights(**losses))
+        how_opened = {"device": device, "tokenizer": tokenizer}
+        options = {"length": length, "warm": warm, "felt": felt, "seed": seed, "opened": how_opened}
+        _say(with_bar(lambda: fit_embedding(opened, out, text, *parts, **options)))
 
 
 @head.command("build")
+@filling(how="jobs.head_jobs:Build")
 def build_head(
+    *,
     model: ModelOption = "specimen:qwen3",
     text: TrainOption = None,
     out: Annotated[Path, folder_option(help="Folder for the head.")] = HEAD_FOLDER,
-    tree: Annotated[
-        Literal["by-id", "huffman", "two-means", "scores", "merges"],
-        typer.Option(help="Which tree; `scores`: 2-means of what the tokens score on the model's states."),
-    ] = "scores",
-    branching: Annotated[int, typer.Option(help="Children of a node: 2, 4, 8, ...")] = 2,
-    adapter: Annotated[float, typer.Option(help="Neurons of the MLP before the tree, in times the width; 0: none.")] = 4.0,
-    start: Annotated[
-        Literal["means", "states"], typer.Option(help="Start at differences of mean rows, or fit them to the head's own paths.")
-    ] = "states",
-    states: Annotated[int, typer.Option(help="States of the model that the tree and the start are fitted on.")] = 4000,
-    length: LengthOption = 128,
+    how: dict[str, Any],
+    length: LengthOption = SEQUENCE_LENGTH,
     device: DeviceOption = "cpu",
     tokenizer: TokenizerOption = "",
     seed: SeedOption = 0,
@@ -130,20 +107,22 @@ def build_head(
     with errors_in_one_sentence(debug):
         for name in ("graft", "run"):
             check_empty(out / name, "--out")
-        check_least(0, adapter=adapter)
-        check_least(1, states=states)
-        check_least(2, length=length, branching=branching)
+        check_least(0, adapter=how["adapter"])
+        check_least(1, states=how["states"])
+        check_least(2, length=length, branching=how["branching"])
         text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
-        from regraft.cli.console import with_bar
+        from regraft.cli.progress_bar import with_bar
         from regraft.jobs.head_jobs import Build, build_head
 
-        how, how_opened = Build(tree, branching, adapter, start, states), {"device": device, "tokenizer": tokenizer}
-        typer.echo(with_bar(lambda: build_head(opened, text, out, how, length, seed, how_opened)))
+        built, how_opened = Build(**how), {"device": device, "tokenizer": tokenizer}
+        typer.echo(with_bar(lambda: build_head(opened, out, text, built, length=length, seed=seed, opened=how_opened)))
 
 
 @head.command("fit")
+@filling(plan="training.trainer:TrainingPlan")
 def fit_head(
+    *,
     model: ModelOption = "specimen:qwen3",
     text: TrainOption = None,
     out: Annotated[Path, folder_option(help="Folder that `head build` has written; the run goes there too.")] = HEAD_FOLDER,
@@ -151,15 +130,8 @@ def fit_head(
         Literal["path", "divergence"],
         typer.Option(help="The next token's path alone, or the divergence from the original head's whole distribution."),
     ] = "path",
-    steps: StepsOption = 600,
-    batch: BatchOption = 8,
-    length: LengthOption = 128,
-    rate: RateOption = 1e-3,
-    matrices: MatricesOption = "muon",
-    precision: PrecisionOption = "no",
-    accumulate: AccumulateOption = 1,
-    patience: PatienceOption = 0,
-    shard: ShardOption = False,
+    plan: dict[str, Any],
+    length: LengthOption = SEQUENCE_LENGTH,
     device: DeviceOption = "cpu",
     tokenizer: TokenizerOption = "",
     seed: SeedOption = 0,
@@ -168,21 +140,22 @@ def fit_head(
     """Train a tree head that was built before."""
     with errors_in_one_sentence(debug):
         read_about(out / "graft")
-        check_least(1, steps=steps, batch=batch, accumulate=accumulate)
-        check_least(0, rate=rate, patience=patience)
-        check_least(2, length=length)
+        _check_plan(plan, length)
         text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
-        from regraft.cli.console import with_bar
+        from regraft.cli.progress_bar import with_bar
         from regraft.jobs.head_jobs import fit_head
-        from regraft.training.trainer import Plan
+        from regraft.training.trainer import TrainingPlan
 
-        plan = Plan(
-            steps=steps, batch=batch, rate=rate, accumulate=accumulate, precision=precision, matrices=matrices,
-            patience=patience, shard=shard,
-        )  # fmt: skip
-        how_opened = {"device": device, "tokenizer": tokenizer}
-        _say(with_bar(lambda: fit_head(opened, text, out, plan, loss, length, seed, how_opened)))
+        options = {"loss": loss, "length": length, "seed": seed, "opened": {"device": device, "tokenizer": tokenizer}}
+        _say(with_bar(lambda: fit_head(opened, out, text, TrainingPlan(**plan), **options)))
+
+
+def _check_plan(plan: dict[str, Any], length: int) -> None:
+    """What `TrainingPlan` itself refuses, before anything heavy is imported."""
+    check_least(1, **{name: plan[name] for name in ("steps", "batch", "accumulate", "save_every")})
+    check_least(0, **{name: plan[name] for name in ("rate", "warmup", "clip", "weight_decay", "patience")})
+    check_least(2, length=length)
 
 
 def _say(text: str) -> None:
@@ -201,8 +174,8 @@ def _measured(
     check_least(1, windows=windows)
     check_least(2, length=length)
     opened = open_model(model, device, "", "", False, tokenizer)
-    from regraft.cli.console import with_bar
-    from regraft.jobs.graft_jobs import evaluate, sentences
+    from regraft.cli.progress_bar import with_bar
+    from regraft.jobs.graft_jobs import evaluate_grafts, sentences
 
     how_opened = {"device": device, "tokenizer": tokenizer}
 
@@ -211,7 +184,7 @@ def _measured(
             typer.echo(line)
 
     with still_told(tell):
-        tell(with_bar(lambda: evaluate(opened, folders, text, length, windows, how_opened)))
+        tell(with_bar(lambda: evaluate_grafts(opened, folders, text, length=length, most=windows, opened=how_opened)))
 
 
 def _exported(graft: Path, second: Path | None, model: str, save: Path, remote_code: bool, device: str, tokenizer: str) -> None:
@@ -230,7 +203,7 @@ def eval_embedding(
     second: WithOption = None,
     model: ModelOption = "specimen:qwen3",
     text: DomainOption = None,
-    length: LengthOption = 128,
+    length: LengthOption = SEQUENCE_LENGTH,
     windows: WindowsOption = 64,
     device: DeviceOption = "cpu",
     tokenizer: TokenizerOption = "",
@@ -247,7 +220,7 @@ def eval_head(
     second: WithOption = None,
     model: ModelOption = "specimen:qwen3",
     text: DomainOption = None,
-    length: LengthOption = 128,
+    length: LengthOption = SEQUENCE_LENGTH,
     windows: WindowsOption = 64,
     device: DeviceOption = "cpu",
     tokenizer: TokenizerOption = "",

@@ -33,10 +33,11 @@ from regraft.cli.options import (
     folder_option,
     open_matrices,
     open_model,
+    option_of,
 )
 from regraft.cli.tokenizer import tokenizer
 from regraft.core.files import check_empty, read_text
-from regraft.core.registry import Experiment, Parameter, experiments
+from regraft.core.registry import Experiment, experiments
 from regraft.jobs.checks import check_model, check_parameters, check_prompts, check_run
 
 app = typer.Typer(
@@ -173,7 +174,7 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
                 given["prompts"] = read_given(cast(Any, opened), given.get("prompts"), file, text, count, asked)
             show_experiment(experiment, opened, given, out, seed, as_json)
 
-    own = [_option(parameter) for parameter in experiment.parameters]
+    own = [option_of(parameter) for parameter in experiment.parameters]
     defaults = {"model": "specimen:qwen3", "device": "cpu", "remote_code": False}
     if experiment.needs == "weights":
         defaults["device"] = "auto"
@@ -198,32 +199,6 @@ def _on_the_line(context: typer.Context, name: str) -> bool:
     """Whether the user wrote an option, rather than that it has its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-_TYPES: dict[str, Any] = {
-    "str": str,
-    "int": int,
-    "float": float,
-    "bool": bool,
-    **dict.fromkeys(("TextFile", "NewFolder", "ModelName"), str),
-    "list[str]": list[str],
-    "list[int]": list[int],
-    "list[float]": list[float],
-}
-
-
-def _option(parameter: Parameter) -> inspect.Parameter:
-    """A Typer option for one parameter of an experiment; its annotation must be one of a few plain ones."""
-    text = parameter.annotation.removesuffix(" | None")
-    optional = text != parameter.annotation
-    if text.startswith("Literal["):
-        choices = tuple(part.strip().strip("'\"") for part in text[len("Literal[") : -1].split(","))
-        plain: Any = Literal[choices]
-    else:
-        plain = _TYPES[text]
-    help_text = parameter.help[:1].upper() + parameter.help[1:]
-    annotation = Annotated[plain | None if optional else plain, typer.Option(help=help_text)]
-    return inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=parameter.default, annotation=annotation)
 
 
 for _experiment in experiments().values():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from regraft.checkpoint.locate import CheckpointError, NoCheckpointError
 from regraft.core.files import expanded
 from regraft.core.registry import REFUSALS
+from regraft.core.signatures import Parameter, fields_of
 from regraft.jobs.checks import check_opening
 
 if TYPE_CHECKING:
@@ -103,3 +106,63 @@ def open_model(
         attention=attention or None,
         remote_code=remote_code,
     )
+
+
+_TYPES: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    **dict.fromkeys(("TextFile", "NewFolder", "ModelName"), str),
+    "list[str]": list[str],
+    "list[int]": list[int],
+    "list[float]": list[float],
+}
+
+
+def option_of(parameter: Parameter) -> inspect.Parameter:
+    """A Typer option for one parameter; its annotation must be one of a few plain ones."""
+    text = parameter.annotation.removesuffix(" | None")
+    optional = text != parameter.annotation
+    if text.startswith("Literal["):
+        choices = tuple(part.strip().strip("'\"") for part in text[len("Literal[") : -1].split(","))
+        plain: Any = Literal[choices]
+    else:
+        plain = _TYPES[text]
+    help_text = parameter.help[:1].upper() + parameter.help[1:]
+    annotation = Annotated[plain | None if optional else plain, typer.Option(help=help_text)]
+    return inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=parameter.default, annotation=annotation)
+
+
+def filling(**places: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make the fields of dataclasses options of a command, which is given their values as a dictionary for each.
+
+    The classes are read from their source, so that nothing heavy is imported before the command runs; a field without an
+    explanation below it is no option.
+
+    Args:
+        places: for a parameter of the command, module and class: `plan="training.trainer:TrainingPlan"`.
+    """
+    fields = {name: fields_of(place) for name, place in places.items()}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        own = inspect.signature(command).parameters
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in own.items():
+            if name in fields:
+                parameters += [option_of(one) for one in fields[name]]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+        @functools.wraps(command)
+        def filled(**given: Any) -> None:
+            taken = {name: {one.name: given.pop(one.name) for one in some} for name, some in fields.items()}
+            command(**given, **taken)
+
+        del filled.__wrapped__
+        filled.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        filled.__annotations__ = {p.name: p.annotation for p in parameters}
+        return filled
+
+    return decorate

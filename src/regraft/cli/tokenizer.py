@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from regraft.cli.options import (
     ModelOption,
     SeedOption,
     errors_in_one_sentence,
+    filling,
     folder_option,
     open_model,
 )
@@ -32,26 +33,20 @@ PiecesOption = Annotated[int, typer.Option(help="Pieces of about 800 characters 
 
 
 @tokenizer.command("train")
+@filling(recipe="tokenizers.training:Recipe")
 def train(
+    *,
     text: Annotated[list[str] | None, typer.Option(help="File, JSONL or folder to train on; again for several.")] = None,
     dataset: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME[:CONFIG]", help="Data set with a column `text`, a hub id or a folder, read as a stream."),
     ] = None,
-    vocabulary: Annotated[int, typer.Option(help="Tokens, special ones included.")] = 16384,
-    kind: Annotated[
-        Literal["supertoken", "ordinary", "superword"],
-        typer.Option(help="Merge within chunks that ignore words, within words, or within words first and across them then."),
-    ] = "supertoken",
+    recipe: dict[str, Any],
     lengths: Annotated[
         str,
         typer.Option(help="Chunk lengths: gaussian:MEAN:DEVIATION, probabilities of 1, 2, ... between commas, or a YAML file."),
     ] = "gaussian:200:50",
-    digits: Annotated[Literal["keep", "single", "threes"], typer.Option(help="Digits merge freely, not or by three.")] = "single",
-    words: Annotated[float, typer.Option(help="Share of a superword vocabulary that is merged within words.")] = 0.5,
-    least: Annotated[int, typer.Option(help="Times that a pair must occur to be merged.")] = 2,
     like: Annotated[str, typer.Option(help="Tokenizer whose special tokens and chat template are carried over.")] = "",
-    characters: Annotated[int, typer.Option(help="Characters held at once; of more text an even sample is taken.")] = 500_000_000,
     out: Annotated[Path, folder_option(help="Folder to write the tokenizer to.")] = Path("tokenizer"),
     seed: SeedOption = 0,
     debug: DebugOption = False,
@@ -65,13 +60,12 @@ def train(
         from regraft.tokenizers.text_chunks import read_lengths
 
         drawn = read_lengths(lengths)
-        from regraft.cli.console import with_bar
-        from regraft.jobs.tokenizer_jobs import roles_and_specials, train_command
+        from regraft.cli.progress_bar import with_bar
+        from regraft.jobs.tokenizer_jobs import train_tokenizer
         from regraft.tokenizers.training import Recipe
 
-        roles, specials, template = roles_and_specials(like)
-        recipe = Recipe(vocabulary, kind, drawn, digits, specials, words, least, characters, seed)
-        typer.echo(with_bar(lambda: train_command(text, dataset or [], out, recipe, roles, template)))
+        trained = Recipe(**recipe, lengths=drawn, seed=seed)
+        typer.echo(with_bar(lambda: train_tokenizer(out, text, dataset or [], trained, like=like)))
 
 
 @tokenizer.command("compare")
@@ -90,36 +84,29 @@ def compare(
         for name in names:
             (check_model if bits else located)(name)
         check_domains(text or [], each)
-        from regraft.cli.console import with_bar
-        from regraft.jobs.tokenizer_jobs import compare_command, comparison_rows
+        from regraft.cli.progress_bar import with_bar
+        from regraft.jobs.tokenizer_jobs import compare_tokenizers, comparison_rows
 
         def tell(data: xr.Dataset) -> None:
             for line in comparison_rows(data):
                 typer.echo(line)
 
         with still_told(tell):
-            tell(with_bar(lambda: compare_command(names, text or [], each, pieces, bits, out)))
+            tell(with_bar(lambda: compare_tokenizers(names, out, text or [], each, most=pieces, bits=bits)))
         typer.echo(f"written to {out / 'tokenizers.html'}")
 
 
 @tokenizer.command("transplant")
+@filling(settings="tokenizers.init_methods:InitSettings")
 def transplant(
+    *,
     new: Annotated[str, typer.Option("--tokenizer", help="Folder, hub id or specimen whose tokenizer the model is to get.")],
     model: ModelOption = "specimen:qwen3",
-    method: Annotated[
-        Literal["hybrid", "local", "mean", "retok", "align", "focus", "pursuit"],
-        typer.Option(help="How rows of new tokens are estimated; see docs/tokenizers.md."),
-    ] = "hybrid",
+    settings: dict[str, Any],
     encoder: Annotated[
         str, typer.Option(help="Sentence encoder, a folder or hub id; `none`: the model's own rows take its place.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     cache: Annotated[Path, folder_option(help="Folder where the encoder's vectors are kept.")] = Path("token-vectors"),
-    temperature: Annotated[float, typer.Option(help="Temperature of the weights.")] = 0.3,
-    nearest: Annotated[int, typer.Option(help="Nearest old tokens that are mixed in.")] = 3,
-    weight: Annotated[float, typer.Option(help="Share of the nearest tokens against the pieces.")] = 0.3,
-    threshold: Annotated[float, typer.Option(help="Least cosine of a nearest token.")] = 0.0,
-    atoms: Annotated[int, typer.Option(help="Shared tokens that matching pursuit adds up.")] = 8,
-    search: Annotated[Literal["exact", "approximate"], typer.Option(help="How nearest tokens are found.")] = "exact",
     donor: Annotated[str, typer.Option(help="For pursuit: the model that the new tokenizer comes from.")] = "",
     multiple: Annotated[int, typer.Option(help="Pad the tables to a multiple; 0: as the old table is padded.")] = 0,
     learn: Annotated[list[str] | None, typer.Option(help="Text for align, focus and healing; again for several.")] = None,
@@ -135,6 +122,7 @@ def transplant(
 ) -> None:
     """Give a model another tokenizer and measure what it costs, in bits per byte."""
     with errors_in_one_sentence(debug):
+        method = settings["method"]
         uses = encoder if method in ("hybrid", "local") or (method == "pursuit" and not donor) else ""
         check_beside(model, save, "--save")
         check_place(cache, "--cache")
@@ -144,11 +132,11 @@ def transplant(
             if name:
                 located(name)
         opened = open_model(model, device, dtype, "", False, old_tokenizer)
-        from regraft.cli.console import with_bar
-        from regraft.jobs.transplant_job import Sources, transplant_command, transplant_rows
-        from regraft.tokenizers.init_methods import Settings
+        from regraft.cli.progress_bar import with_bar
+        from regraft.jobs.transplant_job import Sources, transplant_rows, transplant_tokenizer
+        from regraft.tokenizers.init_methods import InitSettings
 
-        settings = Settings(method, temperature, nearest, weight, threshold, atoms, search)
+        chosen = InitSettings(**settings)
         given = {"--dtype": dtype, "--old-tokenizer": old_tokenizer, "--device": "" if device == "cpu" else device}
         opening = tuple(word for pair in given.items() if pair[1] for word in pair)
         sources = Sources(tuple(learn), tuple(text or ()), pieces, "" if encoder == "none" else uses, cache, donor, opening)
@@ -158,6 +146,8 @@ def transplant(
                 typer.echo(line)
 
         with still_told(tell):
-            data, said = with_bar(lambda: transplant_command(opened, new, settings, sources, multiple, heal, save, seed))
+            data, said = with_bar(
+                lambda: transplant_tokenizer(opened, new, save, chosen, sources, multiple=multiple, heal=heal, seed=seed)
+            )
         tell(data)
         typer.echo(said)

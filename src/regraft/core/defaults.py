@@ -4,3 +4,5 @@ PROMPT_COUNT = 20
 """Prompts that suit a model and are measured where nobody says how many."""
 COMPLETION_TOKENS = 24
 """Longest completion, in tokens: every answer of the specimens ends before, most sentences of other models do."""
+SEQUENCE_LENGTH = 128
+"""Tokens of a sequence that a graft is trained and measured on."""

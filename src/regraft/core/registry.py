@@ -14,16 +14,14 @@ import ast
 import functools
 import importlib
 import importlib.util
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from regraft.core import defaults
+from regraft.core.signatures import Parameter, parameters_of_function, unfit
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,25 +55,9 @@ EXPERIMENTS = {
     "transplant": "intervene.transplant",
 }
 """Every experiment of this package and its module in `regraft.experiments`; commands, API and report read it here."""
-TextFile: TypeAlias = str
-"""A parameter that names a text file to read, looked at before a model is opened."""
-NewFolder: TypeAlias = str
-"""A parameter that names a folder to write, which must be empty or not there."""
-ModelName: TypeAlias = str
-"""A parameter that names a model: a folder, a hub id or a specimen."""
 DOES_NOT_APPLY = (ValueError, ImportError)
 """What an experiment refuses a model with, and what a library that is not installed ends in."""
 REFUSALS = (ValueError, OSError, MemoryError, RuntimeError, ImportError, LookupError)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One option of an experiment: its annotation as written, its default, and one line of help."""
-
-    name: str
-    annotation: str
-    default: Any
-    help: str
 
 
 @dataclass(frozen=True)
@@ -117,7 +99,7 @@ class Experiment:
             raise ValueError(f"{self.name} takes an opened model, not {what}: regraft.{self.name}(regraft.load({named}))")
         given = {**{p.name: value for p, value in zip(self.parameters, args, strict=False)}, **options}
         for parameter in self.parameters:
-            if parameter.name in given and (wanted := _unfit(parameter.annotation, given[parameter.name])):
+            if parameter.name in given and (wanted := unfit(parameter.annotation, given[parameter.name])):
                 raise ValueError(f"{parameter.name}={given[parameter.name]!r} of {self.name} is not {wanted}")
 
 
@@ -156,58 +138,7 @@ def read_experiment(module: str, name: str, file: Path) -> Experiment | None:
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
     if not functions or not functions[0].args.args or functions[0].args.args[0].arg not in ("model", "weights"):
         return None
-    node = functions[0]
-    docstring = ast.get_docstring(node) or ""
-    explained = _explanations(docstring)
-    given = node.args.args[1:] + node.args.kwonlyargs
-    defaults = [*node.args.defaults, *node.args.kw_defaults]
-    assert len(defaults) == len(given), f"{module}.{name}: every parameter after the model needs a default"
-    parameters = tuple(
-        Parameter(a.arg, ast.unparse(a.annotation) if a.annotation else "str", _literal(d), explained.get(a.arg, ""))
-        for a, d in zip(given, defaults, strict=True)
-        if a.arg != SEED
-    )
-    needs, draws = node.args.args[0].arg, any(a.arg == SEED for a in given)
-    return Experiment(name, module, docstring.split("\n\n")[0].replace("\n", " "), parameters, needs, draws)
-
-
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((Integral,), "a whole number"),
-    "float": ((Real,), "a number"),
-    "bool": ((bool,), "True or False"),
-    "str": ((str,), "a text"),
-}
-
-
-def _unfit(annotation: str, value: Any) -> str:
-    """What a value of a parameter should be, "" where it is that; annotations of other kinds are not looked at."""
-    plain = annotation.removesuffix(" | None")
-    if value is None:
-        return "" if plain != annotation else "to be left out"
-    if plain in ("TextFile", "NewFolder", "ModelName"):
-        return "" if isinstance(value, (str, Path)) else "the name of a file or folder"
-    if plain.startswith("list["):
-        kinds, what = _KINDS.get(plain[5:-1], ((object,), ""))
-        fits = not isinstance(value, (str, bytes)) and isinstance(value, Iterable) and all(_is(one, kinds) for one in value)
-        return "" if fits else f"a list, each {what}"
-    kinds, what = _KINDS.get(plain, ((object,), ""))
-    return "" if _is(value, kinds) else what
-
-
-def _is(value: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and (bool in kinds or object in kinds or not isinstance(value, bool))
-
-
-def _literal(node: ast.expr | None) -> Any:
-    """A default as written: a plain value, or the name of one that many commands share."""
-    if isinstance(node, ast.Name):
-        return getattr(defaults, node.id)
-    return None if node is None else ast.literal_eval(node)
-
-
-def _explanations(docstring: str) -> dict[str, str]:
-    """The lines under `Args:` of a docstring, by parameter."""
-    _, _, rest = docstring.partition("Args:\n")
-    block = re.split(r"\n\S|\n\n", rest)[0]
-    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", block, flags=re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text) for name, text in entries}
+    needs, given = functions[0].args.args[0].arg, parameters_of_function(functions[0], module)
+    own = tuple(parameter for parameter in given if parameter.name != SEED)
+    summary = (ast.get_docstring(functions[0]) or "").split("\n\n")[0].replace("\n", " ")
+    return Experiment(name, module, summary, own, needs, len(own) < len(given))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from regraft.core.defaults import SEQUENCE_LENGTH
 from regraft.core.files import check_empty, keeping, whole_file
 from regraft.core.randomness import drawing_from
 from regraft.data.token_bytes import token_bytes
@@ -30,13 +31,13 @@ from regraft.specimens import almanac
 from regraft.training.checkpointing import newest
 from regraft.training.distributed import processes
 from regraft.training.sensitivity import sensitivity
-from regraft.training.tasks.embedding_task import EmbeddingTask, Weights, embedded_rows, warm_up
-from regraft.training.trainer import Plan, train
+from regraft.training.tasks.embedding_task import EmbeddingTask, LossWeights, embedded_rows, warm_up
+from regraft.training.trainer import TrainingPlan, train
 
 HELD_CHARACTERS = 200_000
 
 
-def training_text(model: Model, texts: list[str], length: int, folder: Path, seed: int) -> Windows:
+def training_text(model: Model, texts: Sequence[str], length: int, folder: Path, seed: int) -> Windows:
     """Windows over files and folders, encoded into `folder` by the first process, or over an almanac where none is named."""
     if model.tokenizer is None:
         raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
@@ -46,20 +47,41 @@ def training_text(model: Model, texts: list[str], length: int, folder: Path, see
 
 def fit_embedding(
     model: Model,
-    texts: list[str],
     out: Path,
-    config: ByteConfig,
-    plan: Plan,
-    weights: Weights,
-    length: int,
-    warming: tuple[int, bool],
-    seed: int,
+    texts: Sequence[str] = (),
+    config: ByteConfig | None = None,
+    plan: TrainingPlan | None = None,
+    weights: LossWeights | None = None,
+    *,
+    length: int = SEQUENCE_LENGTH,
+    warm: int = 1200,
+    felt: bool = True,
+    seed: int = 0,
     opened: Mapping[str, Any] | None = None,
 ) -> str:
     """Train a byte embedding and write it to `out/graft`; the run's checkpoints and log stand in `out/run`.
 
-    Of several processes the first writes and has something to say.
+    Args:
+        model: an opened model with a tokenizer.
+        out: the folder.
+        texts: files and folders to train on; without them an almanac.
+        config: sizes of the embedding.
+        plan: how long and how fast.
+        weights: how much each part of the loss counts.
+        length: tokens of a sequence.
+        warm: steps of regression on the table before.
+        felt: warm up in the metric that the model's predictions feel on the text.
+        seed: of everything drawn at random.
+        opened: how the model was opened, for the command that is named as the next.
+
+    Returns:
+        What came out, in a sentence or two; of several processes the first writes and has something to say.
+
+    Raises:
+        ValueError: sizes that do not fit the model, or no tokenizer.
+        RunFolderError: there is a graft already.
     """
+    config, plan, weights = config or ByteConfig(), plan or TrainingPlan(), weights or LossWeights()
     check_empty(out / "graft", "--out")
     with drawing_from(seed):
         graft = make_embedding(model, config)
@@ -69,10 +91,9 @@ def fit_embedding(
     started = newest(out / "run") is not None
     errors: list[float] = []
     if not started:
-        steps, by_feeling = warming
-        felt = sensitivity(model, text) if by_feeling and model.parts.head is not None else None
-        errors = warm_up(graft, embedded_rows(model), steps, felt, seed=seed, matrices=plan.matrices)
-    origin = {"model": weights_sha256, "graft": sizes(graft), "weights": asdict(weights), "warm-up": list(warming), "seed": seed}
+        metric = sensitivity(model, text) if felt and model.parts.head is not None else None
+        errors = warm_up(graft, embedded_rows(model), warm, metric, seed=seed, matrices=plan.matrices)
+    origin = {"model": weights_sha256, "graft": sizes(graft), "weights": asdict(weights), "warm-up": [warm, felt], "seed": seed}
     with drawing_from(seed):
         log = train(EmbeddingTask(model, graft, weights=weights), text, plan, out / "run", origin=origin)
     if not processes().is_main_process:
@@ -91,8 +112,14 @@ def fit_embedding(
     )
 
 
-def evaluate(
-    model: Model, folders: list[Path], texts: list[str], length: int, most: int, opened: Mapping[str, Any] | None = None
+def evaluate_grafts(
+    model: Model,
+    folders: Sequence[Path],
+    texts: Sequence[str] = (),
+    *,
+    length: int = SEQUENCE_LENGTH,
+    most: int = 64,
+    opened: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Certify one graft or two on text by domain (NAME=PATH), by default on an almanac of the specimens' kind.
 
@@ -124,7 +151,7 @@ def bake_embedding(model: Model, folder: Path, target: Path) -> str:
     return bake(model, graft, folder, target)
 
 
-def export_grafts(model: Model, folders: list[Path], target: Path, remote_code: bool) -> str:
+def export_grafts(model: Model, folders: Sequence[Path], target: Path, remote_code: bool = False) -> str:
     """Write the model with one graft or two in it."""
     grafts = [attach(folder, model) for folder in folders]
     return write_grafted(model, grafts, read_certificate(folders), target, remote_code)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from regraft.core.defaults import SEQUENCE_LENGTH
 from regraft.core.files import check_empty
 from regraft.core.randomness import drawing_from
 from regraft.data.windows import Windows
@@ -25,7 +26,7 @@ from regraft.modules.trees import Tree, by_id, by_merges, by_scores, huffman, tw
 from regraft.reporting.shell_commands import next_step
 from regraft.training.distributed import processes
 from regraft.training.tasks.head_task import HeadTask, check_head, states
-from regraft.training.trainer import Plan, train
+from regraft.training.trainer import TrainingPlan, train
 
 MEASURED = 32
 """Windows that a head's loss is said on when it is built."""
@@ -35,11 +36,16 @@ MEASURED = 32
 class Build:
     """How a head is built: which tree, how wide, how large an adapter in times the width, and where the rows start."""
 
-    tree: str
-    branching: int
-    adapter: float
-    start: str
-    states: int
+    tree: Literal["by-id", "huffman", "two-means", "scores", "merges"] = "scores"
+    """Which tree; `scores`: 2-means of what the tokens score on the model's states."""
+    branching: int = 2
+    """Children of a node: 2, 4, 8, ..."""
+    adapter: float = 4.0
+    """Neurons of the MLP before the tree, in times the width; 0: none."""
+    start: Literal["means", "states"] = "states"
+    """Start at differences of mean rows, or fit them to the head's own paths."""
+    states: int = 4000
+    """States of the model that the tree and the start are fitted on."""
 
     def __post_init__(self) -> None:
         """Make sure that there is something to build on.
@@ -53,9 +59,17 @@ class Build:
 
 
 def build_head(
-    model: Model, texts: list[str], out: Path, how: Build, length: int, seed: int, opened: Mapping[str, Any] | None = None
+    model: Model,
+    out: Path,
+    texts: Sequence[str] = (),
+    how: Build | None = None,
+    *,
+    length: int = SEQUENCE_LENGTH,
+    seed: int = 0,
+    opened: Mapping[str, Any] | None = None,
 ) -> str:
     """Build a tree head, give it starting weights, and write it to `out/graft`; `opened` is how the model was opened."""
+    how = how or Build()
     check_empty(out / "graft", "--out")
     check_empty(out / "run", "--out")
     check_head(model)
@@ -122,12 +136,13 @@ def loss_of(model: Model, head: TreeHead, text: Windows) -> tuple[float, float]:
 
 def fit_head(
     model: Model,
-    texts: list[str],
     out: Path,
-    plan: Plan,
-    loss: str,
-    length: int,
-    seed: int,
+    texts: Sequence[str] = (),
+    plan: TrainingPlan | None = None,
+    *,
+    loss: Literal["path", "divergence"] = "path",
+    length: int = SEQUENCE_LENGTH,
+    seed: int = 0,
     opened: Mapping[str, Any] | None = None,
 ) -> str:
     """Train the head in `out/graft` and write it there again; checkpoints and log stand in `out/run`.
@@ -142,7 +157,7 @@ def fit_head(
     task = HeadTask(model, head, path=float(loss == "path"), kl=float(loss == "divergence"))
     origin = {"model": said["weights_sha256"], "start": grafts_hash([out / "graft"]), "loss": loss}
     with drawing_from(seed):
-        log = train(task, text, plan, out / "run", origin=origin)
+        log = train(task, text, plan or TrainingPlan(), out / "run", origin=origin)
     ours, theirs = loss_of(model, head, text)
     if not processes().is_main_process:
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from regraft.tokenizers.bits_per_byte import pieces
 from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import compare
 from regraft.tokenizers.tokenizer_folder import open_tokenizer, special_roles, specials_of, wrapped, write_tokenizer
-from regraft.tokenizers.training import Recipe, train_tokenizer
+from regraft.tokenizers.training import Recipe, train_bpe
 
 DEFAULT_ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
 
@@ -49,14 +50,28 @@ class _Weighed:
             yield text
 
 
-def train_command(
-    texts: Sequence[str], sets: Sequence[str], out: Path, recipe: Recipe, roles: dict[str, str], template: str | None
+def train_tokenizer(
+    out: Path, texts: Sequence[str] = (), sets: Sequence[str] = (), recipe: Recipe | None = None, *, like: str = ""
 ) -> str:
-    """Train on files and data sets, write the folder, and say what came out."""
+    """Train a tokenizer on files and data sets, write its folder, and say what came out.
+
+    Args:
+        out: the folder, which `AutoTokenizer` opens.
+        texts: files and folders of text.
+        sets: data sets with a column `text`, a hub id or a folder each, read as a stream.
+        recipe: what is trained.
+        like: a tokenizer whose special tokens and chat template are carried over.
+
+    Raises:
+        ValueError: there is no text, or the recipe does not fit.
+        RunFolderError: the folder is not empty.
+    """
     check_empty(out, "--out")
+    roles, specials, template = roles_and_specials(like)
+    recipe = replace(recipe or Recipe(), **({"specials": specials} if like else {}))
     read = _Weighed(texts, sets)
     began = time.perf_counter()
-    made = train_tokenizer(read, recipe)
+    made = train_bpe(read, recipe)
     seconds = time.perf_counter() - began
     write_tokenizer(wrapped(made, roles, template), out)
     count = made.get_vocab_size()
@@ -76,8 +91,23 @@ def domain_pieces(texts: Sequence[str], each: str, most: int, seed: int = 99) ->
     return {name: pieces((t for f in text_files(paths) for t in texts_in(f)), most) for name, paths in named.items()}
 
 
-def compare_command(names: Sequence[str], texts: Sequence[str], each: str, most: int, bits: bool, out: Path) -> xr.Dataset:
-    """Compare tokenizers, and write the page and the data."""
+def compare_tokenizers(
+    names: Sequence[str], out: Path, texts: Sequence[str] = (), each: str = "", *, most: int = 200, bits: bool = False
+) -> xr.Dataset:
+    """Compare tokenizers on the same text, and write the page and the data.
+
+    Args:
+        names: folders, hub ids or specimens.
+        out: folder for the page and the data.
+        texts: NAME=PATH of each domain; without them an almanac.
+        each: a folder whose every text file is a domain of its own.
+        most: pieces of about 800 characters drawn from each domain.
+        bits: the names are models: measure bits per byte, too.
+
+    Raises:
+        ValueError: two tokenizers have one name, or there is no text.
+        RunFolderError: the folder is not empty.
+    """
     check_empty(out, "--out")
     began = time.perf_counter()
     called = {Path(name).name if Path(name).is_dir() else name: name for name in names}

@@ -30,11 +30,11 @@ from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import digest
 from regraft.tokenizers.encoder import SentenceEncoder, Vectors
 from regraft.tokenizers.healing import HealTask, check_healing
-from regraft.tokenizers.init_methods import Case, Settings
+from regraft.tokenizers.init_methods import InitSettings, TransplantCase
 from regraft.tokenizers.tokenizer_folder import open_tokenizer
 from regraft.tokenizers.transplantation import Transplant, measured, old_case, scores_after, transplant
 from regraft.tokenizers.transplanted_folder import check_media, check_start, check_target, write_model
-from regraft.training.trainer import Plan, train
+from regraft.training.trainer import TrainingPlan, train
 
 LENGTH = 128
 """Tokens of a sequence that healing reads."""
@@ -65,10 +65,34 @@ def learning_text(train_on: Sequence[str]) -> list[str]:
     return pieces((text for file in text_files(train_on) for text in texts_in(file)), READ)
 
 
-def transplant_command(
-    model: Model, tokenizer: str, settings: Settings, sources: Sources, multiple: int, heal: int, target: Path, seed: int
+def transplant_tokenizer(
+    model: Model,
+    tokenizer: str,
+    target: Path,
+    settings: InitSettings | None = None,
+    sources: Sources | None = None,
+    *,
+    multiple: int = 0,
+    heal: int = 0,
+    seed: int = 0,
 ) -> tuple[xr.Dataset, str]:
-    """Estimate, heal, measure, write; the certificate and what to say."""
+    """Give a model another tokenizer: estimate rows, heal them, measure, write; the certificate and what to say.
+
+    Args:
+        model: an opened model.
+        tokenizer: folder, hub id or specimen whose tokenizer the model is to get.
+        target: the folder to write the model to.
+        settings: how rows of new tokens are estimated.
+        sources: what is read besides the model.
+        multiple: pad the tables to a multiple of it; 0: as the old table is padded.
+        heal: steps of a short training of the new rows alone.
+        seed: of everything drawn at random.
+
+    Raises:
+        ValueError: the model cannot have this tokenizer, or what was asked for means nothing.
+        RunFolderError: the target is not empty.
+    """
+    settings, sources = settings or InitSettings(), sources or Sources()
     began = time.perf_counter()
     check_target(model, target)
     check_asked(model, settings, sources, multiple, heal, seed)
@@ -94,7 +118,7 @@ def transplant_command(
     if not heal:
         return data, written(done, data, command, target)
     task = HealTask(done)
-    plan = Plan(steps=heal, batch=8, rate=task.rate, warmup=min(20, heal), save_every=max(1, min(200, heal // 10)))
+    plan = TrainingPlan(steps=heal, batch=8, rate=task.rate, warmup=min(20, heal), save_every=max(1, min(200, heal // 10)))
     run = healing_folder(done, data, plan, seed, target)
     data = healed(task, texts, domains, settings, data, plan, run, seed)
     data.attrs["seconds"] = time.perf_counter() - began
@@ -118,7 +142,7 @@ def open_encoder(name: str, device: str) -> SentenceEncoder:
         raise type(error)(f"{error}; give --encoder the folder of a sentence encoder, or none") from error
 
 
-def check_asked(model: Model, settings: Settings, sources: Sources, multiple: int, heal: int, seed: int) -> None:
+def check_asked(model: Model, settings: InitSettings, sources: Sources, multiple: int, heal: int, seed: int) -> None:
     """Refuse before any work what would be refused behind it.
 
     Raises:
@@ -146,7 +170,7 @@ def donor_table(name: str, tokenizer: Any) -> Tensor:
     return donor.parts.embedding.weight
 
 
-def check_enough(case: Case) -> None:
+def check_enough(case: TransplantCase) -> None:
     """Make sure that there are rows to heal and a sequence of text to heal them with.
 
     Raises:
@@ -161,7 +185,7 @@ def check_enough(case: Case) -> None:
         )
 
 
-def healing_folder(done: Transplant, data: xr.Dataset, plan: Plan, seed: int, target: Path) -> Path:
+def healing_folder(done: Transplant, data: xr.Dataset, plan: TrainingPlan, seed: int, target: Path) -> Path:
     """Where a healing run is kept until the model is written: one for everything that the run depends on."""
     names = ("weights_sha256", "tokenizer_sha256", "settings", "encoder", "donor", "learnt_sha256")
     made = [repr(plan), seed, done.tables.rows, digest(done.old), str(done.model.dtype)]
@@ -170,7 +194,14 @@ def healing_folder(done: Transplant, data: xr.Dataset, plan: Plan, seed: int, ta
 
 
 def healed(
-    task: HealTask, texts: list[str], domains: dict, settings: Settings, data: xr.Dataset, plan: Plan, run: Path, seed: int
+    task: HealTask,
+    texts: list[str],
+    domains: dict,
+    settings: InitSettings,
+    data: xr.Dataset,
+    plan: TrainingPlan,
+    run: Path,
+    seed: int,
 ) -> xr.Dataset:
     """Train the new rows, keep them, and measure again; the certificate then has both, and the loss step by step."""
     done = task.done
@@ -185,10 +216,10 @@ def healed(
     return data
 
 
-def said_options(settings: Settings, sources: Sources, multiple: int, heal: int, seed: int) -> list[str]:
+def said_options(settings: InitSettings, sources: Sources, multiple: int, heal: int, seed: int) -> list[str]:
     """The options that make the same transplant again: the method, and all that differ from their defaults."""
     given = {**asdict(settings), "multiple": multiple, "heal": heal, "seed": seed, "pieces": sources.pieces}
-    usual = {**asdict(Settings()), "multiple": 0, "heal": 0, "seed": 0, "pieces": Sources().pieces}
+    usual = {**asdict(InitSettings()), "multiple": 0, "heal": 0, "seed": 0, "pieces": Sources().pieces}
     words = ["--method", settings.method]
     words += [w for name, value in given.items() if name != "method" and value != usual[name] for w in (f"--{name}", str(value))]
     words += [w for text in sources.train for w in ("--learn", text)] + [w for text in sources.domains for w in ("--text", text)]

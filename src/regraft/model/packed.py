@@ -32,7 +32,7 @@ _SHRUNK_BLOCKS, _SHRUNK_ROWS, _SHRUNK_EXPERTS = 2, 64, 2
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class PackedLayout:
     """Which indices along `axis` of a packed matrix belong to which role."""
 
     axis: int
@@ -53,9 +53,9 @@ def pattern(path: str) -> str:
     return re.sub(r"\.\d+\.", ".#.", path.removesuffix(".weight"))
 
 
-def layouts_of(model: Model) -> dict[str, Layout]:
+def layouts_of(model: Model) -> dict[str, PackedLayout]:
     """The layouts of a live model's packed projections, by their names inside a block."""
-    found: dict[str, Layout] = {}
+    found: dict[str, PackedLayout] = {}
     for block in model.blocks:
         names = {module: name for name, module in block.module.named_modules()}
         taps = {role: model.taps.table[block.index][role] for role in "qkv"}
@@ -64,7 +64,7 @@ def layouts_of(model: Model) -> dict[str, Layout]:
             module = next(iter(packed.values())).module
             axis = 0 if isinstance(module, nn.Linear) else 1
             parts = {role: tap.features for role, tap in packed.items() if tap.features is not None}
-            found.setdefault(pattern(names[module]), Layout(axis, parts))
+            found.setdefault(pattern(names[module]), PackedLayout(axis, parts))
         for path in _packed_mlp(block):
             if pattern(path) not in found and (layout := _prove_gate(model, block, path)) is not None:
                 found[pattern(path)] = layout
@@ -80,7 +80,7 @@ def _packed_mlp(block: Block) -> list[str]:
     return [name for name, p in named if re.search(r"(gate_up_proj|Wi|w13|gate_and_up_proj)(\.weight)?$", name)]
 
 
-def _prove_gate(model: Model, block: Block, path: str) -> Layout | None:
+def _prove_gate(model: Model, block: Block, path: str) -> PackedLayout | None:
     """The one way to halve a parameter such that the MLP is linear in one half and curved in the other."""
     ids = sample_ids(model.table_rows, model.probe)
     recording = record(model, [ids], [ids] if model.two_stacks else None, attention_mask="all")
@@ -95,9 +95,9 @@ def _prove_gate(model: Model, block: Block, path: str) -> Layout | None:
             bends = [_bend(recording, block, path, dim, half) for half in (first, second)]
             axis = dim - (weight.dim() - 2)
             if bends[1] < LINEAR and bends[0] > CURVED:
-                proved.append(Layout(axis, {"gate": first.cpu(), "up": second.cpu()}))
+                proved.append(PackedLayout(axis, {"gate": first.cpu(), "up": second.cpu()}))
             if bends[0] < LINEAR and bends[1] > CURVED:
-                proved.append(Layout(axis, {"gate": second.cpu(), "up": first.cpu()}))
+                proved.append(PackedLayout(axis, {"gate": second.cpu(), "up": first.cpu()}))
     return proved[0] if len(proved) == 1 else None
 
 
@@ -121,7 +121,7 @@ def _bend(recording: Recording, block: Block, path: str, dim: int, half: Tensor)
     return float((outs[0] - 2 * outs[1] + outs[2]).abs().max() / whole) if float(whole) > 0 else float("nan")
 
 
-def layouts_from_config(folder: Path) -> tuple[dict[str, Layout], str]:
+def layouts_from_config(folder: Path) -> tuple[dict[str, PackedLayout], str]:
     """The layouts proved on a random model of two blocks with the folder's configuration; else the reason why not."""
     try:
         config = read_config(folder, remote_code=False)

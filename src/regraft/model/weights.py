@@ -22,7 +22,7 @@ from regraft.checkpoint.locate import DEFAULT_SPECIMEN, check_folder, check_head
 from regraft.checkpoint.roles import ROLES, role_of
 from regraft.model.load import check_device
 from regraft.model.model import Model
-from regraft.model.packed import Layout, layouts_from_config, layouts_of, pattern
+from regraft.model.packed import PackedLayout, layouts_from_config, layouts_of, pattern
 from regraft.model.parts import is_linear, matrix_OI
 from regraft.model.wrappers import refuse_adapters
 
@@ -40,7 +40,7 @@ class Matrix:
     role: str
     shape: tuple[int, int]
     expert: int = -1
-    rows: Layout | None = None
+    rows: PackedLayout | None = None
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class Weights:
     source: str
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str, int], Tensor]
-    find_layouts: Callable[[], tuple[dict[str, Layout], str]]
+    find_layouts: Callable[[], tuple[dict[str, PackedLayout], str]]
     digest: Callable[[], str]
     device: torch.device
     dtype: str
@@ -237,7 +237,7 @@ def _stack_names(
     return {s: "" if s == main else s for s in lists}
 
 
-def _divided(name: str, shape: tuple[int, ...], block: str, rest: str, layouts: dict[str, Layout]) -> Iterator[Matrix]:
+def _divided(name: str, shape: tuple[int, ...], block: str, rest: str, layouts: dict[str, PackedLayout]) -> Iterator[Matrix]:
     role = role_of(rest)
     layout = layouts.get(pattern(rest))
     numbered = _EXPERT.search(rest)

@@ -26,11 +26,17 @@ class ByteConfig:
     """
 
     group: int = 16
+    """Bytes kept of each token; flattened, it must divide the model's width."""
     byte_width: int = 48
+    """Width of a byte."""
     blocks: int = 1
+    """Transformer blocks over the bytes."""
     heads: int = 4
+    """Heads of their attention."""
     neurons: int = 384
+    """Neurons of the MLP."""
     readout: Literal["flatten", "pool"] = "flatten"
+    """Bytes side by side, or pooled by attention."""
 
     def check(self, width: int) -> None:
         """Make sure that the sizes fit together and to a model's width.

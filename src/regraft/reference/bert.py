@@ -21,7 +21,7 @@ GENERATES = False
 
 
 @dataclass(frozen=True)
-class Settings:
+class BertSettings:
     """What the configuration says that the tensors' shapes do not; `pooling` is how texts become one vector, if at all."""
 
     blocks: int
@@ -31,7 +31,7 @@ class Settings:
     normalises: bool = False
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> Settings:
+    def read(cls, config: Mapping[str, Any]) -> BertSettings:
         """From config.json, with the folder's pooling under `pooling`.
 
         Raises:
@@ -53,7 +53,7 @@ class Settings:
         )
 
 
-def stages(w: Mapping[str, Tensor], s: Settings, inputs: Mapping[str, Tensor]) -> Stages:
+def stages(w: Mapping[str, Tensor], s: BertSettings, inputs: Mapping[str, Tensor]) -> Stages:
     """Every named tensor from the token ids to the last one that this checkpoint has weights for, in order."""
     ids_BT = inputs["input_ids"]
     mask_BT = inputs.get("attention_mask", torch.ones_like(ids_BT)).bool()
@@ -79,7 +79,7 @@ def stages(w: Mapping[str, Tensor], s: Settings, inputs: Mapping[str, Tensor]) -
         yield "sentence", sentence(resid_BTD, mask_BT, s)
 
 
-def block(w: Mapping[str, Tensor], s: Settings, i: int, resid_BTD: Tensor, mask_BT: Tensor):
+def block(w: Mapping[str, Tensor], s: BertSettings, i: int, resid_BTD: Tensor, mask_BT: Tensor):
     """Attention, then MLP; the stream itself is normed after each addition."""
     B, T, D = resid_BTD.shape
     p = f"encoder.layer.{i}."
@@ -110,7 +110,7 @@ def block(w: Mapping[str, Tensor], s: Settings, i: int, resid_BTD: Tensor, mask_
     return resid_BTD
 
 
-def masked_head(w: Mapping[str, Tensor], s: Settings, resid_BTD: Tensor) -> Stages:
+def masked_head(w: Mapping[str, Tensor], s: BertSettings, resid_BTD: Tensor) -> Stages:
     """The head that guesses masked tokens; its matrix is the token table, its bias its own."""
     dense_BTD = linear(resid_BTD, w, "cls.predictions.transform.dense")
     yield "head.dense", dense_BTD
@@ -121,7 +121,7 @@ def masked_head(w: Mapping[str, Tensor], s: Settings, resid_BTD: Tensor) -> Stag
     yield "logits", torch.nn.functional.linear(normed_BTD, table_VD, bias_V)
 
 
-def sentence(resid_BTD: Tensor, mask_BT: Tensor, s: Settings) -> Tensor:
+def sentence(resid_BTD: Tensor, mask_BT: Tensor, s: BertSettings) -> Tensor:
     """One vector for each text: the mean over its tokens, or its first token's; of length 1 where the model says so."""
     if s.pooling == "cls":
         pooled_BD = resid_BTD[:, 0]

@@ -17,7 +17,9 @@ from torch import Tensor
 from regraft.checkpoint.locate import CheckpointError, check_folder, weights_digest
 from regraft.reference import bert, gpt2, qwen3, t5
 
-ARCHITECTURES: tuple[ModuleType, ...] = (bert, gpt2, t5, qwen3)
+ARCHITECTURES: tuple[tuple[ModuleType, Any], ...] = (
+    (bert, bert.BertSettings), (gpt2, gpt2.Gpt2Settings), (t5, t5.T5Settings), (qwen3, qwen3.Qwen3Settings),
+)  # fmt: skip
 WRITTEN = 7
 RENAMED = {"gamma": "weight", "beta": "bias"}
 
@@ -141,15 +143,15 @@ def open_rebuilt(folder: Path, dtype: torch.dtype = torch.float32, name: str = "
     tensors: dict[str, Tensor] = {}
     for file in _read_by_transformers(check_folder(folder)):
         tensors.update(load_file(file))
-    for module in ARCHITECTURES:
+    for module, settings_of in ARCHITECTURES:
         named = {_own_name(name, module.PREFIX): t.to(dtype) for name, t in tensors.items() if t.is_floating_point()}
         if module.MARK in named:
             try:
-                settings = module.Settings.read(config)
+                settings = settings_of.read(config)
             except KeyError as error:
                 raise CheckpointError(f"config.json of {folder.name} does not say {error}, so it cannot be rebuilt") from error
             return Rebuilt(module, settings, Named(named), config, folder, name or folder.name, dtype)
-    known = ", ".join(f"{m.__name__.rpartition('.')[2]} ({m.MARK})" for m in ARCHITECTURES)
+    known = ", ".join(f"{m.__name__.rpartition('.')[2]} ({m.MARK})" for m, _ in ARCHITECTURES)
     raise CheckpointError(f"no architecture that is rebuilt here has the tensors of {folder.name}; known are {known}")
 
 

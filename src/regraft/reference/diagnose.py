@@ -19,7 +19,7 @@ ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class Case:
+class StageCase:
     """One stage that parted: both tensors in float64, the official stages before it, and the checkpoint's tensors."""
 
     stage: str
@@ -50,7 +50,7 @@ class Case:
         return list(self.before.values())[-1] if self.kind == "logits" and self.before else None
 
 
-Trap = Callable[[Case], str]
+Trap = Callable[[StageCase], str]
 
 
 def causes(stage: str, ours: Tensor, official: Tensor, before: Mapping[str, Tensor], weights: Mapping[str, Tensor], heads: int):
@@ -59,7 +59,7 @@ def causes(stage: str, ours: Tensor, official: Tensor, before: Mapping[str, Tens
         ours = ours.expand(official.shape[0], *ours.shape[1:])
     if ours.shape != official.shape:
         return [_shapes(ours, official)]
-    case = Case(stage, unmasked(ours), unmasked(official), before, weights, heads)
+    case = StageCase(stage, unmasked(ours), unmasked(official), before, weights, heads)
     found = next((sentence for trap in TRAPS if (sentence := trap(case))), "")
     return [found or "no known trap leaves such a mark: compare the code of this stage line by line, at its input first"]
 
@@ -70,14 +70,14 @@ def _shapes(ours: Tensor, official: Tensor) -> str:
     return f"the shapes differ, {tuple(ours.shape)} here and {tuple(official.shape)} officially{hint}"
 
 
-def not_a_number(case: Case) -> str:
+def not_a_number(case: StageCase) -> str:
     """NaN on one side: a row of scores that a mask rules out whole."""
     if bool(case.ours.isnan().any()) and not bool(case.official.isnan().any()):
         return "NaN appears here: usually a row of scores that a mask rules out whole, or 0 divided by 0 in a norm"
     return ""
 
 
-def mask(case: Case) -> str:
+def mask(case: StageCase) -> str:
     """One side rules out scores that the other allows."""
     ours, official = case.ours <= MASKED, case.official <= MASKED
     if not bool((ours ^ official).any()):
@@ -89,7 +89,7 @@ def mask(case: Case) -> str:
     return f"{rule} rules out scores that {other} allows, of {kind}"
 
 
-def dropout(case: Case) -> str:
+def dropout(case: StageCase) -> str:
     """Zeros on one side only, and all else scaled by one number: a model left in training."""
     for one, other, where in ((case.ours, case.official, "here"), (case.official, case.ours, "officially")):
         gone = (one == 0) & (other != 0)
@@ -105,7 +105,7 @@ def dropout(case: Case) -> str:
     return ""
 
 
-def constant_ratio(case: Case) -> str:
+def constant_ratio(case: StageCase) -> str:
     """One factor everywhere."""
     real = case.allowed
     ratio = _constant(case.official[real], case.ours[real])
@@ -123,7 +123,7 @@ def _constant(a: Tensor, b: Tensor) -> float | None:
     return ratio if float((a - ratio * b).abs().max()) <= CLOSE * max(float(a.abs().max()), 1e-30) else None
 
 
-def _named(ratio: float, case: Case) -> str:
+def _named(ratio: float, case: StageCase) -> str:
     width, found = case.official.shape[-1], []
     q = case.neighbour("q")
     sizes = {"the width": width}
@@ -145,7 +145,7 @@ def _named(ratio: float, case: Case) -> str:
     return f"{said}: a scale is missing or applied twice"
 
 
-def score_scale(case: Case) -> str:
+def score_scale(case: StageCase) -> str:
     """Scores with a bias: only their q·k part differs, by a factor."""
     q, k = case.neighbour("q"), case.neighbour("k")
     if case.kind != "scores" or q is None or k is None:
@@ -166,7 +166,7 @@ def score_scale(case: Case) -> str:
     return f"the q·k part of the scores differs by {part:.4g} times itself: another scale of the scores"
 
 
-def relative_bias(case: Case) -> str:
+def relative_bias(case: StageCase) -> str:
     """Scores that differ by what depends on head and distance alone."""
     if case.kind != "scores" or case.ours.dim() != 4 or case.ours.shape[2] != case.ours.shape[3] or case.ours.shape[2] < 3:
         return ""
@@ -185,7 +185,7 @@ def relative_bias(case: Case) -> str:
     )
 
 
-def same_vector(case: Case) -> str:
+def same_vector(case: StageCase) -> str:
     """One vector more or less at every position: a bias or a row of a table."""
     difference = case.official - case.ours
     flat = difference.reshape(-1, difference.shape[-1])
@@ -212,7 +212,7 @@ def _in_checkpoint(vector: Tensor, weights: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def positions(case: Case) -> str:
+def positions(case: StageCase) -> str:
     """Sinusoids for learned positions, or positions that start at another number."""
     if "position" not in case.stage:
         return ""
@@ -238,7 +238,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and float((a - b).abs().max()) <= CLOSE * max(float(b.abs().max()), 1e-30)
 
 
-def other_stage(case: Case) -> str:
+def other_stage(case: StageCase) -> str:
     """These are the official numbers of another stage: something was left out, or put in another place."""
     for name, tensor in case.before.items():
         if name != case.stage and _near(case.ours, tensor.double()):
@@ -248,7 +248,7 @@ def other_stage(case: Case) -> str:
     return ""
 
 
-def not_normed(case: Case) -> str:
+def not_normed(case: StageCase) -> str:
     """Rows that a norm has passed officially and not here."""
     if "norm" not in case.stage and not case.kind.startswith("resid"):
         return ""
@@ -268,7 +268,7 @@ def _is_normed(rows: Tensor) -> bool:
     return bool(rows.isfinite().all()) and float((rows.pow(2).mean(-1) - 1).abs().max()) < 0.01
 
 
-def epsilon(case: Case) -> str:
+def epsilon(case: StageCase) -> str:
     """A norm whose rows have the official direction and a length that is a little off: another epsilon."""
     if ("norm" not in case.stage and not case.kind.startswith("resid")) or constant_ratio(case) or same_vector(case):
         return ""
@@ -287,7 +287,7 @@ def epsilon(case: Case) -> str:
     return ""
 
 
-def other_head(case: Case) -> str:
+def other_head(case: StageCase) -> str:
     """Logits from another matrix of the checkpoint."""
     final = case.final
     if final is None:
@@ -300,7 +300,7 @@ def other_head(case: Case) -> str:
     return ""
 
 
-def activation(case: Case) -> str:
+def activation(case: StageCase) -> str:
     """Which activation each side applied."""
     inner = case.neighbour("mlp_in") if case.neighbour("mlp_in") is not None else case.neighbour("mlp_gate")
     up = case.neighbour("mlp_up")
@@ -325,7 +325,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def rotation(case: Case) -> str:
+def rotation(case: StageCase) -> str:
     """Rotated queries and keys whose coordinates were paired in another way, seen in the scores."""
     cos, sin = case.before.get("rope.cos"), case.before.get("rope.sin")
     parts = [case.neighbour(f"{n}_norm") if case.neighbour(f"{n}_norm") is not None else case.neighbour(n) for n in "qk"]
@@ -351,7 +351,7 @@ def rotation(case: Case) -> str:
     return ""
 
 
-def reordered(case: Case) -> str:
+def reordered(case: StageCase) -> str:
     """The same numbers in another order, to rounding, and far from where they should be."""
     real = case.allowed
     ours, official = case.ours[real], case.official[real]
@@ -363,7 +363,7 @@ def reordered(case: Case) -> str:
     return "the same numbers in another order: heads merged the wrong way, or axes exchanged before a reshape"
 
 
-def rounding(case: Case) -> str:
+def rounding(case: StageCase) -> str:
     """A difference as small as float32 leaves."""
     relative = float((case.ours - case.official).abs().max()) / max(1.0, float(case.official[case.official > MASKED].abs().max()))
     if not relative < ROUNDING:

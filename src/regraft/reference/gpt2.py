@@ -22,7 +22,7 @@ GENERATES = True
 
 
 @dataclass(frozen=True)
-class Settings:
+class Gpt2Settings:
     """What the configuration says that the tensors' shapes do not."""
 
     blocks: int
@@ -30,7 +30,7 @@ class Settings:
     epsilon: float
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> Settings:
+    def read(cls, config: Mapping[str, Any]) -> Gpt2Settings:
         """From config.json.
 
         Raises:
@@ -49,7 +49,7 @@ class Settings:
         return cls(config["n_layer"], config["n_head"], config.get("layer_norm_epsilon", 1e-5))
 
 
-def stages(w: Mapping[str, Tensor], s: Settings, inputs: Mapping[str, Tensor]) -> Stages:
+def stages(w: Mapping[str, Tensor], s: Gpt2Settings, inputs: Mapping[str, Tensor]) -> Stages:
     """Every named tensor from the token ids to the logits, in order."""
     ids_BT = inputs["input_ids"]
     tokens_BTD = w["wte.weight"][ids_BT]
@@ -66,7 +66,7 @@ def stages(w: Mapping[str, Tensor], s: Settings, inputs: Mapping[str, Tensor]) -
     yield "logits", final_BTD @ w.get("lm_head.weight", w["wte.weight"]).T
 
 
-def block(w: Mapping[str, Tensor], s: Settings, i: int, resid_BTD: Tensor, sees_BTT: Tensor):
+def block(w: Mapping[str, Tensor], s: Gpt2Settings, i: int, resid_BTD: Tensor, sees_BTT: Tensor):
     """Attention, then MLP; each reads a normed stream and adds to it."""
     B, T, D = resid_BTD.shape
     normed_BTD = layer_norm(resid_BTD, w[f"h.{i}.ln_1.weight"], w[f"h.{i}.ln_1.bias"], s.epsilon)

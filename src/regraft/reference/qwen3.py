@@ -23,7 +23,7 @@ GENERATES = True
 
 
 @dataclass(frozen=True)
-class Settings:
+class Qwen3Settings:
     """What the configuration says that the tensors' shapes do not; `window` holds each block's reach, 0 for all."""
 
     blocks: int
@@ -34,7 +34,7 @@ class Settings:
     window: tuple[int, ...]
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> Settings:
+    def read(cls, config: Mapping[str, Any]) -> Qwen3Settings:
         """From config.json.
 
         Raises:
@@ -73,7 +73,7 @@ class Settings:
         return cls(blocks, heads, groups, config.get("rms_norm_eps", 1e-6), rope, window)
 
 
-def stages(w: Mapping[str, Tensor], s: Settings, inputs: Mapping[str, Tensor]) -> Stages:
+def stages(w: Mapping[str, Tensor], s: Qwen3Settings, inputs: Mapping[str, Tensor]) -> Stages:
     """Every named tensor from the token ids to the logits, in order."""
     resid_BTD = w["embed_tokens.weight"][inputs["input_ids"]]
     yield "embed.tokens", resid_BTD
@@ -90,7 +90,7 @@ def stages(w: Mapping[str, Tensor], s: Settings, inputs: Mapping[str, Tensor]) -
     yield "logits", final_BTD @ w.get("lm_head.weight", w["embed_tokens.weight"]).T
 
 
-def block(w: Mapping[str, Tensor], s: Settings, i: int, resid_BTD: Tensor, turn: tuple[Tensor, Tensor], sees_BTT: Tensor):
+def block(w: Mapping[str, Tensor], s: Qwen3Settings, i: int, resid_BTD: Tensor, turn: tuple[Tensor, Tensor], sees_BTT: Tensor):
     """Attention, then the gated MLP; each reads a normed stream and adds to it."""
     p = f"layers.{i}."
     normed_BTD = rms_norm(resid_BTD, w[f"{p}input_layernorm.weight"], s.epsilon)
@@ -113,7 +113,9 @@ def block(w: Mapping[str, Tensor], s: Settings, i: int, resid_BTD: Tensor, turn:
     return resid_BTD
 
 
-def attention(w: Mapping[str, Tensor], s: Settings, i: int, normed_BTD: Tensor, turn: tuple[Tensor, Tensor], sees_BTT: Tensor):
+def attention(
+    w: Mapping[str, Tensor], s: Qwen3Settings, i: int, normed_BTD: Tensor, turn: tuple[Tensor, Tensor], sees_BTT: Tensor
+):
     """Grouped-query attention over rotated queries and keys."""
     B, T, _ = normed_BTD.shape
     p = f"layers.{i}.self_attn."

@@ -23,7 +23,7 @@ GENERATES = True
 
 
 @dataclass(frozen=True)
-class Settings:
+class T5Settings:
     """What the configuration says that the tensors' shapes do not."""
 
     encoder_blocks: int
@@ -36,7 +36,7 @@ class Settings:
     scales_head: bool
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> Settings:
+    def read(cls, config: Mapping[str, Any]) -> T5Settings:
         """From config.json.
 
         Raises:
@@ -58,7 +58,7 @@ class Settings:
         )
 
 
-def stages(w: Mapping[str, Tensor], s: Settings, inputs: Mapping[str, Tensor]) -> Stages:
+def stages(w: Mapping[str, Tensor], s: T5Settings, inputs: Mapping[str, Tensor]) -> Stages:
     """Every named tensor from the token ids to the logits, in order: the encoder's, then the decoder's."""
     read_BS, written_BT = inputs["input_ids"], inputs["decoder_input_ids"]
     reads_BS = inputs.get("attention_mask", torch.ones_like(read_BS)).bool()
@@ -73,7 +73,7 @@ def stages(w: Mapping[str, Tensor], s: Settings, inputs: Mapping[str, Tensor]) -
     yield "logits", final_BTD @ w.get("lm_head.weight", w["shared.weight"]).T
 
 
-def stack(w: Mapping[str, Tensor], s: Settings, side: str, resid_BQD: Tensor, sees_BQQ: Tensor, cross: Any = None):
+def stack(w: Mapping[str, Tensor], s: T5Settings, side: str, resid_BQD: Tensor, sees_BQQ: Tensor, cross: Any = None):
     """All blocks of the encoder or the decoder; the first one's relative bias serves them all."""
     yield f"{side}.embed.tokens", resid_BQD
     bias_QQH = relative_bias(w, s, side, resid_BQD.shape[1])
@@ -93,7 +93,7 @@ def stack(w: Mapping[str, Tensor], s: Settings, side: str, resid_BQD: Tensor, se
 
 
 def attend(
-    w: Mapping[str, Tensor], s: Settings, name: str, layer: str, kind: str, resid_BQD: Tensor, sees_BQP: Tensor,
+    w: Mapping[str, Tensor], s: T5Settings, name: str, layer: str, kind: str, resid_BQD: Tensor, sees_BQP: Tensor,
     bias_1HQP: Tensor | None, memory_BPD: Tensor | None = None,
 ):  # fmt: skip
     """Self-attention, or attention to the encoder's output; read normed and added to the stream."""
@@ -122,7 +122,7 @@ def attend(
     return resid_BQD
 
 
-def mlp(w: Mapping[str, Tensor], s: Settings, name: str, layer: str, resid_BQD: Tensor):
+def mlp(w: Mapping[str, Tensor], s: T5Settings, name: str, layer: str, resid_BQD: Tensor):
     """ReLU, or a gated GELU in later versions."""
     normed_BQD = rms_norm(resid_BQD, w[f"{layer}.layer_norm.weight"], s.epsilon)
     yield f"{name}.mlp_norm", normed_BQD
@@ -144,7 +144,7 @@ def mlp(w: Mapping[str, Tensor], s: Settings, name: str, layer: str, resid_BQD: 
     return resid_BQD
 
 
-def relative_bias(w: Mapping[str, Tensor], s: Settings, side: str, length: int) -> Tensor:
+def relative_bias(w: Mapping[str, Tensor], s: T5Settings, side: str, length: int) -> Tensor:
     """What each head adds to a score for the distance of the two tokens, (Q, Q, H): looked up by bucket of distance."""
     position_Q = torch.arange(length)
     distance_QQ = position_Q[None, :] - position_Q[:, None]

@@ -17,7 +17,7 @@ from regraft.model.recording import Recording
 from regraft.model.sites import Tap
 from regraft.sweeps.edits import Carried, Placed, apply_edits
 from regraft.sweeps.linear_edits import corrected_stream
-from regraft.sweeps.plan import BRANCH_OF, Door, Leaf, Node, Plan
+from regraft.sweeps.plan import BRANCH_OF, Door, Leaf, Node, SweepPlan
 from regraft.sweeps.prefix_cache import Cone
 from regraft.sweeps.variants import Edit, Route
 
@@ -36,7 +36,7 @@ Measure = Callable[[list[Leaf], list[State]], None]
 class Replay:
     """Runs one plan over one recording. `executed` counts the work in the plan's unit."""
 
-    def __init__(self, recording: Recording, plan: Plan, measure: Measure, most_rows: int):
+    def __init__(self, recording: Recording, plan: SweepPlan, measure: Measure, most_rows: int):
         self.recording = recording
         self.model = recording.model
         self.plan = plan

@@ -33,7 +33,7 @@ Source = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """What the plan needs to know of a recording: numbers and names, no tensors.
 
     `stacks` are (first, stop) block indices; `positions` the number of positions of each stack; `linear` for each block
@@ -122,7 +122,7 @@ class Work:
 
 
 @dataclass
-class Plan:
+class SweepPlan:
     """Batches of nodes in the order of their execution, leaves by their parent, and the work counted."""
 
     batches: list[list[Node]] = field(default_factory=list)
@@ -134,8 +134,8 @@ class Plan:
 
 
 def make_plan(
-    variants: Sequence[Variant], layout: Layout, batch_rows: int = 1 << 30, control: bool = True, linear: bool = True
-) -> Plan:
+    variants: Sequence[Variant], layout: BatchLayout, batch_rows: int = 1 << 30, control: bool = True, linear: bool = True
+) -> SweepPlan:
     """Plan a sweep.
 
     Args:
@@ -147,7 +147,7 @@ def make_plan(
         ValueError: a route that crosses stacks or names a block that does not exist, an edit of a block that its route
             does not pass, or a position outside the prompt.
     """
-    plan = Plan()
+    plan = SweepPlan()
     runs = [_compile(variant, layout) for variant in variants]
     starts = _cone_starts(variants, runs, layout)
     trie: dict[tuple, Node] = {}
@@ -165,7 +165,7 @@ def make_plan(
 
 
 @dataclass
-class _Run:
+class _Planning:
     """A variant taken apart: stops, the edits inside and at the doors of each, and what happens behind the last."""
 
     stops: tuple[Stop, ...]
@@ -177,7 +177,7 @@ class _Run:
     clean_route: bool
 
 
-def _compile(variant: Variant, layout: Layout) -> _Run:
+def _compile(variant: Variant, layout: BatchLayout) -> _Planning:
     clean = Route.order(range(layout.blocks))
     route = variant.route or clean
     _check_route(route, layout)
@@ -204,7 +204,7 @@ def _compile(variant: Variant, layout: Layout) -> _Run:
     def pick(stop: Stop, *names: str, inside: bool = False) -> tuple[Edit, ...]:
         return tuple(e for n, e in by_block.get(stop.block, ()) if (n not in DOORS if inside else n in names))
 
-    return _Run(
+    return _Planning(
         route.stops,
         [pick(stop, "resid_pre") for stop in route.stops],
         [pick(stop, inside=True) for stop in route.stops],
@@ -216,7 +216,7 @@ def _compile(variant: Variant, layout: Layout) -> _Run:
     )
 
 
-def _check_route(route: Route, layout: Layout) -> None:
+def _check_route(route: Route, layout: BatchLayout) -> None:
     if route.count not in (None, layout.blocks):
         raise ValueError(f"the route was made for {route.count} blocks, the model has {layout.blocks}: make it for as many")
     wrong = next((stop.block for stop in route.stops if not 0 <= stop.block < layout.blocks), None)
@@ -246,18 +246,18 @@ def edit_positions(edit: Edit, lengths: Sequence[int]) -> list[list[int]] | None
     return [[p + length if p < 0 else p for p in wanted] for length in lengths]
 
 
-def _check_positions(edit: Edit, layout: Layout, block: int | None) -> None:
+def _check_positions(edit: Edit, layout: BatchLayout, block: int | None) -> None:
     lengths = layout.lengths[-1 if block is None else layout.stack_of(block)]
     for length, row in zip(lengths, edit_positions(edit, lengths) or (), strict=False):
         if any(not 0 <= p < length for p in row):
             raise ValueError(f"position {edit.position} of the edit at {edit.site} is outside the prompt of {length} tokens")
 
 
-def _cost(block: int, layout: Layout, start: int) -> int:
+def _cost(block: int, layout: BatchLayout, start: int) -> int:
     return layout.prompts * (layout.positions[layout.stack_of(block)] - start)
 
 
-def _cone_starts(variants: Sequence[Variant], runs: list[_Run], layout: Layout) -> list[int]:
+def _cone_starts(variants: Sequence[Variant], runs: list[_Planning], layout: BatchLayout) -> list[int]:
     """For each variant the first position that its rows carry, rounded down so that few different ones arise."""
     step = max(CONE_LEAST_STEP, -(-layout.positions[-1] // CONE_STEPS))
     starts = [_first_position(variant, run, layout) // step * step for variant, run in zip(variants, runs, strict=True)]
@@ -266,14 +266,16 @@ def _cone_starts(variants: Sequence[Variant], runs: list[_Run], layout: Layout) 
     return starts if pays else [0] * len(starts)
 
 
-def _first_position(variant: Variant, run: _Run, layout: Layout) -> int:
+def _first_position(variant: Variant, run: _Planning, layout: BatchLayout) -> int:
     if not run.clean_route or run.embed or not variant.edits:
         return 0
     found = [edit_positions(edit, layout.lengths[-1]) for edit in variant.edits]
     return min((min(map(min, rows)) if rows else 0) for rows in found)
 
 
-def _insert(plan: Plan, trie: dict, number: int, run: _Run, start: int, layout: Layout, control: bool, linear: bool) -> None:
+def _insert(
+    plan: SweepPlan, trie: dict, number: int, run: _Planning, start: int, layout: BatchLayout, control: bool, linear: bool
+) -> None:
     """Add one variant's calls to the trie, below the longest part that is there already."""
     at = 0 if control or run.embed else _clean_prefix(run)
     source, doors = _entrance(run, at, layout)
@@ -310,7 +312,7 @@ def _door(edits: tuple[Edit, ...]) -> tuple[Door, ...]:
     return (Door(edits),) if edits else ()
 
 
-def _entrance(run: _Run, at: int, layout: Layout) -> tuple[Source, tuple[Door, ...]]:
+def _entrance(run: _Planning, at: int, layout: BatchLayout) -> tuple[Source, tuple[Door, ...]]:
     """The recorded stream that a variant leaves from after `at` clean calls, and the edits at that door."""
     if at == 0:
         return ("pre", 0), _door(run.embed)
@@ -322,7 +324,7 @@ def _entrance(run: _Run, at: int, layout: Layout) -> tuple[Source, tuple[Door, .
     return ("post", at - 1), after
 
 
-def _clean_prefix(run: _Run) -> int:
+def _clean_prefix(run: _Planning) -> int:
     """Number of leading blocks that the variant runs as the clean run did, counted as far as nothing is edited."""
     for index, stop in enumerate(run.stops):
         if stop.block != index or stop.module is not None or run.before[index] or run.inner[index]:
@@ -332,7 +334,7 @@ def _clean_prefix(run: _Run) -> int:
     return len(run.stops)
 
 
-def _corrects(run: _Run, at: int, layout: Layout) -> bool:
+def _corrects(run: _Planning, at: int, layout: BatchLayout) -> bool:
     """Whether the first edits act on the block's output linearly, so that the block need not be run."""
     stop = run.stops[at]
     if stop.block != at or stop.module is not None or run.before[at] or not run.inner[at]:

@@ -24,7 +24,7 @@ from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
 from regraft.sweeps.executor import Replay, State
 from regraft.sweeps.linear_edits import linear_branches, proved_columns
 from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of, resolved
-from regraft.sweeps.plan import BRANCH_OF, Layout, Leaf, Work, edit_positions, make_plan
+from regraft.sweeps.plan import BRANCH_OF, BatchLayout, Leaf, Work, edit_positions, make_plan
 from regraft.sweeps.prefix_cache import cone_holds
 from regraft.sweeps.variants import Add, Edit, Noise, Replace, Scale, Variant, variants_of
 
@@ -329,7 +329,7 @@ class _Pairs:
         return total / self.counts[name].clamp_min(1)
 
 
-def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> Layout:
+def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> BatchLayout:
     """The numbers that the plan needs to know about a recording."""
     model = recording.model
     stacks = model.parts.stacks
@@ -338,7 +338,7 @@ def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> L
     linear = [linear_branches(block) if trusted else frozenset() for block in model.blocks]
     asked = {(s.block or 0, BRANCH_OF[s.name]) for s in sites.values() if s.name in BRANCH_OF and not s.name.endswith("_out")}
     proved = {(block, kind) for block, kind in asked if kind in linear[block] and proved_columns(recording, block, kind)}
-    return Layout(
+    return BatchLayout(
         stacks=tuple((stack.first, stack.stop) for stack in stacks),
         positions=tuple(recording.positions_of(stack.first) for stack in stacks),
         prompts=recording.prompts,

@@ -23,7 +23,7 @@ from regraft.tokenizers.comparison import shown
 from regraft.tokenizers.cooccurrence import beside_vectors, overlaps
 from regraft.tokenizers.encoder import Vectors
 from regraft.tokenizers.mixtures import Mixture, blended, mixture, softmax, sparsemax
-from regraft.tokenizers.nearest import Search, nearest
+from regraft.tokenizers.nearest import nearest
 from regraft.tokenizers.vocab_map import Matching
 
 Method = Literal["hybrid", "local", "mean", "retok", "align", "focus", "pursuit"]
@@ -32,7 +32,7 @@ AUXILIARY_WIDTH, CONSIDERED = 128, 64
 
 
 @dataclass(frozen=True)
-class Settings:
+class InitSettings:
     """What the methods are told.
 
     Raises:
@@ -40,12 +40,19 @@ class Settings:
     """
 
     method: Method = "hybrid"
+    """How rows of new tokens are estimated; see docs/tokenizers.md."""
     temperature: float = 0.3
+    """Temperature of the weights."""
     nearest: int = 3
+    """Nearest old tokens that are mixed in."""
     weight: float = 0.3
+    """Share of the nearest tokens against the pieces."""
     threshold: float = 0.0
+    """Least cosine of a nearest token."""
     atoms: int = 8
-    search: Search = "exact"
+    """Shared tokens that matching pursuit adds up."""
+    search: Literal["exact", "approximate"] = "exact"
+    """How nearest tokens are found."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -59,7 +66,7 @@ class Settings:
 
 
 @dataclass(eq=False)
-class Case:
+class TransplantCase:
     """Two vocabularies, what they share, and what the methods may look at: old rows, an encoder's vectors, some text."""
 
     old: ByteIds
@@ -128,7 +135,7 @@ def readable(content: bytes) -> bool:
     return bool(content)
 
 
-def estimate(case: Case, settings: Settings) -> Mixture:
+def estimate(case: TransplantCase, settings: InitSettings) -> Mixture:
     """The mixture of old rows for every new token of text, by the method that is set."""
     count = len(case.table_VD)
     match settings.method:
@@ -147,7 +154,7 @@ def estimate(case: Case, settings: Settings) -> Mixture:
     return blended(local(case, settings), near(case, settings), settings.weight)
 
 
-def local(case: Case, settings: Settings) -> Mixture:
+def local(case: TransplantCase, settings: InitSettings) -> Mixture:
     """Pieces by their likeness to the whole (softmax), averaged with their shares of the length, softmax at the temperature."""
     known_VE, whole_NE = case.known_VE.numpy(), case.whole_NE.numpy()
     weights = []
@@ -159,7 +166,7 @@ def local(case: Case, settings: Settings) -> Mixture:
     return mixture(case.cuts, weights, len(case.table_VD))
 
 
-def near(case: Case, settings: Settings) -> Mixture:
+def near(case: TransplantCase, settings: InitSettings) -> Mixture:
     """The nearest old tokens above the threshold, softmax at the temperature; none for tokens that are no whole characters."""
     asked = np.array([i for i, content in enumerate(case.contents) if readable(content)], np.int64)
     values_NK, places_NK = nearest(case.whole_NE[asked], case.known_VE[case.known], settings.nearest, settings.search)
@@ -173,7 +180,7 @@ def near(case: Case, settings: Settings) -> Mixture:
     return mixture(parts, weights, len(case.table_VD))
 
 
-def aligned(case: Case) -> Mixture:
+def aligned(case: TransplantCase) -> Mixture:
     """Old tokens by the bytes that they share with a new one in text that both cut, as in Trans-Tokenization; else its pieces.
 
     After "Trans-Tokenization and Cross-lingual Vocabulary Transfers" (Remy et al., 2024), where the alignment is of
@@ -189,7 +196,7 @@ def aligned(case: Case) -> Mixture:
     return mixture(parts, weights, len(case.table_VD))
 
 
-def focused(case: Case) -> Mixture:
+def focused(case: TransplantCase) -> Mixture:
     """Shared tokens by sparsemax of their likeness in vectors made from text; a token that the text lacks takes the mean.
 
     After "FOCUS: Effective Embedding Initialization" (Dobler and de Melo, 2023); the auxiliary vectors are factored counts
@@ -210,7 +217,7 @@ def focused(case: Case) -> Mixture:
     return mixture(parts, weights, len(case.table_VD))
 
 
-def pursued(case: Case, atoms: int) -> Mixture:
+def pursued(case: TransplantCase, atoms: int) -> Mixture:
     """Shared tokens whose vectors, by orthogonal matching pursuit, add up to the new token's; the same sum of their old rows.
 
     After "Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit" (Goddard and Fernandes Neto, 2025). The

@@ -41,14 +41,20 @@ class Recipe:
             there is nothing to merge or to hold.
     """
 
-    vocabulary: int
+    vocabulary: int = 16384
+    """Tokens, special ones included."""
     kind: Kind = "supertoken"
+    """Merge within chunks that ignore words, within words, or within words first and across them then."""
     lengths: ChunkLengths = field(default_factory=lambda: gaussian(200, 50))
     digits: Digits = "single"
+    """Digits merge freely, not or by three."""
     specials: tuple[str, ...] = ("<|endoftext|>",)
     words: float = 0.5
+    """Share of a superword vocabulary that is merged within words."""
     least: int = 2
+    """Times that a pair must occur to be merged."""
     characters: int = 500_000_000
+    """Characters held at once; of more text an even sample is taken."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,7 +76,7 @@ class Recipe:
             raise ValueError(f"a share of {self.words:g} for words leaves nothing for one of the two: choose between 0 and 1")
 
 
-def train_tokenizer(texts: Iterable[str | Mapping[str, Any]], recipe: Recipe) -> Tokenizer:
+def train_bpe(texts: Iterable[str | Mapping[str, Any]], recipe: Recipe) -> Tokenizer:
     """Train a tokenizer on a stream of texts, of which at most `recipe.characters` are held.
 
     Args:

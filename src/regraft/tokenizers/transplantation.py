@@ -21,7 +21,7 @@ from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import digest
 from regraft.tokenizers.embedding_distance import Embedded, apart, distance, embed, same_nearest
 from regraft.tokenizers.encoder import Vectors
-from regraft.tokenizers.init_methods import Case, Settings, estimate
+from regraft.tokenizers.init_methods import InitSettings, TransplantCase, estimate
 from regraft.tokenizers.mixtures import Mixture
 from regraft.tokenizers.tables import Tables, build_tables, check_padding, check_tables, modules, rows_needed
 from regraft.tokenizers.vocab_map import Matching, match
@@ -67,7 +67,9 @@ class Transplant:
         )
 
 
-def old_case(model: Model, tokenizer: Any, texts: Sequence[str], vectors: Vectors | None, donor_VD: Tensor | None = None) -> Case:
+def old_case(
+    model: Model, tokenizer: Any, texts: Sequence[str], vectors: Vectors | None, donor_VD: Tensor | None = None
+) -> TransplantCase:
     """What the methods look at; one case serves them all.
 
     Raises:
@@ -84,10 +86,10 @@ def old_case(model: Model, tokenizer: Any, texts: Sequence[str], vectors: Vector
             f"the old tokenizer has {len(old.table):,} ids and {model.name} only {model.table_rows:,} rows: it is not its own; "
             "name the right one with --old-tokenizer"
         )
-    return Case(old, new, match(old, new), model.parts.embedding.weight, vectors, texts, donor_VD)
+    return TransplantCase(old, new, match(old, new), model.parts.embedding.weight, vectors, texts, donor_VD)
 
 
-def transplant(model: Model, case: Case, settings: Settings, multiple: int = 0) -> Transplant:
+def transplant(model: Model, case: TransplantCase, settings: InitSettings, multiple: int = 0) -> Transplant:
     """Give the model tables for the new vocabulary; the model itself stays as it is."""
     mixed = estimate(case, settings)
     rows = rows_needed(model, len(case.new.table), len(case.old.tokenizer), multiple)
@@ -95,7 +97,7 @@ def transplant(model: Model, case: Case, settings: Settings, multiple: int = 0) 
     return Transplant(model, case.old, case.new, case.matching, mixed, tables, modules(model, tables))
 
 
-def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: Settings) -> xr.Dataset:
+def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: InitSettings) -> xr.Dataset:
     """The certificate, by domain: the model with its own tokenizer and with the new one.
 
     Bits per byte of text where the model writes some; of any other, how far its embeddings of the texts move.

@@ -34,25 +34,33 @@ from regraft.training.optimizers import optimisers, set_rates
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long and how fast to train: steps, sequences a step, rate, schedule, precision, and when to write and to stop.
+class TrainingPlan:
+    """How long and how fast to train: steps, sequences a step, rate, schedule, precision, and when to write and to stop."""
 
-    `rate` is AdamW's; Muon's follows from it (`optimisers`). `patience` stops where the smoothed loss has not fallen for so
-    many steps; 0 never does. `shard` spreads the frozen trunk's blocks over the processes.
-    """
-
-    steps: int = 1000
+    steps: int = 600
+    """Training steps."""
     batch: int = 8
-    rate: float = 2e-3
+    """Sequences a step."""
+    rate: float = 1e-3
+    """Highest learning rate of AdamW; Muon's is five times it."""
     warmup: int = 50
+    """Steps over which the rate rises."""
     accumulate: int = 1
+    """Batches whose gradients make one step."""
     precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision."""
     clip: float = 1.0
+    """Longest gradient."""
     weight_decay: float = 0.0
+    """AdamW's decay of weights."""
     matrices: Literal["muon", "adamw"] = "muon"
+    """What moves the matrices of linear layers."""
     shard: bool = False
+    """Spread the frozen trunk over the processes of `accelerate launch`."""
     save_every: int = 200
+    """Steps between checkpoints."""
     patience: int = 0
+    """Stop where the smoothed loss has not fallen for so many steps (0: never)."""
 
     def __post_init__(self) -> None:
         """Make sure that there is something to do.
@@ -96,7 +104,7 @@ class NotANumberError(RuntimeError):
 def train(
     task: Task,
     windows: Windows,
-    plan: Plan,
+    plan: TrainingPlan,
     folder: Path,
     watch: Callable[[int], None] | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -129,7 +137,7 @@ def train(
         for line in history:
             plateau.reached(line["loss"])
         accelerator.wait_for_everyone()
-        run = _Run(task, windows, plan, folder, accelerator, plain)
+        run = _TrainingRun(task, windows, plan, folder, accelerator, plain)
         same_everywhere(task.graft, accelerator)
         with _writer(folder, history, accelerator.is_main_process) as write:
             for step in range(started, plan.steps):
@@ -175,12 +183,12 @@ class Plateau:
 
 
 @dataclass
-class _Run:
+class _TrainingRun:
     """What a training run holds on to."""
 
     task: Task
     windows: Windows
-    plan: Plan
+    plan: TrainingPlan
     folder: Path
     accelerator: Accelerator
     optimisers: list
@@ -318,7 +326,7 @@ def _checksum(tensor: Tensor) -> int:
 PLAN = "plan.json"
 
 
-def _plan_of(plan: Plan, windows: Windows, share: int, origin: Mapping[str, Any]) -> str:
+def _plan_of(plan: TrainingPlan, windows: Windows, share: int, origin: Mapping[str, Any]) -> str:
     """Everything that a run must have in common with the one that it continues."""
     text = {"tokens": len(windows.ids), "sha256": windows.digest(), "length": windows.length, "seed": windows.seed}
     return json.dumps({"plan": asdict(plan), "text": text, "processes": share, "origin": origin}, indent=1, sort_keys=True) + "\n"

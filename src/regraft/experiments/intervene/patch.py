@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from regraft.core.progress import advance
-from regraft.core.registry import TextFile
+from regraft.core.signatures import TextFile
 from regraft.data.own_texts import check_sayable, first_of
 from regraft.data.text_files import read_pairs
 from regraft.experiments.intervene.attribution import gradients
@@ -29,7 +29,7 @@ METRIC = "logit_difference"
 
 
 @dataclass(frozen=True)
-class Case:
+class PatchCase:
     """A clean prompt with its answer, and a corrupted one whose answer is another."""
 
     clean: str
@@ -102,7 +102,7 @@ def patch(
         raise ValueError(f"direction {direction!r} is not known: choose denoise or noise")
     if not 1 <= window <= len(_blocks(model)):
         raise ValueError(f"a window of {window} blocks does not fit: choose 1 to {len(_blocks(model))}")
-    cases = first_of(read_cases(Path(pairs)) if pairs else [Case(clean, corrupt, answer, wrong)], count, "pairs")
+    cases = first_of(read_cases(Path(pairs)) if pairs else [PatchCase(clean, corrupt, answer, wrong)], count, "pairs")
     if not pairs and clean == OURS:
         check_sayable(model, [clean, corrupt, answer, wrong], "the English sentences about clocks that ship with regraft")
     plan = _Grid(model, grid, site, window, block)
@@ -115,16 +115,16 @@ def patch(
     return _dataset(plan, parts, direction)
 
 
-def read_cases(path: Path) -> list[Case]:
+def read_cases(path: Path) -> list[PatchCase]:
     """Cases from a JSON file.
 
     Raises:
         ValueError: it cannot be read, or is no list of cases.
     """
-    return read_pairs(path, Case, "write a list of objects with clean, corrupt, answer, wrong")
+    return read_pairs(path, PatchCase, "write a list of objects with clean, corrupt, answer, wrong")
 
 
-def _measured(model: Model, plan: _Grid, case: Case, direction: str, given: list[str] | None, exact: bool) -> Cells:
+def _measured(model: Model, plan: _Grid, case: PatchCase, direction: str, given: list[str] | None, exact: bool) -> Cells:
     """Run one case's grid, and its attribution where every cell's activation can be reached by a gradient."""
     runs = {"clean": model.record(case.clean), "corrupt": model.record(case.corrupt)}
     places = _position_pairs(runs["clean"], runs["corrupt"], given)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import xarray as xr
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
-from regraft.core.registry import NewFolder
+from regraft.core.signatures import NewFolder
 from regraft.data.evaluation import Evaluation, Texts, evaluation_or_texts
 from regraft.experiments.intervene.knockout import greedy
 from regraft.export.route_model import check_save, check_writable_as, measured_route, route_of, save_blocks

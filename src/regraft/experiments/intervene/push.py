@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from regraft.core.progress import advance
-from regraft.core.registry import TextFile
+from regraft.core.signatures import TextFile
 from regraft.data.own_texts import check_known, check_sayable, first_of
 from regraft.data.text_files import read_pairs
 from regraft.model.model import Model
@@ -35,7 +35,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Component:
+class PushedComponent:
     """An MLP output or a head that is put into another text: its address, its block's, and its number if it is a head."""
 
     address: str
@@ -124,7 +124,7 @@ def _pairs(question: str, baseline: str, file: str, prompts: list[str] | None) -
     return read_pairs(Path(file), Pair, "write a list of objects with question and baseline")
 
 
-def _components(model: Model) -> tuple[list[Component], list[str]]:
+def _components(model: Model) -> tuple[list[PushedComponent], list[str]]:
     """What can be put into another text, and the addresses of what a block does not have."""
     found, lacking = [], []
     for block in model.main_blocks:
@@ -132,16 +132,16 @@ def _components(model: Model) -> tuple[list[Component], list[str]]:
             if not model.taps.exists(block.index, site):
                 lacking.append(f"{block.address}.{site}")
             elif kind == "mlp":
-                found.append(Component(f"{block.address}.mlp_out", block.address))
+                found.append(PushedComponent(f"{block.address}.mlp_out", block.address))
             else:
                 heads = range(model.tap(f"{block.address}.z").heads)
-                found += [Component(f"{block.address}.head.{head}", block.address, head) for head in heads]
+                found += [PushedComponent(f"{block.address}.head.{head}", block.address, head) for head in heads]
     if not found:
         raise ValueError(f"{model.name} has neither an MLP output nor heads that could be put into another text")
     return found, lacking
 
 
-def _pushed(model: Model, components: list[Component], pair: Pair, targets: list[str], decoder_text: str) -> Pushed:
+def _pushed(model: Model, components: list[PushedComponent], pair: Pair, targets: list[str], decoder_text: str) -> Pushed:
     """One pair: every component's activation at the question's end, put in at the baseline's."""
     behind = decoder_text if model.two_stacks else None
     charged, neutral = (model.record(text, behind) for text in (pair.question, pair.baseline))
@@ -154,7 +154,7 @@ def _pushed(model: Model, components: list[Component], pair: Pair, targets: list
 
 
 def _dataset(
-    components: list[Component], pairs: list[Pair], runs: list[Pushed], targets: list[str], lacking: list[str]
+    components: list[PushedComponent], pairs: list[Pair], runs: list[Pushed], targets: list[str], lacking: list[str]
 ) -> xr.Dataset:
     """The means over the pairs, beside them what each pair gave."""
     push_NCK, clean_NK, on_question_NK = (np.stack([getattr(r, name) for r in runs]) for name in ("push", "clean", "on_question"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
-from regraft.core.registry import NewFolder
+from regraft.core.signatures import NewFolder
 from regraft.data.evaluation import evaluation_or_texts
 from regraft.export.route_model import check_save, check_writable_as, measured_route, route_of, save_blocks
 from regraft.model.model import Model

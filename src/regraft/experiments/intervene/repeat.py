@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.files import keeping
-from regraft.core.registry import NewFolder
+from regraft.core.signatures import NewFolder
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.export.route_model import check_save, measured_route, route_of, save_blocks
 from regraft.model.model import Model

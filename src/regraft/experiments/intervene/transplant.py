@@ -10,7 +10,7 @@ import xarray as xr
 from torch import nn
 
 from regraft.core.defaults import COMPLETION_TOKENS
-from regraft.core.registry import ModelName, NewFolder
+from regraft.core.signatures import ModelName, NewFolder
 from regraft.data.evaluation import evaluation
 from regraft.export.route_model import check_save, check_writable_as, measured_route, route_of, save_blocks
 from regraft.model.load import load

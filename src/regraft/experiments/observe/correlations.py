@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 from scipy.stats import false_discovery_control, rankdata
 
-from regraft.core.registry import DOES_NOT_APPLY, TextFile, experiments
+from regraft.core.registry import DOES_NOT_APPLY, experiments
+from regraft.core.signatures import TextFile
 from regraft.data.own_texts import first_of
 from regraft.experiments.running import measured, refused
 from regraft.model.model import Model

@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.files import expanded
-from regraft.core.registry import TextFile
+from regraft.core.signatures import TextFile
 from regraft.data.corpus import corpus as read_corpus
 from regraft.experiments.observe.token_states import Observed, observed
 from regraft.model.model import Model

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regraft.core.files import expanded
 from regraft.core.progress import advance
-from regraft.core.registry import TextFile
+from regraft.core.signatures import TextFile
 from regraft.data.corpus import corpus as suited_corpus
 from regraft.data.generation import suited_prompts
 from regraft.data.own_texts import first_of

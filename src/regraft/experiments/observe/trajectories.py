@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity, log_softmax
 
 from regraft.core.files import read_text
 from regraft.core.progress import advance
-from regraft.core.registry import TextFile
+from regraft.core.signatures import TextFile
 from regraft.data.contrasts import Contrast, general, specimen
 from regraft.data.generation import is_specimen, prompt_ids
 from regraft.data.own_texts import check_sayable, first_of

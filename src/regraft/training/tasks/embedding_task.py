@@ -19,12 +19,15 @@ from regraft.training.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """How much each part of the loss counts: the stream at the depths, the divergence of predictions, the table itself."""
 
     hidden: float = 1.0
+    """Weight of the stream's error in the loss."""
     kl: float = 1.0
+    """Weight of the divergence of predictions in the loss."""
     table: float = 0.1
+    """Weight of the error of the vectors themselves in the loss."""
 
 
 class EmbeddingTask:
@@ -35,13 +38,13 @@ class EmbeddingTask:
     default a quarter, a half and all of them.
     """
 
-    def __init__(self, model: Model, graft: nn.Module, depths: Sequence[int] = (), weights: Weights | None = None):
+    def __init__(self, model: Model, graft: nn.Module, depths: Sequence[int] = (), weights: LossWeights | None = None):
         if model.two_stacks and depths:
             raise ValueError("depths are counted over the decoder's blocks: leave them out for an encoder-decoder")
         blocks = len(model.parts.stacks[-1].blocks)
         self.model, self.root, self.graft = model, model.hf, graft
         self.depths = tuple(depths) or tuple(sorted({max(1, blocks // 4), max(1, blocks // 2), blocks}))
-        self.weights = weights or Weights()
+        self.weights = weights or LossWeights()
 
     def blocks(self) -> list[nn.Module]:
         """Blocks of the trunk."""

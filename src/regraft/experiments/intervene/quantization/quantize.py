@@ -17,7 +17,8 @@ from regraft.checkpoint.roles import ROLES
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.files import keeping
 from regraft.core.progress import advance
-from regraft.core.registry import DOES_NOT_APPLY, NewFolder
+from regraft.core.registry import DOES_NOT_APPLY
+from regraft.core.signatures import NewFolder
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.experiments.intervene.quantization.packed_checkpoint import check_packable, write_packed
 from regraft.experiments.intervene.quantization.recipes import by_score, ends_protected, oracle, uniform

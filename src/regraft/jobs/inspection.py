@@ -1,0 +1,55 @@
+"""What a model is made of: of an opened one with its self-check, of a checkpoint from its headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from regraft.checkpoint.dissection import Component, dissect
+from regraft.core.files import check_empty, whole_folder
+from regraft.core.strict_json import json_text
+from regraft.model.model import Model
+from regraft.model.summary import PartRow, SiteRow, part_rows, site_rows
+from regraft.reporting.anatomy_drawing import svg
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The parts of an opened model, the sites that can be read and edited, and what the self-check measured."""
+
+    model: str
+    parts: list[PartRow]
+    sites: list[SiteRow]
+    self_check: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+
+def inspect(model: Model) -> Inspection:
+    """The parts, sites and self-check of an opened model."""
+    return Inspection(model.name, part_rows(model), site_rows(model), model.check.as_dict())
+
+
+def inspect_headers(source: str, out: Path | None = None) -> list[Component]:
+    """The anatomy of a checkpoint from its headers alone; `out` is a folder for it as JSON and as a drawing.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its headers are damaged.
+        RunFolderError: the folder is not empty.
+    """
+    if out is not None:
+        check_empty(out, "--out")
+    components = dissect(source)
+    if out is not None:
+        with whole_folder(out) as folder:
+            (folder / "anatomy.json").write_text(headers_json(source, components), encoding="utf-8")
+            (folder / "anatomy.svg").write_text(svg(source, components), encoding="utf-8")
+    return components
+
+
+def headers_json(source: str, components: list[Component]) -> str:
+    """The anatomy of a checkpoint as JSON."""
+    return json_text({"source": source, "components": [asdict(c) for c in components]}, indent=1) + "\n"
