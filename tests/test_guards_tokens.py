@@ -152,9 +152,8 @@ class Told:
 
 
 def case(vectors=None, texts=("abcd",), new=LONG):
-    old, fresh = reader(SHORT), reader(new)
-    table = torch.randn(258, 3, generator=torch.Generator().manual_seed(1))
-    return TransplantCase(old, fresh, match(old, fresh), table, vectors, texts)
+    old, fresh, numbers = reader(SHORT), reader(new), torch.Generator().manual_seed(1)
+    return TransplantCase(old, fresh, match(old, fresh), torch.randn(258, 3, generator=numbers), vectors, texts)
 
 
 def test_the_nearest_old_tokens_count_above_a_threshold():

@@ -32,8 +32,11 @@ from regraft.checkpoint.locate import (
 
 WEIGHTS, INDEX, CONFIG = ".safetensors", ".safetensors.index.json", "config.json"
 LARGEST_JSON = 50_000_000
-# huggingface_hub 1 speaks through httpx and 2 through httpx2: the errors of its own client are meant.
-HTTP_ERROR: type[Exception] = sys.modules[type(get_session()).__module__.partition(".")[0]].HTTPError
+
+
+def http_error() -> type[Exception]:
+    """The error of the hub client's own HTTP library: huggingface_hub 1 speaks through httpx and 2 through httpx2."""
+    return sys.modules[type(get_session()).__module__.partition(".")[0]].HTTPError
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def _remote(source: str) -> _Store:
         raise CheckpointError(f"{source} is not a folder: give a model folder, a hub id (owner/name), or specimen:qwen3")
     try:
         names = HfApi().list_repo_files(source)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, HTTP_ERROR, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, http_error(), OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{source} is neither a folder here nor a repository that the hub shows us: {reason}") from error
 
@@ -213,7 +216,7 @@ def _range(repository: str, name: str, start: int, length: int) -> tuple[bytes, 
             if answer.status_code != 206 or told is None or int(told[1]) != start:
                 raise CheckpointError(f"the hub does not send a part of {name}: download the folder and inspect that")
             return _at_most(answer.iter_bytes(), length), int(told[2])
-    except (HTTP_ERROR, HfHubHTTPError, OSError) as error:
+    except (http_error(), HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"{name} of {repository} cannot be read at the hub: {str(error).splitlines()[0]}") from error
 
 

@@ -155,10 +155,14 @@ class Recording:
 
     def read(self, block: int, tap: Tap) -> Tensor:
         """The clean activation at a tap of one block, found by running that block once more."""
+        return self.read_all(block, {"it": tap})["it"]
+
+    def read_all(self, block: int, taps: dict[str, Tap]) -> dict[str, Tensor]:
+        """The clean activations at several taps of one block, by name, from one run of it."""
         shape = (self.prompts, self.positions_of(block))
-        with self.model.held(), torch.no_grad(), reading({"it": tap}, shape) as seen:
+        with self.model.held(), torch.no_grad(), reading(taps, shape) as seen:
             self.run_block(block, self.pre(block), rows=1)
-        return seen["it"]
+        return seen
 
     def _pattern(self, block: int) -> Tensor:
         weights: list[Tensor] = []

@@ -16,7 +16,7 @@ from regraft.model.hooks import writing, writing_mid
 from regraft.model.recording import Recording
 from regraft.model.sites import Tap
 from regraft.sweeps.edits import Carried, Placed, apply_edits
-from regraft.sweeps.linear_edits import corrected_stream
+from regraft.sweeps.linear_edits import CleanBlocks, corrected_stream
 from regraft.sweeps.plan import BRANCH_OF, Door, Leaf, Node, SweepPlan
 from regraft.sweeps.prefix_cache import Cone
 from regraft.sweeps.variants import Edit, Route
@@ -34,7 +34,7 @@ Measure = Callable[[list[Leaf], list[State]], None]
 
 
 class Replay:
-    """Runs one plan over one recording. `executed` counts the work in the plan's unit."""
+    """Runs one plan over one recording. `executed` counts the work in the plan's unit, `clean.runs` that for corrections."""
 
     def __init__(self, recording: Recording, plan: SweepPlan, measure: Measure, most_rows: int):
         self.recording = recording
@@ -44,6 +44,7 @@ class Replay:
         self.most_rows = most_rows
         self.states: dict[int, State] = {}
         self.executed = 0
+        self.clean = CleanBlocks(recording)
         self.cone = Cone(recording) if plan.starts else None
 
     def run(self, progress: Callable[[int], None]) -> None:
@@ -133,7 +134,7 @@ class Replay:
             return [State(first, m) for m in memory.unflatten(0, (rows, -1))]
         if doors[0].correct is not None:
             edits = [door.edits for door in doors]
-            streams = corrected_stream(self.recording, doors[0].correct, edits)
+            streams = corrected_stream(self.clean, doors[0].correct, edits)
             return [State(stream[:, start:]) for stream in streams]
         placed = [Placed(row, edit) for row, door in enumerate(doors) for edit in door.edits]
         if placed and self.model.site(placed[0].edit.site).name == "embed":

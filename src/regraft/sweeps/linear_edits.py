@@ -7,7 +7,7 @@ proved to be its matrix. Shapes: n rows, B prompts, T positions, D width, W its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from regraft.core.tolerance import rounding
 from regraft.model.model import Model
 from regraft.model.parts import Block, Branch, close, has_matrix, in_width, matrix_OI
 from regraft.model.recording import Recording
-from regraft.model.sites import Tap
+from regraft.model.sites import Tap, addition
 from regraft.sweeps.edits import Carried, Placed, apply_edits
 from regraft.sweeps.plan import BRANCH_OF
 from regraft.sweeps.variants import Edit
@@ -60,51 +60,91 @@ def _adds_columns(recording: Recording, block: int, projection: nn.Module) -> bo
     return True
 
 
-def corrected_stream(recording: Recording, block: int, edits: Sequence[Sequence[Edit]]) -> Tensor:
+class CleanBlocks:
+    """What recorded blocks made of their stream, each from running it once more: the block corrected last is kept.
+
+    `runs` counts that work in rows x prompts x positions through one block.
+    """
+
+    def __init__(self, recording: Recording):
+        self.recording, self.runs = recording, 0
+        self._block, self._found = -1, {}
+
+    def of(self, block: int) -> dict[str, Tensor]:
+        """By branch: `attn_out`, what it adds; `attn_in`, what its projection is given; `attn_raw`, in front of its norm."""
+        if block != self._block:
+            taps: dict[str, Tap] = {}
+            for branch in self.recording.model.blocks[block].branches:
+                taps[f"{branch.kind}_out"] = addition(branch)
+                if branch.projection is not None:
+                    taps[f"{branch.kind}_in"] = Tap(branch.projection, "input")
+                if branch.out_norm is not None:
+                    taps[f"{branch.kind}_raw"] = Tap(branch.module, "output")
+            self._block, self._found = block, self.recording.read_all(block, taps)
+            self.runs += self.recording.prompts * self.recording.positions_of(block)
+        return self._found
+
+
+def corrected_stream(clean: CleanBlocks, block: int, edits: Sequence[Sequence[Edit]]) -> Tensor:
     """The stream (n, B, T, D) that leaves a block for n rows, each with edits of one branch of that block."""
+    recording = clean.recording
     model = recording.model
     part = model.blocks[block]
     name = model.site(edits[0][0].site).name
     branch = part.branch(BRANCH_OF[name])
     assert branch is not None
     carried = Carried(0, recording.positions_of(block), recording.lengths_of(block))
-    clean_out = recording[f"{part.address}.{branch.kind}_out"]
+    found = clean.of(block)
+    clean_out = found[f"{branch.kind}_out"]
     if name.endswith("_out"):
         placed = [Placed(row, edit) for row, own in enumerate(edits) for edit in own]
         outs = apply_edits(clean_out.expand(len(edits), *clean_out.shape), placed, carried)
     else:
-        delta = _projected_change(recording, block, branch, edits, carried)
+        delta = _projected_change(model, found[f"{branch.kind}_in"], branch, edits, carried)
         if branch.out_norm is None:
             outs = clean_out + branch.factor * delta
         else:
-            raw = recording.read(block, Tap(branch.module, "output"))
-            outs = branch.factor * branch.out_norm(raw + delta)
+            outs = branch.factor * branch.out_norm(found[f"{branch.kind}_raw"] + delta)
     if not part.sum_norms:
         return recording.post(block) + (outs - clean_out)
-    return torch.stack([_closed(recording, part, branch, out) for out in outs])
+    return torch.stack([_closed(recording, part, {**found, f"{branch.kind}_out": out}) for out in outs])
 
 
-def _closed(recording: Recording, part: Block, branch: Branch, out_BTD: Tensor) -> Tensor:
-    outs = [out_BTD if b is branch else recording[f"{part.address}.{b.kind}_out"] for b in part.branches]
-    stream = close(part.branches, recording.pre(part.index), outs, out_BTD.shape)
+def _closed(recording: Recording, part: Block, found: Mapping[str, Tensor]) -> Tensor:
+    pre = recording.pre(part.index)
+    stream = close(part.branches, pre, [found[f"{b.kind}_out"] for b in part.branches], pre.shape)
     assert stream is not None
     return stream
 
 
 def _projected_change(
-    recording: Recording, block: int, branch: Branch, edits: Sequence[Sequence[Edit]], carried: Carried
+    model: Model, clean_BTW: Tensor, branch: Branch, edits: Sequence[Sequence[Edit]], carried: Carried
 ) -> Tensor:
-    """What the edits change in the projection's output, (n, B, T, D), from the changed features' columns alone."""
-    assert branch.projection is not None
-    model = recording.model
-    clean_BTW = recording.read(block, Tap(branch.projection, "input"))
+    """What the edits change in the projection's output, (n, B, T, D), from the changed features' columns alone.
+
+    Rows that change as many features go together.
+    """
     features = [_features(model, own) for own in edits]
-    if len({len(f) for f in features}) != 1:
-        return torch.cat([_projected_change(recording, block, branch, [own], carried) for own in edits])
-    index_nw = torch.stack(features).to(clean_BTW.device)
+    groups: dict[int, list[int]] = {}
+    for row, own in enumerate(features):
+        groups.setdefault(len(own), []).append(row)
+    changes: list[Tensor] = [clean_BTW] * len(edits)
+    for rows in groups.values():
+        some = _alike(model, clean_BTW, branch, [(edits[row], features[row]) for row in rows], carried)
+        for row, change_BTD in zip(rows, some, strict=True):
+            changes[row] = change_BTD
+    return torch.stack(changes)
+
+
+def _alike(
+    model: Model, clean_BTW: Tensor, branch: Branch, rows: Sequence[tuple[Sequence[Edit], Tensor]], carried: Carried
+) -> Tensor:
+    """The same for rows that change equally many features."""
+    assert branch.projection is not None
+    index_nw = torch.stack([features for _, features in rows]).to(clean_BTW.device)
     old_nBTw = clean_BTW[..., index_nw].permute(2, 0, 1, 3)
     placed = []
-    for row, own in enumerate(edits):
+    for row, (own, _) in enumerate(rows):
         place = {int(f): i for i, f in enumerate(index_nw[row])}
         for edit in own:
             tap = model.taps[model.site(edit.site)]

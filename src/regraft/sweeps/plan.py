@@ -131,6 +131,8 @@ class SweepPlan:
     work: Work = field(default_factory=Work)
     starts: set[int] = field(default_factory=set)
     corrected: set[int] = field(default_factory=set)
+    correction: int = 0
+    """Of the preparation, what is planned for corrections: each block that is corrected runs once."""
 
 
 def make_plan(
@@ -160,7 +162,8 @@ def make_plan(
     plan.work.naive = sum(sum(_cost(stop.block, layout, 0) for stop in run.stops) for run in runs)
     if plan.starts:
         plan.work.preparation += sum(_cost(block, layout, 0) for block in range(layout.blocks))
-    plan.work.preparation += sum(_cost(block, layout, 0) for block in plan.corrected)
+    plan.correction = sum(_cost(block, layout, 0) for block in plan.corrected)
+    plan.work.preparation += plan.correction
     return plan
 
 

@@ -161,6 +161,7 @@ class _Sweep:
                 replay = Replay(self.recording, plan, self._measure_into(numbers.start), rows)
                 replay.run(self._progress(which / len(ranges), 1 / len(ranges), plan.work.planned))
                 work.executed += replay.executed
+                work.preparation += replay.clean.runs - plan.correction
                 for name in ("planned", "preparation", "naive"):
                     setattr(work, name, getattr(work, name) + getattr(plan.work, name))
         limit = self.model.rounding
