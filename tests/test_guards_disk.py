@@ -50,3 +50,17 @@ def test_a_folder_that_is_there_must_be_readable_and_one_above_it_need_not(tmp_p
         with pytest.raises(disk.RunFolderError, match="is closed to you"):
             disk.check_place(place, "--out")
         assert asked.pop() == (above, needed)
+
+
+def test_what_is_written_has_the_permissions_of_what_is_new_and_keeps_all_other_marks(tmp_path):
+    """A library wrote for the owner alone; a folder's mark that its files belong to its group is no permission."""
+    with whole_folder(tmp_path / "made") as fresh:
+        (fresh / "inner").mkdir()
+        (fresh / "file").write_text("x")
+        (fresh / "file").chmod(0o600)
+        (fresh / "inner").chmod(0o2700)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    allowed = plain.stat().st_mode & 0o777
+    assert (tmp_path / "made" / "file").stat().st_mode & 0o777 == allowed & 0o666
+    assert (tmp_path / "made" / "inner").stat().st_mode & 0o7777 == 0o2000 | allowed

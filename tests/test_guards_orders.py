@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from regraft.experiments.intervene.shuffle import order_weights
 from regraft.experiments.intervene.shuffle import order_weights as module
 from regraft.experiments.intervene.shuffle.order_weights import (
     SCALES,
@@ -132,3 +133,16 @@ def test_an_ensemble_is_the_mean_place_and_ties_go_to_the_lighter_block(monkeypa
     assert place == {0: 6, 1: 6, 2: 1, 3: 11}
     assert ensemble_rank(SimpleNamespace(total_norm=np.array([2.0, 1.0, 3.0, 0.0]))) == [2, 1, 0, 3]
     assert ensemble_rank(SimpleNamespace(total_norm=np.array([1.0, 2.0, 3.0, 0.0]))) == [2, 0, 1, 3]
+
+
+def test_weights_are_compared_a_slice_at_a_time_and_no_second_model_is_held(monkeypatch):
+    model = opened("llama")
+    held = order_weights.Blocks(model, list(model.blocks), 0)
+    own = {p.data_ptr() for p in model.hf.parameters()}
+    assert all(t.data_ptr() in own and t.dtype == torch.float32 for one in held.tensors for t in one.values())
+    flat = [torch.cat([t.double().reshape(-1) for t in one.values()]) for one in held.tensors]
+    wanted = torch.stack([torch.stack([one @ other for other in flat]) for one in flat]).numpy()
+    assert np.allclose(held.total_norm, np.sqrt(np.diag(wanted)), rtol=1e-12)
+    for at_once in (1 << 16, 7):
+        monkeypatch.setattr(order_weights, "AT_ONCE", at_once)
+        assert np.allclose(order_weights._gram(held.tensors), wanted, rtol=1e-11)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import weakref
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from regraft.checkpoint.locate import CheckpointError
 from regraft.core.registry import experiments
@@ -120,6 +124,32 @@ def test_a_method_whose_loss_is_not_a_number_is_left_out(monkeypatch):
     data = RUN(opened("llama"), **TEXT)
     assert data.quantizer.values.tolist() == ["as loaded", "RTN 8 bits"]
     assert "poisoned is left out: its loss is not a number" in data.attrs["without"]
+
+
+def test_the_copies_of_one_method_are_gone_before_the_next_begins(monkeypatch):
+    """With all of them held at once, and each in a copy of the whole model for its speed, memory was that of many models."""
+    alive, whole = [], []
+
+    def copies(model, blocks, group):
+        gc.collect()
+        assert not any(ref() is not None for ref in alive), "a method before it is still held"
+        made = [with_linears(block.module) for block in blocks]
+        alive.extend(weakref.ref(one) for one in made)
+        return made
+
+    monkeypatch.setattr(copy, "deepcopy", lambda thing, *memo: whole.append(type(thing)) or deepcopy(thing, *memo))
+    methods = tuple(Method(name, "", 8, copies, held=True) for name in ("one", "other"))
+    monkeypatch.setattr("regraft.experiments.intervene.quantization.quantizers.METHODS", methods)
+    model = opened("llama")
+    before = [block.module for block in model.blocks]
+    data = RUN(model, **TEXT)
+    assert not any(issubclass(kind, PreTrainedModel) for kind in whole)
+    assert data.quantizer.values.tolist() == ["as loaded", "one", "other"]
+    assert np.isfinite(data.reading.values).all()
+    assert (data.reading.values > 0).all()
+    assert np.array_equal(data.loss.values[0], data.loss.values[1]), "copies with the model's own numbers"
+    now = [block for block in model.hf.model.layers]
+    assert all(one is other for one, other in zip(before, now, strict=True)), "the model is as it was"
 
 
 def test_a_packed_checkpoint_is_small_and_holds_exactly_the_rounded_weights(tmp_path):

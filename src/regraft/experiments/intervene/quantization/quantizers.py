@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ from regraft.core.registry import REFUSALS
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.experiments.intervene.quantization.libraries import METHODS, Method, held_bytes, missing
 from regraft.experiments.intervene.quantization.rounding import block_bytes, matrix_axes
-from regraft.export.route_model import rebuilt
 from regraft.model.block_call import longest_input, without_cache
 from regraft.model.model import Model
 from regraft.model.parts import Block
+from regraft.modules.placement import all_placed
 from regraft.sweeps.metrics import loss, top1_agreement
 from regraft.sweeps.provenance import sweep_attributes
 from regraft.sweeps.sweep import SweepResult, sweep
@@ -44,8 +45,9 @@ def quantizers(
     """Quantize all blocks by each method that is installed, and measure loss, bytes and tokens per second side by side.
 
     Round to nearest (ours), torchao int8 and int4 weight-only, GPTQ by llmcompressor, NF4 by bitsandbytes. Methods work on
-    copies of the blocks, on routes; embedding and output matrix stay as they are. Speed is the median of five rounds in which
-    the methods take turns; it is left empty for methods whose numbers run as plain floats here.
+    copies of the blocks, on routes, one method at a time; embedding and output matrix stay as they are. Speed is the median
+    of five rounds in which a method takes turns with the model as loaded; it is left empty for methods whose numbers run as
+    plain floats here.
 
     Args:
         group: how many inputs share a scale; where it does not divide the inputs, the libraries get the longest that does.
@@ -65,30 +67,19 @@ def quantizers(
     chosen = [known[name] for name in methods] if methods else list(METHODS)
     text = evaluation(model, prompts, count, tokens)
     blocks = list(model.parts.stacks[-1].blocks)
-    whole = [sum(block_bytes(model, block, None) for block in blocks)]
-    names, made, size, lacking = ["as loaded"], [[block.module for block in blocks]], list(whole), []
-    held = [True]
+    found = [_Measured("as loaded", sum(block_bytes(model, block, None) for block in blocks))]
+    lacking = []
     for number, method in enumerate(chosen):
         advance("methods", number, len(chosen))
-        reason, copies = _copies(model, blocks, method, group)
-        if reason:
-            lacking.append(f"{method.name} is left out: {reason}")
-            continue
-        names.append(method.name)
-        made.append(copies)
-        held.append(method.held)
-        size.append(
-            sum(map(held_bytes, copies)) if method.held else sum(block_bytes(model, b, method.bits, group) for b in blocks)
-        )
-    results = [_measured(text, blocks, copies) for copies in made[1:]]
-    broken = [i for i, result in enumerate(results, 1) if not np.isfinite(float(result.mean("loss")[0]))]
-    lacking += [f"{names[i]} is left out: its loss is not a number in {model.dtype}" for i in broken]
-    kept = [i for i in range(len(names)) if i not in broken]
-    results = [result for i, result in enumerate(results, 1) if i not in broken]
-    names, made = [names[i] for i in kept], [made[i] for i in kept]
-    size, held = [size[i] for i in kept], [held[i] for i in kept]
-    reading, writing = _speeds(model, text, made, held)
-    clean = results[0].clean_mean("loss") if results else _measured(text, blocks, made[0]).clean_mean("loss")
+        one = _one_method(model, text, blocks, method, group)
+        if isinstance(one, str):
+            lacking.append(f"{method.name} is left out: {one}")
+        else:
+            found.append(one)
+    results = [one.result for one in found if one.result is not None]
+    clean = (results or [_sweep(text, blocks, [block.module for block in blocks])])[0].clean_mean("loss")
+    turns = [turn for one in found for turn in one.beside] or [_turn(model, text)]
+    reading, writing = _speeds(text, [turns, *(one.turns for one in found[1:])])
     losses = [clean, *(float(result.mean("loss")[0]) for result in results)]
     agreement = [1.0, *(float(result.mean("top1_agreement")[0]) for result in results)]
     units = "nats per token"
@@ -97,11 +88,11 @@ def quantizers(
             "loss": ("quantizer", losses, {"units": units}),
             "increase": ("quantizer", np.array(losses) - clean, {"units": f"{units} above as loaded"}),
             "agreement": ("quantizer", agreement, {"units": "share of tokens with the top-1 of the model as loaded"}),
-            "bytes": ("quantizer", size, {"units": "bytes of the blocks"}),
+            "bytes": ("quantizer", [one.size for one in found], {"units": "bytes of the blocks"}),
             "reading": ("quantizer", reading, {"units": "tokens per second, forward pass of one recorded batch"}),
             "writing": ("quantizer", writing, {"units": "tokens per second, greedy generation of one prompt"}),
         },
-        coords={"quantizer": names},
+        coords={"quantizer": [one.name for one in found]},
         attrs={
             **(sweep_attributes(*results) if results else {}),
             "group": group,
@@ -132,37 +123,65 @@ def _axes(model: Model, block: Block) -> dict[str, int]:
     return matrix_axes(block, model.width)
 
 
-def _measured(text: Evaluation, blocks: list[Block], copies: list[nn.Module]) -> SweepResult:
+@dataclass
+class _Measured:
+    """What one method gave; of its copies nothing is kept. `turns` and `beside` are seconds of it and of the model as loaded."""
+
+    name: str
+    size: float
+    result: SweepResult | None = None
+    turns: list[tuple[float, float]] = field(default_factory=list)
+    beside: list[tuple[float, float]] = field(default_factory=list)
+
+
+def _one_method(model: Model, text: Evaluation, blocks: list[Block], method: Method, group: int) -> _Measured | str:
+    """Measure one method, whose copies are let go behind it; why it is left out, where it cannot be used."""
+    reason, copies = _copies(model, blocks, method, group)
+    if reason:
+        return reason
+    size = sum(map(held_bytes, copies)) if method.held else sum(block_bytes(model, b, method.bits, group) for b in blocks)
+    result = _sweep(text, blocks, copies)
+    if not np.isfinite(float(result.mean("loss")[0])):
+        return f"its loss is not a number in {model.dtype}"
+    one = _Measured(method.name, size, result)
+    swaps = [(block.module, copy.eval()) for block, copy in zip(blocks, copies, strict=True)]
+    for round_ in range(ROUNDS + 1 if method.held else 0):
+        beside = _turn(model, text)
+        with all_placed(model.hf, swaps):
+            turn = _turn(model, text)
+        if round_:
+            one.turns.append(turn)
+            one.beside.append(beside)
+    return one
+
+
+def _sweep(text: Evaluation, blocks: list[Block], copies: list[nn.Module]) -> SweepResult:
     places = {block.index: module for block, module in zip(blocks, copies, strict=True)}
     route = Route.replace(len(text.model.blocks), places)
     return sweep(text.recordings, [Variant(route=route)], [loss(), top1_agreement()])
 
 
-def _speeds(model: Model, text: Evaluation, made: list[list[nn.Module]], held: list[bool]) -> tuple[list[float], list[float]]:
-    """Median tokens per second of reading and of writing for each method, all methods in turn in every round.
+def _turn(model: Model, text: Evaluation) -> tuple[float, float]:
+    """Seconds of reading the first recorded batch and of writing behind one prompt.
 
-    What is read before writing is cut so that both fit into the model; where nothing fits, or it cannot generate, writing has no
-    speed.
+    What is read before writing is cut so that both fit into the model; where nothing fits, or it cannot generate, writing takes
+    no time that could be told.
     """
     inputs = text.recordings[0].inputs
     most = longest_input(model.hf.config) if not model.two_stacks else 0
     ids = inputs["input_ids"][:1, : max(1, most - WRITTEN) if most else None]
     prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     writes = isinstance(model.hf, GenerationMixin) and (not most or most > WRITTEN)
+    with model.held():
+        reading = _seconds(lambda: model.hf(**inputs, **without_cache(model.hf)))
+        return reading, _seconds(lambda: _write(model.hf, prompt)) if writes else float("nan")
+
+
+def _speeds(text: Evaluation, turns: list[list[tuple[float, float]]]) -> tuple[list[float], list[float]]:
+    """Median tokens per second of reading and of writing; NaN where there were no turns."""
     read = int(text.recordings[0].mask_BT.sum())
-    changed = [rebuilt(model, copies).eval() if runs else None for copies, runs in zip(made, held, strict=True)]
-    taken = np.full((2, ROUNDS, len(made)), np.nan)
-    for round_ in range(ROUNDS + 1):
-        advance("speed", round_, ROUNDS + 1)
-        for place, hf in enumerate(changed):
-            if hf is None:
-                continue
-            seconds = [_seconds(lambda hf=hf: hf(**inputs, **without_cache(hf)))]
-            seconds += [_seconds(lambda hf=hf: _write(hf, prompt)) if writes else float("nan")]
-            if round_:
-                taken[:, round_ - 1, place] = seconds
-    reading, writing = np.median(taken, axis=1)
-    return (read / reading).tolist(), (WRITTEN / writing).tolist()
+    middle = [np.median(np.array(one), axis=0) if one else np.full(2, np.nan) for one in turns]
+    return [read / float(m[0]) for m in middle], [WRITTEN / float(m[1]) for m in middle]
 
 
 def _write(hf: Any, prompt: dict[str, torch.Tensor]) -> None:

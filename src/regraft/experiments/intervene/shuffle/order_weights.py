@@ -21,6 +21,8 @@ from regraft.model.weights import live_weights
 
 SCALES = (0.05, 0.1, 0.5, 1.0)
 PROBE_TOKENS, TOP = 32, 32
+AT_ONCE = 1 << 16
+"""Weights of each block in float64 at a time: half a mebibyte a block, so that no second model is held."""
 SPECTRAL_ROLES = ("q", "k", "v", "gate")
 
 
@@ -30,10 +32,11 @@ class Blocks:
     def __init__(self, model: Model, blocks: list[Block], seed: int):
         self.model, self.blocks, self.seed = model, blocks, seed
         live_weights(model)
-        tensors = [{name: p.detach().double() for name, p in block.module.named_parameters()} for block in blocks]
-        self.tensors = tensors
-        self.alike = all({n: t.shape for n, t in one.items()} == {n: t.shape for n, t in tensors[0].items()} for one in tensors)
-        self.total_norm = np.array([sum(float(t.pow(2).sum()) for t in one.values()) ** 0.5 for one in tensors])
+        self.tensors = [{name: p.detach() for name, p in block.module.named_parameters()} for block in blocks]
+        shapes = [{name: t.shape for name, t in one.items()} for one in self.tensors]
+        self.alike = all(one == shapes[0] for one in shapes)
+        squares = [[float(t.double().pow(2).sum()) for t in one.values()] for one in self.tensors]
+        self.total_norm = np.array([sum(one) ** 0.5 for one in squares])
         self._recording: Recording | None = None
 
     def __len__(self) -> int:
@@ -75,7 +78,7 @@ def weight_stats(b: Blocks) -> list[int]:
 
 def _stats_distance(b: Blocks) -> np.ndarray:
     b.same_shapes()
-    rows = [[f(t) for t in one.values() for f in (_norm, _mean, _std, _largest)] for one in b.tensors]
+    rows = [[f(t) for held in one.values() for t in [held.double()] for f in (_norm, _mean, _std, _largest)] for one in b.tensors]
     return euclidean(np.array(rows))
 
 
@@ -136,11 +139,22 @@ def full_weights(b: Blocks) -> list[int]:
 
 def _cosine_distance(b: Blocks) -> np.ndarray:
     b.same_shapes()
-    gram = np.array([[sum(float((one[n] * other[n]).sum()) for n in one) for other in b.tensors] for one in b.tensors])
+    gram = _gram(b.tensors)
     length = np.sqrt(np.diag(gram))
     distance = 1 - gram / length[:, None] / length[None]
     np.fill_diagonal(distance, 0.0)
     return distance
+
+
+def _gram(tensors: list[dict[str, Tensor]]) -> np.ndarray:
+    """Products of all weights of every two blocks, (L, L) in float64, a slice of one tensor of all blocks at a time."""
+    gram = torch.zeros(len(tensors), len(tensors), dtype=torch.float64)
+    for name, first in tensors[0].items():
+        flat = [one[name].reshape(-1) for one in tensors]
+        for begin in range(0, first.numel(), AT_ONCE):
+            slice_Lc = torch.stack([t[begin : begin + AT_ONCE].double() for t in flat])
+            gram += (slice_Lc @ slice_Lc.t()).cpu()
+    return gram.numpy()
 
 
 def greedy_cosine(b: Blocks) -> list[int]:
