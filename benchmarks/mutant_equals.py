@@ -188,6 +188,21 @@ EQUIVALENT = {
         "0 -> 1",
     ): "no place of a text that the old tokenizer does not keep is compared",
     (
+        "experiments/intervene/norm_parameters.py",
+        "probe_D = x_D.roll(1) * torch.linspace(0.5, 1.5, width, device=at)",
+        "0.5 -> 1.0",
+    ): "any numbers of different size prove the form",
+    (
+        "experiments/intervene/quantization/quantize.py",
+        "chosen, lacking = _recipes(model, blocks, alone - clean, widths, read)",
+        "- -> +",
+    ): "recipes go by the order of losses and by their least sum, which one number more in all of them leaves as they are",
+    (
+        "model/load.py",
+        "return trace(hf, _probe_inputs(hf, length, 1, False)), length",
+        "1 -> 2",
+    ): "what adds up is read off two prompts as off one",
+    (
         "model/model.py",
         "return ids[-1 - len(plain) : -1] == plain and len(plain) < len(ids)",
         "< -> <=",

@@ -122,3 +122,15 @@ def test_files_that_pages_name_are_there(page):
     there = [path for room in ("src", "tests", "docs", "benchmarks") for path in map(str, (ROOT / room).rglob("*.py"))]
     for name in re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")):
         assert name == "check.py" or any(path.endswith("/" + name) for path in there), name
+
+
+def test_the_table_of_places_is_true():
+    """Every file is there and defines what it is said to."""
+    rows = re.findall(r"^\| (.+) \| `([\w/]+\.py)` \| `(\w+)` \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
+    assert len(rows) >= 15
+    for what, file, name in rows:
+        defined = ast.parse((SOURCE / file).read_text(encoding="utf-8")).body
+        names = {n.name for n in defined if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        names |= {t.id for n in defined if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+        names |= {n.target.id for n in defined if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+        assert name in names, (what, file, name)

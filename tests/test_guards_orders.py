@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.experiments.intervene.shuffle import order_weights
+from regraft.experiments.intervene.shuffle import order_loss, order_weights
 from regraft.experiments.intervene.shuffle import order_weights as module
 from regraft.experiments.intervene.shuffle.order_weights import (
     SCALES,
@@ -146,3 +146,17 @@ def test_weights_are_compared_a_slice_at_a_time_and_no_second_model_is_held(monk
     for at_once in (1 << 16, 7):
         monkeypatch.setattr(order_weights, "AT_ONCE", at_once)
         assert np.allclose(order_weights._gram(held.tensors), wanted, rtol=1e-11)
+
+
+def test_annealing_takes_what_is_no_worse_and_now_and_then_what_is_a_little_worse(monkeypatch):
+    """Of orders that all cost the same every proposal is taken, so each is measured alone; far above none is."""
+    monkeypatch.setattr(order_loss, "PROPOSALS", 60)
+    for worse, alone in ((0.0, True), (50.0, False)):
+        sizes = []
+
+        def losses(orders, worse=worse, sizes=sizes):
+            sizes.append(len(orders))
+            return torch.tensor([10.0 if order == list(range(4)) else 10.0 + worse for order in orders])
+
+        order_loss.simulated_annealing(losses, list(range(4)), np.random.default_rng(0))
+        assert (set(sizes) == {1}) == alone

@@ -6,3 +6,5 @@ COMPLETION_TOKENS = 24
 """Longest completion, in tokens: every answer of the specimens ends before, most sentences of other models do."""
 SEQUENCE_LENGTH = 128
 """Tokens of a sequence that a graft is trained and measured on."""
+QUANTIZATION_GROUP = 128
+"""Inputs that share a scale: what most published checkpoints of few bits have."""

@@ -31,6 +31,7 @@ from regraft.data.windows import Windows
 from regraft.training.checkpointing import newest, restore, write_checkpoint
 from regraft.training.distributed import average, mean_over, same_everywhere, trunk_spread
 from regraft.training.optimizers import optimisers, set_rates
+from regraft.training.schedules import cosine
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,8 @@ class TrainingPlan:
             raise ValueError(f"{wrong} is {getattr(self, wrong)}: write 0 or more")
 
     def scale(self, step: int) -> float:
-        """The rate at a step, in times the highest: a straight rise, then half a cosine to nothing."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
+        """The rate at a step, in times the highest."""
+        return cosine(step, self.steps, self.warmup)
 
 
 class Task(Protocol):

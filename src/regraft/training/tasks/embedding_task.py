@@ -15,7 +15,11 @@ from regraft.core.progress import advance
 from regraft.model.model import Model
 from regraft.modules.placement import forward_inputs, logits_of, placed, streams, trunk_blocks
 from regraft.training.optimizers import optimisers, set_rates
+from regraft.training.schedules import straight
 from regraft.training.sensitivity import Sensitivity
+
+WARMUP = 50
+"""Steps over which the rate of the regression rises: as in a training plan."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def warm_up(
     found = optimisers(graft, rate, matrices=matrices)
     errors = []
     for step in range(steps):
-        set_rates(found, min(1.0, (step + 1) / 50) * (1 - step / steps))
+        set_rates(found, straight(step, steps, WARMUP))
         ids_N = torch.multinomial(chance_V, min(batch, len(table_VD)), generator=generator).to(table_VD.device)
         made_ND, wanted_ND = graft(ids_N), table_VD[ids_N]
         loss = relative_error(made_ND, wanted_ND)

@@ -14,7 +14,7 @@ import xarray as xr
 from torch import nn
 
 from regraft.checkpoint.roles import ROLES
-from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT, QUANTIZATION_GROUP
 from regraft.core.files import keeping
 from regraft.core.progress import advance
 from regraft.core.registry import DOES_NOT_APPLY
@@ -43,7 +43,7 @@ RECIPES = ("uniform", "ends protected", "oracle", "inverse", "rank-guided", "lin
 def quantize(
     model: Model,
     bits: list[int] | None = None,
-    group: int = 128,
+    group: int = QUANTIZATION_GROUP,
     recipe: str = "",
     save: NewFolder = "",
     format: Literal["packed", "float"] = "packed",

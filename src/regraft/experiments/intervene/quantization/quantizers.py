@@ -16,7 +16,7 @@ import xarray as xr
 from torch import nn
 from transformers import GenerationMixin
 
-from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
+from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT, QUANTIZATION_GROUP
 from regraft.core.progress import advance
 from regraft.core.registry import REFUSALS
 from regraft.data.evaluation import Evaluation, evaluation
@@ -36,7 +36,7 @@ ROUNDS, WRITTEN = 5, 16
 
 def quantizers(
     model: Model,
-    group: int = 128,
+    group: int = QUANTIZATION_GROUP,
     methods: list[str] | None = None,
     prompts: list[str] | None = None,
     count: int = PROMPT_COUNT,

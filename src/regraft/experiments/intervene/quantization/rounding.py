@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from regraft.core.defaults import QUANTIZATION_GROUP
 from regraft.model.model import Model
 from regraft.model.parts import Block, is_linear, matrix_OI
 from regraft.model.weights import Matrix
 
-GROUP = 128
 SCALE_BYTES = 2
 
 
-def round_to_nearest(weight: Tensor, bits: int, axis: int = -1, group: int = GROUP) -> Tensor:
+def round_to_nearest(weight: Tensor, bits: int, axis: int = -1, group: int = QUANTIZATION_GROUP) -> Tensor:
     """The weight with each group of `group` values along its input axis rounded to 2^bits - 1 evenly spaced levels.
 
     The largest value of a group is kept exactly; no value moves by more than half a step. Rounding is done in float32.
@@ -38,7 +38,7 @@ def round_to_nearest(weight: Tensor, bits: int, axis: int = -1, group: int = GRO
     return torch.cat(parts, dim=-1).movedim(-1, axis).to(weight.dtype)
 
 
-def quantized_bytes(shape: tuple[int, ...], axis: int, bits: int, group: int = GROUP) -> float:
+def quantized_bytes(shape: tuple[int, ...], axis: int, bits: int, group: int = QUANTIZATION_GROUP) -> float:
     """Bytes of the codes and of one 16-bit scale for each group."""
     size = 1
     for length in shape:
@@ -65,7 +65,9 @@ def matrix_axes(block: Block, width: int) -> dict[str, int]:
     return found
 
 
-def quantized_block(model: Model, block: Block, bits: int, only: Iterable[Matrix] | None = None, group: int = GROUP) -> nn.Module:
+def quantized_block(
+    model: Model, block: Block, bits: int, only: Iterable[Matrix] | None = None, group: int = QUANTIZATION_GROUP
+) -> nn.Module:
     """A copy of a block with all its matrices rounded, or only the given ones (a role of a packed matrix by its rows)."""
     made = copy.deepcopy(block.module)
     axes = matrix_axes(block, model.width)
@@ -93,7 +95,7 @@ def _write(weight: Tensor, rounded: Tensor, matrix: Matrix) -> None:
         into.index_copy_(matrix.rows.axis, index, out.index_select(matrix.rows.axis, index))
 
 
-def block_bytes(model: Model, block: Block, bits: int | None, group: int = GROUP) -> float:
+def block_bytes(model: Model, block: Block, bits: int | None, group: int = QUANTIZATION_GROUP) -> float:
     """Bytes of a block with its matrices at so many bits (None: as they are) and all else in the model's type."""
     axes = matrix_axes(block, model.width)
     total = 0.0
