@@ -93,6 +93,11 @@ EQUIVALENT = {
         "99 -> 100",
     ): "a seed: another almanac that was not trained on is as good",
     (
+        "tokenizers/mixtures.py",
+        "kept_N = (sorted_NK * ranks_K > sums_NK).sum(1)",
+        "> -> >=",
+    ): "a score that equals the threshold has a share of nothing, counted or not",
+    (
         "experiments/intervene/norm_parameters.py",
         "x[-3:] = torch.tensor([1.0, 1.0, -2.0]) if width > 3 else torch.tensor([1.0, 1.0, -2.0])[-width:]",
         "3 -> 4",

@@ -181,3 +181,9 @@ def test_an_encoder_changes_the_rows_and_a_threshold_leaves_the_pieces(encoder, 
     assert not torch.allclose(made[0.0], local, atol=1e-3)
     bare = transplant(model, old_case(model, other, TEXT, None), InitSettings("local")).tables.embedding_VD
     assert not torch.allclose(bare, local, atol=1e-4)
+
+
+def test_of_a_long_text_the_encoder_reads_sixty_four_tokens_with_both_ends(encoder):
+    full, longer, shorter = encoder.encode([" ".join(["word", "other"] * n) for n in (31, 60, 30)])
+    assert float((full - longer).abs().max()) <= 1e-5
+    assert float((full - shorter).abs().max()) > 1e-3

@@ -11,10 +11,11 @@ from torch import nn
 from families import FAMILIES
 from regraft.core.tolerance import gap
 from regraft.model import recording as recording_module
+from regraft.model import session
 from regraft.model.load import load
 from regraft.model.recording import Recording
 from regraft.modules.placement import placed
-from regraft.sweeps.metrics import loss, token_logit
+from regraft.sweeps.metrics import loss, stream_distance, token_logit
 from regraft.sweeps.sweep import SweepError, sweep
 from regraft.sweeps.variants import Add, Replace, Variant, Zero
 from small import METRIC, ids, opened, recorded
@@ -231,3 +232,35 @@ def test_a_float64_model_is_measured_in_float64():
     effect = float(result.values["logit"][0, 0] - result.clean["logit"][0])
     assert 1e-12 < abs(effect) < 1e-7
     assert effect == pytest.approx(float(wanted), rel=1e-3)
+
+
+def test_one_number_written_behind_autograds_back_is_seen_by_the_next_sweep_and_by_results(monkeypatch):
+    """No version rises, and a sample of one in 4,096 does not hold it; what was measured before is not given again."""
+    model = load(FAMILIES["llama"]().eval(), pack=False)
+    weight = model.blocks[2].branch("mlp").projection.weight
+    monkeypatch.setattr(session, "SAMPLED", 4)
+    recording = model.record([[5, 6, 7, 8]])
+    before, glance, digest = model.fingerprint(), model.state(), model.weights_sha256
+    weight.data[3, 5] += 0.25
+    assert model.state() == glance, "a glance does not tell"
+    assert model.fingerprint() != before
+    with pytest.raises(ValueError, match="have changed since this recording was made"):
+        sweep(recording, [], stream_distance())
+    assert model.weights_sha256 != digest
+    weight.data[3, 5] -= 0.25
+    whole = model.fingerprint()
+    weight.data[[3, 7]] = weight.data[[7, 3]]
+    assert model.fingerprint() != whole, "rows that are exchanged are other weights"
+
+
+def test_of_a_large_model_the_fingerprint_reads_pages_at_even_distances(monkeypatch):
+    model = load(FAMILIES["llama"]().eval(), pack=False)
+    monkeypatch.setattr(session, "PAGE", 64)
+    sizes = sum(p.numel() * p.element_size() for p in model.hf.parameters())
+    read = []
+    monkeypatch.setattr(session.zlib, "crc32", lambda data, start=0: read.append(memoryview(data).nbytes) or start)
+    for share in (1, 2, 5):
+        read.clear()
+        monkeypatch.setattr(session, "LARGEST", -(-sizes // share))
+        session.fingerprint(model.hf)
+        assert sizes / share <= sum(read) <= sizes / share * 1.3

@@ -20,7 +20,7 @@ from regraft.core.tolerance import rounding
 from regraft.model.block_call import text_config, without_cache
 from regraft.model.cpu_pack import packed_layer
 from regraft.model.parts import Block, Parts, in_width, is_linear, out_width
-from regraft.model.session import Hold, fingerprint, hold_of, hooks
+from regraft.model.session import Hold, fingerprint, glance, hold_of, hooks
 from regraft.model.sites import Site, SiteError, Tap, Taps, parse_site
 
 if TYPE_CHECKING:
@@ -259,8 +259,8 @@ class Model:
         return fingerprint(self.hf)
 
     def state(self) -> tuple:
-        """Weights and hooks: what a recording belongs to."""
-        return (self.fingerprint(), hooks(self.hf))
+        """Weights and hooks at a glance: what a recording belongs to."""
+        return (glance(self.hf), hooks(self.hf))
 
     @property
     def hooked_since(self) -> bool:

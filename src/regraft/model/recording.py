@@ -50,6 +50,7 @@ class Recording:
     taken: Captured
     scored_is_given: bool = False
     taken_at: tuple = ()
+    taken_of: tuple = ()
     notes: list[str] = field(default_factory=list)
     proved: dict[str, bool] = field(default_factory=dict)
     _cache: dict[str, Tensor] = field(default_factory=dict)
@@ -115,14 +116,16 @@ class Recording:
         block = parse_site(address, self.model.parts).block
         return self.lengths_of(len(self.model.blocks) - 1 if block is None else block)
 
-    def still_holds(self) -> None:
-        """Make sure that the model is the one that was recorded.
+    def still_holds(self, whole: bool = False) -> None:
+        """Make sure that the model is the one that was recorded, by a glance or by all of its bytes.
 
         Raises:
             ValueError: a weight or hook has changed since.
         """
         with self.model.held() as hold:
-            if hold.outermost and self.taken_at != self.model.state():
+            if not hold.outermost:
+                return
+            if self.taken_at != self.model.state() or (whole and self.taken_of != self.model.fingerprint()):
                 raise ValueError(
                     f"the weights or hooks of {self.model.name} have changed since this recording was made: record anew"
                 )
@@ -285,7 +288,8 @@ def record(
     wanted = _which_count(scored, mask_BT, first)
     with model.held():
         taken = _captured(model, inputs, max(inputs["input_ids"].shape[1], ids_BT.shape[1]))
-        made = Recording(model, inputs, ids_BT, mask_BT, wanted, taken, scored is not None, model.state(), given.notes)
+        at, of = model.state(), model.fingerprint()
+        made = Recording(model, inputs, ids_BT, mask_BT, wanted, taken, scored is not None, at, of, given.notes)
     _refuse_nonfinite(made)
     return made
 

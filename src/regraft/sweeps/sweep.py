@@ -142,7 +142,7 @@ class _Sweep:
         self.deviation = 0.0
 
     def run(self) -> SweepResult:
-        self.recording.still_holds()
+        self.recording.still_holds(whole=True)
         with self.model.held():
             return self._run()
 
@@ -152,7 +152,7 @@ class _Sweep:
         chunk = _live_rows(self.recording)
         ranges = [range(begin, min(begin + chunk, len(self.variants))) for begin in range(0, len(self.variants), chunk)]
         rows = 1 if self.exact else _batch_rows(self.recording)
-        with nullcontext() if self.exact else packed(self.model.packed_layers(self.recording.taken_at[0])):
+        with nullcontext() if self.exact else packed(self.model.packed_layers(self.recording.taken_of)):
             clean = self._clean_values()
             for which, numbers in enumerate(ranges):
                 control = numbers.start == 0
