@@ -93,6 +93,11 @@ EQUIVALENT = {
         "99 -> 100",
     ): "a seed: another almanac that was not trained on is as good",
     (
+        "sweeps/prefix_cache.py",
+        "worst = max(worst, gap(out, wanted))",
+        "out, wanted -> wanted, out",
+    ): "where two outputs agree within the bound, so do their largest values; where they do not, both shares are far above it",
+    (
         "tokenizers/mixtures.py",
         "kept_N = (sorted_NK * ranks_K > sums_NK).sum(1)",
         "> -> >=",

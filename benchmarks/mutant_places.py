@@ -52,7 +52,7 @@ class Finder(ast.NodeVisitor):
         self.offsets = [0]
         for line in source.splitlines(keepends=True):
             self.offsets.append(self.offsets[-1] + len(line))
-        self.numbers = not path.startswith("report/")
+        self.numbers = not path.startswith("reporting/")
         self.statement = 1
 
     def visit(self, node: ast.AST) -> None:

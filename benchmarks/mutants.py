@@ -15,7 +15,7 @@ the mutant goes into `mutant_equals.py` with the reason and is counted apart. A 
 noticed too. Ends with 1 where fewer than 85% of the others were noticed.
 
 Left out, because a change there is no fault or is judged by eye: texts, docstrings, annotations and messages of errors;
-numbers and arithmetic of `report/` (sizes and colours of figures); the almanac (the text that the embedded models were
+numbers and arithmetic of `reporting/` (sizes and colours of figures); the almanac (the text that the embedded models were
 trained on); defaults of parameters and fields and numbers that are a module's settings (chosen by measurement); lazy
 `__init__` files and TYPE_CHECKING; progress and printed lines; decorators; `strict=` of zip and `indent=` of JSON; plain
 numbers as seeds (another sample is as good); whether a measured `gap` may equal its limit (it never does); and

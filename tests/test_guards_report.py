@@ -303,7 +303,9 @@ def test_packages_bring_drawings_each_once(monkeypatch):
     module.drawings.cache_clear()
     plain = drawing_of(data(attrs={"experiment": "unknown"}))
     one = data({"x": [1, 2], "y": [3]}, a=("x", [1.0, 2.0]), b=(("y", "x"), [[1, 2]]), c=("x", ["p", "q"]), d=((), 1.0))
-    assert [name for name, _ in plain.figures(one)] == ["a", "b"]
+    (first, bar), (second, map) = plain.figures(one)
+    assert (first, list(bar.data[0].x), list(bar.data[0].y)) == ("a", ["1", "2"], [1.0, 2.0])
+    assert (second, map.data[0].z.tolist(), list(map.data[0].x), list(map.data[0].y)) == ("b", [[1, 2]], ["1", "2"], ["3"])
 
 
 def test_what_a_diagram_writes():
