@@ -17,15 +17,15 @@ test-slow: $(READY)
 	$(PYTHON) tests/machines.py
 
 lint: $(READY)
-	$(VENV)/bin/ruff check src tests benchmarks docs
-	$(VENV)/bin/ruff format --check src tests benchmarks docs
+	$(VENV)/bin/ruff check src tests benchmarks tools
+	$(VENV)/bin/ruff format --check src tests benchmarks tools
 	$(VENV)/bin/pyright
 
 bench: $(READY)
 	$(PYTHON) benchmarks/run.py
 
 mutants: $(READY)
-	$(PYTHON) benchmarks/mutants.py
+	$(PYTHON) tools/mutants.py
 
 $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || python3 -m venv $(VENV)

@@ -119,7 +119,7 @@ def test_the_page_on_architecture_names_every_file():
     "page", sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]), ids=lambda p: p.name
 )
 def test_files_that_pages_name_are_there(page):
-    there = [path for room in ("src", "tests", "docs", "benchmarks") for path in map(str, (ROOT / room).rglob("*.py"))]
+    there = [path for room in ("src", "tests", "tools", "benchmarks") for path in map(str, (ROOT / room).rglob("*.py"))]
     for name in re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")):
         assert name == "check.py" or any(path.endswith("/" + name) for path in there), name
 

@@ -300,7 +300,7 @@ def test_encoders_are_refused_with_the_reason():
 def test_a_site_that_some_blocks_lack_leaves_their_rows_empty():
     torch.manual_seed(0)
     hybrid = load(FAMILIES["qwen3_5"]().eval(), pack=False)
-    hybrid.taps.refuse(2, "mlp_act", "struck for this test")
+    hybrid.taps.refuse(2, "mlp_act", "refused for this test")
     data = run_experiment(
         EXPERIMENTS["patch"], hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="mlp_act", grid="block"
     )

@@ -137,11 +137,11 @@ def test_an_old_layout_beside_a_model_is_no_old_layout(tmp_path):
 def test_what_the_attention_is_given_is_heard_by_place_and_by_name(named):
     tensors = dict(zip(("query", "key", "value"), torch.randn(3, 1, 2, 4, 8), strict=True))
     given = list(tensors.items())
-    with Attended() as heard:
+    with Attended() as attended:
         functional.scaled_dot_product_attention(*[t for _, t in given[:named]], **dict(given[named:]))
         functional.softmax(tensors["query"], -1)
-    assert len(heard.calls) == 1
-    assert all(a is b for a, b in zip(heard.calls[0], tensors.values(), strict=True))
+    assert len(attended.calls) == 1
+    assert all(a is b for a, b in zip(attended.calls[0], tensors.values(), strict=True))
 
 
 HEADS, D = 4, 8

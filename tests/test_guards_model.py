@@ -1,4 +1,4 @@
-"""Recordings, sites, parts and identities: what is counted, spread over rows, refused and struck."""
+"""Recordings, sites, parts and identities: what is counted, spread over rows, refused and left out."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def test_a_block_is_closed_by_its_branches():
     assert close((one,), pre, [torch.randn(1, 1, 4)], pre.shape) is None
 
 
-def test_identities_are_measured_and_what_fails_is_struck():
+def test_identities_are_measured_and_what_fails_is_refused():
     model = opened("llama")
     assert model.check.replays
     assert model.check.batches

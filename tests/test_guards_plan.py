@@ -71,15 +71,15 @@ def carried_out(plan, lay):
     def arrive(one):
         word = recorded(one.source, lay) if one.parent is None else states[id(one.parent)]
         waited[id(one.parent)] += one.parent is not None
-        for door in one.doors:
-            assert door.edits or door.bridge
-            if door.bridge:
+        for entry_edit in one.entry_edits:
+            assert entry_edit.edits or entry_edit.bridge
+            if entry_edit.bridge:
                 word = ("bridge", word)
-            elif door.correct is not None:
-                assert word == recorded(("pre", door.correct), lay)
-                word = called(Stop(door.correct), door.edits, word)
+            elif entry_edit.correct is not None:
+                assert word == recorded(("pre", entry_edit.correct), lay)
+                word = called(Stop(entry_edit.correct), entry_edit.edits, word)
             else:
-                word = edited(door.edits, word)
+                word = edited(entry_edit.edits, word)
         return word
 
     for batch in plan.batches:
@@ -181,7 +181,7 @@ def test_an_edit_in_a_decoders_first_block_begins_at_its_recorded_door(first):
     lay = replace(layout(two_stacks=True), stacks=((0, first), (first, BLOCKS)))
     plan = make_plan([Variant([Zero(f"{first}.attn_out")])], lay, control=False, linear=False)
     node = plan.batches[0][0]
-    assert (node.parent, node.source, node.doors) == (None, ("pre", first), ())
+    assert (node.parent, node.source, node.entry_edits) == (None, ("pre", first), ())
 
 
 def test_batches_hold_so_many_rows_and_the_fullest_block_goes_first():

@@ -28,7 +28,7 @@ def test_suffixes_are_used_where_they_agree(times, passes, monkeypatch):
 
 
 @pytest.mark.parametrize(("times", "passes"), SIZES)
-def test_a_block_that_does_not_close_is_struck(times, passes):
+def test_a_block_that_does_not_close_is_refused(times, passes):
     model = opened("llama")
     handle = model.blocks[1].module.register_forward_hook(lambda m, args, out: out * (1 + times * model.rounding))
     found = check(model)

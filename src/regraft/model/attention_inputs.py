@@ -44,13 +44,13 @@ def roles_refused(single: Recording, block: Block) -> dict[str, str]:
         single: a recording of one token, at whose position rotations do nothing.
         block: a block with taps of all three.
     """
-    with Attended() as heard, torch.no_grad():
+    with Attended() as attended, torch.no_grad():
         single.run_block(block.index, single.pre(block.index), rows=1)
-    if len(heard.calls) != 1:
+    if len(attended.calls) != 1:
         reason = f"with one token the heads' output is not their value{_between(single, block)}, so roles are not sure"
         return dict.fromkeys("qkv", reason)
     refused = {}
-    for role, given in zip("qkv", heard.calls[0], strict=True):
+    for role, given in zip("qkv", attended.calls[0], strict=True):
         if not single.model.taps.exists(block.index, role):
             continue
         found = single[f"{block.address}.{role}"]

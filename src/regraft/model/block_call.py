@@ -238,7 +238,7 @@ def run_head(hf: nn.Module, parts: Parts, calls: list[BlockCall], resid_NKD: Ten
         return hf(**inputs, **without_cache(hf))
 
 
-def heard(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     """What a module returns during a run, which ends there."""
     seen: list[Tensor] = []
 

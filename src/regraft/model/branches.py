@@ -28,10 +28,10 @@ MOST_SEARCHED = 24
 Branches = tuple[Branch, ...]
 
 
-def read_block(heard: Trace, index: int, address: str, path: str, module: nn.Module) -> Block:
+def read_block(traced: Trace, index: int, address: str, path: str, module: nn.Module) -> Block:
     """One block with its branches, or without any and with the reason."""
-    own = heard.of(module)[0]
-    calls = heard.below(path)
+    own = traced.of(module)[0]
+    calls = traced.below(path)
     pre, post = stream_in(own), own.output
     assert pre is not None
     factors = constants_of(module)
@@ -93,26 +93,26 @@ def _of_stream_shape(calls: list[Call], pre: Tensor) -> list[Call]:
 
 def _searched(path: str, calls: list[Call], pre: Tensor, post: Tensor) -> list[Branches]:
     """Every one module, or two, whose outputs add up to what the block adds, whatever they are called."""
-    heard = _of_stream_shape(calls, pre)
-    found = [tuple(_unnamed(path, call, calls) for call in chosen) for chosen in _sums(heard, pre, post, (1, 2))]
+    traced = _of_stream_shape(calls, pre)
+    found = [tuple(_unnamed(path, call, calls) for call in chosen) for chosen in _sums(traced, pre, post, (1, 2))]
     found.append(_between_norms(path, calls, pre, post))
     return [branches for branches in found if len({branch.kind for branch in branches}) == len(branches)]
 
 
-def _sums(heard: list[Call], start: Tensor, end: Tensor, sizes: tuple[int, ...]) -> list[tuple[Call, ...]]:
+def _sums(traced: list[Call], start: Tensor, end: Tensor, sizes: tuple[int, ...]) -> list[tuple[Call, ...]]:
     """The combinations of calls whose outputs make one stream of another when they are added to it."""
     added = end.reshape(-1) - start.reshape(-1)
     limit = COARSE.get(end.element_size(), 1e-4) * max(float(added.abs().max()), 1e-30)
-    flat = {id(call): call.output.reshape(-1) for call in heard}
-    chosen = [some for size in sizes for some in combinations(heard, size)]
+    flat = {id(call): call.output.reshape(-1) for call in traced}
+    chosen = [some for size in sizes for some in combinations(traced, size)]
     return [some for some in chosen if float((sum(flat[id(c)] for c in some) - added).abs().max()) <= limit]
 
 
 def _between_norms(path: str, calls: list[Call], pre: Tensor, post: Tensor) -> Branches:
     """Branches of a block that normalises the stream after each addition: what each norm was given, less the stream before."""
-    stream, found, heard = pre, [], _of_stream_shape(calls, pre)
+    stream, found, traced = pre, [], _of_stream_shape(calls, pre)
     for norm in [c for c in calls if is_norm(c.module) and c.inputs and c.has_output and c.inputs[0].numel() == pre.numel()]:
-        if not (one := _sums(heard, stream, norm.inputs[0], (1,))):
+        if not (one := _sums(traced, stream, norm.inputs[0], (1,))):
             continue
         found.append(replace(_unnamed(path, one[0][0], calls), sum_norm=norm.module))
         stream = norm.output
@@ -135,15 +135,15 @@ def _unnamed(path: str, call: Call, calls: list[Call]) -> Branch:
 def _why_not(path: str, calls: list[Call], pre: Tensor, post: Tensor) -> str:
     """What the block does to the stream instead of adding one or two parts to it, as far as it can be told."""
     plain = "no attention or MLP was found whose outputs add up to what the block adds to the residual stream"
-    heard = _of_stream_shape(calls, pre)
+    traced = _of_stream_shape(calls, pre)
     for norm in [c for c in calls if is_norm(c.module) and c.has_output and c.output.numel() == pre.numel()]:
-        if sums := _sums(heard, norm.output.reshape(pre.shape), post, (1, 2)):
+        if sums := _sums(traced, norm.output.reshape(pre.shape), post, (1, 2)):
             onto = f"{_listed(path, (norm,))} ({_listed(path, sums[0])})"
             return f"{plain}: it lets go of the stream that came in and adds to {onto}"
-    if len(heard) <= MOST_SEARCHED and (sums := _sums(heard, pre, post, (3,))):
+    if len(traced) <= MOST_SEARCHED and (sums := _sums(traced, pre, post, (3,))):
         return f"{plain}: it adds three at once ({_listed(path, sums[0])}), and nothing returns the sum of two of them"
-    if heard:
-        return f"{plain} (the last of its shape are {_listed(path, heard[-4:])})"
+    if traced:
+        return f"{plain} (the last of its shape are {_listed(path, traced[-4:])})"
     return f"{plain} (no part of it returns one of its shape)"
 
 

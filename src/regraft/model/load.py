@@ -125,8 +125,8 @@ def open_live(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pac
 
 def _opened(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool) -> Model:
     _refuse_nonfinite(hf)
-    heard, probe = _probed(hf)
-    parts = find_parts(hf, heard, torch.tensor([sample_ids(_table_rows(hf), probe)]))
+    traced, probe = _probed(hf)
+    parts = find_parts(hf, traced, torch.tensor([sample_ids(_table_rows(hf), probe)]))
     attention = getattr(hf.config, "_attn_implementation", None) or "eager"
     model = Model(
         hf,

@@ -16,13 +16,13 @@ from regraft.model.parts import Parts, Stack, is_linear, is_norm, out_width
 from regraft.model.trace import Call, Trace, stream_in
 
 
-def find_parts(hf: nn.Module, heard: Trace, ids_BT: Tensor) -> Parts:
+def find_parts(hf: nn.Module, traced: Trace, ids_BT: Tensor) -> Parts:
     """Read the parts off one traced forward pass of the ids (B, T).
 
     Raises:
         ValueError: no list of blocks carries a residual stream through this model, or there are more than two.
     """
-    lists = _find_stacks(hf, heard)
+    lists = _find_stacks(hf, traced)
     if not lists:
         raise ValueError("no list of blocks that hand a residual stream on was found in this model: it cannot be opened")
     if len(lists) > 2:
@@ -30,12 +30,12 @@ def find_parts(hf: nn.Module, heard: Trace, ids_BT: Tensor) -> Parts:
     names = ("",) if len(lists) == 1 else ("encoder", "decoder")
     stacks, first = [], 0
     for name, (path, modules) in zip(names, lists.items(), strict=True):
-        stacks.append(_stack(hf, heard, name, path, modules, first))
+        stacks.append(_stack(hf, traced, name, path, modules, first))
         first += len(modules)
-    embedding = _embedding(heard, ids_BT)
+    embedding = _embedding(traced, ids_BT)
     table = embedding.module
     assert isinstance(table, nn.Embedding)
-    final_norm, head, why = _after_last_block(heard, stacks[-1])
+    final_norm, head, why = _after_last_block(traced, stacks[-1])
     return Parts(
         stacks=tuple(stacks),
         embedding=table,
@@ -50,13 +50,13 @@ def find_parts(hf: nn.Module, heard: Trace, ids_BT: Tensor) -> Parts:
     )
 
 
-def _find_stacks(hf: nn.Module, heard: Trace) -> dict[str, nn.ModuleList]:
+def _find_stacks(hf: nn.Module, traced: Trace) -> dict[str, nn.ModuleList]:
     found: dict[str, nn.ModuleList] = {}
-    order = {id(call.module): position for position, call in reversed(list(enumerate(heard.calls)))}
+    order = {id(call.module): position for position, call in reversed(list(enumerate(traced.calls)))}
     lists = [(name, module) for name, module in hf.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
     for name, modules in sorted(lists, key=lambda item: item[0].count(".")):
         inside = any(name.startswith(outer + ".") for outer in found)
-        if not inside and _hands_stream_on([heard.of(module) for module in modules]):
+        if not inside and _hands_stream_on([traced.of(module) for module in modules]):
             found[name] = modules
     return dict(sorted(found.items(), key=lambda item: order[id(item[1][0])]))
 
@@ -78,23 +78,23 @@ def _incoming(call: Call) -> Tensor:
     return stream
 
 
-def _stack(hf: nn.Module, heard: Trace, name: str, path: str, modules: nn.ModuleList, first: int) -> Stack:
+def _stack(hf: nn.Module, traced: Trace, name: str, path: str, modules: nn.ModuleList, first: int) -> Stack:
     owner_path, _, attribute = path.rpartition(".")
     blocks = []
     for offset, module in enumerate(modules):
         address = f"{name}.{offset}" if name else str(offset)
-        blocks.append(read_block(heard, first + offset, address, f"{path}.{offset}", module))
+        blocks.append(read_block(traced, first + offset, address, f"{path}.{offset}", module))
     return Stack(name, path, hf.get_submodule(owner_path), attribute, first, tuple(blocks))
 
 
-def _embedding(heard: Trace, ids_BT: Tensor) -> Call:
+def _embedding(traced: Trace, ids_BT: Tensor) -> Call:
     """The table that the token ids were looked up in; failing that, the first that was called with whole numbers.
 
     Tables of positions, of token types and of image patches are called with whole numbers too, but not with these.
     """
     lookups = [
         call
-        for call in heard.calls
+        for call in traced.calls
         if isinstance(call.module, nn.Embedding) and call.inputs and not call.inputs[0].is_floating_point()
     ]
     if not lookups:
@@ -110,13 +110,13 @@ def _labels(hf: nn.Module, head: Call | None, table: nn.Embedding) -> int:
     return 0 if output_matrix is head.module else out_width(head.module)
 
 
-def _after_last_block(heard: Trace, stack: Stack) -> tuple[Call | None, Call | None, str]:
+def _after_last_block(traced: Trace, stack: Stack) -> tuple[Call | None, Call | None, str]:
     """The final norm and the head, and why there is no head that scores each position by itself."""
-    last = next(i for i, call in enumerate(heard.calls) if call.module is stack.blocks[-1].module)
-    after = heard.calls[last + 1 :]
-    stream = heard.calls[last].output
+    last = next(i for i, call in enumerate(traced.calls) if call.module is stack.blocks[-1].module)
+    after = traced.calls[last + 1 :]
+    stream = traced.calls[last].output
     norm = next((c for c in after if is_norm(c.module) and c.inputs and same_memory(c.inputs[0], stream)), None)
-    logits = getattr(heard.result, "logits", None)
+    logits = getattr(traced.result, "logits", None)
     if logits is None:
         return norm, None, "has no output matrix"
     if logits.dim() != 3 or logits.shape[:2] != stream.shape[:2]:

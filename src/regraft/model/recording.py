@@ -1,4 +1,4 @@
-"""A recording: one clean run, what every block was called with, and the residual stream at every block's door.
+"""A recording: one clean run, what every block was called with, and the residual stream in front of every block.
 
 Shapes: N rows (variants), B prompts, T positions, S positions of an encoder, D width, K read positions, V vocabulary.
 Rows of a batch are laid out variant by variant: row r of prompt b stands at r * B + b.
@@ -18,8 +18,8 @@ from regraft.model.block_call import (
     Captured,
     call_block,
     capture,
-    heard,
     longest_input,
+    output_of,
     over_rows,
     run_bridge,
     run_head,
@@ -136,7 +136,7 @@ class Recording:
             return self.head(self.post(len(self.model.blocks) - 1))
         if site.name == "embed":
             with torch.no_grad():
-                return heard(self.model.parts.embedding, lambda: self.model.run(**self.inputs))
+                return output_of(self.model.parts.embedding, lambda: self.model.run(**self.inputs))
         if site.name == "final_norm":
             return self.hidden(self.post(len(self.model.blocks) - 1))
         assert site.block is not None
@@ -231,7 +231,7 @@ class Recording:
         if norm is None:
             return resid_NKD
         with self.model.held():
-            return heard(norm, lambda: run_head(*self._hf, self.taken.calls, resid_NKD))
+            return output_of(norm, lambda: run_head(*self._hf, self.taken.calls, resid_NKD))
 
     def bridge(self, resid_RSD: Tensor, rows: int) -> Tensor:
         """What the decoder attends to, for a stream that leaves the encoder's last block."""

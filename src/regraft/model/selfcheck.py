@@ -1,4 +1,4 @@
-"""Prove on a short input that what was found is what the model does; strike the sites whose identity fails.
+"""Prove on a short input that what was found is what the model does; refuse the sites whose identity fails.
 
 Identities: replayed blocks and head give the model's own logits; two copies of the prompts in one batch give the same;
 `resid + attn_out + mlp_out` closes; `down_proj(mlp_act) == mlp_out`; `o_proj(z) == attn_out`; with one token, whose
@@ -15,7 +15,7 @@ from torch import Tensor
 from regraft.core.structure import largest_difference
 from regraft.core.tolerance import gap
 from regraft.model.attention_inputs import roles_refused
-from regraft.model.block_call import capture, heard, without_cache
+from regraft.model.block_call import capture, output_of, without_cache
 from regraft.model.model import Model
 from regraft.model.parts import Block, Branch, close, in_width
 from regraft.model.recording import Recording, record
@@ -32,7 +32,7 @@ class SelfCheck:
     `replay`: logits (or last hidden states) of replayed blocks and head against the model's own. `batch`: the same with
     the rows repeated; `replays`, `batches`: whether that is small enough, `largest` the official output's largest value.
     `closure`, `projections`: relative. `causal`: no position of the last stack sees a later one. `width`: of the stream that
-    leaves the last block. `refused`: sites struck, with the reason.
+    leaves the last block. `refused`: sites refused, with the reason.
     """
 
     replay: float = float("inf")
@@ -108,7 +108,7 @@ def _official(recording: Recording) -> Tensor:
     if model.parts.final_norm is None:
         return recording.post(len(model.blocks) - 1)
     with torch.no_grad():
-        return heard(model.parts.final_norm, lambda: model.hf(**inputs))
+        return output_of(model.parts.final_norm, lambda: model.hf(**inputs))
 
 
 def _is_causal(model: Model, recording: Recording, ids: list[int], limit: float) -> bool:

@@ -1,8 +1,8 @@
-"""One forward pass with an ear at every module: who was called, in which order, with which tensors.
+"""One forward pass with a hook at every module: what was called, in which order, with which tensors.
 
 The tensors are kept alive for as long as the trace lives, so that "the norm was given exactly what the projection
-returned" can be decided by comparing memory, not by guessing from names. A tensor that is written to after it was heard
-(`out += residual`) is no longer what was heard: its version counter tells, and a second pass keeps a copy of it.
+returned" can be decided by comparing memory, not by guessing from names. A tensor that is written to after it was traced
+(`out += residual`) is no longer what was returned: its version counter tells, and a second pass keeps a copy of it.
 """
 
 from __future__ import annotations
@@ -72,16 +72,16 @@ def stream_in(call: Call) -> Tensor | None:
 
 
 def trace(hf: nn.Module, inputs: dict[str, Any]) -> Trace:
-    """Run `hf(**inputs)` and record every module call; twice where tensors are written to after they were heard."""
+    """Run `hf(**inputs)` and record every module call; twice where tensors are written to after they were traced."""
     marks: dict[str, Versions] = {}
-    heard = _listen(hf, inputs, frozenset(), marks)
+    traced = _listen(hf, inputs, frozenset(), marks)
     written = frozenset(name for name, seen in marks.items() if any(version(t) != then for t, then in seen))
-    return _listen(hf, inputs, written, {}) if written else heard
+    return _listen(hf, inputs, written, {}) if written else traced
 
 
 def _listen(hf: nn.Module, inputs: dict[str, Any], copied: frozenset[str], marks: dict[str, Versions]) -> Trace:
     """One pass: what the modules in `copied` are given and return is copied; `marks` notes every tensor's version."""
-    heard = Trace()
+    traced = Trace()
     given: dict[str, list[tuple[Tensor, ...]]] = {}
 
     def before(name: str) -> Callable:
@@ -96,7 +96,7 @@ def _listen(hf: nn.Module, inputs: dict[str, Any], copied: frozenset[str], marks
         def hear(module: nn.Module, args: tuple, kwargs: dict, outcome: Any) -> None:
             marks.setdefault(name, []).extend((t, version(t)) for _, t in walk_tensors(outcome))
             kept = map_tensors(outcome, lambda path, t: t.clone()) if name in copied else outcome
-            heard.calls.append(Call(name, module, given[name].pop(), kept, main_tensor(outcome)))
+            traced.calls.append(Call(name, module, given[name].pop(), kept, main_tensor(outcome)))
 
         return hear
 
@@ -105,8 +105,8 @@ def _listen(hf: nn.Module, inputs: dict[str, Any], copied: frozenset[str], marks
     handles += [module.register_forward_hook(after(name), with_kwargs=True) for name, module in named]
     try:
         with torch.no_grad():
-            heard.result = hf(**inputs)
+            traced.result = hf(**inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return heard
+    return traced

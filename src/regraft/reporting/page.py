@@ -135,14 +135,14 @@ def check_section(model: Model) -> Section:
     found = model.check.as_dict()
     rows = [[name, what, f"{found[name]:.2g}", unit] for name, what, unit in CHECKS]
     rows.append(["causal", "no position sees a later one (measured)", "yes" if found["causal"] else "no", ""])
-    struck = [f"{site}: {reason}" for site, reason in found["refused"].items()]
-    listed = "".join(f"<li>{html.escape(text)}</li>" for text in struck)
+    refused = [f"{site}: {reason}" for site, reason in found["refused"].items()]
+    listed = "".join(f"<li>{html.escape(text)}</li>" for text in refused)
     text = (
         '<section id="check"><h2>Self-check</h2><p class="soft">Are these really the model\'s own parts?</p>'
         "<p>Before anything is measured, the parts are put together again on a short input and compared with the model "
         "itself. Zero means equal to the bit.</p>"
         + table(["check", "what is compared", "measured", "unit"], rows, (2,))
-        + (f"<p>Sites struck because their identity failed:</p><ul>{listed}</ul>" if struck else "")
+        + (f"<p>Sites refused because their identity failed:</p><ul>{listed}</ul>" if refused else "")
         + "</section>"
     )
     return Section("check", "Self-check", text)

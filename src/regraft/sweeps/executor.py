@@ -17,7 +17,7 @@ from regraft.model.recording import Recording
 from regraft.model.sites import Tap
 from regraft.sweeps.edits import Carried, Placed, apply_edits
 from regraft.sweeps.linear_edits import CleanBlocks, corrected_stream
-from regraft.sweeps.plan import BRANCH_OF, Door, Leaf, Node, SweepPlan
+from regraft.sweeps.plan import BRANCH_OF, EntryEdit, Leaf, Node, SweepPlan
 from regraft.sweeps.prefix_cache import Cone
 from regraft.sweeps.variants import Edit, Route
 
@@ -85,7 +85,7 @@ class Replay:
             for leaf in part:
                 by_start.setdefault(leaf.start, []).append(leaf)
             for group in by_start.values():
-                self.measure(group, self._arrive(group, [(leaf.parent, leaf.source, leaf.doors) for leaf in group]))
+                self.measure(group, self._arrive(group, [(leaf.parent, leaf.source, leaf.entry_edits) for leaf in group]))
             for leaf in part:
                 if leaf.parent is not None:
                     self._release(leaf.parent)
@@ -96,28 +96,28 @@ class Replay:
             del self.states[id(node)]
 
     def _arrive(self, rows: Sequence[Node | Leaf], entries: list[tuple]) -> list[State]:
-        """The state of every row in front of its next call: its parent's or the recorded one, with the door's edits."""
+        """The state of every row in front of its next call: its parent's or the recorded one, edited where that is asked."""
         start = rows[0].start
         arrived: list[State | None] = [None] * len(rows)
         groups: dict[tuple, list[int]] = {}
-        for i, (parent, source, doors) in enumerate(entries):
-            shape = tuple(self._door_kind(door) for door in doors)
+        for i, (parent, source, entry_edits) in enumerate(entries):
+            shape = tuple(self._entry_kind(entry_edit) for entry_edit in entry_edits)
             where = (source if parent is None else None, shape)
             groups.setdefault(where, []).append(i)
         for members in groups.values():
             states = [self._origin(entries[i][0], entries[i][1], start) for i in members]
             for step in range(len(entries[members[0]][2])):
-                states = self._through_door([entries[i][2][step] for i in members], states, start)
+                states = self._enter([entries[i][2][step] for i in members], states, start)
             for i, state in zip(members, states, strict=True):
                 arrived[i] = state
         return [state for state in arrived if state is not None]
 
-    def _door_kind(self, door: Door) -> tuple:
+    def _entry_kind(self, entry_edit: EntryEdit) -> tuple:
         """Doors of one kind are passed by all rows together."""
-        names = {self.model.site(edit.site).name for edit in door.edits}
-        if door.correct is None:
-            return ("embed" in names, door.bridge)
-        return (door.correct, *sorted({(BRANCH_OF[name], name.endswith("_out")) for name in names}))
+        names = {self.model.site(edit.site).name for edit in entry_edit.edits}
+        if entry_edit.correct is None:
+            return ("embed" in names, entry_edit.bridge)
+        return (entry_edit.correct, *sorted({(BRANCH_OF[name], name.endswith("_out")) for name in names}))
 
     def _origin(self, parent: Node | None, source: tuple[str, int], start: int) -> State:
         if parent is not None:
@@ -126,17 +126,17 @@ class Replay:
         stream = self.recording.pre(block) if side == "pre" else self.recording.post(block)
         return State(stream[:, start:])
 
-    def _through_door(self, doors: list[Door], states: list[State], start: int) -> list[State]:
+    def _enter(self, entry_edits: list[EntryEdit], states: list[State], start: int) -> list[State]:
         rows = len(states)
-        if doors[0].bridge:
+        if entry_edits[0].bridge:
             memory = self.recording.bridge(torch.cat([s.stream_BTD for s in states]), rows)
             first = self.recording.pre(self.model.parts.stacks[1].first)
             return [State(first, m) for m in memory.unflatten(0, (rows, -1))]
-        if doors[0].correct is not None:
-            edits = [door.edits for door in doors]
-            streams = corrected_stream(self.clean, doors[0].correct, edits)
+        if entry_edits[0].correct is not None:
+            edits = [entry_edit.edits for entry_edit in entry_edits]
+            streams = corrected_stream(self.clean, entry_edits[0].correct, edits)
             return [State(stream[:, start:]) for stream in streams]
-        placed = [Placed(row, edit) for row, door in enumerate(doors) for edit in door.edits]
+        placed = [Placed(row, edit) for row, entry_edit in enumerate(entry_edits) for edit in entry_edit.edits]
         if placed and self.model.site(placed[0].edit.site).name == "embed":
             return [State(stream) for stream in self._embedded(placed, rows)]
         streams = torch.stack([s.stream_BTD for s in states])
@@ -163,7 +163,7 @@ class Replay:
         """Send one batch of rows through their block."""
         first, rows = nodes[0], len(nodes)
         block = first.stop.block
-        states = self._arrive(nodes, [(node.parent, node.source, node.doors) for node in nodes])
+        states = self._arrive(nodes, [(node.parent, node.source, node.entry_edits) for node in nodes])
         stream = torch.cat([state.stream_BTD for state in states])
         memories = [state.memory for state in states]
         if any(m is not None for m in memories):

@@ -63,8 +63,8 @@ class BatchLayout:
 
 
 @dataclass(frozen=True)
-class Door:
-    """Edits applied to the stream at a block's door; `correct` is the block whose output they correct linearly."""
+class EntryEdit:
+    """Edits applied to the stream that enters a block; `correct` is the block whose output they correct linearly."""
 
     edits: tuple[Edit, ...] = ()
     correct: int | None = None
@@ -72,7 +72,7 @@ class Door:
 
     @property
     def key(self) -> tuple:
-        """Two doors with one key do the same."""
+        """Two of one key do the same."""
         return (tuple(edit.key for edit in self.edits), self.correct, self.bridge)
 
 
@@ -82,7 +82,7 @@ class Node:
 
     parent: Node | None
     source: Source
-    doors: tuple[Door, ...]
+    entry_edits: tuple[EntryEdit, ...]
     stop: Stop
     inner: tuple[Edit, ...]
     start: int
@@ -96,7 +96,7 @@ class Leaf:
     variant: int
     parent: Node | None
     source: Source
-    doors: tuple[Door, ...]
+    entry_edits: tuple[EntryEdit, ...]
     final: tuple[Edit, ...]
     start: int
 
@@ -169,7 +169,7 @@ def make_plan(
 
 @dataclass
 class _Planning:
-    """A variant taken apart: stops, the edits inside and at the doors of each, and what happens behind the last."""
+    """A variant taken apart: stops, the edits inside and in front of each, and what happens behind the last."""
 
     stops: tuple[Stop, ...]
     before: list[tuple[Edit, ...]]
@@ -281,9 +281,9 @@ def _insert(
 ) -> None:
     """Add one variant's calls to the trie, below the longest part that is there already."""
     at = 0 if control or run.embed else _clean_prefix(run)
-    source, doors = _entrance(run, at, layout)
-    if linear and not doors and not control and at < len(run.stops) and _corrects(run, at, layout):
-        doors = (Door(run.inner[at], correct=at), *_door(run.after[at]))
+    source, entry_edits = _entrance(run, at, layout)
+    if linear and not entry_edits and not control and at < len(run.stops) and _corrects(run, at, layout):
+        entry_edits = (EntryEdit(run.inner[at], correct=at), *_entry_edits(run.after[at]))
         plan.corrected.add(at)
         source, at = ("pre", at), at + 1
     stream_stack = layout.stack_of(source[1])
@@ -292,18 +292,18 @@ def _insert(
     for index in range(at, len(run.stops)):
         stop = run.stops[index]
         if layout.stack_of(stop.block) != stream_stack:
-            stream_stack, doors = layout.stack_of(stop.block), (*doors, Door(bridge=True))
-        doors = (*doors, *_door(run.before[index]))
-        key = (*key, tuple(d.key for d in doors), stop.key, tuple(edit.key for edit in run.inner[index]))
+            stream_stack, entry_edits = layout.stack_of(stop.block), (*entry_edits, EntryEdit(bridge=True))
+        entry_edits = (*entry_edits, *_entry_edits(run.before[index]))
+        key = (*key, tuple(d.key for d in entry_edits), stop.key, tuple(edit.key for edit in run.inner[index]))
         if key not in trie:
-            trie[key] = Node(parent, source, doors, stop, run.inner[index], start)
+            trie[key] = Node(parent, source, entry_edits, stop, run.inner[index], start)
             if parent is not None:
                 parent.children += 1
         parent = trie[key]
-        key, doors = (id(parent),), _door(run.after[index])
+        key, entry_edits = (id(parent),), _entry_edits(run.after[index])
     if stream_stack != len(layout.stacks) - 1:
-        doors = (*doors, Door(bridge=True))
-    leaf = Leaf(number, parent, source, doors, run.final, start)
+        entry_edits = (*entry_edits, EntryEdit(bridge=True))
+    leaf = Leaf(number, parent, source, entry_edits, run.final, start)
     if parent is None:
         plan.immediate.append(leaf)
     else:
@@ -311,15 +311,15 @@ def _insert(
         plan.leaves[id(parent)].append(leaf)
 
 
-def _door(edits: tuple[Edit, ...]) -> tuple[Door, ...]:
-    return (Door(edits),) if edits else ()
+def _entry_edits(edits: tuple[Edit, ...]) -> tuple[EntryEdit, ...]:
+    return (EntryEdit(edits),) if edits else ()
 
 
-def _entrance(run: _Planning, at: int, layout: BatchLayout) -> tuple[Source, tuple[Door, ...]]:
-    """The recorded stream that a variant leaves from after `at` clean calls, and the edits at that door."""
+def _entrance(run: _Planning, at: int, layout: BatchLayout) -> tuple[Source, tuple[EntryEdit, ...]]:
+    """The recorded stream that a variant leaves from after `at` clean calls, and the edits there."""
     if at == 0:
-        return ("pre", 0), _door(run.embed)
-    after = _door(run.after[at - 1])
+        return ("pre", 0), _entry_edits(run.embed)
+    after = _entry_edits(run.after[at - 1])
     new_stack = at < layout.blocks and layout.stack_of(at) != layout.stack_of(at - 1)
     goes_on_there = at >= len(run.stops) or layout.stack_of(run.stops[at].block) == layout.stack_of(min(at, layout.blocks - 1))
     if new_stack and goes_on_there and not after:

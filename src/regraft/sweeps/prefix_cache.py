@@ -113,9 +113,9 @@ class Cone:
 
             return reply
 
-        ears = [StandIn(block.module, listener(i)) for i, block in enumerate(stack.blocks)]
+        listeners = [StandIn(block.module, listener(i)) for i, block in enumerate(stack.blocks)]
         try:
-            with torch.no_grad(), stacks_replaced([(stack, ears)]):
+            with torch.no_grad(), stacks_replaced([(stack, listeners)]):
                 self.model.hf(**inputs, past_key_values=cache, use_cache=True)
         except StopForward:
             pass

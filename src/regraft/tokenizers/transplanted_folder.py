@@ -62,7 +62,7 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
             raise NotKeptError("read again, the folder's tokenizer cuts text in another way: it is not kept")
 
     how = Writing(written_tokenizer(done), also=same_ids)
-    verified = write_verified(done.model, planted(done), probe, target, texts, how)
+    verified = write_verified(done.model, with_new_vocabulary(done), probe, target, texts, how)
     advance("writing", 2, 2)
     return f"{target} opens in plain transformers with its new tokenizer; read again, its outputs differ by {verified}"
 
@@ -79,7 +79,7 @@ def check_target(model: Model, target: Path) -> None:
     check_empty(target, "--save")
 
 
-def planted(done: Transplant) -> Any:
+def with_new_vocabulary(done: Transplant) -> Any:
     """A copy of the model with the new modules in place, its config and generation config saying so."""
     check_media(done.model, done.matching)
     with all_placed(done.model.hf, done.swaps):

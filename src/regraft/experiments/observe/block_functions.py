@@ -115,9 +115,9 @@ class Token:
 
     def _heard(self, block: int, x_RD: Tensor, tap: Tap) -> Tensor:
         """The activation at a tap of the block, at the token."""
-        with self.recording.model.held(), hearing(tap, self._shape(block, len(x_RD))) as heard:
+        with self.recording.model.held(), keeping_output(tap, self._shape(block, len(x_RD))) as outputs:
             self._run(block, x_RD)
-        return heard[0][:, self._at]
+        return outputs[0][:, self._at]
 
     def _middle(self, block: int) -> Tensor:
         """The stream between the last branch before the MLP and the MLP, at the token."""
@@ -145,16 +145,16 @@ class Token:
 
 
 @contextmanager
-def hearing(tap: Tap, shape: tuple[int, int]) -> Iterator[list[Tensor]]:
+def keeping_output(tap: Tap, shape: tuple[int, int]) -> Iterator[list[Tensor]]:
     """While inside, keep the activation at a tap as it is, so that derivatives pass through."""
-    heard: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
-        heard.append(tensor)
+        outputs.append(tensor)
         return tensor
 
     with writing(tap, keep, shape):
-        yield heard
+        yield outputs
 
 
 @contextmanager

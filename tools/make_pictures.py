@@ -1,6 +1,6 @@
 """Make the pictures of the README and the docs: open a fresh report in headless Chromium and cut sections out of it.
 
-Run from the project's root with the `browser` extra installed and Debian's chromium: `python docs/make_pictures.py`.
+Run from the project's root with the `browser` extra installed and Debian's chromium: `python tools/make_pictures.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from playwright.sync_api import Page, sync_playwright
 from regraft import load
 from regraft.reporting.build import build
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
 SECTIONS = {
     "Logit lens": "lens.png",
     "Completions": "completions.png",

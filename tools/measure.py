@@ -1,6 +1,6 @@
 """Measure what the docs say about the specimens: one sentence for each experiment, and the table of shuffle recovery.
 
-Run from the project's root: `python docs/measure.py`. Writes docs/measured.md.
+Run from the project's root: `python tools/measure.py`. Writes docs/measured.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from regraft import load
 from regraft.experiments.running import measured
 from regraft.reporting.drawings import drawing_of
 
-OUT = Path(__file__).parent / "measured.md"
+OUT = Path(__file__).parent.parent / "docs" / "measured.md"
 NAMES = (
     "lens", "geometry", "spectra", "linearity", "trajectories", "neurons", "knockout", "swap", "patch", "push", "ablate",
     "repeat", "noise", "replacement", "quantize", "correlations",
@@ -65,7 +65,7 @@ def details(data: xr.Dataset) -> list[str]:
 
 def main() -> None:
     """Write the page."""
-    lines = ["# Measured on the specimens", "", "Written by `python docs/measure.py`; seed 0, float32, two cores.", ""]
+    lines = ["# Measured on the specimens", "", "Written by `python tools/measure.py`; seed 0, float32, two cores.", ""]
     for name in SPECIMENS:
         model = load(name)
         lines += [f"## {name}", ""]
