@@ -294,7 +294,7 @@ def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch)
     assert left.exists()
     shutil.rmtree(folder / "both")
     steps = []
-    monkeypatch.setattr(distill._Run, "step", lambda *a: steps.append(a))
+    monkeypatch.setattr(distill._TrainingRun, "step", lambda *a: steps.append(a))
     assert heal("a.txt", folder / "both")[0] == 0
     assert steps == [], "all three steps had been made"
     assert weights(folder / "both") == weights(folder / "alone-a")
@@ -302,7 +302,7 @@ def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch)
 
 def test_healing_that_is_broken_off_goes_on(folder, monkeypatch):
     how = ("--encoder", "none", "--pieces", 2, "--heal", 6, "--learn", folder / "a.txt", "--save", folder / "again")
-    real, steps = distill._Run.step, []
+    real, steps = distill._TrainingRun.step, []
 
     def breaking(self, step):
         steps.append(step)
@@ -310,7 +310,7 @@ def test_healing_that_is_broken_off_goes_on(folder, monkeypatch):
             raise KeyboardInterrupt
         return real(self, step)
 
-    monkeypatch.setattr(distill._Run, "step", breaking)
+    monkeypatch.setattr(distill._TrainingRun, "step", breaking)
     assert run("transplant", "--tokenizer", folder / "made", *how)[0] == 130
     assert run("transplant", "--tokenizer", folder / "made", *how)[0] == 0
     assert steps == [0, 1, 2, 3, 4, 4, 5]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,11 +15,11 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from regraft.checkpoint.compressed import holds_integers, with_plain_weights
 from regraft.checkpoint.hub import resolve
 from regraft.checkpoint.locate import DEFAULT_SPECIMEN, CheckpointError, check_folder
+from regraft.core.silence import silent
 from regraft.model.block_call import CANNOT, learn_batched, text_config, without_cache
 from regraft.model.cpu_pack import pack_if_it_pays
 from regraft.model.model import Model
@@ -343,17 +341,6 @@ def read_tokenizer(folder: Path, remote_code: bool) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the loading bars and reports of transformers and what it imports: what they say is checked and said by us."""
-    level, disabled = transformers_logging.get_verbosity(), logging.root.manager.disable
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(disabled)
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """Keep this thread's loading bars and reports of transformers off the screen: what they say is checked and said by us."""
+    with silent():
+        yield

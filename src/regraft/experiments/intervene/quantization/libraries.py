@@ -9,7 +9,6 @@ import contextlib
 import copy
 import importlib
 import importlib.util
-import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -202,5 +201,4 @@ def quiet() -> Iterator[None]:
     """Keep what these libraries print, log and warn of off the user's screen; their errors still come."""
     with quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
