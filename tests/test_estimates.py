@@ -171,6 +171,7 @@ def test_vectors_from_text_put_alike_tokens_together():
         beside_vectors([[0, 1, 2]], 42, 12)
 
 
+@pytest.mark.slow
 def test_an_encoder_changes_the_rows_and_a_threshold_leaves_the_pieces(encoder, tmp_path):
     model = load("specimen:qwen3", pack=False)
     other = wrapped(train_bpe(TEXT, Recipe(400, "superword")), {"eos_token": "<|endoftext|>"})
