@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from regraft.core.defaults import SEQUENCE_LENGTH
-from regraft.core.files import check_empty, keeping, whole_file
+from regraft.core.files import check_empty, expanded, keeping, whole_file
 from regraft.core.randomness import drawing_from
 from regraft.data.token_bytes import token_bytes
 from regraft.data.windows import Windows, cut, windows
@@ -47,7 +47,7 @@ def training_text(model: Model, texts: Sequence[str], length: int, folder: Path,
 
 def fit_embedding(
     model: Model,
-    out: Path,
+    out: Path | str,
     texts: Sequence[str] = (),
     config: ByteConfig | None = None,
     plan: TrainingPlan | None = None,
@@ -82,6 +82,7 @@ def fit_embedding(
         RunFolderError: there is a graft already.
     """
     config, plan, weights = config or ByteConfig(), plan or TrainingPlan(), weights or LossWeights()
+    out = expanded(out)
     check_empty(out / "graft", "--out")
     with drawing_from(seed):
         graft = make_embedding(model, config)
@@ -114,7 +115,7 @@ def fit_embedding(
 
 def evaluate_grafts(
     model: Model,
-    folders: Sequence[Path],
+    folders: Sequence[Path | str],
     texts: Sequence[str] = (),
     *,
     length: int = SEQUENCE_LENGTH,
@@ -125,6 +126,7 @@ def evaluate_grafts(
 
     The certificate is written beside the first, as JSON and as a page.
     """
+    folders = [expanded(folder) for folder in folders]
     grafts = [attach(folder, model) for folder in folders]
     domains = {name: windows(model, paths, length, folders[0] / "text") for name, paths in named_texts(texts).items()}
     domains = domains or {"almanac": almanac_windows(model, length, 99, HELD_CHARACTERS)}
@@ -144,15 +146,17 @@ def evaluate_grafts(
     return data
 
 
-def bake_embedding(model: Model, folder: Path, target: Path) -> str:
+def bake_embedding(model: Model, folder: Path | str, target: Path | str) -> str:
     """Write the model with the graft's table."""
+    folder, target = expanded(folder), expanded(target)
     graft = attach(folder, model, EMBEDDING)
     assert isinstance(graft, ByteEmbedding)
     return bake(model, graft, folder, target)
 
 
-def export_grafts(model: Model, folders: Sequence[Path], target: Path, remote_code: bool = False) -> str:
+def export_grafts(model: Model, folders: Sequence[Path | str], target: Path | str, remote_code: bool = False) -> str:
     """Write the model with one graft or two in it."""
+    folders, target = [expanded(folder) for folder in folders], expanded(target)
     grafts = [attach(folder, model) for folder in folders]
     return write_grafted(model, grafts, read_certificate(folders), target, remote_code)
 

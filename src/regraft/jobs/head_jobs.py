@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from regraft.core.defaults import SEQUENCE_LENGTH
-from regraft.core.files import check_empty
+from regraft.core.files import check_empty, expanded
 from regraft.core.randomness import drawing_from
 from regraft.data.windows import Windows
 from regraft.export.graft_folder import attach, grafts_hash, read_about, save_graft, write_graft
@@ -60,7 +60,7 @@ class Build:
 
 def build_head(
     model: Model,
-    out: Path,
+    out: Path | str,
     texts: Sequence[str] = (),
     how: Build | None = None,
     *,
@@ -69,7 +69,7 @@ def build_head(
     opened: Mapping[str, Any] | None = None,
 ) -> str:
     """Build a tree head, give it starting weights, and write it to `out/graft`; `opened` is how the model was opened."""
-    how = how or Build()
+    how, out = how or Build(), expanded(out)
     check_empty(out / "graft", "--out")
     check_empty(out / "run", "--out")
     check_head(model)
@@ -136,7 +136,7 @@ def loss_of(model: Model, head: TreeHead, text: Windows) -> tuple[float, float]:
 
 def fit_head(
     model: Model,
-    out: Path,
+    out: Path | str,
     texts: Sequence[str] = (),
     plan: TrainingPlan | None = None,
     *,
@@ -149,6 +149,7 @@ def fit_head(
 
     Of several processes the first writes and has something to say.
     """
+    out = expanded(out)
     text = training_text(model, texts, length, out / "text", seed)
     said = read_about(out / "graft")
     head = attach(out / "graft", model, HEAD)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.checkpoint.dissection import Component, dissect
-from regraft.core.files import check_empty, whole_folder
+from regraft.core.files import check_empty, expanded, whole_folder
 from regraft.core.strict_json import json_text
 from regraft.model.model import Model
 from regraft.model.summary import PartRow, SiteRow, part_rows, site_rows
@@ -33,7 +33,7 @@ def inspect(model: Model) -> Inspection:
     return Inspection(model.name, part_rows(model), site_rows(model), model.check.as_dict())
 
 
-def inspect_headers(source: str, out: Path | None = None) -> list[Component]:
+def inspect_headers(source: str, out: Path | str | None = None) -> list[Component]:
     """The anatomy of a checkpoint from its headers alone; `out` is a folder for it as JSON and as a drawing.
 
     Raises:
@@ -41,6 +41,7 @@ def inspect_headers(source: str, out: Path | None = None) -> list[Component]:
         RunFolderError: the folder is not empty.
     """
     if out is not None:
+        out = expanded(out)
         check_empty(out, "--out")
     components = dissect(source)
     if out is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from regraft.core.files import check_empty, keeping, whole_folder
+from regraft.core.files import check_empty, expanded, keeping, whole_folder
 from regraft.core.runs import store
 from regraft.data.text_files import dataset_rows, text_files, text_of, texts_in
 from regraft.jobs.checks import named_texts
@@ -51,7 +51,7 @@ class _Weighed:
 
 
 def train_tokenizer(
-    out: Path, texts: Sequence[str] = (), sets: Sequence[str] = (), recipe: Recipe | None = None, *, like: str = ""
+    out: Path | str, texts: Sequence[str] = (), sets: Sequence[str] = (), recipe: Recipe | None = None, *, like: str = ""
 ) -> str:
     """Train a tokenizer on files and data sets, write its folder, and say what came out.
 
@@ -66,6 +66,7 @@ def train_tokenizer(
         ValueError: there is no text, or the recipe does not fit.
         RunFolderError: the folder is not empty.
     """
+    out = expanded(out)
     check_empty(out, "--out")
     roles, specials, template = roles_and_specials(like)
     recipe = replace(recipe or Recipe(), **({"specials": specials} if like else {}))
@@ -92,7 +93,7 @@ def domain_pieces(texts: Sequence[str], each: str, most: int, seed: int = 99) ->
 
 
 def compare_tokenizers(
-    names: Sequence[str], out: Path, texts: Sequence[str] = (), each: str = "", *, most: int = 200, bits: bool = False
+    names: Sequence[str], out: Path | str, texts: Sequence[str] = (), each: str = "", *, most: int = 200, bits: bool = False
 ) -> xr.Dataset:
     """Compare tokenizers on the same text, and write the page and the data.
 
@@ -108,6 +109,7 @@ def compare_tokenizers(
         ValueError: two tokenizers have one name, or there is no text.
         RunFolderError: the folder is not empty.
     """
+    out = expanded(out)
     check_empty(out, "--out")
     began = time.perf_counter()
     called = {Path(name).name if Path(name).is_dir() else name: name for name in names}

@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from regraft.checkpoint.locate import CheckpointError
-from regraft.core.files import keeping
+from regraft.core.files import expanded, keeping
 from regraft.core.strict_json import json_text
 from regraft.data.text_files import text_files, texts_in
 from regraft.data.windows import windows_over
@@ -68,7 +68,7 @@ def learning_text(train_on: Sequence[str]) -> list[str]:
 def transplant_tokenizer(
     model: Model,
     tokenizer: str,
-    target: Path,
+    target: Path | str,
     settings: InitSettings | None = None,
     sources: Sources | None = None,
     *,
@@ -92,7 +92,7 @@ def transplant_tokenizer(
         ValueError: the model cannot have this tokenizer, or what was asked for means nothing.
         RunFolderError: the target is not empty.
     """
-    settings, sources = settings or InitSettings(), sources or Sources()
+    settings, sources, target = settings or InitSettings(), sources or Sources(), expanded(target)
     began = time.perf_counter()
     check_target(model, target)
     check_asked(model, settings, sources, multiple, heal, seed)
