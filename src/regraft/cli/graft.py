@@ -197,70 +197,41 @@ def _exported(graft: Path, second: Path | None, model: str, save: Path, remote_c
     typer.echo(export_grafts(opened, folders, save, remote_code))
 
 
-@embedding.command("eval")
-def eval_embedding(
-    graft: GraftOption = EMBEDDING_FOLDER / "graft",
-    second: WithOption = None,
-    model: ModelOption = "specimen:qwen3",
-    text: DomainOption = None,
-    length: LengthOption = SEQUENCE_LENGTH,
-    windows: WindowsOption = 64,
-    device: DeviceOption = "cpu",
-    tokenizer: TokenizerOption = "",
-    debug: DebugOption = False,
-) -> None:
-    """Measure a graft against the model that it came from, and write its certificate."""
-    with errors_in_one_sentence(debug):
-        _measured(graft, second, model, text or [], length, windows, device, tokenizer)
+def _add_measuring(app: typer.Typer, folder: Path, what: str) -> None:
+    """`eval` and `export`, which every kind of graft has, each with its own usual folder."""
+
+    @app.command("eval", help=f"Measure {what} against the model that it came from, and write its certificate.")
+    def _eval(
+        graft: GraftOption = folder / "graft",
+        second: WithOption = None,
+        model: ModelOption = "specimen:qwen3",
+        text: DomainOption = None,
+        length: LengthOption = SEQUENCE_LENGTH,
+        windows: WindowsOption = 64,
+        device: DeviceOption = "cpu",
+        tokenizer: TokenizerOption = "",
+        debug: DebugOption = False,
+    ) -> None:
+        with errors_in_one_sentence(debug):
+            _measured(graft, second, model, text or [], length, windows, device, tokenizer)
+
+    @app.command("export", help=f"Write the model with {what} in it as a Hugging Face folder of its own type.")
+    def _export(
+        save: SaveOption,
+        graft: GraftOption = folder / "graft",
+        second: WithOption = None,
+        model: ModelOption = "specimen:qwen3",
+        remote_code: CodeOption = False,
+        device: DeviceOption = "cpu",
+        tokenizer: TokenizerOption = "",
+        debug: DebugOption = False,
+    ) -> None:
+        with errors_in_one_sentence(debug):
+            _exported(graft, second, model, save, remote_code, device, tokenizer)
 
 
-@head.command("eval")
-def eval_head(
-    graft: GraftOption = HEAD_FOLDER / "graft",
-    second: WithOption = None,
-    model: ModelOption = "specimen:qwen3",
-    text: DomainOption = None,
-    length: LengthOption = SEQUENCE_LENGTH,
-    windows: WindowsOption = 64,
-    device: DeviceOption = "cpu",
-    tokenizer: TokenizerOption = "",
-    debug: DebugOption = False,
-) -> None:
-    """Measure a tree head against the model that it came from, and write its certificate."""
-    with errors_in_one_sentence(debug):
-        _measured(graft, second, model, text or [], length, windows, device, tokenizer)
-
-
-@embedding.command("export")
-def export_embedding(
-    save: SaveOption,
-    graft: GraftOption = EMBEDDING_FOLDER / "graft",
-    second: WithOption = None,
-    model: ModelOption = "specimen:qwen3",
-    remote_code: CodeOption = False,
-    device: DeviceOption = "cpu",
-    tokenizer: TokenizerOption = "",
-    debug: DebugOption = False,
-) -> None:
-    """Write the model with the graft in it as a Hugging Face folder of its own type."""
-    with errors_in_one_sentence(debug):
-        _exported(graft, second, model, save, remote_code, device, tokenizer)
-
-
-@head.command("export")
-def export_head(
-    save: SaveOption,
-    graft: GraftOption = HEAD_FOLDER / "graft",
-    second: WithOption = None,
-    model: ModelOption = "specimen:qwen3",
-    remote_code: CodeOption = False,
-    device: DeviceOption = "cpu",
-    tokenizer: TokenizerOption = "",
-    debug: DebugOption = False,
-) -> None:
-    """Write the model with the tree head in it as a Hugging Face folder of its own type."""
-    with errors_in_one_sentence(debug):
-        _exported(graft, second, model, save, remote_code, device, tokenizer)
+_add_measuring(embedding, EMBEDDING_FOLDER, "a graft")
+_add_measuring(head, HEAD_FOLDER, "a tree head")
 
 
 @embedding.command("bake")
