@@ -32,7 +32,7 @@ CHOSEN = (
     "reads_only_what_it_needs or settings_that_were_exported or to_the_bit"
 )
 """The tests that parted on another machine once, and those that hold a fast path to a slow one."""
-FEWER = "identity_edits or in_a_blocks_place or reads_only_what_it_needs"
+FEWER = "identity_edits or in_a_blocks_place or suffixes or reads_only_what_it_needs or (to_the_bit and not export)"
 """Those of them that run with several threads, which the runner's two processes and their threads make slow."""
 
 

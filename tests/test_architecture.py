@@ -111,7 +111,7 @@ def test_the_page_on_architecture_names_every_file():
         end = drawn.find("\n  ", start + 3 + len(first))
         while end != -1 and drawn[end + 3] == " ":
             end = drawn.find("\n  ", end + 3)
-        assert file.stem in drawn[start : end if end != -1 else None], file
+        assert re.search(rf"\b{file.stem}\b", drawn[start : end if end != -1 else None]), file
         assert all(f"{folder}/" in drawn[start:end] for folder in between), file
 
 

@@ -60,7 +60,19 @@ WRONG = [
     ("made/graft has no certificate", ["graft", "embedding", "bake", "--graft", "made/graft", "--save", "new"]),
     *(
         (f"--{name} is {value}: write {least} or more", ["graft", "embedding", "fit", "--out", "new", f"--{name}={value}"])
-        for name, value, least in (("patience", -1, 0), ("steps", 0, 1), ("length", 1, 2), ("kl", "nan", 0), ("byte-width", 0, 1))
+        for name, value, least in (
+            ("patience", -1, 0),
+            ("steps", 0, 1),
+            ("length", 1, 2),
+            ("kl", "nan", 0),
+            ("byte-width", 0, 1),
+            ("save-every", 0, 1),
+            ("warmup", -1, 0),
+            ("clip", "-1.0", 0),
+            ("weight-decay", "-1.0", 0),
+            ("table", "nan", 0),
+            ("heads", 0, 1),
+        )
     ),
     ("--states is 0: write 1 or more", ["graft", "head", "build", "--out", "new", "--states", "0"]),
     ("--adapter is -1.0: write 0 or more", ["graft", "head", "build", "--out", "new", "--adapter=-1"]),

@@ -210,7 +210,7 @@ def test_json_output():
 
 
 def test_the_report_is_one_offline_page(tmp_path):
-    path, left_out = build(load("specimen:t5"), tmp_path / "report", reading=Reading(count=4))
+    path, left_out = build(load("specimen:t5"), tmp_path / "report", reading=Reading(count=2))
     text = path.read_text(encoding="utf-8")
     assert left_out == []
     titles = ("Logit lens", "Residual geometry", "Weight spectra", "Layer linearity", "Contrastive trajectories", "Neurons")

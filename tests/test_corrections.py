@@ -41,5 +41,5 @@ def test_corrections_of_different_sizes_run_their_block_once(name, monkeypatch):
     assert result.work.preparation == 2 * recording.prompts * recording.positions
     found = result.values["d"]
     wanted = reference(model, recording, variants)
-    assert torch.allclose(found, wanted, atol=2e-5)
-    assert len({round(float(v), 7) for v in found[:, 0]}) > len(variants) // 2, "the edits tell"
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert not torch.allclose(found, wanted.roll(1, 0), atol=1e-5), "each row has its own edits"

@@ -46,7 +46,7 @@ def test_a_tokenizer_is_trained_and_compared(tmp_path):
 def test_what_a_model_is_made_of(model, tmp_path):
     found = regraft.inspect(model)
     assert found.parts[-1].parameters == sum(p.numel() for p in model.hf.parameters())
-    assert found.as_dict()["self_check"]["replay"] == 0
+    assert found.as_dict()["self_check"]["replay"] <= model.rounding
     (component,) = regraft.inspect_headers("specimen:gpt2", str(tmp_path / "drawn"))
     assert component.stacks
     assert (tmp_path / "drawn" / "anatomy.svg").is_file()

@@ -20,4 +20,4 @@ def test_the_sensitive_tests_hold_on_another_machine(setting, tmp_path):
     assert done.returncode == 0, done.stdout[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed
-    assert int(passed[1]) >= (20 if chosen == CHOSEN else 3), "the tests that it names are there"
+    assert int(passed[1]) >= (20 if chosen == CHOSEN else 10), "the tests that it names are there"

@@ -24,12 +24,12 @@ def test_a_quiet_thread_says_nothing_and_others_are_heard(capsys, caplog):
         with silent(), silent():
             speak("secret")
             inside.set()
-            done.wait(10)
+            done.wait()
             speak("secret")
 
     thread = threading.Thread(target=quiet)
     thread.start()
-    assert inside.wait(10)
+    inside.wait()
     speak("heard")
     with silent():
         speak("secret")

@@ -3,8 +3,8 @@
 PROMPT_COUNT = 20
 """Prompts that suit a model and are measured where nobody says how many."""
 COMPLETION_TOKENS = 24
-"""Longest completion, in tokens: every answer of the specimens ends before, most sentences of other models do."""
+"""Longest completion, in tokens; a model that does not end by itself is cut there."""
 SEQUENCE_LENGTH = 128
 """Tokens of a sequence that a graft is trained and measured on."""
 QUANTIZATION_GROUP = 128
-"""Inputs that share a scale: what most published checkpoints of few bits have."""
+"""Inputs that share a scale."""

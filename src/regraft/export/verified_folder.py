@@ -7,7 +7,7 @@ outputs that were measured, keep every tensor to the bit, and generate as the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,6 @@ class _Folder:
     changed: Any
     probe: Probe
     how: Writing
-    verified: Verified = field(default_factory=lambda: Verified(0.0))
 
     def settle(self) -> tuple[Tensor, str]:
         """Round numbers as the model's own files do; what the outputs then must be, and what that did."""
@@ -137,7 +136,8 @@ def write_verified(
 
     Args:
         model: the model that it was made from.
-        changed: the changed Hugging Face model; its numbers are rounded to the types of the model's own files.
+        changed: the changed Hugging Face model, or what `how.fill` writes; its numbers are rounded to the types of the model's
+            own files where `how.types` says so.
         probe: what it is compared on.
         target: the folder.
         texts: files of text that stand beside the weights, by name, from the folder so far and what was found: the card.

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 _GUARD = Lock()
 SAMPLED = 4096
-"""Elements of a tensor that a glance reads: half a millisecond for the specimen, and no layer can be exchanged unseen."""
+"""Elements of a tensor that a glance reads: as every read of a recording looks, it may not cost what a sweep costs."""
 LARGEST, PAGE = 1 << 30, 1 << 16
-"""Bytes that a fingerprint reads: a third of a second at most, once a sweep."""
+"""Bytes that a fingerprint reads at most, once a sweep, and those that it reads in one piece where there are more."""
 
 
 class Hold:

@@ -6,7 +6,7 @@ Shapes: M methods, B prompts, T positions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,8 +78,7 @@ def quantizers(
             found.append(one)
     results = [one.result for one in found if one.result is not None]
     clean = (results or [_sweep(text, blocks, [block.module for block in blocks])])[0].clean_mean("loss")
-    turns = [turn for one in found for turn in one.beside] or [_turn(model, text)]
-    reading, writing = _speeds(text, [turns, *(one.turns for one in found[1:])])
+    reading, writing = _speeds(model, text, found[1:])
     losses = [clean, *(float(result.mean("loss")[0]) for result in results)]
     agreement = [1.0, *(float(result.mean("top1_agreement")[0]) for result in results)]
     units = "nats per token"
@@ -177,11 +176,19 @@ def _turn(model: Model, text: Evaluation) -> tuple[float, float]:
         return reading, _seconds(lambda: _write(model.hf, prompt)) if writes else float("nan")
 
 
-def _speeds(text: Evaluation, turns: list[list[tuple[float, float]]]) -> tuple[list[float], list[float]]:
-    """Median tokens per second of reading and of writing; NaN where there were no turns."""
-    read = int(text.recordings[0].mask_BT.sum())
-    middle = [np.median(np.array(one), axis=0) if one else np.full(2, np.nan) for one in turns]
-    return [read / float(m[0]) for m in middle], [WRITTEN / float(m[1]) for m in middle]
+def _speeds(model: Model, text: Evaluation, found: Sequence[_Measured]) -> tuple[list[float], list[float]]:
+    """Tokens per second of reading and of writing, of the model as loaded and of each method; NaN where there were no turns.
+
+    A method's is the model's median over all rounds, in the proportion of the two in the method's own rounds: a machine that
+    slows down between two methods slows both sides.
+    """
+    loaded = np.median(np.array([turn for one in found for turn in one.beside] or [_turn(model, text)]), axis=0)
+    rates = [np.array([int(text.recordings[0].mask_BT.sum()), WRITTEN]) / loaded]
+    for one in found:
+        slower = np.median(np.array(one.turns) / np.array(one.beside), axis=0) if one.turns else np.full(2, np.nan)
+        rates.append(rates[0] / slower)
+    reading, writing = np.array(rates).T.tolist()
+    return reading, writing
 
 
 def _write(hf: Any, prompt: dict[str, torch.Tensor]) -> None:
