@@ -149,13 +149,13 @@ def searching(results: Results) -> None:
         with torch.no_grad():
             from_states(head, rows_VD, fitted, fitted @ rows_VD.T)
             whole_RV = head.log_probabilities(asked)
-        found = [head.top(state_D, 1) for state_D in asked]
+        found = [next(head.best_first(state_D)) for state_D in asked]
         visited = [visited for _, _, visited in found]
         results.add(
             f"best-first search, {2**levels} children",
             {
                 "states": len(asked),
-                "equal_to_brute_force": sum(t[0] == int(b) for (t, _, _), b in zip(found, whole_RV.argmax(-1), strict=True)),
+                "equal_to_brute_force": sum(t == int(b) for (t, _, _), b in zip(found, whole_RV.argmax(-1), strict=True)),
                 "nodes": len(head.children_NB),
                 "visited_share": sum(visited) / len(visited) / len(head.children_NB),
                 "visited_median": statistics.median(visited),

@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
+from regraft.modules import tree_start
 from regraft.modules.byte_embedding import ByteConfig, ByteEmbedding
 from regraft.modules.tree_head import tree_head
 from regraft.modules.tree_start import from_means, from_states
@@ -20,54 +21,95 @@ def leaves_below(tree, code):
 
 
 @pytest.mark.parametrize("tree", [by_id(4), widened(by_id(9), 2)], ids=["binary", "wide"])
-def test_a_round_is_a_step_with_the_bound_of_the_hessian(tree):
-    """Böhning: half of (I - 11'/c) by the states' products, to which the ridge adds; the whole matrix written out."""
+def test_a_round_goes_where_the_bound_points_and_as_far_as_is_best(tree):
+    """Böhning's bound as if all states reached the node alike, written out; of two lengths along it the one that ends lower."""
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(tree.leaves, 3, dtype=torch.float64, generator=draw)
     states = torch.randn(20, 3, dtype=torch.float64, generator=draw)
     head, start = (tree_head(tree, 3).double() for _ in range(2))
     from_means(start, rows)
     from_states(head, rows, states, states @ rows.T, rounds=1, ridge=0.5)
-    codes = [code for code in tree.children_NB[0] if code != ABSENT]
-    more = len(codes) - 1
-    begun, found = (torch.cat([one.rows.weight, one.biases.weight], 1)[:more].detach().numpy() for one in (start, head))
-    x = np.column_stack([states.numpy(), np.ones(20)])
-    chances = (states @ rows.T).softmax(-1).numpy()
-    wanted = np.column_stack([chances[:, leaves_below(tree, code)].sum(1) for code in codes[1:]])
-    scores = np.column_stack([np.zeros(20), x @ begun.T])
-    now = np.exp(scores - logsumexp(scores, axis=1, keepdims=True))[:, 1:]
-    slope = ((now - wanted).T @ x).ravel()
-    bound = np.kron((np.eye(more) - 1 / len(codes)) / 2, x.T @ x + 0.5 * (x**2).mean() * np.eye(4))
-    assert np.allclose(found.ravel(), begun.ravel() - np.linalg.solve(bound, slope), atol=1e-9)
+    for node in range(len(tree.children_NB)):
+        begun, found = (vectors_of(one, node) for one in (start, head))
+        decision = Decision(tree, node, states.numpy(), rows.numpy(), begun, 0.5)
+        more, codes = begun.shape[0], begun.shape[0] + 1
+        chances, x = decision.chances(begun), decision.x
+        slope = ((chances * decision.reach[:, None] - decision.wanted)[:, 1:].T @ x).ravel()
+        middle = (np.eye(more) - 1 / codes) / 2
+        bound = np.kron(middle, decision.reach.sum() * x.T @ x / 20 + decision.strength * np.eye(4))
+        way = -np.linalg.solve(bound, slope)
+        moved = x @ way.reshape(more, 4).T
+        back = way @ np.kron(middle, decision.strength * np.eye(4)) @ way
+        most = sum(r * u @ middle @ u for r, u in zip(decision.reach, moved, strict=True)) + back
+        spread = [np.diag(p[1:]) - np.outer(p[1:], p[1:]) for p in chances]
+        here = sum(r * u @ s @ u for r, u, s in zip(decision.reach, moved, spread, strict=True)) + back
+        ends = [begun.ravel() - slope @ way / curve * way for curve in (most, here)]
+        assert np.allclose(found.ravel(), min(ends, key=decision.cost), atol=1e-9), node
+
+
+class Decision:
+    """One node's objective by numpy: cross-entropy against the shares below its children, and a square of how far it moved."""
+
+    def __init__(self, tree, node, states, rows, begun, ridge):
+        codes = [code for code in tree.children_NB[node] if code != ABSENT]
+        self.x = np.column_stack([states, np.ones(len(states))])
+        chances = np.exp(states @ rows.T - logsumexp(states @ rows.T, axis=1, keepdims=True))
+        self.wanted = np.column_stack([chances[:, leaves_below(tree, code)].sum(1) for code in codes])
+        self.reach, self.begun = self.wanted.sum(1), begun
+        self.strength = ridge * (self.x**2).mean()
+
+    def scores(self, vectors):
+        return np.column_stack([np.zeros(len(self.x)), self.x @ vectors.reshape(self.begun.shape).T])
+
+    def chances(self, vectors):
+        scores = self.scores(vectors)
+        return np.exp(scores - logsumexp(scores, axis=1, keepdims=True))
+
+    def cost(self, vectors):
+        scores = self.scores(vectors)
+        moved = vectors.reshape(self.begun.shape) - self.begun
+        back = (moved**2).sum() - (moved.sum(0) ** 2).sum() / self.wanted.shape[1]
+        return -(self.wanted * (scores - logsumexp(scores, axis=1, keepdims=True))).sum() + self.strength * back / 4
+
+
+def vectors_of(head, node):
+    """A node's vectors and biases (K, E)."""
+    rows = head.node_rows(torch.tensor(node))
+    rows = rows[rows != head.padding]
+    return torch.cat([head.rows.weight[rows], head.biases.weight[rows]], 1).detach().numpy()
 
 
 @pytest.mark.parametrize("tree", [by_id(4), widened(by_id(9), 2)], ids=["binary", "wide"])
 @pytest.mark.parametrize("ridge", [0.1, 3.0])
 def test_a_decision_is_drawn_back_to_the_mean_rows(tree, ridge):
-    """The root's: cross-entropy against the shares below its children, and a square of how far it moved from its start."""
+    """Every node's best vectors by another solver."""
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(tree.leaves, 3, dtype=torch.float64, generator=draw)
     states = torch.randn(20, 3, dtype=torch.float64, generator=draw)
     head, start = (tree_head(tree, 3).double() for _ in range(2))
     from_means(start, rows)
-    from_states(head, rows, states, states @ rows.T, rounds=600, ridge=ridge)
-    codes = [code for code in tree.children_NB[0] if code != ABSENT]
-    more = len(codes) - 1
-    begun, found = (torch.cat([one.rows.weight, one.biases.weight], 1)[:more].detach().numpy().ravel() for one in (start, head))
-    x = np.column_stack([states.numpy(), np.ones(20)])
-    chances = (states @ rows.T).softmax(-1).numpy()
-    wanted = np.column_stack([chances[:, leaves_below(tree, code)].sum(1) for code in codes])
-    strength = ridge * (x**2).mean()
+    from_states(head, rows, states, states @ rows.T, rounds=200, ridge=ridge)
+    for node in range(len(tree.children_NB)):
+        begun, found = (vectors_of(one, node) for one in (start, head))
+        decision = Decision(tree, node, states.numpy(), rows.numpy(), begun, ridge)
+        best = minimize(decision.cost, begun.ravel(), method="BFGS", options={"gtol": 1e-7})
+        assert node or np.abs(best.x - begun.ravel()).max() > 0.01
+        assert np.allclose(found.ravel(), best.x, atol=1e-4), node
 
-    def cost(flat):
-        scores = np.column_stack([np.zeros(20), x @ flat.reshape(more, 4).T])
-        moved = (flat - begun).reshape(more, 4)
-        back = (moved**2).sum() - (moved.sum(0) ** 2).sum() / len(codes)
-        return -(wanted * (scores - logsumexp(scores, axis=1, keepdims=True))).sum() + strength * back / 4
 
-    best = minimize(cost, begun, method="BFGS", options={"gtol": 1e-7})
-    assert np.abs(best.x - begun).max() > 0.01
-    assert np.allclose(found, best.x, atol=1e-4)
+@pytest.mark.parametrize("together", [1, 3, 1000])
+def test_how_many_nodes_are_fitted_together_changes_nothing(together, monkeypatch):
+    """Each node has its own lengths and its own conjugate ways: `together` nodes of three children and 20 states at once."""
+    draw = torch.Generator().manual_seed(0)
+    tree = widened(by_id(27), 2)
+    rows, states = (torch.randn(n, 3, dtype=torch.float64, generator=draw) for n in (27, 20))
+    found = []
+    for numbers in (tree_start.TOGETHER, together * 20 * tree.children_NB.shape[1]):
+        monkeypatch.setattr(tree_start, "TOGETHER", numbers)
+        head = tree_head(tree, 3).double()
+        from_states(head, rows, states, states @ rows.T)
+        found.append(head.rows.weight.detach())
+    torch.testing.assert_close(*found)
 
 
 def test_a_child_without_a_chance_is_never_drawn():
@@ -93,10 +135,10 @@ def test_draws_of_many_rows_and_of_few_are_the_same():
     assert len(set(drawn.tolist())) > 5
     each = head.log_probabilities(hidden).detach()
     assert torch.allclose(each.exp().sum(1), torch.ones(40), atol=1e-5)
-    found, values, visited = head.top(hidden[0], 11)
-    assert found == each[0].argsort(descending=True).tolist()
+    found, values, visited = zip(*head.best_first(hidden[0]), strict=True)
+    assert list(found) == each[0].argsort(descending=True).tolist()
     assert values == pytest.approx(each[0].sort(descending=True).values.tolist(), abs=1e-5)
-    assert visited == len(head.children_NB)
+    assert visited[-1] == len(head.children_NB)
     given = head.log_probability(hidden, drawn)
     assert torch.allclose(given, each.gather(1, drawn[:, None])[:, 0], atol=1e-5)
 

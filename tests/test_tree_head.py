@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from regraft.model.load import load
+from regraft.modules import tree_head as tree_head_module
 from regraft.modules import tree_start
 from regraft.modules.tree_head import tree_head
 from regraft.modules.tree_start import from_means, from_states
@@ -117,21 +118,50 @@ def test_a_wider_tree_keeps_the_leaves_of_every_branch():
         widened(binary, 0)
 
 
+@pytest.mark.parametrize("tensors", [True, False], ids=["tensors", "arrays"])
 @pytest.mark.parametrize("name", trees())
-def test_best_first_is_the_sorted_distribution(name):
+def test_best_first_is_the_sorted_distribution(name, tensors, monkeypatch):
+    if tensors:
+        monkeypatch.setattr(tree_head_module, "ARRAYS", ())
     tree = trees()[name]
     made = head(tree)
     for row in torch.randn(20, WIDTH, dtype=torch.float64):
         wanted = naive(made, tree, row)
-        tokens, values, visited = made.top(row, 5)
-        assert tokens == wanted.argsort(descending=True)[:5].tolist()
+        tokens, values, visited = zip(*islice(made.best_first(row), 5), strict=True)
+        assert list(tokens) == wanted.argsort(descending=True)[:5].tolist()
         assert values == pytest.approx(wanted.sort(descending=True).values[:5].tolist())
-        assert visited <= COUNT - 1
+        assert visited[-1] <= COUNT - 1
     sharp = head(tree)
     with torch.no_grad():
         sharp.rows.weight.mul_(20)
-    _, _, visited = sharp.top(torch.randn(WIDTH, dtype=torch.float64), 1)
-    assert visited <= len(tree.levels) + 3, "a sure head is searched along one path"
+    _, _, last = next(sharp.best_first(torch.randn(WIDTH, dtype=torch.float64)))
+    assert last <= len(tree.levels) + 3, "a sure head is searched along one path"
+
+
+@pytest.mark.parametrize("name", trees())
+def test_the_best_are_searched_where_that_is_less_work_and_read_off_the_whole_rows_otherwise(name, monkeypatch):
+    """Rows that pass the limit share one whole distribution; a limit of any height gives the same tokens."""
+    tree = trees()[name]
+    made = head(tree)
+    rows = torch.randn(3, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [[3.0], [1], [0.1]]
+    )
+    alone = [list(islice(made.best_first(row), 3))[-1][2] for row in rows]
+    assert len(set(alone)) > 1
+    reads = []
+    whole = made.log_probabilities
+    monkeypatch.setattr(made, "log_probabilities", lambda hidden: reads.append(len(hidden)) or whole(hidden))
+    for most in (0, min(alone), max(alone) - 1, max(alone)):
+        monkeypatch.setattr(tree_head_module, "VISIT", COUNT / (3 * most + 1))
+        reads.clear()
+        found = made.top(rows, 3)
+        passing = [visits > most for visits in alone]
+        assert reads == ([sum(passing)] if any(passing) else [])
+        for row, visits, passes, (tokens, values, visited) in zip(rows, alone, passing, found, strict=True):
+            wanted = naive(made, tree, row).sort(descending=True)
+            assert tokens == wanted.indices[:3].tolist()
+            assert values == pytest.approx(wanted.values[:3].tolist())
+            assert visited == (most + len(tree.children_NB) if passes else visits)
 
 
 def test_draws_follow_the_distribution():
@@ -265,11 +295,11 @@ def test_no_round_of_the_regression_raises_the_loss(levels):
 
 
 def test_states_that_would_take_too_much_memory_are_refused(monkeypatch):
-    """A float32 for each state and child, exactly: 3 nodes of two children, 11 states, 4 bytes."""
+    """The masses of all 4 leaves and of two levels of 2 nodes, exactly: 11 states of 8 bytes."""
     states, rows = torch.randn(11, WIDTH, dtype=torch.float64), torch.randn(4, WIDTH, dtype=torch.float64)
     made = tree_head(by_id(4), WIDTH).double()
-    monkeypatch.setattr(tree_start, "MOST_BYTES", 3 * 2 * 11 * 4)
+    monkeypatch.setattr(tree_start, "MOST_BYTES", (4 + 2 * 2) * 11 * 8)
     from_states(made, rows, states, states @ rows.T)
-    monkeypatch.setattr(tree_start, "MOST_BYTES", 3 * 2 * 11 * 4 - 1)
+    monkeypatch.setattr(tree_start, "MOST_BYTES", (4 + 2 * 2) * 11 * 8 - 1)
     with pytest.raises(ValueError, match="fitting 3 nodes to 11 states takes 0 GiB"):
         from_states(made, rows, states, states @ rows.T)

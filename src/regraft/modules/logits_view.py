@@ -1,6 +1,6 @@
 """A tree head where a model expects its output matrix: scores (B, T, V) that are exact for the tokens that are asked for.
 
-`full` gives every token's log-probability. `top` finds the best K by best-first search and gives the rest of the mass, in
+`full` gives every token's log-probability. `top` finds the best K, by search where that is less work, and gives the rest, in
 equal parts, to all others: no other token then passes the K-th, and a softmax over the row leaves the K as they are, so
 greedy search, beams and top-k sampling choose what they would choose on the whole distribution. `draw` descends the tree
 once and leaves only the token drawn. Shapes: B sequences, T places, D width, V vocabulary, R rows, K best.
@@ -45,8 +45,7 @@ class LogitsView(nn.Module):
         rows = []
         count = min(self.count, self.head.vocabulary)
         others = self.head.vocabulary - count
-        for hidden_D in hidden_RD:
-            tokens, values, visited = self.head.top(hidden_D, count)
+        for tokens, values, visited in self.head.top(hidden_RD, count):
             self.visited += visited
             best_K = torch.tensor(values, dtype=torch.float64)
             rest = max(0.0, 1.0 - float(best_K.exp().sum())) / max(1, others)
