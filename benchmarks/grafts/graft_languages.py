@@ -1,4 +1,4 @@
-"""Byte embeddings over the languages of the Universal Declaration: `python benchmarks/graft_languages.py --corpora DIR`.
+"""Byte embeddings over the languages of the Universal Declaration: `python -m benchmarks.grafts.graft_languages --corpora DIR`.
 
 A byte-level BPE of 64k tokens is trained on all the declaration's translations. Its tokens get vectors from the texts
 themselves: the leading singular vectors of the logarithm of how often two tokens stand beside each other (within four
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from benchmarks.shared import RESULTS, Clock, Results, arguments
 from regraft.data.token_bytes import TokenBytes, token_bytes
 from regraft.modules.byte_codes import byte_embedding, cut_share
 from regraft.modules.byte_embedding import ByteConfig, parameters
 from regraft.tokenizers.cooccurrence import beside_vectors
 from regraft.training.tasks.embedding_task import warm_up
-from shared import RESULTS, Clock, Results, arguments
 
 VOCABULARY, WIDTH = 65_536, 128
 GROUPS = (8, 16, 32)

@@ -1,7 +1,7 @@
 """Write what the tokenizers' benchmarks measured: docs/measured_tokenizers.md, and its figures in docs/images.
 
 Reads benchmarks/results/tokenizer-*.json and nothing else. Run from the project's root with the `browser` extra and Debian's
-chromium: `python benchmarks/tokenizer_report.py`.
+chromium: `python -m benchmarks.tokenizers.tokenizer_report`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from pages import DOMAINS, HEIGHT, ROOT, draw, made_by, runs
+from benchmarks.pages import DOMAINS, HEIGHT, ROOT, draw, made_by, runs
+from benchmarks.tokenizers.tokenizer_train import KINDS, LANGUAGES_SIZE, LENGTHS, SIZES
 from regraft.reporting.theme import PALETTE, base
 from regraft.tokenizers.init_methods import METHODS
-from tokenizer_train import KINDS, LANGUAGES_SIZE, LENGTHS, SIZES
 
 OUT = ROOT / "docs" / "measured_tokenizers.md"
 READ = ("books", "code", "sums")
@@ -28,8 +28,10 @@ def fewer(found: dict[str, Any], kind: str, size: int, domain: str = "books") ->
 def size_rows(found: dict[str, Any]) -> list[str]:
     """Bytes per token by kind and size."""
     rows = [
-        "| kind | vocabulary | books | fewer tokens than ordinary | code | sums | tokens per word of books | tokens of "
-        "books that cross words | MB/s |",
+        (
+            "| kind | vocabulary | books | fewer tokens than ordinary | code | sums | tokens per word of books | tokens of "
+            "books that cross words | MB/s |"
+        ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for size in SIZES:
@@ -163,8 +165,10 @@ def sensitivity(found: dict[str, Any], setting: str) -> go.Figure:
 def size_lines(found: dict[str, Any]) -> list[str]:
     """Time and memory of a large vocabulary."""
     rows = [
-        "| search | taken over | estimated | matching | encoder's cache | estimates and tables | measuring, writing, "
-        "reading again | process peak |",
+        (
+            "| search | taken over | estimated | matching | encoder's cache | estimates and tables | measuring, writing, "
+            "reading again | process peak |"
+        ),
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, run in found.items():
@@ -197,24 +201,30 @@ def page() -> str:
     parts = [
         "# Tokenizers, measured",
         "",
-        "Written by `benchmarks/tokenizer_report.py` from `benchmarks/results/tokenizer-*.json`, where every run's settings "
-        "stand.",
+        (
+            "Written by `benchmarks/tokenizers/tokenizer_report.py` from `benchmarks/results/tokenizer-*.json`, where every run's"
+            " settings stand."
+        ),
         "",
         "## Bytes per token",
         "",
-        f"`benchmarks/tokenizer_train.py` ({made_by(trained['ordinary 4096'])}). Trained on "
-        f"{trained['ordinary 4096']['bytes'] / 1e6:.1f} MB of books; measured on other books, on code of the standard library "
-        "and on word problems. Chunks of supertokens: 200 characters, deviation 50. Aim: supertokens at least 20% fewer tokens "
-        f"than ordinary ones on books at 16k and above. They are {fewer(trained, 'supertoken', 16_384):.1%} fewer at 16k, "
-        f"{fewer(trained, 'supertoken', 32_768):.1%} at 32k; superwords {fewer(trained, 'superword', 16_384):.1%} and "
-        f"{fewer(trained, 'superword', 32_768):.1%}.",
+        (
+            f"`benchmarks/tokenizers/tokenizer_train.py` ({made_by(trained['ordinary 4096'])}). Trained on"
+            f" {trained['ordinary 4096']['bytes'] / 1e6:.1f} MB of books; measured on other books, on code of the standard"
+            " library and on word problems. Chunks of supertokens: 200 characters, deviation 50. Aim: supertokens at least 20%"
+            " fewer tokens than ordinary ones on books at 16k and above. They are"
+            f" {fewer(trained, 'supertoken', 16_384):.1%} fewer at 16k, {fewer(trained, 'supertoken', 32_768):.1%} at 32k;"
+            f" superwords {fewer(trained, 'superword', 16_384):.1%} and {fewer(trained, 'superword', 32_768):.1%}."
+        ),
         "",
         *size_rows(trained),
         "",
         "![Bytes per token over size](images/tokenizer-sizes.png)",
         "",
-        "Longer chunks lose fewer tokens at their cuts, up to a length; superwords by the share of the vocabulary that is merged "
-        "within words:",
+        (
+            "Longer chunks lose fewer tokens at their cuts, up to a length; superwords by the share of the vocabulary that is"
+            " merged within words:"
+        ),
         "",
         *variant_rows(trained),
         "",
@@ -224,8 +234,10 @@ def page() -> str:
         "",
         "## Languages",
         "",
-        "Bytes per token of 16,384 tokens on news in translation, of tokenizers trained on (English) books and on the Universal "
-        f"Declaration's translations ({trained[f'languages: ordinary {LANGUAGES_SIZE}']['bytes'] / 1e6:.1f} MB).",
+        (
+            "Bytes per token of 16,384 tokens on news in translation, of tokenizers trained on (English) books and on the"
+            f" Universal Declaration's translations ({trained[f'languages: ordinary {LANGUAGES_SIZE}']['bytes'] / 1e6:.1f} MB)."
+        ),
         "",
         *language_rows(trained),
         "",
@@ -235,10 +247,12 @@ def page() -> str:
         "",
         "## Transplants",
         "",
-        f"`benchmarks/tokenizer_transplant.py` ({made_by(first)}, two such processes side by side). "
-        f"Bits per byte with the new tokenizer, at once and after "
-        f"{first['healing_steps']} healing steps of {first['healing_tokens']:,} tokens of books, almanac and code; best in bold. "
-        "`mean`, `retok`, `align`, `focus` and `pursuit` are the baselines.",
+        (
+            f"`benchmarks/tokenizers/tokenizer_transplant.py` ({made_by(first)}, two such processes side by side). Bits per byte"
+            f" with the new tokenizer, at once and after {first['healing_steps']} healing steps of"
+            f" {first['healing_tokens']:,} tokens of books, almanac and code; best in bold. `mean`, `retok`, `align`, `focus` and"
+            " `pursuit` are the baselines."
+        ),
         "",
     ]
     for case in cases:
@@ -254,15 +268,18 @@ def page() -> str:
     parts += [
         "## At size",
         "",
-        f"`benchmarks/tokenizer_size.py` ({made_by(size)}): {size['new']:,} tokens into a model of width {size['width']:,} that "
-        f"had {size['old']:,}, embedding and output matrix apart. The encoder's vectors were in its cache; aim, without the "
-        "encoder's own time: under 5 minutes and under 6 GiB. The second row ran in the same process behind the first.",
+        (
+            f"`benchmarks/tokenizers/tokenizer_size.py` ({made_by(size)}): {size['new']:,} tokens into a model of width"
+            f" {size['width']:,} that had {size['old']:,}, embedding and output matrix apart. The encoder's vectors were in its"
+            " cache; aim, without the encoder's own time: under 5 minutes and under 6 GiB. The second row ran in the same"
+            " process behind the first."
+        ),
         "",
         *size_lines(sizes),
         "",
         "## What a transplanted model writes",
         "",
-        "In plain transformers, from the written folder, greedily (`benchmarks/tokenizer_text.py`):",
+        "In plain transformers, from the written folder, greedily (`benchmarks/tokenizers/tokenizer_text.py`):",
         "",
         *text_rows(text),
     ]

@@ -1,4 +1,5 @@
-"""Train tokenizers of three kinds and four sizes on books and measure them: `python benchmarks/tokenizer_train.py --corpora DIR`.
+"""Train tokenizers of three kinds and four sizes on books and measure them: `python -m benchmarks.tokenizers.tokenizer_train
+--corpora DIR`.
 
 Results: benchmarks/results/tokenizer-train.json; a tokenizer that stands there is not trained again.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.shared import RESULTS, Clock, Results, arguments, held_code
 from regraft.data.text_files import text_files, texts_in
 from regraft.tokenizers.bits_per_byte import pieces
 from regraft.tokenizers.byte_codec import ByteIds
@@ -21,7 +23,6 @@ from regraft.tokenizers.comparison import compare
 from regraft.tokenizers.text_chunks import read_lengths
 from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped, write_tokenizer
 from regraft.tokenizers.training import Recipe, train_bpe
-from shared import RESULTS, Clock, Results, arguments, held_code
 
 SIZES = (4096, 8192, 16_384, 32_768)
 KINDS = ("ordinary", "superword", "supertoken")

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cases import Task
-from worker import Outcome, Peer, difference, open_hf, serve, timed
+from benchmarks.peers.cases import Task
+from benchmarks.peers.worker import Outcome, Peer, difference, open_hf, serve, timed
 
 
 class NNsight(Peer):

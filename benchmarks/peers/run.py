@@ -1,4 +1,4 @@
-"""Measure regraft beside its peers and print one table: `python benchmarks/run.py`.
+"""Measure regraft beside its peers and print one table: `python -m benchmarks.peers.run`.
 
 Every peer runs in a process of its own, on the same weights, in float32 on two threads; the processes take turns, so
 that what else the machine does meets them all alike. Loading and one warm-up are not timed.
@@ -11,11 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cases import CASES, RECORD, Case, make_task, sampled_blocks, save_models
-from others import Others
-from processes import PACKAGES, Failed, Worker, environment
-from report import Measured, machine, save, table
-from startup import measure_startup
+from benchmarks.machine import machine
+from benchmarks.peers.cases import CASES, RECORD, Case, make_task, sampled_blocks, save_models
+from benchmarks.peers.others import Others
+from benchmarks.peers.processes import PACKAGES, ROOT, Failed, Worker, environment
+from benchmarks.peers.report import Measured, save, table
+from benchmarks.peers.startup import measure_startup
 
 ENTRANTS = {"regraft": "regraft", "transformerlens": "tl", "nnsight": "nn", "loop": "hooks", "loop-last": "hooks"}
 """Every column of the table, and the process that it is measured in."""
@@ -39,7 +40,7 @@ def main() -> int:
                 worker.close()
     host["seconds"] = others.seconds()
     prefix = "quick-" if options.quick else "part-" if options.only else ""
-    path = save(Path(__file__).parent / "results", prefix, host, versions, measured, record, startup)
+    path = save(ROOT / "benchmarks" / "results", prefix, host, versions, measured, record, startup)
     print(f"\n{host['cpu']}, {host['cores']} cores, {host['seconds']:.0f} s in all, others took {others.cores():.2f} cores")
     print("QUICK RUN on tiny models: the numbers mean nothing\n" if options.quick else "")
     print(table(measured, record, startup, options.quick))
@@ -58,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny models, to try the script")
     parser.add_argument(
         "--env", action="append", default=[], metavar="PEER=FOLDER",
-        help=f"use this environment for a peer ({', '.join(PACKAGES)}) instead of making benchmarks/.env-<peer>",
+        help=f"use this environment for a peer ({', '.join(PACKAGES)}) instead of making benchmarks/peers/.env-<peer>",
     )  # fmt: skip
     options = parser.parse_args()
     options.env = {name: Path(folder) for name, folder in (given.split("=", 1) for given in options.env)}

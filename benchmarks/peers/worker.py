@@ -20,7 +20,7 @@ from typing import Any, TextIO, TypeVar
 import torch
 import transformers
 
-from cases import Task
+from benchmarks.peers.cases import Task
 
 THREADS = 2
 Result = TypeVar("Result")

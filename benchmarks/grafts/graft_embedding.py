@@ -1,4 +1,5 @@
-"""Train byte embeddings of many sizes on the specimen and measure them: `python benchmarks/graft_embedding.py --corpora DIR`.
+"""Train byte embeddings of many sizes on the specimen and measure them: `python -m benchmarks.grafts.graft_embedding --corpora
+DIR`.
 
 Every run is a warm-up on the table (with the metric that predictions feel, unless the run is about leaving it out) and then a
 training by the model. Results: benchmarks/results/graft-embedding.json; a run that stands there is not made again.
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.shared import RESULTS, Clock, Results, Texts, arguments, changes, texts
 from regraft import load
 from regraft.data.token_bytes import TokenBytes, token_bytes
 from regraft.export.certificate import certify
@@ -23,7 +25,6 @@ from regraft.modules.byte_embedding import ByteConfig, parameters
 from regraft.training.sensitivity import sensitivity
 from regraft.training.tasks.embedding_task import EmbeddingTask, LossWeights, relative_error, warm_up
 from regraft.training.trainer import TrainingPlan, train
-from shared import RESULTS, Clock, Results, Texts, arguments, changes, texts
 
 SMALL = ByteConfig(group=12, byte_width=24, neurons=272)
 SIZES = {

@@ -8,13 +8,13 @@ from itertools import combinations
 
 import torch
 
-from cases import Task
+from benchmarks.peers.cases import Task
+from benchmarks.peers.worker import Outcome, Peer, serve, timed
 from regraft.model.load import load
 from regraft.model.model import Model
 from regraft.sweeps.metrics import logit_difference
 from regraft.sweeps.sweep import SweepResult, sweep
 from regraft.sweeps.variants import Replace, Route, Variant, Zero
-from worker import Outcome, Peer, serve, timed
 
 
 class Regraft(Peer):

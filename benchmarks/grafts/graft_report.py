@@ -1,7 +1,7 @@
 """Write what the grafts' benchmarks measured: docs/measured_grafts.md, and its figures in docs/images.
 
 Reads benchmarks/results/graft-*.json and nothing else. Run from the project's root with the `browser` extra and Debian's
-chromium: `python benchmarks/graft_report.py`.
+chromium: `python -m benchmarks.grafts.graft_report`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from pages import DOMAINS, HEIGHT, ROOT, draw, made_by, runs
+from benchmarks.pages import DOMAINS, HEIGHT, ROOT, draw, made_by, runs
 from regraft.reporting.theme import FIRST, MUTED, PALETTE, base
 
 OUT = ROOT / "docs" / "measured_grafts.md"
@@ -179,9 +179,9 @@ def size_lines(run: dict[str, Any]) -> str:
     gib = run["step_peak_bytes_beyond_weights_and_optimiser"] / 2**30
     return (
         f"The table has {run['table_parameters'] / 1e9:.2f} B parameters ({run['table_gib_bfloat16']:.2f} GiB in "
-        f"bfloat16); the graft "
+        "bfloat16); the graft "
         f"(32 bytes of width 128, one block, an MLP of 4,096 neurons) has {run['graft_parameters'] / 1e6:.1f} M, "
-        f"of which the bytes' "
+        "of which the bytes' "
         f"own table {run['byte_table_parameters']:,}. One training step on {run['step_tokens']:,} random rows took "
         f"{run['step_seconds']:.1f} s and {gib:.2f} GiB beyond weights and optimiser; the whole process held "
         f"{run['process_peak_gib']:.2f} GiB at most."
@@ -211,13 +211,18 @@ def page() -> str:
         [
             "# Grafts, measured",
             "",
-            "Written by `benchmarks/graft_report.py` from `benchmarks/results/graft-*.json`; every run's settings stand there.",
+            (
+                "Written by `benchmarks/grafts/graft_report.py` from `benchmarks/results/graft-*.json`; every run's settings"
+                " stand there."
+            ),
             "",
             "## Byte embeddings of many sizes",
             "",
-            f"`benchmarks/graft_embedding.py` ({made_by(next(iter(embedding.values())))}; another benchmark ran "
-            f"beside it). Bits per byte "
-            "that the embedding adds on text it was not trained on.",
+            (
+                f"`benchmarks/grafts/graft_embedding.py` ({made_by(next(iter(embedding.values())))}; another benchmark ran "
+                "beside it). Bits per byte "
+                "that the embedding adds on text it was not trained on."
+            ),
             "",
             *embedding_rows(embedding, "size: "),
             "",
@@ -229,22 +234,27 @@ def page() -> str:
             "",
             "## Three families, one graft and both",
             "",
-            f"`benchmarks/graft_families.py` ({made_by(next(iter(families.values())))}; another benchmark ran beside it): "
-            f"{said['warm-up']:,} warm-up and {said['embedding']:,} training steps of an embedding at half of the table's "
-            f"parameters, {said['head']:,} steps of a tree of up to 64 children. Bits per byte added. A head that was tied "
-            "keeps the old matrix as its own, so a byte embedding alone adds its own parameters to such a model. T5 is read here "
-            "as a language model (half of a sequence in, the other half out), which it was not trained as: its own loss is high.",
+            (
+                f"`benchmarks/grafts/graft_families.py` ({made_by(next(iter(families.values())))}; another benchmark ran beside"
+                f" it): {said['warm-up']:,} warm-up and {said['embedding']:,} training steps of an embedding at half of the"
+                f" table's parameters, {said['head']:,} steps of a tree of up to 64 children. Bits per byte added. A head that"
+                " was tied keeps the old matrix as its own, so a byte embedding alone adds its own parameters to such a model."
+                " T5 is read here as a language model (half of a sequence in, the other half out), which it was not trained as:"
+                " its own loss is high."
+            ),
             "",
             *family_rows(families),
             "",
             "## Languages",
             "",
-            f"`benchmarks/graft_languages.py` ({made_by(language)}): {language['files']} translations, "
-            f"{language['tokens']:,} tokens, "
-            f"{language['tokens_in_text']:,} of them in the text as it is cut; an embedding of "
-            f"{language['parameters']:,} parameters "
-            f"({language['share']:.2f} of the table's, 16 bytes) after {language['steps']:,} steps leaves "
-            f"{language['error']:.3f} of the mean square.",
+            (
+                f"`benchmarks/grafts/graft_languages.py` ({made_by(language)}): {language['files']} translations, "
+                f"{language['tokens']:,} tokens, "
+                f"{language['tokens_in_text']:,} of them in the text as it is cut; an embedding of "
+                f"{language['parameters']:,} parameters "
+                f"({language['share']:.2f} of the table's, 16 bytes) after {language['steps']:,} steps leaves "
+                f"{language['error']:.3f} of the mean square."
+            ),
             "",
             *language_rows(language),
             "",
@@ -254,9 +264,11 @@ def page() -> str:
             "",
             "## Tree heads",
             "",
-            f"`benchmarks/graft_head.py` ({made_by(next(iter(head.values())))}; another benchmark ran beside it). "
-            f"Nats per token on "
-            f"held-out text; the original head's: {', '.join(f'{d} {original[d]:.3f}' for d in DOMAINS)}.",
+            (
+                f"`benchmarks/grafts/graft_head.py` ({made_by(next(iter(head.values())))}; another benchmark ran beside it). "
+                "Nats per token on "
+                f"held-out text; the original head's: {', '.join(f'{d} {original[d]:.3f}' for d in DOMAINS)}."
+            ),
             "",
             *head_rows(head),
             "",
@@ -264,8 +276,10 @@ def page() -> str:
             "",
             "## Costs at a large vocabulary",
             "",
-            f"`benchmarks/graft_costs.py`, V 248,320, D 1,024, 512 tokens, float32, in turns "
-            f"({made_by(costs['forward and backward'])}).",
+            (
+                "`benchmarks/grafts/graft_costs.py`, V 248,320, D 1,024, 512 tokens, float32, in turns "
+                f"({made_by(costs['forward and backward'])})."
+            ),
             "",
             *cost_rows(costs),
             "",

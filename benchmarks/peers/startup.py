@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from processes import HERE, quiet_variables
+from benchmarks.peers.processes import ROOT, quiet_variables
 
 IMPORT_TARGET = 0.3
 HELP_TARGET = 0.5
@@ -25,7 +25,7 @@ def measure_startup(rounds: int) -> dict[str, float]:
     if command := _command():
         commands["regraft --help"] = [command, "--help"]
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    variables = {**quiet_variables(), "PYTHONPATH": str(HERE.parent / "src")}
+    variables = {**quiet_variables(), "PYTHONPATH": str(ROOT / "src")}
     for turn in range(rounds + 1):
         for name, command_line in commands.items():
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Train tree heads on the specimen and measure them: `python benchmarks/graft_head.py --corpora DIR`.
+"""Train tree heads on the specimen and measure them: `python -m benchmarks.grafts.graft_head --corpora DIR`.
 
 Heads of one group are trained side by side on the same batches, so the trunk runs once for all; each has its own
 parameters and its own optimiser state, and nothing of one reaches another (gradients are not clipped). Results:
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.shared import RESULTS, Clock, Results, Texts, arguments, texts
 from regraft import load
 from regraft.data.windows import Windows
 from regraft.model.model import Model
@@ -27,7 +28,6 @@ from regraft.modules.tree_start import from_means, from_states
 from regraft.modules.trees import Tree, by_id, by_merges, by_scores, huffman, two_means, widened
 from regraft.training.tasks.head_task import distance, states
 from regraft.training.trainer import TrainingPlan, train
-from shared import RESULTS, Clock, Results, Texts, arguments, texts
 
 STATES = 6_000
 STEPS, LONG, ALONE = 800, 6_000, 12_000

