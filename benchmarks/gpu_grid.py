@@ -1,7 +1,8 @@
 """The resid_pre patch grid on one NVIDIA GPU, in bfloat16, beside a plain loop of hooks.
 
-Needs torch and transformers alone; regraft runs from its source: `PYTHONPATH=src python -m benchmarks.gpu_grid`. Both
-shapes have random weights, made on the device. The loop is timed on a random subset of the cells and scaled to all.
+Needs torch and transformers alone; regraft runs from its source: `PYTHONPATH=src python -m
+benchmarks.gpu_grid`. Both shapes have random weights, made on the device. The loop is timed on a random
+subset of the cells and scaled to all.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen3 shape with tied embeddings, the number of prompt tokens, and how many times faster we want to be."""
+    """A Qwen3 shape with tied embeddings, the number of prompt tokens, and how many times faster we want to
+    be."""
 
     name: str
     blocks: int
@@ -65,7 +67,8 @@ LOOPS = {"loop": False, "loop, last logits": True}
 
 @dataclass
 class Trial:
-    """What was measured on one shape: seconds by round, peaks in GiB with weights, the grid's values, differences."""
+    """What was measured on one shape: seconds by round, peaks in GiB with weights, the grid's values,
+    differences."""
 
     timed_cells: int
     cells: int
@@ -89,7 +92,9 @@ class Trial:
 
     def compare(self, values: list[float], places: list[int]) -> None:
         """Values of the loop beside the grid's."""
-        self.difference = max(self.difference, *(abs(v - self.values[place]) for v, place in zip(values, places, strict=True)))
+        self.difference = max(
+            self.difference, *(abs(v - self.values[place]) for v, place in zip(values, places, strict=True))
+        )
 
     def median(self, name: str) -> float:
         """Median seconds."""
@@ -127,7 +132,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny shape, to try the script, on a CPU too")
     parser.add_argument("--only", choices=[shape.name for shape in SHAPES], help="one shape")
     parser.add_argument("--cells", type=int, default=48, help="cells that the loop is timed on (48)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds in which regraft and the loop take turns (3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds in which regraft and the loop take turns (3)"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the results here")
     return parser.parse_args()
 
@@ -184,8 +191,11 @@ def grid(model: Model, clean: list[int], corrupted: list[int]) -> SweepResult:
     return sweep(recording, variants, logit_difference(*TOKENS))
 
 
-def loop(hf: Any, clean: list[int], corrupted: list[int], cells: list[Cell], last_only: bool) -> tuple[list[float], float]:
-    """One full forward for each cell, with a hook. Values, and the seconds of the clean run, which is not scaled."""
+def loop(
+    hf: Any, clean: list[int], corrupted: list[int], cells: list[Cell], last_only: bool
+) -> tuple[list[float], float]:
+    """One full forward for each cell, with a hook. Values, and the seconds of the clean run, which is not
+    scaled."""
     options: dict[str, Any] = {"use_cache": False, **({"logits_to_keep": 1} if last_only else {})}
     clean_BT, corrupted_BT = (torch.tensor([ids], device=hf.device) for ids in (clean, corrupted))
     start = time.perf_counter()
@@ -219,7 +229,11 @@ def observed(work: Callable[[], Result], device: torch.device) -> tuple[Result, 
     result = work()
     synchronize(device)
     seconds = time.perf_counter() - start
-    return result, seconds, torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
+    return (
+        result,
+        seconds,
+        torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan"),
+    )
 
 
 def synchronize(device: torch.device) -> None:
@@ -245,11 +259,19 @@ def describe(shape: Shape, trial: Trial) -> None:
         if name == "loop":
             words += f" {'ok' if ratio >= shape.target else 'MISS'} (target >= {shape.target:g}x)"
         print(words)
-    print(f"  the loops were timed on {trial.timed_cells} random cells in each round and scaled to {trial.cells}")
+    print(
+        f"  the loops were timed on {trial.timed_cells} random cells in each round and scaled to"
+        f" {trial.cells}"
+    )
     print(f"  counted block work: {trial.work:.1f}x less than one full forward a cell")
     largest, spread = max(map(abs, trial.values)), max(trial.values) - min(trial.values)
-    print(f"  largest difference {trial.difference:.2g} of values up to {largest:.2g} that spread over {spread:.2g}")
-    print(f"  (bfloat16 rounds to 1 part in 256); the control row deviates by {trial.control_deviation:.1g}\n")
+    print(
+        f"  largest difference {trial.difference:.2g} of values up to {largest:.2g} that spread over"
+        f" {spread:.2g}"
+    )
+    print(
+        f"  (bfloat16 rounds to 1 part in 256); the control row deviates by {trial.control_deviation:.1g}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from typing import Any
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory (GiB), load and system of this machine."""
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    model = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
     total = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "0")
     return {
         "cpu": model or platform.processor() or platform.machine(),

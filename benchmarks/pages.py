@@ -26,8 +26,8 @@ def made_by(run: dict[str, Any]) -> str:
     """Machine and versions of a run."""
     made = run["made"]
     return (
-        f"{made['machine']['cpu']}, {made['threads']} thread(s) of {made['machine']['cores']} cores, torch {made['torch']}, "
-        f"transformers {made['transformers']}, {made['time'][:10]}"
+        f"{made['machine']['cpu']}, {made['threads']} thread(s) of {made['machine']['cores']} cores, torch"
+        f" {made['torch']}, transformers {made['transformers']}, {made['time'][:10]}"
     )
 
 

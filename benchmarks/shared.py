@@ -36,7 +36,8 @@ class Texts:
 
 
 def arguments(said: str, folders: str, cache: str = "") -> argparse.ArgumentParser:
-    """Options that the benchmarks share: the folder of the corpora and what it must hold, threads, a folder for what is kept."""
+    """Options that the benchmarks share: the folder of the corpora and what it must hold, threads, a folder
+    for what is kept."""
     parser = argparse.ArgumentParser(description=said.splitlines()[0])
     parser.add_argument("--corpora", type=Path, required=True, help=f"folder with {folders}")
     parser.add_argument("--threads", type=int, default=2)
@@ -69,18 +70,25 @@ def texts(model: Model, corpora: Path, cache: Path) -> Texts:
 
 
 class Results:
-    """Measurements by name in one JSON file, written anew behind each; what is there already is not measured again."""
+    """Measurements by name in one JSON file, written anew behind each; what is there already is not measured
+    again."""
 
     def __init__(self, file: Path):
         self.file = file
-        self.content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"runs": {}}
+        self.content: dict[str, Any] = (
+            json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"runs": {}}
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self.content["runs"]
 
     def add(self, name: str, values: dict[str, Any]) -> None:
         """Keep one measurement, with the machine and the versions that it was made with."""
-        made = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "threads": torch.get_num_threads(), "machine": machine()}
+        made = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "threads": torch.get_num_threads(),
+            "machine": machine(),
+        }
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         self.content["runs"][name] = {**values, "made": {**made, **versions}}
         self.file.parent.mkdir(parents=True, exist_ok=True)

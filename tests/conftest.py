@@ -1,7 +1,8 @@
 """Tests are offline, deterministic and single-threaded: the runner itself uses both cores.
 
-`--other-library` runs them with the matrix products of another machine (`other_library`) and with weights that are read from
-files to addresses off the line; `--threads` with several threads. `machines.py` says which runs there are.
+`--other-library` runs them with the matrix products of another machine (`other_library`) and with weights
+that are read from files to addresses off the line; `--threads` with several threads. `machines.py` says which
+runs there are.
 """
 
 import os
@@ -19,7 +20,9 @@ from regraft.experiments.intervene.quantization import quantize
 
 
 def pytest_addoption(parser):
-    parser.addoption("--other-library", action="store_true", help="products whose last bits depend on rows and address")
+    parser.addoption(
+        "--other-library", action="store_true", help="products whose last bits depend on rows and address"
+    )
     parser.addoption("--threads", type=int, default=1, help="threads of the matrix library")
 
 
@@ -56,12 +59,15 @@ def misaligned_reading():
 
 @pytest.fixture
 def quick_linearity(monkeypatch):
-    """A model without a tokenizer is quantized by a gap of our own: its derivatives take long and are other tests' business."""
+    """A model without a tokenizer is quantized by a gap of our own: its derivatives take long and are other
+    tests' business."""
     real = quantize._gap
 
     def gap(model, read):
         if model.tokenizer is not None:
             return real(model, read)
-        return xr.DataArray(np.linspace(0.1, 0.4, len(model.blocks)), {"block": [block.address for block in model.blocks]})
+        return xr.DataArray(
+            np.linspace(0.1, 0.4, len(model.blocks)), {"block": [block.address for block in model.blocks]}
+        )
 
     monkeypatch.setattr(quantize, "_gap", gap)

@@ -44,7 +44,9 @@ def _without(settings: dict, *names: str) -> dict:
 
 
 def gpt2():
-    return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=VOCAB, n_positions=128, n_embd=32, n_layer=4, n_head=4))
+    return hf.GPT2LMHeadModel(
+        hf.GPT2Config(vocab_size=VOCAB, n_positions=128, n_embd=32, n_layer=4, n_head=4)
+    )
 
 
 def llama():
@@ -57,7 +59,9 @@ def mistral():
 
 def qwen2():
     settings = _without(_DECODER, "head_dim")
-    return hf.Qwen2ForCausalLM(hf.Qwen2Config(**settings, use_sliding_window=True, sliding_window=5, max_window_layers=2))
+    return hf.Qwen2ForCausalLM(
+        hf.Qwen2Config(**settings, use_sliding_window=True, sliding_window=5, max_window_layers=2)
+    )
 
 
 def qwen3():
@@ -82,7 +86,11 @@ def gemma2():
 
 def gemma3():
     return _decoder(
-        hf.Gemma3TextConfig, hf.Gemma3ForCausalLM, sliding_window=5, query_pre_attn_scalar=8, sliding_window_pattern=2
+        hf.Gemma3TextConfig,
+        hf.Gemma3ForCausalLM,
+        sliding_window=5,
+        query_pre_attn_scalar=8,
+        sliding_window_pattern=2,
     )
 
 
@@ -103,7 +111,13 @@ def mixtral():
 
 
 def qwen3_moe():
-    return _decoder(hf.Qwen3MoeConfig, hf.Qwen3MoeForCausalLM, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+    return _decoder(
+        hf.Qwen3MoeConfig,
+        hf.Qwen3MoeForCausalLM,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+    )
 
 
 def bert():
@@ -161,7 +175,9 @@ def bart():
 
 
 def gptj():
-    return hf.GPTJForCausalLM(hf.GPTJConfig(vocab_size=VOCAB, n_positions=128, n_embd=32, n_layer=4, n_head=4, rotary_dim=4))
+    return hf.GPTJForCausalLM(
+        hf.GPTJConfig(vocab_size=VOCAB, n_positions=128, n_embd=32, n_layer=4, n_head=4, rotary_dim=4)
+    )
 
 
 def opt():
@@ -225,7 +241,9 @@ def mamba2():
 FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     build.__name__: build
     for build in (
-        gpt2, llama, mistral, qwen2, qwen3, qwen3_5, gemma2, gemma3, gpt_neox, olmo2, phi3, mixtral, qwen3_moe,
-        bert, bert_headless, roberta, modernbert, t5, bart, gptj, opt, bloom, cohere2, smollm3, gpt_oss, mamba2,
+        gpt2, llama, mistral, qwen2, qwen3, qwen3_5, gemma2, gemma3, gpt_neox, olmo2, phi3, mixtral,
+        qwen3_moe,
+        bert, bert_headless, roberta, modernbert, t5, bart, gptj, opt, bloom, cohere2, smollm3, gpt_oss,
+        mamba2,
     )
 }  # fmt: skip

@@ -27,7 +27,8 @@ def header_file(path, tensors, dtype="BF16"):
 
 
 def speech(dim=2560, codes=40_960):
-    """The shape of a dual-autoregressive speech model: a slow stack of 36 blocks, a fast one of 4, packed wqkv."""
+    """The shape of a dual-autoregressive speech model: a slow stack of 36 blocks, a fast one of 4, packed
+    wqkv."""
 
     def block(path, heads, groups, width, inner, norms):
         return {
@@ -41,7 +42,11 @@ def speech(dim=2560, codes=40_960):
             f"{path}.ffn_norm.weight": (dim,),
         }
 
-    tensors = {"embeddings.weight": (155_776, dim), "codebook_embeddings.weight": (codes, dim), "norm.weight": (dim,)}
+    tensors = {
+        "embeddings.weight": (155_776, dim),
+        "codebook_embeddings.weight": (codes, dim),
+        "norm.weight": (dim,),
+    }
     for i in range(36):
         tensors |= block(f"layers.{i}", 32, 8, 128, 9728, norms=True)
     for i in range(4):
@@ -52,21 +57,42 @@ def speech(dim=2560, codes=40_960):
 
 
 def write_diffusion(folder):
-    """A diffusion transformer with modulation and cross-attention, and its text encoder in a folder beside."""
-    tensors = {"x_embedder.proj.weight": (1536, 64, 2, 2), "x_embedder.proj.bias": (1536,), "time_embed.0.weight": (1536, 256)}
-    tensors |= {"time_embed.2.weight": (1536, 1536), "proj_out.weight": (256, 1536), "norm_out.linear.weight": (3072, 1536)}
+    """A diffusion transformer with modulation and cross-attention, and its text encoder in a folder
+    beside."""
+    tensors = {
+        "x_embedder.proj.weight": (1536, 64, 2, 2),
+        "x_embedder.proj.bias": (1536,),
+        "time_embed.0.weight": (1536, 256),
+    }
+    tensors |= {
+        "time_embed.2.weight": (1536, 1536),
+        "proj_out.weight": (256, 1536),
+        "norm_out.linear.weight": (3072, 1536),
+    }
     for i in range(24):
         path = f"transformer_blocks.{i}"
         tensors |= {f"{path}.attn1.{n}.weight": (1536, 1536) for n in ("to_q", "to_k", "to_v", "to_out.0")}
         tensors |= {f"{path}.attn1.norm_{n}.weight": (64,) for n in "qk"}
-        tensors |= {f"{path}.cross_attn.{n}.weight": (1536, 1536 if n == "to_q" else 1024) for n in ("to_q", "to_k", "to_v")}
-        tensors |= {f"{path}.cross_attn.to_out.0.weight": (1536, 1536), f"{path}.adaln_modulation.1.weight": (9216, 1536)}
-        tensors |= {f"{path}.ff.fc1.weight": (6144, 1536), f"{path}.ff.fc2.weight": (1536, 6144), f"{path}.norm1.weight": (1536,)}
+        tensors |= {
+            f"{path}.cross_attn.{n}.weight": (1536, 1536 if n == "to_q" else 1024)
+            for n in ("to_q", "to_k", "to_v")
+        }
+        tensors |= {
+            f"{path}.cross_attn.to_out.0.weight": (1536, 1536),
+            f"{path}.adaln_modulation.1.weight": (9216, 1536),
+        }
+        tensors |= {
+            f"{path}.ff.fc1.weight": (6144, 1536),
+            f"{path}.ff.fc2.weight": (1536, 6144),
+            f"{path}.norm1.weight": (1536,),
+        }
     header_file(folder / "transformer" / "diffusion_pytorch_model.safetensors", tensors, "F16")
     text = {"shared.weight": (32_128, 1024), "encoder.final_layer_norm.weight": (1024,)}
     for i in range(12):
         path = f"encoder.block.{i}.layer"
-        text |= {f"{path}.0.SelfAttention.{n}.weight": (1024, 1024) for n in "qkvo"} | {f"{path}.0.layer_norm.weight": (1024,)}
+        text |= {f"{path}.0.SelfAttention.{n}.weight": (1024, 1024) for n in "qkvo"} | {
+            f"{path}.0.layer_norm.weight": (1024,)
+        }
         text |= {f"{path}.1.DenseReluDense.{n}.weight": (2816, 1024) for n in ("wi_0", "wi_1")}
         text |= {f"{path}.1.DenseReluDense.wo.weight": (1024, 2816), f"{path}.1.layer_norm.weight": (1024,)}
         if i == 0:

@@ -1,9 +1,9 @@
 """The machines that tests are run as: `python tests/machines.py` runs the whole suite as each of `WHOLE`.
 
-A matrix library takes its kernels by the processor's abilities, the number of threads, and addresses. The settings take
-abilities away, so that this machine computes as another one does; the last plants a library whose sums depend on batch and
-address (`other_library`), which no setting of an Intel processor does. `test_machines` runs the sensitive tests as each
-machine of `SINGLE`.
+A matrix library takes its kernels by the processor's abilities, the number of threads, and addresses. The
+settings take abilities away, so that this machine computes as another one does; the last plants a library
+whose sums depend on batch and address (`other_library`), which no setting of an Intel processor does.
+`test_machines` runs the sensitive tests as each machine of `SINGLE`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ WHOLE: dict[str, list[str]] = {
 }
 SENSITIVE = ("test_families.py", "test_engine.py", "test_export.py", "test_patch.py")
 CHOSEN = (
-    "gptj or mamba2 or qwen3_moe or identity_edits or in_a_blocks_place or suffixes or (read_again and both and gpt2) or "
-    "reads_only_what_it_needs or settings_that_were_exported or to_the_bit"
+    "gptj or mamba2 or qwen3_moe or identity_edits or in_a_blocks_place or suffixes or (read_again and both"
+    " and gpt2) or reads_only_what_it_needs or settings_that_were_exported or to_the_bit"
 )
 """The tests that parted on another machine once, and those that hold a fast path to a slow one."""
-FEWER = "identity_edits or in_a_blocks_place or suffixes or reads_only_what_it_needs or (to_the_bit and not export)"
-"""Those of them that run with several threads, which the runner's two processes and their threads make slow."""
+FEWER = (
+    "identity_edits or in_a_blocks_place or suffixes or reads_only_what_it_needs or (to_the_bit and not"
+    " export)"
+)
+"""Those of them that run with several threads, which the runner's two processes and their threads make
+slow."""
 
 
 def as_machine(setting: str, arguments: list[str]) -> list[str]:
@@ -51,7 +55,9 @@ def main() -> int:
     failed = []
     for setting in WHOLE:
         print(f"as another machine: {setting}", flush=True)
-        workers = "0" if "--threads" in WHOLE[setting] else "2"  # threads of several processes wait for each other
+        workers = (
+            "0" if "--threads" in WHOLE[setting] else "2"
+        )  # threads of several processes wait for each other
         command = as_machine(setting, ["-n", workers, "--deselect", "tests/test_machines.py", str(HERE)])
         if subprocess.run(command, env=environment(setting)).returncode:
             failed.append(setting)

@@ -1,7 +1,8 @@
 """The naive reference: a hook and a full forward for every variant. Nothing here uses the engine.
 
-Blocks, projections and sublayers are found with `get_submodule` and the addresses that the parts report; routes are run by
-putting other blocks into the model's own list, where each keeps the arguments that the model passes to it in its own place.
+Blocks, projections and sublayers are found with `get_submodule` and the addresses that the parts report;
+routes are run by putting other blocks into the model's own list, where each keeps the arguments that the
+model passes to it in its own place.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ def changed(edit, x: torch.Tensor, lengths: list[int], features) -> torch.Tensor
     columns = list(range(x.shape[-1])) if features is None else features.tolist()
     for b in range(x.shape[0]):
         wanted = edit.position
-        wanted = list(range(x.shape[1])) if wanted is None else [wanted] if isinstance(wanted, int) else list(wanted)
+        wanted = (
+            list(range(x.shape[1]))
+            if wanted is None
+            else [wanted]
+            if isinstance(wanted, int)
+            else list(wanted)
+        )
         for k, p in enumerate(wanted):
             t = p + lengths[b] if p < 0 else p
             old = x[b, t, columns]
@@ -56,7 +63,9 @@ def hooked(stack: ExitStack, module: nn.Module, side: str, change) -> None:
 
         handle = module.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        handle = module.register_forward_hook(lambda m, a, out: with_main_tensor(out, shaped(main_tensor(out))))
+        handle = module.register_forward_hook(
+            lambda m, a, out: with_main_tensor(out, shaped(main_tensor(out)))
+        )
     stack.callback(handle.remove)
 
 
@@ -140,9 +149,15 @@ def _memory_from(recording):
         def fill(a, k):
             live = [*args[1:], *kwargs.values()]
             positions = [
-                i for i, t in enumerate(a) if i and isinstance(t, torch.Tensor) and t.dim() == 3 and t.is_floating_point()
+                i
+                for i, t in enumerate(a)
+                if i and isinstance(t, torch.Tensor) and t.dim() == 3 and t.is_floating_point()
             ]
-            names = [n for n, t in k.items() if isinstance(t, torch.Tensor) and t.dim() == 3 and n != "hidden_states"]
+            names = [
+                n
+                for n, t in k.items()
+                if isinstance(t, torch.Tensor) and t.dim() == 3 and n != "hidden_states"
+            ]
             now = [t for t in live if isinstance(t, torch.Tensor) and t.dim() == 3 and t.is_floating_point()]
             a = list(a)
             for i in positions:
@@ -157,7 +172,11 @@ def _memory_from(recording):
 def _hook_edit(stack, model, recording, edit, lengths) -> None:
     site = model.site(edit.site)
     if site.name in ("final_norm", "embed", "logits"):
-        module = {"final_norm": model.parts.final_norm, "embed": model.parts.embedding, "logits": model.parts.head}[site.name]
+        module = {
+            "final_norm": model.parts.final_norm,
+            "embed": model.parts.embedding,
+            "logits": model.parts.head,
+        }[site.name]
         hooked(stack, module, "output", lambda x: changed(edit, x, lengths, None))
         return
     if model.two_stacks and site.block < model.parts.stacks[0].stop:
@@ -171,7 +190,12 @@ def _hook_edit(stack, model, recording, edit, lengths) -> None:
         )
         stack.callback(keep.remove)
         for branch in block.branches[:-2]:
-            hooked(stack, branch.last, "output", lambda x, b=branch: seen.__setitem__("pre", seen["pre"] + b.factor * x) or x)
+            hooked(
+                stack,
+                branch.last,
+                "output",
+                lambda x, b=branch: seen.__setitem__("pre", seen["pre"] + b.factor * x) or x,
+            )
         factor = block.branches[-2].factor
 
         def steer(out):

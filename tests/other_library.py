@@ -1,9 +1,10 @@
 """A matrix library of another machine, planted: its sums run in an order that depends on batch and address.
 
-Matrix libraries choose a kernel by the shapes and by where the operands lie in memory modulo 64, and each kernel adds in an
-order of its own. Whether the machine at hand does so is luck, so the tests bring such a library along: inside
-`other_library()` every matrix product is added up in two parts, cut at a place that follows from the number of rows and from
-the second operand's address. The same call on the same tensors gives the same bits; anything else may differ in the last ones.
+Matrix libraries choose a kernel by the shapes and by where the operands lie in memory modulo 64, and each
+kernel adds in an order of its own. Whether the machine at hand does so is luck, so the tests bring such a
+library along: inside `other_library()` every matrix product is added up in two parts, cut at a place that
+follows from the number of rows and from the second operand's address. The same call on the same tensors gives
+the same bits; anything else may differ in the last ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ ASKED = "TESTS_OTHER_LIBRARY"
 
 
 def _cut(a: Tensor, b: Tensor) -> int:
-    """Where the sum over the inner dimension is cut: by rows and by the address of the second operand modulo 64."""
+    """Where the sum over the inner dimension is cut: by rows and by the address of the second operand modulo
+    64."""
     inner = a.shape[-1]
     return (7 * a.shape[-2] + b.data_ptr() % 64 // b.element_size() + 3) % inner if inner > 1 else 0
 

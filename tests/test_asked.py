@@ -17,16 +17,36 @@ from regraft.checkpoint.locate import NoCheckpointError, located
 from regraft.core.files import UnreadableError
 from regraft.core.registry import experiments
 from regraft.jobs import checks as asked
-from regraft.jobs.checks import DEVICES, TYPES, check_domains, check_model, check_opening, check_texts, named_texts
+from regraft.jobs.checks import (
+    DEVICES,
+    TYPES,
+    check_domains,
+    check_model,
+    check_opening,
+    check_texts,
+    named_texts,
+)
 from regraft.model.load import DTYPES
 
 TRANSPLANT = ["tokenizer", "transplant", "--tokenizer", "specimen:gpt2"]
 WRONG = [
-    *(("nowhere is not a folder", [name, "--model", "nowhere"]) for name in [*experiments(), "inspect", "report", "rebuild"]),
-    *(("there is no specimen 'x'", [name, "--model", "specimen:x"]) for name in ("lens", "spectra", "rebuild", "inspect")),
+    *(
+        ("nowhere is not a folder", [name, "--model", "nowhere"])
+        for name in [*experiments(), "inspect", "report", "rebuild"]
+    ),
+    *(
+        ("there is no specimen 'x'", [name, "--model", "specimen:x"])
+        for name in ("lens", "spectra", "rebuild", "inspect")
+    ),
     *(("is not empty", [name, "--out", "full"]) for name in [*experiments(), "report", "rebuild"]),
-    *(("is not empty: choose another with --save", [name, "--save", "~/full"]) for name in ("prune", "reorder", "quantize")),
-    *(("is not empty: choose another with --save", [name, "--save", "full"]) for name in ("repeat", "transplant")),
+    *(
+        ("is not empty: choose another with --save", [name, "--save", "~/full"])
+        for name in ("prune", "reorder", "quantize")
+    ),
+    *(
+        ("is not empty: choose another with --save", [name, "--save", "full"])
+        for name in ("repeat", "transplant")
+    ),
     ("nowhere is not a folder", ["inspect", "nowhere"]),
     ("nowhere is not a folder", ["inspect", "nowhere", "--weights-only"]),
     ("is not empty", ["inspect", "--weights-only", "--out", "full"]),
@@ -57,9 +77,15 @@ WRONG = [
     ("holds no graft", ["graft", "head", "fit", "--out", "new"]),
     *(("holds no graft", ["graft", part, "eval", "--graft", "new"]) for part in ("embedding", "head")),
     ("holds no graft", ["graft", "head", "export", "--graft", "new", "--save", "new"]),
-    ("made/graft has no certificate", ["graft", "embedding", "bake", "--graft", "made/graft", "--save", "new"]),
+    (
+        "made/graft has no certificate",
+        ["graft", "embedding", "bake", "--graft", "made/graft", "--save", "new"],
+    ),
     *(
-        (f"--{name} is {value}: write {least} or more", ["graft", "embedding", "fit", "--out", "new", f"--{name}={value}"])
+        (
+            f"--{name} is {value}: write {least} or more",
+            ["graft", "embedding", "fit", "--out", "new", f"--{name}={value}"],
+        )
         for name, value, least in (
             ("patience", -1, 0),
             ("steps", 0, 1),
@@ -86,10 +112,16 @@ WRONG = [
     ("none.txt is empty", ["tokenizer", "train", "--text", "none.txt", "--out", "new"]),
     ("nowhere is not a folder", ["tokenizer", "train", "--like", "nowhere", "--out", "new"]),
     ("is no distribution of chunk lengths", ["tokenizer", "train", "--lengths", "wrong", "--out", "new"]),
-    ("lengths.yaml cannot be read (No such file", ["tokenizer", "train", "--lengths", "lengths.yaml", "--out", "new"]),
+    (
+        "lengths.yaml cannot be read (No such file",
+        ["tokenizer", "train", "--lengths", "lengths.yaml", "--out", "new"],
+    ),
     ("nowhere is not a folder", ["tokenizer", "compare", "nowhere", "--out", "new"]),
     ("is not empty", ["tokenizer", "compare", "specimen:gpt2", "--out", "full"]),
-    ("two texts are called a", ["tokenizer", "compare", "specimen:gpt2", "--text", "a=x", "--text", "a=y", "--out", "new"]),
+    (
+        "two texts are called a",
+        ["tokenizer", "compare", "specimen:gpt2", "--text", "a=x", "--text", "a=y", "--out", "new"],
+    ),
     ("missing is neither", ["tokenizer", "compare", "specimen:gpt2", "--text", "a=missing", "--out", "new"]),
     ("is not empty: choose another with --save", [*TRANSPLANT, "--save", "full"]),
     ("nowhere is not a folder", [*TRANSPLANT, "--encoder", "nowhere", "--save", "new"]),
@@ -169,7 +201,9 @@ def test_a_closed_folder_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "iterdir", closed)
-        with pytest.raises(UnreadableError, match=r"model cannot be read \(Permission denied\): give a model folder"):
+        with pytest.raises(
+            UnreadableError, match=r"model cannot be read \(Permission denied\): give a model folder"
+        ):
             located(tmp_path / "model")
     with monkeypatch.context() as patch:
         patch.setattr(asked, "model_files", closed)

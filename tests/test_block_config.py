@@ -1,4 +1,5 @@
-"""Facts of single blocks in a configuration, types on disk, encoders, and recipes that are written without measuring others."""
+"""Facts of single blocks in a configuration, types on disk, encoders, and recipes that are written without
+measuring others."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from small import opened
 
 pytestmark = pytest.mark.usefixtures("quick_linearity")
 
-PRUNE, REORDER, QUANTIZE = (partial(run_experiment, experiments()[name]) for name in ("prune", "reorder", "quantize"))
+PRUNE, REORDER, QUANTIZE = (
+    partial(run_experiment, experiments()[name]) for name in ("prune", "reorder", "quantize")
+)
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=3)
 
 
@@ -53,7 +56,13 @@ class Config:
 def test_facts_of_blocks_follow_the_blocks(kept, wanted):
     found = adjusted(Config(), 4, kept, decoder=False)
     kinds = [kind for kind, times in found.attention_types for _ in range(times)]
-    assert (found.layer_types, found.mlp_only_layers, kinds, found.hybrid_override_pattern, found.first_k_dense_replace) == wanted
+    assert (
+        found.layer_types,
+        found.mlp_only_layers,
+        kinds,
+        found.hybrid_override_pattern,
+        found.first_k_dense_replace,
+    ) == wanted
     assert found.num_hidden_layers == len(kept)
     assert (found.eos_token_id, found.rope_layers) == ([2, 3], 7), "what is not about blocks stays"
 
@@ -61,7 +70,9 @@ def test_facts_of_blocks_follow_the_blocks(kept, wanted):
 def moe(**changes):
     torch.manual_seed(1)
     return hf.Qwen3MoeForCausalLM(
-        hf.Qwen3MoeConfig(**{**_DECODER, **changes}, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+        hf.Qwen3MoeConfig(
+            **{**_DECODER, **changes}, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+        )
     ).eval()
 
 
@@ -69,13 +80,16 @@ def neo():
     torch.manual_seed(1)
     return hf.GPTNeoForCausalLM(
         hf.GPTNeoConfig(
-            vocab_size=96, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4, max_position_embeddings=128,
+            vocab_size=96, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4,
+            max_position_embeddings=128,
             attention_types=[[["global", "local"], 2]], window_size=4, bos_token_id=1, eos_token_id=2,
         )
     ).eval()  # fmt: skip
 
 
-@pytest.mark.parametrize("made", [lambda: moe(mlp_only_layers=[0]), neo], ids=["mlp_only_layers", "attention_types"])
+@pytest.mark.parametrize(
+    "made", [lambda: moe(mlp_only_layers=[0]), neo], ids=["mlp_only_layers", "attention_types"]
+)
 def test_blocks_of_two_kinds_are_pruned_and_stay_what_they_were(made, tmp_path):
     model = load(made(), pack=False)
     PRUNE(model, drop=[0], save=str(tmp_path / "pruned"), **TEXT)
@@ -86,7 +100,11 @@ def test_blocks_of_two_kinds_are_pruned_and_stay_what_they_were(made, tmp_path):
     said = json.loads((tmp_path / "pruned" / "config.json").read_text())
     assert said.get("mlp_only_layers", []) == []
     if "attention_types" in said:
-        assert [kind for kinds, times in said["attention_types"] for kind in kinds * times] == ["local", "global", "local"]
+        assert [kind for kinds, times in said["attention_types"] for kind in kinds * times] == [
+            "local",
+            "global",
+            "local",
+        ]
 
 
 def test_what_a_period_cannot_say_is_told_before_anything_is_measured(tmp_path, monkeypatch):
@@ -165,5 +183,7 @@ def test_one_recipe_is_written_without_measuring_the_others(tmp_path, monkeypatc
     assert float(data.loss[1]) == pytest.approx(float(whole.recipe_loss[at]), abs=1e-5)
     assert data.recipe_bits.values.tolist() == whole.recipe_bits[at].values.tolist() == [4] * 4
     assert "opens with transformers" in data.attrs["saved"]
-    with pytest.raises(ValueError, match="there is no recipe 'best': choose among uniform, ends protected, oracle"):
+    with pytest.raises(
+        ValueError, match="there is no recipe 'best': choose among uniform, ends protected, oracle"
+    ):
         QUANTIZE(model, recipe="best", save=str(tmp_path / "v"), **TEXT)

@@ -1,4 +1,5 @@
-"""The report in a real browser: drawn whole, no console error, no request that leaves the file, at four looks."""
+"""The report in a real browser: drawn whole, no console error, no request that leaves the file, at four
+looks."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ def test_report_is_drawn_offline(page_file, browser, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     errors, requests = [], []
-    page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: errors.append(message.text) if message.type in ("error", "warning") else None,
+    )
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(page_file.as_uri())
@@ -55,7 +59,9 @@ def test_report_is_drawn_offline(page_file, browser, width, scheme):
     assert errors == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    ink, paper = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    ink, paper = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
     lightness = [sum(int(n) for n in c[4:-1].split(",")) for c in (ink, paper)]
     assert (lightness[0] < lightness[1]) == (scheme == "light")
     keep = os.environ.get("REGRAFT_SCREENSHOTS")

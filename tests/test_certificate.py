@@ -1,4 +1,5 @@
-"""The certificate against its definitions, computed by hand; a graft that is the part itself costs nothing."""
+"""The certificate against its definitions, computed by hand; a graft that is the part itself costs
+nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from regraft.model.load import load
 @pytest.fixture(scope="module")
 def case():
     model = load("specimen:gpt2", pack=False)
-    ids = model.tokenizer("The capital of France is Paris. She sells sea shells by the sea shore. " * 30)["input_ids"]
+    ids = model.tokenizer("The capital of France is Paris. She sells sea shells by the sea shore. " * 30)[
+        "input_ids"
+    ]
     other = model.tokenizer("def f(x):\n    return x + 1\n" * 40)["input_ids"]
     domains = {"prose": cut(np.array(ids, np.uint32), 24), "code": cut(np.array(other, np.uint32), 24)}
     return model, domains, token_bytes(model.tokenizer, model.table_rows)
@@ -55,8 +58,12 @@ def test_numbers_by_hand(case):
     assert float(one.bits_per_byte_after) == pytest.approx(nats / math.log(2) / text, rel=1e-5)
     kl = (before.exp() * (before - after)).sum(-1)[:, :-1].mean()
     assert float(one.kl) == pytest.approx(float(kl), rel=1e-4)
-    assert float(one.top1) == pytest.approx(float((before.argmax(-1) == after.argmax(-1))[:, :-1].float().mean()), abs=1e-6)
-    firsts = [[{*x[b, t].topk(5).indices.tolist()} for b in range(4) for t in range(23)] for x in (before, after)]
+    assert float(one.top1) == pytest.approx(
+        float((before.argmax(-1) == after.argmax(-1))[:, :-1].float().mean()), abs=1e-6
+    )
+    firsts = [
+        [{*x[b, t].topk(5).indices.tolist()} for b in range(4) for t in range(23)] for x in (before, after)
+    ]
     share = [len(a & b) / 5 for a, b in zip(*firsts, strict=True)]
     assert float(one.top5) == pytest.approx(np.mean(share), abs=1e-6)
     for depth in (0, 2):
@@ -71,10 +78,14 @@ def test_a_tied_matrix_is_kept_and_counted(case):
     """GPT-2's head is its embedding: a graft comes on top. Qwen3's is not: the table goes."""
     model, domains, table = case
     whole = sum(p.numel() for p in model.hf.parameters())
-    same = certify(model, [(model.parts.embedding, copy.deepcopy(model.parts.embedding))], domains, table, most=1)
+    same = certify(
+        model, [(model.parts.embedding, copy.deepcopy(model.parts.embedding))], domains, table, most=1
+    )
     assert same.parameters.values.tolist() == [whole, whole + model.parts.embedding.weight.numel()]
     other = load("specimen:qwen3", pack=False)
-    same = certify(other, [(other.parts.embedding, copy.deepcopy(other.parts.embedding))], domains, table, most=1)
+    same = certify(
+        other, [(other.parts.embedding, copy.deepcopy(other.parts.embedding))], domains, table, most=1
+    )
     assert float(same.parameters[0]) == float(same.parameters[1])
 
 
@@ -85,7 +96,8 @@ def test_no_text_is_refused(case):
 
 
 def test_tokens_by_length_frequency_and_type(case):
-    """Every group's mean is that of its tokens, one by one; the groups of each kind together hold all that was read."""
+    """Every group's mean is that of its tokens, one by one; the groups of each kind together hold all that
+    was read."""
     model, domains, table = case
     old = model.parts.embedding
     torch.manual_seed(1)
@@ -111,7 +123,11 @@ def test_tokens_by_length_frequency_and_type(case):
     assert float(lengths.group_kl) == pytest.approx(np.mean(behind), rel=1e-4)
     assert float(spaced.group_excess) == pytest.approx(np.mean(to_come), rel=1e-4, abs=1e-6)
     for kind in ("byte", "times", ("opens", "does not", "part of")):
-        these = [name for name in groups if any(word in name for word in ([kind] if isinstance(kind, str) else kind))]
+        these = [
+            name
+            for name in groups
+            if any(word in name for word in ([kind] if isinstance(kind, str) else kind))
+        ]
         assert float(data.group_tokens.sel(group=these).sum()) == 5 * 23
     cosine = torch.cosine_similarity(learnt, taught, dim=-1).mean()
     assert float(data.cosine.sel(domain="code", depth=1)) == pytest.approx(float(cosine), rel=1e-5)

@@ -40,13 +40,19 @@ def refused(code, sentence, *words):
 
 
 def test_help_names_every_command_and_loads_no_torch():
-    code = "import sys; from regraft.cli.main import app; import regraft; print(sorted(set(sys.modules) & {'torch', 'xarray'}))"
+    code = (
+        "import sys; from regraft.cli.main import app; import regraft; print(sorted(set(sys.modules) &"
+        " {'torch', 'xarray'}))"
+    )
     heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert heavy.stdout.strip() == "[]"
     shown = run("--help").stdout
     assert all(name in shown for name in ("report", "inspect", *experiments()))
     for name in experiments():
-        assert all(f"--{p.name.replace('_', '-')}" in run(name, "--help").stdout for p in experiments()[name].parameters)
+        assert all(
+            f"--{p.name.replace('_', '-')}" in run(name, "--help").stdout
+            for p in experiments()[name].parameters
+        )
 
 
 def test_the_package_offers_what_it_says():
@@ -134,7 +140,11 @@ def test_a_run_that_fails_leaves_what_was_there(tmp_path):
         (2, "needs a number", ["patch", "--site", "neuron"]),
         (2, "device 'gpu' is not known", ["lens", "--device", "gpu"]),
         (2, "attention 'nonsense' cannot be used|nonsense", ["lens", "--attention", "nonsense"]),
-        (2, "leaves no room for an answer in 512 positions", ["lens", "--model", "specimen:gpt2", "--prompts", "word " * 2000]),
+        (
+            2,
+            "leaves no room for an answer in 512 positions",
+            ["lens", "--model", "specimen:gpt2", "--prompts", "word " * 2000],
+        ),
         (2, "is no site", ["patch", "--site", "nonsense"]),
         (2, "tokens long", ["patch", "--clean", "It is 9:00 am and"]),
         (2, "dtype 'int4' is not known", ["lens", "--dtype", "int4"]),
@@ -172,7 +182,9 @@ def test_a_folder_without_a_tokenizer_takes_ids(tmp_path):
     load("specimen:gpt2").hf.save_pretrained(folder)
     words = ["lens", "--model", str(folder), "--tokens", "3"]
     assert run(*words, "--prompts", "5,6,7").exit_code == 0
-    refused(2, "write token ids (5,6,7), or name a tokenizer with --tokenizer", *words, "--prompts", "some words")
+    refused(
+        2, "write token ids (5,6,7), or name a tokenizer with --tokenizer", *words, "--prompts", "some words"
+    )
     assert run(*words, "--prompts", "some words", "--tokenizer", "specimen:gpt2").exit_code == 0
     path, left_out = build(load(folder), tmp_path / "report")
     assert _named(left_out) == _all_but("spectra", "correlations")
@@ -181,7 +193,9 @@ def test_a_folder_without_a_tokenizer_takes_ids(tmp_path):
 
 def test_commands_in_a_report_can_be_run(tmp_path):
     model = load("specimen:gpt2")
-    line = command_line("spectra", model, {"dtype": "float64", "device": "cpu", "remote_code": True, "attention": "eager"})
+    line = command_line(
+        "spectra", model, {"dtype": "float64", "device": "cpu", "remote_code": True, "attention": "eager"}
+    )
     assert line == "regraft spectra --model specimen:gpt2"
     line = command_line("lens", model, {"dtype": "float64", "remote_code": True})
     assert line == "regraft lens --model specimen:gpt2 --dtype float64 --remote-code"
@@ -201,7 +215,11 @@ def test_tables_are_aligned_and_not_cut():
     shown = run("lens", *FAST).stdout.splitlines()
     header = next(i for i, line in enumerate(shown) if line.startswith("depth"))
     starts = [shown[header].index(name) for name in ("rank", "probability", "entropy")]
-    assert all(shown[header + row][start - 1] == " " != shown[header + row][start] for row in (1, 5, 12) for start in starts)
+    assert all(
+        shown[header + row][start - 1] == " " != shown[header + row][start]
+        for row in (1, 5, 12)
+        for start in starts
+    )
 
 
 def test_json_output():
@@ -213,7 +231,14 @@ def test_the_report_is_one_offline_page(tmp_path):
     path, left_out = build(load("specimen:t5"), tmp_path / "report", reading=Reading(count=2))
     text = path.read_text(encoding="utf-8")
     assert left_out == []
-    titles = ("Logit lens", "Residual geometry", "Weight spectra", "Layer linearity", "Contrastive trajectories", "Neurons")
+    titles = (
+        "Logit lens",
+        "Residual geometry",
+        "Weight spectra",
+        "Layer linearity",
+        "Contrastive trajectories",
+        "Neurons",
+    )
     for words in (
         "Anatomy",
         "Self-check",

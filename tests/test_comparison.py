@@ -28,7 +28,10 @@ def logits(hf, length=24):
 def batched(hf):
     """The same prompt as the third of five, four tokens padded behind it."""
     ids = torch.randint(5, 4000, (1, 24), generator=torch.Generator().manual_seed(0))
-    rows = torch.cat([torch.randint(5, 4000, (5, 24), generator=torch.Generator().manual_seed(1)), torch.full((5, 4), 7)], 1)
+    rows = torch.cat(
+        [torch.randint(5, 4000, (5, 24), generator=torch.Generator().manual_seed(1)), torch.full((5, 4), 7)],
+        1,
+    )
     rows[2, :24] = ids[0]
     with torch.no_grad():
         return hf(input_ids=rows).logits[2:3, :24]
@@ -110,9 +113,16 @@ print((x @ w.T).numpy().tobytes().hex())
 
 
 def test_a_setting_and_an_address_change_a_product_here():
-    """Of the settings at least one makes this machine another one; the planted library feels batch and address anywhere."""
+    """Of the settings at least one makes this machine another one; the planted library feels batch and
+    address anywhere."""
     made = {}
-    for setting in ("", "MKL_CBWR=COMPATIBLE", "MKL_CBWR=AVX2", "ATEN_CPU_CAPABILITY=avx2", "ONEDNN_MAX_CPU_ISA=AVX2"):
+    for setting in (
+        "",
+        "MKL_CBWR=COMPATIBLE",
+        "MKL_CBWR=AVX2",
+        "ATEN_CPU_CAPABILITY=avx2",
+        "ONEDNN_MAX_CPU_ISA=AVX2",
+    ):
         name, _, value = setting.partition("=")
         env = {**os.environ, **({name: value} if name else {})}
         made[setting] = subprocess.run(

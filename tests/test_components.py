@@ -18,7 +18,10 @@ from regraft.reporting.figures.component_figures import neuron_square, ranked
 from regraft.sweeps.variants import Replace, Variant, Zero
 from small import ids, opened
 
-ABLATE, PUSH = partial(run_experiment, experiments()["ablate"]), partial(run_experiment, experiments()["push"])
+ABLATE, PUSH = (
+    partial(run_experiment, experiments()["ablate"]),
+    partial(run_experiment, experiments()["push"]),
+)
 NINE = ("llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "phi3", "t5", "bloom", "qwen3_5")
 
 
@@ -43,7 +46,9 @@ def test_every_neuron_against_hooks(name):
         address = model.main_blocks[block].address
         for neuron in range(0, data.sizes["neuron"], 7):
             wanted = last(model, recording, Variant([Zero(f"{address}.neuron.{neuron}")]))
-            assert float(data.change[row, neuron]) == pytest.approx(float(wanted[target] - clean[target]), abs=1e-6)
+            assert float(data.change[row, neuron]) == pytest.approx(
+                float(wanted[target] - clean[target]), abs=1e-6
+            )
             assert bool(data.top1_changed[row, neuron]) == (int(wanted.argmax()) != target)
     assert data.attrs["large"] == int((np.abs(data.change.values) > 1e-4).sum())
 
@@ -57,7 +62,9 @@ def test_a_planted_neuron_that_carries_the_answer():
         block.mlp.down_proj.weight[:, 11] = model.parts.head.weight[42] * 400
         block.mlp.gate_proj.weight[11] = 0
         block.mlp.up_proj.weight[11] = 0
-    handle = block.mlp.down_proj.register_forward_pre_hook(lambda m, a: (a[0].index_fill(-1, torch.tensor([11]), 3.0),))
+    handle = block.mlp.down_proj.register_forward_pre_hook(
+        lambda m, a: (a[0].index_fill(-1, torch.tensor([11]), 3.0),)
+    )
     try:
         data = ABLATE(model, prompt=prompt, layer="3")
     finally:
@@ -97,7 +104,9 @@ def test_every_push_against_hooks(name):
         block, head = str(one.component_block.values), int(one["head"])
         site = f"{block}.mlp_out" if head < 0 else f"{block}.head.{head}"
         assert str(one.component.values) == (f"MLP{block}" if head < 0 else f"L{block}H{head}")
-        wanted = last(model, neutral, Variant([Replace(site, charged[site][0, -1], position=-1)])).log() - clean
+        wanted = (
+            last(model, neutral, Variant([Replace(site, charged[site][0, -1], position=-1)])).log() - clean
+        )
         assert torch.allclose(torch.tensor(one.push.values), wanted[[7, 9]].double(), atol=1e-5), site
 
 
@@ -108,7 +117,8 @@ def test_pushing_a_text_into_itself_pushes_nothing():
 
 
 def test_the_specimen_is_asked_about_capitals():
-    """Right and wrong capitals end in yes and no; heads that carry the answer push it into an unrelated text."""
+    """Right and wrong capitals end in yes and no; heads that carry the answer push it into an unrelated
+    text."""
     model = load()
     right = PUSH(model)
     wrong = PUSH(model, question="Question: Is Madrid the capital of Thailand? Answer:")
@@ -128,7 +138,9 @@ def test_list_options_take_several_words():
     ]  # fmt: skip
     assert spread_lists(["push", "--question", "a", "b"]) == ["push", "--question", "a", "b"]
     assert spread_lists([]) == []
-    done = CliRunner().invoke(app, spread_lists(["push", "--targets", " yes", " no", "--model", "specimen:gpt2"]))
+    done = CliRunner().invoke(
+        app, spread_lists(["push", "--targets", " yes", " no", "--model", "specimen:gpt2"])
+    )
     assert done.exit_code == 0, done.output
     refused = CliRunner().invoke(app, ["push", "--targets", " yes indeed"])
     assert refused.exit_code == 2

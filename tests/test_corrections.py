@@ -1,4 +1,5 @@
-"""Corrections of different sizes together: equal to full forwards, and each corrected block runs once, which is counted."""
+"""Corrections of different sizes together: equal to full forwards, and each corrected block runs once, which
+is counted."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ def mixed(block, neurons):
     """Edits of one, two, three and all neurons of a block, and one twice in a row."""
     sites = [[0], [1, 2], [3], [4, 5, 6], [2], [7, 1]]
     rows = [Variant([Zero(f"{block}.neuron.{n}") for n in own]) for own in sites]
-    return [*rows, Variant([Scale(f"{block}.mlp_act", 0.5)]), Variant([Zero(f"{block}.neuron.{neurons - 1}")])]
+    return [
+        *rows,
+        Variant([Scale(f"{block}.mlp_act", 0.5)]),
+        Variant([Zero(f"{block}.neuron.{neurons - 1}")]),
+    ]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma2", "olmo2", "bert"])

@@ -45,7 +45,9 @@ def test_noise_is_not_significant_and_a_planted_pair_is():
     generator = np.random.default_rng(1)
     values = generator.normal(size=(60, 12))
     values[1] = np.exp(values[0])
-    found = correlated(xr.DataArray(values, {"quantity": [f"q{i}" for i in range(60)], "block": range(12)}), seed=0)
+    found = correlated(
+        xr.DataArray(values, {"quantity": [f"q{i}" for i in range(60)], "block": range(12)}), seed=0
+    )
     upper = np.triu_indices(60, 1)
     assert (found.p.values[upper] < 0.05).sum() > 40
     assert found.p_corrected.values[0, 1] < 0.1
@@ -70,7 +72,10 @@ def test_the_correction_is_the_published_one():
 def test_marked_variables_are_joined_by_block():
     rows = marked(np.arange(8), label="one")
     parted = xr.DataArray(
-        np.stack([np.arange(8.0), -np.arange(8.0)]), {"part": ["a", "b"]}, ("part", "block"), attrs={"correlate": "two"}
+        np.stack([np.arange(8.0), -np.arange(8.0)]),
+        {"part": ["a", "b"]},
+        ("part", "block"),
+        attrs={"correlate": "two"},
     )
     unmarked = xr.DataArray(np.ones(8), dims="block")
     found = quantities([result("x", v=rows, w=parted, u=unmarked)], [str(i) for i in range(8)])
@@ -105,14 +110,18 @@ def test_results_are_measured_once_until_a_weight_changes(monkeypatch):
 
 def test_on_the_specimen():
     model = load("specimen:gpt2")
-    data = run_experiment(experiments()["correlations"], model, of=["spectra", "knockout", "swap", "geometry"])
+    data = run_experiment(
+        experiments()["correlations"], model, of=["spectra", "knockout", "swap", "geometry"]
+    )
     names = list(data["quantity"].values)
     assert "knockout: loss" in names
     assert "swap: mean cost" in names
     assert "spectra: rank ratio, q" in names
     assert data.attrs["pairs"] == len(names) * (len(names) - 1) // 2
     i, j = names.index("knockout: loss"), names.index("swap: mean cost")
-    assert data.rho.values[i, j] == pytest.approx(spearmanr(data.value.values[i], data.value.values[j]).statistic)
+    assert data.rho.values[i, j] == pytest.approx(
+        spearmanr(data.value.values[i], data.value.values[j]).statistic
+    )
 
 
 def test_what_cannot_run_is_left_out_with_its_reason():

@@ -1,4 +1,5 @@
-"""Folders that people name: links, mounts, long names, masks and full disks, told before the work or written as they expect."""
+"""Folders that people name: links, mounts, long names, masks and full disks, told before the work or written
+as they expect."""
 
 from __future__ import annotations
 
@@ -21,12 +22,10 @@ from regraft.core.files import (
     NotKeptError,
     NotWrittenError,
     RunFolderError,
-    UnreadableError,
     check_empty,
     check_place,
     keeping,
     place_of,
-    read_text,
     whole_file,
     whole_folder,
     writing,
@@ -177,7 +176,9 @@ def test_long_names_are_written_or_refused_before(tmp_path):
             check_place(out, "--out")
 
 
-@pytest.mark.parametrize(("masked", "folders", "files"), [(0o002, 0o775, 0o664), (0o027, 0o750, 0o640), (0o077, 0o700, 0o600)])
+@pytest.mark.parametrize(
+    ("masked", "folders", "files"), [(0o002, 0o775, 0o664), (0o027, 0o750, 0o640), (0o077, 0o700, 0o600)]
+)
 def test_permissions_are_those_of_new_folders_and_files(tmp_path, mask, masked, folders, files):
     mask(masked)
     with whole_folder(tmp_path / "deep" / "out") as fresh:
@@ -240,7 +241,9 @@ def test_what_the_system_refuses_is_one_sentence_with_the_path(tmp_path, error, 
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "none"), ValueError("wrong"), Exception("other (os error 2)")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOENT, "none"), ValueError("wrong"), Exception("other (os error 2)")]
+)
 def test_other_errors_stay_what_they_are(tmp_path, error):
     with pytest.raises(type(error)) as told, whole_folder(tmp_path / "out"):
         raise error
@@ -253,13 +256,19 @@ def test_a_result_travels_with_the_error(tmp_path):
     assert told.value.result == "measured"
 
 
-SAVING = sorted(name for name, e in experiments().items() if any(p.annotation == "NewFolder" for p in e.parameters))
+SAVING = sorted(
+    name for name, e in experiments().items() if any(p.annotation == "NewFolder" for p in e.parameters)
+)
 NEEDED = {"transplant": {"put": ["0:1"]}, "repeat": {"block": 0, "times": 2}, "quantize": {"format": "float"}}
 
 
 def test_every_experiment_that_writes_says_so():
     assert SAVING == ["prune", "quantize", "reorder", "repeat", "transplant"]
-    assert all((p.name == "save") == (p.annotation == "NewFolder") for e in experiments().values() for p in e.parameters)
+    assert all(
+        (p.name == "save") == (p.annotation == "NewFolder")
+        for e in experiments().values()
+        for p in e.parameters
+    )
 
 
 @pytest.mark.parametrize("name", SAVING)
@@ -282,13 +291,19 @@ def test_what_was_measured_survives_a_full_disk(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(verified_folder, "_save_plainly", full)
     options = {"prompts": ["5,6,7,8"], "tokens": 2, **NEEDED.get(name, {})}
-    with pytest.raises(NotWrittenError, match=r"new could not be written \(No space left on device\)") as told:
+    with pytest.raises(
+        NotWrittenError, match=r"new could not be written \(No space left on device\)"
+    ) as told:
         run_experiment(experiments()[name], opened("gpt2"), save=str(tmp_path / "new"), **options)
     found = told.value.result
     assert (found.attrs["experiment"], found.attrs["saved"]) == (name, "")
     alone = run_experiment(experiments()[name], opened("gpt2"), **options)
     assert set(found.data_vars) == set(alone.data_vars)
-    assert all(np.array_equal(found[v].values, alone[v].values) for v in found.data_vars if found[v].dtype.kind == "f")
+    assert all(
+        np.array_equal(found[v].values, alone[v].values)
+        for v in found.data_vars
+        if found[v].dtype.kind == "f"
+    )
     assert names(tmp_path) == []
 
 
@@ -300,13 +315,27 @@ def test_a_result_is_printed_before_its_run_is_written(tmp_path, monkeypatch):
         assert result.exit_code == 1
         assert shown in " ".join(result.stdout.split())
         assert result.stderr.count("\n") == 1
-        assert f"{tmp_path / 'run'} could not be written (No space left on device): make room" in result.stderr
+        assert (
+            f"{tmp_path / 'run'} could not be written (No space left on device): make room" in result.stderr
+        )
     assert names(tmp_path) == []
 
 
 def test_a_model_that_does_not_fit_the_disk_leaves_its_numbers_printed(tmp_path, monkeypatch):
     monkeypatch.setattr(verified_folder, "_save_plainly", lambda changed, folder: disk_is_full())
-    words = ["prune", "--model", "specimen:gpt2", "--drop", "1", "--count", "2", "--tokens", "3", "--save", str(tmp_path / "new")]
+    words = [
+        "prune",
+        "--model",
+        "specimen:gpt2",
+        "--drop",
+        "1",
+        "--count",
+        "2",
+        "--tokens",
+        "3",
+        "--save",
+        str(tmp_path / "new"),
+    ]
     result = CliRunner().invoke(app, words)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "agreement" in result.stdout
@@ -326,7 +355,9 @@ def test_what_was_measured_survives_a_folder_that_is_not_kept(tmp_path, monkeypa
 
     monkeypatch.setattr(verified_folder, "_save_plainly", spoiled)
     options = {"prompts": ["5,6,7,8"], "tokens": 2, **NEEDED.get(name, {})}
-    with pytest.raises(NotKeptError, match="is not read back as it was written: the folder is not kept") as told:
+    with pytest.raises(
+        NotKeptError, match="is not read back as it was written: the folder is not kept"
+    ) as told:
         run_experiment(experiments()[name], opened("gpt2"), save=str(tmp_path / "new"), **options)
     assert (told.value.result.attrs["experiment"], told.value.result.attrs["saved"]) == (name, "")
     assert names(tmp_path) == []
@@ -339,34 +370,3 @@ def test_what_was_measured_survives_a_folder_that_is_not_kept(tmp_path, monkeypa
 
 def disk_is_full():
     raise OSError(errno.ENOSPC, "full")
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (None, "cannot be read (No such file or directory): write it"),
-        ("folder", "cannot be read (Is a directory): write it"),
-        (b"", "is empty: write it"),
-        (b" \n", "is empty: write it"),
-        ("caf\u00e9".encode("latin-1"), "is no text in UTF-8: write it"),
-        ("word".encode("utf-16"), "is no text in UTF-8: write it"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, content, why):
-    file = tmp_path / "file"
-    if content == "folder":
-        file.mkdir()
-    elif content is not None:
-        file.write_bytes(content)
-    with pytest.raises(UnreadableError) as told:
-        read_text(file, "write it")
-    assert str(told.value) == f"{file} {why}"
-
-
-def test_a_text_may_begin_with_a_mark_and_stand_at_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "file").write_bytes("\ufeffé\n".encode())
-    assert read_text("~/file", "") == "é\n"
-    monkeypatch.setattr(Path, "read_text", lambda self, encoding: (_ for _ in ()).throw(PermissionError(errno.EACCES, "closed")))
-    with pytest.raises(UnreadableError, match=r"cannot be read \(closed\): mend it"):
-        read_text("~/file", "mend it")

@@ -42,7 +42,11 @@ def test_every_family_from_headers_alone(name, with_config, tmp_path):
         held = sum(opened.get_tensor(key).numel() for key in opened.keys())  # noqa: SIM118
     assert found.parameters == held
     model = load(hf, pack=False)
-    stacks = {stack.path.removeprefix(prefix): stack for stack in found.stacks for prefix in ("", hf.base_model_prefix + ".")}
+    stacks = {
+        stack.path.removeprefix(prefix): stack
+        for stack in found.stacks
+        for prefix in ("", hf.base_model_prefix + ".")
+    }
     assert len(found.stacks) == len(model.parts.stacks)
     for stack in model.parts.stacks:
         ours = stacks.get(stack.path) or stacks[stack.path.removeprefix(hf.base_model_prefix + ".")]
@@ -54,7 +58,9 @@ def test_every_family_from_headers_alone(name, with_config, tmp_path):
             assert re.search(rf"\b{_heads(config)} of ", heads.why) or heads.why == "no shape tells"
         elif heads is not None:
             assert heads.value == _heads(config)
-            assert facts["key/value heads"].value == (getattr(config, "num_key_value_heads", None) or _heads(config))
+            assert facts["key/value heads"].value == (
+                getattr(config, "num_key_value_heads", None) or _heads(config)
+            )
         if with_config and heads is not None:
             assert heads.how in ("certain", "inferred")
         experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
@@ -95,10 +101,17 @@ def test_a_speech_model_that_nobody_has_code_for(tmp_path):
     assert rows["rows of codebook_embeddings.weight"] == 40_960
     assert found.parameters == sum(a * (b[0] if b else 1) for a, *b in tensors.values())
     drawn = svg("speech", [found])
-    for words in ("36 x layers", "4 x fast_layers", "codebook_embeddings.weight   40,960 x 2,560", "fast_output.weight"):
+    for words in (
+        "36 x layers",
+        "4 x fast_layers",
+        "codebook_embeddings.weight   40,960 x 2,560",
+        "fast_output.weight",
+    ):
         assert words in drawn
     assert drawn.index("36 x layers") < drawn.index("4 x fast_layers")
-    assert drawn.count("<rect") == 1 + 7, "tables, blocks, norm for the slow stack; tables, blocks, norm, head for the fast one"
+    assert drawn.count("<rect") == 1 + 7, (
+        "tables, blocks, norm for the slow stack; tables, blocks, norm, head for the fast one"
+    )
 
 
 def test_a_diffusion_transformer_with_its_text_encoder(tmp_path):
@@ -112,13 +125,28 @@ def test_a_diffusion_transformer_with_its_text_encoder(tmp_path):
     assert "cross-attention" in facts
     assert picture.dtypes == {"F16": picture.parameters}
     facts = facts_of(text.stacks[0])
-    assert (text.stacks[0].count, facts["width"].value, facts["heads"].value, facts["MLP"].value) == (12, 1024, 16, "gated")
+    assert (text.stacks[0].count, facts["width"].value, facts["heads"].value, facts["MLP"].value) == (
+        12,
+        1024,
+        16,
+        "gated",
+    )
 
 
 def test_experts_gaps_and_odd_tensors_are_told():
-    shapes = {f"blocks.{i}.{n}.weight": (8, 8) for i in range(10) if i != 4 for n in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    shapes = {
+        f"blocks.{i}.{n}.weight": (8, 8)
+        for i in range(10)
+        if i != 4
+        for n in ("q_proj", "k_proj", "v_proj", "o_proj")
+    }
     shapes |= {f"blocks.{i}.experts.{e}.w2.weight": (8, 24) for i in range(10) if i != 4 for e in range(3)}
-    shapes |= {"blocks.7.extra.weight": (8, 8), "embed.weight": (50, 8), "nothing": (0, 8), "head.0.weight": (8, 8)}
+    shapes |= {
+        "blocks.7.extra.weight": (8, 8),
+        "embed.weight": (50, 8),
+        "nothing": (0, 8),
+        "head.0.weight": (8, 8),
+    }
     shapes |= {"head.2.weight": (3, 8)}
     entries = {name: Entry(name, "F32", shape, "a") for name, shape in shapes.items()}
     found = component(Headers("", entries, None))
@@ -147,13 +175,20 @@ def test_what_a_config_says_against_the_shapes_is_not_believed(tmp_path):
 
 
 def test_a_config_of_several_models_speaks_of_each_stack_by_its_own_section(tmp_path):
-    """A picture model of 12 heads beside a text model of 8, both of which the shapes allow; encoder and decoder likewise."""
-    tensors = {"text_model.embeddings.token_embedding.weight": (500, 512), "vision_model.embeddings.class_embedding": (768,)}
+    """A picture model of 12 heads beside a text model of 8, both of which the shapes allow; encoder and
+    decoder likewise."""
+    tensors = {
+        "text_model.embeddings.token_embedding.weight": (500, 512),
+        "vision_model.embeddings.class_embedding": (768,),
+    }
     for side, width in (("text_model", 512), ("vision_model", 768)):
         for i in range(3):
             path = f"{side}.encoder.layers.{i}"
             tensors |= {f"{path}.self_attn.{n}_proj.weight": (width, width) for n in ("q", "k", "v", "out")}
-            tensors |= {f"{path}.mlp.fc1.weight": (4 * width, width), f"{path}.mlp.fc2.weight": (width, 4 * width)}
+            tensors |= {
+                f"{path}.mlp.fc1.weight": (4 * width, width),
+                f"{path}.mlp.fc2.weight": (width, 4 * width),
+            }
             tensors |= {f"{path}.layer_norm1.weight": (width,), f"{path}.layer_norm2.weight": (width,)}
     header_file(tmp_path / "model.safetensors", tensors)
     sections = {"text_config": {"num_attention_heads": 8}, "vision_config": {"num_attention_heads": 12}}

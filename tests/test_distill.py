@@ -1,4 +1,5 @@
-"""The trainer: a frozen trunk, runs that go on where they broke off, NaN, and the byte embedding that it trains."""
+"""The trainer: a frozen trunk, runs that go on where they broke off, NaN, and the byte embedding that it
+trains."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ from small import opened
 
 SMALL = ByteConfig(group=4, byte_width=8, blocks=1, heads=2, neurons=16)
 WORDS = [bytes([65 + i % 26, 97 + i // 26]) for i in range(90)]
-TABLE = TokenBytes((b"", b"", b"", *WORDS, b"", b"", b""), ("special",) * 3 + ("text",) * 90 + ("reserved",) * 3, "byte-level")
+TABLE = TokenBytes(
+    (b"", b"", b"", *WORDS, b"", b"", b""),
+    ("special",) * 3 + ("text",) * 90 + ("reserved",) * 3,
+    "byte-level",
+)
 
 
 def made(name="llama", config=SMALL):
@@ -45,7 +50,8 @@ def text(tokens=4000, length=16):
 
 @pytest.mark.parametrize("readout", ["flatten", "pool"])
 def test_each_token_alone(readout):
-    """The vector of a token depends on its own bytes: not on its neighbours, not on padding, and on their order."""
+    """The vector of a token depends on its own bytes: not on its neighbours, not on padding, and on their
+    order."""
     _, graft = made(config=ByteConfig(4, 8, 1, 2, 16, readout))
     ids = torch.tensor([[5, 9, 5], [70, 5, 0]])
     out = graft(ids)
@@ -90,7 +96,11 @@ def test_the_graft_takes_every_place_of_the_embedding_and_gives_it_back():
     model, graft = made("t5")
     old = model.parts.embedding
     every = dict(model.hf.named_modules(remove_duplicate=False))
-    places = {n: m for n, m in every.items() if getattr(m, "weight", None) is old.weight and isinstance(m, nn.Embedding)}
+    places = {
+        n: m
+        for n, m in every.items()
+        if getattr(m, "weight", None) is old.weight and isinstance(m, nn.Embedding)
+    }
     assert set(places) == {"shared", "encoder.embed_tokens", "decoder.embed_tokens"}
     with placed(model.hf, old, graft):
         assert all(model.hf.get_submodule(name) is graft for name in places)
@@ -104,7 +114,8 @@ def test_the_graft_takes_every_place_of_the_embedding_and_gives_it_back():
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "t5", "bert"])
 def test_a_graft_that_is_the_table_itself_loses_nothing(name):
-    """Teacher and student agree to the bit where the graft holds the original rows; a row moved shows in every part."""
+    """Teacher and student agree to the bit where the graft holds the original rows; a row moved shows in
+    every part."""
     model, _ = made(name)
     same = nn.Embedding.from_pretrained(model.parts.embedding.weight.detach().clone())
     same.__class__ = type("Same", (nn.Embedding,), {})
@@ -150,7 +161,9 @@ def test_training_lowers_the_loss_and_leaves_the_trunk_alone(tmp_path):
     assert np.mean([line["loss"] for line in log[-5:]]) < 0.9 * log[0]["loss"]
     assert all(torch.equal(p, before[name]) for name, p in model.hf.named_parameters())
     assert all(p.requires_grad for p in model.hf.parameters())
-    assert not any(torch.equal(p, own[name]) for name, p in graft.named_parameters() if "over_bytes" not in name)
+    assert not any(
+        torch.equal(p, own[name]) for name, p in graft.named_parameters() if "over_bytes" not in name
+    )
     assert {"hidden", "kl", "table", "agreement", "loss", "tokens_per_second", "step"} == set(log[0])
 
 
@@ -158,7 +171,11 @@ def test_a_trunk_that_changes_is_caught():
     model, graft = made()
     with pytest.raises(AssertionError, match="frozen trunk"), only_trainable(model.hf, graft):
         model.blocks[0].module.mlp.up_proj.weight.data[0, 0] += 1e-6
-    with pytest.raises(AssertionError, match="was written to"), only_trainable(model.hf, graft), torch.no_grad():
+    with (
+        pytest.raises(AssertionError, match="was written to"),
+        only_trainable(model.hf, graft),
+        torch.no_grad(),
+    ):
         model.blocks[0].module.mlp.up_proj.weight.mul_(1.0)
 
 
@@ -207,7 +224,8 @@ from test_distill import *
 from other_library import as_here
 model, graft = made_double()
 with as_here():
-    train(EmbeddingTask(model, graft), text(), ANYWHERE, Path({folder!r}), watch=lambda s: print(s, flush=True))
+    show = lambda s: print(s, flush=True)
+    train(EmbeddingTask(model, graft), text(), ANYWHERE, Path({folder!r}), watch=show)
 torch.save(None, "/dev/null")
 """
 
@@ -216,8 +234,9 @@ torch.save(None, "/dev/null")
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
     """Killed with -9 three times, at whatever it was doing; then run to its end.
 
-    In float64 and without Muon, whose steps in half precision make the last bits grow: what the kernels of another process
-    change stays below 1e-9 (a library with other sums: 1e-12), and a step more or less makes 1e-4.
+    In float64 and without Muon, whose steps in half precision make the last bits grow: what the kernels of
+    another process change stays below 1e-9 (a library with other sums: 1e-12), and a step more or less makes
+    1e-4.
     """
     tests = str(Path(__file__).parent)
     model, graft = made_double()
@@ -250,7 +269,9 @@ def test_not_a_number_stops_with_its_batch(tmp_path):
             self.calls = getattr(self, "calls", 0) + 1
             return {**parts, "kl": parts["kl"] * float("nan")} if self.calls == 3 else parts
 
-    with pytest.raises(NotANumberError, match=r"the loss is nan at step 2: its batch is kept as not-a-number-2\.safetensors"):
+    with pytest.raises(
+        NotANumberError, match=r"the loss is nan at step 2: its batch is kept as not-a-number-2\.safetensors"
+    ):
         train(Poisoned(model, graft), text(), PLAN, tmp_path)
     assert torch.equal(load_file(tmp_path / "not-a-number-2.safetensors")["ids"], text().batch(2, 2))
     assert all(p.requires_grad for p in model.hf.parameters()), "the model is given back even so"
@@ -262,7 +283,9 @@ def test_accumulation_is_one_larger_batch(tmp_path, monkeypatch):
     step = torch.optim.AdamW.step
 
     def keep(self, *args, **kwargs):
-        gradients.append(torch.cat([p.grad.flatten().clone() for group in self.param_groups for p in group["params"]]))
+        gradients.append(
+            torch.cat([p.grad.flatten().clone() for group in self.param_groups for p in group["params"]])
+        )
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", keep)

@@ -1,4 +1,5 @@
-"""What a training run is held to: one origin, finite gradients, one scale for all optimisers, sparse rows clipped."""
+"""What a training run is held to: one origin, finite gradients, one scale for all optimisers, sparse rows
+clipped."""
 
 from __future__ import annotations
 
@@ -32,7 +33,13 @@ def test_a_run_goes_on_with_its_own_model_text_and_start_only(tmp_path):
             train(EmbeddingTask(model, graft), other_text, PLAN, tmp_path, origin=origin)
     before = (tmp_path / "plan.json").read_text()
     with pytest.raises(ValueError, match="another plan"):
-        train(EmbeddingTask(model, graft), text(), TrainingPlan(steps=9, batch=2), tmp_path, origin={"model": "a"})
+        train(
+            EmbeddingTask(model, graft),
+            text(),
+            TrainingPlan(steps=9, batch=2),
+            tmp_path,
+            origin={"model": "a"},
+        )
     assert (tmp_path / "plan.json").read_text() == before
     for wrong in (dict(steps=0), dict(batch=0), dict(accumulate=0)):
         with pytest.raises(ValueError, match="at least one step"):

@@ -43,7 +43,8 @@ def test_every_neuron_and_head_by_correction_equals_hooks(name):
 
 
 def test_neurons_with_no_room_for_error():
-    """A wrong column of the projection would pass a loose tolerance on a near-zero neuron: take the largest ones."""
+    """A wrong column of the projection would pass a loose tolerance on a near-zero neuron: take the largest
+    ones."""
     model = opened("llama")
     recording = recorded(model, 6)
     acts = recording["1.mlp_act"][0].abs().amax(0)
@@ -58,7 +59,9 @@ def test_neurons_with_no_room_for_error():
     assert not torch.allclose(ours, wrong, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma3", "mistral", "phi3", "cohere2", "gpt_oss", "bloom"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "gpt_neox", "gemma3", "mistral", "phi3", "cohere2", "gpt_oss", "bloom"]
+)
 def test_grids_on_suffixes_equal_full_forwards(name):
     model = opened(name)
     assert cone_holds(model)
@@ -102,7 +105,11 @@ def test_negative_positions_count_from_each_prompts_own_end():
 def test_edits_outside_the_blocks(site):
     model = opened("llama")
     recording = recorded(model, 7, 7)
-    variants = [Variant([Scale(site, 0.5)]), Variant([Zero(site, position=-1)]), Variant([Scale(site, 2.0, position=1)])]
+    variants = [
+        Variant([Scale(site, 0.5)]),
+        Variant([Zero(site, position=-1)]),
+        Variant([Scale(site, 2.0, position=1)]),
+    ]
     result = sweep(recording, variants, METRIC)
     assert torch.allclose(result.values["d"], reference(model, recording, variants), atol=1e-5)
     assert float((result.values["d"][0] - result.clean["d"]).abs().min()) > 1e-4
@@ -111,16 +118,24 @@ def test_edits_outside_the_blocks(site):
 def test_identity_edits_change_nothing_and_a_full_patch_changes_all():
     model = opened("llama")
     clean, corrupt = recorded(model, 8), recorded(model, 8, seed=70)
-    same = [Variant([Replace(f"{b}.{s}", corrupt[f"{b}.{s}"])]) for b in range(4) for s in ("resid_pre", "mlp_out", "z")]
+    same = [
+        Variant([Replace(f"{b}.{s}", corrupt[f"{b}.{s}"])])
+        for b in range(4)
+        for s in ("resid_pre", "mlp_out", "z")
+    ]
     full = [Variant([Replace(f"{b}.resid_pre", clean[f"{b}.resid_pre"])]) for b in range(4)]
     result = sweep(corrupt, [*same, *full], METRIC)
     noise = model.rounding * model.check.largest
-    assert torch.allclose(result.values["d"][: len(same)], result.clean["d"].expand(len(same), -1), rtol=0, atol=noise)
+    assert torch.allclose(
+        result.values["d"][: len(same)], result.clean["d"].expand(len(same), -1), rtol=0, atol=noise
+    )
     wanted = sweep(clean, [], METRIC).clean["d"].expand(4, -1)
     assert torch.allclose(result.values["d"][len(same) :], wanted, rtol=0, atol=noise)
     exact = sweep(corrupt, [*same, *full], METRIC, exact=True)
     assert torch.equal(exact.values["d"][: len(same)], exact.clean["d"].expand(len(same), -1))
-    assert torch.equal(exact.values["d"][len(same) :], sweep(clean, [], METRIC, exact=True).clean["d"].expand(4, -1))
+    assert torch.equal(
+        exact.values["d"][len(same) :], sweep(clean, [], METRIC, exact=True).clean["d"].expand(4, -1)
+    )
 
 
 def test_noise_is_seeded_and_scaled_to_the_activation():
@@ -149,15 +164,27 @@ def test_a_module_in_a_blocks_place_and_repetition():
         Route.order([]),
     ]
     result = sweep(recording, [Variant(route=r) for r in routes], METRIC)
-    assert float(result.values["d"][1]) == pytest.approx(float(result.clean["d"]), abs=model.rounding * model.check.largest)
-    assert torch.allclose(result.values["d"], reference(model, recording, [Variant(route=r) for r in routes]), atol=1e-5)
+    assert float(result.values["d"][1]) == pytest.approx(
+        float(result.clean["d"]), abs=model.rounding * model.check.largest
+    )
+    assert torch.allclose(
+        result.values["d"], reference(model, recording, [Variant(route=r) for r in routes]), atol=1e-5
+    )
 
 
 def test_metrics_against_their_definitions():
     model = opened("llama")
     recording = model.record([ids(6, 1), ids(4, 2)], [ids(3, 5), ids(4, 6)])
     variant = Variant([Scale("1.mlp_out", 3.0)])
-    metrics = [loss(), kl_to_clean(), top1_agreement(), probability(9), rank(9), token_logit(9), logit_difference(9, 3)]
+    metrics = [
+        loss(),
+        kl_to_clean(),
+        top1_agreement(),
+        probability(9),
+        rank(9),
+        token_logit(9),
+        logit_difference(9, 3),
+    ]
     result = sweep(recording, [variant], metrics)
     ours = naive.logits(model, recording, variant)
     clean = naive.logits(model, recording, Variant())
@@ -180,7 +207,9 @@ def test_metrics_against_their_definitions():
         "logit_difference": last[:, 9] - last[:, 3],
     }.items():
         assert torch.allclose(result.values[name][0], wanted, atol=1e-5), name
-    assert float(result.mean("loss")) == pytest.approx(float((torch.stack(nll) * torch.tensor([3, 4])).sum() / 7), abs=1e-6)
+    assert float(result.mean("loss")) == pytest.approx(
+        float((torch.stack(nll) * torch.tensor([3, 4])).sum() / 7), abs=1e-6
+    )
     assert float(result.clean["kl_to_clean"].max()) == pytest.approx(0.0, abs=1e-7)
 
 
@@ -240,7 +269,7 @@ def test_chunks_of_a_large_sweep_join(monkeypatch):
     recording = recorded(model, 8)
     variants = [Variant([Zero(f"{b}.head.{h}")]) for b in range(4) for h in range(4)]
     wanted = sweep(recording, variants, METRIC)
-    monkeypatch.setattr("regraft.sweeps.sweep._live_rows", lambda recording: 5)
+    monkeypatch.setattr("regraft.sweeps.sweep.live_rows", lambda recording: 5)
     monkeypatch.setattr("regraft.sweeps.sweep.LOGITS_AT_ONCE", VOCAB * 2)
     result = sweep(recording, variants, METRIC)
     assert torch.allclose(result.values["d"], wanted.values["d"], atol=1e-6)

@@ -36,7 +36,12 @@ def test_positions_of_unequal_prompts():
 def test_unequal_prompts_with_edits_everywhere(name):
     model = opened(name)
     recording, other = recorded(model, 9, 6, 4), recorded(model, 9, 6, 4, seed=40)
-    sites = [f"{b}.{s}" for b in (0, 2, 3) for s in ("resid_pre", "attn_out", "mlp_out", "resid_post") if model.taps.exists(b, s)]
+    sites = [
+        f"{b}.{s}"
+        for b in (0, 2, 3)
+        for s in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        if model.taps.exists(b, s)
+    ]
     variants = [Variant([Replace(s, other[s], position=p)]) for s in sites for p in (-1, -3, 2, [0, -2])]
     variants += [Variant([Scale(s, 0.5)]) for s in sites] + [Variant([Zero(sites[0])], Route.swap(4, 1, 2))]
     result = sweep(recording, variants, METRIC)
@@ -46,7 +51,10 @@ def test_unequal_prompts_with_edits_everywhere(name):
 def test_values_outside_the_blocks():
     model = opened("llama")
     recording, other = recorded(model, 7, 5), recorded(model, 7, 5, seed=40)
-    variants = [Variant([Replace("final_norm", other["final_norm"])]), Variant([Add("logits", other["logits"], position=-1)])]
+    variants = [
+        Variant([Replace("final_norm", other["final_norm"])]),
+        Variant([Add("logits", other["logits"], position=-1)]),
+    ]
     result = sweep(recording, variants, METRIC)
     assert torch.allclose(result.values["d"], reference(model, recording, variants), atol=1e-5)
     with pytest.raises(ValueError, match="noise at final_norm is not offered"):
@@ -58,7 +66,10 @@ def test_wrong_variants_get_a_sentence():
     recording = recorded(model, 7)
     donor = model.blocks[2].module
     for variant, words in (
-        (Variant([Zero("1.attn_out")], Route.replace(4, {1: donor})), "inside a block that the route replaces"),
+        (
+            Variant([Zero("1.attn_out")], Route.replace(4, {1: donor})),
+            "inside a block that the route replaces",
+        ),
         (Variant([Zero("1.attn_out", position=[])]), "names no position"),
         (Variant([Replace("1.attn_out", torch.zeros(5))]), "is 5 wide, the activation 32"),
     ):
@@ -143,7 +154,11 @@ def random_sweep(draw):
         route = draw(st.one_of(st.none(), st.lists(st.integers(0, 3), min_size=1, max_size=5)))
         edits = []
         for _ in range(draw(st.integers(0, 2))):
-            site = draw(st.sampled_from(["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "mlp_act"]))
+            site = draw(
+                st.sampled_from(
+                    ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "mlp_act"]
+                )
+            )
             position = draw(st.one_of(st.none(), st.integers(0, 5), st.just([0, -1])))
             kind = draw(st.sampled_from([Zero, Scale, Add]))
             edits.append((draw(st.integers(0, 3)), site, position, kind))

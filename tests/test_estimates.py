@@ -1,4 +1,5 @@
-"""What estimates of new rows stand on: encoders, their cache, neighbours, sparsemax, pursuit, alignment, vectors from text."""
+"""What estimates of new rows stand on: encoders, their cache, neighbours, sparsemax, pursuit, alignment,
+vectors from text."""
 
 from __future__ import annotations
 
@@ -158,9 +159,12 @@ def test_overlaps_in_bytes():
 
 
 def test_vectors_from_text_put_alike_tokens_together():
-    """Tokens 2k and 2k + 1 stand in the same places, so their vectors agree; the counts are those of the text."""
+    """Tokens 2k and 2k + 1 stand in the same places, so their vectors agree; the counts are those of the
+    text."""
     rng = np.random.default_rng(0)
-    rows = [[2 * (w % 20) + int(rng.integers(2)) for w in np.cumsum(rng.integers(1, 3, 60))] for _ in range(300)]
+    rows = [
+        [2 * (w % 20) + int(rng.integers(2)) for w in np.cumsum(rng.integers(1, 3, 60))] for _ in range(300)
+    ]
     vectors, counts = beside_vectors(rows, 42, 12)
     assert counts.sum() == 300 * 60
     assert (vectors[40:] == 0).all()
@@ -176,7 +180,10 @@ def test_an_encoder_changes_the_rows_and_a_threshold_leaves_the_pieces(encoder, 
     model = load("specimen:qwen3", pack=False)
     other = wrapped(train_bpe(TEXT, Recipe(400, "superword")), {"eos_token": "<|endoftext|>"})
     case = old_case(model, other, TEXT, Vectors(encoder, tmp_path))
-    made = {t: transplant(model, case, InitSettings("hybrid", threshold=t)).tables.embedding_VD for t in (0.0, 1.1)}
+    made = {
+        t: transplant(model, case, InitSettings("hybrid", threshold=t)).tables.embedding_VD
+        for t in (0.0, 1.1)
+    }
     local = transplant(model, case, InitSettings("local")).tables.embedding_VD
     assert torch.equal(made[1.1], local)
     assert not torch.allclose(made[0.0], local, atol=1e-3)

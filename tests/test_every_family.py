@@ -13,7 +13,10 @@ from regraft.core.registry import experiments
 from regraft.experiments.running import run_experiment
 from small import opened
 
-RUN = {name: partial(run_experiment, experiments()[name]) for name in ("lens", "geometry", "neurons", "completions")}
+RUN = {
+    name: partial(run_experiment, experiments()[name])
+    for name in ("lens", "geometry", "neurons", "completions")
+}
 ENCODERS = ("bert", "bert_headless", "roberta", "modernbert")
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)

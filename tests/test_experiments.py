@@ -72,7 +72,9 @@ def test_a_cache_that_cannot_be_written_or_read_costs_time_only(model, tmp_path,
     for content in ("", "{", "[5]", '[{"prompt": "x"}]'):
         kept.write_text(content)
         assert completions(model, prompts, 3) == made
-        assert json.loads(kept.read_text())[0]["completion_ids"] == list(made[0].completion_ids), "made and kept again"
+        assert json.loads(kept.read_text())[0]["completion_ids"] == list(made[0].completion_ids), (
+            "made and kept again"
+        )
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "file"))
     assert completions(model, prompts, 3) == made
@@ -113,11 +115,17 @@ def test_completions_ignore_sampling_settings_and_work_without_generate(model, m
 @pytest.mark.parametrize("roles", ["system", "user only"])
 def test_chat_templates_are_applied(roles, tmp_path):
     chat = load("specimen:gpt2")
-    refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    refuse = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    )
     body = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
     chat.tokenizer.chat_template = body if roles == "system" else refuse + body
     text = chat.tokenizer.decode(prompt_ids(chat, "Who?"))
-    wanted = f"[system]{SYSTEM}[user]Who?[assistant]" if roles == "system" else f"[user]{SYSTEM}\n\nWho?[assistant]"
+    wanted = (
+        f"[system]{SYSTEM}[user]Who?[assistant]"
+        if roles == "system"
+        else f"[user]{SYSTEM}\n\nWho?[assistant]"
+    )
     assert text == wanted
 
 
@@ -127,13 +135,18 @@ def test_only_completion_tokens_count(model):
     for recording, batch in zip(text.recordings, text.order, strict=True):
         for row, completion in enumerate(batch):
             start = len(completion.prompt_ids)
-            assert recording.scored_BT[row].nonzero()[:, 0].tolist() == list(range(start, start + len(completion.completion_ids)))
+            assert recording.scored_BT[row].nonzero()[:, 0].tolist() == list(
+                range(start, start + len(completion.completion_ids))
+            )
     assert suited_prompts(load("specimen:t5"))[0].text == specimen()[0].text
 
 
 def test_completions_as_a_result(model):
     data = run_experiment(
-        EXPERIMENTS["completions"], model, prompts=["The capital of France is", "The opposite of hot is"], tokens=2
+        EXPERIMENTS["completions"],
+        model,
+        prompts=["The capital of France is", "The opposite of hot is"],
+        tokens=2,
     )
     assert dict(zip(data.text.values, data.completion.values, strict=True)) == {
         "The capital of France is": " Paris.",
@@ -173,7 +186,8 @@ def test_lens_at_a_middle_depth_is_the_head_of_that_stream(model):
 
 
 @pytest.mark.parametrize(
-    ("piece", "kind"), [(" the", "function word"), (" Paris", "content word"), (" 12", "number"), (".", "punctuation")]
+    ("piece", "kind"),
+    [(" the", "function word"), (" Paris", "content word"), (" 12", "number"), (".", "punctuation")],
 )
 def test_token_types(piece, kind):
     assert token_type(piece) == kind
@@ -248,8 +262,14 @@ def test_the_morning_moves_between_blocks_6_and_7(model):
 
 
 def effect_rounding(model, data):
-    """How far a normalised effect may lie off by the comparison rule: two logits, as a share of what there is to carry."""
-    return 2 * model.rounding * model.check.largest / abs(data.attrs["source_value"] - data.attrs["target_value"])
+    """How far a normalised effect may lie off by the comparison rule: two logits, as a share of what there is
+    to carry."""
+    return (
+        2
+        * model.rounding
+        * model.check.largest
+        / abs(data.attrs["source_value"] - data.attrs["target_value"])
+    )
 
 
 def test_patching_everything_and_nothing(model):
@@ -281,7 +301,10 @@ def test_unequal_prompts_need_a_map(model):
     assert data.token.values.tolist() == [" pm", " the"]
     assert data.effect.values[0, 0] > 0.5
     assert data.effect.values[11, 1] > 0.8
-    for wrong, words in (("9-6", "no pair of positions"), ("9:14", "outside the prompts of 17 and 14 tokens")):
+    for wrong, words in (
+        ("9-6", "no pair of positions"),
+        ("9:14", "outside the prompts of 17 and 14 tokens"),
+    ):
         with pytest.raises(ValueError, match=words):
             run_experiment(EXPERIMENTS["patch"], model, corrupt=short, map=[wrong])
 
@@ -302,12 +325,21 @@ def test_a_site_that_some_blocks_lack_leaves_their_rows_empty():
     hybrid = load(FAMILIES["qwen3_5"]().eval(), pack=False)
     hybrid.taps.refuse(2, "mlp_act", "refused for this test")
     data = run_experiment(
-        EXPERIMENTS["patch"], hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="mlp_act", grid="block"
+        EXPERIMENTS["patch"],
+        hybrid,
+        clean="5 6 7 8",
+        corrupt="5 9 7 8",
+        answer="7",
+        wrong="8",
+        site="mlp_act",
+        grid="block",
     )
     assert np.isnan(data.effect.values[:, 0]).tolist() == [False, False, True, False]
     assert "mlp_act does not exist in block 2, whose rows are empty" in data.attrs["notes"]
     with pytest.raises(ValueError, match="linear attention mixes its projections"):
-        run_experiment(EXPERIMENTS["patch"], hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="q")
+        run_experiment(
+            EXPERIMENTS["patch"], hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="q"
+        )
 
 
 def test_contrastive_groups():
@@ -333,7 +365,8 @@ def test_the_other_specimens_run_them_all(name):
 
 def test_results_carry_units_and_provenance(lens):
     assert all(values.attrs.get("units") for values in lens.data_vars.values())
-    for key in ("model", "weights_sha256", "regraft", "torch", "transformers", "dtype", "device", "attention", "self_check",
+    for key in ("model", "weights_sha256", "regraft", "torch", "transformers", "dtype", "device",
+    "attention", "self_check",
                 "command", "seed", "time", "seconds", "options"):  # fmt: skip
         assert key in lens.attrs, key
 
@@ -341,9 +374,9 @@ def test_results_carry_units_and_provenance(lens):
 def test_an_experiment_is_one_file(tmp_path):
     file = tmp_path / "dummy.py"
     file.write_text(
-        'def dummy(model, size: int = 3, words: list[str] | None = None):\n    """Do a thing.\n\n    More.\n\n'
-        "    Args:\n        size: how large, in\n            tokens.\n        words: which.\n\n    Raises:\n"
-        '        ValueError: never.\n    """\n'
+        'def dummy(model, size: int = 3, words: list[str] | None = None):\n    """Do a thing.\n\n   '
+        " More.\n\n    Args:\n        size: how large, in\n            tokens.\n        words: which.\n\n   "
+        ' Raises:\n        ValueError: never.\n    """\n'
     )
     found = read_experiment("dummy", "dummy", file)
     assert found.summary == "Do a thing."

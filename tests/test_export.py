@@ -1,4 +1,5 @@
-"""Models with grafts as Hugging Face folders: read again and compared, by name and with remote code, one graft and both."""
+"""Models with grafts as Hugging Face folders: read again and compared, by name and with remote code, one
+graft and both."""
 
 from __future__ import annotations
 
@@ -18,7 +19,14 @@ from regraft.core.tolerance import gap
 from regraft.data.token_bytes import token_bytes
 from regraft.data.windows import cut
 from regraft.export.certificate import certify
-from regraft.export.graft_folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
+from regraft.export.graft_folder import (
+    attach,
+    make_embedding,
+    read_certificate,
+    save_graft,
+    swaps_of,
+    write_certificate,
+)
 from regraft.export.grafted_model import write_grafted
 from regraft.model.load import load
 from regraft.modules.byte_embedding import ByteConfig
@@ -44,7 +52,9 @@ def both(model):
 
 def certified(model, grafts):
     text = {"noise": cut(np.random.default_rng(0).integers(5, 90, 400).astype(np.uint32), 16)}
-    return certify(model, swaps_of(model, grafts), text, token_bytes(model.tokenizer, model.table_rows), most=2)
+    return certify(
+        model, swaps_of(model, grafts), text, token_bytes(model.tokenizer, model.table_rows), most=2
+    )
 
 
 def outputs(hf, two_stacks):
@@ -76,8 +86,12 @@ def test_an_export_is_read_again(name, which, tmp_path):
     assert f"{int(data.part_parameters[1]):,}" in card
     assert not list((tmp_path / "out").glob("*.py"))
     stored = load_file(tmp_path / "out" / "model.safetensors")
-    blocks = {n: t for n, t in stored.items() if any(n.startswith(f"base.{block.path}.") for block in model.blocks)}
-    assert {t.dtype for t in blocks.values()} == {torch.bfloat16}, "as in the source's files, where nothing is lost"
+    blocks = {
+        n: t for n, t in stored.items() if any(n.startswith(f"base.{block.path}.") for block in model.blocks)
+    }
+    assert {t.dtype for t in blocks.values()} == {torch.bfloat16}, (
+        "as in the source's files, where nothing is lost"
+    )
     assert any(t.dtype == torch.float32 for t in stored.values()), "what was trained keeps all its digits"
 
 
@@ -102,7 +116,9 @@ def test_an_export_with_its_code_opens_without_regraft(tmp_path):
     with all_placed(model.hf, swaps_of(model, grafts)):
         assert gap(logits, outputs(model.hf, False)) <= model.rounding
     again = GraftedModel.from_pretrained(tmp_path / "out").eval()
-    assert torch.equal(again.generate(torch.tensor([[5, 9, 300, 1000, 2, 77]]), max_new_tokens=5, do_sample=False), written)
+    assert torch.equal(
+        again.generate(torch.tensor([[5, 9, 300, 1000, 2, 77]]), max_new_tokens=5, do_sample=False), written
+    )
 
 
 NAMED = """
@@ -116,7 +132,10 @@ print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__module__)
 
 @pytest.mark.parametrize(
     "imports",
-    ["import regraft", pytest.param("import transformers; transformers.AutoModel; import regraft", marks=pytest.mark.slow)],
+    [
+        "import regraft",
+        pytest.param("import transformers; transformers.AutoModel; import regraft", marks=pytest.mark.slow),
+    ],
 )
 def test_import_regraft_makes_the_type_known(imports, tmp_path):
     """Whichever is imported first."""
@@ -149,7 +168,9 @@ def test_a_folder_with_other_outputs_is_not_kept(tmp_path, monkeypatch):
     model = load("specimen:gpt2", pack=False)
     grafts = both(model)
     data = certified(model, grafts)
-    monkeypatch.setattr("regraft.export.verified_folder.outputs_of", lambda hf, inputs: torch.zeros(1, 3, model.vocabulary))
+    monkeypatch.setattr(
+        "regraft.export.verified_folder.outputs_of", lambda hf, inputs: torch.zeros(1, 3, model.vocabulary)
+    )
     with pytest.raises(ValueError, match="outputs differ from the grafts'"):
         write_grafted(model, grafts, data, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
@@ -164,7 +185,10 @@ def test_a_certificate_is_of_these_very_tensors(tmp_path):
     with pytest.raises(CheckpointError, match="has no certificate"):
         read_certificate(folders)
     write_certificate(certified(model, [embedding, head]), folders)
-    assert read_certificate(folders).attrs["grafts_sha256"] == read_certificate([folders[0], folders[1]]).attrs["grafts_sha256"]
+    assert (
+        read_certificate(folders).attrs["grafts_sha256"]
+        == read_certificate([folders[0], folders[1]]).attrs["grafts_sha256"]
+    )
     with pytest.raises(CheckpointError, match="was measured on other tensors"):
         read_certificate(folders[:1])
     again = attach(folders[1], model)
@@ -212,13 +236,16 @@ def test_grafts_in_a_half_precision_model_stay_in_float32(tmp_path):
 
 
 def test_generation_follows_the_settings_that_were_exported(tmp_path):
-    """Settings stand in a file of their own; what is left open falls back on them, and on transformers' own defaults."""
+    """Settings stand in a file of their own; what is left open falls back on them, and on transformers' own
+    defaults."""
     model = load("specimen:gpt2", pack=False)
     grafts = both(model)[1:]
     model.hf.generation_config.repetition_penalty = 1.8
     model.hf.generation_config.eos_token_id = [3, 77]
     write_grafted(model, grafts, certified(model, grafts), tmp_path / "out")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", attn_implementation="eager"
+    ).eval()
     assert again.generation_config.eos_token_id == [3, 77]
     assert again.base.generation_config.repetition_penalty == 1.8
     assert again.base.config._attn_implementation == "eager"
@@ -236,6 +263,8 @@ def test_generation_follows_the_settings_that_were_exported(tmp_path):
         best = again(ids[:1]).logits[0, -1].topk(50).indices.tolist()
     assert set(drawn.tolist()) <= set(best), "transformers samples among the 50 best where nothing is said"
     before = view.visited
-    only = again.generate(ids[:1], max_new_tokens=2, do_sample=False, prefix_allowed_tokens_fn=lambda batch, row: [11])
+    only = again.generate(
+        ids[:1], max_new_tokens=2, do_sample=False, prefix_allowed_tokens_fn=lambda batch, row: [11]
+    )
     assert only[0, -2:].tolist() == [11, 11]
     assert view.visited == before

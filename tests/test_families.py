@@ -28,11 +28,14 @@ def prompt(length=9, seed=3):
 
 def recorded(model, *lengths, seed=3):
     ids = [prompt(n, seed + i) for i, n in enumerate(lengths)]
-    return model.record(ids, [prompt(n - 1, seed + 20 + i) for i, n in enumerate(lengths)] if model.two_stacks else None)
+    return model.record(
+        ids, [prompt(n - 1, seed + 20 + i) for i, n in enumerate(lengths)] if model.two_stacks else None
+    )
 
 
 def test_replay_is_the_model(model):
-    """One row makes the very calls that the model made; three rows are another batch, held to the comparison rule."""
+    """One row makes the very calls that the model made; three rows are another batch, held to the comparison
+    rule."""
     assert model.check.replay == 0.0
     assert model.check.projections == 0.0
     assert model.check.batch <= model.rounding * model.check.largest

@@ -22,12 +22,16 @@ from small import METRIC, ids, opened, recorded, reference
 
 
 class LowRank(nn.Module):
-    """A layer with an adapter beside its matrix, in the manner of the usual library: widths, a base layer, two thin ones."""
+    """A layer with an adapter beside its matrix, in the manner of the usual library: widths, a base layer,
+    two thin ones."""
 
     def __init__(self, base: nn.Linear, rank: int = 2):
         super().__init__()
         self.base_layer, self.in_features, self.out_features = base, base.in_features, base.out_features
-        self.down, self.up = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+        self.down, self.up = (
+            nn.Linear(base.in_features, rank, bias=False),
+            nn.Linear(rank, base.out_features, bias=False),
+        )
 
     def forward(self, x):
         return self.base_layer(x) + self.up(self.down(x))
@@ -58,7 +62,11 @@ def llama(seed=1):
 def adapted():
     hf = llama()
     for block in hf.model.layers:
-        for owner, name in ((block.mlp, "down_proj"), (block.self_attn, "q_proj"), (block.self_attn, "o_proj")):
+        for owner, name in (
+            (block.mlp, "down_proj"),
+            (block.self_attn, "q_proj"),
+            (block.self_attn, "o_proj"),
+        ):
             setattr(owner, name, LowRank(getattr(owner, name)))
     return hf
 
@@ -98,7 +106,11 @@ def test_code_that_was_compiled_in_place_is_left_out_and_put_back():
 def test_an_adapter_is_in_effect_in_every_number_and_said():
     model = load(adapted(), pack=False)
     assert model.notes == ["an adapter is in effect in 12 layers, first model.layers.0.self_attn.q_proj"]
-    assert all(model.taps.exists(block.index, name) for block in model.blocks for name in ("z", "q", "k", "v", "mlp_act"))
+    assert all(
+        model.taps.exists(block.index, name)
+        for block in model.blocks
+        for name in ("z", "q", "k", "v", "mlp_act")
+    )
     recording = recorded(model, 7, 7)
     sites = ["0.neuron.3", "2.neuron.17", "1.head.2", "3.mlp_out", "0.attn_out", "2.q"]
     variants = [Variant([Zero(site)]) for site in sites]
@@ -123,7 +135,9 @@ def test_what_cannot_be_opened_is_said_in_a_sentence(tmp_path):
             load(given)
     with torch.device("meta"):
         empty = FAMILIES["llama"]()
-    with pytest.raises(ValueError, match=r"weights of this LlamaForCausalLM hold no numbers here \(first model.embed_tokens"):
+    with pytest.raises(
+        ValueError, match=r"weights of this LlamaForCausalLM hold no numbers here \(first model.embed_tokens"
+    ):
         load(empty)
     with pytest.raises(ValueError, match="there are two tokenizers"):
         load((hf, "a"), "b")
@@ -134,7 +148,9 @@ def test_folders_with_adapters_or_of_old_layouts_are_not_opened_as_if_they_had_n
     folder = tmp_path / "model"
     llama().save_pretrained(folder)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "their/base"}))
-    with pytest.raises(CheckpointError, match=r"an adapter beside a model \(adapter_config.json, for their/base\): merge"):
+    with pytest.raises(
+        CheckpointError, match=r"an adapter beside a model \(adapter_config.json, for their/base\): merge"
+    ):
         load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match="holds an adapter and no model"):
@@ -151,16 +167,22 @@ def test_folders_with_adapters_or_of_old_layouts_are_not_opened_as_if_they_had_n
 def test_models_of_few_positions_open_with_what_fits(positions):
     torch.manual_seed(0)
     ends = dict(bos_token_id=1, eos_token_id=2)
-    config = transformers.GPT2Config(vocab_size=96, n_positions=positions, n_embd=32, n_layer=2, n_head=4, **ends)
+    config = transformers.GPT2Config(
+        vocab_size=96, n_positions=positions, n_embd=32, n_layer=2, n_head=4, **ends
+    )
     model = load(transformers.GPT2LMHeadModel(config).eval(), pack=False)
     assert model.probe == min(positions, 8)
     assert model.check.replay == 0.0
     assert model.check.causal
     recording, other = (model.record([ids(positions, seed)]) for seed in (1, 2))
     variants = [Variant([Replace("1.resid_pre", other["1.resid_pre"], position=t)]) for t in range(positions)]
-    assert torch.allclose(sweep(recording, variants, METRIC).values["d"], reference(model, recording, variants), atol=1e-5)
+    assert torch.allclose(
+        sweep(recording, variants, METRIC).values["d"], reference(model, recording, variants), atol=1e-5
+    )
     assert not cone_holds(model), "the proof needs twelve positions"
-    with pytest.raises(ValueError, match=rf"{positions + 1} tokens do not fit .* longest input is {positions} tokens"):
+    with pytest.raises(
+        ValueError, match=rf"{positions + 1} tokens do not fit .* longest input is {positions} tokens"
+    ):
         model.record([ids(positions + 1, 1)])
 
 
@@ -168,7 +190,9 @@ def test_models_of_few_positions_open_with_what_fits(positions):
 def test_a_text_longer_than_the_model_is_one_sentence(name):
     model = opened(name)
     rows = [ids(140, 3)]
-    with pytest.raises(ValueError, match=r"1\d\d tokens do not fit this model, whose longest input is 128 tokens: shorten"):
+    with pytest.raises(
+        ValueError, match=r"1\d\d tokens do not fit this model, whose longest input is 128 tokens: shorten"
+    ):
         model.record(rows, [ids(3, 4)] if model.two_stacks else None)
 
 
@@ -191,6 +215,11 @@ def test_the_callers_precision_and_inference_mode_do_not_reach_the_numbers():
 
 
 def test_models_of_images_and_sound_are_refused_in_a_sentence():
-    config = transformers.Wav2Vec2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
-    with pytest.raises(ValueError, match=r"Wav2Vec2Model cannot be run on token ids alone .*: models that read text are opened"):
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"Wav2Vec2Model cannot be run on token ids alone .*: models that read text are opened",
+    ):
         load(transformers.Wav2Vec2Model(config).eval())

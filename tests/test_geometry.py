@@ -82,7 +82,8 @@ def test_streaming_in_two_parts_is_one_cloud():
 
 @pytest.mark.parametrize("depths", [1, 2, 3])
 def test_moments_that_do_not_fit_together_are_summed_one_walk_after_the_other(depths, monkeypatch):
-    """At a width of 4,096 and 33 depths they would be 4 GiB: no more than MOST_BYTES are held, and the numbers are the same."""
+    """At a width of 4,096 and 33 depths they would be 4 GiB: no more than MOST_BYTES are held, and the
+    numbers are the same."""
     draw = torch.Generator().manual_seed(0)
     states = [torch.randn(30, 6, generator=draw) * (1 + torch.arange(6)) for _ in range(5)]
     parts = [[h[:11] for h in states], [h[11:] for h in states]]
@@ -97,7 +98,9 @@ def test_moments_that_do_not_fit_together_are_summed_one_walk_after_the_other(de
     whole = Cloud.of(Planted(parts, kinds), seed=0)
     plain = geometry._add_second_moments
     monkeypatch.setattr(geometry, "MOST_BYTES", depths * 8 * 6 * 6 + 7)
-    monkeypatch.setattr(geometry, "_add_second_moments", lambda total, some: held.append(plain(total, some)) or held[-1])
+    monkeypatch.setattr(
+        geometry, "_add_second_moments", lambda total, some: held.append(plain(total, some)) or held[-1]
+    )
     parted = Cloud.of(Counted(parts, kinds), seed=0)
     assert len(walks) == -(-5 // depths)
     assert max(made.numel() * made.element_size() for made in held) <= geometry.MOST_BYTES
@@ -125,10 +128,14 @@ def test_against_a_plain_computation_over_all_states(model):
     assert data.attrs["tokens"] == len(states[0]) == sum(int(r.scored_BT.sum()) for r in seen.recordings)
     for depth, h in enumerate(states):
         sigma = np.linalg.svd(h - h.mean(0), compute_uv=False)
-        assert data.participation_ratio[depth] == pytest.approx((sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-8)
+        assert data.participation_ratio[depth] == pytest.approx(
+            (sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-8
+        )
         assert data.mean_norm[depth] == pytest.approx(np.linalg.norm(h, axis=1).mean())
     move = states[2] - states[1]
-    assert data.update_size[1] == pytest.approx((np.linalg.norm(move, axis=1) / np.linalg.norm(states[1], axis=1)).mean())
+    assert data.update_size[1] == pytest.approx(
+        (np.linalg.norm(move, axis=1) / np.linalg.norm(states[1], axis=1)).mean()
+    )
     cosine = (move * states[-1]).sum(1) / np.linalg.norm(move, axis=1) / np.linalg.norm(states[-1], axis=1)
     assert data.update_persistence[1] == pytest.approx(cosine.mean())
     assert data.persistence[-1] == pytest.approx(1.0)
@@ -147,7 +154,9 @@ def test_batches_and_padding_do_not_matter(model, monkeypatch):
 def test_recordings_are_not_all_kept_and_a_corpus_streams(model, monkeypatch, tmp_path):
     """With no room to keep any, one recording is alive at a time, and every number is the same to the bit."""
     file = tmp_path / "corpus.txt"
-    file.write_text("\n\n".join(f"There are {n} lamps in the park and {n + 1} bells near the church." for n in range(120)))
+    file.write_text(
+        "\n\n".join(f"There are {n} lamps in the park and {n + 1} bells near the church." for n in range(120))
+    )
     roomy = RUN(model, corpus=str(file))
     monkeypatch.setattr(evaluation, "KEPT_FLOATS", 0)
     alive, most, real = weakref.WeakSet(), [], evaluation.Recordings.__getitem__
@@ -176,11 +185,14 @@ def test_prompt_and_padding_positions_do_not_count(model):
     for recording in seen.recordings:
         for stream in [*recording.taken.stream, *recording.taken.ends]:
             stream[~recording.scored_BT] = 1e9
-    assert all(torch.equal(a, b) for a, (_, states) in zip(before, seen.walk(), strict=True) for b in [states[3]])
+    assert all(
+        torch.equal(a, b) for a, (_, states) in zip(before, seen.walk(), strict=True) for b in [states[3]]
+    )
 
 
 def test_template_tokens_do_not_count():
-    """With a chat template round the prompt, what is looked at begins where the template ends, and nothing in front of it."""
+    """With a chat template round the prompt, what is looked at begins where the template ends, and nothing in
+    front of it."""
     chat = load("specimen:gpt2")
     chat.tokenizer.chat_template = "{% for m in messages %}Question: {{ m.content }} Answer:{% endfor %}"
     seen = observed(chat, ["The capital of France is"], 1, 5, "")
@@ -205,6 +217,8 @@ def test_encoders_and_both_stacks():
     assert data.attrs["tokens"] == 7
     causal = load(FAMILIES["gpt2"]().eval().transformer, pack=False)
     assert causal.parts.head is None
-    assert RUN(causal, prompts=["5 6 7 8", "9 10 11"]).attrs["tokens"] == 5, "no head: every token but the first of each"
+    assert RUN(causal, prompts=["5 6 7 8", "9 10 11"]).attrs["tokens"] == 5, (
+        "no head: every token but the first of each"
+    )
     with pytest.raises(ValueError, match="1 token is too few"):
         RUN(bert, prompts=["5"])

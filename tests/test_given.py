@@ -51,7 +51,9 @@ def test_prompts_are_lines_or_json_and_the_same_either_way(tmp_path):
     model = load("specimen:gpt2", pack=False)
     assert all(given_prompts(model, None, str(file), "", 5) == wanted for file in (lines, listed, objects))
     common = ("--model", "specimen:gpt2", "--tokens", "3", "--json")
-    made = [run("knockout", *ways, *common) for ways in (("--prompts-file", str(listed)), ("--prompts", *wanted))]
+    made = [
+        run("knockout", *ways, *common) for ways in (("--prompts-file", str(listed)), ("--prompts", *wanted))
+    ]
     assert [one.exit_code for one in made] == [0, 0]
     losses = [json.loads(one.stdout)["data_vars"]["loss"]["data"] for one in made]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4), "two readings of one folder lie at two addresses"
@@ -59,13 +61,20 @@ def test_prompts_are_lines_or_json_and_the_same_either_way(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [("[1, 2]", "holds an entry that is no prompt"), ("[broken", "is no JSON list"), ("", "is empty"), ("[]", "holds an entry")],
+    [
+        ("[1, 2]", "holds an entry that is no prompt"),
+        ("[broken", "is no JSON list"),
+        ("", "is empty"),
+        ("[]", "holds an entry"),
+    ],
 )
 def test_files_without_prompts_are_refused_before_anything_is_opened(content, sentence, tmp_path):
     file = tmp_path / "prompts"
     file.write_text(content, encoding="utf-8")
     for command in ("knockout", "report"):
-        done = run(command, "--prompts-file", str(file), "--model", "specimen:gpt2", "--out", str(tmp_path / "out"))
+        done = run(
+            command, "--prompts-file", str(file), "--model", "specimen:gpt2", "--out", str(tmp_path / "out")
+        )
         assert done.exit_code == 2
         assert sentence in done.stderr
     both = run("lens", "--prompts-file", str(file), "--prompts", "a")
@@ -113,7 +122,9 @@ def test_a_report_reads_what_it_is_given(stories, tmp_path):
 
 def test_prompts_that_ship_are_read_only_where_the_tokenizer_knows_them(stories, phonemes):
     assert unknown_share(stories, [odd_models.STORY]) == 0.0
-    with pytest.raises(ValueError, match=r"does not know \d+% of the tokens of the English prompts that ship with regraft"):
+    with pytest.raises(
+        ValueError, match=r"does not know \d+% of the tokens of the English prompts that ship with regraft"
+    ):
         suited_prompts(stories)
     for name, what in (("trajectories", "groups"), ("ablate", "sentence|probab"), ("push", "question")):
         model = phonemes if name != "ablate" else load(*odd_models.three_tokens(), pack=False)
@@ -156,13 +167,20 @@ def test_what_is_written_may_have_a_tokenizer_of_its_own(phonemes):
     assert phonemes.single_token("AE") == phonemes.target_tokenizer.convert_tokens_to_ids("AE")
     recording = phonemes.record("cat", "K AE T")
     assert recording.ids_BT[0, 1:].tolist() == phonemes.target_tokenizer("K AE T")["input_ids"]
-    assert recording.inputs["input_ids"][0, :3].tolist() == [phonemes.tokenizer.convert_tokens_to_ids(c) for c in "cat"]
-    begun, empty = (RUN["ablate"](phonemes, prompt="cat", target="T", decoder_text=text) for text in ("K AE", ""))
+    assert recording.inputs["input_ids"][0, :3].tolist() == [
+        phonemes.tokenizer.convert_tokens_to_ids(c) for c in "cat"
+    ]
+    begun, empty = (
+        RUN["ablate"](phonemes, prompt="cat", target="T", decoder_text=text) for text in ("K AE", "")
+    )
     assert begun.attrs["clean_probability"] != empty.attrs["clean_probability"]
     pushed = RUN["push"](phonemes, question="cat", baseline="dog", targets=["T", "K"], decoder_text="K AE")
     assert pushed.attrs["experiment"] == "push"
     single = load(*odd_models.one_block(), pack=False)
-    for name, options in (("ablate", {"prompt": "She was"}), ("push", {"question": "a", "baseline": "b", "targets": ["a"]})):
+    for name, options in (
+        ("ablate", {"prompt": "She was"}),
+        ("push", {"question": "a", "baseline": "b", "targets": ["a"]}),
+    ):
         with pytest.raises(ValueError, match="has no decoder of its own"):
             RUN[name](single, decoder_text="x", **options)
     with pytest.raises(ValueError, match="belongs to an encoder-decoder"):
@@ -173,7 +191,9 @@ def test_answers_fit_into_the_model_behind_their_prompts():
     model = load(*odd_models.three_tokens(), pack=False)
     said = completions(model, [Prompt("a b c a", "x"), Prompt("a b c a b c a b", "x")], 24)
     assert all(1 <= len(c.completion_ids) <= 3 for c in said)
-    with pytest.raises(ValueError, match="a prompt of 11 tokens leaves no room for an answer in 11 positions"):
+    with pytest.raises(
+        ValueError, match="a prompt of 11 tokens leaves no room for an answer in 11 positions"
+    ):
         completions(model, [Prompt(" ".join("abc" * 4)[:21], "x")], 24)
 
 

@@ -1,7 +1,9 @@
-"""What a graphics card computes: sweeps beside full forwards with hooks there, and the same models on the processor.
+"""What a graphics card computes: sweeps beside full forwards with hooks there, and the same models on the
+processor.
 
-Run by `pytest -m gpu` on a machine with one. A card's kernels differ with batch and address more than a processor's, and its
-half-precision sums have other orders, so everything here is held to the comparison rule and nothing to the bit but weights.
+Run by `pytest -m gpu` on a machine with one. A card's kernels differ with batch and address more than a
+processor's, and its half-precision sums have other orders, so everything here is held to the comparison rule
+and nothing to the bit but weights.
 """
 
 from __future__ import annotations
@@ -50,7 +52,11 @@ def test_sweeps_equal_hooks_on_the_card(name):
     _, variants, metric, result, wanted = swept_and_wanted(model)
     scale = float(wanted.abs().max())
     gaps = (result.values[metric.name].to(wanted) - wanted).abs().amax(1) / scale
-    apart = {described(v): float(g) for v, g in zip(variants, gaps, strict=True) if not g <= FEATURES * model.rounding}
+    apart = {
+        described(v): float(g)
+        for v, g in zip(variants, gaps, strict=True)
+        if not g <= FEATURES * model.rounding
+    }
     assert not apart
     assert result.work.executed == result.work.planned
 
@@ -120,7 +126,9 @@ def test_a_grid_on_suffixes_equals_full_forwards_on_the_card():
 def test_a_specimen_opens_on_the_card_and_every_experiment_gives_the_processors_numbers():
     card, processor = load("specimen:qwen3", device=CARD), load("specimen:qwen3", pack=False)
     for name in EXPERIMENTS:
-        there, here = (run_experiment(experiments()[name], model, count=4, tokens=6) for model in (card, processor))
+        there, here = (
+            run_experiment(experiments()[name], model, count=4, tokens=6) for model in (card, processor)
+        )
         for variable in here.data_vars:
             if here[variable].dtype.kind != "f":
                 continue
@@ -132,7 +140,14 @@ def test_a_specimen_opens_on_the_card_and_every_experiment_gives_the_processors_
 
 def test_a_saved_folder_is_read_back_and_equal_to_the_bit(tmp_path):
     model = on_card("qwen3")
-    run_experiment(experiments()["prune"], model, drop=[2], prompts=["5 6 7 8 9"], tokens=4, save=str(tmp_path / "pruned"))
+    run_experiment(
+        experiments()["prune"],
+        model,
+        drop=[2],
+        prompts=["5 6 7 8 9"],
+        tokens=4,
+        save=str(tmp_path / "pruned"),
+    )
     again = load(tmp_path / "pruned", device=CARD)
     kept = [0, 1, 3]
     for place, block in enumerate(kept):
@@ -151,7 +166,9 @@ def test_training_on_the_card_goes_on_where_it_broke_off(tmp_path):
             if step == stop:
                 raise KeyboardInterrupt
 
-        lines = train(EmbeddingTask(load(model.hf, pack=False), graft), text(), PLAN, tmp_path / folder, watch=watch)
+        lines = train(
+            EmbeddingTask(load(model.hf, pack=False), graft), text(), PLAN, tmp_path / folder, watch=watch
+        )
         return [line["loss"] for line in lines]
 
     whole = on("whole")

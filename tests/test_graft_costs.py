@@ -1,4 +1,5 @@
-"""What a certificate says of memory and work: bytes that are known, and a training step that is the plain one's."""
+"""What a certificate says of memory and work: bytes that are known, and a training step that is the plain
+one's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A graft alone in a folder, attached to its own model only; baked back into a table with the same outputs."""
+"""A graft alone in a folder, attached to its own model only; baked back into a table with the same
+outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from regraft.data.token_bytes import token_bytes
 from regraft.data.windows import cut
 from regraft.export.baked_embedding import bake, with_table
 from regraft.export.certificate import certify
-from regraft.export.graft_folder import attach, make_embedding, read_certificate, save_graft, write_certificate
+from regraft.export.graft_folder import (
+    attach,
+    make_embedding,
+    read_certificate,
+    save_graft,
+    write_certificate,
+)
 from regraft.model.load import load
 from regraft.modules.byte_embedding import ByteConfig
 from regraft.training.tasks.embedding_task import warm_up
@@ -37,7 +44,9 @@ def prepared(name, folder):
 def certified(model, graft, folder):
     ids = model.tokenizer("She sells sea shells by the sea shore. " * 30)["input_ids"]
     table = token_bytes(model.tokenizer, model.table_rows)
-    data = certify(model, [(model.parts.embedding, graft)], {"shells": cut(np.array(ids, np.uint32), 24)}, table, most=4)
+    data = certify(
+        model, [(model.parts.embedding, graft)], {"shells": cut(np.array(ids, np.uint32), 24)}, table, most=4
+    )
     write_certificate(data, [folder])
     return data
 
@@ -46,7 +55,9 @@ def test_a_graft_alone_is_attached_again_to_the_bit(tmp_path):
     model, graft = prepared("specimen:qwen3", tmp_path / "graft")
     again = attach(tmp_path / "graft", load("specimen:qwen3", pack=False))
     assert torch.equal(again.table(), graft.table())
-    assert (tmp_path / "graft" / "graft.safetensors").stat().st_size < sum(t.nbytes for t in graft.state_dict().values()) + 4096
+    assert (tmp_path / "graft" / "graft.safetensors").stat().st_size < sum(
+        t.nbytes for t in graft.state_dict().values()
+    ) + 4096
     with pytest.raises(CheckpointError, match=r"was made for specimen:qwen3 .* not for specimen:gpt2"):
         attach(tmp_path / "graft", load("specimen:gpt2", pack=False))
     with pytest.raises(CheckpointError, match="holds no graft"):
@@ -54,7 +65,9 @@ def test_a_graft_alone_is_attached_again_to_the_bit(tmp_path):
     with pytest.raises(RunFolderError, match="is not empty"):
         save_graft(graft, model, tmp_path / "graft")
     about = json.loads((tmp_path / "graft" / "graft.json").read_text())
-    (tmp_path / "graft" / "graft.json").write_text(json.dumps({**about, "config": {**about["config"], "neurons": 31}}))
+    (tmp_path / "graft" / "graft.json").write_text(
+        json.dumps({**about, "config": {**about["config"], "neurons": 31}})
+    )
     with pytest.raises(CheckpointError, match="do not fit its configuration"):
         attach(tmp_path / "graft", model)
     with pytest.raises(ValueError, match="has no tokenizer"):
@@ -86,7 +99,8 @@ def test_a_baked_graft_is_a_plain_model_with_the_same_outputs(name, tmp_path):
 
 
 def test_a_baked_table_of_other_numbers_is_not_written(tmp_path, monkeypatch):
-    """Rounding to the source's type moves the outputs a little; a table that is another one is noticed beside it."""
+    """Rounding to the source's type moves the outputs a little; a table that is another one is noticed beside
+    it."""
     model, graft = prepared("specimen:gpt2", tmp_path / "graft")
     certified(model, graft, tmp_path / "graft")
 
@@ -96,7 +110,9 @@ def test_a_baked_table_of_other_numbers_is_not_written(tmp_path, monkeypatch):
         return changed
 
     monkeypatch.setattr("regraft.export.baked_embedding.with_table", twice)
-    with pytest.raises(NotKeptError, match=r"the baked model's outputs differ from the graft's by .* of the largest"):
+    with pytest.raises(
+        NotKeptError, match=r"the baked model's outputs differ from the graft's by .* of the largest"
+    ):
         bake(model, graft, tmp_path / "graft", tmp_path / "baked")
     assert not (tmp_path / "baked").exists()
 
@@ -111,7 +127,22 @@ def test_the_commands_one_after_the_other(tmp_path):
 
     out, graft = tmp_path / "out", tmp_path / "out" / "graft"
     (tmp_path / "train.txt").write_text("She sells sea shells by the sea shore. " * 200)
-    sizes = ["--group", 8, "--byte-width", 8, "--neurons", 32, "--steps", 4, "--warm", 10, "--batch", 2, "--length", 32]
+    sizes = [
+        "--group",
+        8,
+        "--byte-width",
+        8,
+        "--neurons",
+        32,
+        "--steps",
+        4,
+        "--warm",
+        10,
+        "--batch",
+        2,
+        "--length",
+        32,
+    ]
     done = run("fit", "--text", tmp_path / "train.txt", "--out", out, *sizes)
     assert done.exit_code == 0, done.output
     assert "of the table's" in done.output
@@ -121,7 +152,9 @@ def test_the_commands_one_after_the_other(tmp_path):
     unmeasured = run("bake", "--graft", graft, "--save", tmp_path / "baked")
     assert unmeasured.exit_code == 2
     assert "has no certificate" in unmeasured.output
-    measured = run("eval", "--graft", graft, "--text", f"shells={tmp_path / 'train.txt'}", "--windows", 4, "--length", 32)
+    measured = run(
+        "eval", "--graft", graft, "--text", f"shells={tmp_path / 'train.txt'}", "--windows", 4, "--length", 32
+    )
     assert measured.exit_code == 0, measured.output
     assert "shells: " in measured.output
     assert "bits per byte become" in measured.output
@@ -143,7 +176,9 @@ def test_tied_embeddings_of_both_stacks_get_the_table():
     model = load("specimen:t5", pack=False)
     graft = make_embedding(model, SMALL)
     changed = with_table(model, graft)
-    found = [m for n, m in changed.named_modules() if isinstance(m, torch.nn.Embedding) and "relative" not in n]
+    found = [
+        m for n, m in changed.named_modules() if isinstance(m, torch.nn.Embedding) and "relative" not in n
+    ]
     tables = {module.weight.data_ptr() for module in found}
     assert len(tables) == 1
     assert torch.equal(changed.lm_head.weight, model.hf.lm_head.weight)

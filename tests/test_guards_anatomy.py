@@ -19,7 +19,12 @@ from small import opened
 
 def headers(shapes, config=None, dtypes=None, part=""):
     dtypes = dtypes or {}
-    return Headers(part, {name: Entry(name, dtypes.get(name, "F32"), shape, "f") for name, shape in shapes.items()}, config, [])
+    return Headers(
+        part,
+        {name: Entry(name, dtypes.get(name, "F32"), shape, "f") for name, shape in shapes.items()},
+        config,
+        [],
+    )
 
 
 def block(number, width=64, prefix="model.layers", **changes):
@@ -52,34 +57,55 @@ def facts(found):
 def test_a_model_in_its_headers():
     found = component(headers(whole(), {"num_attention_heads": 4}))
     (stack,) = found.stacks
-    assert (stack.path, stack.count, stack.parameters, stack.bytes) == ("model.layers", 3, 3 * EACH, 12 * EACH)
+    assert (stack.path, stack.count, stack.parameters, stack.bytes) == (
+        "model.layers",
+        3,
+        3 * EACH,
+        12 * EACH,
+    )
     (kind,) = stack.kinds
     assert (kind.blocks, kind.parameters) == ((0, 1, 2), EACH)
     assert facts(kind.facts) == {
-        "width": 64, "attention": "separate q, k, v", "queries for each key": 2, "heads": 4, "width of a head": 16,
+        "width": 64, "attention": "separate q, k, v", "queries for each key": 2, "heads": 4,
+        "width of a head": 16,
         "key/value heads": 2, "neurons": 160, "MLP": "plain",
     }  # fmt: skip
     assert facts(stack.facts) == {"blocks": 3}
-    assert {o.name: o.use for o in found.outside} == {"model.embed_tokens.weight": "token table", "model.norm.weight": "norm"}
+    assert {o.name: o.use for o in found.outside} == {
+        "model.embed_tokens.weight": "token table",
+        "model.norm.weight": "norm",
+    }
     total = 3 * EACH + 500 * 64 + 64
     assert (found.parameters, found.bytes, found.dtypes, found.odd) == (total, 4 * total, {"F32": total}, ())
     said = facts(found.facts)
-    assert (said["parameters"], said["in blocks"], said["rows of model.embed_tokens.weight"]) == (total, 3 * EACH, 500)
+    assert (said["parameters"], said["in blocks"], said["rows of model.embed_tokens.weight"]) == (
+        total,
+        3 * EACH,
+        500,
+    )
     assert said["head"] == "tied to the token table, or missing"
 
 
 def test_heads_of_the_whole():
     own = component(headers(whole(**{"lm_head.weight": (500, 64)})))
     assert facts(own.facts)["head"].endswith("lm_head.weight")
-    assert facts(component(headers(whole(), {"tie_word_embeddings": True})).facts)["head"] == "tied to the token table"
+    assert (
+        facts(component(headers(whole(), {"tie_word_embeddings": True})).facts)["head"]
+        == "tied to the token table"
+    )
     other = component(headers(whole(**{"classifier.weight": (3, 64)})))
     assert "missing" in facts(other.facts)["head"]
-    assert "head" not in facts(component(headers({k: v for k, v in whole().items() if "embed" not in k})).facts)
+    assert "head" not in facts(
+        component(headers({k: v for k, v in whole().items() if "embed" not in k})).facts
+    )
 
 
 def test_integers_are_told_apart():
     found = component(
-        headers(whole(**{"codes": (10, 3), "mask": (4,)}), dtypes={"codes": "I32", "mask": "BOOL", "model.norm.weight": "BF16"})
+        headers(
+            whole(**{"codes": (10, 3), "mask": (4,)}),
+            dtypes={"codes": "I32", "mask": "BOOL", "model.norm.weight": "BF16"},
+        )
     )
     said = facts(found.facts)
     assert said["integers"] == 34
@@ -194,7 +220,11 @@ def test_which_tensors_are_matrices():
     ):
         assert _is_map(name, shape) == fits
     made = list(_divided("t", (3, 4, 5), "7", "mlp.experts.down_proj", {}))
-    assert [(m.expert, m.shape, m.role) for m in made] == [(0, (4, 5), "down"), (1, (4, 5), "down"), (2, (4, 5), "down")]
+    assert [(m.expert, m.shape, m.role) for m in made] == [
+        (0, (4, 5), "down"),
+        (1, (4, 5), "down"),
+        (2, (4, 5), "down"),
+    ]
     assert next(_divided("t", (4, 5), "7", "mlp.experts.11.down_proj", {})).expert == 11
     assert next(_divided("t", (4, 5), "7", "mlp.down_proj", {})).expert == -1
     assert _place(made[1]) == ("", 7, 1, 6, "down")
@@ -244,7 +274,12 @@ def test_parts_are_weighed_once():
 def test_broken_live_models_are_refused():
     torch.manual_seed(0)
     sizes = dict(
-        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
     )
     made = hf.LlamaForCausalLM(hf.LlamaConfig(**sizes))
     with pytest.raises(ValueError, match="live model"):

@@ -1,4 +1,5 @@
-"""Bounds from just inside and just outside: lengths that a model reads, pairs of blocks, blocks out of order, first token ids."""
+"""Bounds from just inside and just outside: lengths that a model reads, pairs of blocks, blocks out of order,
+first token ids."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def test_a_text_is_too_long_where_a_shorter_one_was_read(error, longest, length,
 def test_pairs_of_a_donors_block_and_a_place_are_inside_both():
     assert [_pair(word, 3, 5) for word in ("0:0", "2:4", " 1 : 3 ")] == [(0, 0), (2, 4), (1, 3)]
     for word in ("3:0", "0:5", "3:5"):
-        with pytest.raises(ValueError, match=f"the pair {word} is outside the donor's 3 and this model's 5 blocks"):
+        with pytest.raises(
+            ValueError, match=f"the pair {word} is outside the donor's 3 and this model's 5 blocks"
+        ):
             _pair(word, 3, 5)
     for word in ("12", "1:", ":1", "a:1", "1:-1", "1:2:3"):
         with pytest.raises(ValueError, match="is no pair of blocks"):
@@ -81,7 +84,9 @@ def test_only_eager_attention_returns_a_pattern():
     assert tap.side == "output"
     assert str(_pattern_tap(branch, "sdpa")).startswith("sdpa attention does not return its weights")
     assert "no attention module" in str(_pattern_tap(Branch("attn", part, part), "eager"))
-    assert "no pattern" in str(_pattern_tap(Branch("attn", part, part, attention=attention, recurrent=True), "eager"))
+    assert "no pattern" in str(
+        _pattern_tap(Branch("attn", part, part, attention=attention, recurrent=True), "eager")
+    )
 
 
 class Words:
@@ -110,10 +115,16 @@ def reader(*tokens, **roles):
 
 def test_special_tokens_by_name_from_number_0_on_and_texts_by_their_bytes():
     old = reader(
-        ("<s>", "special", b""), ("a", "text", b"a"), ("A", "text", b"a"), ("</s>", "special", b""), ("odd", "text", b"o"), eos=3
+        ("<s>", "special", b""),
+        ("a", "text", b"a"),
+        ("A", "text", b"a"),
+        ("</s>", "special", b""),
+        ("odd", "text", b"o"),
+        eos=3,
     )
     new = reader(
-        ("A", "text", b"a"), ("b", "text", b"b"), ("<s>", "special", b""), ("odd", "special", b""), ("end", "special", b""),
+        ("A", "text", b"a"), ("b", "text", b"b"), ("<s>", "special", b""), ("odd", "special", b""),
+        ("end", "special", b""),
         ("z", "text", b"a"), eos=4,
     )  # fmt: skip
     found = match(old, new)
@@ -140,7 +151,10 @@ def test_of_two_blocks_one_can_be_left_out_and_of_one_none():
 
 def test_a_seed_is_taken_whole_however_large():
     model = opened("llama")
-    losses = [noise(model, levels=[0.3], prompts=["5 6 7 8"], tokens=2, seed=s).loss.values for s in (5, 5, 2**31 + 5, 6)]
+    losses = [
+        noise(model, levels=[0.3], prompts=["5 6 7 8"], tokens=2, seed=s).loss.values
+        for s in (5, 5, 2**31 + 5, 6)
+    ]
     assert np.array_equal(losses[0], losses[1])
     assert not any(np.array_equal(losses[0], other) for other in losses[2:])
 

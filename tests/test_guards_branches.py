@@ -1,4 +1,5 @@
-"""Blocks built for one purpose each: found by what adds up where no name tells, believed or not, and why not."""
+"""Blocks built for one purpose each: found by what adds up where no name tells, believed or not, and why
+not."""
 
 from __future__ import annotations
 
@@ -138,7 +139,9 @@ def test_norms_of_the_stream_are_found_with_what_was_added_before_each():
     ids=["scaled behind", "another sum", "a factor", "something else"],
 )
 def test_a_block_that_does_more_than_norm_each_sum_is_not_believed(does):
-    assert read(does, numbers={"half": 0.5}, a=Attention, b=nn.Linear, n=norm, o=norm, inner=norm).branches == ()
+    assert (
+        read(does, numbers={"half": 0.5}, a=Attention, b=nn.Linear, n=norm, o=norm, inner=norm).branches == ()
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,8 @@ def test_a_block_that_does_more_than_norm_each_sum_is_not_believed(does):
     ],
 )
 def test_a_factor_is_believed_to_five_digits_and_where_the_block_keeps_it(factor, kept, scale, believed):
-    """Off by five hundred-thousandths it would still close within what a reading may be off; a count is no factor."""
+    """Off by five hundred-thousandths it would still close within what a reading may be off; a count is no
+    factor."""
     does = lambda m, x: x + factor * m.a(x) + factor * m.b(x)  # noqa: E731
     block = read(does, numbers={"multiplier": kept, "other": 0.7}, scale=scale, **NAMED)
     assert [branch.factor for branch in block.branches] == ([kept] * 2 if believed else [])
@@ -212,13 +216,29 @@ def across():
             dict(a=Attention, b=nn.Linear, c=EncoderAttn),
             "adds three at once (a, b, c), and nothing returns the sum of two",
         ),
-        (lets_go, dict(n=norm, a=Attention, b=nn.Linear), "lets go of the stream that came in and adds to n (a, b)"),
-        (lambda m, x: m.n(x) + m.a(x), dict(n=norm, a=Attention), "lets go of the stream that came in and adds to n (a)"),
+        (
+            lets_go,
+            dict(n=norm, a=Attention, b=nn.Linear),
+            "lets go of the stream that came in and adds to n (a, b)",
+        ),
+        (
+            lambda m, x: m.n(x) + m.a(x),
+            dict(n=norm, a=Attention),
+            "lets go of the stream that came in and adds to n (a)",
+        ),
         (lambda m, x: 2 * x, dict(a=Attention), "(no part of it returns one of its shape)"),
         (lambda m, x: x + m.c(x.mT).mT, dict(c=across), "(no part of it returns one of its shape)"),
-        (lambda m, x: x + m.down_proj(x[:, :1]), dict(down_proj=nn.Linear), "(no part of it returns one of its shape)"),
+        (
+            lambda m, x: x + m.down_proj(x[:, :1]),
+            dict(down_proj=nn.Linear),
+            "(no part of it returns one of its shape)",
+        ),
         (lambda m, x: x + 0.5 * m.mark(x), dict(mark=Signs), "(no part of it returns one of its shape)"),
-        (lambda m, x: three(m, x) + 0.01 * x, dict.fromkeys("abc", nn.Linear), "(the last of its shape are a, b, c)"),
+        (
+            lambda m, x: three(m, x) + 0.01 * x,
+            dict.fromkeys("abc", nn.Linear),
+            "(the last of its shape are a, b, c)",
+        ),
         (lambda m, x: x + m.a(x).sin(), dict(n=norm, a=Attention), "(the last of its shape are a)"),
     ],
     ids=[
@@ -287,21 +307,37 @@ def test_a_convolution_of_the_block_itself_makes_no_mixer_of_its_parts():
 def test_the_last_layer_is_the_projection_and_what_is_around_it_the_attention():
     block = read(lambda m, x: x + m.a(x), a=lambda: SelfAttention("last"))
     (branch,) = block.branches
-    assert (branch.kind, branch.module, branch.projection) == ("attn", block.module.a.last, block.module.a.last)
+    assert (branch.kind, branch.module, branch.projection) == (
+        "attn",
+        block.module.a.last,
+        block.module.a.last,
+    )
     assert branch.attention is block.module.a
 
 
 def test_the_search_finds_the_layers_inside_and_not_what_is_around_them():
     block = read(one_after_the_other, a=lambda: SelfAttention("last"), b=lambda: Holder("end"))
-    assert [(b.kind, b.projection) for b in block.branches] == [("attn", block.module.a.last), ("mlp", block.module.b.end)]
+    assert [(b.kind, b.projection) for b in block.branches] == [
+        ("attn", block.module.a.last),
+        ("mlp", block.module.b.end),
+    ]
 
 
 def test_the_norm_of_a_branch_is_a_norm_that_reads_it_and_gives_something_back():
     """A dropout that reads the branch is none, nor is a norm that read or returned no tensor."""
-    part, other, dropout, norm, silent, deaf = (nn.Linear(2, 2), nn.Linear(2, 2), nn.Dropout(), *map(nn.LayerNorm, (2, 2, 2)))
+    part, other, dropout, norm, silent, deaf = (
+        nn.Linear(2, 2),
+        nn.Linear(2, 2),
+        nn.Dropout(),
+        *map(nn.LayerNorm, (2, 2, 2)),
+    )
     raw, read, post = torch.ones(1, 2), torch.zeros(1, 2), torch.full((1, 2), 3.0)
     branch = Branch("mlp", part, part)
-    calls = [Call("part", part, (read,), raw), Call("dropout", dropout, (raw,), raw), Call("silent", silent, (raw,), None)]
+    calls = [
+        Call("part", part, (read,), raw),
+        Call("dropout", dropout, (raw,), raw),
+        Call("silent", silent, (raw,), None),
+    ]
     calls += [Call("deaf", deaf, (), post), Call("other", other, (read,), post)]
     (found,) = _with_norms((branch,), calls, torch.zeros(1, 2))
     assert (found.out_norm, found.sum_norm) == (None, None)
@@ -310,4 +346,7 @@ def test_the_norm_of_a_branch_is_a_norm_that_reads_it_and_gives_something_back()
     (found,) = _with_norms((branch,), [*calls, Call("norm", norm, (read,), post)], post)
     assert (found.out_norm, found.sum_norm) == (None, norm)
     (found,) = _with_norms((branch,), [Call("norm", norm, (read,), post), *calls], post)
-    assert (found.out_norm, found.sum_norm) == (None, None), "a norm in front of the branch is not that of the sum"
+    assert (found.out_norm, found.sum_norm) == (
+        None,
+        None,
+    ), "a norm in front of the branch is not that of the sum"

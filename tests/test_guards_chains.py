@@ -18,7 +18,8 @@ def call(given, returned):
 
 
 def test_a_stream_is_handed_on_by_every_element():
-    """One link that is another tensor, wherever it is, makes no stack; nor an element that is called twice."""
+    """One link that is another tensor, wherever it is, makes no stack; nor an element that is called
+    twice."""
     streams = [torch.full((1, 2, 3), float(i)) for i in range(5)]
     chain = [call(streams[i], streams[i + 1]) for i in range(4)]
     assert _hands_stream_on(chain)
@@ -55,7 +56,9 @@ def test_numbered_groups_are_blocks_where_half_of_their_names_recur(blocks, is_l
 def test_a_file_is_no_model_folder(tmp_path):
     (tmp_path / "file").write_text("words")
     for missing in (tmp_path / "file", tmp_path / "nothing"):
-        with pytest.raises(CheckpointError, match="is not a folder: give a model folder, a hub id, or specimen:qwen3"):
+        with pytest.raises(
+            CheckpointError, match="is not a folder: give a model folder, a hub id, or specimen:qwen3"
+        ):
             check_folder(missing)
     with pytest.raises(CheckpointError, match="is not a model folder: it has no config"):
         check_folder(tmp_path)

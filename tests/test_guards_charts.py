@@ -10,7 +10,7 @@ from regraft.reporting.figures.bit_figures import quantize_figures, quantizers_f
 from regraft.reporting.figures.block_figures import correlation_finding, linearity_figures, spectra_figures
 from regraft.reporting.figures.component_figures import push_figures, ranked
 from regraft.reporting.figures.graft_figures import certificate_figures
-from regraft.reporting.figures.intervene_figures import patch_figures
+from regraft.reporting.figures.patch_figures import patch_figures
 from regraft.reporting.figures.rebuild_figures import rebuild_figures
 from regraft.reporting.figures.route_figures import noise_figures, repeat_figures, shuffle_figures
 from regraft.reporting.figures.text_figures import contexts, trajectory_figures
@@ -22,7 +22,9 @@ NAN = float("nan")
 def curves(figure):
     """Name, places and heights of every line or group of bars, from left to right or from top to bottom."""
     return {
-        str(trace.name): (list(trace.y), list(trace.x)) if trace.orientation == "h" else (list(trace.x), list(trace.y))
+        str(trace.name): (
+            (list(trace.y), list(trace.x)) if trace.orientation == "h" else (list(trace.x), list(trace.y))
+        )
         for trace in figure.data
         if trace.type != "heatmap" and trace.name is not None
     }
@@ -52,7 +54,10 @@ def test_repetitions_noise_and_orders():
     assert np.array(loss.data[0].customdata).tolist() == data.loss.values.tolist()
     assert curves(length) == {"block 0": ([2, 3], [0.5, 0.25]), "block 1": ([2, 3], [2.0, 4.0])}
     data = xr.Dataset(
-        {"loss": (("block", "level"), [[1.0, 2.0], [3.0, 4.0]]), "ratio": (("block", "level"), [[0.1, 0.2], [0.3, 0.4]])},
+        {
+            "loss": (("block", "level"), [[1.0, 2.0], [3.0, 4.0]]),
+            "ratio": (("block", "level"), [[0.1, 0.2], [0.3, 0.4]]),
+        },
         {"block": ["0", "1"], "level": [0.1, 0.3]},
     )
     (_, loss), (_, ratio) = noise_figures(data)
@@ -101,7 +106,10 @@ def test_bits_of_blocks_matrices_and_recipes():
     assert list(bar.hovertext) == ["6 3 3", "4 4 4"]
     assert bar.marker.color[0] != bar.marker.color[1]
     assert recipes.layout.shapes[0].x0 == 1.25
-    assert curves(curve) == {"all blocks alike": ([4.0, 2.0], [1.5, 2.5]), "recipes": ([3.0, 3.0], [2.0, 1.75])}
+    assert curves(curve) == {
+        "all blocks alike": ([4.0, 2.0], [1.5, 2.5]),
+        "recipes": ([3.0, 3.0], [2.0, 1.75]),
+    }
     assert list(curve.data[1].text) == ["even", "ends"]
 
 
@@ -154,7 +162,10 @@ def test_spectra_and_linear_maps():
             "rank_ratio": (("role", "block"), [[0.5, 0.75], [0.25, 1.0]]),
             "matrix_block": ("matrix", ["0", "0", "1", "1"]),
             "matrix_role": ("matrix", ["q", "v", "q", "v"]),
-            "singular_values": (("matrix", "place"), [[4.0, 2.0, NAN], [3.0, 1.0, NAN], [8.0, 4.0, 2.0], [2.0, 1.0, NAN]]),
+            "singular_values": (
+                ("matrix", "place"),
+                [[4.0, 2.0, NAN], [3.0, 1.0, NAN], [8.0, 4.0, 2.0], [2.0, 1.0, NAN]],
+            ),
             "energy_8": ("matrix", [0.1, 0.2, 0.3, 0.4]),
             "power_law": ("matrix", [1.0, 2.0, 3.0, 4.0]),
         },
@@ -167,7 +178,8 @@ def test_spectra_and_linear_maps():
     assert curves(values)["v"][1][:2] == [1.0, 0.5]
     assert curves(energy) == {"q": (["0", "1"], [0.1, 0.3]), "v": (["0", "1"], [0.2, 0.4])}
     assert curves(law) == {"q": (["0", "1"], [1.0, 3.0]), "v": (["0", "1"], [2.0, 4.0])}
-    each = {name: (("part", "block"), [[number + 0.0, number + 1.0, number + 2.0], [NAN] * 3]) for number, name in
+    each = {name: (("part", "block"), [[number + 0.0, number + 1.0, number + 2.0], [NAN] * 3]) for number,
+    name in
             enumerate(("gap", "spectral_norm", "consistency"))}  # fmt: skip
     steps = [[[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]], [[NAN] * 2] * 3]
     data = xr.Dataset(
@@ -186,7 +198,8 @@ def test_spectra_and_linear_maps():
     assert [only(drawn[i]) for i in (0, 2, 3)] == [(blocks, [n, n + 1.0, n + 2.0]) for n in (0.0, 1.0, 2.0)]
     assert curves(drawn[1]) == {f"block {b}": ([0.01, 0.1], steps[0][b]) for b in range(3)}
     assert curves(drawn[4]) == {
-        "skipped": (blocks, [5.0, 6.0, 7.0]), "linear map": (blocks, [3.0, 4.0, 5.0]), "whole model": (blocks, [2.0] * 3),
+        "skipped": (blocks, [5.0, 6.0, 7.0]), "linear map": (blocks, [3.0, 4.0, 5.0]),
+        "whole model": (blocks, [2.0] * 3),
     }  # fmt: skip
     assert len(linearity_figures(data.assign(recovered=("block", [NAN] * 3)))) == 4
 
@@ -232,15 +245,25 @@ def test_effects_of_patching():
     assert list(line.x) == list(line.y) == [-3.0, 4.0]
     assert list(points.x)[:2] == [0.25, -1.0]
     assert list(points.y)[:2] == [0.5, -3.0]
-    assert list(points.text) == ["block 0, position 3", "block 0, position 4", "block 1, position 3", "block 1, position 4"]
-    plain = data.assign(attribution=(("block", "position"), np.full((2, 2), NAN))).assign_attrs(pairs=1, window=1)
-    assert [caption for caption, _ in patch_figures(plain)] == ["Effect of patching resid_pre, denoise direction"]
+    assert list(points.text) == [
+        "block 0, position 3",
+        "block 0, position 4",
+        "block 1, position 3",
+        "block 1, position 4",
+    ]
+    plain = data.assign(attribution=(("block", "position"), np.full((2, 2), NAN))).assign_attrs(
+        pairs=1, window=1
+    )
+    assert [caption for caption, _ in patch_figures(plain)] == [
+        "Effect of patching resid_pre, denoise direction"
+    ]
 
 
 def test_stages_of_a_rebuilt_model_in_the_grid_of_blocks():
     stages = ["embed", "blocks.0.q", "blocks.0.k", "blocks.1.q", "logits"]
     data = xr.Dataset(
-        {"decimals": ("stage", [5, 6, 7, 8, 9]), "largest": ("stage", [0.5, 0.4, 0.3, 0.2, 0.1])}, {"stage": stages}
+        {"decimals": ("stage", [5, 6, 7, 8, 9]), "largest": ("stage", [0.5, 0.4, 0.3, 0.2, 0.1])},
+        {"stage": stages},
     )
     ((_, figure),) = rebuild_figures(data)
     one = figure.data[0]
@@ -264,7 +287,12 @@ def test_trajectories_and_contexts():
     }
     raw = {name: (dims, np.zeros((2, 2, 2))) for name in ("cosine", "distance")}
     data = xr.Dataset(
-        {**means, **raw, "kl": (dims, np.full((2, 2, 2), NAN)), "cka": (dims, np.arange(8.0).reshape(2, 2, 2) / 8)},
+        {
+            **means,
+            **raw,
+            "kl": (dims, np.full((2, 2, 2), NAN)),
+            "cka": (dims, np.arange(8.0).reshape(2, 2, 2) / 8),
+        },
         {"relation": ["synonym", "antonym"], "place": ["pivot", "completion"], "depth": [0, 1]},
     )
     drawn = trajectory_figures(data)
@@ -311,7 +339,10 @@ def test_grafts_and_vocabularies():
     assert curves(depth) == {"x": ([0, 1], [0.1, 0.2]), "y": ([0, 1], [0.3, 0.4])}
     found = [figure for _, figure in others]
     kinds = next(figure for figure in found if len(figure.data) == 2)
-    assert curves(kinds) == {"behind such a token": (["g", "h"], [0.5, 0.6]), "such a token to come": (["g", "h"], [0.7, 0.8])}
+    assert curves(kinds) == {
+        "behind such a token": (["g", "h"], [0.5, 0.6]),
+        "such a token to come": (["g", "h"], [0.7, 0.8]),
+    }
     ratios = only(next(figure for figure in found if len(figure.data) == 1))
     assert set(ratios[1]) <= {(3.0 + number) / 2 for number in range(7)}
     assert len(ratios[0]) == len(set(ratios[0])) == len(ratios[1])
@@ -327,9 +358,15 @@ def test_grafts_and_vocabularies():
         {"tokenizer": ["one", "two"], "domain": ["x", "y"], "other": ["1", "2"]},
     )
     drawn = dict(tokenizer_figures(tokenizers))
-    assert curves(drawn["Bytes of text for each token"]) == {"one": (["x", "y"], [3.0, 4.0]), "two": (["x", "y"], [5.0, 6.0])}
+    assert curves(drawn["Bytes of text for each token"]) == {
+        "one": (["x", "y"], [3.0, 4.0]),
+        "two": (["x", "y"], [5.0, 6.0]),
+    }
     assert curves(drawn["Tokens for each word"])["two"] == (["x", "y"], [0.75, 0.5])
-    assert curves(drawn["Share of the text's tokens that hold parts of two words"])["two"] == (["x", "y"], [0.25, 0.5])
+    assert curves(drawn["Share of the text's tokens that hold parts of two words"])["two"] == (
+        ["x", "y"],
+        [0.25, 0.5],
+    )
     shared = drawn["Tokens that two vocabularies share, by their bytes"]
     assert field(shared) == ([[1.0, 0.5], [0.25, 1.0]], ["1", "2"], ["one", "two"])
     assert only(drawn["two: the most frequent tokens that cross words"]) == (["'a b'", "'c d'"], [9, 4])
@@ -347,7 +384,8 @@ def test_grafts_and_vocabularies():
     )
     (_, bits), (_, length), (_, losses) = transplant_figures(healed)
     assert curves(bits) == {
-        "before": (["x", "y"], [1.0, 2.0]), "after, not healed": (["x", "y"], [8.0, 9.0]), "after": (["x", "y"], [1.25, 2.25]),
+        "before": (["x", "y"], [1.0, 2.0]), "after, not healed": (["x", "y"], [8.0, 9.0]),
+        "after": (["x", "y"], [1.25, 2.25]),
     }  # fmt: skip
     assert curves(length) == {"before": (["x", "y"], [3.0, 4.0]), "after": (["x", "y"], [5.0, 6.0])}
     assert list(losses.data[0].y) == [3.0, 2.0, 1.0]

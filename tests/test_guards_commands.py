@@ -1,4 +1,5 @@
-"""What a command does with its options: which work is begun, what is written, what is printed, how it ends. Work is planted."""
+"""What a command does with its options: which work is begun, what is written, what is printed, how it ends.
+Work is planted."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def begun(monkeypatch):
     for name in ("check_writable", "write_run", "print_stages", "print_result"):
         planted(name)
     monkeypatch.setattr(commands, "resolve", lambda source: (source, source))
-    monkeypatch.setattr(commands, "open_rebuilt", lambda folder: SimpleNamespace(weights_sha256=f"sum of {folder}"))
+    monkeypatch.setattr(
+        commands, "open_rebuilt", lambda folder: SimpleNamespace(weights_sha256=f"sum of {folder}")
+    )
     return seen, found
 
 
@@ -43,7 +46,9 @@ def test_a_student_gets_a_folder_and_nothing_is_compared(begun, capsys):
 def test_a_rebuilt_model_is_compared_written_and_shown(begun, capsys, out, as_json, agrees):
     seen, found = begun
     found.attrs["agrees"] = agrees
-    assert commands.rebuild_model("it", ["text"], "2.mlp", "float64", None, out, as_json) == (0 if agrees else 1)
+    assert commands.rebuild_model("it", ["text"], "2.mlp", "float64", None, out, as_json) == (
+        0 if agrees else 1
+    )
     said = capsys.readouterr().out
     steps = [
         ("check_writable", out, "rebuild", "sum of it"),
@@ -51,7 +56,9 @@ def test_a_rebuilt_model_is_compared_written_and_shown(begun, capsys, out, as_js
         ("write_run", found, out),
     ]
     wanted = steps if out else steps[1:2]
-    assert [step[:4] if step[0] == "check_writable" else step for step in seen if step[0] != "print_stages"] == wanted
+    assert [
+        step[:4] if step[0] == "check_writable" else step for step in seen if step[0] != "print_stages"
+    ] == wanted
     assert (("print_stages", found) in seen) == (not as_json)
     assert ("written to out" in said) == (out is not None and not as_json)
     if as_json:

@@ -1,4 +1,5 @@
-"""Recorded keys and values in front of new ones, row by row, and what edits of several sites on one row have in common."""
+"""Recorded keys and values in front of new ones, row by row, and what edits of several sites on one row have
+in common."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ def test_a_row_that_edits_a_whole_projection_and_a_part_of_it_is_corrected_over_
     width = model.blocks[0].module.self_attn.o_proj.in_features
     head = width // 4
     assert _features(model, [Zero("0.head.1")]).tolist() == list(range(head, 2 * head))
-    assert _features(model, [Zero("0.head.2"), Zero("0.head.0")]).tolist() == [*range(head), *range(2 * head, 3 * head)]
+    assert _features(model, [Zero("0.head.2"), Zero("0.head.0")]).tolist() == [
+        *range(head),
+        *range(2 * head, 3 * head),
+    ]
     for edits in ([Zero("0.z"), Zero("0.head.1")], [Zero("0.head.1"), Zero("0.z")], [Zero("0.z")]):
         assert _features(model, edits).tolist() == list(range(width))
     recording = recorded(model, 6, 4)

@@ -1,4 +1,5 @@
-"""What a configuration can say of another sequence of blocks, in each of its ways, and the first thing that it cannot."""
+"""What a configuration can say of another sequence of blocks, in each of its ways, and the first thing that
+it cannot."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ from small import opened
     ],
 )
 def test_each_way_of_saying_it_is_said_again_or_left(name, value, kept, wanted):
-    """Of four blocks: a list for each, numbers of some, pairs of kinds and times, a pattern, a count from the beginning."""
+    """Of four blocks: a list for each, numbers of some, pairs of kinds and times, a pattern, a count from the
+    beginning."""
     assert _said_again(name, value, 4, kept) == wanted
 
 
@@ -58,7 +60,9 @@ class Config:
     """A configuration whose text part says things of two blocks."""
 
     def __init__(self):
-        self.text = SimpleNamespace(n_layer=2, layer_types=["a", "b"], first_k=1, eos_token_id=[0, 1], num_layers=9)
+        self.text = SimpleNamespace(
+            n_layer=2, layer_types=["a", "b"], first_k=1, eos_token_id=[0, 1], num_layers=9
+        )
 
     def get_text_config(self):
         return self.text
@@ -67,12 +71,21 @@ class Config:
 def test_a_copy_is_adjusted_and_what_is_no_fact_of_blocks_stays():
     config = Config()
     found = vars(adjusted(config, 2, [1, 0, 1], decoder=False).text)
-    assert found == {"n_layer": 3, "layer_types": ["b", "a", "b"], "first_k": 1, "eos_token_id": [0, 1], "num_layers": 9}
+    assert found == {
+        "n_layer": 3,
+        "layer_types": ["b", "a", "b"],
+        "first_k": 1,
+        "eos_token_id": [0, 1],
+        "num_layers": 9,
+    }
     assert vars(config.text) == vars(Config().text)
 
 
 def test_the_count_of_an_encoder_decoder_is_the_decoders():
-    for name, count, encoder in (("t5", "num_decoder_layers", "num_layers"), ("bart", "decoder_layers", "encoder_layers")):
+    for name, count, encoder in (
+        ("t5", "num_decoder_layers", "num_layers"),
+        ("bart", "decoder_layers", "encoder_layers"),
+    ):
         config = FAMILIES[name]().config
         found = adjusted(config, 3, [0, 2], decoder=True)
         assert (getattr(found, count), getattr(found, encoder)) == (2, 3)
@@ -80,14 +93,17 @@ def test_the_count_of_an_encoder_decoder_is_the_decoders():
 
 def moe(**changes):
     torch.manual_seed(1)
-    config = hf.Qwen3MoeConfig(**{**_DECODER, **changes}, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+    config = hf.Qwen3MoeConfig(
+        **{**_DECODER, **changes}, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+    )
     return load(hf.Qwen3MoeForCausalLM(config).eval(), pack=False)
 
 
 def neo():
     torch.manual_seed(1)
     config = hf.GPTNeoConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4, max_position_embeddings=128,
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4,
+        max_position_embeddings=128,
         attention_types=[[["global", "local"], 2]], window_size=4, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return load(hf.GPTNeoForCausalLM(config).eval(), pack=False)
@@ -97,7 +113,8 @@ def deep():
     torch.manual_seed(1)
     config = hf.DeepseekV3Config(
         **{**_DECODER, "num_key_value_heads": 4, "head_dim": 8}, first_k_dense_replace=2, n_routed_experts=4,
-        num_experts_per_tok=2, moe_intermediate_size=24, n_group=1, topk_group=1, q_lora_rank=16, kv_lora_rank=16,
+        num_experts_per_tok=2, moe_intermediate_size=24, n_group=1, topk_group=1, q_lora_rank=16,
+        kv_lora_rank=16,
         qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, n_shared_experts=1,
     )  # fmt: skip
     return load(hf.DeepseekV3ForCausalLM(config).eval(), pack=False)
@@ -117,7 +134,8 @@ def test_a_period_says_its_own_sequence_and_what_falls_on_it():
     for kept in ([0, 1, 2, 3], [2, 1], [0, 3, 2, 1, 0, 3]):
         sequence(model, kept)
     wanted = (
-        CANNOT.format(1, "a Qwen3MoeSparseMoeBlock", "the Qwen3MoeMLP mlp") + "; the configuration says decoder_sparse_step=2$"
+        CANNOT.format(1, "a Qwen3MoeSparseMoeBlock", "the Qwen3MoeMLP mlp")
+        + "; the configuration says decoder_sparse_step=2$"
     )
     with pytest.raises(ValueError, match=wanted):
         sequence(model, [0, 2])
@@ -136,7 +154,8 @@ def test_a_count_from_the_beginning_says_what_begins_with_it():
     for kept in ([0, 1, 2, 3], [1, 3], [0, 0, 1, 2], [2, 3], [1, 0]):
         sequence(model, kept)
     with pytest.raises(
-        ValueError, match=CANNOT.format(0, "a DeepseekV3MLP", "the DeepseekV3MoE mlp") + "; .*first_k_dense_replace=2"
+        ValueError,
+        match=CANNOT.format(0, "a DeepseekV3MLP", "the DeepseekV3MoE mlp") + "; .*first_k_dense_replace=2",
     ):
         sequence(model, [2, 0])
 
@@ -151,14 +170,20 @@ def test_a_window_of_a_block_is_a_fact_and_a_module_of_its_place_need_not_bear_i
         sequence(model, [0, 2])
     check_expressible(model, [model.blocks[0], odd], [0, 1])
     odd.mlp.up_proj = nn.Linear(32, 47, bias=False)
-    with pytest.raises(ValueError, match=r"block 1 would have mlp\.up_proj\.weight of shape \(48, 32\) for \(47, 32\)$"):
+    with pytest.raises(
+        ValueError, match=r"block 1 would have mlp\.up_proj\.weight of shape \(48, 32\) for \(47, 32\)$"
+    ):
         check_expressible(model, [model.blocks[0], odd], [0, 1])
 
 
 class Kept(nn.Module):
     def __init__(self, shape=(2,), buffer=False, **facts):
         super().__init__()
-        self.register_buffer("w", torch.zeros(shape)) if buffer else setattr(self, "w", nn.Parameter(torch.zeros(shape)))
+        (
+            self.register_buffer("w", torch.zeros(shape))
+            if buffer
+            else setattr(self, "w", nn.Parameter(torch.zeros(shape)))
+        )
         for name, value in facts.items():
             setattr(self, name, value)
 
@@ -185,7 +210,12 @@ class Other(Kept):
         (Kept(inner=Kept(window=4)), Kept(inner=Kept(window=5)), True, "inner.window 5 for 4"),
         (Kept(inner=Kept(window=4)), Kept(inner=Kept(window=5)), False, ""),
         (Kept(window=4), Kept(), True, ""),
-        (Kept(layer_idx=4, index=1, layer_id=3, idx=2), Kept(layer_idx=1, index=0, layer_id=0, idx=0), True, ""),
+        (
+            Kept(layer_idx=4, index=1, layer_id=3, idx=2),
+            Kept(layer_idx=1, index=0, layer_id=0, idx=0),
+            True,
+            "",
+        ),
         (Kept(sizes=[1]), Kept(sizes=[2]), True, ""),
         (Kept(_called=1), Kept(_called=2), True, ""),
         (Kept().eval(), Kept().train(), True, ""),
@@ -196,18 +226,25 @@ def test_blocks_differ_by_classes_then_facts_then_shapes(meant, made, own, wante
 
 
 def test_facts_are_plain_and_told_are_those_that_cannot_be_rewritten():
-    assert _plain(Kept(kind="a", window=4, layer_idx=3, sizes=[1], block_index_map=2)) == ["kind", "window", "block_index_map"]
+    assert _plain(Kept(kind="a", window=4, layer_idx=3, sizes=[1], block_index_map=2)) == [
+        "kind",
+        "window",
+        "block_index_map",
+    ]
     config = SimpleNamespace(
-        attn_layer_period=3, attn_layer_offset=1, expert_interval=2, full_attn_every_n=4, hidden_size=32, layer_freq=0,
+        attn_layer_period=3, attn_layer_offset=1, expert_interval=2, full_attn_every_n=4, hidden_size=32,
+        layer_freq=0,
         decoder_sparse_step=True, first_k_dense_replace=2, window_layers=[1], num_window_layers=5,
     )  # fmt: skip
-    assert _facts(config) == (
-        "attn_layer_period=3, attn_layer_offset=1, expert_interval=2, full_attn_every_n=4, first_k_dense_replace=2, "
-        "num_window_layers=5"
+    assert (
+        _facts(config) == "attn_layer_period=3, attn_layer_offset=1, expert_interval=2, full_attn_every_n=4,"
+        " first_k_dense_replace=2, num_window_layers=5"
     )
 
 
-@pytest.mark.parametrize("error", [ValueError("a\n  b"), TypeError("a b"), KeyError("a b"), StrictDataclassError("a b")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a\n  b"), TypeError("a b"), KeyError("a b"), StrictDataclassError("a b")]
+)
 def test_a_configuration_that_is_not_valid_is_a_sentence(error, monkeypatch):
     model = opened("llama")
 

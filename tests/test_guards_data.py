@@ -115,7 +115,11 @@ def test_padding_is_the_models_own_or_its_end(made):
 
 
 def test_prompts_are_taken_in_turn_from_every_category():
-    prompts = [Prompt(text, category) for category, texts in {"a": "123", "b": "4", "c": "56"}.items() for text in texts]
+    prompts = [
+        Prompt(text, category)
+        for category, texts in {"a": "123", "b": "4", "c": "56"}.items()
+        for text in texts
+    ]
     turns = [prompt.text for prompt in module.spread(prompts, 99)]
     assert turns == ["1", "4", "5", "2", "6", "3"]
     assert [prompt.text for prompt in module.spread(prompts, 4)] == turns[:4]
@@ -132,11 +136,15 @@ class Chat:
     def apply_chat_template(self, messages, add_generation_prompt, return_dict):
         if messages[0]["role"] == "system" and not self.system:
             raise TemplateError("no such role")
-        said = "|".join(f"{m['role']}:{m['content']}" for m in messages) + ("|next" if add_generation_prompt else "")
+        said = "|".join(f"{m['role']}:{m['content']}" for m in messages) + (
+            "|next" if add_generation_prompt else ""
+        )
         return {"input_ids": tuple(map(ord, said))} if return_dict else said
 
 
-@pytest.mark.parametrize(("system", "opens"), [(True, f"system:{module.SYSTEM}|user:Hi"), (False, f"user:{module.SYSTEM}\n\nHi")])
+@pytest.mark.parametrize(
+    ("system", "opens"), [(True, f"system:{module.SYSTEM}|user:Hi"), (False, f"user:{module.SYSTEM}\n\nHi")]
+)
 def test_a_chat_is_asked_for_its_next_turn(made, system, opens):
     model, _, _ = made
     model.tokenizer = Chat(system)
@@ -200,7 +208,9 @@ def test_passages_are_cut_to_what_the_model_reads():
         assert [i for row in passages[:-1] for i in row] == [*range(5, 90), *range(5, 90)]
 
 
-@pytest.mark.parametrize(("content", "word"), [(b"\xff\xfe\x00", "UTF-8"), (b" \n\n ", "empty"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"\xff\xfe\x00", "UTF-8"), (b" \n\n ", "empty"), (None, "cannot be read")]
+)
 def test_a_corpus_that_is_no_text_is_refused(tmp_path, content, word):
     if content is not None:
         (tmp_path / "text.txt").write_bytes(content)
@@ -257,14 +267,21 @@ def tokenizer_of(decoder, vocabulary, added=()):
 @pytest.mark.parametrize(
     ("decoder", "scheme", "tokens"),
     [
-        ({"type": "ByteLevel"}, "byte-level", {"Ġab": b" ab", "Ã©": "é".encode(), "Ċ": b"\n", "日": "日".encode()}),
+        (
+            {"type": "ByteLevel"},
+            "byte-level",
+            {"Ġab": b" ab", "Ã©": "é".encode(), "Ċ": b"\n", "日": "日".encode()},
+        ),
         ({"type": "WordPiece", "prefix": "##"}, "WordPiece", {"ab": b" ab", "##ab": b"ab", "##": b" ##"}),
         ({"type": "BPEDecoder", "suffix": "</w>"}, "BPE with word ends", {"ab": b"ab", "ab</w>": b"ab "}),
         ({"type": "Metaspace", "replacement": "▁"}, "SentencePiece", {"▁ab": b" ab", "<0x41>": b"<0x41>"}),
         (
             {
                 "type": "Sequence",
-                "decoders": [{"type": "Replace", "pattern": {"String": "_"}, "content": " "}, {"type": "ByteFallback"}],
+                "decoders": [
+                    {"type": "Replace", "pattern": {"String": "_"}, "content": " "},
+                    {"type": "ByteFallback"},
+                ],
             },
             "SentencePiece with byte fallback",
             {"_ab": b" ab", "<0x41>": b"A", "<0xE9>": b"\xe9", "<0x411>": b"<0x411>", "▁": "▁".encode()},
@@ -285,7 +302,9 @@ def test_bytes_of_tokens_by_decoder(decoder, scheme, tokens):
     assert len(token_bytes(tokenizer_of(decoder, vocabulary, added), rows=2)) == count + 2
 
 
-@pytest.mark.parametrize("decoder", [None, {"type": "CTC"}, {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}])
+@pytest.mark.parametrize(
+    "decoder", [None, {"type": "CTC"}, {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}]
+)
 def test_decoders_that_say_nothing_of_bytes_are_refused(decoder):
     with pytest.raises(ValueError, match="cannot be told"):
         token_bytes(tokenizer_of(decoder, {"a": 0}))

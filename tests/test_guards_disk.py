@@ -1,4 +1,5 @@
-"""What a system refuses and what is no refusal of it, and what is left where an old folder cannot be cleared away."""
+"""What a system refuses and what is no refusal of it, and what is left where an old folder cannot be cleared
+away."""
 
 from __future__ import annotations
 
@@ -12,7 +13,12 @@ from regraft.core.files import HINTS, NotWrittenError, whole_folder, writing
 
 
 def test_errors_without_a_systems_number_stay_what_they_are(tmp_path):
-    for error in (OSError("odd"), RuntimeError("odd"), RuntimeError("(os error 2)"), OSError(errno.ENOENT, "odd")):
+    for error in (
+        OSError("odd"),
+        RuntimeError("odd"),
+        RuntimeError("(os error 2)"),
+        OSError(errno.ENOENT, "odd"),
+    ):
         with pytest.raises(type(error)) as seen, writing(tmp_path):
             raise error
         assert seen.value is error
@@ -43,7 +49,8 @@ def test_a_folder_is_written_though_what_was_there_cannot_be_cleared_away(tmp_pa
 
 
 def test_a_folder_that_is_there_must_be_readable_and_one_above_it_need_not(tmp_path, monkeypatch):
-    """Asked of the system as anybody else than its owner would: what is in a folder must be seen, to be replaced."""
+    """Asked of the system as anybody else than its owner would: what is in a folder must be seen, to be
+    replaced."""
     asked = []
     monkeypatch.setattr(disk.os, "access", lambda path, needed: asked.append((path, needed)))
     for place, above, needed in ((tmp_path, tmp_path, 7), (tmp_path / "a" / "b", tmp_path, 3)):
@@ -53,7 +60,8 @@ def test_a_folder_that_is_there_must_be_readable_and_one_above_it_need_not(tmp_p
 
 
 def test_what_is_written_has_the_permissions_of_what_is_new_and_keeps_all_other_marks(tmp_path):
-    """A library wrote for the owner alone; a folder's mark that its files belong to its group is no permission."""
+    """A library wrote for the owner alone; a folder's mark that its files belong to its group is no
+    permission."""
     with whole_folder(tmp_path / "made") as fresh:
         (fresh / "inner").mkdir()
         (fresh / "file").write_text("x")

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from regraft.model.sites import SiteError
-from regraft.sweeps import metrics
+from regraft.sweeps import metrics, recorded_layout
 from regraft.sweeps import sweep as module
 from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
-from regraft.sweeps.executor import Replay, is_out_of_memory, route_logits
+from regraft.sweeps.executor import route_logits
 from regraft.sweeps.plan import Work
-from regraft.sweeps.sweep import SweepResult, _batch_rows, _joined, _live_rows, _Pairs, _told_apart, sweep
+from regraft.sweeps.recorded_layout import batch_rows, live_rows
+from regraft.sweeps.sweep import SweepResult, _joined, _Pairs, _told_apart, sweep
 from regraft.sweeps.variants import Add, Noise, Replace, Route, Scale, Stop, Variant, Zero
 from small import METRIC, opened, recorded, reference
 
@@ -29,14 +30,22 @@ def by_hand(x, placed, carried):
         edit, where = one.edit, one.edit.position
         wanted = [where] if isinstance(where, int) else where
         for b, length in enumerate(carried.lengths):
-            places = range(carried.start, carried.positions) if wanted is None else [p + length if p < 0 else p for p in wanted]
+            places = (
+                range(carried.start, carried.positions)
+                if wanted is None
+                else [p + length if p < 0 else p for p in wanted]
+            )
             for k, p in enumerate(places):
-                for w, feature in enumerate(range(x.shape[-1]) if one.features is None else one.features.tolist()):
+                for w, feature in enumerate(
+                    range(x.shape[-1]) if one.features is None else one.features.tolist()
+                ):
                     at = (one.row, b, p - carried.start, feature)
                     value = getattr(edit, "value", None)
                     if value is not None:
                         value = value.flatten(2) if value.dim() == 4 else value
-                        value = value.expand(*value.shape[:-1], x.shape[-1]) if value.shape[-1] == 1 else value
+                        value = (
+                            value.expand(*value.shape[:-1], x.shape[-1]) if value.shape[-1] == 1 else value
+                        )
                         if value.dim() == 3:
                             value = value[b % len(value), p, w]
                         elif value.dim() == 2:
@@ -104,8 +113,10 @@ def test_keys_tell_edits_apart_by_all_that_they_do():
     assert one.key == one.key != Replace("1.z", value, 2).key
     assert Zero("1.z", [1, 2]).key == Zero("1.z", (1, 2)).key
     keys = [
-        Zero("1.z").key, Zero("2.z").key, Zero("1.z", 1).key, Scale("1.z", 2.0).key, Scale("1.z", 3.0).key, Scale("2.z", 2.0).key,
-        Scale("1.z", 2.0, 1).key, Noise("1.z", 0.1).key, Noise("1.z", 0.2).key, Noise("1.z", 0.1, 1).key, Noise("2.z", 0.1).key,
+        Zero("1.z").key, Zero("2.z").key, Zero("1.z", 1).key, Scale("1.z", 2.0).key, Scale("1.z", 3.0).key,
+        Scale("2.z", 2.0).key,
+        Scale("1.z", 2.0, 1).key, Noise("1.z", 0.1).key, Noise("1.z", 0.2).key, Noise("1.z", 0.1, 1).key,
+        Noise("2.z", 0.1).key,
         Noise("1.z", 0.1, 0, 3).key, Add("1.z", value).key,
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
@@ -123,7 +134,11 @@ def test_routes_by_hand():
     assert blocks(Route.swap(5, 3, 1)) == [0, 3, 2, 1, 4]
     assert blocks(Route.repeat(4, 2, 3)) == [0, 1, 2, 2, 2, 3]
     assert blocks(Route.repeat(4, 2, 0)) == [0, 1, 3]
-    assert [(s.block, s.module) for s in Route.replace(3, {1: donor}).stops] == [(0, None), (1, donor), (2, None)]
+    assert [(s.block, s.module) for s in Route.replace(3, {1: donor}).stops] == [
+        (0, None),
+        (1, donor),
+        (2, None),
+    ]
     for wrong in (-1, 5):
         for make in (
             lambda b: Route.skip(5, [b]),
@@ -142,9 +157,17 @@ def faked(logits, causal=True, scored=None, lengths=(4, 3)):
     scored = mask.clone() if scored is None else scored
     ids = torch.tensor([[3, 1, 4, 2], [5, 0, 2, 0]])
     parts = SimpleNamespace(labels=None)
-    model = SimpleNamespace(causal=causal, vocabulary=logits.shape[-1], parts=parts, single_token=lambda text: int(text[1:]))
+    model = SimpleNamespace(
+        causal=causal, vocabulary=logits.shape[-1], parts=parts, single_token=lambda text: int(text[1:])
+    )
     return SimpleNamespace(
-        model=model, ids_BT=ids, scored_BT=scored, scored_is_given=False, lengths_B=mask.sum(1), prompts=2, positions=4
+        model=model,
+        ids_BT=ids,
+        scored_BT=scored,
+        scored_is_given=False,
+        lengths_B=mask.sum(1),
+        prompts=2,
+        positions=4,
     )
 
 
@@ -156,7 +179,9 @@ def test_metrics_by_their_definitions():
     p, q = clean.softmax(-1), logits.softmax(-1)
 
     def score(metric):
-        return metrics.resolved(metric, recording).score(logits, pairs, recording, lambda chosen: clean[chosen])
+        return metrics.resolved(metric, recording).score(
+            logits, pairs, recording, lambda chosen: clean[chosen]
+        )
 
     close = torch.testing.assert_close
     close(score(metrics.logit_difference(2, "t5")), logits[:, 2] - logits[:, 5])
@@ -209,9 +234,12 @@ def test_positions_that_metrics_read():
         prompt, position = metrics.loss().pairs(one)
         logits = numbers(len(prompt), 9)
         wanted = [
-            -float(row.log_softmax(-1)[one.ids_BT[b, t + shift]]) for row, b, t in zip(logits, prompt, position, strict=True)
+            -float(row.log_softmax(-1)[one.ids_BT[b, t + shift]])
+            for row, b, t in zip(logits, prompt, position, strict=True)
         ]
-        assert metrics.loss().score(logits, torch.arange(len(prompt)), one, None).tolist() == pytest.approx(wanted, rel=1e-5)
+        assert metrics.loss().score(logits, torch.arange(len(prompt)), one, None).tolist() == pytest.approx(
+            wanted, rel=1e-5
+        )
 
 
 def test_pairs_of_several_metrics_are_read_once_and_averaged_by_prompt():
@@ -234,7 +262,10 @@ def test_pairs_of_several_metrics_are_read_once_and_averaged_by_prompt():
 
 def test_metrics_of_one_kind_are_numbered():
     recording = faked(numbers(5, 9))
-    chosen = [metrics.resolved(m, recording) for m in (metrics.token_logit(1), metrics.rank(2), metrics.token_logit(3))]
+    chosen = [
+        metrics.resolved(m, recording)
+        for m in (metrics.token_logit(1), metrics.rank(2), metrics.token_logit(3))
+    ]
     told = _told_apart(chosen)
     assert [m.name for m in told] == ["logit_1", "rank", "logit_2"]
     assert [m.token for m in told] == [1, 2, 3]
@@ -244,7 +275,8 @@ def test_means_are_weighted_by_positions_and_results_joined():
     def part(values, clean, weights, deviation, note):
         one = {"m": torch.tensor(values)}
         return SweepResult(
-            one, {"m": torch.tensor(clean)}, {"m": torch.tensor(clean)}, {"m": torch.tensor(weights)}, {"m": "nats"},
+            one, {"m": torch.tensor(clean)}, {"m": torch.tensor(clean)}, {"m": torch.tensor(weights)},
+            {"m": "nats"},
             Work(1, 2, 3, 4), deviation, [note],
         )  # fmt: skip
 
@@ -262,14 +294,14 @@ def test_means_are_weighted_by_positions_and_results_joined():
 def test_rows_at_once_are_bounded(monkeypatch):
     model = opened("llama")
     recording = recorded(model, 7, 5)
-    monkeypatch.setattr(module, "CPU_ROW_POSITIONS", 43)
-    assert _batch_rows(recording) == 3
-    monkeypatch.setattr(module, "CPU_ROW_POSITIONS", 3)
-    assert _batch_rows(recording) == 1
-    monkeypatch.setattr(module, "LIVE_FLOATS", 2 * 7 * 32 * 5)
-    assert _live_rows(recording) == 5
-    monkeypatch.setattr(module, "LIVE_FLOATS", 7)
-    assert _live_rows(recording) == 2
+    monkeypatch.setattr(recorded_layout, "CPU_ROW_POSITIONS", 43)
+    assert batch_rows(recording) == 3
+    monkeypatch.setattr(recorded_layout, "CPU_ROW_POSITIONS", 3)
+    assert batch_rows(recording) == 1
+    monkeypatch.setattr(recorded_layout, "LIVE_FLOATS", 2 * 7 * 32 * 5)
+    assert live_rows(recording) == 5
+    monkeypatch.setattr(recorded_layout, "LIVE_FLOATS", 7)
+    assert live_rows(recording) == 2
     grid = [Variant([Zero(f"{b}.mlp_out", position=p)], name=f"{b}{p}") for b in range(4) for p in (1, 4)]
     found = sweep(recording, grid, [METRIC, metrics.loss()])
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 5 * model.vocabulary)
@@ -321,48 +353,8 @@ def test_a_routes_logits_are_those_of_the_full_run():
     recording = recorded(model, 6, 6)
     route = Route.order([0, 2, 2, 3])
     with torch.no_grad():
-        torch.testing.assert_close(route_logits(recording, Route.order(range(4))), model.hf(recording.ids_BT).logits)
+        torch.testing.assert_close(
+            route_logits(recording, Route.order(range(4))), model.hf(recording.ids_BT).logits
+        )
     wanted = reference(model, recording, [Variant(route=route)], score=lambda x: x)[0]
     torch.testing.assert_close(route_logits(recording, route)[:, -1], wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_running_out_of_memory_is_told_from_other_faults():
-    assert is_out_of_memory(torch.OutOfMemoryError("x"))
-    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
-    assert is_out_of_memory(RuntimeError("not enough memory: you tried"))
-    assert not is_out_of_memory(RuntimeError("shapes differ"))
-    assert Work(planned=1, naive=3).saved == 3
-
-
-@pytest.mark.parametrize(
-    ("most", "error", "sizes"),
-    [
-        (2, torch.OutOfMemoryError("x"), [9, 4, 2]),
-        (0, torch.OutOfMemoryError("x"), [9, 4, 2, 1]),
-        (2, RuntimeError("shapes differ"), [9]),
-    ],
-)
-def test_a_batch_that_does_not_fit_is_halved_until_one_row_and_other_faults_are_told_at_once(most, error, sizes, monkeypatch):
-    model = opened("llama")
-    recording = recorded(model, 6)
-    variants = [Variant([Scale("1.resid_pre", 1 + n / 4)]) for n in range(1, 10)]
-    wanted = reference(model, recording, variants)
-    own, asked = Replay._call, []
-
-    def call(self, part):
-        asked.append(len(part))
-        if len(part) > most:
-            raise error
-        return own(self, part)
-
-    monkeypatch.setattr(Replay, "_call", call)
-    monkeypatch.setattr(module, "_batch_rows", lambda recording: 9)
-    if most and len(sizes) > 1:
-        found = sweep(recording, variants, METRIC).values["d"]
-        assert float((found - wanted).abs().max()) <= 2 * model.rounding * model.check.largest
-        assert max(asked[2:]) == 2, "what fitted is kept to"
-    else:
-        with pytest.raises(RuntimeError, match=str(error)):
-            sweep(recording, variants, METRIC)
-        assert len(asked) == len(sizes)
-    assert asked[: len(sizes)] == sizes

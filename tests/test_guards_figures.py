@@ -1,4 +1,5 @@
-"""What figures show where, from datasets of a few numbers: values, places, and what is read where the pointer is."""
+"""What figures show where, from datasets of a few numbers: values, places, and what is read where the pointer
+is."""
 
 from __future__ import annotations
 
@@ -6,8 +7,19 @@ import numpy as np
 import xarray as xr
 
 from regraft.reporting.figures.component_figures import ablate_figures
-from regraft.reporting.figures.intervene_figures import knockout_figures, replacement_figures, swap_figures, swap_finding
-from regraft.reporting.figures.observe_figures import by_type, completion_figures, crystallization, geometry_figures, hurt_rates
+from regraft.reporting.figures.intervene_figures import (
+    knockout_figures,
+    replacement_figures,
+    swap_figures,
+    swap_finding,
+)
+from regraft.reporting.figures.observe_figures import (
+    by_type,
+    completion_figures,
+    crystallization,
+    geometry_figures,
+    hurt_rates,
+)
 from regraft.reporting.figures.route_figures import surgery_figures
 from regraft.reporting.figures.text_figures import neuron_figures
 
@@ -37,8 +49,10 @@ def test_neurons_of_the_block_with_the_largest_change_on_a_square():
     assert np.allclose(whole.data[0].y, [0.2, 0.6])
     assert len(ablate_figures(data.isel(block=[1]))) == 1
     over = data.assign_attrs(prompts=1200, target_id=-1)
-    assert ablate_figures(over)[0][0] == (
-        "Block 1: mean change of the probability of the answers over 1,200 prompts (×: another answer in any of them)"
+    assert (
+        ablate_figures(over)[0][0]
+        == "Block 1: mean change of the probability of the answers over 1,200 prompts (×: another answer in"
+        " any of them)"
     )
 
 
@@ -99,12 +113,16 @@ def test_bars_stand_over_the_blocks_that_they_are_of():
     assert bars_of(hurt_rates(lens)) == (["0", "1", "2"], [0.1, 0.2, 0.3])
     said = xr.Dataset({"completion_tokens": ("prompt", [4, 7])}, {"prompt": ["p", "q"]})
     assert bars_of(completion_figures(said)[0][1]) == (["p", "q"], [4, 7])
-    single = xr.Dataset({"loss": ("block", [1.0, 2.0, 3.0]), "ratio": ("block", [2.0, 4.0, 6.0])}, blocks, {"clean_loss": 0.5})
+    single = xr.Dataset(
+        {"loss": ("block", [1.0, 2.0, 3.0]), "ratio": ("block", [2.0, 4.0, 6.0])}, blocks, {"clean_loss": 0.5}
+    )
     assert bars_of(knockout_figures(single)[0][1]) == (["0", "1", "2"], [2.0, 4.0, 6.0])
     low = knockout_figures(single.assign_attrs(clean_loss=0.0))
     assert bars_of(low[0][1]) == (["0", "1", "2"], [1.0, 2.0, 3.0])
     for name, values in (("loss", [1.0, 2.0]), ("distance", [0.0, 0.5])):
-        changed = xr.Dataset({name: ("state", values)}, {"state": ["before", "after"]}, {"change": "without block 1"})
+        changed = xr.Dataset(
+            {name: ("state", values)}, {"state": ["before", "after"]}, {"change": "without block 1"}
+        )
         ((caption, figure),) = surgery_figures(changed)
         assert caption.endswith(", without block 1")
         assert bars_of(figure) == (["before", "after"], values)
@@ -122,9 +140,15 @@ def test_depths_and_kinds_at_which_tokens_settle():
         {"depth": [0, 1, 2], "by_type": ["a", "b"]},
     )
     figure = crystallization(data)
-    assert [bars_of(figure, i) for i in (0, 1)] == [(["0", "1", "2"], [0.25, 0, 0.5]), (["0", "1", "2"], [0, 0.75, 0.25])]
+    assert [bars_of(figure, i) for i in (0, 1)] == [
+        (["0", "1", "2"], [0.25, 0, 0.5]),
+        (["0", "1", "2"], [0, 0.75, 0.25]),
+    ]
     figure = by_type(data)
-    assert [bars_of(figure, i) for i in (0, 1)] == [(["a (3)", "b (1)"], [1.5, 2.0]), (["a (3)", "b (1)"], [0.5, 1.0])]
+    assert [bars_of(figure, i) for i in (0, 1)] == [
+        (["a (3)", "b (1)"], [1.5, 2.0]),
+        (["a (3)", "b (1)"], [0.5, 1.0]),
+    ]
     depths = {"depth": [0, 1], "other": [0, 1], "block": ["0"]}
     names = ("participation_ratio", "mean_norm", "cosine_raw", "cosine_centred", "persistence")
     cloud = {name: ("depth", [number + 0.25, number + 0.5]) for number, name in enumerate(names)}
@@ -139,7 +163,10 @@ def test_depths_and_kinds_at_which_tokens_settle():
 
 def test_pairs_of_blocks_and_blocks_removed_one_by_one():
     pairs = xr.Dataset(
-        {"increase": (("block", "other"), [[1.0, 2.0], [3.0, 4.0]]), "synergy": (("block", "other"), [[0.0, 0.5], [-0.5, 0.0]])},
+        {
+            "increase": (("block", "other"), [[1.0, 2.0], [3.0, 4.0]]),
+            "synergy": (("block", "other"), [[0.0, 0.5], [-0.5, 0.0]]),
+        },
         {"block": ["0", "1"], "other": ["a", "b"]},
     )
     (_, loss), (_, synergy) = knockout_figures(pairs)

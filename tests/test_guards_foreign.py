@@ -62,7 +62,9 @@ def test_virtual_tokens_are_refused_where_they_stand_in_front_of_the_model_alone
 
 def test_weights_on_two_devices_are_refused_and_so_is_one_without_numbers():
     def holding(**devices):
-        kept = {name: SimpleNamespace(device=torch.device(d), is_meta=d == "meta") for name, d in devices.items()}
+        kept = {
+            name: SimpleNamespace(device=torch.device(d), is_meta=d == "meta") for name, d in devices.items()
+        }
         return SimpleNamespace(named_parameters=lambda: kept.items(), parameters=kept.values)
 
     _refuse_elsewhere(holding(a="cpu", b="cpu"))
@@ -85,13 +87,19 @@ def test_an_adapter_is_told_by_its_widths():
             for name, width in widths.items():
                 setattr(self, name, width)
 
-    for widths, refused in (({}, False), ({"in_features": 48}, False), ({"in_features": 48, "out_features": 32}, True)):
+    for widths, refused in (
+        ({}, False),
+        ({"in_features": 48}, False),
+        ({"in_features": 48, "out_features": 32}, True),
+    ):
         hf = llama()
         hf.model.layers[2].mlp.down_proj = Beside(hf.model.layers[2].mlp.down_proj, **widths)
         notes = unwrapped(hf)[1]
         if refused:
             assert notes == ["an adapter is in effect in 1 layers, first model.layers.2.mlp.down_proj"]
-            with pytest.raises(ValueError, match=r"in effect in model\.layers\.2\.mlp\.down_proj: .* merge it first"):
+            with pytest.raises(
+                ValueError, match=r"in effect in model\.layers\.2\.mlp\.down_proj: .* merge it first"
+            ):
                 refuse_adapters(SimpleNamespace(hf=hf))
         else:
             assert notes == []
@@ -118,7 +126,9 @@ def test_an_adapter_is_refused_whatever_its_configuration_says(said, told, tmp_p
 
 def test_an_adapter_that_cannot_be_read_is_refused_all_the_same(tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text("{}")
-    monkeypatch.setattr(type(tmp_path), "read_text", lambda *args, **kwargs: (_ for _ in ()).throw(PermissionError("closed")))
+    monkeypatch.setattr(
+        type(tmp_path), "read_text", lambda *args, **kwargs: (_ for _ in ()).throw(PermissionError("closed"))
+    )
     with pytest.raises(CheckpointError, match=r"and no model \(adapter_config.json\): merge"):
         refuse_adapter_folder(tmp_path)
 
@@ -148,7 +158,8 @@ HEADS, D = 4, 8
 
 
 class Single:
-    """A recording of one token whose block gives these to the attention function, and whose projections return these."""
+    """A recording of one token whose block gives these to the attention function, and whose projections
+    return these."""
 
     def __init__(self, found, *calls):
         self.found, self.calls = found, calls
@@ -222,7 +233,9 @@ class Gated(Attention):
         self.gate, self.drop, self.behind = Gate(), nn.Dropout(0.0), nn.Identity()
 
     def forward(self, x, past_mask):
-        q, k, v = (w(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for w in (self.wq, self.wk, self.wv))
+        q, k, v = (
+            w(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for w in (self.wq, self.wk, self.wv)
+        )
         z = ((q @ k.mT + past_mask).softmax(-1) @ v).transpose(1, 2).flatten(2)
         return self.behind(self.wo(self.drop(self.gate(z))))
 
@@ -234,5 +247,7 @@ def test_what_stands_between_the_values_and_the_projection_is_named_and_nothing_
     for layer in decoder.tower:
         layer.attention = Gated(decoder.config)
     model = load(decoder.eval(), pack=False)
-    with pytest.raises(ValueError, match=r"not their value \(between them stand gate.leaf\), so roles are not sure"):
+    with pytest.raises(
+        ValueError, match=r"not their value \(between them stand gate.leaf\), so roles are not sure"
+    ):
         model.site("1.v")

@@ -1,4 +1,5 @@
-"""Grafts by hand: trees, sums below their nodes, byte embeddings, what generation reads, groups of tokens, places, folders."""
+"""Grafts by hand: trees, sums below their nodes, byte embeddings, what generation reads, groups of tokens,
+places, folders."""
 
 from __future__ import annotations
 
@@ -12,23 +13,31 @@ from torch import nn
 from transformers import GenerationConfig
 
 from regraft.core.memory import peak_bytes
-from regraft.data.token_bytes import TokenBytes
-from regraft.data.token_groups import TokenSums, groups
 from regraft.export.profile import only_these
 from regraft.model.block_call import without_cache
-from regraft.modules.byte_codes import byte_embedding
-from regraft.modules.byte_embedding import ByteBlock, ByteConfig, ByteEmbedding, _near, parameters
 from regraft.modules.logits_view import LogitsView, needed
 from regraft.modules.placement import all_placed, forward_inputs, placed, streams, tied, trunk_blocks, written
 from regraft.modules.tree_head import check_tree, tables, tree_head, turn_of
 from regraft.modules.tree_start import below, from_means, from_states
-from regraft.modules.trees import ABSENT, by_id, by_scores, from_lists, huffman, over, split_by, two_means, widened
+from regraft.modules.trees import (
+    ABSENT,
+    by_id,
+    by_scores,
+    from_lists,
+    huffman,
+    over,
+    split_by,
+    two_means,
+    widened,
+)
 from small import opened
 
 
 def leaves_below(tree, code):
     return (
-        [-1 - code] if code < 0 else [x for child in tree.children_NB[code] if child != ABSENT for x in leaves_below(tree, child)]
+        [-1 - code]
+        if code < 0
+        else [x for child in tree.children_NB[code] if child != ABSENT for x in leaves_below(tree, child)]
     )
 
 
@@ -67,7 +76,9 @@ def test_huffman_is_the_cheapest_tree():
             sum(items) + cheapest(left) + cheapest(right)
             for size in range(1, len(items) // 2 + 1)
             for chosen in itertools.combinations(range(len(items)), size)
-            for left, right in [([items[i] for i in chosen], [items[i] for i in range(len(items)) if i not in chosen])]
+            for left, right in [
+                ([items[i] for i in chosen], [items[i] for i in range(len(items)) if i not in chosen])
+            ]
         )
 
     tree = huffman(counts)
@@ -98,7 +109,15 @@ def test_wider_trees_have_the_same_leaves_in_the_same_order(levels):
 
 @pytest.mark.parametrize(
     "children",
-    [[[-1, -1]], [[-1, -3]], [[1, -1], [-2, -3], [-4, -5]], [[1, -1], [-2]], [[-1, -2], [1, -3]], [[1, 1], [-1, -2]], [[0, -1]]],
+    [
+        [[-1, -1]],
+        [[-1, -3]],
+        [[1, -1], [-2, -3], [-4, -5]],
+        [[1, -1], [-2]],
+        [[-1, -2], [1, -3]],
+        [[1, 1], [-1, -2]],
+        [[0, -1]],
+    ],
 )
 def test_what_is_no_tree_is_refused(children):
     with pytest.raises(ValueError, match=r"tree"):
@@ -106,7 +125,9 @@ def test_what_is_no_tree_is_refused(children):
 
 
 def test_clusters_are_parted_first():
-    rows = np.concatenate([np.full((4, 3), 5.0), np.full((4, 3), -5.0)]) + 0.1 * np.random.default_rng(0).normal(size=(8, 3))
+    rows = np.concatenate([np.full((4, 3), 5.0), np.full((4, 3), -5.0)]) + 0.1 * np.random.default_rng(
+        0
+    ).normal(size=(8, 3))
     order = np.random.default_rng(1).permutation(8)
     tree = two_means(rows[order])
     sides = [{int(order[leaf]) < 4 for leaf in leaves_below(tree, child)} for child in tree.children_NB[0]]
@@ -129,7 +150,9 @@ def head_on(tree, width=5):
     return head
 
 
-@pytest.mark.parametrize("tree", [by_id(9), widened(huffman(np.arange(1.0, 10.0)), 2)], ids=["binary", "wide"])
+@pytest.mark.parametrize(
+    "tree", [by_id(9), widened(huffman(np.arange(1.0, 10.0)), 2)], ids=["binary", "wide"]
+)
 def test_sums_below_every_child_and_starting_means(tree):
     head = head_on(tree)
     values = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -140,7 +163,11 @@ def test_sums_below_every_child_and_starting_means(tree):
     assert len(sums) == len(tree.children_NB)
     for node, row in enumerate(tree.children_NB):
         for child, code in enumerate(row):
-            wanted = values[leaves_below(tree, code)].sum(0) if code != ABSENT else torch.zeros(5, dtype=torch.float64)
+            wanted = (
+                values[leaves_below(tree, code)].sum(0)
+                if code != ABSENT
+                else torch.zeros(5, dtype=torch.float64)
+            )
             torch.testing.assert_close(sums[node][child], wanted)
     from_means(head, values)
     row = 0
@@ -149,15 +176,20 @@ def test_sums_below_every_child_and_starting_means(tree):
         first = leaves_below(tree, codes[0])
         for code in codes[1:]:
             own = leaves_below(tree, code)
-            torch.testing.assert_close(head.rows.weight[row].detach(), values[own].mean(0) - values[first].mean(0))
-            assert float(head.biases.weight[row, 0].detach()) == pytest.approx(math.log(len(own) / len(first)))
+            torch.testing.assert_close(
+                head.rows.weight[row].detach(), values[own].mean(0) - values[first].mean(0)
+            )
+            assert float(head.biases.weight[row, 0].detach()) == pytest.approx(
+                math.log(len(own) / len(first))
+            )
             row += 1
     assert row == 8
     assert not head.rows.weight[8].any()
 
 
 def test_starting_from_states_reaches_the_optimum():
-    """With many rounds and no ridge, each decision is the logistic regression; against plain gradient descent."""
+    """With many rounds and no ridge, each decision is the logistic regression; against plain gradient
+    descent."""
     torch.manual_seed(0)
     rows, states = torch.randn(4, 3, dtype=torch.float64), torch.randn(60, 3, dtype=torch.float64)
     logits = states @ rows.T
@@ -254,85 +286,6 @@ def test_scores_of_the_best_and_the_rest():
     with view.asked(generation(do_sample=True, top_k=4), every=True):
         assert view.mode == "full"
     assert (view.mode, view.count) == ("full", 1)
-
-
-TABLE = TokenBytes(
-    (b"", b"ab", b"b", b"abcde", b"", b"\xc3"), ("special", "text", "text", "text", "reserved", "text"), "byte-level"
-)
-
-
-@pytest.mark.parametrize("readout", ["flatten", "pool"])
-def test_a_byte_embedding_written_out(readout):
-    torch.manual_seed(0)
-    graft = byte_embedding(TABLE, 12, ByteConfig(3, 8, 1, 2, 10, readout)).double()
-    block = graft.over_bytes[0]
-    for token, content in ((1, b"ab"), (2, b"b"), (3, b"abc"), (5, b"\xc3")):
-        x = torch.stack([graft.bytes.weight[byte] + graft.places[place] for place, byte in enumerate(content)])
-        normed = block.norm_attention(x)
-        q, k, v = (part.view(len(content), 2, 4) for part in block.qkv(normed).split(8, -1))
-        mixed = torch.cat([((q[:, h] @ k[:, h].T) / 2).softmax(-1) @ v[:, h] for h in range(2)], -1)
-        x = x + block.out(mixed)
-        x = x + block.down(nn.functional.gelu(block.up(block.norm_mlp(x))))
-        if readout == "flatten":
-            read = torch.cat([x, x.new_zeros(3 - len(content), 8)]).flatten()
-        else:
-            read = torch.cat([((x @ query) / 8**0.5).softmax(0) @ x for query in graft.queries])
-        wanted = graft.down(nn.functional.gelu(graft.up(read)))
-        torch.testing.assert_close(graft(torch.tensor([[token]]))[0, 0], wanted)
-    assert torch.equal(graft(torch.tensor([0, 4])), graft.own.weight)
-    assert graft.owners == 2
-    torch.testing.assert_close(graft.table(rows=2), graft(torch.arange(6)))
-    graft.answers_in = torch.bfloat16
-    assert graft(torch.tensor([1])).dtype == torch.bfloat16
-    graft.places.requires_grad_(False)
-    assert parameters([graft]) == sum(p.numel() for p in graft.parameters()) - 24
-
-
-def test_sizes_of_a_byte_embedding():
-    for wrong in (
-        dict(group=0),
-        dict(byte_width=0),
-        dict(heads=0),
-        dict(neurons=0),
-        dict(blocks=-1),
-        dict(byte_width=10, heads=4),
-        dict(group=5),
-    ):
-        with pytest.raises(ValueError, match=r"\w"):
-            ByteConfig(**{**dict(group=4, byte_width=8, heads=2, neurons=4), **wrong}).check(32)
-    with pytest.raises(ValueError, match="readout"):
-        ByteConfig(group=4, byte_width=8, heads=2, readout="other").check(32)
-    ByteConfig(group=5, byte_width=8, heads=2, blocks=0, neurons=1, readout="pool").check(32)
-    assert ByteEmbedding(ByteConfig(4, 8, 0, 2, 4), 32, 3, 0).own.num_embeddings == 1
-    assert (_near(32, 12), _near(32, 1), _near(32, 32)) == ("8 or 16", "2", "16")
-    assert ByteBlock(8, 2).up.out_features == 32
-
-
-def test_groups_of_tokens():
-    found = groups(TABLE, np.array([0, 1, 9, 10, 99, 100]))
-    text = {name: np.flatnonzero(these).tolist() for name, these in found.items()}
-    assert (text["1 byte"], text["2 bytes"], text["5 to 8 bytes"], text["longer"]) == ([2, 5], [1], [3], [])
-    assert (text["below 10 times"], text["10 to 99 times"], text["100 times and more"]) == ([1, 2], [3, 4], [5])
-    assert (text["part of a character"], text["does not"], text["special tokens"], text["reserved tokens"]) == (
-        [5],
-        [1, 2, 3],
-        [0],
-        [4],
-    )
-    logits = torch.randn(2, 1, 4, 6, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    sums, ids = TokenSums(6), torch.tensor([[1, 2, 1, 3]])
-    sums.add(logits[0], logits[1], ids)
-    assert sums.read_V.tolist() == [0, 2, 1, 0, 0, 0]
-    assert sums.wanted_V.tolist() == [0, 1, 1, 1, 0, 0]
-    kl = [float((logits[0, 0, t].exp() * (logits[0, 0, t] - logits[1, 0, t])).sum()) for t in range(3)]
-    assert sums.divergence_V.tolist() == pytest.approx([0, kl[0] + kl[2], kl[1], 0, 0, 0], rel=1e-5)
-    excess = [float(logits[0, 0, t, ids[0, t + 1]] - logits[1, 0, t, ids[0, t + 1]]) for t in range(3)]
-    assert sums.excess_V.tolist() == pytest.approx([0, excess[1], excess[0], excess[2], 0, 0], rel=1e-5)
-    said = sums.by_group(TABLE)
-    assert said["group_tokens"].sel(group="2 bytes") == 2
-    assert float(said["group_kl"].sel(group="2 bytes")) == pytest.approx((kl[0] + kl[2]) / 2, rel=1e-5)
-    assert float(said["group_excess"].sel(group="2 bytes")) == pytest.approx(excess[1], rel=1e-5)
-    assert "5 to 8 bytes" not in said["group_tokens"].group
 
 
 def test_grafts_stand_in_their_places_only_inside():

@@ -62,7 +62,9 @@ def test_two_opt_leaves_nothing_that_a_turn_would_better():
         length = path_length(path, distance)
         for i in range(9):
             for j in range(i + 1, 9):
-                assert path_length(path[:i] + path[i : j + 1][::-1] + path[j + 1 :], distance) >= length - 1e-9
+                assert (
+                    path_length(path[:i] + path[i : j + 1][::-1] + path[j + 1 :], distance) >= length - 1e-9
+                )
 
 
 def test_the_second_eigenvector_puts_a_line_in_order():
@@ -110,7 +112,8 @@ def test_scores_of_recovered_orders():
 
 
 class Inversions:
-    """A loss that counts the pairs that stand the wrong way round, weighted; it remembers what it was asked for."""
+    """A loss that counts the pairs that stand the wrong way round, weighted; it remembers what it was asked
+    for."""
 
     def __init__(self, count):
         self.weight = np.random.default_rng(0).random((count, count)) + 0.5
@@ -119,7 +122,10 @@ class Inversions:
     def __call__(self, orders):
         self.asked += [tuple(order) for order in orders]
         return np.array(
-            [sum(self.weight[a, b] for i, a in enumerate(o) for b in o[i + 1 :] if a > b) - 0.01 * len(o) for o in orders]
+            [
+                sum(self.weight[a, b] for i, a in enumerate(o) for b in o[i + 1 :] if a > b) - 0.01 * len(o)
+                for o in orders
+            ]
         )
 
 
@@ -225,7 +231,9 @@ def test_what_repeating_does(updates, back, what):
 
 
 def test_clusters_by_cost():
-    cost = np.array([[0.0, 0.2, 3.0, 4.0], [0.2, 0.0, 5.0, 6.0], [3.0, 5.0, 0.0, -0.5], [4.0, 6.0, -0.5, 0.0]])
+    cost = np.array(
+        [[0.0, 0.2, 3.0, 4.0], [0.2, 0.0, 5.0, 6.0], [3.0, 5.0, 0.0, -0.5], [4.0, 6.0, -0.5, 0.0]]
+    )
     tree = cluster(cost)
     assert [sorted(row[:2].astype(int).tolist()) for row in tree] == [[2, 3], [0, 1], [4, 5]]
     assert tree[:, 2].tolist() == pytest.approx([0.0, 0.2, 4.5])

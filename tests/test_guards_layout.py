@@ -26,7 +26,9 @@ def outputs(model, recording, block, path, change):
     return seen[0]
 
 
-@pytest.mark.parametrize(("name", "path", "dim"), [("gpt2", "mlp.c_fc.weight", 1), ("gpt2", "mlp.c_proj.weight", 0)])
+@pytest.mark.parametrize(
+    ("name", "path", "dim"), [("gpt2", "mlp.c_fc.weight", 1), ("gpt2", "mlp.c_proj.weight", 0)]
+)
 def test_bends_are_second_differences_over_the_whole_change(name, path, dim):
     """GPT-2's MLP has biases and no gate, so it says something at every scale, 0 too."""
     model = opened(name)
@@ -52,7 +54,10 @@ def test_bends_are_second_differences_over_the_whole_change(name, path, dim):
 
 def test_a_layout_takes_the_rows_or_columns_of_a_role():
     matrix = torch.arange(12).view(3, 4)
-    rows, columns = PackedLayout(0, {"gate": torch.tensor([0, 2])}), PackedLayout(1, {"up": torch.tensor([3, 1, 0])})
+    rows, columns = (
+        PackedLayout(0, {"gate": torch.tensor([0, 2])}),
+        PackedLayout(1, {"up": torch.tensor([3, 1, 0])}),
+    )
     assert rows.take(matrix, "gate").tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
     assert columns.take(matrix, "up").tolist() == [[3, 1, 0], [7, 5, 4], [11, 9, 8]]
     assert rows.shape((3, 4), "gate") == (2, 4)

@@ -1,4 +1,5 @@
-"""What another library is asked to quantize, told by one that stands in for it: which matrices, in which groups, which text."""
+"""What another library is asked to quantize, told by one that stands in for it: which matrices, in which
+groups, which text."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from regraft.experiments.intervene.quantization.libraries import (
     held_bytes,
     integer_weights,
     linears,
-    replace_linears,
+    replaced_linears,
     whole_group,
     with_linears,
 )
@@ -37,7 +38,9 @@ def asked(monkeypatch):
                 model.get_submodule(name).weight.mul_(0.5)
 
     modifiers = SimpleNamespace(GPTQModifier=lambda config_groups: config_groups)
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(Dataset=SimpleNamespace(from_dict=lambda columns: columns)))
+    monkeypatch.setitem(
+        sys.modules, "datasets", SimpleNamespace(Dataset=SimpleNamespace(from_dict=lambda columns: columns))
+    )
     monkeypatch.setitem(sys.modules, "llmcompressor", SimpleNamespace(oneshot=oneshot))
     monkeypatch.setitem(sys.modules, "llmcompressor.modifiers.gptq", modifiers)
     monkeypatch.setitem(sys.modules, "llmcompressor.modifiers", SimpleNamespace(gptq=modifiers))
@@ -45,7 +48,9 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "group"), [("llama", 24), ("gpt2", 16)])
-def test_every_matrix_of_the_blocks_named_is_quantized_in_the_longest_group_that_divides_it(name, group, asked, monkeypatch):
+def test_every_matrix_of_the_blocks_named_is_quantized_in_the_longest_group_that_divides_it(
+    name, group, asked, monkeypatch
+):
     rows = [[7], [5, 6], [5, 6, 7, 8], *([9, 9, 9] for _ in range(70))]
     monkeypatch.setattr(libraries, "corpus", lambda model: rows)
     model = opened(name)
@@ -63,14 +68,20 @@ def test_every_matrix_of_the_blocks_named_is_quantized_in_the_longest_group_that
     assert asked["groups"] == {
         f"group_{size}": {
             "targets": names,
-            "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": size},
+            "weights": {
+                "num_bits": 4,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "group",
+                "group_size": size,
+            },
         }
         for size, names in wanted.items()
     }
     for block, copy in zip(model.blocks[1:], made, strict=True):
         own = dict(linears(with_linears(block.module)))
         assert own
-        for path, linear in linears(copy):
+        for path, linear in linears(copy.make()):
             torch.testing.assert_close(linear.weight, own[path].weight / 2)
 
 
@@ -90,8 +101,10 @@ def test_groups_divide_the_inputs_and_what_was_asked_for():
 
 
 def test_maps_are_exchanged_but_for_those_kept_by_their_own_name():
-    module = nn.Sequential(nn.Linear(2, 3), nn.ModuleDict({"wo": nn.Linear(3, 4), "wi": nn.Linear(4, 5)}), nn.LayerNorm(5))
-    replace_linears(module, lambda linear: nn.Embedding(linear.in_features, linear.out_features), ("wo",))
+    module = nn.Sequential(
+        nn.Linear(2, 3), nn.ModuleDict({"wo": nn.Linear(3, 4), "wi": nn.Linear(4, 5)}), nn.LayerNorm(5)
+    )
+    replaced_linears(module, lambda linear: nn.Embedding(linear.in_features, linear.out_features), ("wo",))
     kinds = [(name, type(child).__name__) for name, child in module.named_modules() if name and name != "1"]
     assert kinds == [("0", "Embedding"), ("1.wo", "Linear"), ("1.wi", "Embedding"), ("2", "LayerNorm")]
     assert held_bytes(module) == 4 * (2 * 3 + 3 * 4 + 4 + 4 * 5 + 2 * 5)

@@ -16,7 +16,9 @@ def numbers(*shape, seed=0):
 
 
 def cause(ours, official, before):
-    (said,) = causes("0.scores", ours.masked_fill(LATER, -math.inf), official.masked_fill(LATER, -math.inf), before, {}, 2)
+    (said,) = causes(
+        "0.scores", ours.masked_fill(LATER, -math.inf), official.masked_fill(LATER, -math.inf), before, {}, 2
+    )
     return said
 
 
@@ -33,8 +35,12 @@ def test_a_factor_of_what_a_bias_is_added_to():
     heads = [x.unflatten(-1, (2, 8)).transpose(1, 2) for x in (q, k)]
     raw = heads[0] @ heads[1].transpose(2, 3)
     before = {"0.q": q, "0.k": k}
-    assert cause(raw / 8**0.5 + bias, raw + bias, before).startswith("q·k is divided by √8 here and not officially")
-    assert cause(raw + bias, raw / 8**0.5 + bias, before).startswith("q·k is divided by √8 officially and not here")
+    assert cause(raw / 8**0.5 + bias, raw + bias, before).startswith(
+        "q·k is divided by √8 here and not officially"
+    )
+    assert cause(raw + bias, raw / 8**0.5 + bias, before).startswith(
+        "q·k is divided by √8 officially and not here"
+    )
     assert "differs by 0.25 times itself" in cause(raw + bias, 1.25 * raw + bias, before)
 
 

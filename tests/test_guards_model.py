@@ -22,7 +22,8 @@ def test_prompts_in_every_form():
     model = opened("llama")
     rows = torch.tensor([[5, 6], [7, 8]])
     for given, wanted in (
-        ("5,6", [[5, 6]]), ([5, 6], [[5, 6]]), ([[5], [6]], [[5], [6]]), (["5,6", "7 8"], [[5, 6], [7, 8]]), ((5, 6), [[5, 6]]),
+        ("5,6", [[5, 6]]), ([5, 6], [[5, 6]]), ([[5], [6]], [[5], [6]]), (["5,6", "7 8"], [[5, 6], [7, 8]]),
+        ((5, 6), [[5, 6]]),
         (rows, [[5, 6], [7, 8]]), (rows[0], [[5, 6]]), (list(rows), [[5, 6], [7, 8]]),
     ):  # fmt: skip
         assert model.record(given).ids_BT.tolist() == wanted
@@ -34,7 +35,10 @@ def test_what_a_recording_counts():
     pad = model.hf.config.pad_token_id
     assert recording.ids_BT.tolist() == [[5, 6, 7, 9, 10], [8, 11, pad, pad, pad]]
     assert recording.mask_BT.tolist() == [[True] * 5, [True, True, False, False, False]]
-    assert recording.scored_BT.tolist() == [[False, False, False, True, True], [False, True, False, False, False]]
+    assert recording.scored_BT.tolist() == [
+        [False, False, False, True, True],
+        [False, True, False, False, False],
+    ]
     assert recording.inputs["attention_mask"].tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
     assert (recording.prompts, recording.positions, recording.lengths_B.tolist()) == (2, 5, [5, 2])
     assert recording.lengths_of(0) == (5, 2)
@@ -62,7 +66,10 @@ def test_a_decoder_behind_an_encoder_has_its_own_tokens():
     start, pad = model.hf.config.decoder_start_token_id, model.hf.config.pad_token_id
     assert recording.inputs["input_ids"].tolist() == [[5, 6, 7], [8, pad, pad]]
     assert recording.ids_BT.tolist() == [[start, 9, pad, pad, pad], [start, 10, 11, 12, 13]]
-    assert recording.scored_BT.tolist() == [[False, True, False, False, False], [False, True, True, True, True]]
+    assert recording.scored_BT.tolist() == [
+        [False, True, False, False, False],
+        [False, True, True, True, True],
+    ]
     assert [recording.lengths_of(block) for block in (0, 2, 3, 5)] == [(3, 1), (3, 1), (2, 5), (2, 5)]
     assert [recording.positions_of(block) for block in (2, 3)] == [3, 5]
     assert recording.real_at(0).tolist() == [[True] * 3, [True, False, False]]
@@ -77,7 +84,8 @@ def test_what_cannot_be_recorded():
     model = opened("llama")
     model.record([1, 95])
     for prompts, completions, word in (
-        ([], None, "no prompt"), ([[]], None, "empty"), ([[5], [6]], [[7]], "2 prompts but 1"), ([[96]], None, "96"),
+        ([], None, "no prompt"), ([[]], None, "empty"), ([[5], [6]], [[7]], "2 prompts but 1"),
+        ([[96]], None, "96"),
         ([[-1]], None, "-1"), ([[5]], [[96]], "96"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=word):
@@ -100,7 +108,8 @@ def test_texts_become_ids():
     letters = {"a": 7, "b": 8, " ": 9, "$": 2}
     model.tokenizer = type("Letters", (), {
         "__call__": lambda self, text, **more: {"input_ids": [letters.get(letter, 20) for letter in text]},
-        "decode": lambda self, ids, **more: "".join(letter for i in ids for letter, number in letters.items() if number == i),
+        "decode": lambda self, ids,
+        **more: "".join(letter for i in ids for letter, number in letters.items() if number == i),
         "convert_ids_to_tokens": lambda self, i: self.decode([i]),
         "all_special_ids": [2],
     })()  # fmt: skip
@@ -143,7 +152,9 @@ def test_activations_of_several_prompts_equal_those_of_each_alone(name):
             if model.two_stacks
             else recording.ids_BT[row : row + 1, :length]
         )
-        written = [recording.ids_BT[row, 1 : int(recording.lengths_B[row])].tolist()] if model.two_stacks else None
+        written = (
+            [recording.ids_BT[row, 1 : int(recording.lengths_B[row])].tolist()] if model.two_stacks else None
+        )
         alone = model.record(source.tolist(), written)
         block = len(model.blocks) - 1
         real = int(recording.lengths_of(block)[row])
@@ -187,7 +198,18 @@ def test_addresses_that_exist_and_that_do_not():
         site = parse_site(address, model.parts)
         assert (site.block, site.name, site.index) == (block, name, index)
     assert parse_site("decoder.1.z", two.parts).block == 4
-    for wrong in ("4.z", "x", "1.head", "1.z.3", "1.none", "encoder.1.z", "1.neuron", "-1.z", "1.z.", "01.z.2"):
+    for wrong in (
+        "4.z",
+        "x",
+        "1.head",
+        "1.z.3",
+        "1.none",
+        "encoder.1.z",
+        "1.neuron",
+        "-1.z",
+        "1.z.",
+        "01.z.2",
+    ):
         with pytest.raises(SiteError):
             parse_site(wrong, model.parts)
     for wrong in ("1.z", "encoder.3.z", "embed"):
@@ -213,7 +235,9 @@ def test_addresses_that_exist_and_that_do_not():
 
 def test_heads_are_counted_by_module_width_or_configuration():
     def count(width, config=None, **attributes):
-        return head_count(SimpleNamespace(attention=SimpleNamespace(**attributes)), SimpleNamespace(**(config or {})), width)
+        return head_count(
+            SimpleNamespace(attention=SimpleNamespace(**attributes)), SimpleNamespace(**(config or {})), width
+        )
 
     assert count(32, num_heads=4, head_dim=16) == 4
     assert count(32, num_heads=5, head_dim=16) == 2
@@ -229,7 +253,11 @@ def test_packed_projections_divide_by_heads():
         return packed_taps(nn.Linear(3, width), heads, head_width, interleaved)
 
     plain = parts(16, 4, 2, False)
-    assert [plain[site].features.tolist() for site in "qkv"] == [list(range(8)), list(range(8, 12)), list(range(12, 16))]
+    assert [plain[site].features.tolist() for site in "qkv"] == [
+        list(range(8)),
+        list(range(8, 12)),
+        list(range(12, 16)),
+    ]
     assert [plain[site].heads for site in "qkv"] == [4, 2, 2]
     thin = parts(6, 4, 1, False)
     assert [thin[site].features.tolist() for site in "qkv"] == [[0, 1, 2, 3], [4], [5]], "heads of one number"
@@ -243,13 +271,17 @@ def test_packed_projections_divide_by_heads():
         (16, 4, 2, True),
         (6, 4, 2, False),
     ):
-        assert all(isinstance(reason, str) for reason in parts(width, heads, head_width, interleaved).values())
+        assert all(
+            isinstance(reason, str) for reason in parts(width, heads, head_width, interleaved).values()
+        )
 
 
 def test_sides_by_names():
     for name, side in (
-        ("self_attn.o_proj", "attn"), ("attention.dense", "attn"), ("mlp.attn_proj", "mlp"), ("output.dense", "mlp"),
-        ("encoder_attn.out_proj", "cross"), ("layer.1.EncDecAttention.o", "cross"), ("crossattention.dense", "cross"),
+        ("self_attn.o_proj", "attn"), ("attention.dense", "attn"), ("mlp.attn_proj", "mlp"),
+        ("output.dense", "mlp"),
+        ("encoder_attn.out_proj", "cross"), ("layer.1.EncDecAttention.o", "cross"),
+        ("crossattention.dense", "cross"),
     ):  # fmt: skip
         assert side_of(name) == side
     assert matrix_OI(nn.Linear(3, 5)).shape == (5, 3)
@@ -263,7 +295,9 @@ def test_hooks_read_and_write_one_tap():
         torch.testing.assert_close(layer(x), 2 * plain)
     with writing(Tap(layer, "input"), lambda y: y.flip(1), (2, 3)):
         torch.testing.assert_close(layer(x), layer.forward(x.view(2, 3, 4).flip(1).reshape(6, 4)))
-    with reading({"in": Tap(layer, "input"), "some": Tap(layer, "output", torch.tensor([2, 0]))}, (2, 3)) as seen:
+    with reading(
+        {"in": Tap(layer, "input"), "some": Tap(layer, "output", torch.tensor([2, 0]))}, (2, 3)
+    ) as seen:
         layer(x)
     assert torch.equal(seen["in"], x.view(2, 3, 4))
     assert torch.equal(seen["some"], plain.view(2, 3, 3)[..., [2, 0]])
@@ -324,7 +358,9 @@ def test_matrices_by_role_make_the_models_activations(name):
         bias = 0 if bias is None else bias if tap.features is None else bias[tap.features]
         held = next(v for (b, r, _), v in found.items() if b == block.address and r == role)
         made = given @ (held if name == "gpt2" else held.T) + bias
-        torch.testing.assert_close(made, recording[f"{block.address}.{role}"].flatten(2), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            made, recording[f"{block.address}.{role}"].flatten(2), rtol=1e-4, atol=1e-5
+        )
     down = [v for (b, r, _), v in found.items() if b == block.address and r == "down"]
     assert len(down) == (4 if name == "qwen3_moe" else 1)
     assert all(v.shape[name == "gpt2"] == model.width for v in down)

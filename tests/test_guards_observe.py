@@ -1,8 +1,8 @@
-"""What observations compute, on numbers small enough to do by hand: spectra, ranks, derivatives, clouds, lenses."""
+"""What observations compute, on numbers small enough to do by hand: spectra, ranks, derivatives, clouds,
+lenses."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from types import SimpleNamespace
 
@@ -12,8 +12,16 @@ import scipy.stats
 import torch
 import xarray as xr
 
-from regraft.experiments.observe.correlations import correlated, orders, quantities, spearman
-from regraft.experiments.observe.geometry import Cloud, _add_second_moments, _moments, _pairs, _updates, geometry, linear_cka
+from regraft.experiments.observe.correlations import correlated, quantities
+from regraft.experiments.observe.geometry import (
+    Cloud,
+    _add_second_moments,
+    _moments,
+    _pairs,
+    _updates,
+    geometry,
+    linear_cka,
+)
 from regraft.experiments.observe.jacobian import (
     central_difference,
     consistency,
@@ -27,66 +35,12 @@ from regraft.experiments.observe.jacobian import (
 from regraft.experiments.observe.lens import _describe, _first_depth, _split, lens, token_type
 from regraft.experiments.observe.linear_fit import LinearMap, fit_blocks, ridge_regression
 from regraft.experiments.observe.neurons import _consistent, _counted, neurons, top
-from regraft.experiments.observe.spectra import measures, power_law
 from regraft.experiments.observe.token_states import Observed, _of_texts, observed
 from small import opened, recorded
 
 
 def numbers(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def test_measures_of_a_spectrum():
-    s = np.array([4.0, 2.0, 1.0, 0.5, 0.0])
-    found = measures(s)
-    squared = s**2
-    share = s / 7.5
-    assert found["effective_rank"] == pytest.approx(squared.sum() ** 2 / (squared**2).sum())
-    assert found["effective_rank_ratio"] == pytest.approx(found["effective_rank"] / 5)
-    assert found["entropy_rank"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in share if p)))
-    assert found["stable_rank"] == pytest.approx(squared.sum() / 16)
-    assert (found["energy_1"], found["energy_8"]) == (pytest.approx(16 / squared.sum()), 1.0)
-    assert found["condition"] == math.inf
-    assert measures(s[:4])["condition"] == 8
-    assert found["largest"] == 4
-    assert (found["power_law"], found["power_law_fit"]) == power_law(s)
-    assert all(math.isnan(value) for value in measures(np.zeros(3)).values())
-
-
-def test_the_exponent_of_a_power_law_over_the_first_quarter():
-    head = np.arange(1, 41) ** -1.5
-    found, fit = power_law(np.concatenate([head[:10], np.full(30, 1e-9)]))
-    assert found == pytest.approx(1.5)
-    assert fit == pytest.approx(1.0)
-    assert power_law(head[:8]) == pytest.approx((1.5, 1.0)), "at least four values"
-    x, y = np.log([1, 2, 3, 4]), np.log([5.0, 3.0, 2.5, 1.0])
-    line = scipy.stats.linregress(x, y)
-    assert power_law(np.array([5.0, 3.0, 2.5, 1.0, 0.9])) == pytest.approx((-line.slope, line.rvalue**2))
-    assert power_law(np.ones(8)) == pytest.approx((0.0, 1.0))
-    assert all(map(math.isnan, power_law(np.array([2.0, 1.0, 0.0]))))
-    assert not math.isnan(power_law(np.array([2.0, 1.0, 0.5]))[0])
-
-
-def test_rank_correlations_by_all_permutations():
-    one, other = np.array([1.0, 5, 2, 9, 3]), np.array([2.0, 7, 2, 8, 1])
-    every = orders(5, np.random.default_rng(0))
-    assert sorted(map(tuple, every.tolist())) == sorted(itertools.permutations(range(5)))
-    rho, p = spearman(one, other, every)
-    assert rho == pytest.approx(scipy.stats.spearmanr(one, other).statistic)
-    as_far = [
-        abs(scipy.stats.spearmanr(one, other[list(o)]).statistic) >= abs(rho) - 1e-9 for o in itertools.permutations(range(5))
-    ]
-    assert p == pytest.approx(np.mean(as_far))
-    assert spearman(one, -other, every)[0] == pytest.approx(-rho)
-    assert all(map(math.isnan, spearman(one, np.ones(5), every)))
-    some = orders(9, np.random.default_rng(0))
-    assert some.shape == (20_000, 9)
-    assert (np.sort(some, axis=1) == np.arange(9)).all()
-    assert len(np.unique(some, axis=0)) > 15_000
-    same = np.arange(9.0)
-    rho, p = spearman(same, same, some[:99])
-    assert rho == pytest.approx(1.0)
-    assert p == pytest.approx((1 + (np.abs(some[:99] @ (same - 4)) >= 60 - 1e-9).sum()) / 100)
 
 
 def result(name, **variables):
@@ -99,7 +53,10 @@ def result(name, **variables):
 def test_quantities_are_the_marked_variables_of_every_block():
     nan = np.nan
     one = result(
-        "one", x=("block", [1.0, 2, 3, 4, 6], "size"), y=("block", [1.0] * 5, ""), z=("block", [1.0, nan, nan, 2, 3], "few")
+        "one",
+        x=("block", [1.0, 2, 3, 4, 6], "size"),
+        y=("block", [1.0] * 5, ""),
+        z=("block", [1.0, nan, nan, 2, 3], "few"),
     )
     two = result("two", w=(("role", "block"), [[1.0, 4, 2, 3, nan], [7.0] * 5], "rank"))
     found = quantities([one, two], list("abcde"))
@@ -192,7 +149,9 @@ def test_ridge_regression_holds_every_fifth_prompt_out():
         centred, mean = a - a.mean(0), b.mean(0)
         covariance = centred.T @ centred / len(a)
         scale = torch.linalg.eigvalsh(covariance).mean()
-        w = torch.linalg.solve(covariance + ridge * scale * torch.eye(4, dtype=x.dtype), centred.T @ (b - mean) / len(a)).T
+        w = torch.linalg.solve(
+            covariance + ridge * scale * torch.eye(4, dtype=x.dtype), centred.T @ (b - mean) / len(a)
+        ).T
         return w, mean - w @ a.mean(0)
 
     def r_squared(w, b):
@@ -237,7 +196,9 @@ def test_moments_and_updates_are_sums_over_tokens():
     assert persistence.tolist() == pytest.approx([cosine(one, h[2]) for one in h])
     assert along.tolist() == pytest.approx([cosine(h[i + 1] - h[i], h[i]) for i in range(2)])
     assert towards.tolist() == pytest.approx([cosine(h[i + 1] - h[i], h[2]) for i in range(2)])
-    lengths = [sum(float((b - a).norm() / a.norm()) for a, b in zip(h[i], h[i + 1], strict=True)) for i in range(2)]
+    lengths = [
+        sum(float((b - a).norm() / a.norm()) for a, b in zip(h[i], h[i + 1], strict=True)) for i in range(2)
+    ]
     assert size.tolist() == pytest.approx(lengths)
     one, other = _pairs(5, torch.Generator().manual_seed(0))
     assert len(one) == 5000
@@ -254,15 +215,26 @@ def test_a_cloud_by_its_definitions():
     cloud.variance, cloud.squares = covariance.diagonal(dim1=1, dim2=2).sum(1), covariance.pow(2).sum((1, 2))
     cloud.group_count = torch.tensor([2.0, 3, 1], dtype=torch.float64)
     cloud.group_mean = torch.stack(
-        [torch.stack([s[[i for i, g in enumerate(labels) if g == k]].mean(0) for k in range(3)]) for s in states]
+        [
+            torch.stack([s[[i for i, g in enumerate(labels) if g == k]].mean(0) for k in range(3)])
+            for s in states
+        ]
     )
     cloud.sample, cloud.pairs = states, (torch.tensor([0, 1]), torch.tensor([2, 5]))
     for depth in range(2):
         values = torch.linalg.eigvalsh(covariance[depth])
-        assert cloud.participation_ratio()[depth] == pytest.approx(float(values.sum() ** 2 / (values**2).sum()))
+        assert cloud.participation_ratio()[depth] == pytest.approx(
+            float(values.sum() ** 2 / (values**2).sum())
+        )
         mean = states[depth].mean(0)
         between = sum(float((cloud.group_mean[depth, g] - mean).pow(2).sum()) for g in labels) / 6
-        within = sum(float((states[depth, i] - cloud.group_mean[depth, g]).pow(2).sum()) for i, g in enumerate(labels)) / 6
+        within = (
+            sum(
+                float((states[depth, i] - cloud.group_mean[depth, g]).pow(2).sum())
+                for i, g in enumerate(labels)
+            )
+            / 6
+        )
         assert cloud.separation()[depth] == pytest.approx(between / within)
         for centred in (False, True):
             at = states[depth] - (mean if centred else 0)
@@ -296,7 +268,9 @@ def test_tokens_that_count_in_texts():
         _of_texts(model, [([9, 9], "a")], model.parts.stacks[0], True)
     two = opened("t5")
     for stack, places in ((0, [0, 1, 2]), (1, [1, 2, 3])):
-        assert _of_texts(two, [([5, 6, 7], "a")], two.parts.stacks[stack], False).pairs[0][1].tolist() == places
+        assert (
+            _of_texts(two, [([5, 6, 7], "a")], two.parts.stacks[stack], False).pairs[0][1].tolist() == places
+        )
     assert isinstance(observed(two, ["5,6"], 1, 1, "encoder"), Observed)
 
 
@@ -306,15 +280,22 @@ def test_what_a_lens_reads():
     target = torch.tensor([2, 0, 7])
     found = _describe(logits, target)
     p = logits.softmax(-1)
-    assert found["rank"].tolist() == [sum(float(v) > float(row[t]) for v in row) for row, t in zip(logits, target, strict=True)]
-    assert found["probability"].tolist() == pytest.approx([float(p[i, t]) for i, t in enumerate(target.tolist())])
+    assert found["rank"].tolist() == [
+        sum(float(v) > float(row[t]) for v in row) for row, t in zip(logits, target, strict=True)
+    ]
+    assert found["probability"].tolist() == pytest.approx(
+        [float(p[i, t]) for i, t in enumerate(target.tolist())]
+    )
     assert found["entropy"].tolist() == pytest.approx([-sum(float(v * v.log()) for v in row) for row in p])
     assert found["top"].shape == (3, 5)
-    assert found["top_probability"].tolist()[1] == pytest.approx(p[1].sort(descending=True).values[:5].tolist())
+    assert found["top_probability"].tolist()[1] == pytest.approx(
+        p[1].sort(descending=True).values[:5].tolist()
+    )
     assert _first_depth(np.array([[False, True, False], [True, True, False]])).tolist()[:2] == [1.0, 0.0]
     assert np.isnan(_first_depth(np.array([[False], [False]]))[0])
     for piece, kind in (
-        (" the", "function word"), ("The", "function word"), (" sea", "content word"), (" 12", "number"), ("1,234.5", "number"),
+        (" the", "function word"), ("The", "function word"), (" sea", "content word"), (" 12", "number"),
+        ("1,234.5", "number"),
         (".", "punctuation"), (" \n", "punctuation"), ("x1", "content word"), (",", "punctuation"),
     ):  # fmt: skip
         assert token_type(piece) == kind
@@ -365,7 +346,14 @@ def test_neurons_that_texts_have_in_common():
         [True, True, False, False],
         [False, True, False, False],
     ]
-    for wrong in (dict(k=0), dict(contexts=0), dict(show=0), dict(prompts=["5"]), dict(control=["5"]), dict(category="none")):
+    for wrong in (
+        dict(k=0),
+        dict(contexts=0),
+        dict(show=0),
+        dict(prompts=["5"]),
+        dict(control=["5"]),
+        dict(category="none"),
+    ):
         with pytest.raises(ValueError, match=r"\w"):
             neurons(opened("llama"), **wrong)
     with pytest.raises(ValueError, match="48 neurons"):
@@ -387,7 +375,9 @@ def test_a_clouds_table_holds_what_its_columns_say(tmp_path, monkeypatch):
             assert float(data[name][depth]) == pytest.approx(float(mean), abs=0.03)
         assert float(data.mean_norm[depth]) == pytest.approx(float(h.norm(dim=1).mean()))
         last = states[-1].double()
-        assert float(data.persistence[depth]) == pytest.approx(float(torch.cosine_similarity(h, last, dim=1).mean()))
+        assert float(data.persistence[depth]) == pytest.approx(
+            float(torch.cosine_similarity(h, last, dim=1).mean())
+        )
         if depth:
             before = states[depth - 1].double()
             moved = ((h - before).norm(dim=1) / before.norm(dim=1)).mean()

@@ -1,4 +1,5 @@
-"""Guards that stand alone: entry points, checksums, mismatched shapes, numbers in YAML, tokens of a lens, columns in order."""
+"""Guards that stand alone: entry points, checksums, mismatched shapes, numbers in YAML, tokens of a lens,
+columns in order."""
 
 from __future__ import annotations
 
@@ -99,7 +100,9 @@ def test_weights_that_do_not_belong_to_their_configuration():
         _refuse_incomplete(folder, info(missing_keys=list("dcba")))
     with pytest.raises(CheckpointError, match=r"shapes of x"):
         _refuse_incomplete(folder, info(mismatched_keys=["x"]))
-    _refuse_truncated(folder, model, info(unexpected_keys=["model.layers.9.strange.weight", "other", "model.norm.bias"]))
+    _refuse_truncated(
+        folder, model, info(unexpected_keys=["model.layers.9.strange.weight", "other", "model.norm.bias"])
+    )
     wanted = ["model.layers.5.mlp.up_proj.weight", "model.layers.4.mlp.up_proj.weight", "other"]
     with pytest.raises(CheckpointError, match=r"2 tensors.*first model\.layers\.4\.mlp"):
         _refuse_truncated(folder, model, info(unexpected_keys=wanted))
@@ -122,7 +125,13 @@ def test_weights_that_do_not_belong_to_their_configuration():
 
 
 @pytest.mark.parametrize(
-    "said", ["{mean: 4, deviation: 1.5}", "{mean: 4.5, deviation: 1}", "{mean: 4, deviation: 1}", "{mean: 4.0, deviation: 1.5}"]
+    "said",
+    [
+        "{mean: 4, deviation: 1.5}",
+        "{mean: 4.5, deviation: 1}",
+        "{mean: 4, deviation: 1}",
+        "{mean: 4.0, deviation: 1.5}",
+    ],
 )
 def test_whole_and_broken_numbers_in_yaml(tmp_path, said):
     (tmp_path / "lengths.yaml").write_text(f"gaussian: {said}")
@@ -146,7 +155,11 @@ def test_every_token_of_a_lens_has_its_place(tmp_path, monkeypatch):
     data = lens(model, ["5,6,7,8", "9,10,11"], tokens=3)
     evaluated = evaluation(model, ["5,6,7,8", "9,10,11"], tokens=3)
     found = _token_coords(model, evaluated)
-    said = [(n, i, t) for n, c in enumerate(evaluated.flat) for i, t in enumerate(c.completion_ids, len(c.prompt_ids))]
+    said = [
+        (n, i, t)
+        for n, c in enumerate(evaluated.flat)
+        for i, t in enumerate(c.completion_ids, len(c.prompt_ids))
+    ]
     assert found["prompt"][1].tolist() == [n for n, _, _ in said]
     assert found["position"][1].tolist() == [i for _, i, _ in said]
     assert found["text"][1].tolist() == [str(t) for _, _, t in said]
@@ -178,7 +191,11 @@ def test_columns_of_a_drawing_stand_in_order():
     )
     stacks = (stack("decoder.b", 1), stack("encoder.a", 2), stack("x", 9))
     made = columns(Component("", stacks, outside, (), 1, 1, {}))
-    assert [[box.heading for box in boxes] for boxes in made] == [["tables", "head"], ["outside the blocks"], []]
+    assert [[box.heading for box in boxes] for boxes in made] == [
+        ["tables", "head"],
+        ["outside the blocks"],
+        [],
+    ]
     assert columns(Component("", (), outside, (), 1, 1, {}))[0][0].heading == "no repeated blocks"
 
 
@@ -203,13 +220,20 @@ def test_numbers_of_an_anatomy_stand_on_the_right(monkeypatch):
     assert [column.justify for column in checks.columns] == ["left", "left", "right", "left"]
     assert parts.row_count == 5
     assert next(iter(parts.columns[3].cells)) == f"{96 * 32:,}"
-    assert [list(column.cells)[-1] for column in checks.columns] == ["causal", "no position sees a later one", "yes", ""]
+    assert [list(column.cells)[-1] for column in checks.columns] == [
+        "causal",
+        "no position sees a later one",
+        "yes",
+        "",
+    ]
 
 
 def test_rows_and_columns_of_figures_are_what_they_are_called():
     decimals = np.array([17, 5, 9, 3, 12])
     stages = ["embed", "0.q", "0.k", "encoder.1.q", "logits"]
-    data = xr.Dataset({"decimals": ("stage", decimals), "largest": ("stage", decimals / 100)}, {"stage": stages})
+    data = xr.Dataset(
+        {"decimals": ("stage", decimals), "largest": ("stage", decimals / 100)}, {"stage": stages}
+    )
     (found,) = rebuild_figures(data)
     (trace,) = found[1].data
     assert list(trace.x) == ["0", "encoder.1", OUTSIDE]
@@ -228,9 +252,12 @@ def test_rows_and_columns_of_figures_are_what_they_are_called():
     numbers = np.arange(6.0).reshape(2, 3)
     bits = xr.Dataset(
         {
-            "increase": (("block", "bits"), 10.0 ** numbers.T), "matrix_increase": (("role", "block"), numbers),
-            "whole_bytes": ("bits", [1e6, 2e6]), "whole_loss": ("bits", [3.0, 2.0]), "recipe_bytes": ("recipe", [4e6, 5e6]),
-            "recipe_loss": ("recipe", [2.5, 1.5]), "recipe_bits": (("recipe", "block"), [[4, 4, 4], [3, 4, 5]]),
+            "increase": (("block", "bits"), 10.0 ** numbers.T),
+            "matrix_increase": (("role", "block"), numbers),
+            "whole_bytes": ("bits", [1e6, 2e6]), "whole_loss": ("bits", [3.0, 2.0]),
+            "recipe_bytes": ("recipe", [4e6, 5e6]),
+            "recipe_loss": ("recipe", [2.5, 1.5]),
+            "recipe_bits": (("recipe", "block"), [[4, 4, 4], [3, 4, 5]]),
         },
         {"block": ["a", "b", "c"], "bits": [4, 2], "role": ["q", "k"], "recipe": ["plain", "best"]},
         {"best_recipe": "best", "clean_loss": 1.0},

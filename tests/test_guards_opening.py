@@ -1,4 +1,5 @@
-"""Models as they are opened: of one block, packed or not, their rounding, what closes a block, where a text is cut."""
+"""Models as they are opened: of one block, packed or not, their rounding, what closes a block, where a text
+is cut."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ from small import METRIC, opened, recorded, reference
         (lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**{**_DECODER, "num_hidden_layers": 1})), "embed"),
         (
             lambda: hf.GPT2LMHeadModel(
-                hf.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=4, bos_token_id=1, eos_token_id=2)
+                hf.GPT2Config(
+                    vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=4, bos_token_id=1, eos_token_id=2
+                )
             ),
             "embed",
         ),
@@ -111,8 +114,19 @@ def test_branches_close_within_a_share_of_what_the_block_adds(pre, out, post, cl
 
 
 def test_a_text_behind_others_is_cut_as_behind_the_first_that_stays_whole():
-    """Behind "a" the text changes what stands before it; behind "." and the others it is cut in different ways."""
-    cuts = {"x": [9], "a": [1], ".": [2], "\n": [3], "1": [4], "ax": [5], ".x": [2, 7], "\nx": [3, 8], "1x": [4, 8]}
+    """Behind "a" the text changes what stands before it; behind "." and the others it is cut in different
+    ways."""
+    cuts = {
+        "x": [9],
+        "a": [1],
+        ".": [2],
+        "\n": [3],
+        "1": [4],
+        "ax": [5],
+        ".x": [2, 7],
+        "\nx": [3, 8],
+        "1x": [4, 8],
+    }
     model = opened("llama")
     model.tokenizer = lambda text, add_special_tokens: {"input_ids": cuts[text]}
     assert model.continuation("x") == [7]

@@ -1,4 +1,5 @@
-"""What the methods that order blocks without text measure, each with numpy from the weights or by running blocks one by one."""
+"""What the methods that order blocks without text measure, each with numpy from the weights or by running
+blocks one by one."""
 
 from __future__ import annotations
 
@@ -44,9 +45,14 @@ def apart(rows):
 
 def test_statistics_of_every_tensor(blocks):
     every = arrays(blocks)
-    rows = [[f for a in one for f in ((a**2).sum() ** 0.5, a.mean(), a.std(), max(a.max(), -a.min()))] for one in every]
+    rows = [
+        [f for a in one for f in ((a**2).sum() ** 0.5, a.mean(), a.std(), max(a.max(), -a.min()))]
+        for one in every
+    ]
     assert np.allclose(module._stats_distance(blocks), apart(rows), rtol=1e-9)
-    assert blocks.total_norm == pytest.approx([np.linalg.norm(np.concatenate([a.ravel() for a in one])) for one in every])
+    assert blocks.total_norm == pytest.approx(
+        [np.linalg.norm(np.concatenate([a.ravel() for a in one])) for one in every]
+    )
     lows = Blocks(opened("llama"), list(blocks.blocks), 0)
     lows.tensors = [{"a": torch.tensor([-3.0, 1.0])}, {"a": torch.tensor([-1.0, 2.0])}]
     rows = [[10**0.5, -1, 2, 3], [5**0.5, 0.5, 1.5, 2]]
@@ -83,7 +89,9 @@ def test_only_the_largest_singular_values_count(blocks, monkeypatch):
     for block in blocks.blocks:
         own = block.module
         matrices = [own.self_attn.q_proj, own.self_attn.k_proj, own.self_attn.v_proj, own.mlp.gate_proj]
-        rows.append(np.concatenate([np.linalg.svd(m.weight.detach().double().numpy())[1][:3] for m in matrices]))
+        rows.append(
+            np.concatenate([np.linalg.svd(m.weight.detach().double().numpy())[1][:3] for m in matrices])
+        )
     assert np.allclose(module._spectrum_distance(blocks), apart(rows), rtol=1e-5)
 
 
@@ -149,7 +157,8 @@ def test_weights_are_compared_a_slice_at_a_time_and_no_second_model_is_held(monk
 
 
 def test_annealing_takes_what_is_no_worse_and_now_and_then_what_is_a_little_worse(monkeypatch):
-    """Of orders that all cost the same every proposal is taken, so each is measured alone; far above none is."""
+    """Of orders that all cost the same every proposal is taken, so each is measured alone; far above none
+    is."""
     monkeypatch.setattr(order_loss, "PROPOSALS", 60)
     for worse, alone in ((0.0, True), (50.0, False)):
         sizes = []

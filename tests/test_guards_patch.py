@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.experiments.intervene.patch import Cells, _dataset, _Grid, _pair, patch, read_cases
+from regraft.experiments.intervene.patch import Cells, _dataset, _pair, patch, read_cases
+from regraft.experiments.intervene.patch_grid import Grid
 from regraft.model.sites import SiteError
 from regraft.sweeps.plan import Work
 from regraft.sweeps.sweep import SweepResult
@@ -39,34 +40,34 @@ def test_cells_of_grids():
     source = model.record([ids(5, 3)])
     places = [(0, 1), (3, 2)]
     for grid, columns, cells in (("position", [1, 2], 8), ("block", ["all"], 4), ("head", [0, 1, 2, 3], 16)):
-        plan = _Grid(model, grid, "attn_out", 2, -1)
+        plan = Grid(model, grid, "attn_out", 2, -1)
         variants, named = plan.variants(source, places)
         assert named == columns
         assert len(variants) == len(plan.cells) == cells
         assert [len(v.edits) for v in variants] == [2 if row < 3 else 1 for row, _ in plan.cells]
-    plan = _Grid(model, "position", "attn_out", 1, -1)
+    plan = Grid(model, "position", "attn_out", 1, -1)
     edit = plan.variants(source, places)[0][plan.cells.index((2, 1))].edits[0]
     assert (edit.site, edit.position) == ("2.attn_out", 2)
     assert torch.equal(edit.value, source["2.attn_out"][0, 3])
-    plan = _Grid(model, "block", "attn_out", 1, -1)
+    plan = Grid(model, "block", "attn_out", 1, -1)
     edit = plan.variants(source, places)[0][2].edits[0]
     assert (edit.site, list(edit.position)) == ("2.attn_out", [1, 2])
     assert torch.equal(edit.value, source["2.attn_out"][0, [0, 3]])
-    plan = _Grid(model, "head", "resid_pre", 1, -1)
+    plan = Grid(model, "head", "resid_pre", 1, -1)
     edit = plan.variants(source, places)[0][plan.cells.index((1, 3))].edits[0]
     assert edit.site == "1.head.3"
     assert torch.equal(edit.value, source["1.z"][0, [0, 3], 3])
-    plan = _Grid(model, "neuron", "resid_pre", 1, -2)
+    plan = Grid(model, "neuron", "resid_pre", 1, -2)
     variants, named = plan.variants(source, places)
     assert (len(variants), named[-1], variants[7].edits[0].site) == (48, 47, "2.neuron.7")
     assert torch.equal(variants[7].edits[0].value[:, 0], source["2.mlp_act"][0, [0, 3], 7])
     for block in (4, -5):
         with pytest.raises(ValueError, match=f"no block {block}"):
-            _Grid(model, "neuron", "", 1, block)
+            Grid(model, "neuron", "", 1, block)
     with pytest.raises(ValueError, match="not known"):
-        _Grid(model, "other", "resid_pre", 1, -1)
+        Grid(model, "other", "resid_pre", 1, -1)
     with pytest.raises(SiteError, match="whole"):
-        _Grid(model, "block", "pattern", 1, -1)
+        Grid(model, "block", "pattern", 1, -1)
     for wrong in (dict(direction="up"), dict(window=0), dict(window=5)):
         with pytest.raises(ValueError, match=r"known|window"):
             patch(model, **wrong)
@@ -75,7 +76,10 @@ def test_cells_of_grids():
 def patched(*effects, attribution=None):
     """A result of so many cases on a grid of blocks."""
     plan = SimpleNamespace(
-        grid="block", rows=[SimpleNamespace(address=str(i)) for i in range(len(effects[0]))], window=1, site="z"
+        grid="block",
+        rows=[SimpleNamespace(address=str(i)) for i in range(len(effects[0]))],
+        window=1,
+        site="z",
     )
     plan.addresses = ["", *(f"{i}.z" for i in range(1, len(effects[0])))]
     result = SweepResult({}, {}, {}, {}, {}, Work(1, 0, 4, 1), 0.25, [])
@@ -88,7 +92,9 @@ def patched(*effects, attribution=None):
 
 
 def test_a_correlation_needs_three_cells_that_vary():
-    assert patched([0.0, 1.0, 3.0], attribution=[0.0, 2.0, 6.0]).attrs["attribution_correlation"] == pytest.approx(1.0)
+    assert patched([0.0, 1.0, 3.0], attribution=[0.0, 2.0, 6.0]).attrs[
+        "attribution_correlation"
+    ] == pytest.approx(1.0)
     for effect, attribution in (
         ([0.0, 1.0], [0.0, 1.0]),
         ([1.0] * 3, [0.0, 1.0, 2.0]),

@@ -1,4 +1,5 @@
-"""Places on a disk at the edge of what can be written: one byte more, one right less, one error of the system further."""
+"""Places on a disk at the edge of what can be written: one byte more, one right less, one error of the system
+further."""
 
 from __future__ import annotations
 
@@ -39,12 +40,16 @@ def test_a_name_of_255_bytes_is_written_and_one_of_256_refused_wherever_it_stand
 def test_a_path_that_the_system_finds_too_long_is_a_sentence(tmp_path):
     """Every name is short enough, all together are not."""
     out = tmp_path.joinpath(*["n" * 200] * 25)
-    with pytest.raises(RunFolderError, match=rf"\({os.strerror(errno.ENAMETOOLONG)}\): choose another with --out"):
+    with pytest.raises(
+        RunFolderError, match=rf"\({os.strerror(errno.ENAMETOOLONG)}\): choose another with --out"
+    ):
         check_place(out, "--out")
 
 
 @pytest.mark.parametrize("right", [os.R_OK, os.W_OK, os.X_OK])
-def test_a_folder_that_is_there_must_be_open_in_every_way_and_one_above_need_not_be_listed(tmp_path, monkeypatch, right):
+def test_a_folder_that_is_there_must_be_open_in_every_way_and_one_above_need_not_be_listed(
+    tmp_path, monkeypatch, right
+):
     monkeypatch.setattr(os, "access", lambda path, how: not how & right)
     with pytest.raises(RunFolderError, match="is closed to you"):
         check_place(tmp_path, "--out")
@@ -88,14 +93,20 @@ def test_a_link_that_leads_to_a_link_is_followed_to_the_end(tmp_path):
     assert (tmp_path / "b").is_symlink()
 
 
-ROOM, RIGHT, OTHER = "make room, or choose another place", "choose a place that you may write to", "choose another place"
+ROOM, RIGHT, OTHER = (
+    "make room, or choose another place",
+    "choose a place that you may write to",
+    "choose another place",
+)
 
 
 @pytest.mark.parametrize(
     ("number", "hint"),
     [
-        (errno.ENOSPC, ROOM), (errno.EDQUOT, ROOM), (errno.EFBIG, ROOM), (errno.EROFS, RIGHT), (errno.EACCES, RIGHT),
-        (errno.EPERM, RIGHT), (errno.EIO, OTHER), (errno.ENAMETOOLONG, OTHER), (errno.EBUSY, OTHER), (errno.EXDEV, OTHER),
+        (errno.ENOSPC, ROOM), (errno.EDQUOT, ROOM), (errno.EFBIG, ROOM), (errno.EROFS, RIGHT),
+        (errno.EACCES, RIGHT),
+        (errno.EPERM, RIGHT), (errno.EIO, OTHER), (errno.ENAMETOOLONG, OTHER), (errno.EBUSY, OTHER),
+        (errno.EXDEV, OTHER),
     ],
 )  # fmt: skip
 def test_every_refusal_of_the_system_has_its_remedy(tmp_path, number, hint):
@@ -105,7 +116,11 @@ def test_every_refusal_of_the_system_has_its_remedy(tmp_path, number, hint):
 
 
 def test_the_innermost_path_is_the_one_that_is_told(tmp_path):
-    with pytest.raises(NotWrittenError, match=r"^inner could not") as told, writing("outer"), writing("inner"):
+    with (
+        pytest.raises(NotWrittenError, match=r"^inner could not") as told,
+        writing("outer"),
+        writing("inner"),
+    ):
         raise OSError(errno.ENOSPC, "full")
     assert "outer" not in str(told.value)
     with pytest.raises(ValueError, match="cannot be read"), reading("file", "mend it"):

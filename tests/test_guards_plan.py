@@ -1,4 +1,5 @@
-"""Plans carried out on words instead of tensors: every variant must arrive at the word that it means, by the fewest calls."""
+"""Plans carried out on words instead of tensors: every variant must arrive at the word that it means, by the
+fewest calls."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.sweeps.plan import CONE_LEAST_STEP, CONE_STEPS, BatchLayout, Work, edit_positions, make_plan
+from regraft.sweeps.batch_layout import BatchLayout, edit_positions
+from regraft.sweeps.plan import CONE_LEAST_STEP, CONE_STEPS, Work, make_plan
 from regraft.sweeps.variants import Route, Scale, Stop, Variant, Zero
 
 BLOCKS, FIRST = 6, 3
@@ -25,8 +27,12 @@ def layout(two_stacks=False, cone=False, positions=(10,), lengths=None, linear=(
     stacks = ((0, FIRST), (FIRST, BLOCKS)) if two_stacks else ((0, BLOCKS),)
     positions = positions if len(positions) == len(stacks) else (positions[0], positions[0] + 3)
     lengths = lengths or tuple((p, p - 4) for p in positions)
-    addresses = {f"{b}.{name}": (b, name) for b in range(BLOCKS) for name in SITES} | {name: (None, name) for name in ENDS}
-    return BatchLayout(stacks, positions, len(lengths[0]), lengths, (frozenset(linear),) * BLOCKS, addresses, cone)
+    addresses = {f"{b}.{name}": (b, name) for b in range(BLOCKS) for name in SITES} | {
+        name: (None, name) for name in ENDS
+    }
+    return BatchLayout(
+        stacks, positions, len(lengths[0]), lengths, (frozenset(linear),) * BLOCKS, addresses, cone
+    )
 
 
 def edited(edits, word):
@@ -65,7 +71,8 @@ def meant(variant, lay):
 
 
 def carried_out(plan, lay):
-    """What every variant arrives at when the plan is followed batch by batch, and how often each node is waited for."""
+    """What every variant arrives at when the plan is followed batch by batch, and how often each node is
+    waited for."""
     states, found, waited = {}, {}, Counter()
 
     def arrive(one):
@@ -95,19 +102,32 @@ def carried_out(plan, lay):
 def fits(variant):
     passed = {stop.block for stop in variant.route.stops} if variant.route else set(range(BLOCKS))
     replaced = {stop.block for stop in variant.route.stops if stop.module} if variant.route else set()
-    inner = {int(e.site[0]) for e in variant.edits if "." in e.site and not e.site.endswith(("resid_pre", "resid_post"))}
+    inner = {
+        int(e.site[0])
+        for e in variant.edits
+        if "." in e.site and not e.site.endswith(("resid_pre", "resid_post"))
+    }
     return {int(e.site[0]) for e in variant.edits if "." in e.site} <= passed and not inner & replaced
 
 
 places = st.one_of(st.none(), st.integers(-6, 5))
-names = st.one_of(st.builds(lambda b, n: f"{b}.{n}", st.integers(0, BLOCKS - 1), st.sampled_from(SITES)), st.sampled_from(ENDS))
-edits = st.one_of(st.builds(Zero, names, places), st.builds(Scale, names, st.sampled_from((0.5, 2.0)), places))
+names = st.one_of(
+    st.builds(lambda b, n: f"{b}.{n}", st.integers(0, BLOCKS - 1), st.sampled_from(SITES)),
+    st.sampled_from(ENDS),
+)
+edits = st.one_of(
+    st.builds(Zero, names, places), st.builds(Scale, names, st.sampled_from((0.5, 2.0)), places)
+)
 numbers = st.one_of(
     st.lists(st.integers(0, BLOCKS - 1), max_size=7),
-    st.sets(st.integers(0, BLOCKS - 1), max_size=2).map(lambda gone: [b for b in range(BLOCKS) if b not in gone]),
+    st.sets(st.integers(0, BLOCKS - 1), max_size=2).map(
+        lambda gone: [b for b in range(BLOCKS) if b not in gone]
+    ),
 )
 routes = st.builds(
-    lambda blocks, other: Route(tuple(Stop(b, donor if b == other else None) for b in sorted(blocks, key=lambda b: b >= FIRST))),
+    lambda blocks, other: Route(
+        tuple(Stop(b, donor if b == other else None) for b in sorted(blocks, key=lambda b: b >= FIRST))
+    ),
     numbers,
     st.integers(0, 3 * BLOCKS),
 )
@@ -115,7 +135,9 @@ variants = st.builds(Variant, st.lists(edits, max_size=2), st.one_of(st.none(), 
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
-@given(st.lists(variants, min_size=1, max_size=5), st.booleans(), st.booleans(), st.booleans(), st.integers(1, 3))
+@given(
+    st.lists(variants, min_size=1, max_size=5), st.booleans(), st.booleans(), st.booleans(), st.integers(1, 3)
+)
 def test_every_variant_arrives_at_what_it_means(chosen, two_stacks, control, linear, rows):
     lay = layout(two_stacks, linear=("mlp", "attn") if rows == 2 else ("mlp",))
     chosen = [Variant(), *chosen] if control else chosen
@@ -130,10 +152,14 @@ def test_every_variant_arrives_at_what_it_means(chosen, two_stacks, control, lin
     nodes = [node for batch in plan.batches for node in batch]
     assert plan.work.planned == sum(size[node.stop.block] for node in nodes)
     assert plan.work.preparation == sum(size[block] for block in plan.corrected)
-    assert plan.work.naive == sum(size[stop.block] for v in chosen for stop in (v.route or Route.order(range(BLOCKS))).stops)
+    assert plan.work.naive == sum(
+        size[stop.block] for v in chosen for stop in (v.route or Route.order(range(BLOCKS))).stops
+    )
     if not control and not linear:
         clean = {recorded(("post", block), lay) for block in range(BLOCKS)}
-        assert len(nodes) == len({word for v in chosen for word in meant(v, lay)[1]} - clean), "no call is made twice"
+        assert len(nodes) == len({word for v in chosen for word in meant(v, lay)[1]} - clean), (
+            "no call is made twice"
+        )
 
 
 def test_the_control_row_runs_every_block_and_shares_none():
@@ -172,12 +198,16 @@ def test_a_block_is_corrected_only_where_its_first_edits_are_linear(edits, linea
     first = min(int(e.site[0]) + e.site.endswith("resid_post") for e in edits)
     assert run == set(range(first if block is None else block + 1, BLOCKS))
     replaced = Route.replace(BLOCKS, {5: donor})
-    assert make_plan([Variant(edits, replaced)], layout(linear=linear), control=False).corrected == plan.corrected
+    assert (
+        make_plan([Variant(edits, replaced)], layout(linear=linear), control=False).corrected
+        == plan.corrected
+    )
 
 
 @pytest.mark.parametrize("first", [1, FIRST, BLOCKS - 1])
 def test_an_edit_in_a_decoders_first_block_begins_at_its_recorded_door(first):
-    """Also where the decoder has this one block: what the encoder hands over is recorded, and not made again."""
+    """Also where the decoder has this one block: what the encoder hands over is recorded, and not made
+    again."""
     lay = replace(layout(two_stacks=True), stacks=((0, first), (first, BLOCKS)))
     plan = make_plan([Variant([Zero(f"{first}.attn_out")])], lay, control=False, linear=False)
     node = plan.batches[0][0]
@@ -192,7 +222,10 @@ def test_batches_hold_so_many_rows_and_the_fullest_block_goes_first():
     assert [[node.stop.block for node in batch] for batch in plan.batches] == [[5, 5], [4], [5]]
     even = [Variant([Zero("4.attn_out")]), Variant([Zero("5.attn_out")])]
     plan = make_plan(even, layout(), control=False)
-    assert [[node.stop.block for node in batch] for batch in plan.batches] == [[4], [5, 5]], "of two equal ones the earlier"
+    assert [[node.stop.block for node in batch] for batch in plan.batches] == [
+        [4],
+        [5, 5],
+    ], "of two equal ones the earlier"
 
 
 @pytest.mark.parametrize("length", [10, 16, 32, 33, 41, 80])
@@ -239,7 +272,9 @@ def test_a_suffix_serves_the_earliest_position_of_all_edits_and_prompts():
 def test_a_suffix_is_used_only_where_it_pays():
     def used(count, position, cone=True):
         grid = [Variant([Scale("3.resid_pre", float(i), position=position)]) for i in range(count)]
-        return bool(make_plan(grid, layout(cone=cone, positions=(40,), lengths=((40,),)), control=False).starts)
+        return bool(
+            make_plan(grid, layout(cone=cone, positions=(40,), lengths=((40,),)), control=False).starts
+        )
 
     assert not used(4, 20), "half of 4 x 20 positions is what one pass over all 40 takes"
     assert used(5, 20)
@@ -263,7 +298,8 @@ def test_positions_are_counted_from_either_end_of_each_prompt():
 
 
 @pytest.mark.parametrize(
-    ("site", "inside", "outside"), [("1.z", (5, -6), (6, -7)), ("4.z", (4, -5), (5, -6)), ("embed", (4,), (5,))]
+    ("site", "inside", "outside"),
+    [("1.z", (5, -6), (6, -7)), ("4.z", (4, -5), (5, -6)), ("embed", (4,), (5,))],
 )
 def test_positions_are_those_of_the_shortest_prompt_in_the_edits_own_stack(site, inside, outside):
     lay = layout(two_stacks=True, positions=(10, 9), lengths=((10, 6), (9, 5)))

@@ -96,14 +96,17 @@ def test_the_best_bits_by_trying_all():
     widths = [2, 3, 4, 5, 8]
     for blocks in (1, 2, 4):
         costs = draw.random((blocks, 5)) * np.array([5, 3, 2, 1, 0.1])
-        fitting = [c for c in itertools.product(range(5), repeat=blocks) if sum(widths[i] for i in c) <= 4 * blocks]
+        fitting = [
+            c for c in itertools.product(range(5), repeat=blocks) if sum(widths[i] for i in c) <= 4 * blocks
+        ]
         best = min(fitting, key=lambda c: sum(costs[b, i] for b, i in enumerate(c)))
         assert oracle(costs, widths) == [widths[i] for i in best]
     assert oracle(np.array([[0.0, 1.0], [1.0, 0.0]]), [3, 5]) == [3, 5]
 
 
 def test_each_recipe_spends_its_bits_by_its_own_measure(monkeypatch):
-    """Least sensitive first for the inverse one; scores of blocks in another order, or of none, go where they belong."""
+    """Least sensitive first for the inverse one; scores of blocks in another order, or of none, go where they
+    belong."""
     model = opened("llama")
     increase = np.array([[0.0, 0.1, 9.0], [0.0, 0.4, 8.0], [0.0, 0.2, 7.0], [0.0, 0.3, 6.0]])
     ranks = {5: xr.DataArray([4.0, 1.0, 3.0, 2.0], {"block": list("2013")})}
@@ -115,9 +118,13 @@ def test_each_recipe_spends_its_bits_by_its_own_measure(monkeypatch):
 
     monkeypatch.setattr(quantize, "_gap", lacking)
     with pytest.raises(ValueError, match="gap"):
-        quantize._recipes(model, list(model.blocks), increase, [8, 3, 2], {"prompts": ["a"], "count": 2, "seed": 5})
+        quantize._recipes(
+            model, list(model.blocks), increase, [8, 3, 2], {"prompts": ["a"], "count": 2, "seed": 5}
+        )
     monkeypatch.setattr(quantize, "refused", lambda error, name: name == "quantize")
-    found, without = quantize._recipes(model, list(model.blocks), increase, [8, 3, 2], {"prompts": ["a"], "count": 2, "seed": 5})
+    found, without = quantize._recipes(
+        model, list(model.blocks), increase, [8, 3, 2], {"prompts": ["a"], "count": 2, "seed": 5}
+    )
     assert found == {
         "uniform": [4, 4, 4, 4],
         "ends protected": [6, 3, 3, 4],
@@ -133,14 +140,22 @@ def test_each_recipe_spends_its_bits_by_its_own_measure(monkeypatch):
     [
         (
             "llama",
-            lambda m: [m.self_attn.q_proj.weight, m.self_attn.k_proj.weight, m.self_attn.v_proj.weight, m.mlp.gate_proj.weight],
+            lambda m: [
+                m.self_attn.q_proj.weight,
+                m.self_attn.k_proj.weight,
+                m.self_attn.v_proj.weight,
+                m.mlp.gate_proj.weight,
+            ],
         ),
         ("gpt2", lambda m: [*m.attn.c_attn.weight.split(32, 1), m.mlp.c_fc.weight]),
     ],
 )
 def test_spectra_of_blocks_are_those_of_q_k_v_and_gate_or_up(name, matrices):
     model = opened(name)
-    rows = [np.concatenate([torch.linalg.svdvals(w.detach().double()) for w in matrices(b.module)]) for b in model.blocks]
+    rows = [
+        np.concatenate([torch.linalg.svdvals(w.detach().double()) for w in matrices(b.module)])
+        for b in model.blocks
+    ]
     wanted = [[float(np.linalg.norm(a - b)) for b in rows] for a in rows]
     assert np.allclose(_spectrum_distance(Blocks(model, list(model.blocks), 0)), wanted, rtol=1e-6)
 
@@ -148,7 +163,15 @@ def test_spectra_of_blocks_are_those_of_q_k_v_and_gate_or_up(name, matrices):
 @pytest.mark.parametrize(
     ("name", "paths"),
     [
-        ("llama", {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}),
+        (
+            "llama",
+            {
+                "q": "self_attn.q_proj",
+                "k": "self_attn.k_proj",
+                "v": "self_attn.v_proj",
+                "o": "self_attn.o_proj",
+            },
+        ),
         ("gpt2", {"o": "attn.c_proj", "down": "mlp.c_proj"}),
     ],
 )
@@ -160,8 +183,9 @@ def test_a_roles_matrix_of_one_block_is_rounded_and_no_other(name, paths):
     def losses(copies):
         for copy in copies:
             ((index, module),) = copy.items()
+            made = module.make()
             own = dict(model.blocks[index].module.named_parameters())
-            seen.append((index, [n for n, p in module.named_parameters() if not torch.equal(p, own[n])]))
+            seen.append((index, [n for n, p in made.named_parameters() if not torch.equal(p, own[n])]))
         return np.arange(len(seen) - len(copies), len(seen), dtype=float)
 
     roles, table = quantize._matrices(model, blocks, 16, losses)

@@ -1,4 +1,5 @@
-"""How many readings of a block are tried, what its check keeps, labels, masks of ids, and options that say a transplant again."""
+"""How many readings of a block are tried, what its check keeps, labels, masks of ids, and options that say a
+transplant again."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def test_two_attentions_and_three_mlps_are_tried_the_last_ones_first():
     calls = [Call(name, nn.Linear(4, 4), (x,), x) for name in names]
     called = {id(call.module): call.name for call in calls}
     found = [
-        tuple(called[id(branch.module)].removeprefix("b.") for branch in choice) for choice in _branch_choices("b", calls, 4)
+        tuple(called[id(branch.module)].removeprefix("b.") for branch in choice)
+        for choice in _branch_choices("b", calls, 4)
     ]
     assert found == [(f"attn{i}.o_proj", f"part{j}.down_proj") for i in (2, 1) for j in (4, 3, 2)]
     assert [[branch.kind for branch in choice] for choice in _branch_choices("b", calls[:1], 4)] == [["attn"]]
@@ -62,7 +64,12 @@ def test_masks_of_one_row_and_of_several():
         assert _masks(mask, one) == [[0, 1, 1]]
     assert _masks([[1, 1, 0], [1]], two) == [[1, 1, 0], [1]]
     assert _masks([[1, 0], [0, 1]], [[5, 6], [7, 8]]) == [[1, 0], [0, 1]]
-    for mask, word in (([1, 1], "rows of"), ([[1, 1, 1]] * 2, "rows of"), ([1, 0, 1], "hole"), ([1, 2, 1], "other numbers")):
+    for mask, word in (
+        ([1, 1], "rows of"),
+        ([[1, 1, 1]] * 2, "rows of"),
+        ([1, 0, 1], "hole"),
+        ([1, 2, 1], "other numbers"),
+    ):
         with pytest.raises(ValueError, match=word):
             _masks(mask, one)
     assert _masks([0, 0, 0], one) == [[0, 0, 0]]
@@ -72,6 +79,32 @@ def test_a_transplant_is_said_again_by_what_differs_from_the_defaults():
     assert said_options(InitSettings(), Sources(), 0, 0, 0) == ["--method", "hybrid", "--encoder", "none"]
     sources = Sources(("t", "u"), ("d",), 7, "e", donor="other", opened=("--device", "cpu"))
     assert said_options(InitSettings("mean", atoms=3), sources, 64, 5, 2) == [
-        *("--method", "mean", "--atoms", "3", "--multiple", "64", "--heal", "5", "--seed", "2", "--pieces", "7"),
-        *("--learn", "t", "--learn", "u", "--text", "d", "--donor", "other", "--encoder", "e", "--device", "cpu"),
+        *(
+            "--method",
+            "mean",
+            "--atoms",
+            "3",
+            "--multiple",
+            "64",
+            "--heal",
+            "5",
+            "--seed",
+            "2",
+            "--pieces",
+            "7",
+        ),
+        *(
+            "--learn",
+            "t",
+            "--learn",
+            "u",
+            "--text",
+            "d",
+            "--donor",
+            "other",
+            "--encoder",
+            "e",
+            "--device",
+            "cpu",
+        ),
     ]

@@ -1,28 +1,21 @@
-"""Stages compared and traps named on tensors made for it; a checkpoint's files as a rebuilt model reads them."""
+"""Stages compared and traps named on tensors made for it; a checkpoint's files as a rebuilt model reads
+them."""
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
 
-from regraft.checkpoint.locate import CheckpointError
 from regraft.reference.checkpoint_reader import (
     Named,
     _own_name,
-    _pooling,
-    _read_by_transformers,
-    first_inputs,
-    model_inputs,
-    read_settings,
-    token_ids,
-    with_token,
 )
-from regraft.reference.diagnose import ACTIVATIONS, StageCase, _constant, _in_checkpoint, _sinusoids, causes, epsilon, not_normed
+from regraft.reference.diagnose import ACTIVATIONS, _sinusoids, causes
+from regraft.reference.diagnose_norms import epsilon, not_normed
+from regraft.reference.stage_case import StageCase, _in_checkpoint, constant
 from regraft.reference.stage_compare import SameTensorError, compare, matching_decimals, rows
-from regraft.reference.verify import _first, _same
 
 
 def numbers(*shape, seed=0):
@@ -89,7 +82,11 @@ def test_a_stage_compared_with_itself_is_refused():
     with pytest.raises(LookupError, match="c"):
         list(rows([("c", other)], {"a": official}, 1))
     found = list(
-        rows([("a", other), ("b", numbers(2, seed=3)), ("c", numbers(2))], {"a": official, "b": numbers(2), "c": numbers(2)}, 5)
+        rows(
+            [("a", other), ("b", numbers(2, seed=3)), ("c", numbers(2))],
+            {"a": official, "b": numbers(2), "c": numbers(2)},
+            5,
+        )
     )
     assert [row.stage for row, _ in found] == ["a", "b"], "up to and with the first that parts"
 
@@ -134,11 +131,15 @@ def test_dropout():
     assert "officially" in cause("0.attn_out", official, torch.where(kept, official / 0.8, 0.0))
     half = torch.where(official > 0, official, 0.0)
     share = float(((half != 0) & ~kept).double().mean())
-    assert f"{share:.0%} of the values are 0 here" in cause("0.mlp_act", torch.where(kept, half / 0.8, 0.0), half)
+    assert f"{share:.0%} of the values are 0 here" in cause(
+        "0.mlp_act", torch.where(kept, half / 0.8, 0.0), half
+    )
     assert "dropout" not in cause("0.attn_out", torch.where(kept, official, 0.0), official)
     zeros = torch.where(kept & (official > 1), 0.0, official)
     assert bool((zeros != official).any())
-    assert "dropout" not in cause("0.attn_out", torch.where(kept, official / 0.8, 0.0), zeros), "not all else is scaled"
+    assert "dropout" not in cause("0.attn_out", torch.where(kept, official / 0.8, 0.0), zeros), (
+        "not all else is scaled"
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,9 +165,9 @@ def test_one_factor_everywhere(stage, before, width, words):
         assert words in found
     assert "times these everywhere" in cause(stage, ours, 1.37 * ours, stages)
     assert "times these everywhere" not in cause(stage, ours, 1.001 * ours, stages)
-    assert _constant(2 * ours, ours) == pytest.approx(2)
-    assert _constant(ours, 0 * ours) is None
-    assert _constant(ours, numbers(1, 3, 9, seed=4)) is None
+    assert constant(2 * ours, ours) == pytest.approx(2)
+    assert constant(ours, 0 * ours) is None
+    assert constant(ours, numbers(1, 3, 9, seed=4)) is None
 
 
 def test_scores_with_a_bias():
@@ -211,7 +212,9 @@ def test_positions_that_are_computed_or_shifted():
         for i in range(4):
             angle = p / 10000 ** (2 * i / 8)
             assert first[p, 2 * i : 2 * i + 2].tolist() == pytest.approx([math.sin(angle), math.cos(angle)])
-            assert [float(second[p, i]), float(second[p, 4 + i])] == pytest.approx([math.sin(angle), math.cos(angle)])
+            assert [float(second[p, i]), float(second[p, 4 + i])] == pytest.approx(
+                [math.sin(angle), math.cos(angle)]
+            )
 
 
 def test_norms_that_stand_elsewhere_or_have_another_epsilon():
@@ -229,11 +232,18 @@ def test_norms_that_stand_elsewhere_or_have_another_epsilon():
 
 @pytest.mark.parametrize(
     ("stage", "asked"),
-    [("0.norm", True), ("0.attn_norm", True), ("0.resid_post", True), ("0.attn_out", False), ("0.mlp_out", False)],
+    [
+        ("0.norm", True),
+        ("0.attn_norm", True),
+        ("0.resid_post", True),
+        ("0.attn_out", False),
+        ("0.mlp_out", False),
+    ],
 )
 def test_only_stages_that_a_norm_may_end_are_asked_for_one(stage, asked):
     raw, weight, other = (
-        x.double() for x in (0.02 * numbers(2, 3, 32), numbers(32, seed=1).abs() + 0.5, numbers(2, 3, 32, seed=4))
+        x.double()
+        for x in (0.02 * numbers(2, 3, 32), numbers(32, seed=1).abs() + 0.5, numbers(2, 3, 32, seed=4))
     )
     mean = raw.pow(2).mean(-1, keepdim=True)
     exact, near = (raw / (mean + eps).sqrt() * weight for eps in (0.0, 1e-6))
@@ -283,7 +293,9 @@ def test_rotations():
     assert "in these scores nothing" in cause("0.scores", scores(lambda x: x), scores(halves), before)
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
     ours, official = (scores(turn).masked_fill(later, -math.inf) for turn in (woven, halves))
-    assert "in these scores neighbours" in cause("0.scores", ours, official, before), "what a mask rules out is not compared"
+    assert "in these scores neighbours" in cause("0.scores", ours, official, before), (
+        "what a mask rules out is not compared"
+    )
 
 
 def test_numbers_in_another_order_and_rounding():
@@ -306,73 +318,3 @@ def test_names_that_were_asked_for_and_names_that_were_not():
     assert _own_name("model.x.LayerNorm.gamma", "model.") == "x.LayerNorm.weight"
     assert _own_name("x.beta", "model.") == "x.bias"
     assert _own_name("gamma", "") == "weight"
-
-
-def test_which_files_are_read(tmp_path):
-    files = [tmp_path / name for name in ("model.fp16.safetensors", "model.safetensors")]
-    assert _read_by_transformers(files) == files[1:]
-    assert _read_by_transformers(files[:1]) == files[:1]
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    assert _read_by_transformers(files) == files
-
-
-def test_settings_of_a_sentence_encoder(tmp_path):
-    (tmp_path / "config.json").write_text('{"size": 3}')
-    assert read_settings(tmp_path) == {"size": 3, "pooling": "", "normalises": False}
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}')
-    listed = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}, {"type": "x.Normalize"}]
-    (tmp_path / "modules.json").write_text(json.dumps(listed))
-    assert read_settings(tmp_path) == {"size": 3, "pooling": "mean", "normalises": True}
-    (tmp_path / "modules.json").write_text(json.dumps([*listed, {"type": "x.Dense"}]))
-    with pytest.raises(ValueError, match="Dense"):
-        read_settings(tmp_path)
-    for broken in ("{}", "[3]"):
-        (tmp_path / "modules.json").write_text(broken)
-        with pytest.raises(CheckpointError, match="no list"):
-            read_settings(tmp_path)
-    for said, name in (
-        ({"pooling_mode": "cls"}, "cls"),
-        ({"pooling_mode_cls_token": True}, "cls"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean_tokens+max_tokens"),
-        ({"pooling_mode_mean_tokens": 1}, ""),
-    ):
-        assert _pooling(said) == name
-    for broken in ("[]", "{"):
-        (tmp_path / "config.json").write_text(broken)
-        with pytest.raises(CheckpointError):
-            read_settings(tmp_path)
-
-
-def test_ids_and_inputs(tmp_path):
-    assert token_ids(tmp_path, ["5, 6 7", "8"]) == [[5, 6, 7], [8]]
-    for empty in ([], ["5", " "]):
-        with pytest.raises(ValueError, match="empty"):
-            token_ids(tmp_path, empty)
-    with pytest.raises(ValueError, match="token ids"):
-        token_ids(tmp_path, ["five"])
-    rows_ = [[5, 6, 7], [8]]
-    found = {name: value.tolist() for name, value in model_inputs({"pad_token_id": 4}, rows_, False, [[0, 1, 1], [1]]).items()}
-    assert found == {
-        "input_ids": [[5, 6, 7], [8, 4, 4]],
-        "attention_mask": [[1, 1, 1], [1, 0, 0]],
-        "token_type_ids": [[0, 1, 1], [1, 0, 0]],
-    }
-    assert set(model_inputs({}, [[5, 6], [7, 8]], False)) == {"input_ids"}
-    two = model_inputs({"decoder_start_token_id": 2}, [list(range(10, 20)), [9, 8]], True)
-    assert two["decoder_input_ids"].tolist() == [[2, 10, 11], [2, 9, 8]]
-    assert model_inputs({"decoder_start_token_id": 2}, [list(range(10, 20))], True)["decoder_input_ids"].shape == (1, 8)
-    with pytest.raises(ValueError, match="decoder_start_token_id"):
-        model_inputs({}, rows_, True)
-    first = first_inputs(model_inputs({}, [[8], [5, 6, 7]], False))
-    assert {name: value.tolist() for name, value in first.items()} == {"input_ids": [[8]]}
-    assert first_inputs(two)["decoder_input_ids"].tolist() == [[2]]
-    assert with_token(first, 3)["input_ids"].tolist() == [[8, 3]]
-    assert with_token(first_inputs(two), 3)["decoder_input_ids"].tolist() == [[2, 3]]
-
-
-def test_continuations_are_compared_token_by_token():
-    assert "3 tokens continued greedily are the same" in _same([1, 2, 3], [1, 2, 3])
-    assert "part at token 1" in _same([1, 2, 3], [1, 4, 3])
-    assert "part at token 2" in _same([1, 2], [1, 2, 3])
-    assert _first(torch.arange(7.0)) == "[0, 1, 2, 3, 4, ...]"

@@ -5,24 +5,27 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import xarray as xr
 
-from regraft.checkpoint.dissection import Component, Kind, Outside, StackFound, Tensors
 from regraft.cli.console import _short, aligned
 from regraft.reporting import drawings as module
-from regraft.reporting.anatomy_drawing import _cut, _few, _owner, _ranges, columns
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.bit_figures import quantize_finding, quantizers_finding
 from regraft.reporting.figures.block_figures import correlation_finding, spectra_finding
 from regraft.reporting.figures.component_figures import ablate_finding
 from regraft.reporting.figures.graft_figures import certificate_finding
-from regraft.reporting.figures.intervene_figures import knockout_finding, patch_finding, replacement_finding, swap_finding
+from regraft.reporting.figures.intervene_figures import knockout_finding, replacement_finding, swap_finding
 from regraft.reporting.figures.observe_figures import crystallization, geometry_finding, lens_finding
+from regraft.reporting.figures.patch_figures import patch_finding
 from regraft.reporting.figures.rebuild_figures import rebuild_finding
-from regraft.reporting.figures.route_figures import noise_finding, repeat_finding, shuffle_finding, surgery_finding
-from regraft.reporting.page import csv_text, footer, least_width, provenance_line, table
+from regraft.reporting.figures.route_figures import (
+    noise_finding,
+    repeat_finding,
+    shuffle_finding,
+    surgery_finding,
+)
+from regraft.reporting.page import csv_text, footer, provenance_line, table
 from regraft.reporting.theme import Drawing
 
 NAN = float("nan")
@@ -66,7 +69,9 @@ def test_skipping_and_exchanging():
 
 def test_replacing_and_rounding():
     one = data({"change": ["own", "relu", "identity", "lost"]}, everywhere=("change", [1e-5, 0.5, 2.0, NAN]))
-    text = said(replacement_finding, one, "relu costs least (+0.500", "identity most (+2.00)", "own changes nothing")
+    text = said(
+        replacement_finding, one, "relu costs least (+0.500", "identity most (+2.00)", "own changes nothing"
+    )
     assert "lost" not in text
     own = data({"change": ["own"]}, everywhere=("change", [0.0]))
     assert replacement_finding(own) == "Own in every block at once changes nothing."
@@ -131,7 +136,9 @@ def test_neurons_matrices_and_ranks():
         p_corrected=(("quantity", "other"), np.full((3, 3), 0.01)),
     )
     said(correlation_finding, three, "2 of 3 pairs", "y: three with x: one: -0.80")
-    assert "none of them" in correlation_finding(three.assign(p_corrected=(("quantity", "other"), np.full((3, 3), 0.2))))
+    assert "none of them" in correlation_finding(
+        three.assign(p_corrected=(("quantity", "other"), np.full((3, 3), 0.2)))
+    )
 
 
 def test_clouds_and_lenses():
@@ -155,7 +162,13 @@ def test_clouds_and_lenses():
     )
     two = data(
         BLOCKS,
-        {"scored_tokens": 5, "k": 10, "mean_crystallization": 1.5, "mean_first_top1": 2.25, "last_depth_difference": 0.0},
+        {
+            "scored_tokens": 5,
+            "k": 10,
+            "mean_crystallization": 1.5,
+            "mean_first_top1": 2.25,
+            "last_depth_difference": 0.0,
+        },
         hurt_rate=("block", [0.1, 0.2, 0.5]),
     )
     said(
@@ -169,8 +182,16 @@ def test_clouds_and_lenses():
 
 
 def test_routes():
-    one = data(BLOCKS, behaviour=("block", ["cyclic", "drifting", "cyclic"]), second=("block", [0.5, -0.1, 0.7]))
-    said(repeat_finding, one, "Of 3 blocks: 2 cyclic, 1 drifting", "block b changes the loss by -0.100", "block c by +0.700")
+    one = data(
+        BLOCKS, behaviour=("block", ["cyclic", "drifting", "cyclic"]), second=("block", [0.5, -0.1, 0.7])
+    )
+    said(
+        repeat_finding,
+        one,
+        "Of 3 blocks: 2 cyclic, 1 drifting",
+        "block b changes the loss by -0.100",
+        "block c by +0.700",
+    )
     two = data(
         {**BLOCKS, "level": [1.0, 0.1]},
         {"clean_loss": 1.0},
@@ -193,7 +214,13 @@ def test_routes():
         loss=("method", [3.0, 1.0]),
         orders=("method", [7, 8]),
     )
-    said(shuffle_finding, three, "y recovered the order of the 4 blocks", "9.00", "y ends at 1.00 after 8 orders")
+    said(
+        shuffle_finding,
+        three,
+        "y recovered the order of the 4 blocks",
+        "9.00",
+        "y ends at 1.00 after 8 orders",
+    )
     assert "No method" in shuffle_finding(three.assign(in_place=("method", [0.5, 0.75])))
     four = data(
         attrs={"change": "without block b", "saved": "Written."},
@@ -201,7 +228,9 @@ def test_routes():
         parameters=("state", [200, 150]),
         agreement=("state", [1.0, 0.8]),
     )
-    assert said(surgery_finding, four, "Without block b: loss 1.000 becomes 1.500", "75.0%", "80%").endswith("Written.")
+    assert said(surgery_finding, four, "Without block b: loss 1.000 becomes 1.500", "75.0%", "80%").endswith(
+        "Written."
+    )
 
 
 def test_grafts_and_rebuilt_models():
@@ -215,7 +244,16 @@ def test_grafts_and_rebuilt_models():
         context=("worst", ["c", "d"]),
         excess=("worst", [2.5, 1.0]),
     )
-    said(certificate_finding, one, "With the tree", "books +0.2500", "50.0%", "code -0.5000", "75.0%", "'x' behind 'c': +2.50")
+    said(
+        certificate_finding,
+        one,
+        "With the tree",
+        "books +0.2500",
+        "50.0%",
+        "code -0.5000",
+        "75.0%",
+        "'x' behind 'c': +2.50",
+    )
     attrs = {
         "parted": "",
         "architecture": "bert",
@@ -227,11 +265,22 @@ def test_grafts_and_rebuilt_models():
         "generated": "same",
         "dtype": "float32",
     }
-    two = data({"stage": ["a", "b", "c"]}, attrs, largest=("stage", [0.0, 1e-6, 0.0]), decimals=("stage", [17, 5, 17]))
+    two = data(
+        {"stage": ["a", "b", "c"]},
+        attrs,
+        largest=("stage", [0.0, 1e-6, 0.0]),
+        decimals=("stage", [17, 5, 17]),
+    )
     said(rebuild_finding, two, "All 3 stages", "2 of them to the bit", "at least 5 decimals")
     assert "at least" not in rebuild_finding(two.isel(stage=[0, 2]))
     two.attrs["parted"] = "c"
-    said(rebuild_finding, two, "2 stages of the rebuilt bert agree, then c parts", "17 decimals where 5", "cause")
+    said(
+        rebuild_finding,
+        two,
+        "2 stages of the rebuilt bert agree, then c parts",
+        "17 decimals where 5",
+        "cause",
+    )
 
 
 def test_tables_and_lines_on_a_page():
@@ -255,21 +304,11 @@ def test_tables_and_lines_on_a_page():
         assert word in text.replace("4.1", "4.0")
     alike = provenance_line(data(attrs={**swept, "work_saved": 1.04}))
     assert "5,000 rows, as much as one full forward for each" in alike
-    assert "by regraft 1, torch 2;" in footer([data(attrs={"regraft": "1", "torch": "2", "seed": 3, "time": "now"})], 9.0)
+    assert "by regraft 1, torch 2;" in footer(
+        [data(attrs={"regraft": "1", "torch": "2", "seed": 3, "time": "now"})], 9.0
+    )
     assert "seed 3; now." in footer([data(attrs={"seed": 3, "time": "now"})], 9.0)
     assert "9 s" in footer([], 9.0)
-
-
-def test_widths_of_figures():
-    assert least_width(go.Figure(go.Bar(x=[1, 2]))) == 280
-    for count, text, wanted in (
-        (4, None, 150 + 26 * 4),
-        (32, None, 150 + 26 * 32),
-        (33, None, 150 + 14 * 33),
-        (33, "%{z}", 150 + 52 * 33),
-    ):
-        figure = go.Figure(go.Heatmap(x=list(range(count)), y=[0], z=[[0] * count], texttemplate=text))
-        assert least_width(figure) == wanted
 
 
 def test_numbers_as_text():
@@ -283,7 +322,12 @@ def test_numbers_as_text():
     )
     assert csv_text(one) == "x,a,b\n1,0.5,2\n2,1.5,3\n"
     assert aligned([["a", "bbb", "c"], ["dddd", "e", "ff"]]) == ["a     bbb  c", "dddd  e    ff"]
-    assert [_short(cell) for cell in ("0.123456789", "12", "a.\nb", "a.b")] == ["0.12346", "12", "a.⏎b", "a.b"]
+    assert [_short(cell) for cell in ("0.123456789", "12", "a.\nb", "a.b")] == [
+        "0.12346",
+        "12",
+        "a.⏎b",
+        "a.b",
+    ]
 
 
 OWN = Drawing("t", "q", "h", lambda d: [], lambda d: "")
@@ -302,35 +346,21 @@ def test_packages_bring_drawings_each_once(monkeypatch):
     monkeypatch.undo()
     module.drawings.cache_clear()
     plain = drawing_of(data(attrs={"experiment": "unknown"}))
-    one = data({"x": [1, 2], "y": [3]}, a=("x", [1.0, 2.0]), b=(("y", "x"), [[1, 2]]), c=("x", ["p", "q"]), d=((), 1.0))
+    one = data(
+        {"x": [1, 2], "y": [3]},
+        a=("x", [1.0, 2.0]),
+        b=(("y", "x"), [[1, 2]]),
+        c=("x", ["p", "q"]),
+        d=((), 1.0),
+    )
     (first, bar), (second, map) = plain.figures(one)
     assert (first, list(bar.data[0].x), list(bar.data[0].y)) == ("a", ["1", "2"], [1.0, 2.0])
-    assert (second, map.data[0].z.tolist(), list(map.data[0].x), list(map.data[0].y)) == ("b", [[1, 2]], ["1", "2"], ["3"])
-
-
-def test_what_a_diagram_writes():
-    assert _ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
-    assert _ranges([]) == ""
-    assert _few(["x"] * 22) == ["x"] * 22
-    assert _few(["x"] * 30) == ["x"] * 21 + ["... and 9 more"]
-    assert _cut("abcde", 5) == "abcde"
-    assert _cut("abcdef", 5) == "abcd…"
-    vision, text = (StackFound(path, 1, (), size, 0, ()) for path, size in (("model.vision.blocks", 5), ("model.text.blocks", 9)))
-    for name, owner in (("model.vision.norm", vision), ("model.text_norm", text), ("model.norm", text), ("lm_head", text)):
-        assert _owner(Outside(name, "norm", (3,), "F32", 3).name, [vision, text], text) is owner
-
-
-def test_a_box_says_which_blocks_it_draws_where_there_are_kinds_of_them():
-    def kind(*blocks):
-        return Kind(blocks, (Tensors("w", "", (2, 3), "F32", 1), Tensors("b", "", (3,), "F32", 2)), 12, 48, ())
-
-    def headings(*kinds):
-        made = columns(Component("", (StackFound("h", 4, kinds, 48, 192, ()),), (), (), 1, 1, {}))
-        return [(box.heading, box.lines) for box in made[0]]
-
-    lines = ["w   2 x 3", "2 vectors (norms, biases)   12 numbers a block"]
-    assert headings(kind(0, 1, 2, 3)) == [("4 x h", lines)]
-    assert headings(kind(0, 1, 3), kind(2)) == [("3 x h: 0-1, 3", lines), ("1 x h: 2", lines)]
+    assert (second, map.data[0].z.tolist(), list(map.data[0].x), list(map.data[0].y)) == (
+        "b",
+        [[1, 2]],
+        ["1", "2"],
+        ["3"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -340,7 +370,11 @@ def test_a_box_says_which_blocks_it_draws_where_there_are_kinds_of_them():
         ([[1.0, 0.0]], ["a", "b"], None),
         ([[1.0, 0.1], [0.9, 0.2]], ["a", "b"], "The effect stays with 'a'."),
         ([[1.0, 0.0], [0.8, 0.2], [0.3, 0.7]], ["a", "b"], "moves between blocks L1 and L2."),
-        ([[1.0, 0.0], [0.4, 0.3], [0.1, 0.9]], ["a", "b"], "from block L2 on: the information moves between blocks L0 and L1."),
+        (
+            [[1.0, 0.0], [0.4, 0.3], [0.1, 0.9]],
+            ["a", "b"],
+            "from block L2 on: the information moves between blocks L0 and L1.",
+        ),
     ],
 )
 def test_where_a_patch_works_is_told_of_several_blocks_and_tokens(effect, tokens, said):
@@ -354,7 +388,11 @@ def test_where_a_patch_works_is_told_of_several_blocks_and_tokens(effect, tokens
 
 
 def test_shares_of_tokens_stand_at_the_depth_where_they_settle():
-    lens = data({"depth": [0, 1, 2]}, crystallization=("token", [2.0, 2.0, 1.0, NAN]), first_top1=("token", [0.0, 1.0, 1.0, 1.0]))
+    lens = data(
+        {"depth": [0, 1, 2]},
+        crystallization=("token", [2.0, 2.0, 1.0, NAN]),
+        first_top1=("token", [0.0, 1.0, 1.0, 1.0]),
+    )
     stays, first = crystallization(lens).data
     assert list(stays.y) == [0.0, 0.25, 0.5]
     assert list(first.y) == [0.25, 0.75, 0.0]

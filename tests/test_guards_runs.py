@@ -1,4 +1,5 @@
-"""Folders of runs and what experiments are read from: whole or not there, replaced by their like only, run once."""
+"""Folders of runs and what experiments are read from: whole or not there, replaced by their like only, run
+once."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def test_runs_are_replaced_by_their_like_only(tmp_path):
     check_writable(tmp_path, "lens", "abc", "1")
     store(
         xr.Dataset(
-            {"x": ("a", [1.0, 2.0])}, attrs={"experiment": "lens", "weights_sha256": "abc", "regraft": "1", "n": np.int64(3)}
+            {"x": ("a", [1.0, 2.0])},
+            attrs={"experiment": "lens", "weights_sha256": "abc", "regraft": "1", "n": np.int64(3)},
         ),
         tmp_path,
     )
@@ -119,7 +121,9 @@ def test_a_result_is_measured_once_as_long_as_nothing_changes(monkeypatch):
         return lambda model, size=1: runs.append(size) or xr.Dataset(attrs={"model": "own", "extra": 1})
 
     monkeypatch.setattr(Experiment, "function", function)
-    monkeypatch.setattr("regraft.experiments.running.experiments", lambda: {"thing": Experiment("thing", "m", "s", ())})
+    monkeypatch.setattr(
+        "regraft.experiments.running.experiments", lambda: {"thing": Experiment("thing", "m", "s", ())}
+    )
     first = measured(model, "thing", size=2)
     assert measured(model, "thing", size=2) is first
     assert first.attrs["experiment"] == "thing"
@@ -174,7 +178,9 @@ def test_values_of_parameters_are_of_their_kind():
     assert {kind: [unfit(kind, value) for value in values] for kind, values in fits.items()} == {
         kind: [""] * len(values) for kind, values in fits.items()
     }
-    said = {kind: {unfit(kind, value) for value in values if value is not None} for kind, values in wrong.items()}
+    said = {
+        kind: {unfit(kind, value) for value in values if value is not None} for kind, values in wrong.items()
+    }
     assert said == {
         "int": {"a whole number"},
         "float": {"a number"},

@@ -1,4 +1,5 @@
-"""What is said of results, logged, and handed on: certificates in words, shapes of blocks, lines of a training, settings."""
+"""What is said of results, logged, and handed on: certificates in words, shapes of blocks, lines of a
+training, settings."""
 
 from __future__ import annotations
 
@@ -29,7 +30,13 @@ from small import ids, opened
 
 
 def test_a_certificate_in_words():
-    domain = {"bits_per_byte_before": 1.25, "bits_per_byte_after": 1.5, "kl": 0.125, "top1": 0.75, "top5": 0.875}
+    domain = {
+        "bits_per_byte_before": 1.25,
+        "bits_per_byte_after": 1.5,
+        "kl": 0.125,
+        "top1": 0.75,
+        "top5": 0.875,
+    }
     states = {
         "part_parameters": [12000, 500], "forward": [0.25, 0.5], "forward_peak": [2.0 * 2**20, 3.5 * 2**20],
         "step": [1.0, 0.125], "step_peak": [8.0 * 2**20, 0.5 * 2**20],
@@ -45,8 +52,10 @@ def test_a_certificate_in_words():
         {"domain": ["x"]},
     )
     assert list(sentences(data)) == [
-        "x: 1.2500 bits per byte become 1.5000 (+0.2500), 0.125 nats per token of divergence, the same first token in 75.0%, of "
-        "the first five 87.5%",
+        (
+            "x: 1.2500 bits per byte become 1.5000 (+0.2500), 0.125 nats per token of divergence, the same"
+            " first token in 75.0%, of the first five 87.5%"
+        ),
         "the part: 12,000 parameters before, 500 after",
         "forward pass: 250 ms and 2.0 MiB beyond the weights before, 500 ms and 3.5 MiB after",
         "training step of the part: 1000 ms and 8.0 MiB beyond the weights before, 125 ms and 0.5 MiB after",
@@ -58,25 +67,36 @@ def test_blocks_are_described_by_their_branches():
     def said(*branches, **more):
         taps = SimpleNamespace(exists=lambda index, site: True)
         model = SimpleNamespace(taps=taps, tap=lambda address: SimpleNamespace(heads=3))
-        return _block_shape(model, SimpleNamespace(index=0, address="0", branches=branches, reason="", **more))
+        return _block_shape(
+            model, SimpleNamespace(index=0, address="0", branches=branches, reason="", **more)
+        )
 
     plain = {"parallel": False, "sum_norms": False}
-    attn, cross, mixer = (Branch(kind, nn.Linear(2, 2), nn.Linear(2, 2)) for kind in ("attn", "cross", "mixer"))
+    attn, cross, mixer = (
+        Branch(kind, nn.Linear(2, 2), nn.Linear(2, 2)) for kind in ("attn", "cross", "mixer")
+    )
     mlp, experts = Branch("mlp", nn.Linear(7, 2), nn.Linear(7, 2)), Branch("mlp", nn.Linear(7, 2), None)
     alone = Branch("attn", nn.Linear(2, 2), None, recurrent=True)
     assert said(attn, mlp, **plain) == "attention (3 heads), then MLP (7 neurons)"
-    assert said(attn, cross, experts, **plain) == "attention (3 heads), then cross-attention, then MLP (mixture of experts)"
-    assert said(alone, mixer, parallel=True, sum_norms=True) == (
-        "linear attention (3 heads) beside mixer; norm after each addition"
+    assert (
+        said(attn, cross, experts, **plain)
+        == "attention (3 heads), then cross-attention, then MLP (mixture of experts)"
+    )
+    assert (
+        said(alone, mixer, parallel=True, sum_norms=True)
+        == "linear attention (3 heads) beside mixer; norm after each addition"
     )
     assert said(**plain) == "no branch was found"
 
 
 def test_an_edit_of_one_position_takes_the_value_of_the_last_blocks_position():
-    """Prompts may be as long as another stack's are not: a position from the end counts in the last block's."""
+    """Prompts may be as long as another stack's are not: a position from the end counts in the last
+    block's."""
     value = torch.arange(8.0).view(1, 4, 2)
     lengths = {0: (4,), 1: (2,), 2: (3,)}
-    recording = SimpleNamespace(positions=4, prompts=1, model=SimpleNamespace(blocks=[None] * 3), lengths_of=lengths.__getitem__)
+    recording = SimpleNamespace(
+        positions=4, prompts=1, model=SimpleNamespace(blocks=[None] * 3), lengths_of=lengths.__getitem__
+    )
     cut = _at_one_position(Add("logits", value, -1), 0, 2, recording)
     assert cut.position is None
     assert cut.value.tolist() == [4.0, 5.0]
@@ -99,12 +119,15 @@ def test_generation_is_asked_for_in_the_callers_words(with_view):
         seen.append((inputs, generation_config, args, kwargs))
         return "made"
 
-    base = SimpleNamespace(generate=generate, _prepare_generation_config=lambda config, **more: (("whole", config), {}))
+    base = SimpleNamespace(
+        generate=generate, _prepare_generation_config=lambda config, **more: (("whole", config), {})
+    )
     base.modules = lambda: [View()] if with_view else []
     model = SimpleNamespace(base=base)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(grafted, "LogitsView", View)
-        for args, kwargs, every in (((), {}, False), (("p",), {}, True), ((), {"logits_processor": [1]}, True),
+        for args, kwargs, every in (((), {}, False), (("p",), {}, True),
+                                    ((), {"logits_processor": [1]}, True),
                                     ((), {"logits_processor": None, "max_length": 3}, False)):  # fmt: skip
             assert GraftedModel.generate(model, "ids", "config", *args, **kwargs) == "made"
             assert seen.pop() == ("ids", "config", args, kwargs)
@@ -144,15 +167,22 @@ def test_effects_are_shares_of_the_difference_of_two_runs(direction):
     said = [" ".join(map(str, row)) for row in (clean, corrupt)]
     data = patch(model, *said, "7", "9", grid="block", direction=direction)
     with torch.no_grad():
-        source, target = (float(x[7] - x[9]) for x in (model.hf(torch.tensor([row])).logits[0, -1] for row in (clean, corrupt)))
+        source, target = (
+            float(x[7] - x[9])
+            for x in (model.hf(torch.tensor([row])).logits[0, -1] for row in (clean, corrupt))
+        )
     source, target = (source, target) if direction == "denoise" else (target, source)
     assert data.attrs["source_value"] == pytest.approx(source, abs=1e-5)
     assert data.attrs["target_value"] == pytest.approx(target, abs=1e-5)
-    assert data.effect.values == pytest.approx((data.logit_difference.values - target) / (source - target), abs=1e-4)
+    assert data.effect.values == pytest.approx(
+        (data.logit_difference.values - target) / (source - target), abs=1e-4
+    )
     assert data.effect.values[0, 0] == pytest.approx(1.0, abs=1e-4), "the whole stream of the other run"
 
 
-@pytest.mark.parametrize(("front", "behind"), [("", ""), ("[A]", ""), ("[A] [B]", ""), ("[A]", "[B]"), ("", "[B]")])
+@pytest.mark.parametrize(
+    ("front", "behind"), [("", ""), ("[A]", ""), ("[A] [B]", ""), ("[A]", "[B]"), ("", "[B]")]
+)
 def test_a_decoders_tokenizer_puts_nothing_behind_a_text(front, behind):
     names = ["[A]", "[B]", "a", "b"]
     backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="a"))
@@ -160,13 +190,21 @@ def test_a_decoders_tokenizer_puts_nothing_behind_a_text(front, behind):
     pattern = f"{front} $A {behind}".split()
     backend.post_processor = TemplateProcessing(single=pattern, special_tokens=[("[A]", 0), ("[B]", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="[A]", eos_token="[B]")
-    case = SimpleNamespace(new=SimpleNamespace(tokenizer=tokenizer), model=SimpleNamespace(two_stacks=False, causal=True))
+    case = SimpleNamespace(
+        new=SimpleNamespace(tokenizer=tokenizer), model=SimpleNamespace(two_stacks=False, causal=True)
+    )
     before = copy.deepcopy(tokenizer)
     made = written_tokenizer(case)
     first = [names.index(name) for name in front.split()]
     assert made("a b")["input_ids"] == [*first, 2, 3]
-    assert tokenizer("a b")["input_ids"] == before("a b")["input_ids"] == [*first, 2, 3, *([1] if behind else [])]
+    assert (
+        tokenizer("a b")["input_ids"]
+        == before("a b")["input_ids"]
+        == [*first, 2, 3, *([1] if behind else [])]
+    )
     if not behind:
-        assert made.backend_tokenizer.to_str() == before.backend_tokenizer.to_str(), "nothing is changed where nothing must be"
+        assert made.backend_tokenizer.to_str() == before.backend_tokenizer.to_str(), (
+            "nothing is changed where nothing must be"
+        )
     case.model.two_stacks = True
     assert written_tokenizer(case)("a b")["input_ids"] == before("a b")["input_ids"]

@@ -1,4 +1,5 @@
-"""What names and shapes tell, case by case: width, heads, neurons, experts; and what a header must say to be believed."""
+"""What names and shapes tell, case by case: width, heads, neurons, experts; and what a header must say to be
+believed."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ import struct
 import pytest
 import torch
 
-from regraft.checkpoint.locate import CheckpointError, check_header, header_length, parse_header, shards_of, weight_files
+from regraft.checkpoint.locate import (
+    CheckpointError,
+    check_header,
+    header_length,
+    parse_header,
+    shards_of,
+    weight_files,
+)
 from regraft.checkpoint.shapes import block_facts, section, width_of
 from regraft.core.structure import (
     largest_difference,
@@ -114,7 +122,10 @@ def test_a_gate_beside_the_queries_is_not_taken_for_heads():
     [(192, 128, (128, 32)), (130, 128, (128, 1)), (288, None, (96, 96)), (191, 128, None), (128, 128, None)],
 )
 def test_packed_projections_divide_by_the_output_matrix(rows, output, divided):
-    parts = [part("qkv.weight", "qkv", rows, WIDTH), *([part("o.weight", "o", WIDTH, output)] if output else [])]
+    parts = [
+        part("qkv.weight", "qkv", rows, WIDTH),
+        *([part("o.weight", "o", WIDTH, output)] if output else []),
+    ]
     said = facts(parts)["attention"][0]
     if divided:
         assert f"{divided[0]} + {divided[1]} + {divided[1]} rows" in said
@@ -129,8 +140,14 @@ def test_packed_projections_divide_by_the_output_matrix(rows, output, divided):
 def test_neurons_gates_and_experts():
     down = part("down.weight", "down", WIDTH, 256)
     assert facts([down]) == {"neurons": (256, "inferred"), "MLP": ("plain", "inferred")}
-    assert facts([part("down.weight", "down", 256, WIDTH), part("gate.weight", "gate", 256, WIDTH)])["MLP"][0] == "gated"
-    assert facts([part("down.weight", "down", 256, WIDTH), part("up.weight", "gate_up", 512, WIDTH)])["MLP"][0] == "gated"
+    assert (
+        facts([part("down.weight", "down", 256, WIDTH), part("gate.weight", "gate", 256, WIDTH)])["MLP"][0]
+        == "gated"
+    )
+    assert (
+        facts([part("down.weight", "down", 256, WIDTH), part("up.weight", "gate_up", 512, WIDTH)])["MLP"][0]
+        == "gated"
+    )
     assert not facts([part("up.weight", "up", 256, WIDTH)])
     one_by_one = facts([part("experts.0.down.weight", "down", WIDTH, 40, each=6)])
     assert one_by_one["experts"] == (6, "certain")
@@ -183,7 +200,11 @@ def test_sections_of_a_configuration():
     assert section(whole, "model.layers")["hidden_size"] == 5
     assert section({"hidden_size": 8}, "model.layers")["hidden_size"] == 8
     sides = {"encoder_attention_heads": 4, "decoder_attention_heads": 2, "d_model": 9}
-    assert section(sides, "model.encoder.layers") == {"d_model": 9, "attention_heads": 4, "num_attention_heads": 4}
+    assert section(sides, "model.encoder.layers") == {
+        "d_model": 9,
+        "attention_heads": 4,
+        "num_attention_heads": 4,
+    }
     assert section(sides, "model.decoder.layers")["num_attention_heads"] == 2
     assert section(sides, "model.layers") == sides
 
@@ -264,7 +285,9 @@ def test_weight_files_are_those_of_the_index(tmp_path):
         (tmp_path / f"{name}.safetensors").write_bytes(b"")
     assert [file.name[0] for file in weight_files(tmp_path)] == ["a", "b", "c"]
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"x": "c.safetensors", "y": "a.safetensors", "z": "a.safetensors"}}))
+    index.write_text(
+        json.dumps({"weight_map": {"x": "c.safetensors", "y": "a.safetensors", "z": "a.safetensors"}})
+    )
     assert [file.name[0] for file in weight_files(tmp_path)] == ["a", "c"]
     (tmp_path / "c.safetensors").unlink()
     with pytest.raises(CheckpointError, match="1 of its 2"):
@@ -278,9 +301,16 @@ def test_weight_files_are_those_of_the_index(tmp_path):
 def test_tensors_in_nested_arguments():
     a, b, c = (torch.full((2,), float(i)) for i in range(3))
     nested = {"args": (1, a), "kwargs": {"x": [b, None], "y": "text", "z": {"w": c}}}
-    assert [path for path, _ in walk_tensors(nested)] == [("args", 1), ("kwargs", "x", 0), ("kwargs", "z", "w")]
+    assert [path for path, _ in walk_tensors(nested)] == [
+        ("args", 1),
+        ("kwargs", "x", 0),
+        ("kwargs", "z", "w"),
+    ]
     found = map_tensors(nested, lambda path, tensor: (path[-1], float(tensor[0])))
-    assert found == {"args": (1, (1, 0.0)), "kwargs": {"x": [(0, 1.0), None], "y": "text", "z": {"w": ("w", 2.0)}}}
+    assert found == {
+        "args": (1, (1, 0.0)),
+        "kwargs": {"x": [(0, 1.0), None], "y": "text", "z": {"w": ("w", 2.0)}},
+    }
     assert main_tensor((None, b, a)) is b
     assert main_tensor([]) is None
     replaced = with_main_tensor((None, b, a), c)

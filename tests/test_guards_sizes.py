@@ -18,7 +18,8 @@ from regraft.model.load import load
 from regraft.modules.tree_head import tree_head
 from regraft.modules.trees import by_id
 from regraft.sweeps.metrics import loss
-from regraft.sweeps.sweep import _batch_rows, sweep
+from regraft.sweeps.recorded_layout import batch_rows
+from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Noise, Variant
 from regraft.training.tasks import embedding_task
 from regraft.training.tasks.head_task import states
@@ -63,12 +64,16 @@ def test_the_noise_of_an_experiment_is_that_of_its_seed(seed):
 
 
 def test_rows_of_a_card_fill_half_of_what_is_free(monkeypatch):
-    """Four times the widest layer's and eight times the stream's floats at each position; one row at least."""
+    """Four times the widest layer's and eight times the stream's floats at each position; one row at
+    least."""
     model = SimpleNamespace(
-        device=torch.device("cuda"), hf=nn.Sequential(nn.Linear(8, 40), nn.Linear(8, 24)), width=8, dtype=torch.bfloat16
+        device=torch.device("cuda"),
+        hf=nn.Sequential(nn.Linear(8, 40), nn.Linear(8, 24)),
+        width=8,
+        dtype=torch.bfloat16,
     )
     recording = SimpleNamespace(model=model, prompts=3, taken=SimpleNamespace(stream=[torch.zeros(3, 5, 8)]))
     each = 15 * 4 * (40 + 64) * 2
     for free, rows in ((20 * each, 10), (20 * each - 2, 9), (10, 1)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
-        assert _batch_rows(recording) == rows
+        assert batch_rows(recording) == rows

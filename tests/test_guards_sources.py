@@ -1,4 +1,5 @@
-"""Checkpoints at a hub that answers as it is told; rotations and masks of rebuilt models; projections that no head divides."""
+"""Checkpoints at a hub that answers as it is told; rotations and masks of rebuilt models; projections that no
+head divides."""
 
 from __future__ import annotations
 
@@ -53,10 +54,16 @@ def test_a_hub_is_asked_for_headers_and_small_files_only(hub):
     files["text/model.safetensors"] = file_of({"c": (5,)})
     whole, text = read_headers("owner/name")
     assert (whole.part, text.part) == ("", "text")
-    assert {name: (e.shape, e.count, e.bytes) for name, e in whole.entries.items()} == {"a": ((2, 3), 6, 24), "b": ((4,), 4, 16)}
+    assert {name: (e.shape, e.count, e.bytes) for name, e in whole.entries.items()} == {
+        "a": ((2, 3), 6, 24),
+        "b": ((4,), 4, 16),
+    }
     assert (whole.config, text.config) == ({"hidden_size": 3}, None)
     assert {name for name, *_ in asked} == {"model.safetensors", "config.json", "text/model.safetensors"}
-    assert sum(length for name, _, length in asked if name.endswith("safetensors")) < len(files["model.safetensors"]) + 100
+    assert (
+        sum(length for name, _, length in asked if name.endswith("safetensors"))
+        < len(files["model.safetensors"]) + 100
+    )
 
 
 @pytest.mark.parametrize("config", [b"[]", b"{"])
@@ -101,7 +108,9 @@ def test_shards_and_their_index():
     assert _index(store(shards, index), "") == index["weight_map"]
     assert _index(store(shards, index), "other") == {}
     assert len(_part(store(shards, index), "", sorted(shards)).notes) == 1
-    some = _part(store({"a.safetensors": ["x", "z"]}, {"weight_map": {"x": "a.safetensors"}}), "", ["a.safetensors"])
+    some = _part(
+        store({"a.safetensors": ["x", "z"]}, {"weight_map": {"x": "a.safetensors"}}), "", ["a.safetensors"]
+    )
     assert any("1 tensors stand in no index, first z" in note for note in some.notes)
     for said, word in (
         ({"weight_map": {"x": "a.safetensors", "y": "c.safetensors"}}, "1 of its 2"),
@@ -133,7 +142,12 @@ def test_angles_grow_with_the_position():
 
 
 def test_slow_rotations_are_slowed_and_those_between_blended():
-    rope = {"original_max_position_embeddings": 64, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = {
+        "original_max_position_embeddings": 64,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
     waves = [4.0, 15.9, 16.1, 30.0, 63.0, 65.0, 500.0]
     found = llama3_speeds(torch.tensor([2 * math.pi / wave for wave in waves]), rope)
     for wave, value in zip(waves, found.tolist(), strict=True):
@@ -160,7 +174,9 @@ def test_who_sees_whom(window):
                 near = j <= i and (not window or i - j < window)
                 assert bool(seen[b, i, j]) == (near and bool(inputs["attention_mask"][b, j]))
     x, weight = torch.randn(2, 5), torch.rand(5)
-    torch.testing.assert_close(rms_norm(x, weight, 0.1), weight * x / (x.pow(2).mean(-1, keepdim=True) + 0.1).sqrt())
+    torch.testing.assert_close(
+        rms_norm(x, weight, 0.1), weight * x / (x.pow(2).mean(-1, keepdim=True) + 0.1).sqrt()
+    )
 
 
 class Attention(nn.Module):
@@ -184,13 +200,19 @@ def test_projections_that_no_head_divides():
         (separate.v_proj, 2),
     ]
     for given, tap in (
-        (branch(separate), "no projection"), (branch(None), z), (branch(separate), Tap(separate.o_proj, "input", None, 0)),
+        (branch(separate), "no projection"), (branch(None), z),
+        (branch(separate), Tap(separate.o_proj, "input", None, 0)),
         (branch(separate, recurrent=True), z), (branch(Attention(other=(8, 8))), z),
         (branch(Attention(q_proj=(8, 8), k_proj=(8, 8))), z),
     ):  # fmt: skip
         assert all(isinstance(reason, str) for reason in _query_key_value(given, tap).values())
     packed = Attention(qkv_proj=(8, 16), o_proj=(8, 8))
-    assert _query_key_value(branch(packed), Tap(packed.o_proj, "input", None, 4))["k"].features.tolist() == [8, 9, 10, 11]
+    assert _query_key_value(branch(packed), Tap(packed.o_proj, "input", None, 4))["k"].features.tolist() == [
+        8,
+        9,
+        10,
+        11,
+    ]
     assert isinstance(_separate_tap("q", nn.Linear(8, 16), 4, 2), str)
     assert _separate_tap("k", nn.Linear(8, 16), 4, 2).heads == 8
     assert isinstance(_separate_tap("k", nn.Linear(8, 15), 4, 2), str)

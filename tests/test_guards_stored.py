@@ -1,4 +1,5 @@
-"""The types that numbers are kept in: by the name of a tensor's like, with a prefix or without, and never for codes."""
+"""The types that numbers are kept in: by the name of a tensor's like, with a prefix or without, and never for
+codes."""
 
 from __future__ import annotations
 
@@ -41,7 +42,15 @@ def test_a_number_between_dots_stands_for_every_block(name, wanted):
 
 
 def test_every_file_is_read_and_the_commonest_type_is_that_of_new_names(tmp_path):
-    kinds = {"h__0__a": HALF, "h__1__a": HALF, "h__0__n": SINGLE, "b": BRAIN, "d": DOUBLE, "h__1__n": SINGLE, "h__2__a": HALF}
+    kinds = {
+        "h__0__a": HALF,
+        "h__1__a": HALF,
+        "h__0__n": SINGLE,
+        "b": BRAIN,
+        "d": DOUBLE,
+        "h__1__n": SINGLE,
+        "h__2__a": HALF,
+    }
     found = types_in(tmp_path, **kinds)
     assert found == {"": HALF, "h.#.a": HALF, "h.#.n": SINGLE, "b": BRAIN, "d": DOUBLE}
 
@@ -91,7 +100,8 @@ def named(*names):
 def test_a_tensor_has_the_type_of_its_like_with_a_prefix_or_without(name, wanted):
     """A norm at the end of the model is no like of each block's, whichever stands first in the file."""
     types = {
-        "": HALF, "norm.weight": SINGLE, "other.head.weight": DOUBLE, "h.#.norm.weight": BRAIN, "h.#.a.weight": HALF,
+        "": HALF, "norm.weight": SINGLE, "other.head.weight": DOUBLE, "h.#.norm.weight": BRAIN,
+        "h.#.a.weight": HALF,
     }  # fmt: skip
     if name == "weight":
         types = {"": HALF, "some_weight": SINGLE}
@@ -132,7 +142,8 @@ def test_what_holds_whole_numbers_is_left_alone():
 
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_a_folder_whose_names_lack_the_prefix_is_written_in_its_own_types(prefix, tmp_path):
-    """The norm behind the last block in single precision, which puts it first in the file; everything else in half."""
+    """The norm behind the last block in single precision, which puts it first in the file; everything else in
+    half."""
     hf = opened("llama").hf
     hf.save_pretrained(tmp_path / "given")
     kinds = {name: SINGLE if name == "model.norm.weight" else BRAIN for name, _ in hf.named_parameters()}

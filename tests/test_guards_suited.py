@@ -1,4 +1,5 @@
-"""What ships with regraft is read only by models that know it: each threshold from just below and just above."""
+"""What ships with regraft is read only by models that know it: each threshold from just below and just
+above."""
 
 from __future__ import annotations
 
@@ -25,12 +26,17 @@ WORDS = [f"w{i}" for i in range(40)]
 
 
 class Tokens:
-    """One token for each word, the last letter of the alphabet unknown; a begin token where special ones are asked for."""
+    """One token for each word, the last letter of the alphabet unknown; a begin token where special ones are
+    asked for."""
 
     unk_token_id = 0
 
     def __call__(self, text, add_special_tokens):
-        return {"input_ids": [1] * add_special_tokens + [0 if word == "z" else 2 + len(word) for word in text.split()]}
+        return {
+            "input_ids": (
+                [1] * add_special_tokens + [0 if word == "z" else 2 + len(word) for word in text.split()]
+            )
+        }
 
 
 class Reader:
@@ -38,7 +44,13 @@ class Reader:
 
     def __init__(self, share=0.5, positions=0, labels=0, causal=True, two_stacks=False, head=True):
         self.loss = share * math.log(VOCABULARY)
-        self.name, self.folder, self.device, self.vocabulary, self.tokenizer = "it", None, "cpu", VOCABULARY, Tokens()
+        self.name, self.folder, self.device, self.vocabulary, self.tokenizer = (
+            "it",
+            None,
+            "cpu",
+            VOCABULARY,
+            Tokens(),
+        )
         self.hf = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
         self.parts = SimpleNamespace(head=object() if head else None, labels=labels)
         self.causal, self.two_stacks, self.proved, self.read = causal, two_stacks, {}, []
@@ -69,7 +81,10 @@ def test_a_model_no_better_than_chance_is_not_given_what_ships(share, fine):
     if fine:
         check_sayable(model, ["a bb ccc"], "the words")
     else:
-        wanted = rf"it predicts the words no better than chance \({model.loss:.1f} nats per token, 3.9 where every token"
+        wanted = (
+            rf"it predicts the words no better than chance \({model.loss:.1f} nats per token, 3.9 where every"
+            r" token"
+        )
         with pytest.raises(ValueError, match=wanted):
             check_sayable(model, ["a bb ccc"], "the words")
 
@@ -97,14 +112,18 @@ def test_only_a_model_that_writes_on_is_asked_for_its_loss(other):
         check_sayable(model, ["a z"], "the words")
 
 
-@pytest.mark.parametrize(("known", "unknown", "fine"), [(19, 1, True), (38, 2, True), (18, 1, False), (37, 2, False)])
+@pytest.mark.parametrize(
+    ("known", "unknown", "fine"), [(19, 1, True), (38, 2, True), (18, 1, False), (37, 2, False)]
+)
 def test_one_unknown_token_in_twenty_is_borne(known, unknown, fine):
     texts = [" ".join("a" * known), " ".join("z" * unknown)]
     assert unknown_share(Reader(), texts) == unknown / (known + unknown)
     if fine:
         check_sayable(Reader(), texts, "the words")
     else:
-        with pytest.raises(ValueError, match="the tokenizer of it does not know 5% of the tokens of the words"):
+        with pytest.raises(
+            ValueError, match="the tokenizer of it does not know 5% of the tokens of the words"
+        ):
             check_sayable(Reader(), texts, "the words")
 
 
@@ -120,11 +139,14 @@ def test_without_a_tokenizer_or_an_unknown_token_nothing_is_unknown():
 def test_pieces_of_a_word_are_counted_without_what_is_put_around_a_text():
     assert pieces_per_word(Reader(), ["a bb", "ccc"]) == 1.0
     stories = load(*odd_models.stories(), pack=False)
-    assert pieces_per_word(stories, ["Lily", "zqxv"]) == len(stories.encode("Lily") + stories.encode("zqxv")) / 2
+    assert (
+        pieces_per_word(stories, ["Lily", "zqxv"]) == len(stories.encode("Lily") + stories.encode("zqxv")) / 2
+    )
 
 
 def chosen(monkeypatch, losses=(1.0, 0.1), shares=(0.0, 0.0), pieces=(1.0, 1.0), **reader):
-    """Which prompts suit, by the losses (as shares of chance), unknown tokens and pieces of the general ones and of prose."""
+    """Which prompts suit, by the losses (as shares of chance), unknown tokens and pieces of the general ones
+    and of prose."""
     model = Reader(**reader)
     prose = BOOK_PASSAGES[0].text
 
@@ -168,7 +190,9 @@ def test_where_neither_is_known_that_is_said(monkeypatch):
     model = Reader()
     model.tokenizer = lambda text, add_special_tokens: {"input_ids": [0, 5]}
     model.tokenizer.unk_token_id = 0
-    with pytest.raises(ValueError, match="the tokenizer of it does not know 50% of the tokens of the English prompts"):
+    with pytest.raises(
+        ValueError, match="the tokenizer of it does not know 50% of the tokens of the English prompts"
+    ):
         suited_prompts(model)
 
 

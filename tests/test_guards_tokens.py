@@ -1,4 +1,5 @@
-"""Vocabularies by hand: which token is which, mixtures of rows, tables, chunks, pieces of text, figures of tokenizers."""
+"""Vocabularies by hand: which token is which, mixtures of rows, tables, chunks, pieces of text, figures of
+tokenizers."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 
 from regraft.data.token_bytes import byte_of_character
-from regraft.tokenizers.bits_per_byte import Score, _cut, _losses, _row, pieces, score
+from regraft.tokenizers.bits_per_byte import Score, _losses, _row, score
 from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import compare, shown
 from regraft.tokenizers.cooccurrence import beside_vectors, overlaps
@@ -22,7 +23,6 @@ from regraft.tokenizers.init_methods import InitSettings, TransplantCase, aligne
 from regraft.tokenizers.mixtures import Mixture, blended, mixture, softmax, sparsemax
 from regraft.tokenizers.nearest import nearest
 from regraft.tokenizers.tables import _filled, build_tables, check_tables, modules, rows_needed
-from regraft.tokenizers.text_chunks import ChunkLengths, chunks, gaussian, sampled
 from regraft.tokenizers.tokenizer_folder import special_roles, specials_of, wrapped
 from regraft.tokenizers.vocab_map import Matching, match
 from small import opened
@@ -34,7 +34,10 @@ def reader(merges=(), specials=(), roles=None, rows=None):
     """A byte-level tokenizer: ids 0 to 255 are bytes, then what is merged, then special tokens."""
     names = [*LETTERS, *("".join(pair) for pair in merges)]
     made = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [tuple(pair) for pair in merges]))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    made.pre_tokenizer, made.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        decoders.ByteLevel(),
+    )
     made.add_special_tokens(list(specials))
     return ByteIds(wrapped(made, roles or {}), rows)
 
@@ -44,7 +47,9 @@ LONG = (("a", "b"), ("ab", "c"), ("Ġ", "x"), ("b", "Ġx"))
 
 
 def test_tokens_of_the_same_bytes_are_matched_and_special_ones_by_name_or_role():
-    old = reader(SHORT, ["<s>", "<pad>", "<x>", "cd!"], {"bos_token": "<s>", "pad_token": "<pad>", "mask_token": "<x>"})
+    old = reader(
+        SHORT, ["<s>", "<pad>", "<x>", "cd!"], {"bos_token": "<s>", "pad_token": "<pad>", "mask_token": "<x>"}
+    )
     new = reader(LONG, ["<x>", "<begin>", "<end>", "<unk>", "zz", "<sep>"], {
         "bos_token": "<begin>", "eos_token": "<end>", "unk_token": "<unk>", "sep_token": "<sep>",
     })  # fmt: skip
@@ -109,7 +114,9 @@ def test_two_mixtures_are_blended_where_both_know_something():
 def test_shares_by_their_formulas():
     values = np.array([1.0, 3.0, 2.0])
     assert softmax(values).tolist() == pytest.approx((np.exp(values) / np.exp(values).sum()).tolist())
-    assert softmax(values, 0.5).tolist() == pytest.approx((np.exp(2 * values) / np.exp(2 * values).sum()).tolist())
+    assert softmax(values, 0.5).tolist() == pytest.approx(
+        (np.exp(2 * values) / np.exp(2 * values).sum()).tolist()
+    )
     assert softmax(np.array([1e4, 0.0])).tolist() == [1.0, 0.0]
     rows = np.array([[0.1, 0.2, 0.4], [5.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
     expected = [[0.2, 0.3, 0.5], [1, 0, 0], [1 / 3] * 3]
@@ -153,19 +160,38 @@ class Told:
 
 def case(vectors=None, texts=("abcd",), new=LONG):
     old, fresh, numbers = reader(SHORT), reader(new), torch.Generator().manual_seed(1)
-    return TransplantCase(old, fresh, match(old, fresh), torch.randn(258, 3, generator=numbers), vectors, texts)
+    return TransplantCase(
+        old, fresh, match(old, fresh), torch.randn(258, 3, generator=numbers), vectors, texts
+    )
 
 
 def test_the_nearest_old_tokens_count_above_a_threshold():
-    told = case(Told({"abc": (1.0, 0, 0), "ab": (0.8, 0.6, 0), "cd": (0.6, 0.8, 0), "q": (0, 1.0, 0), "b x": (0, 0, 1.0)}))
+    told = case(
+        Told(
+            {
+                "abc": (1.0, 0, 0),
+                "ab": (0.8, 0.6, 0),
+                "cd": (0.6, 0.8, 0),
+                "q": (0, 1.0, 0),
+                "b x": (0, 0, 1.0),
+            }
+        )
+    )
     assert told.contents == [b"abc", b" x", b"b x"]
-    for threshold, nearest_, ids in ((0.0, 2, [256, 257]), (0.7, 2, [256]), (0.8 - 1e-4, 3, [256]), (0.0, 1, [256])):
+    for threshold, nearest_, ids in (
+        (0.0, 2, [256, 257]),
+        (0.7, 2, [256]),
+        (0.8 - 1e-4, 3, [256]),
+        (0.0, 1, [256]),
+    ):
         found = near(told, InitSettings(threshold=threshold, nearest=nearest_, temperature=0.5))
         cosines = {256: 0.8, 257: 0.6}
         raised = {i: math.exp(cosines[i] / 0.5) for i in ids}
         row = found.weights_NV.toarray()[0]
         assert {int(i) for i in np.flatnonzero(row)} == set(ids)
-        assert [row[i] for i in ids] == pytest.approx([raised[i] / sum(raised.values()) for i in ids], rel=1e-5)
+        assert [row[i] for i in ids] == pytest.approx(
+            [raised[i] / sum(raised.values()) for i in ids], rel=1e-5
+        )
     high = near(told, InitSettings(threshold=1.5))
     assert high.mean_N.tolist() == [1, 1, 1]
     assert not readable(b"")
@@ -176,8 +202,13 @@ def test_the_nearest_old_tokens_count_above_a_threshold():
 def test_tokens_are_aligned_by_the_bytes_that_they_share():
     told = case(texts=("abcd", "abc ab"))
     found = aligned(told).weights_NV.toarray()
-    assert {int(i): found[0, i] for i in np.flatnonzero(found[0])} == pytest.approx({256: 4 / 6, 257: 1 / 6, ord("c"): 1 / 6})
-    assert {int(i): found[1, i] for i in np.flatnonzero(found[1])} == {ord(" "): 0.5, ord("x"): 0.5}, "pieces of what no text has"
+    assert {int(i): found[0, i] for i in np.flatnonzero(found[0])} == pytest.approx(
+        {256: 4 / 6, 257: 1 / 6, ord("c"): 1 / 6}
+    )
+    assert {int(i): found[1, i] for i in np.flatnonzero(found[1])} == {
+        ord(" "): 0.5,
+        ord("x"): 0.5,
+    }, "pieces of what no text has"
     counted = overlaps(told.old, told.new, ["abcd", "abc ab"])
     assert counted[257] == {256: 4, 257: 1, ord("c"): 1}
     assert counted[256] == {256: 2}
@@ -188,7 +219,8 @@ def test_tokens_are_aligned_by_the_bytes_that_they_share():
 
 def test_settings_that_mean_nothing_are_refused():
     for wrong in (
-        dict(temperature=0.0), dict(temperature=-1.0), dict(nearest=0), dict(atoms=0), dict(weight=-0.1), dict(weight=1.1),
+        dict(temperature=0.0), dict(temperature=-1.0), dict(nearest=0), dict(atoms=0), dict(weight=-0.1),
+        dict(weight=1.1),
         dict(threshold=float("nan")), dict(threshold=float("inf")), dict(temperature=float("nan")),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"\w"):
@@ -209,7 +241,9 @@ def test_vectors_from_text_factor_what_stands_beside_what():
                 beside[one, other] += 0 < abs(i - j) <= 4
     sums = beside.sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        above = np.nan_to_num(np.log(beside * sums.sum() / np.outer(sums, sums)), nan=0.0, neginf=0.0).clip(min=0)
+        above = np.nan_to_num(np.log(beside * sums.sum() / np.outer(sums, sums)), nan=0.0, neginf=0.0).clip(
+            min=0
+        )
     left, values, _ = np.linalg.svd(above)
     assert vectors @ vectors.T == pytest.approx((left[:, :5] * values[:5]) @ left[:, :5].T, abs=1e-6)
     with pytest.raises(ValueError, match="12 different tokens"):
@@ -236,11 +270,20 @@ def test_tables_hold_copies_mixtures_means_and_the_spare_rows():
     mixed = mixture([[1, 5]], [np.array([0.5, 0.5])], 6)
     found = _filled(old, matching, mixed, 6)
     mean = old.mean(0).tolist()
-    assert found.tolist() == [[8, 9], mean, [0, 1], [6, 7], [8, 9], [10, 11]], "behind the last token the old table's own rows"
+    assert found.tolist() == [
+        [8, 9],
+        mean,
+        [0, 1],
+        [6, 7],
+        [8, 9],
+        [10, 11],
+    ], "behind the last token the old table's own rows"
     assert _filled(old, matching, mixed, 5)[4].tolist() == [8, 9]
     assert _filled(old, matching, mixed, 8)[4:].tolist() == [mean] * 4
     assert len(_filled(old, matching, mixed, 4)) == 4
-    assert _filled(old, Matching(np.array([1]), np.zeros(0, np.int64)), mixture([], [], 6), 1).tolist() == [[2, 3]]
+    assert _filled(old, Matching(np.array([1]), np.zeros(0, np.int64)), mixture([], [], 6), 1).tolist() == [
+        [2, 3]
+    ]
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "gptj"])
@@ -274,67 +317,9 @@ def test_a_head_that_is_no_matrix_gets_no_rows():
         check_tables(model)
 
 
-def test_lengths_of_chunks():
-    found = gaussian(3.0, 2.0, 5)
-    weights = [math.exp(-(((i - 3) / 2) ** 2) / 2) for i in range(1, 6)]
-    assert found.probabilities == pytest.approx([w / sum(weights) for w in weights])
-    assert found.mean == pytest.approx(3.0)
-    assert len(gaussian(3.0, 0.5).probabilities) == 5
-    assert len(gaussian(3.2, 0.5).probabilities) == 6
-    assert ChunkLengths((0.25, 0.0, 0.75)).mean == 2.5
-    for mean, deviation in ((0, 1), (1, 0), (math.inf, 1), (1, math.inf), (-1, 1)):
-        with pytest.raises(ValueError, match="above 0"):
-            gaussian(mean, deviation)
-    for longest in (0, 1_000_001):
-        with pytest.raises(ValueError, match="longest"):
-            gaussian(3, 1, longest)
-    assert len(gaussian(3, 1, 1).probabilities) == 1
-    with pytest.raises(ValueError, match="likely"):
-        gaussian(1000, 1, 5)
-    for wrong in ((), (0.5, 0.6), (1.5, -0.5), (math.nan, 1.0), (0.5, 0.4)):
-        with pytest.raises(ValueError, match="probabilities"):
-            ChunkLengths(wrong)
-
-
-def test_chunks_have_the_lengths_that_were_drawn():
-    text = "".join(chr(97 + i % 26) for i in range(5000))
-    found = list(chunks([text, "", "ab"], ChunkLengths((0.0, 0.5, 0.0, 0.5)), 0))
-    assert "".join(found) == text + "ab"
-    assert found[-1] == "ab"
-    lengths = [len(chunk) for chunk in found[:-2]]
-    assert set(lengths) == {2, 4}
-    assert lengths.count(2) / len(lengths) == pytest.approx(0.5, abs=0.05)
-    assert list(chunks([text], ChunkLengths((0.0, 0.5, 0.0, 0.5)), 1)) != found[:-1]
-
-
-def test_a_sample_keeps_what_fits():
-    texts = [f"{i:03d}." * 100 for i in range(50)]
-    assert sampled(texts, 20_000, 0, 400) == texts, "all of it, where all of it fits"
-    some = sampled(texts, 8_000, 0, 100)
-    assert 0.7 * 8_000 <= sum(map(len, some)) <= 8_000
-    assert some == sorted(some, key=lambda piece: piece[:4])
-    assert {len(piece) for piece in some} == {100}
-    assert {len(piece) for piece in sampled(texts, 1_000, 0, 400)} == {50}, "a twentieth at most"
-
-
-def test_pieces_are_cut_at_white_space():
-    assert list(_cut(["aaa bbb ccc", "", "ddddddd"], 5)) == ["aaa", " bbb", " ccc", "ddddd", "dd"]
-    assert list(_cut(["aa\nb cc"], 5)) == ["aa\nb", " cc"]
-    assert list(_cut([" aaaaaaa"], 5)) == [" aaaa", "aaa"]
-    assert list(_cut(["aaaa bbbb"], 4)) == ["aaaa", " bbb", "b"]
-    many = [f"{i} " * 2 for i in range(40)]
-    drawn = pieces(many, 10, 100)
-    assert len(drawn) == 10
-    assert [int(p.split()[0]) for p in drawn] == sorted(int(p.split()[0]) for p in drawn)
-    assert max(int(p.split()[0]) for p in drawn) > 20
-    assert pieces(many, 99, 100) == many
-    for texts, most in ((["a"], 0), ([""], 3)):
-        with pytest.raises(ValueError, match=r"piece|no text"):
-            pieces(texts, most)
-
-
 def test_bits_per_byte_by_hand():
-    """Every token behind the start token is predicted, or every one behind the first; nats over the bytes that they hold."""
+    """Every token behind the start token is predicted, or every one behind the first; nats over the bytes
+    that they hold."""
     model = opened("llama")
     small = SimpleNamespace(tokenizer=SimpleNamespace(bos_token_id=None, eos_token_id=3))
     words = {b"abcd": [5, 6, 7], b"xy": [8, 9], b"z": [10]}
@@ -347,7 +332,11 @@ def test_bits_per_byte_by_hand():
             at += sizes[number]
         return found
 
-    small.spans, small.encode, small.keeps = spans, lambda content: words.get(content, []), lambda content, ids: True
+    small.spans, small.encode, small.keeps = (
+        spans,
+        lambda content: words.get(content, []),
+        lambda content, ids: True,
+    )
     texts = ["abcd", "xy", "z"]
     for begin, count in ((3, 7), (None, 4)):
         small.tokenizer.eos_token_id = begin
@@ -377,7 +366,10 @@ def test_figures_of_tokenizers_by_hand():
     domains = {"one": ["abc b x", "é x"], "two": ["cdcd"]}
     data = compare(readers, domains)
     text = "abc b xé x"
-    tokens = {"short": [256, ord("c"), *b" b x", *"é x".encode()], "long": [257, ord(" "), 259, *"é".encode(), 258]}
+    tokens = {
+        "short": [256, ord("c"), *b" b x", *"é x".encode()],
+        "long": [257, ord(" "), 259, *"é".encode(), 258],
+    }
     for name, ids in tokens.items():
         one = data.sel(tokenizer=name, domain="one")
         assert float(one.bytes_per_token) == pytest.approx(len(text.encode()) / len(ids))

@@ -1,4 +1,5 @@
-"""Trajectories by hand: where completions part, how states are compared, and where synonyms overtake antonyms."""
+"""Trajectories by hand: where completions part, how states are compared, and where synonyms overtake
+antonyms."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.experiments.observe.trajectories import DISTANCES, RELATIONS, _dataset, bands, compare, crossover, onset, pivot
+from regraft.experiments.observe.trajectories import (
+    DISTANCES,
+    RELATIONS,
+    _dataset,
+    bands,
+    compare,
+    crossover,
+    onset,
+    pivot,
+)
 
 
 def test_two_completions_part_at_the_first_other_token():
@@ -51,7 +61,8 @@ def test_where_synonyms_stay_closer_than_antonyms():
 
 
 def test_crossings_of_all_groups_and_of_resampled_ones():
-    """At the pivot synonyms overtake between depths 1 and 2 in every group; over the completion they are always ahead."""
+    """At the pivot synonyms overtake between depths 1 and 2 in every group; over the completion they are
+    always ahead."""
     draw = np.random.default_rng(0)
     values = {name: draw.random((len(RELATIONS), 2, 5, 4)) for name in DISTANCES}
     synonym, antonym = RELATIONS.index("synonym"), RELATIONS.index("antonym")

@@ -1,4 +1,5 @@
-"""Decisions of a tree at the edges of chance, and where they start when the states say little, against scipy's optimum."""
+"""Decisions of a tree at the edges of chance, and where they start when the states say little, against
+scipy's optimum."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def leaves_below(tree, code):
 
 @pytest.mark.parametrize("tree", [by_id(4), widened(by_id(9), 2)], ids=["binary", "wide"])
 def test_a_round_goes_where_the_bound_points_and_as_far_as_is_best(tree):
-    """Böhning's bound as if all states reached the node alike, written out; of two lengths along it the one that ends lower."""
+    """Böhning's bound as if all states reached the node alike, written out; of two lengths along it the one
+    that ends lower."""
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(tree.leaves, 3, dtype=torch.float64, generator=draw)
     states = torch.randn(20, 3, dtype=torch.float64, generator=draw)
@@ -48,7 +50,8 @@ def test_a_round_goes_where_the_bound_points_and_as_far_as_is_best(tree):
 
 
 class Decision:
-    """One node's objective by numpy: cross-entropy against the shares below its children, and a square of how far it moved."""
+    """One node's objective by numpy: cross-entropy against the shares below its children, and a square of how
+    far it moved."""
 
     def __init__(self, tree, node, states, rows, begun, ridge):
         codes = [code for code in tree.children_NB[node] if code != ABSENT]
@@ -69,7 +72,10 @@ class Decision:
         scores = self.scores(vectors)
         moved = vectors.reshape(self.begun.shape) - self.begun
         back = (moved**2).sum() - (moved.sum(0) ** 2).sum() / self.wanted.shape[1]
-        return -(self.wanted * (scores - logsumexp(scores, axis=1, keepdims=True))).sum() + self.strength * back / 4
+        return (
+            -(self.wanted * (scores - logsumexp(scores, axis=1, keepdims=True))).sum()
+            + self.strength * back / 4
+        )
 
 
 def vectors_of(head, node):
@@ -99,7 +105,8 @@ def test_a_decision_is_drawn_back_to_the_mean_rows(tree, ridge):
 
 @pytest.mark.parametrize("together", [1, 3, 1000])
 def test_how_many_nodes_are_fitted_together_changes_nothing(together, monkeypatch):
-    """Each node has its own lengths and its own conjugate ways: `together` nodes of three children and 20 states at once."""
+    """Each node has its own lengths and its own conjugate ways: `together` nodes of three children and 20
+    states at once."""
     draw = torch.Generator().manual_seed(0)
     tree = widened(by_id(27), 2)
     rows, states = (torch.randn(n, 3, dtype=torch.float64, generator=draw) for n in (27, 20))

@@ -29,7 +29,8 @@ def test_a_lens_from_the_hidden_states_of_plain_runs():
         assert data.position.values[own].tolist() == list(range(len(begun), len(ids)))
         with torch.no_grad():
             hidden = model.hf(torch.tensor([ids]), output_hidden_states=True).hidden_states
-            last = [layer.register_forward_hook(lambda m, a, out: states.append(out if torch.is_tensor(out) else out[0]))
+            last = [layer.register_forward_hook(
+                lambda m, a, out: states.append(out if torch.is_tensor(out) else out[0]))
                     for layer in [model.hf.model.layers[-1]]]  # fmt: skip
             model.hf(torch.tensor([ids]))
             last[0].remove()
@@ -64,7 +65,9 @@ def test_what_linear_maps_win_back_of_what_skipping_costs():
     with torch.no_grad():
         for part in (model.blocks[2].module.self_attn.o_proj, model.blocks[2].module.mlp.down_proj):
             part.weight.mul_(1e-2)
-    found = _replacement(model, model.parts.stacks[0], ["5 6 7 8 9", "9 10 11 12", "20 21 22", "30 31 32 33"], 4, 6)
+    found = _replacement(
+        model, model.parts.stacks[0], ["5 6 7 8 9", "9 10 11 12", "20 21 22", "30 31 32 33"], 4, 6
+    )
     clean, skipped, put = found["clean_loss"], found["knockout_loss"], found["linear_loss"]
     felt = np.abs(skipped - clean) > 0.001
     assert felt.any()
@@ -74,13 +77,15 @@ def test_what_linear_maps_win_back_of_what_skipping_costs():
 
 
 def test_lists_of_blocks_are_called_as_the_live_model_calls_them():
-    maps = [(name, {"stack": name, "block": block, "rest": "self_attn.q_proj"}) for name in ("layers", "tower.blocks", "heads.x")
+    maps = [(name, {"stack": name, "block": block, "rest": "self_attn.q_proj"}) 
+            for name in ("layers", "tower.blocks", "heads.x")
             for block in "01"]  # fmt: skip
     paths = {"model.layers": "", "blocks": "second"}
     assert _stack_names(maps, {}, paths) == {"layers": "", "tower.blocks": "second", "heads.x": "heads.x"}
     assert _stack_names(maps[:2], {}, {"layers": "same"}) == {"layers": "same"}
     assert _stack_names(maps[:2], {}, {"players": "other"}) == {"layers": ""}
-    sides = [(name, {"stack": name, "block": block, "rest": "self_attn.q_proj"}) for name in ("encoder.block", "decoder.block")
+    sides = [(name, {"stack": name, "block": block, "rest": "self_attn.q_proj"}) 
+             for name in ("encoder.block", "decoder.block")
              for block in "01"]  # fmt: skip
     assert _stack_names(sides, {}, {}) == {"encoder.block": "encoder", "decoder.block": "decoder"}
     single = [("head.layers", {"stack": "head.layers", "block": "0", "rest": "strange"})]
@@ -119,6 +124,8 @@ def test_a_place_to_draw_to_is_asked_for_with_the_headers_only(tmp_path):
     (tmp_path / "full" / "a").write_text("1")
     told = CliRunner().invoke(app, ["inspect", "specimen:gpt2", "--weights-only"])
     assert told.exit_code == 0, told.output
-    full = CliRunner().invoke(app, ["inspect", "specimen:gpt2", "--weights-only", "--out", str(tmp_path / "full")])
+    full = CliRunner().invoke(
+        app, ["inspect", "specimen:gpt2", "--weights-only", "--out", str(tmp_path / "full")]
+    )
     assert full.exit_code != 0
     assert "is not empty" in " ".join(full.output.split())

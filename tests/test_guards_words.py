@@ -1,4 +1,5 @@
-"""Guards: what a reader is shown: tokens as they look, axes of figures, a student's next stage, ids at the edges. By hand."""
+"""Guards: what a reader is shown: tokens as they look, axes of figures, a student's next stage, ids at the
+edges. By hand."""
 
 from __future__ import annotations
 
@@ -61,8 +62,13 @@ def test_the_true_places_are_drawn_place_by_method():
         (2, NotImplementedError("write the rest"), "2 of 2 stages: write the rest", 1),
     ],
 )
-def test_a_student_is_told_the_next_stage_unless_something_stopped(passed, raises, said, status, tmp_path, monkeypatch, capsys):
-    stages = [{"stage": name, "what": f"the {place}", "shape": [2]} for name, place in (("a", "first"), ("b", "second"))]
+def test_a_student_is_told_the_next_stage_unless_something_stopped(
+    passed, raises, said, status, tmp_path, monkeypatch, capsys
+):
+    stages = [
+        {"stage": name, "what": f"the {place}", "shape": [2]}
+        for name, place in (("a", "first"), ("b", "second"))
+    ]
     (tmp_path / skeleton.TASK).write_text(json.dumps({"stages": stages}))
 
     def check(folder, verdict):
@@ -78,7 +84,9 @@ def test_a_student_is_told_the_next_stage_unless_something_stopped(passed, raise
 
 
 def test_ids_run_from_zero_to_the_last_row():
-    rebuilt = SimpleNamespace(module=SimpleNamespace(TOKENS="table", POSITIONS=""), weights={"table": torch.zeros(5, 2)})
+    rebuilt = SimpleNamespace(
+        module=SimpleNamespace(TOKENS="table", POSITIONS=""), weights={"table": torch.zeros(5, 2)}
+    )
     Rebuilt.check_ids(rebuilt, [[0, 4]])
     for wrong in (-1, 5):
         with pytest.raises(ValueError, match=f"token id {wrong} is outside the vocabulary of 5"):
@@ -86,7 +94,8 @@ def test_ids_run_from_zero_to_the_last_row():
 
 
 def test_tokens_of_two_words_are_listed_by_how_often_the_text_has_them():
-    """The most frequent first, of equally frequent ones the lower id; those of one word, or of none in the text, are not."""
+    """The most frequent first, of equally frequent ones the lower id; those of one word, or of none in the
+    text, are not."""
     contents = [b"a", b"b c", b" d", b"e f", b"g h", b"i j", b"k l"]
     reader = SimpleNamespace(
         table=TokenBytes(tuple(contents), ("text",) * 7, "byte-level"),

@@ -26,7 +26,19 @@ def work(tmp_path_factory):
     (folder / "train.txt").write_text("She sells sea shells by the sea shore. " * 400)
     text = ["--text", folder / "train.txt"]
     built = run(
-        "head", "build", *text, "--out", folder / "head", "--states", 200, "--adapter", 1, "--length", 32, "--branching", 4
+        "head",
+        "build",
+        *text,
+        "--out",
+        folder / "head",
+        "--states",
+        200,
+        "--adapter",
+        1,
+        "--length",
+        32,
+        "--branching",
+        4,
     )
     assert built.exit_code == 0, built.output
     assert "Untrained, its loss" in built.output
@@ -70,7 +82,10 @@ def test_both_grafts_at_once(work):
     assert one.exit_code == 0, one.output
     both = run("embedding", "eval", "--graft", embedding, "--with", head, *measure)
     assert both.exit_code == 0, both.output
-    assert json.loads((embedding / "certificate.json").read_text())["attrs"]["grafts"] == "byte embedding and tree head"
+    assert (
+        json.loads((embedding / "certificate.json").read_text())["attrs"]["grafts"]
+        == "byte embedding and tree head"
+    )
     alone = run("embedding", "export", "--graft", embedding, "--save", work / "alone")
     assert alone.exit_code == 1
     assert "was measured on other tensors" in alone.output
@@ -83,12 +98,21 @@ def test_both_grafts_at_once(work):
 
 def test_what_the_commands_refuse(work):
     for words, sentence in (
-        (("head", "build", "--out", work / "x", "--branching", 3), "a node cannot have 3 children: choose 2, 4, 8"),
+        (
+            ("head", "build", "--out", work / "x", "--branching", 3),
+            "a node cannot have 3 children: choose 2, 4, 8",
+        ),
         (("head", "build", "--out", work / "head"), "is not empty"),
         (("head", "fit", "--out", work / "none"), "holds no graft"),
         (("head", "fit", "--out", work / "bytes"), "holds a byte embedding, not a tree head"),
-        (("embedding", "bake", "--graft", work / "head" / "graft", "--save", work / "y"), "holds a tree head, not a byte"),
-        (("embedding", "fit", "--out", work / "z", "--group", 7), "7 bytes side by side do not divide the model's width"),
+        (
+            ("embedding", "bake", "--graft", work / "head" / "graft", "--save", work / "y"),
+            "holds a tree head, not a byte",
+        ),
+        (
+            ("embedding", "fit", "--out", work / "z", "--group", 7),
+            "7 bytes side by side do not divide the model's width",
+        ),
     ):
         wrong = run(*words)
         assert wrong.exit_code in (1, 2), wrong.output

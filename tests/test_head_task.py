@@ -1,4 +1,5 @@
-"""Training a tree head: its losses by hand, sparse steps that move only the rows used, and what is refused."""
+"""Training a tree head: its losses by hand, sparse steps that move only the rows used, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def test_losses_are_those_of_the_definitions(name):
     ids = text().batch(0, 3)
     parts = HeadTask(model, head, path=2.0, kl=0.5).losses(ids)
     written = ids[:, 8:] if model.two_stacks else ids
-    inputs = {"input_ids": ids[:, :8], "decoder_input_ids": written} if model.two_stacks else {"input_ids": ids}
+    inputs = (
+        {"input_ids": ids[:, :8], "decoder_input_ids": written} if model.two_stacks else {"input_ids": ids}
+    )
     with torch.no_grad():
         heard = []
         handle = model.parts.head.register_forward_pre_hook(lambda m, a: heard.append(a[0]))
@@ -119,5 +122,7 @@ def _headless():
     from regraft.model.load import load
 
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, vocab_size=60)
+    sizes = dict(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, vocab_size=60
+    )
     return load(BertModel(BertConfig(**sizes)).eval(), pack=False)

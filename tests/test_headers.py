@@ -43,7 +43,9 @@ def test_damaged_checkpoints_are_refused_with_a_sentence(tmp_path):
     folder = sharded(tmp_path / "missing")
     (folder / "b.safetensors").unlink()
     assert "lacks 1 of its 2 shards: b.safetensors" in refused(folder)
-    assert "names embed.weight (and 0 more), which no shard holds" in refused(sharded(tmp_path / "lost", "embed.weight"))
+    assert "names embed.weight (and 0 more), which no shard holds" in refused(
+        sharded(tmp_path / "lost", "embed.weight")
+    )
     good = header_file(tmp_path / "good" / "model.safetensors", {"a": (4, 4), "b": (4,)}).read_bytes()
 
     def broken(name, data):
@@ -71,7 +73,9 @@ def test_damaged_checkpoints_are_refused_with_a_sentence(tmp_path):
     )
     digits = b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}'
     assert "its header cannot be read" in broken("digits", struct.pack("<Q", len(digits)) + digits + b"1234")
-    strange = header_file(tmp_path / "strange" / "m.safetensors", {"layers.².q": (4, 4), "bad\ud800name": (4,)})
+    strange = header_file(
+        tmp_path / "strange" / "m.safetensors", {"layers.².q": (4, 4), "bad\ud800name": (4,)}
+    )
     assert strange.is_file()
     (found,) = dissect(str(tmp_path / "strange"))
     assert svg("strange", [found]).encode()
@@ -97,7 +101,8 @@ def test_an_absurd_header_is_not_read_into_memory(tmp_path):
     assert "header length does not fit" in refused(tmp_path)
 
 
-# a hub --------------------------------------------------------------------------------------------------------------
+# a hub
+# ----------------------------------------------------------------------------------------------------
 
 
 class RangeHub(BaseHTTPRequestHandler):
@@ -108,9 +113,14 @@ class RangeHub(BaseHTTPRequestHandler):
     ranges = True
 
     def do_GET(self) -> None:
-        files = sorted(file.relative_to(self.folder).as_posix() for file in self.folder.rglob("*") if file.is_file())
+        files = sorted(
+            file.relative_to(self.folder).as_posix() for file in self.folder.rglob("*") if file.is_file()
+        )
         if self.path.startswith("/api/models/owner/speech"):
-            tree = [{"type": "file", "path": n, "size": (self.folder / n).stat().st_size, "oid": "b" * 40} for n in files]
+            tree = [
+                {"type": "file", "path": n, "size": (self.folder / n).stat().st_size, "oid": "b" * 40}
+                for n in files
+            ]
             return self.answer(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
         name = self.path.partition("/resolve/main/")[2]
         if not self.path.startswith("/owner/speech/resolve/main/") or name not in files:
@@ -152,7 +162,14 @@ def range_hub(tmp_path):
 
 def inspected(hub, *words):
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-c", "from regraft.cli.main import main; main()", "inspect", *words, "--weights-only"]
+    command = [
+        sys.executable,
+        "-c",
+        "from regraft.cli.main import main; main()",
+        "inspect",
+        *words,
+        "--weights-only",
+    ]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -175,7 +192,9 @@ def test_a_hub_that_sends_no_ranges_or_knows_nothing_is_refused(range_hub):
     endpoint, handler = range_hub
     unknown = inspected(endpoint, "owner/other")
     assert unknown.returncode == 1
-    assert unknown.stderr.startswith("regraft: owner/other is neither a folder here nor a repository that the hub shows us")
+    assert unknown.stderr.startswith(
+        "regraft: owner/other is neither a folder here nor a repository that the hub shows us"
+    )
     assert unknown.stderr.count("\n") == 1
     handler.ranges = False
     whole = inspected(endpoint, "owner/speech")
@@ -191,7 +210,10 @@ def test_the_drawing_of_a_specimen_and_its_refusals(tmp_path):
     run = CliRunner().invoke
     done = run(app, ["inspect", "specimen:qwen3", "--weights-only", "--out", str(tmp_path / "drawn")])
     assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "drawn" / "anatomy.json").read_text())["components"][0]["parameters"] == 6_297_024
+    assert (
+        json.loads((tmp_path / "drawn" / "anatomy.json").read_text())["components"][0]["parameters"]
+        == 6_297_024
+    )
     again = run(app, ["inspect", "specimen:qwen3", "--weights-only", "--out", str(tmp_path / "drawn")])
     assert again.exit_code == 2
     assert "is not empty" in again.output

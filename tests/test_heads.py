@@ -1,4 +1,5 @@
-"""Heads that score no tokens: pooled ones are refused as logits, labels are read right. Truth: the official forward."""
+"""Heads that score no tokens: pooled ones are refused as logits, labels are read right. Truth: the official
+forward."""
 
 from __future__ import annotations
 
@@ -20,8 +21,12 @@ from small import ids
 LLAMA = {name: value for name, value in _DECODER.items() if name != "head_dim"}
 POOLED = {
     "llama": lambda: hf.LlamaForSequenceClassification(hf.LlamaConfig(**LLAMA, num_labels=3)),
-    "llama-without-pad": lambda: hf.LlamaForSequenceClassification(hf.LlamaConfig(**{**LLAMA, "pad_token_id": None})),
-    "gpt2": lambda: hf.GPT2ForSequenceClassification(hf.GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, num_labels=3)),
+    "llama-without-pad": lambda: hf.LlamaForSequenceClassification(
+        hf.LlamaConfig(**{**LLAMA, "pad_token_id": None})
+    ),
+    "gpt2": lambda: hf.GPT2ForSequenceClassification(
+        hf.GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, num_labels=3)
+    ),
     "bert": lambda: hf.BertForSequenceClassification(hf.BertConfig(**_ENCODER)),
     "question answering": lambda: hf.BertForQuestionAnswering(hf.BertConfig(**_ENCODER)),
     "llama question answering": lambda: hf.LlamaForQuestionAnswering(hf.LlamaConfig(**LLAMA)),
@@ -42,13 +47,17 @@ def test_a_pooled_head_gives_no_logits_and_the_stream_is_still_measured(name):
     assert model.parts.head is None
     recording = model.record(ids(5, 1))
     for ask in (lambda: recording["logits"], lambda: sweep(recording, [Variant()], [token_logit(1)])):
-        with pytest.raises(ValueError, match=r"scores a text as a whole|has no output matrix|gives each token one score"):
+        with pytest.raises(
+            ValueError, match=r"scores a text as a whole|has no output matrix|gives each token one score"
+        ):
             ask()
     result = sweep(recording, [Variant([Zero("1.mlp_out")]), Variant()], stream_distance(-1))
     last = model.blocks[-1].module
     seen = []
     handles = [
-        last.register_forward_hook(lambda m, a, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])),
+        last.register_forward_hook(
+            lambda m, a, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])
+        ),
         model.blocks[1].branch("mlp").last.register_forward_hook(lambda m, a, out: torch.zeros_like(out)),
     ]
     with torch.no_grad():
@@ -80,7 +89,9 @@ def test_a_token_classifiers_labels_are_its_logits(config, build):
     metrics = [token_logit(1), kl_to_clean(2), top1_agreement(2)]
     result = sweep(recording, [Variant()], metrics)
     assert float(result.values["logit"]) == pytest.approx(float(wanted[0, -1, 1]), abs=1e-5)
-    with pytest.raises(ValueError, match=rf"scores {config.num_labels} labels, not tokens, so it has no loss"):
+    with pytest.raises(
+        ValueError, match=rf"scores {config.num_labels} labels, not tokens, so it has no loss"
+    ):
         sweep(recording, [Variant()], loss())
     with pytest.raises(ValueError, match="outside the vocabulary"):
         sweep(recording, [Variant()], token_logit(7))
@@ -91,18 +102,25 @@ def test_a_token_classifiers_labels_are_its_logits(config, build):
 def test_words_are_no_labels():
     tokenizer = load("specimen:gpt2", pack=False).tokenizer
     settings = {**LLAMA, "vocab_size": 4096}
-    model = load(live(lambda: hf.LlamaForTokenClassification(hf.LlamaConfig(**settings, num_labels=5))), tokenizer, pack=False)
+    model = load(
+        live(lambda: hf.LlamaForTokenClassification(hf.LlamaConfig(**settings, num_labels=5))),
+        tokenizer,
+        pack=False,
+    )
     with pytest.raises(ValueError, match="scores 5 labels, not tokens: give the target as a label's number"):
         model.single_token(" yes")
     with pytest.raises(ValueError, match="scores 5 labels, not tokens, so it writes no text"):
         completions(model, [Prompt("The capital", "given")])
-    pooled = load(live(lambda: hf.LlamaForSequenceClassification(hf.LlamaConfig(**settings))), tokenizer, pack=False)
+    pooled = load(
+        live(lambda: hf.LlamaForSequenceClassification(hf.LlamaConfig(**settings))), tokenizer, pack=False
+    )
     with pytest.raises(ValueError, match=r"scores a text as a whole .* so it writes no text"):
         completions(pooled, [Prompt("The capital", "given")])
 
 
 def test_a_wider_table_than_the_head_is_no_label_head():
-    """An embedding padded to a round number has more rows than the output matrix, which is one over tokens all the same."""
+    """An embedding padded to a round number has more rows than the output matrix, which is one over tokens
+    all the same."""
     model = hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA))
     model.model.embed_tokens = torch.nn.Embedding(128, 32)
     opened = load(model.eval(), pack=False)

@@ -22,7 +22,10 @@ TEXT = pieces(["\n".join(almanac.corpus(60_000, 5))], 60)
 
 @pytest.fixture(scope="module")
 def other():
-    return wrapped(train_bpe(TEXT, Recipe(600, "superword")), {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"})
+    return wrapped(
+        train_bpe(TEXT, Recipe(600, "superword")),
+        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    )
 
 
 @pytest.mark.parametrize("name", ["specimen:qwen3", "specimen:gpt2"])

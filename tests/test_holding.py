@@ -1,4 +1,5 @@
-"""A model is held by one thread at a time, evaluated in evaluation mode, put back as it was, and known to be the recorded one."""
+"""A model is held by one thread at a time, evaluated in evaluation mode, put back as it was, and known to be
+the recorded one."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def run_at_once(work, threads=2):
 
 
 def test_two_threads_on_one_model_give_the_numbers_of_one():
-    """A thread may take another kernel, so within the rounding of two logits; another prompt's numbers are far off."""
+    """A thread may take another kernel, so within the rounding of two logits; another prompt's numbers are
+    far off."""
     model = opened("llama")
     near = 2 * model.rounding * model.check.largest
     stack = model.parts.stacks[0]
@@ -67,7 +69,8 @@ def test_two_threads_on_one_model_give_the_numbers_of_one():
 
 
 def test_two_models_around_one_module_wait_for_each_other():
-    """The lock belongs to the module, not to what was opened around it: here the whole, and its trunk alone."""
+    """The lock belongs to the module, not to what was opened around it: here the whole, and its trunk
+    alone."""
     live = FAMILIES["llama"]().eval()
     whole, trunk = load(live, pack=False), load(live.model, pack=False)
     entered = threading.Event()
@@ -99,7 +102,10 @@ def test_an_exception_inside_leaves_the_model_whole():
         raise RuntimeError("wanted")
     assert list(getattr(stack.owner, stack.attribute)) == modules
     assert model.hf.get_input_embeddings() is model.parts.embedding
-    assert run_at_once(lambda number: float(sweep(recorded(model, 8), [Variant()], METRIC).deviation)) == [0.0, 0.0]
+    assert run_at_once(lambda number: float(sweep(recorded(model, 8), [Variant()], METRIC).deviation)) == [
+        0.0,
+        0.0,
+    ]
 
 
 def test_a_model_in_training_is_evaluated_and_put_back():
@@ -125,7 +131,9 @@ def test_a_model_in_training_is_evaluated_and_put_back():
     assert float(result.clean["logit"]) == pytest.approx(float(wanted[0, -1, 7]), abs=1e-5)
     live.train()
     with torch.no_grad():
-        assert gap(live(torch.tensor([ids(8, 1)])).logits, wanted) > 1e-3, "in training it does compute something else"
+        assert gap(live(torch.tensor([ids(8, 1)])).logits, wanted) > 1e-3, (
+            "in training it does compute something else"
+        )
 
 
 def test_what_is_read_from_a_recording_is_a_copy():
@@ -168,7 +176,9 @@ def exchanged(model):
     model.blocks[1].branch("mlp").projection.weight = nn.Parameter(torch.zeros(32, 48))
 
 
-@pytest.mark.parametrize("change", [scaled, scaled_behind_autograd, one_row_behind_autograd, one_element, exchanged])
+@pytest.mark.parametrize(
+    "change", [scaled, scaled_behind_autograd, one_row_behind_autograd, one_element, exchanged]
+)
 def test_a_weight_that_changed_since_the_recording_is_noticed(change):
     model = opened("llama")
     recording = recorded(model, 8)
@@ -176,7 +186,11 @@ def test_a_weight_that_changed_since_the_recording_is_noticed(change):
     recording["1.z"]
     with torch.no_grad():
         change(model)
-    for use in (lambda: sweep(recording, [Variant()], METRIC), lambda: recording["1.z"], lambda: recording["2.resid_pre"]):
+    for use in (
+        lambda: sweep(recording, [Variant()], METRIC),
+        lambda: recording["1.z"],
+        lambda: recording["2.resid_pre"],
+    ):
         with pytest.raises(ValueError, match="have changed since this recording was made: record anew"):
             use()
     assert model.weights_sha256 != old, "provenance names the weights that there are"
@@ -227,7 +241,9 @@ def test_a_float64_model_is_measured_in_float64():
     block = model.blocks[1].module
     handle = block.register_forward_pre_hook(lambda m, args: (args[0] + vector, *args[1:]))
     with torch.no_grad():
-        wanted = model.hf(torch.tensor([ids(8, 1)])).logits[0, -1, 7] - recording.head(recording.post(3))[0, -1, 7]
+        wanted = (
+            model.hf(torch.tensor([ids(8, 1)])).logits[0, -1, 7] - recording.head(recording.post(3))[0, -1, 7]
+        )
     handle.remove()
     effect = float(result.values["logit"][0, 0] - result.clean["logit"][0])
     assert 1e-12 < abs(effect) < 1e-7
@@ -235,7 +251,8 @@ def test_a_float64_model_is_measured_in_float64():
 
 
 def test_one_number_written_behind_autograds_back_is_seen_by_the_next_sweep_and_by_results(monkeypatch):
-    """No version rises, and a sample of one in 4,096 does not hold it; what was measured before is not given again."""
+    """No version rises, and a sample of one in 4,096 does not hold it; what was measured before is not given
+    again."""
     model = load(FAMILIES["llama"]().eval(), pack=False)
     weight = model.blocks[2].branch("mlp").projection.weight
     monkeypatch.setattr(session, "SAMPLED", 4)
@@ -258,7 +275,9 @@ def test_of_a_large_model_the_fingerprint_reads_pages_at_even_distances(monkeypa
     monkeypatch.setattr(session, "PAGE", 64)
     sizes = sum(p.numel() * p.element_size() for p in model.hf.parameters())
     read = []
-    monkeypatch.setattr(session.zlib, "crc32", lambda data, start=0: read.append(memoryview(data).nbytes) or start)
+    monkeypatch.setattr(
+        session.zlib, "crc32", lambda data, start=0: read.append(memoryview(data).nbytes) or start
+    )
     for share in (1, 2, 5):
         read.clear()
         monkeypatch.setattr(session, "LARGEST", -(-sizes // share))

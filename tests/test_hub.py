@@ -30,8 +30,15 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         files = sorted(p.name for p in FOLDER.iterdir())
         if self.path.startswith("/api/models/owner/small"):
-            listing = {"id": "owner/small", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-            tree = [{"type": "file", "path": n, "size": (FOLDER / n).stat().st_size, "oid": "b" * 40} for n in files]
+            listing = {
+                "id": "owner/small",
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in files],
+            }
+            tree = [
+                {"type": "file", "path": n, "size": (FOLDER / n).stat().st_size, "oid": "b" * 40}
+                for n in files
+            ]
             body = json.dumps(tree if "/tree/" in self.path else listing).encode()
             self.answer(body, {"Content-Type": "application/json"})
         elif self.path.startswith("/owner/small/resolve/") and self.path.split("/")[-1] in files:
@@ -58,9 +65,17 @@ def hub():
 
 
 def opened(hub, home, name):
-    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
     code = f"import regraft; m = regraft.load({name!r}); print(m.name, m.weights_sha256, m.check.replay)"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
 
 
 def test_a_model_comes_from_the_hub(hub, tmp_path):

@@ -1,4 +1,5 @@
-"""What people give as prompts: every form is read as it is meant, or refused. Truth: plain forwards of the prompts alone."""
+"""What people give as prompts: every form is read as it is meant, or refused. Truth: plain forwards of the
+prompts alone."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def test_a_tokenizers_output_is_taken_whole(gpt2, form, side):
         "encoding": lambda: gpt2.record(given),
         "dict": lambda: gpt2.record({name: tensor.numpy() for name, tensor in given.items()}),
         "tensor and mask": lambda: gpt2.record(given["input_ids"], attention_mask=given["attention_mask"]),
-        "lists and mask": lambda: gpt2.record(given["input_ids"].tolist(), attention_mask=given["attention_mask"].tolist()),
+        "lists and mask": lambda: gpt2.record(
+            given["input_ids"].tolist(), attention_mask=given["attention_mask"].tolist()
+        ),
     }[form]()
     assert is_of(gpt2, recording, rows)
     losses = sweep(recording, [], loss())
@@ -65,7 +68,9 @@ def test_padded_ids_without_a_mask_are_refused(gpt2):
         given["input_ids"].numpy(),
         {"input_ids": given["input_ids"]},
     ):
-        with pytest.raises(ValueError, match=r"hold the pad token \d+: say which are tokens with attention_mask="):
+        with pytest.raises(
+            ValueError, match=r"hold the pad token \d+: say which are tokens with attention_mask="
+        ):
             gpt2.record(ids_BT)
     with pytest.raises(ValueError, match="hold the pad token"):
         gpt2.record(TEXTS, given["input_ids"])
@@ -75,7 +80,9 @@ def test_padded_ids_without_a_mask_are_refused(gpt2):
 
 
 def is_like(model, recording):
-    return any(gap(recording["logits"][0, : len(row)], alone(model, row)) > 1 for row in [model.encode(TEXTS[0])])
+    return any(
+        gap(recording["logits"][0, : len(row)], alone(model, row)) > 1 for row in [model.encode(TEXTS[0])]
+    )
 
 
 def test_token_types_reach_an_encoder():
@@ -103,7 +110,9 @@ def test_positions_reach_a_decoder_and_its_suffixes():
     variants = [Variant([Zero(f"{b}.resid_pre", position=p)]) for b in range(3) for p in range(12, 40)]
     fast, exact = (sweep(found, variants, token_logit(7), exact=how) for how in (False, True))
     assert fast.work.planned < exact.work.planned / 2, "suffixes are used"
-    assert torch.allclose(fast.values["logit"], exact.values["logit"], atol=10 * model.rounding * model.check.largest)
+    assert torch.allclose(
+        fast.values["logit"], exact.values["logit"], atol=10 * model.rounding * model.check.largest
+    )
     usual = model.record({"input_ids": [row], "position_ids": [list(range(40))]})
     assert "position_ids" not in usual.inputs, "what the model takes anyway is not said to it"
 
@@ -196,12 +205,34 @@ def test_an_empty_completion_has_no_loss():
 
 
 def spaced(prepend):
-    """A SentencePiece-like tokenizer; with `prepend` its normalizer marks a space in front of whatever it is given."""
-    words = ["<unk>", "</s>", "<s>", "▁", "▁the", "▁capital", "▁is", "▁Paris", "▁.", ".", "P", "a", "r", "i", "s", "Paris", "1"]
+    """A SentencePiece-like tokenizer; with `prepend` its normalizer marks a space in front of whatever it is
+    given."""
+    words = [
+        "<unk>",
+        "</s>",
+        "<s>",
+        "▁",
+        "▁the",
+        "▁capital",
+        "▁is",
+        "▁Paris",
+        "▁.",
+        ".",
+        "P",
+        "a",
+        "r",
+        "i",
+        "s",
+        "Paris",
+        "1",
+    ]
     merges = [("P", "a"), ("Pa", "r"), ("Par", "i"), ("Pari", "s")]
-    vocabulary = {w: i for i, w in enumerate([*words, "Pa", "Par", "Pari", "▁P", "▁Pa", "▁Par", "▁Pari", *"thecpl\n"])}
+    vocabulary = {
+        w: i for i, w in enumerate([*words, "Pa", "Par", "Pari", "▁P", "▁Pa", "▁Par", "▁Pari", *"thecpl\n"])
+    }
     merges = [
-        *merges, ("▁", "Paris"), ("▁", "."), ("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "capital"), ("▁", "is"),
+        *merges, ("▁", "Paris"), ("▁", "."), ("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "capital"),
+        ("▁", "is"),
         ("c", "a"), ("ca", "p"), ("cap", "i"), ("capi", "t"), ("capit", "a"), ("capita", "l"), ("i", "s"),
     ]  # fmt: skip
     for left, right in merges:
@@ -210,7 +241,9 @@ def spaced(prepend):
     steps = [normalizers.Prepend("▁")] if prepend else []
     made.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     made.decoder = decoders.Sequence([decoders.Replace("▁", " ")])
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>", bos_token="<s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", eos_token="</s>", bos_token="<s>"
+    )
 
 
 def test_a_completion_is_cut_as_behind_other_text():
@@ -238,7 +271,8 @@ def test_byte_level_texts_are_cut_as_before(name):
 
 
 def test_an_end_token_that_the_tokenizer_adds_is_not_read_behind(gpt2):
-    """The default metrics read the last position: behind an end token the model would be asked what follows everything."""
+    """The default metrics read the last position: behind an end token the model would be asked what follows
+    everything."""
     tokenizer = load("specimen:gpt2", pack=False).tokenizer
     end = tokenizer.eos_token
     tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
@@ -248,7 +282,9 @@ def test_an_end_token_that_the_tokenizer_adds_is_not_read_behind(gpt2):
     assert tokenizer("The capital of France is")["input_ids"][-1] == tokenizer.eos_token_id
     assert model.encode("The capital of France is") == gpt2.encode("The capital of France is")
     trunk = load(gpt2.hf.transformer, tokenizer, pack=False)
-    assert trunk.encode("The capital of France is")[-1] == tokenizer.eos_token_id, "a model without a head may read there"
+    assert trunk.encode("The capital of France is")[-1] == tokenizer.eos_token_id, (
+        "a model without a head may read there"
+    )
     meant = model.encode("The capital of France is" + end)
     assert meant[-1] == tokenizer.eos_token_id
     assert meant[-2] != tokenizer.eos_token_id

@@ -19,7 +19,9 @@ def model():
 def test_a_byte_embedding_from_the_first_step_to_a_model_of_its_own(model, tmp_path):
     plan = regraft.TrainingPlan(steps=2, batch=2, warmup=1)
     sizes = regraft.ByteConfig(group=8, byte_width=16, neurons=32)
-    said = regraft.fit_embedding(model, str(tmp_path / "run"), config=sizes, plan=plan, length=16, warm=2, felt=False)
+    said = regraft.fit_embedding(
+        model, str(tmp_path / "run"), config=sizes, plan=plan, length=16, warm=2, felt=False
+    )
     assert "after 2 steps the loss is" in said
     folders = [str(tmp_path / "run" / "graft")]
     with pytest.raises(ValueError, match="has no certificate"):
@@ -38,7 +40,9 @@ def test_a_tokenizer_is_trained_and_compared(tmp_path):
     said = regraft.train_tokenizer(str(tmp_path / "made"), [str(tmp_path / "text.txt")], recipe=recipe)
     made = AutoTokenizer.from_pretrained(tmp_path / "made")
     assert said.startswith(f"{len(made):,} tokens")
-    data = regraft.compare_tokenizers([str(tmp_path / "made"), "specimen:gpt2"], str(tmp_path / "compared"), most=4)
+    data = regraft.compare_tokenizers(
+        [str(tmp_path / "made"), "specimen:gpt2"], str(tmp_path / "compared"), most=4
+    )
     assert data.tokenizer.values.tolist() == ["made", "specimen:gpt2"]
     assert (tmp_path / "compared" / "tokenizers.html").is_file()
 

@@ -1,4 +1,5 @@
-"""Every limit of the comparison rule fires just above rounding and not below it: faults of known size, planted."""
+"""Every limit of the comparison rule fires just above rounding and not below it: faults of known size,
+planted."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ SIZES = [(20.0, False), (1 / 20, True)]
 def test_suffixes_are_used_where_they_agree(times, passes, monkeypatch):
     model = opened("llama")
     own = Cone.run_block
-    monkeypatch.setattr(cone_module.Cone, "run_block", lambda *a, **k: own(*a, **k) * (1 + times * model.rounding))
+    monkeypatch.setattr(
+        cone_module.Cone, "run_block", lambda *a, **k: own(*a, **k) * (1 + times * model.rounding)
+    )
     assert cone_holds(model) == passes
     assert model.proved["cone"] == pytest.approx(times * model.rounding, rel=0.5)
 
@@ -30,7 +33,9 @@ def test_suffixes_are_used_where_they_agree(times, passes, monkeypatch):
 @pytest.mark.parametrize(("times", "passes"), SIZES)
 def test_a_block_that_does_not_close_is_refused(times, passes):
     model = opened("llama")
-    handle = model.blocks[1].module.register_forward_hook(lambda m, args, out: out * (1 + times * model.rounding))
+    handle = model.blocks[1].module.register_forward_hook(
+        lambda m, args, out: out * (1 + times * model.rounding)
+    )
     found = check(model)
     handle.remove()
     assert ("1.attn_out" in found.refused) != passes
@@ -85,7 +90,8 @@ def test_a_head_whose_scores_are_changed_bears_no_tree(times, passes):
 
 
 def test_the_control_row_is_held_to_rounding(monkeypatch):
-    """What `exact` promises: the calls of the clean run, so the recorded bits; a row in a batch is held to the rule."""
+    """What `exact` promises: the calls of the clean run, so the recorded bits; a row in a batch is held to
+    the rule."""
     model = opened("llama")
     recording = recorded(model, 9)
     variants = [Variant() for _ in range(7)]

@@ -82,7 +82,11 @@ def test_flipped_bits_in_the_header(folder):
     whole = file.read_bytes()
     length = struct.unpack("<Q", whole[:8])[0]
     middle = whole.index(b'"shape":[') + 9
-    for place, words in ((1, "damaged"), (9, "damaged"), (middle, "does not lie where its shape says|damaged")):
+    for place, words in (
+        (1, "damaged"),
+        (9, "damaged"),
+        (middle, "does not lie where its shape says|damaged"),
+    ):
         damaged = bytearray(whole)
         damaged[place] ^= 0x02
         file.write_bytes(bytes(damaged))
@@ -102,7 +106,8 @@ def test_a_flipped_bit_in_the_weights_is_seen_where_there_are_checksums(folder):
 
 @pytest.mark.slow
 def test_every_flipped_bit_of_a_header_is_refused_or_harmless(folder):
-    """Any one bit of the header: a sentence, or a header that still says the same of every byte; never another error."""
+    """Any one bit of the header: a sentence, or a header that still says the same of every byte; never
+    another error."""
     file = folder / "model.safetensors"
     whole = file.read_bytes()
     clean, length = check_header(file), struct.unpack("<Q", whole[:8])[0]
@@ -117,7 +122,9 @@ def test_every_flipped_bit_of_a_header_is_refused_or_harmless(folder):
             refusals += 1
             continue
         same += 1
-        assert sorted(e["data_offsets"] for e in found.values()) == sorted(e["data_offsets"] for e in clean.values())
+        assert sorted(e["data_offsets"] for e in found.values()) == sorted(
+            e["data_offsets"] for e in clean.values()
+        )
     assert refusals > same
 
 
@@ -146,7 +153,9 @@ def test_a_sharded_checkpoint_is_the_same_model(tmp_path):
     source.hf.save_pretrained(tmp_path / "shards", max_shard_size="2MB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     again = load(tmp_path / "shards")
-    assert all(torch.equal(tensor, again.hf.state_dict()[name]) for name, tensor in source.hf.state_dict().items())
+    assert all(
+        torch.equal(tensor, again.hf.state_dict()[name]) for name, tensor in source.hf.state_dict().items()
+    )
     assert gap(again.record([5, 6, 7])["logits"], source.record([5, 6, 7])["logits"]) <= source.rounding
 
 
@@ -239,7 +248,11 @@ def test_without_a_tokenizer_ids_still_work(folder):
 def test_a_damaged_tokenizer_is_one_sentence(folder, content):
     """In the words of no library; with another one named, its own files are not looked at."""
     (folder / "tokenizer.json").write_bytes(content)
-    refused(folder, r"the tokenizer of model does not open \(.+\): fetch its files again, or name another one with --tokenizer")
+    refused(
+        folder,
+        r"the tokenizer of model does not open \(.+\): fetch its files again, or name another one with"
+        r" --tokenizer",
+    )
     assert load(folder, tokenizer="specimen:gpt2").record("words").positions >= 1
 
 

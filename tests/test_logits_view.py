@@ -1,4 +1,5 @@
-"""Generation with a tree head: what a search reads of a row is exact, beside the whole distribution as reference."""
+"""Generation with a tree head: what a search reads of a row is exact, beside the whole distribution as
+reference."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def test_only_what_is_needed_is_asked_for():
 
 
 def test_the_rest_of_the_mass_keeps_a_softmax_exact():
-    """Beams add log-softmaxes: with nothing for the rest (the neighbour that is wrong) the kept tokens' would be too high."""
+    """Beams add log-softmaxes: with nothing for the rest (the neighbour that is wrong) the kept tokens' would
+    be too high."""
     _, view = case()
     hidden = torch.randn(6, view.head.width)
     whole = view(hidden)

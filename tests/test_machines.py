@@ -1,4 +1,5 @@
-"""The sensitive tests once more, as other machines: fewer abilities, more threads, another library and misaligned weights."""
+"""The sensitive tests once more, as other machines: fewer abilities, more threads, another library and
+misaligned weights."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from machines import CHOSEN, FEWER, SENSITIVE, SINGLE, as_machine, environment
 def test_the_sensitive_tests_hold_on_another_machine(setting, tmp_path):
     chosen = FEWER if "--threads" in SINGLE[setting] else CHOSEN
     files = [str(Path(__file__).parent / name) for name in SENSITIVE]
-    command = as_machine(setting, ["-p", "no:cacheprovider", "--basetemp", str(tmp_path / "t"), "-k", chosen, *files])
+    command = as_machine(
+        setting, ["-p", "no:cacheprovider", "--basetemp", str(tmp_path / "t"), "-k", chosen, *files]
+    )
     done = subprocess.run(command, capture_output=True, text=True, env=environment(setting))
     assert done.returncode == 0, done.stdout[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)

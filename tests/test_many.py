@@ -1,4 +1,5 @@
-"""Two processes under a launcher give what one gives that adds up both their batches; with the trunk spread over them as well."""
+"""Two processes under a launcher give what one gives that adds up both their batches; with the trunk spread
+over them as well."""
 
 from __future__ import annotations
 
@@ -44,14 +45,21 @@ def text():
 
 def run(kind, folder, accumulate=1, shard=False):
     made = task(kind)
-    plan = TrainingPlan(steps=STEPS, batch=2, accumulate=accumulate, warmup=2, save_every=2, shard=shard, clip=1e9)
+    plan = TrainingPlan(
+        steps=STEPS, batch=2, accumulate=accumulate, warmup=2, save_every=2, shard=shard, clip=1e9
+    )
     log = train(made, text(), plan, Path(folder))
     return made, log
 
 
 def learnt(made):
-    """What a run has made: a table, or a head's tensors. (The keys' bias has no gradient but rounding, so it is not compared.)"""
-    return [made.graft.table()] if isinstance(made, EmbeddingTask) else [p.detach() for p in made.graft.parameters()]
+    """What a run has made: a table, or a head's tensors. (The keys' bias has no gradient but rounding, so it
+    is not compared.)"""
+    return (
+        [made.graft.table()]
+        if isinstance(made, EmbeddingTask)
+        else [p.detach() for p in made.graft.parameters()]
+    )
 
 
 ONE = """
@@ -78,12 +86,31 @@ def test_two_processes_make_one_run_of_both_their_batches(kind, how, tmp_path):
     script = tmp_path / "one.py"
     script.write_text(ONE)
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+    ]
+    launch += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
     arguments = [str(script), str(Path(__file__).parent), kind, str(tmp_path / "many"), how]
     done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
-    (first, kinds, steps), (second, _, _) = (torch.load(tmp_path / "many" / f"rank-{rank}.pt") for rank in (0, 1))
+    (first, kinds, steps), (second, _, _) = (
+        torch.load(tmp_path / "many" / f"rank-{rank}.pt") for rank in (0, 1)
+    )
     assert all(torch.equal(p, q) for p, q in zip(first, second, strict=True)), "both hold one graft"
     assert kinds == ({"DTensor"} if how == "shard" else {"Parameter"})
     assert steps == STEPS

@@ -1,4 +1,5 @@
-"""A module is taken for its matrix only where it is proved to be one; else the block is run. Truth: plain hooks."""
+"""A module is taken for its matrix only where it is proved to be one; else the block is run. Truth: plain
+hooks."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from regraft.experiments.observe.spectra import spectra
 from regraft.model.load import load
 from regraft.model.parts import has_matrix, matrix_OI
 from regraft.sweeps.metrics import token_logit
-from regraft.sweeps.sweep import layout_of, sweep
+from regraft.sweeps.recorded_layout import layout_of
+from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Replace, Scale, Variant, Zero
 from small import ids, opened
 
@@ -55,10 +57,17 @@ SITES = [*(f"1.neuron.{i}" for i in (0, 5, 17, 40)), *(f"1.head.{i}" for i in (0
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_matrices_of_codes_are_run_and_not_read(family, bits, tmp_path):
     torch.manual_seed(0)
-    build = {"llama": (hf.LlamaForCausalLM, hf.LlamaConfig), "gpt_neox": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig)}[family]
+    build = {
+        "llama": (hf.LlamaForCausalLM, hf.LlamaConfig),
+        "gpt_neox": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig),
+    }[family]
     build[0](build[1](**WIDE)).save_pretrained(tmp_path)
-    coded = hf.BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else hf.BitsAndBytesConfig(load_in_4bit=True)
-    model = load(hf.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=coded, device_map="cpu"))
+    coded = (
+        hf.BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else hf.BitsAndBytesConfig(load_in_4bit=True)
+    )
+    model = load(
+        hf.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=coded, device_map="cpu")
+    )
     assert model.tap("1.z").heads == 4, "the number of heads is that of the configuration, not of the codes"
     assert not has_matrix(model.blocks[1].branch("mlp").projection)
     off, result, effect = held_to_hooks(model, SITES)
@@ -66,7 +75,8 @@ def test_matrices_of_codes_are_run_and_not_read(family, bits, tmp_path):
     assert result.work.planned > 3 * 6 * len(SITES) // 2, "blocks are run"
     found = ablate(model, ",".join(map(str, PROMPT)), target="7", layer="1")
     flips = sum(
-        int(truth(model, f"1.neuron.{i}").argmax()) != int(model.record(PROMPT)["logits"][0, -1].argmax()) for i in range(8)
+        int(truth(model, f"1.neuron.{i}").argmax()) != int(model.record(PROMPT)["logits"][0, -1].argmax())
+        for i in range(8)
     )
     assert int(found.top1_changed[0, :8].sum()) == flips
     for use in (
@@ -80,7 +90,9 @@ def test_matrices_of_codes_are_run_and_not_read(family, bits, tmp_path):
 
 
 def hooked_before(model):
-    model.get_submodule("model.layers.1.mlp.down_proj").register_forward_hook(lambda m, args, out: torch.tanh(3 * out) / 3)
+    model.get_submodule("model.layers.1.mlp.down_proj").register_forward_hook(
+        lambda m, args, out: torch.tanh(3 * out) / 3
+    )
 
 
 def forward_put_over(model):
@@ -121,7 +133,9 @@ def test_a_module_that_is_more_than_its_matrix_is_run(change):
     assert off <= model.rounding * model.check.largest < 0.01 * effect
     recording = model.record(PROMPT)
     assert layout_of(recording, set(sites)).columns[1] == frozenset()
-    assert layout_of(recording, {"2.neuron.1"}).columns[2] == {"mlp"}, "the other blocks are corrected as before"
+    assert layout_of(recording, {"2.neuron.1"}).columns[2] == {"mlp"}, (
+        "the other blocks are corrected as before"
+    )
 
 
 def test_a_parametrized_matrix_is_the_one_that_the_module_makes():
@@ -153,7 +167,11 @@ def test_hooks_after_opening_take_nothing_for_granted():
     handle = block.register_forward_hook(lambda m, args, out: torch.tanh(out))
     recording = model.record(PROMPT)
     out = recording["1.mlp_out"]
-    result = sweep(recording, [Variant([Scale("1.mlp_out", 500.0)]), Variant([Replace("1.mlp_out", out)])], token_logit(7))
+    result = sweep(
+        recording,
+        [Variant([Scale("1.mlp_out", 500.0)]), Variant([Replace("1.mlp_out", out)])],
+        token_logit(7),
+    )
     assert "hooks have come or gone" in result.notes[0]
     assert not plain.notes
 
@@ -165,7 +183,9 @@ def test_hooks_after_opening_take_nothing_for_granted():
         wanted = float(model.hf(torch.tensor([PROMPT])).logits[0, -1, 7])
     assert float(result.values["logit"][0]) == pytest.approx(wanted, abs=model.rounding * model.check.largest)
     assert abs(float(plain.values["logit"][0]) - wanted) > 100 * model.rounding * model.check.largest
-    with pytest.raises(ValueError, match=r"hooks of .* have changed since this recording was made: record anew"):
+    with pytest.raises(
+        ValueError, match=r"hooks of .* have changed since this recording was made: record anew"
+    ):
         sweep(recording, [Variant()], token_logit(7))
     other.remove()
     handle.remove()

@@ -1,4 +1,5 @@
-"""Neurons: planted consistent ones, control sets, contexts against a plain search, families that have none."""
+"""Neurons: planted consistent ones, control sets, contexts against a plain search, families that have
+none."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def model():
 
 
 def plant(model, token, block, neuron):
-    """Make one neuron answer to one token id alone: its activation is its output, read off the token's own embedding."""
+    """Make one neuron answer to one token id alone: its activation is its output, read off the token's own
+    embedding."""
     found = model.blocks[block].module
     handle_at = found.mlp.c_proj
 
@@ -39,14 +41,19 @@ def plant(model, token, block, neuron):
     def ids(module, args, kwargs):
         seen["ids"] = args[0] if args else kwargs["input"]
 
-    return [model.parts.embedding.register_forward_pre_hook(ids, with_kwargs=True), handle_at.register_forward_pre_hook(strong)]
+    return [
+        model.parts.embedding.register_forward_pre_hook(ids, with_kwargs=True),
+        handle_at.register_forward_pre_hook(strong),
+    ]
 
 
 def test_a_planted_neuron_is_found_and_its_contexts_are_the_token(model, tmp_path):
     token = model.single_token(" lamp")
     handles = plant(model, token, 2, 77)
     file = tmp_path / "corpus.txt"
-    file.write_text("Tom has the bell.\n\nRose sees a lamp near the door.\n\nThe old lamp is hot.\n\nIt is late.")
+    file.write_text(
+        "Tom has the bell.\n\nRose sees a lamp near the door.\n\nThe old lamp is hot.\n\nIt is late."
+    )
     inside = ["Nora has the lamp and", "A lamp in the park is", "It is the lamp of Leo"]
     outside = ["Nora has the bell and", "A bell in the park is"]
     try:
@@ -62,8 +69,12 @@ def test_a_planted_neuron_is_found_and_its_contexts_are_the_token(model, tmp_pat
 
 
 def test_definition_by_a_plain_search(model):
-    """Every neuron that is listed, and none other, is in the top k of each text of its set and of no other text."""
-    inside, outside = ["14 + 43 =", "31 + 12 =", "20 + 21 ="], ["The capital of France is", "Question: Is Warsaw in Europe?"]
+    """Every neuron that is listed, and none other, is in the top k of each text of its set and of no other
+    text."""
+    inside, outside = (
+        ["14 + 43 =", "31 + 12 =", "20 + 21 ="],
+        ["The capital of France is", "Question: Is Warsaw in Europe?"],
+    )
     data = RUN(model, prompts=inside, control=outside, k=12, show=10_000)
     wanted = set()
     for block in range(4):

@@ -1,4 +1,5 @@
-"""Another norm in place of a norm, whatever that one stores and calls its eps. Truth: the norm's own formula in float64."""
+"""Another norm in place of a norm, whatever that one stores and calls its eps. Truth: the norm's own formula
+in float64."""
 
 from __future__ import annotations
 
@@ -25,11 +26,16 @@ def norms(model):
         if parameter.dim() == 1:
             drawn = torch.rand(parameter.shape, generator=torch.Generator().manual_seed(len(parameter))) - 0.3
             parameter.data.copy_(drawn)
-    return [m for m in model.modules() if is_norm(m) and getattr(m, "weight", None) is not None and len(m.weight) == 32]
+    return [
+        m
+        for m in model.modules()
+        if is_norm(m) and getattr(m, "weight", None) is not None and len(m.weight) == 32
+    ]
 
 
 def by_hand(norm, name, x):
-    """The other norm: the same factors and offsets on x over its root mean square, by the library's formula for this one."""
+    """The other norm: the same factors and offsets on x over its root mean square, by the library's formula
+    for this one."""
     x = x.double()
     weight = norm.weight.double() + (1.0 if name == "nemotron" else 0.0)
     eps = norm.variance_epsilon if name == "cohere2" else norm.eps
@@ -51,7 +57,9 @@ def test_the_other_norm_has_the_factors_that_this_one_applies(name, size):
         assert gap(rms_norm(x, gains_of(norm, 32)).double(), wanted) < 1e-3
         plain = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * norm.weight
         if name in FOREIGN and size < 1:
-            assert gap(plain.double(), wanted) > 0.1, "the raw weight and a usual eps are the neighbour that is wrong"
+            assert gap(plain.double(), wanted) > 0.1, (
+                "the raw weight and a usual eps are the neighbour that is wrong"
+            )
 
 
 @pytest.mark.parametrize("width", [32, 33, 7])
@@ -77,7 +85,9 @@ def test_what_is_no_norm_of_a_known_form_is_refused():
         gains_of(Cubed(16), 16)
 
 
-@pytest.mark.parametrize(("name", "taken"), [("llama", False), ("gemma2", False), ("gpt2", True), ("cohere2", True)])
+@pytest.mark.parametrize(
+    ("name", "taken"), [("llama", False), ("gemma2", False), ("gpt2", True), ("cohere2", True)]
+)
 def test_whether_a_norm_takes_the_mean_away_is_measured(name, taken):
     """Gemma stores a factor less one: a bound relative to the weight would be 0 there."""
     found = [m for m in FAMILIES[name]().modules() if is_norm(m) and getattr(m, "weight", None) is not None]

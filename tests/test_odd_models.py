@@ -1,4 +1,5 @@
-"""Reports on models unlike any that the texts of regraft were written for: every sentence true, what is left out said."""
+"""Reports on models unlike any that the texts of regraft were written for: every sentence true, what is left
+out said."""
 
 from __future__ import annotations
 
@@ -44,7 +45,11 @@ def reported(name, out):
 
 def told(page):
     """The page's text without scripts and marks."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<script.*?</script>|<style.*?</style>", " ", page, flags=re.S)))
+    return re.sub(
+        r"\s+",
+        " ",
+        re.sub(r"<[^>]+>", " ", re.sub(r"<script.*?</script>|<style.*?</style>", " ", page, flags=re.S)),
+    )
 
 
 def check(name, out):

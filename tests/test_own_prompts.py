@@ -1,4 +1,5 @@
-"""The user's own prompts in a report, its correlations and its commands: what is run, how often, and what makes it again."""
+"""The user's own prompts in a report, its correlations and its commands: what is run, how often, and what
+makes it again."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ from regraft.reporting.shell_commands import command_line
 
 TEXTS = ["The capital of Peru is", "She sells sea shells by the", "2:30 pm is in the", "Grass is"]
 FOUR = ["0", "1", "2", "3"]
-STORY = "The old man went down to the sea and looked at the boats. Grass is green and snow is white, as he had always said. " * 40
+STORY = (
+    "The old man went down to the sea and looked at the boats. Grass is green and snow is white, as he had"
+    " always said. " * 40
+)
 
 
 @pytest.fixture
@@ -65,7 +69,8 @@ def run(*words):
 
 
 def told(name, model, reading):
-    """What a chapter is run with, and what the command that stands under it reads, as the command line hands it on."""
+    """What a chapter is run with, and what the command that stands under it reads, as the command line hands
+    it on."""
     given, said = reading.options(name, model)
     return given, shlex.split(command_line(name, model, said))[1:]
 
@@ -73,13 +78,21 @@ def told(name, model, reading):
 def test_chapters_get_prompts_count_and_no_other_chapters_pairs(model, lines, story):
     both = Reading(prompts=tuple(TEXTS), count=3, pairs="p.json")
     for name in ("ablate", "push", "correlations", "knockout"):
-        assert both.options(name, model) == ({"prompts": TEXTS[:3], "count": 3}, {"prompts": TEXTS[:3], "count": 3}), name
+        assert both.options(name, model) == (
+            {"prompts": TEXTS[:3], "count": 3},
+            {"prompts": TEXTS[:3], "count": 3},
+        ), name
     assert both.options("patch", model)[0] == {"count": 3, "pairs": "p.json"}
     assert both.options("trajectories", model)[0] == {"count": 3}
-    assert Reading(prompts=("a",), count=5, pairs="p.json").options("patch", model)[0]["count"] == 5, "pairs are no prompts"
+    assert Reading(prompts=("a",), count=5, pairs="p.json").options("patch", model)[0]["count"] == 5, (
+        "pairs are no prompts"
+    )
     assert Reading(prompts=("a",), count=5).options("ablate", model)[0] == {"prompts": ["a"], "count": 1}
     assert Reading(count=5).options("correlations", model)[0] == {"count": 5}
-    assert Reading(prompts_file=lines).options("push", model) == ({"prompts": TEXTS}, {"prompts_file": lines, "count": 4})
+    assert Reading(prompts_file=lines).options("push", model) == (
+        {"prompts": TEXTS},
+        {"prompts_file": lines, "count": 4},
+    )
     given, said = Reading(text=story).options("correlations", model)
     assert said == {"text": story, "count": LEAST, "corpus": story}
     assert (len(given["prompts"]), given["corpus"], "count" in given) == (LEAST, story, False)
@@ -88,9 +101,15 @@ def test_chapters_get_prompts_count_and_no_other_chapters_pairs(model, lines, st
 @pytest.mark.parametrize("way", ["prompts", "prompts_file", "text"])
 @pytest.mark.parametrize("count", [0, 3])
 @pytest.mark.parametrize("name", ["ablate", "push", "neurons", "shuffle", "completions"])
-def test_commands_on_the_page_read_what_the_page_read(name, count, way, model, lines, story, runs, monkeypatch):
+def test_commands_on_the_page_read_what_the_page_read(
+    name, count, way, model, lines, story, runs, monkeypatch
+):
     """Each command is run for its options alone: the experiment itself is another test's."""
-    given, words = told(name, model, Reading(**{way: {"prompts": (*TEXTS, "-5 is"), "text": story}.get(way, lines)}, count=count))
+    given, words = told(
+        name,
+        model,
+        Reading(**{way: {"prompts": (*TEXTS, "-5 is"), "text": story}.get(way, lines)}, count=count),
+    )
     monkeypatch.setattr(Experiment, "function", lambda self: refuse)
     done = run(*words)
     assert done.exit_code == 2, done.output
@@ -102,7 +121,9 @@ def test_commands_on_the_page_read_what_the_page_read(name, count, way, model, l
 
 @pytest.mark.parametrize(("asked", "kept"), [([], 25), (["--count", "3"], 3), (["--count", "40"], 25)])
 @pytest.mark.parametrize("way", ["--prompts", "--prompts-file"])
-def test_prompts_that_are_written_out_are_all_read_unless_a_number_is_asked_for(way, asked, kept, tmp_path, runs, monkeypatch):
+def test_prompts_that_are_written_out_are_all_read_unless_a_number_is_asked_for(
+    way, asked, kept, tmp_path, runs, monkeypatch
+):
     """Twenty, which is how many of the suiting ones are measured, is not what the user said."""
     many = [f"Number {n} is" for n in range(25)]
     (tmp_path / "many.txt").write_text("\n".join(many))
@@ -120,7 +141,8 @@ def refuse(*_, **__):
 def bent(model, prompts=None, count=20, seed=0):
     """A quick linearity: one number for each block."""
     return xr.Dataset(
-        {"gap": (("part", "block"), [[0.1, 0.3, 0.2, 0.4]], {"correlate": "gap"})}, {"part": ["block"], "block": FOUR}
+        {"gap": (("part", "block"), [[0.1, 0.3, 0.2, 0.4]], {"correlate": "gap"})},
+        {"part": ["block"], "block": FOUR},
     )
 
 
@@ -140,7 +162,9 @@ def test_a_report_correlates_what_it_measured_and_measures_nothing_twice(
     reading = Reading(**{**reading, **({"text": story} if "text" in reading else {})})
     real = Experiment.function
     monkeypatch.setattr(Experiment, "function", lambda self: bent if self.name == "linearity" else real(self))
-    monkeypatch.setattr(building, "result_section", lambda result, command, anchor: plain_section(anchor, anchor, command))
+    monkeypatch.setattr(
+        building, "result_section", lambda result, command, anchor: plain_section(anchor, anchor, command)
+    )
     chapters = (*SOURCES, "correlations")
     monkeypatch.setattr(building, "CHAPTERS", tuple((name, {}) for name in chapters))
     _, missing = build(model, tmp_path / "report", seed, reading=reading)
@@ -150,7 +174,9 @@ def test_a_report_correlates_what_it_measured_and_measures_nothing_twice(
     found = measured(model, "correlations", seed, **options["correlations"])
     for name, said in (("knockout", "loss"), ("quantize", "sensitivity")):
         own = measured(model, name, seed, **options[name])
-        (marked,) = (variable for variable in own.data_vars.values() if variable.attrs.get("correlate") == said)
+        (marked,) = (
+            variable for variable in own.data_vars.values() if variable.attrs.get("correlate") == said
+        )
         assert np.array_equal(found.value.sel(quantity=f"{name}: {said}"), marked), name
     assert len(runs) == len(chapters)
 
@@ -169,7 +195,9 @@ def test_correlations_of_other_prompts_are_other_ones_and_refuse_negative_counts
     some = correlations(model, of=of, prompts=TEXTS, count=2)
     assert runs == [(name, {"prompts": TEXTS[:2], "count": 2} if name != "spectra" else {}) for name in of]
     other = correlations(model, of=of, prompts=TEXTS[2:])
-    assert not np.array_equal(some.value.sel(quantity="knockout: loss"), other.value.sel(quantity="knockout: loss"))
+    assert not np.array_equal(
+        some.value.sel(quantity="knockout: loss"), other.value.sel(quantity="knockout: loss")
+    )
     with pytest.raises(ValueError, match="-1 is too few: measure at least one of the prompts"):
         correlations(model, of=of, count=-1)
 
@@ -188,7 +216,9 @@ def test_the_command_line_reads_files_texts_and_pairs(lines, story, tmp_path, ru
     shown = json.loads(run("push", "--prompts", *TEXTS[:2], *common).stdout)
     assert shown["coords"]["question"]["data"] == TEXTS[:2]
     pairs = tmp_path / "pairs.json"
-    pairs.write_text(json.dumps([{"question": text, "baseline": "The sky looks"} for text in TEXTS]), encoding="utf-8")
+    pairs.write_text(
+        json.dumps([{"question": text, "baseline": "The sky looks"} for text in TEXTS]), encoding="utf-8"
+    )
     table = run("push", "--pairs", str(pairs), "--count", "3", "--model", "specimen:gpt2")
     assert table.exit_code == 0, table.output
     assert "3 questions into “The sky looks”" in " ".join(table.stdout.split())
@@ -202,7 +232,10 @@ def test_the_command_line_reads_files_texts_and_pairs(lines, story, tmp_path, ru
     [
         (("ablate", "--prompt", "a", "--prompts", "b"), "prompt and prompts both say what is read"),
         (("ablate", "--prompts", "b", "--count", "-1"), "-1 is too few"),
-        (("push", "--pairs", "PAIRS", "--prompts", "b"), "pairs and prompts both say which questions are asked"),
+        (
+            ("push", "--pairs", "PAIRS", "--prompts", "b"),
+            "pairs and prompts both say which questions are asked",
+        ),
         (("push", "--pairs", "nowhere.json"), "nowhere.json"),
         (("patch", "--count", "-1"), "-1 is too few"),
         (("trajectories", "--count", "-1"), "-1 is too few"),

@@ -42,11 +42,21 @@ def test_an_unknown_decoder_opens_and_sweeps():
         "unembed",
         "words",
     )
-    assert all(model.taps.exists(b, s) for b in range(3) for s in ("attn_out", "mlp_out", "q", "k", "v", "z", "mlp_act"))
+    assert all(
+        model.taps.exists(b, s)
+        for b in range(3)
+        for s in ("attn_out", "mlp_out", "q", "k", "v", "z", "mlp_act")
+    )
     assert model.tap("1.z").heads == 3
     recording = model.record([ids(6), ids(5, 1)])
-    variants = [Variant([Zero("1.head.2")]), Variant([Zero("0.neuron.7")]), Variant(route=Route.swap(3, 0, 2))]
-    wanted = torch.stack([naive.logits(model, recording, v)[range(2), recording.lengths_B - 1] for v in variants])
+    variants = [
+        Variant([Zero("1.head.2")]),
+        Variant([Zero("0.neuron.7")]),
+        Variant(route=Route.swap(3, 0, 2)),
+    ]
+    wanted = torch.stack(
+        [naive.logits(model, recording, v)[range(2), recording.lengths_B - 1] for v in variants]
+    )
     got = sweep(recording, variants, METRIC).values["d"]
     assert torch.allclose(got, wanted[..., 7] - wanted[..., 9], atol=1e-5)
 
@@ -59,7 +69,10 @@ def test_an_unknown_decoder_opens_and_sweeps():
 def test_shape_of_the_block_is_told_from_the_run(name, parallel, norms):
     block = opened(name).main_blocks[0]
     assert block.parallel is parallel
-    found = {"out" if b.out_norm is not None else "sum" if b.sum_norm is not None else "none" for b in block.branches}
+    found = {
+        "out" if b.out_norm is not None else "sum" if b.sum_norm is not None else "none"
+        for b in block.branches
+    }
     assert found == {norms}
 
 
@@ -102,7 +115,8 @@ def test_patterns_come_from_eager_attention_and_mix_the_values():
     ],
 )
 def test_a_pattern_is_weights_that_are_shares(weights, told):
-    """Of each key a share that is not negative, at most 1 in all, for each prompt, head and query: nothing else is shown."""
+    """Of each key a share that is not negative, at most 1 in all, for each prompt, head and query: nothing
+    else is shown."""
     torch.manual_seed(0)
     model = load(FAMILIES["llama"]().eval(), pack=False, attention="eager")
     attention = model.blocks[1].branch("attn").attention
@@ -111,11 +125,15 @@ def test_a_pattern_is_weights_that_are_shares(weights, told):
     if told:
         assert recording["1.pattern"].shape == (1, 4, 6, 6)
     else:
-        with pytest.raises(SiteError, match=r"1.pattern does not exist here: the attention returns no weights"):
+        with pytest.raises(
+            SiteError, match=r"1.pattern does not exist here: the attention returns no weights"
+        ):
             recording["1.pattern"]
 
 
-@pytest.mark.parametrize(("name", "interleaved"), [("gpt_neox", True), ("bloom", True), ("gpt2", False), ("phi3", False)])
+@pytest.mark.parametrize(
+    ("name", "interleaved"), [("gpt_neox", True), ("bloom", True), ("gpt2", False), ("phi3", False)]
+)
 def test_packed_projections_divide_as_the_values_prove(name, interleaved):
     model = opened(name)
     tap = model.tap("0.v")
@@ -130,7 +148,9 @@ def test_the_wrong_packed_layout_is_refused_by_the_values():
     model = opened("gpt_neox")
     for block in model.blocks:
         wrong = packed_taps(model.tap(f"{block.address}.v").module, 4, 8, interleaved=False)
-        model.taps.table[block.index] |= {"v": Tap(wrong["v"].module, "output", wrong["v"].features.flip(0), 4)}
+        model.taps.table[block.index] |= {
+            "v": Tap(wrong["v"].module, "output", wrong["v"].features.flip(0), 4)
+        }
         model.taps.table[block.index]["z"] = Tap(block.branch("attn").projection, "input", None, 4)
     before = model.taps.table[0]["v"].features.clone()
     check(model)
@@ -141,7 +161,9 @@ def test_a_site_whose_identity_fails_is_refused():
     model = opened("llama")
     block = model.blocks[2]
     attn = block.branches[0]
-    object.__setattr__(block, "branches", (with_changes(attn, projection=attn.attention.q_proj), block.branches[1]))
+    object.__setattr__(
+        block, "branches", (with_changes(attn, projection=attn.attention.q_proj), block.branches[1])
+    )
     found = check(model)
     assert "2.z" in found.refused
     with pytest.raises(SiteError, match="its projection does not give attn_out"):
@@ -208,7 +230,9 @@ def test_a_model_that_cannot_be_replayed_is_not_swept():
 def test_an_argument_that_forgets_the_batch_is_seen():
     """Were BLOOM's alibi (batch x heads rows) not repeated, two rows could not be replayed together."""
     model = opened("bloom")
-    alibi = {(block, path) for block, path in model.batched if path[-1] == "alibi" or path == ("kwargs", "alibi")}
+    alibi = {
+        (block, path) for block, path in model.batched if path[-1] == "alibi" or path == ("kwargs", "alibi")
+    }
     assert len(alibi) == 4
     model.batched = model.batched - alibi
     with pytest.raises(RuntimeError, match=r"must match|shape|size"):
@@ -256,6 +280,10 @@ def test_wrong_edit_values_show_the_shapes():
 def test_anatomy_counts_every_parameter_once(name):
     model = opened(name)
     rows = part_rows(model)
-    assert sum(row.parameters for row in rows[:-1]) == rows[-1].parameters == sum(p.numel() for p in model.hf.parameters())
+    assert (
+        sum(row.parameters for row in rows[:-1])
+        == rows[-1].parameters
+        == sum(p.numel() for p in model.hf.parameters())
+    )
     assert all(row.parameters >= 0 for row in rows)
     assert {row.site for row in site_rows(model)} >= {"resid_pre", "z", "pattern"}

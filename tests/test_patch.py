@@ -1,4 +1,5 @@
-"""Patching grids and attribution: every site against hooks, windows, several pairs, gradients against differences."""
+"""Patching grids and attribution: every site against hooks, windows, several pairs, gradients against
+differences."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from regraft.core.registry import experiments
 from regraft.experiments.intervene.attribution import gradients
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
-from regraft.reporting.figures.intervene_figures import patch_finding
+from regraft.reporting.figures.patch_figures import patch_finding
 from regraft.sweeps.variants import Replace, Variant
 from small import ids, opened
 
@@ -53,8 +54,17 @@ def test_nothing_gives_zero_and_everything_one_to_the_bit(name):
     assert float(whole.effect[0, 0]) == 1.0
     same = model.record(CORRUPT)
     assert difference(same["logits"]) == pytest.approx(whole.attrs["target_value"], abs=1e-5)
-    early = RUN(model, exact=True, clean=f"{CLEAN} 11", corrupt=f"{CLEAN.rpartition(' ')[0]} 40 11", answer="7", wrong="9")
-    assert (early.effect.values[:, :5] == 0.0).all(), "before the first different token there is nothing to carry over"
+    early = RUN(
+        model,
+        exact=True,
+        clean=f"{CLEAN} 11",
+        corrupt=f"{CLEAN.rpartition(' ')[0]} 40 11",
+        answer="7",
+        wrong="9",
+    )
+    assert (early.effect.values[:, :5] == 0.0).all(), (
+        "before the first different token there is nothing to carry over"
+    )
     assert np.abs(early.effect.values[:, 5:]).max() > 0.1
 
 
@@ -63,7 +73,10 @@ def test_windows_are_several_blocks_at_once():
     data = RUN(model, site="mlp_out", window=3, **CASE)
     clean, corrupt = model.record(CLEAN), model.record(CORRUPT)
     for block in (0, 3):
-        edits = [Replace(f"{b}.mlp_out", clean[f"{b}.mlp_out"][0, 4], position=4) for b in range(block, min(block + 3, 4))]
+        edits = [
+            Replace(f"{b}.mlp_out", clean[f"{b}.mlp_out"][0, 4], position=4)
+            for b in range(block, min(block + 3, 4))
+        ]
         wanted = difference(naive.logits(model, corrupt, Variant(edits)))
         assert float(data.logit_difference[block, 4]) == pytest.approx(wanted, abs=1e-5)
     with pytest.raises(ValueError, match="a window of 5 blocks does not fit: choose 1 to 4"):
@@ -99,7 +112,9 @@ def test_several_pairs_are_averaged_with_their_error(tmp_path):
     assert np.allclose(data.effect, alone.mean(0), atol=1e-6)
     assert np.allclose(data.effect_error, alone.std(0, ddof=1) / np.sqrt(3), atol=1e-6)
     assert np.allclose(data.pair_effect, alone, atol=1e-6)
-    assert list(data.token.values) == [f"token {i}" for i in range(6)], "the texts have no token in common in any place"
+    assert list(data.token.values) == [f"token {i}" for i in range(6)], (
+        "the texts have no token in common in any place"
+    )
     assert set(data.token_id.values.tolist()) == {-1}
     assert "minus the wrong one, mean over 3 pairs: " in patch_finding(data)
     assert "mean over 3 pairs" in data.effect.attrs["units"]
@@ -111,7 +126,9 @@ def test_several_pairs_are_averaged_with_their_error(tmp_path):
         RUN(model, pairs=str(file))
     assert RUN(model, pairs=str(file), grid="head").attrs["pairs"] == 2
     file.write_text('[{"clean": "5 6", "corrupt": "5 7", "answer": 7, "wrong": "9"}]')
-    with pytest.raises(ValueError, match=r"pair 0 of .* has a field that is empty or no text: write a list of objects"):
+    with pytest.raises(
+        ValueError, match=r"pair 0 of .* has a field that is empty or no text: write a list of objects"
+    ):
         RUN(model, pairs=str(file))
     file.write_text('{"clean": 1}')
     with pytest.raises(ValueError, match="holds no pairs"):
@@ -121,7 +138,8 @@ def test_several_pairs_are_averaged_with_their_error(tmp_path):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma2", "phi3", "mixtral", "bloom", "t5"])
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out", "z", "v"])
 def test_gradients_against_differences(name, site):
-    """A tenth of a percent of a random change, up and down, in the live model with hooks, against gradient times change."""
+    """A tenth of a percent of a random change, up and down, in the live model with hooks, against gradient
+    times change."""
     model = opened(name)
     recording = model.record(CLEAN)
     stack = model.parts.stacks[0]
@@ -131,13 +149,15 @@ def test_gradients_against_differences(name, site):
     assert slope.shape == value.shape[1:]
     change = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) * value.std() * 1e-2
     up, down = (
-        difference(naive.logits(model, recording, Variant([Replace(address, value + sign * change)]))) for sign in (1, -1)
+        difference(naive.logits(model, recording, Variant([Replace(address, value + sign * change)])))
+        for sign in (1, -1)
     )
     assert float((slope * change[0]).sum()) == pytest.approx((up - down) / 2, rel=0.03, abs=2e-6)
 
 
 def test_attribution_is_the_effect_of_a_small_difference():
-    """Where the two runs differ by little, the first-order estimate is the measured effect; a large one bends away."""
+    """Where the two runs differ by little, the first-order estimate is the measured effect; a large one bends
+    away."""
     model = opened("llama")
     with torch.no_grad():
         model.parts.embedding.weight[41] = model.parts.embedding.weight[40] * 1.001
@@ -165,7 +185,8 @@ def test_attribution_of_heads_neurons_and_windows():
 
 
 def test_the_specimen_keeps_its_landmark():
-    """The time of day moves from its token to the last position between blocks 6 and 7, and attribution agrees in shape."""
+    """The time of day moves from its token to the last position between blocks 6 and 7, and attribution
+    agrees in shape."""
     data = RUN(load())
     last = data.sizes["position"] - 1
     told = int(data.effect.values[0].argmax())

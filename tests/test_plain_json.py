@@ -27,19 +27,30 @@ def test_numbers_that_are_none_are_null_wherever_they_stand():
         "flag": np.bool_(True), "count": np.int64(3), 4: None, "place": Path("a/b"), "yes": True,
     }  # fmt: skip
     assert strict(json_text(given)) == {
-        "loss": None, "rows": [None, 0.5, [1, None]], "table": [[1.0, None]], "flag": True, "count": 3, "4": None,
+        "loss": None, "rows": [None, 0.5, [1, None]], "table": [[1.0, None]], "flag": True, "count": 3,
+        "4": None,
         "place": "a/b", "yes": True,
     }  # fmt: skip
 
 
 def test_options_are_objects_and_texts_of_other_packages_stay():
-    attributes = {"options": '{"drop": [1]}', "texts": "no JSON [", "settings": 5, "prompt": "[1]", "note": ""}
+    attributes = {
+        "options": '{"drop": [1]}',
+        "texts": "no JSON [",
+        "settings": 5,
+        "prompt": "[1]",
+        "note": "",
+    }
     assert opened_attributes(attributes) == {**attributes, "options": {"drop": [1]}}
 
 
 def test_a_dataset_survives_the_way_there_and_back():
     data = xr.Dataset(
-        {"loss": ("block", [0.5, np.nan], {"units": "nats"}), "word": ("block", ["a", "b"]), "none": ("block", [np.nan, np.nan])},
+        {
+            "loss": ("block", [0.5, np.nan], {"units": "nats"}),
+            "word": ("block", ["a", "b"]),
+            "none": ("block", [np.nan, np.nan]),
+        },
         coords={"block": ["0", "1"]},
         attrs={"gap": float("nan")},
     )

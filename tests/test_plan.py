@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.sweeps.plan import BatchLayout, make_plan
+from regraft.sweeps.batch_layout import BatchLayout
+from regraft.sweeps.plan import make_plan
 from regraft.sweeps.variants import Route, Scale, Variant, Zero
 
 BLOCKS, POSITIONS = 6, 10
@@ -45,7 +46,11 @@ def test_pairs_share_the_chain_of_the_first_block():
 
 
 def test_equal_edits_share_and_unequal_ones_do_not():
-    same = [Variant([Zero("2.attn_out")]), Variant([Zero("2.attn_out")]), Variant([Zero("2.attn_out"), Zero("4.attn_out")])]
+    same = [
+        Variant([Zero("2.attn_out")]),
+        Variant([Zero("2.attn_out")]),
+        Variant([Zero("2.attn_out"), Zero("4.attn_out")]),
+    ]
     plan = make_plan(same, layout(), control=False)
     assert sum(map(len, plan.batches)) == 4 + 2
     other = [Variant([Zero("2.attn_out")]), Variant([Scale("2.attn_out", 0.5)])]
@@ -55,7 +60,11 @@ def test_equal_edits_share_and_unequal_ones_do_not():
 def test_edit_of_the_last_branch_skips_its_block_and_one_before_it_does_not():
     assert blocks_run(make_plan([Variant([Zero("3.mlp_out")])], layout(), control=False)) == [[4], [5]]
     assert blocks_run(make_plan([Variant([Zero("3.attn_out")])], layout(), control=False)) == [[3], [4], [5]]
-    assert blocks_run(make_plan([Variant([Zero("3.mlp_out")])], layout(), control=False, linear=False)) == [[3], [4], [5]]
+    assert blocks_run(make_plan([Variant([Zero("3.mlp_out")])], layout(), control=False, linear=False)) == [
+        [3],
+        [4],
+        [5],
+    ]
 
 
 def test_rows_that_wait_for_one_block_go_together_whatever_their_depth():
@@ -80,7 +89,8 @@ def test_encoder_edits_pass_the_bridge_and_decoder_edits_do_not():
     two = layout(False, ((0, 3), (3, 6)), (POSITIONS, 4))
     plan = make_plan([Variant([Zero("2.attn_out")]), Variant([Zero("4.attn_out")])], two, control=False)
     bridges = {
-        batch[0].stop.block: [entry_edit.bridge for node in batch for entry_edit in node.entry_edits] for batch in plan.batches
+        batch[0].stop.block: [entry_edit.bridge for node in batch for entry_edit in node.entry_edits]
+        for batch in plan.batches
     }
     assert bridges[3] == [True]
     assert not any(bridges[4] + bridges[5])
@@ -116,7 +126,9 @@ edits = st.builds(
 )
 routes = st.lists(st.integers(0, BLOCKS - 1), max_size=8).map(Route.order)
 variants = st.one_of(
-    st.lists(edits, max_size=3).map(lambda e: Variant(e)), routes.map(lambda r: Variant(route=r)), st.just(Variant())
+    st.lists(edits, max_size=3).map(lambda e: Variant(e)),
+    routes.map(lambda r: Variant(route=r)),
+    st.just(Variant()),
 )
 
 
@@ -125,7 +137,9 @@ variants = st.one_of(
 def test_work_never_exceeds_the_naive_way_and_every_variant_is_measured_once(chosen, rows):
     plan = make_plan([Variant(), *chosen], layout(), rows)
     assert plan.work.planned + plan.work.preparation <= plan.work.naive
-    measured = [leaf.variant for leaves in plan.leaves.values() for leaf in leaves] + [x.variant for x in plan.immediate]
+    measured = [leaf.variant for leaves in plan.leaves.values() for leaf in leaves] + [
+        x.variant for x in plan.immediate
+    ]
     assert sorted(measured) == list(range(len(chosen) + 1))
     done = set()
     for batch in plan.batches:

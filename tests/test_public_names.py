@@ -1,4 +1,5 @@
-"""The public surface: every name is what it should be, whatever was imported before, and the listings agree."""
+"""The public surface: every name is what it should be, whatever was imported before, and the listings
+agree."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import regraft
 from regraft.core.registry import EXPERIMENTS, experiments
 
 ROOMS = {module.name for module in pkgutil.iter_modules(regraft.__path__)}
-JOBS = "transplant_tokenizer train_tokenizer compare_tokenizers fit_embedding fit_head rebuild inspect report".split()
+JOBS = """transplant_tokenizer train_tokenizer compare_tokenizers fit_embedding fit_head rebuild inspect
+    report""".split()
 
 
 def modules():
@@ -25,7 +27,8 @@ def modules():
 
 
 def test_no_room_takes_the_place_of_a_public_name():
-    """Python puts a submodule in the place of a name of the package once it is imported: so every module is imported first."""
+    """Python puts a submodule in the place of a name of the package once it is imported: so every module is
+    imported first."""
     for name in modules():
         importlib.import_module(name)
     for name in regraft.__all__:
@@ -47,10 +50,17 @@ def test_the_whole_of_each_job_is_one_public_function():
 def test_type_checkers_are_told_the_same_names():
     tree = ast.parse(Path(regraft.__file__).read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
-    told = {alias.asname: node.module for node in ast.walk(block) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    told = {
+        alias.asname: node.module
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     assert set(told) | {"__version__"} == set(regraft.__all__)
     for name, module in told.items():
-        assert getattr(importlib.import_module(module), name).__name__ == getattr(regraft, name).__name__ == name
+        assert (
+            getattr(importlib.import_module(module), name).__name__ == getattr(regraft, name).__name__ == name
+        )
     assert (Path(regraft.__file__).parent / "py.typed").is_file()
 
 

@@ -1,4 +1,5 @@
-"""Round-to-nearest, recipes and sensitivity: bounds, equal bytes, exact optimum, routes against rounded live models."""
+"""Round-to-nearest, recipes and sensitivity: bounds, equal bytes, exact optimum, routes against rounded live
+models."""
 
 from __future__ import annotations
 
@@ -42,11 +43,14 @@ def test_no_value_moves_by_more_than_half_a_step_of_its_group(bits, axis):
         step = part.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
         assert float(((part - found).abs() / step).max()) <= 0.5 + 1e-4
         assert all(len(row.unique()) <= 2**bits - 1 for row in found)
-        assert torch.allclose(part.abs().amax(-1), found.abs().amax(-1)), "the largest value of a group is kept"
+        assert torch.allclose(part.abs().amax(-1), found.abs().amax(-1)), (
+            "the largest value of a group is kept"
+        )
 
 
 def test_groups_lie_along_the_inputs():
-    """One huge input column: grouped along the inputs it spoils its group only; along the outputs it would spoil nothing else."""
+    """One huge input column: grouped along the inputs it spoils its group only; along the outputs it would
+    spoil nothing else."""
     weight = torch.full((4, 256), 0.1)
     weight[:, 0] = 100.0
     rounded = round_to_nearest(weight, 4, axis=1, group=128)
@@ -64,7 +68,9 @@ def test_sixteen_bits_are_the_clean_run_within_rounding():
         assert float(data.whole_loss.sel(bits=16)) == pytest.approx(data.attrs["clean_loss"], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox", "phi3", "mixtral", "gpt_oss", "qwen3_5", "t5"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "gemma2", "gpt_neox", "phi3", "mixtral", "gpt_oss", "qwen3_5", "t5"]
+)
 def test_a_route_through_rounded_blocks_is_the_model_with_rounded_weights(name):
     """Every matrix of one block written into the live model by hand gives the loss of the cell."""
     model = opened(name)

@@ -32,9 +32,16 @@ from regraft.experiments.intervene.quantization.libraries import (
 )
 from regraft.experiments.intervene.quantization.packed_checkpoint import steps, write_packed
 from regraft.experiments.intervene.quantization.quantizers import _Measured, _speeds
-from regraft.experiments.intervene.quantization.rounding import matrix_axes, round_to_nearest
+from regraft.experiments.intervene.quantization.rounding import (
+    matrix_axes,
+    round_to_nearest,
+    rounded_when_run,
+)
 from regraft.experiments.running import run_experiment
+from regraft.model.cpu_pack import packed as packed_layers
+from regraft.model.cpu_pack import packed_layer, packing_applies
 from regraft.model.load import load
+from regraft.model.parts import in_width, matrix_OI
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.sweep import sweep
 from small import ids, opened
@@ -87,7 +94,9 @@ def test_each_library_changes_every_matrix_and_nothing_else():
     for name in ("torchao int8", "NF4"):
         (made,) = BY_NAME[name].copies(model, [block], 128)
         assert held_bytes(made) < held_bytes(block.module)
-        kept = {n for n, p in made.named_parameters() if type(p.data) is torch.Tensor and p.dtype == torch.float32}
+        kept = {
+            n for n, p in made.named_parameters() if type(p.data) is torch.Tensor and p.dtype == torch.float32
+        }
         assert kept == {n for n, _ in block.module.named_parameters()} - set(axes), name
 
 
@@ -100,7 +109,9 @@ def test_transposed_maps_become_plain_ones_with_the_same_outputs():
 
 
 def test_wrong_methods_and_unsuited_models():
-    with pytest.raises(ValueError, match="no method 'gold': choose among RTN 8 bits, RTN 4 bits, torchao int8"):
+    with pytest.raises(
+        ValueError, match="no method 'gold': choose among RTN 8 bits, RTN 4 bits, torchao int8"
+    ):
         RUN(opened("llama"), methods=["gold"], **TEXT)
     data = RUN(opened("mixtral"), methods=["torchao int8", "RTN 4 bits"], **TEXT)
     assert data.quantizer.values.tolist() == ["as loaded", "RTN 4 bits"]
@@ -122,14 +133,63 @@ def test_a_method_whose_loss_is_not_a_number_is_left_out(monkeypatch):
         return made
 
     method = Method("poisoned", "", 8, poisoned, held=False)
-    monkeypatch.setattr("regraft.experiments.intervene.quantization.quantizers.METHODS", (method, BY_NAME["RTN 8 bits"]))
+    monkeypatch.setattr(
+        "regraft.experiments.intervene.quantization.quantizers.METHODS", (method, BY_NAME["RTN 8 bits"])
+    )
     data = RUN(opened("llama"), **TEXT)
     assert data.quantizer.values.tolist() == ["as loaded", "RTN 8 bits"]
     assert "poisoned is left out: its loss is not a number" in data.attrs["without"]
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_block_that_is_rounded_while_the_model_is_packed_computes_with_its_own_numbers(name):
+    """Copied with the forward of the packed layer, it would compute what the original computes."""
+    model = opened(name)
+    block = model.blocks[1]
+    place = rounded_when_run(model, block, 3, group=16)
+    wanted = place.make().state_dict()
+    layers = [layer for layer in block.module.modules() if packing_applies(layer)]
+    assert layers
+    x = torch.randn(2, 4, in_width(layers[0]), generator=torch.Generator().manual_seed(0))
+    with packed_layers({layer: packed_layer(layer) for layer in layers}):
+        made = place.make()
+        assert all(torch.equal(value, wanted[name]) for name, value in made.state_dict().items())
+        (other,) = [
+            copy for copy, own in zip(made.modules(), block.module.modules(), strict=True) if own is layers[0]
+        ]
+        bias = 0 if other.bias is None else other.bias
+        torch.testing.assert_close(other(x), x @ matrix_OI(other).T + bias)
+        assert gap(other(x), layers[0](x)) > 1e-3
+    assert not any("forward" in vars(part) for part in block.module.modules())
+
+
+@pytest.mark.parametrize("name", ["RTN 4 bits", "torchao int8"])
+def test_one_block_in_floats_is_held_beside_the_model(name, monkeypatch):
+    """Whenever a block is copied, the blocks that were copied before are gone, or packed into few bits."""
+    model = opened("llama")
+    kind, alive, most = type(model.blocks[0].module), [], []
+
+    def floats(module):
+        return sum(p.numel() for p in module.parameters() if type(p.data) is torch.Tensor and p.dim() > 1)
+
+    def copied(thing, *memo):
+        found = deepcopy(thing, *memo)
+        if type(thing) is kind and not memo:
+            gc.collect()
+            alive.append(weakref.ref(found))
+            most.append(sum(floats(one) for ref in alive if (one := ref()) is not None))
+        return found
+
+    monkeypatch.setattr(copy, "deepcopy", copied)
+    data = RUN(model, methods=[name], **TEXT)
+    assert data.quantizer.values.tolist() == ["as loaded", name]
+    assert len(most) >= len(model.blocks)
+    assert max(most) == floats(model.blocks[0].module)
+
+
 def test_the_copies_of_one_method_are_gone_before_the_next_begins(monkeypatch):
-    """With all of them held at once, and each in a copy of the whole model for its speed, memory was that of many models."""
+    """With all of them held at once, and each in a copy of the whole model for its speed, memory was that of
+    many models."""
     alive, whole = [], []
 
     def copies(model, blocks, group):
@@ -139,7 +199,9 @@ def test_the_copies_of_one_method_are_gone_before_the_next_begins(monkeypatch):
         alive.extend(weakref.ref(one) for one in made)
         return made
 
-    monkeypatch.setattr(copy, "deepcopy", lambda thing, *memo: whole.append(type(thing)) or deepcopy(thing, *memo))
+    monkeypatch.setattr(
+        copy, "deepcopy", lambda thing, *memo: whole.append(type(thing)) or deepcopy(thing, *memo)
+    )
     methods = tuple(Method(name, "", 8, copies, held=True) for name in ("one", "other"))
     monkeypatch.setattr("regraft.experiments.intervene.quantization.quantizers.METHODS", methods)
     model = opened("llama")
@@ -156,7 +218,8 @@ def test_the_copies_of_one_method_are_gone_before_the_next_begins(monkeypatch):
 
 
 def test_a_machine_that_slows_down_between_two_methods_slows_both_sides():
-    """Each method runs at half the speed of the model beside it, though the second had a machine of a third of the speed."""
+    """Each method runs at half the speed of the model beside it, though the second had a machine of a third
+    of the speed."""
     text = SimpleNamespace(recordings=[SimpleNamespace(mask_BT=torch.ones(3, 4, dtype=torch.bool))])
     one = _Measured("one", 1.0, None, [(2.0, 4.0)] * 3, [(1.0, 2.0)] * 3)
     other = _Measured("other", 1.0, None, [(6.0, 12.0)] * 2, [(3.0, 6.0)] * 2)
@@ -169,7 +232,9 @@ def test_a_packed_checkpoint_is_small_and_holds_exactly_the_rounded_weights(tmp_
     model = load("specimen:qwen3")
     plan = [3, 4, 5, 6, 8, 2] * 2
     write_packed(copy.deepcopy(model.hf), tmp_path, model.blocks, plan, 128)
-    assert (tmp_path / "model.safetensors").stat().st_size < 0.4 * 4 * sum(p.numel() for p in model.hf.parameters())
+    assert (tmp_path / "model.safetensors").stat().st_size < 0.4 * 4 * sum(
+        p.numel() for p in model.hf.parameters()
+    )
     again = load(str(tmp_path))
     for block, bits in zip(again.blocks, plan, strict=True):
         original = model.blocks[block.index].module
@@ -193,7 +258,9 @@ def test_a_recipe_is_saved_as_packed_integers_with_its_measured_loss(tmp_path):
     assert f"{float(data.loss[1]):,.4f}" in card
     assert f"{(folder / 'model.safetensors').stat().st_size:,} bytes" in card
     with pytest.raises(ValueError, match="16 bits cannot be packed: at most 8"):
-        write_packed(copy.deepcopy(opened("qwen3").hf), tmp_path / "wide", opened("qwen3").blocks, [16] * 4, 128)
+        write_packed(
+            copy.deepcopy(opened("qwen3").hf), tmp_path / "wide", opened("qwen3").blocks, [16] * 4, 128
+        )
 
 
 def test_a_last_shorter_group_keeps_its_own_step():
@@ -214,7 +281,9 @@ def test_what_cannot_be_packed_is_refused_before_anything_is_measured(tmp_path, 
     with pytest.raises(ValueError, match="is not empty"):
         QUANTIZE(opened("qwen3"), save=str(tmp_path / "full"), **TEXT)
     monkeypatch.setattr(packed, "PACKAGE", "no_such_package")
-    with pytest.raises(ValueError, match=r"no-such-package is not installed: `pip install 'regraft\[quantize\]'`"):
+    with pytest.raises(
+        ValueError, match=r"no-such-package is not installed: `pip install 'regraft\[quantize\]'`"
+    ):
         QUANTIZE(opened("qwen3"), save=str(tmp_path / "y"), **TEXT)
 
 
@@ -225,7 +294,9 @@ def test_opening_packed_integers_without_the_package_says_what_is_missing(tmp_pa
     model = load("specimen:gpt2")
     model.hf.save_pretrained(tmp_path)
     monkeypatch.setattr(transformers.GPT2LMHeadModel, "from_pretrained", absent)
-    with pytest.raises(CheckpointError, match="cannot be opened here: Using `compressed_tensors` quantized models requires"):
+    with pytest.raises(
+        CheckpointError, match="cannot be opened here: Using `compressed_tensors` quantized models requires"
+    ):
         load(str(tmp_path))
 
 

@@ -1,4 +1,5 @@
-"""What is saved is what was measured: kinds of blocks, windows, caches, generation. Truth: plain transformers on the folder."""
+"""What is saved is what was measured: kinds of blocks, windows, caches, generation. Truth: plain transformers
+on the folder."""
 
 from __future__ import annotations
 
@@ -39,12 +40,15 @@ def sliding(window=24):
 def written(model):
     """A stand-in for a measurement's attributes, for the model card."""
     data = sweep(model.record(ids(8, 1)), [Variant()], loss())
-    return xr.Dataset({"loss": ("state", [float(data.clean["loss"])] * 2, {"units": "nats"})}, attrs={"change": "changed"})
+    return xr.Dataset(
+        {"loss": ("state", [float(data.clean["loss"])] * 2, {"units": "nats"})}, attrs={"change": "changed"}
+    )
 
 
 @pytest.mark.parametrize(("donor", "place"), [(3, 0), (0, 3)])
 def test_a_transplanted_block_takes_the_kind_of_its_place(donor, place, tmp_path):
-    """On the route it is called with its place's mask; the folder must say so, which shows only behind the window."""
+    """On the route it is called with its place's mask; the folder must say so, which shows only behind the
+    window."""
     model = sliding()
     stack = model.parts.stacks[-1]
     blocks = list(stack.blocks)
@@ -63,7 +67,10 @@ def test_a_transplanted_block_takes_the_kind_of_its_place(donor, place, tmp_path
     wrong.model.layers[place].attention_type = model.hf.config.layer_types[donor]
     wrong.model.layers[place].self_attn.sliding_window = 24 if donor == 3 else None
     with torch.no_grad():
-        assert gap(wrong(torch.tensor([ids(60, 3)])).logits[:, :24], route_logits(long, route)[:, :24]) <= model.rounding
+        assert (
+            gap(wrong(torch.tensor([ids(60, 3)])).logits[:, :24], route_logits(long, route)[:, :24])
+            <= model.rounding
+        )
         assert gap(wrong(torch.tensor([ids(60, 3)])).logits, route_logits(long, route)) > 1e-2
 
 
@@ -96,13 +103,16 @@ def test_a_saved_window_that_is_another_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "window"), [("llama", 0), ("mistral", 5), ("gemma2", 5), ("modernbert", 6), ("qwen2", 5), ("gpt2", 0)]
+    ("name", "window"),
+    [("llama", 0), ("mistral", 5), ("gemma2", 5), ("modernbert", 6), ("qwen2", 5), ("gpt2", 0)],
 )
 def test_the_probe_is_longer_than_the_longest_window(name, window):
     model = FAMILIES[name]()
     assert longest_window(model.config) == window
     assert len(probe_ids(model, 96, 0)) == window + 8
-    long = hf.MistralForCausalLM(hf.MistralConfig(**{**_DECODER, "max_position_embeddings": 64}, sliding_window=100))
+    long = hf.MistralForCausalLM(
+        hf.MistralConfig(**{**_DECODER, "max_position_embeddings": 64}, sliding_window=100)
+    )
     assert len(probe_ids(long, 96, 0)) == 60, "no longer than the model reads with what it writes behind it"
 
 
@@ -112,11 +122,14 @@ def hybrid():
 
 
 def test_a_hybrid_without_its_full_attention_is_not_kept(tmp_path):
-    """Without a block of full attention the library's cache counts no tokens: the pruned model could not generate."""
+    """Without a block of full attention the library's cache counts no tokens: the pruned model could not
+    generate."""
     model = hybrid()
     blocks = [model.parts.stacks[-1].blocks[i] for i in (0, 2)]
     route = route_of(model, blocks, [0, 2])
-    with pytest.raises(ValueError, match="read back, it cannot generate text as the model it comes from does"):
+    with pytest.raises(
+        ValueError, match="read back, it cannot generate text as the model it comes from does"
+    ):
         save_blocks(model, blocks, route, written(model), str(tmp_path / "made"))
     assert not list(tmp_path.iterdir())
     kept = [model.parts.stacks[-1].blocks[i] for i in (0, 1)]
@@ -160,7 +173,8 @@ def test_a_tensor_that_is_read_back_otherwise_is_named():
 
 
 def test_a_donor_of_another_build_is_refused_in_the_targets_words(tmp_path):
-    """A linear-attention block in a full-attention place cannot be said by the configuration; no hidden folder is named."""
+    """A linear-attention block in a full-attention place cannot be said by the configuration; no hidden
+    folder is named."""
     model = hybrid()
     blocks = [model.blocks[0], model.blocks[0].module, model.blocks[2], model.blocks[3]]
     with pytest.raises(ValueError, match="cannot be written as a checkpoint of Qwen3_5ForCausalLM") as told:

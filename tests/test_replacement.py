@@ -1,4 +1,5 @@
-"""Activation and norm replacement: the model's own functions change nothing, others are what live models with them are."""
+"""Activation and norm replacement: the model's own functions change nothing, others are what live models with
+them are."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def test_the_own_function_changes_nothing(name):
     assert np.abs(data.increase.sel(change="identity")).max() > 0
 
 
-@pytest.mark.parametrize(("name", "attribute"), [("llama", "act_fn"), ("gemma2", "act_fn"), ("gpt2", "act"), ("gpt_neox", "act")])
+@pytest.mark.parametrize(
+    ("name", "attribute"), [("llama", "act_fn"), ("gemma2", "act_fn"), ("gpt2", "act"), ("gpt_neox", "act")]
+)
 def test_another_function_is_the_live_model_with_it(name, attribute):
     model = opened(name)
     data = RUN(model, changes=["relu", "tanh"], **TEXT)
@@ -78,11 +81,18 @@ def test_the_other_norm_is_the_live_model_with_it(name):
     assert abs(wanted) > 1e-6
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in ("bert", "bert_headless", "roberta", "modernbert")])
+@pytest.mark.parametrize(
+    "name", [n for n in FAMILIES if n not in ("bert", "bert_headless", "roberta", "modernbert")]
+)
 def test_every_family_or_the_reason(name):
     data = RUN(opened(name), changes=["identity", "other norm"], **TEXT)
-    assert np.isfinite(data.everywhere.sel(change="other norm")) or "other norm cannot be put" in data.attrs["notes"]
-    assert np.isfinite(data.everywhere.sel(change="identity")) or "identity cannot be put" in data.attrs["notes"]
+    assert (
+        np.isfinite(data.everywhere.sel(change="other norm"))
+        or "other norm cannot be put" in data.attrs["notes"]
+    )
+    assert (
+        np.isfinite(data.everywhere.sel(change="identity")) or "identity cannot be put" in data.attrs["notes"]
+    )
 
 
 def test_wrong_use_is_refused():

@@ -1,4 +1,5 @@
-"""A finding is written only where there is one: zero loss, nothing removed, ties, NaN, a single block, nothing. By hand."""
+"""A finding is written only where there is one: zero loss, nothing removed, ties, NaN, a single block,
+nothing. By hand."""
 
 from __future__ import annotations
 
@@ -7,16 +8,20 @@ import pytest
 import xarray as xr
 
 from regraft.reporting.figures.bit_figures import quantize_finding, quantizers_finding
-from regraft.reporting.figures.component_figures import ablate_figures, ablate_finding, push_figures, push_finding
+from regraft.reporting.figures.component_figures import (
+    ablate_figures,
+    ablate_finding,
+    push_figures,
+    push_finding,
+)
 from regraft.reporting.figures.intervene_figures import (
     knockout_figures,
     knockout_finding,
-    patch_figures,
-    patch_finding,
     replacement_finding,
     swap_figures,
     swap_finding,
 )
+from regraft.reporting.figures.patch_figures import patch_figures, patch_finding
 
 NAN, INF = float("nan"), float("inf")
 
@@ -32,7 +37,12 @@ def blocks(count):
 def skipped(ratio, clean=2.0):
     values = np.array(ratio, dtype=float)
     attrs = {"clean_loss": clean}
-    return data(blocks(len(values)), attrs, ratio=("block", values), loss=("block", values * (clean if clean >= 0.001 else 1)))
+    return data(
+        blocks(len(values)),
+        attrs,
+        ratio=("block", values),
+        loss=("block", values * (clean if clean >= 0.001 else 1)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +91,8 @@ def greedily(removed, clean=2.0):
 def test_removing_blocks_one_by_one():
     assert (
         knockout_finding(greedily([]))
-        == "No block can go: without any one of them the loss passes 1.5 times the clean 2.000 nats per token."
+        == "No block can go: without any one of them the loss passes 1.5 times the clean 2.000 nats per"
+        " token."
     )
     assert knockout_finding(greedily(["b"])).startswith(
         "1 block of 3 can go within 1.5 times the clean 2.000 nats per token: b, in"
@@ -94,14 +105,21 @@ def test_removing_blocks_one_by_one():
 def paired(synergy):
     square = np.array(synergy, dtype=float)
     coords = {**blocks(len(square)), "other": list("abcdefgh"[: len(square)])}
-    return data(coords, {"clean_loss": 1.0}, synergy=(("block", "other"), square), increase=(("block", "other"), square))
+    return data(
+        coords,
+        {"clean_loss": 1.0},
+        synergy=(("block", "other"), square),
+        increase=(("block", "other"), square),
+    )
 
 
 def test_pairs():
     assert knockout_finding(paired([[NAN]])) == ""
     assert knockout_finding(paired([[NAN, 0.0], [0.0, NAN]])) == ""
     said = knockout_finding(paired([[NAN, 0.1, -0.5], [0.1, NAN, 0.0], [-0.5, 0.0, NAN]]))
-    assert said.startswith("Blocks a and c depend most on each other: skipped together they cost 0.500 nats per token less")
+    assert said.startswith(
+        "Blocks a and c depend most on each other: skipped together they cost 0.500 nats per token less"
+    )
     knockout_figures(paired([[NAN]]))
 
 
@@ -110,7 +128,12 @@ def exchanged(cost, clean=1.0, pairs=None):
     n = len(square)
     return data(
         {**blocks(n), "other": list("abcdefgh"[:n])},
-        {"tolerance": 0.01, "interchangeable_pairs": "none", "pairs": pairs or n * (n - 1) // 2, "clean_loss": clean},
+        {
+            "tolerance": 0.01,
+            "interchangeable_pairs": "none",
+            "pairs": pairs or n * (n - 1) // 2,
+            "clean_loss": clean,
+        },
         cost=(("block", "other"), square),
         mean_cost=("block", square.sum(1) / max(n - 1, 1)),
         leaf_order=("leaf", np.arange(n)),
@@ -122,12 +145,23 @@ def exchanged(cost, clean=1.0, pairs=None):
 def test_exchanging():
     rest = " Interchangeable within 1% of the clean loss: none of 1 pair."
     assert swap_finding(exchanged([[0.0]])) == "There are no two blocks whose exchange gives a finite loss."
-    assert swap_finding(exchanged([[0, NAN], [NAN, 0]])) == "There are no two blocks whose exchange gives a finite loss."
-    assert swap_finding(exchanged([[0, 0.5], [0.5, 0]])) == f"Exchanging a with b costs +0.500 nats per token.{rest}"
+    assert (
+        swap_finding(exchanged([[0, NAN], [NAN, 0]]))
+        == "There are no two blocks whose exchange gives a finite loss."
+    )
+    assert (
+        swap_finding(exchanged([[0, 0.5], [0.5, 0]]))
+        == f"Exchanging a with b costs +0.500 nats per token.{rest}"
+    )
     alike = exchanged([[0, 1, 1], [1, 0, 1], [1, 1, 0]], clean=0.0)
-    assert swap_finding(alike) == "Each exchange costs the same: a with b, a with c and b with c +1.000 nats per token."
+    assert (
+        swap_finding(alike)
+        == "Each exchange costs the same: a with b, a with c and b with c +1.000 nats per token."
+    )
     tied = swap_finding(exchanged([[0, 1, 1], [1, 0, 3], [1, 3, 0]]))
-    assert tied.startswith("The cheapest exchanges are a with b and a with c (+1.000 nats per token). Inter"), tied
+    assert tied.startswith(
+        "The cheapest exchanges are a with b and a with c (+1.000 nats per token). Inter"
+    ), tied
     swap_figures(exchanged([[0.0]]).assign_coords(distance=[1]))
 
 
@@ -136,7 +170,13 @@ def patched(effect, kind="position", target=-1.0, source=2.0):
     coords = {**blocks(len(grid)), kind: np.arange(grid.shape[1])}
     if kind == "position":
         coords["token"] = ("position", [" x", " y", " z"][: grid.shape[1]])
-    attrs = {"target_value": target, "source_value": source, "attribution_correlation": NAN, "pairs": 1, "window": 1}
+    attrs = {
+        "target_value": target,
+        "source_value": source,
+        "attribution_correlation": NAN,
+        "pairs": 1,
+        "window": 1,
+    }
     attrs |= {"site": "resid_pre", "direction": "denoise"}
     estimate = np.full(grid.shape, NAN)
     return data(coords, attrs, effect=(("block", kind), grid), attribution=(("block", kind), estimate))
@@ -169,9 +209,17 @@ def test_changes():
 
     assert replacement_finding(changed()) == ""
     assert replacement_finding(changed(relu=NAN)) == "No change in every block at once gives a finite loss."
-    assert replacement_finding(changed(relu=0.5)) == "In every block at once, relu costs +0.500 nats per token."
-    assert replacement_finding(changed(a=0.5, b=0.5)) == "In every block at once, a and b cost each +0.500 nats per token."
-    assert replacement_finding(changed(own=0.0, silu=0.0)) == "Own and silu in every block at once change nothing."
+    assert (
+        replacement_finding(changed(relu=0.5)) == "In every block at once, relu costs +0.500 nats per token."
+    )
+    assert (
+        replacement_finding(changed(a=0.5, b=0.5))
+        == "In every block at once, a and b cost each +0.500 nats per token."
+    )
+    assert (
+        replacement_finding(changed(own=0.0, silu=0.0))
+        == "Own and silu in every block at once change nothing."
+    )
 
 
 def rounded(increase, recipes, sensitivity=None):
@@ -188,13 +236,16 @@ def rounded(increase, recipes, sensitivity=None):
 
 def test_rounding():
     said = quantize_finding(rounded([0.5], [1.2, 1.2]))
-    assert said == (
-        "At 2 bits, block a alone costs +0.50 nats per token; at 3 bits, block a alone costs +0.500 nats per token. "
-        "With a mean of "
-        "4 bits everywhere (50.0% of the blocks' bytes as loaded), x and y lose alike (1.200 nats per token, unrounded 1.000)."
+    assert (
+        said
+        == "At 2 bits, block a alone costs +0.50 nats per token; at 3 bits, block a alone costs +0.500 nats"
+        " per token. With a mean of 4 bits everywhere (50.0% of the blocks' bytes as loaded), x and y lose"
+        " alike (1.200 nats per token, unrounded 1.000)."
     )
     said = quantize_finding(rounded([NAN, NAN], [NAN]))
-    assert said.endswith("no block alone leaves a finite loss. No recipe with a mean of 4 bits leaves a finite loss.")
+    assert said.endswith(
+        "no block alone leaves a finite loss. No recipe with a mean of 4 bits leaves a finite loss."
+    )
     assert "nan" not in quantize_finding(rounded([NAN, 0.5, 0.7], [NAN, 1.5, 1.2]))
     tools = data(
         {"quantizer": ["none", "bad", "slow"]},
@@ -203,14 +254,27 @@ def test_rounding():
         increase=("quantizer", [0.0, NAN, -0.0001]),
         writing=("quantizer", [0.0, 1.0, 1.0]),
     )
-    assert quantizers_finding(tools) == "bad leaves no finite loss; slow +0.000 nats per token at 50% of the bytes."
+    assert (
+        quantizers_finding(tools)
+        == "bad leaves no finite loss; slow +0.000 nats per token at 50% of the bytes."
+    )
 
 
 def ablated(change, **attrs):
     values = np.array(change, dtype=float)
-    known = {"prompt": "p", "target": "t", "clean_probability": 0.5, "large": 0, "threshold": 0.1, "flips": 0, **attrs}
+    known = {
+        "prompt": "p",
+        "target": "t",
+        "clean_probability": 0.5,
+        "large": 0,
+        "threshold": 0.1,
+        "flips": 0,
+        **attrs,
+    }
     dims = ("block", "neuron")
-    return data(blocks(len(values)), known, change=(dims, values), top1_changed=(dims, np.zeros(values.shape)))
+    return data(
+        blocks(len(values)), known, change=(dims, values), top1_changed=(dims, np.zeros(values.shape))
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,9 +297,13 @@ def test_neurons(dataset, said):
 def test_pushing():
     def pushed(push, kinds, on=-1.0):
         coords = {"component": [f"c{i}" for i in range(len(kinds))], "target": [" yes"]}
-        places = {"component_block": ("component", ["a"] * len(kinds)), "head": ("component", np.arange(len(kinds)))}
+        places = {
+            "component_block": ("component", ["a"] * len(kinds)),
+            "head": ("component", np.arange(len(kinds))),
+        }
         return data(
-            coords, {"question": "q", "baseline": "b"}, push=(("component", "target"), np.array(push, dtype=float)[:, None]),
+            coords, {"question": "q", "baseline": "b"},
+            push=(("component", "target"), np.array(push, dtype=float)[:, None]),
             kind=("component", np.array(kinds, dtype=str)), on_question=("target", [on]), **places,
         )  # fmt: skip
 

@@ -1,6 +1,8 @@
-"""A finding is written only where there is one: zero loss, nothing removed, ties, NaN, a single block, nothing. By hand.
+"""A finding is written only where there is one: zero loss, nothing removed, ties, NaN, a single block,
+nothing. By hand.
 
-What is observed, routes, grafts and tokenizers; `test_report_findings` has what is patched, skipped and rounded.
+What is observed, routes, grafts and tokenizers; `test_report_findings` has what is patched, skipped and
+rounded.
 """
 
 from __future__ import annotations
@@ -71,12 +73,15 @@ def test_reading_every_depth(dataset, said):
 def test_clouds():
     def cloud(ratio, update, cosine=0.1):
         return data(
-            blocks(len(update)), {"tokens": 1, "width": 32}, participation_ratio=("depth", ratio), mean_norm=("depth", ratio),
+            blocks(len(update)), {"tokens": 1, "width": 32}, participation_ratio=("depth", ratio),
+            mean_norm=("depth", ratio),
             update_size=("block", update), cosine_centred=("depth", [cosine] * len(ratio)), 
             cosine_raw=("depth", [cosine] * len(ratio)),
         )  # fmt: skip
 
-    assert geometry_finding(cloud([NAN, NAN], [NAN], NAN)) == "Over 1 token the cloud spreads in no direction."
+    assert (
+        geometry_finding(cloud([NAN, NAN], [NAN], NAN)) == "Over 1 token the cloud spreads in no direction."
+    )
     text = geometry_finding(cloud([2.0, 2.0], [0.5]))
     assert text.startswith("Over 1 token the cloud uses 2.0 of 32 directions; the norm goes from 2 to 2.")
     assert text.endswith("Block a moves the stream by 0.5 times its length.")
@@ -98,7 +103,11 @@ def test_texts_that_differ():
         one = {name: ("place", [NAN]) for name in ("crossover", "crossover_low", "crossover_high", "onset")}
         coords = {"relation": list(relations), "place": ["pivot"]}
         return data(
-            coords, {"groups": 1}, cosine_mean=(("relation", "place", "depth"), rows), crossover_share=("place", [0.0]), **one
+            coords,
+            {"groups": 1},
+            cosine_mean=(("relation", "place", "depth"), rows),
+            crossover_share=("place", [0.0]),
+            **one,
         )
 
     assert trajectory_finding(curves([NAN] * 2, [NAN] * 2)).startswith("No kind of alternative has a cosine")
@@ -121,7 +130,8 @@ def test_neurons_in_common():
         coords = {"neuron": [f"N{i}" for i in range(n)], "neuron_feature": ("neuron", ["f"] * n)}
         values = np.array(strength, dtype=float).reshape(n, 1)
         return data(
-            coords, {"found": found, "k": 20, "control": True}, context_activation=(("neuron", "place"), values),
+            coords, {"found": found, "k": 20, "control": True},
+            context_activation=(("neuron", "place"), values),
             context=(("neuron", "place"), context),
         )  # fmt: skip
 
@@ -135,17 +145,23 @@ def test_neurons_in_common():
 def test_matrices_and_maps():
     def ranks(rows):
         return data(
-            {"role": list("qkv"[: len(rows)]), **blocks(1)}, {"matrices": len(rows)}, rank_ratio=(("role", "block"), rows)
+            {"role": list("qkv"[: len(rows)]), **blocks(1)},
+            {"matrices": len(rows)},
+            rank_ratio=(("role", "block"), rows),
         )
 
     assert spectra_finding(ranks([[NAN]])) == "1 matrix, none of them with an effective rank."
-    assert spectra_finding(ranks([[0.5], [0.5]])) == "2 matrices. Mean effective rank over the smaller side: q 0.50, k 0.50."
+    assert (
+        spectra_finding(ranks([[0.5], [0.5]]))
+        == "2 matrices. Mean effective rank over the smaller side: q 0.50, k 0.50."
+    )
 
     def curved(gap, recovered, notes=""):
         n = len(gap)
         return data(
             {**blocks(n), "part": ["block"]}, {"sampled_tokens": 1, "calibration_tokens": 1, "notes": notes},
-            gap=(("part", "block"), [gap]), order=(("part", "block"), [[NAN] * n]), recovered=("block", recovered),
+            gap=(("part", "block"), [gap]), order=(("part", "block"), [[NAN] * n]),
+            recovered=("block", recovered),
         )  # fmt: skip
 
     begun = "At 1 token, a step of 5% leaves the linear map by 0.100 of the change in block a."
@@ -163,26 +179,42 @@ def test_matrices_and_maps():
 
 def test_routes():
     def again(second):
-        return data(blocks(len(second)), behaviour=("block", ["cyclic"] * len(second)), second=("block", second))
+        return data(
+            blocks(len(second)), behaviour=("block", ["cyclic"] * len(second)), second=("block", second)
+        )
 
-    assert repeat_finding(again([0.5])) == "Of 1 block: 1 cyclic. Run twice, block a changes the loss by +0.500 nats per token."
-    assert repeat_finding(again([NAN])) == "Of 1 block: 1 cyclic. Run twice, with block a the loss is not a finite number."
-    assert repeat_finding(again([0.5, 0.5])).endswith("blocks a and b change the loss by +0.500 nats per token.")
+    assert (
+        repeat_finding(again([0.5]))
+        == "Of 1 block: 1 cyclic. Run twice, block a changes the loss by +0.500 nats per token."
+    )
+    assert (
+        repeat_finding(again([NAN]))
+        == "Of 1 block: 1 cyclic. Run twice, with block a the loss is not a finite number."
+    )
+    assert repeat_finding(again([0.5, 0.5])).endswith(
+        "blocks a and b change the loss by +0.500 nats per token."
+    )
 
     def noisy(loss, passed):
         return data({**blocks(len(loss)), "level": [1.0]}, {"clean_loss": 1.0},
-                    loss=(("block", "level"), np.array(loss)[:, None]), passed_on=("block", passed))  # fmt: skip
+                    loss=(("block", "level"), np.array(loss)[:, None]),
+                    passed_on=("block", passed))  # fmt: skip
 
     assert (
         noise_finding(noisy([2.0], [1.0]))
-        == "Noise as strong as 1 of the stream in front of block a leaves a loss of 2.00, clean 1.00. No block damps it."
+        == "Noise as strong as 1 of the stream in front of block a leaves a loss of 2.00, clean 1.00. No"
+        " block damps it."
     )
-    assert noise_finding(noisy([NAN], [NAN])) == "Noise as strong as 1 of the stream leaves no finite loss in front of any block."
+    assert (
+        noise_finding(noisy([NAN], [NAN]))
+        == "Noise as strong as 1 of the stream leaves no finite loss in front of any block."
+    )
 
     def ordered(blocks_, loss):
         n = range(blocks_)
         return data(
-            {"method": ["x"], "place": list(n)}, {"shuffled_loss": 9.0, "clean_loss": 1.0}, in_place=("method", [0.0]),
+            {"method": ["x"], "place": list(n)}, {"shuffled_loss": 9.0, "clean_loss": 1.0},
+            in_place=("method", [0.0]),
             loss=("method", [loss]), orders=("method", [1]), tau=("method", [NAN]), seconds=("method", [0.1]),
             shuffled=("place", [str(i) for i in n]), recovered=(("method", "place"), [[str(i) for i in n]]),
         )  # fmt: skip
@@ -202,7 +234,10 @@ def test_surgery():
         surgery_finding(operated("with every block", (1, 1)))
         == "With every block: nothing changes, the loss stays 1.000 nats per token."
     )
-    assert surgery_finding(operated("x", (1, NAN), (2, 1), NAN)) == "X: the loss is not a finite number, 50.0% of the parameters."
+    assert (
+        surgery_finding(operated("x", (1, NAN), (2, 1), NAN))
+        == "X: the loss is not a finite number, 50.0% of the parameters."
+    )
 
     def given(increase, donor="d"):
         square = np.array(increase, dtype=float)
@@ -228,10 +263,12 @@ def test_grafts_rebuilt_models_and_tokenizers():
 
     assert (
         certificate_finding(certified(0.5))
-        == "With the graft in place: on d +0.5000 bits per byte (same first token in 50.0%). No token suffers."
+        == "With the graft in place: on d +0.5000 bits per byte (same first token in 50.0%). No token"
+        " suffers."
     )
     assert (
-        certificate_finding(certified(NAN, [NAN])) == "With the graft in place: on d no finite number of bits. No token suffers."
+        certificate_finding(certified(NAN, [NAN]))
+        == "With the graft in place: on d no finite number of bits. No token suffers."
     )
     assert certificate_finding(certified(0.0, [0.0])).endswith("No token suffers.")
     attrs = {
@@ -257,19 +294,33 @@ def test_grafts_rebuilt_models_and_tokenizers():
 
     assert (
         rebuild_finding(stages(1e-6))
-        == "The one stage of the rebuilt m agrees with M: none of them to the bit, the others to at least 5 decimals (f)."
+        == "The one stage of the rebuilt m agrees with M: none of them to the bit, the others to at least 5"
+        " decimals (f)."
     )
     assert rebuild_finding(stages()) == "No stage of the rebuilt m was compared."
-    assert rebuild_finding(stages(0.1, parted="0")).startswith("No stages of the rebuilt m agree, then 0 parts")
+    assert rebuild_finding(stages(0.1, parted="0")).startswith(
+        "No stages of the rebuilt m agree, then 0 parts"
+    )
 
     def cut(*lengths):
         names = list("xyz"[: len(lengths)])
         pairs = ("tokenizer", "domain")
         grid = np.array(lengths, dtype=float)[:, None]
-        return data({"tokenizer": names, "domain": ["d"]}, bytes_per_token=(pairs, grid), exact=(pairs, np.ones(grid.shape)))
+        return data(
+            {"tokenizer": names, "domain": ["d"]},
+            bytes_per_token=(pairs, grid),
+            exact=(pairs, np.ones(grid.shape)),
+        )
 
-    assert tokenizer_finding(cut(3.0)) == tokenizer_finding(cut(3.0, 3.0)) == tokenizer_finding(cut(NAN, NAN)) == ""
-    assert tokenizer_finding(cut(4.0, 2.0, 2.0)) == "On d x takes the fewest tokens, 50.0% fewer than y and z."
+    assert (
+        tokenizer_finding(cut(3.0))
+        == tokenizer_finding(cut(3.0, 3.0))
+        == tokenizer_finding(cut(NAN, NAN))
+        == ""
+    )
+    assert (
+        tokenizer_finding(cut(4.0, 2.0, 2.0)) == "On d x takes the fewest tokens, 50.0% fewer than y and z."
+    )
 
     def planted(bits, old=1, new=0):
         states = ("state", "domain")
@@ -285,7 +336,19 @@ def test_grafts_rebuilt_models_and_tokenizers():
 
 def test_words():
     assert [counted(n, "block") for n in (0, 1, 2)] == ["no blocks", "1 block", "2 blocks"]
-    assert [listed(list("abcdef"[:n])) for n in (0, 1, 2, 4, 6)] == ["", "a", "a and b", "a, b, c and d", "a, b, c and 3 others"]
+    assert [listed(list("abcdef"[:n])) for n in (0, 1, 2, 4, 6)] == [
+        "",
+        "a",
+        "a and b",
+        "a, b, c and d",
+        "a, b, c and 3 others",
+    ]
     assert [signed(x) for x in (-0.0001, 0.0, -0.5)] == ["+0.000", "+0.000", "-0.500"]
     assert (highest([1, NAN, 3, 3, INF]), lowest([NAN]), lowest([2, 1])) == ([2, 3], [], [1])
-    assert [differ(x) for x in ([], [1.0], [1.0, NAN], [1.0, 1.0], [1.0, 2.0])] == [False, False, False, False, True]
+    assert [differ(x) for x in ([], [1.0], [1.0, NAN], [1.0, 1.0], [1.0, 2.0])] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]

@@ -1,4 +1,5 @@
-"""The report as a folder and a page: what is done stays, what is missing is named, no text breaks the page, nothing is sent."""
+"""The report as a folder and a page: what is done stays, what is missing is named, no text breaks the page,
+nothing is sent."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def _compute(error):
     return np.stack([])
 
 
-REFUSES, COMPUTES = (FunctionType(f.__code__, {"__name__": "regraft.planted", "np": np}) for f in (_raise, _compute))
+REFUSES, COMPUTES = (
+    FunctionType(f.__code__, {"__name__": "regraft.planted", "np": np}) for f in (_raise, _compute)
+)
 """As if they stood in a file of regraft: one says no, one has a fault."""
 
 
@@ -69,7 +72,12 @@ def test_a_chapter_that_fails_is_named_and_takes_no_other_with_it(model, planted
     assert str(missing[0]) == "lens failed: KeyError: 'a key <b>'"
     assert headings(path) == ["Anatomy", "Self-check", "Weight spectra", "Logit lens", "Weight spectra"]
     assert "This chapter failed: KeyError: &#x27;a key &lt;b&gt;&#x27;" in body(path)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["patch-head", "report.html", "run.json", "spectra"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "patch-head",
+        "report.html",
+        "run.json",
+        "spectra",
+    ]
 
 
 def test_a_fault_while_drawing_is_a_fault_and_no_refusal(model, planted, tmp_path, monkeypatch):
@@ -113,7 +121,9 @@ def test_what_is_killed_leaves_a_page_of_what_was_done(model, planted, tmp_path)
     path = tmp_path / "report" / "report.html"
     assert headings(path) == ["Anatomy", "Self-check", "Weight spectra", "Weight spectra", "Not measured yet"]
     assert "To come: Activation patching (grid head)." in body(path)
-    assert len(json.loads(re.search(r'type="application/json">(.*?)</script>', path.read_text(), re.S)[1])) == 8
+    assert (
+        len(json.loads(re.search(r'type="application/json">(.*?)</script>', path.read_text(), re.S)[1])) == 8
+    )
     for name in ("spectra", "lens"):
         assert (path.parent / name / "run.json").is_file()
     assert json.loads((path.parent / "run.json").read_text())["experiment"] == "report"
@@ -129,7 +139,9 @@ def test_an_earlier_page_is_kept_until_the_new_one_is_whole(model, planted, tmp_
     assert "first" in (out / BEFORE).read_text(encoding="utf-8")
     planted(patch=TypeError("a fault"))
     build(model, out)
-    assert "first" in (out / BEFORE).read_text(encoding="utf-8"), "a page that ended early takes no other's place"
+    assert "first" in (out / BEFORE).read_text(encoding="utf-8"), (
+        "a page that ended early takes no other's place"
+    )
     planted()
     path, missing = build(model, out)
     assert missing == []

@@ -1,4 +1,5 @@
-"""What stands on a page: any text as it is, no word that a theme reverses, no way to send data, commands that can be pasted."""
+"""What stands on a page: any text as it is, no word that a theme reverses, no way to send data, commands that
+can be pasted."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from regraft.model.load import load
 from regraft.reporting import figures
 from regraft.reporting.drawings import drawings
 from regraft.reporting.figures.component_figures import push_figures
-from regraft.reporting.figures.intervene_figures import patch_figures
 from regraft.reporting.figures.observe_figures import lens_table
+from regraft.reporting.figures.patch_figures import patch_figures
 from regraft.reporting.page import in_script, plain_section, result_section, sheet
 from regraft.reporting.shell_commands import command_line, next_step, option_words
 from regraft.reporting.theme import axis_labels, plain_text
@@ -36,7 +37,9 @@ def test_no_text_ends_the_script_that_holds_it(text):
 
 def completed(text):
     attrs = {"experiment": "completions", "scored_tokens": 3, "seconds": 0.0}
-    return xr.Dataset({"completion_tokens": ("prompt", [3]), "category": ("prompt", [text])}, {"prompt": [text]}, attrs)
+    return xr.Dataset(
+        {"completion_tokens": ("prompt", [3]), "category": ("prompt", [text])}, {"prompt": [text]}, attrs
+    )
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -54,7 +57,12 @@ def test_no_text_breaks_the_page(text):
 
 
 def test_figures_show_texts_as_they_are():
-    assert [plain_text(t) for t in ("<b>", "%{x}", "a\nb", "&lt;")] == ["&lt;b&gt;", "&#37;{x}", "a⏎b", "&amp;lt;"]
+    assert [plain_text(t) for t in ("<b>", "%{x}", "a\nb", "&lt;")] == [
+        "&lt;b&gt;",
+        "&#37;{x}",
+        "a⏎b",
+        "&amp;lt;",
+    ]
     assert axis_labels(axis_labels(["<br>"])) == ["&lt;br&gt;"]
     assert axis_labels([np.str_("a")]) == ["a"]
 
@@ -92,14 +100,20 @@ def test_hovers_name_no_type_of_numpy():
         },
         {"component": ["MLP0", "L0H0"], "target": words},
     )
-    figures = [lens_table(lens), *(f for _, f in patch_figures(patched)), *(f for _, f in push_figures(pushed))]
+    figures = [
+        lens_table(lens),
+        *(f for _, f in patch_figures(patched)),
+        *(f for _, f in push_figures(pushed)),
+    ]
     assert all("np.str_" not in written(figure) and "str_(" not in written(figure) for figure in figures)
 
 
 SHADES = re.compile(r"\b(dark|pale|light|bright|faint|deep(?!th))(er|est|ly)?\b(?! theme)", re.I)
 
 
-@pytest.mark.parametrize("file", sorted(Path(figures.__file__).parent.glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted(Path(figures.__file__).parent.glob("*.py")), ids=lambda file: file.stem
+)
 def test_no_sentence_speaks_of_shades(file):
     """In the dark theme the scales run the other way."""
     assert SHADES.findall(file.read_text(encoding="utf-8")) == []
@@ -126,7 +140,11 @@ def test_no_figure_offers_to_send_the_data(tmp_path):
 def test_a_page_on_paper_holds_whole_figures():
     page = sheet(("t", "t", "t"), [], "")
     style = page[page.index("@media print") : page.index("</style>")]
-    for rule in (".wide, pre { overflow: visible; }", ".plot { min-width: 0 !important; }", "white-space: pre-wrap"):
+    for rule in (
+        ".wide, pre { overflow: visible; }",
+        ".plot { min-width: 0 !important; }",
+        "white-space: pre-wrap",
+    ):
         assert rule in style
     assert 'addEventListener("beforeprint", () => draw(looks.light, true))' in page
     assert "plot.style.zoom = String(690 / needed)" in page
@@ -136,7 +154,10 @@ def test_commands_carry_what_the_model_was_opened_with():
     model = load("specimen:gpt2")
     model.source = "./my model"
     said = next_step(
-        ["graft", "head", "eval"], model, ("graft", Path("a folder/graft")), {"device": "cpu", "tokenizer": "my 'own'"}
+        ["graft", "head", "eval"],
+        model,
+        ("graft", Path("a folder/graft")),
+        {"device": "cpu", "tokenizer": "my 'own'"},
     )
     words = shlex.split(said.removeprefix("Next: `").removesuffix("`"))
     assert words == ["regraft", "graft", "head", "eval", "--graft", "a folder/graft", "--model", "./my model",
@@ -156,8 +177,20 @@ def test_a_hint_runs_when_it_is_pasted(tmp_path):
     source = load("specimen:gpt2")
     folder, out = tmp_path / "my model", tmp_path / "my head"
     source.hf.save_pretrained(folder)
-    words = ["graft", "head", "build", "--model", str(folder), "--tokenizer", "specimen:gpt2", "--out", str(out)]
-    result = CliRunner().invoke(app, [*words, "--tree", "by-id", "--start", "means", "--states", "200", "--length", "32"])
+    words = [
+        "graft",
+        "head",
+        "build",
+        "--model",
+        str(folder),
+        "--tokenizer",
+        "specimen:gpt2",
+        "--out",
+        str(out),
+    ]
+    result = CliRunner().invoke(
+        app, [*words, "--tree", "by-id", "--start", "means", "--states", "200", "--length", "32"]
+    )
     assert result.exit_code == 0, result.output
     hint = re.search("Next: `regraft (.*)`", result.stdout)
     assert hint is not None

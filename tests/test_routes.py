@@ -19,7 +19,9 @@ from regraft.sweeps.variants import Noise, Route, Variant
 from small import opened
 
 NAMES = ("repeat", "noise", "knockout", "swap", "prune", "reorder", "transplant")
-REPEAT, NOISE, KNOCKOUT, SWAP, PRUNE, REORDER, TRANSPLANT = (partial(run_experiment, experiments()[name]) for name in NAMES)
+REPEAT, NOISE, KNOCKOUT, SWAP, PRUNE, REORDER, TRANSPLANT = (
+    partial(run_experiment, experiments()[name]) for name in NAMES
+)
 FOUR = ("llama", "gpt2", "gemma2", "t5", "gpt_neox", "olmo2")
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
 
@@ -53,7 +55,9 @@ def test_updates_of_repetitions_by_hand():
     with torch.no_grad():
         y = recording.run_block(2, x, 1)
         z = recording.run_block(2, y, 1)
-    assert float(data.update_length[2, 1]) == pytest.approx(float(((z - y).norm(dim=-1) / x.norm(dim=-1)).mean()), rel=1e-5)
+    assert float(data.update_length[2, 1]) == pytest.approx(
+        float(((z - y).norm(dim=-1) / x.norm(dim=-1)).mean()), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("times", [2, 4])
@@ -80,7 +84,8 @@ def test_updates_one_and_two_repetitions_apart_position_by_position(times):
 
 
 def test_behaviours_of_planted_blocks():
-    """What each kind of block does, from its own updates: a projection, a contraction, a reflection, a growth, a drift."""
+    """What each kind of block does, from its own updates: a projection, a contraction, a reflection, a
+    growth, a drift."""
 
     def follow(step, times=6):
         xs = [torch.randn(4, 3, generator=torch.Generator().manual_seed(0))]
@@ -179,14 +184,17 @@ def test_knockouts_swaps_and_orders_against_full_forwards(name):
     cost = SWAP(model, **TEXT).cost
     for i, j in ((first, first + 1), (first, count - 1)):
         assert float(cost[i, j]) == pytest.approx(by_hand(Route.swap(count, i, j)) - clean, abs=1e-5)
-    assert float(PRUNE(model, drop=[1], **TEXT).loss[1]) == pytest.approx(by_hand(Route.skip(count, {first + 1})), abs=1e-5)
+    assert float(PRUNE(model, drop=[1], **TEXT).loss[1]) == pytest.approx(
+        by_hand(Route.skip(count, {first + 1})), abs=1e-5
+    )
     exchanged = REORDER(model, **TEXT).loss[1]
     assert float(exchanged) == pytest.approx(by_hand(Route.swap(count, first + 1, first + 2)), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", FOUR)
 def test_transplants_against_full_forwards_of_a_model_changed_by_hand(name, tmp_path):
-    """The donor's block copied into the live model gives the loss of the cell, on the completions of the model as it was."""
+    """The donor's block copied into the live model gives the loss of the cell, on the completions of the
+    model as it was."""
     model, donor, changed = opened(name), opened(name, seed=7), opened(name)
     donor.hf.save_pretrained(tmp_path / "donor")
     text = evaluation(model, TEXT["prompts"], 2, 4)

@@ -1,7 +1,8 @@
-"""The rows of every method, written out token by token beside the fast ones, on a real model and a real encoder.
+"""The rows of every method, written out token by token beside the fast ones, on a real model and a real
+encoder.
 
-The encoder lowers letters and drops spaces, so `T`, `t` and ` t` have one vector. Where such a tie decides what is chosen, either
-choice is right, and the token is left out.
+The encoder lowers letters and drops spaces, so `T`, `t` and ` t` have one vector. Where such a tie decides
+what is chosen, either choice is right, and the token is left out.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def held_to(found, naive, ties=()):
     assert len(kept) > 0.3 * len(naive)
     found, naive = found[kept], [naive[place] for place in kept]
     torch.testing.assert_close(found, torch.stack(naive), atol=1e-5, rtol=1e-5)
-    assert float((found[1:] - torch.stack(naive)[:-1]).abs().max()) > 0.05, "the rows of another token are told apart"
+    assert float((found[1:] - torch.stack(naive)[:-1]).abs().max()) > 0.05, (
+        "the rows of another token are told apart"
+    )
 
 
 def softmax(values):
@@ -56,7 +59,8 @@ def softmax(values):
 
 @pytest.mark.slow
 def test_hybrid_rows(case):
-    """Pieces by likeness and length, three nearest by cosine, 0.7 and 0.3; the same weights for both tables."""
+    """Pieces by likeness and length, three nearest by cosine, 0.7 and 0.3; the same weights for both
+    tables."""
     _, given = case
     embedding, head, (old, old_head) = rows(case, "hybrid")
     old_vectors = given.vectors.of([shown(content) for content in given.old.table.bytes_V]).double()
@@ -71,7 +75,9 @@ def test_hybrid_rows(case):
         for i, weight in zip(pieces, local, strict=True):
             mixed[i] = mixed.get(i, 0) + (0.7 if readable(content) else 1) * weight
         if readable(content):
-            cosines = sorted(((float(old_vectors[i] @ whole), -i) for i in given.known.tolist()), reverse=True)[:4]
+            cosines = sorted(
+                ((float(old_vectors[i] @ whole), -i) for i in given.known.tolist()), reverse=True
+            )[:4]
             if cosines[2][0] - cosines.pop()[0] < 1e-6:
                 ties.add(place)
             for (_, i), weight in zip(cosines, softmax([c / 0.3 for c, _ in cosines]), strict=True):
@@ -111,7 +117,8 @@ def test_aligned_rows(case):
 
 
 def test_focus_rows(case):
-    """Shared tokens that the text has, by sparsemax of cosines to the 64 nearest; what the text lacks is the mean row."""
+    """Shared tokens that the text has, by sparsemax of cosines to the 64 nearest; what the text lacks is the
+    mean row."""
     _, given = case
     embedding, _, (old, _) = rows(case, "focus")
     vectors, counts = given.beside
@@ -124,12 +131,17 @@ def test_focus_rows(case):
             continue
         cosines = sorted(((float(unit[i] @ unit[token]), i) for i in anchors), reverse=True)[:64]
         shares = sparsemax(np.array([[cosine for cosine, _ in cosines]]))[0]
-        naive.append(sum(share * old[given.matching.source_V[i]] for share, (_, i) in zip(shares, cosines, strict=True)))
+        naive.append(
+            sum(
+                share * old[given.matching.source_V[i]] for share, (_, i) in zip(shares, cosines, strict=True)
+            )
+        )
     held_to(embedding, naive)
 
 
 def test_pursuit_rows(case):
-    """One token after the other: the anchor most alike to what is left, then least squares over all that are chosen."""
+    """One token after the other: the anchor most alike to what is left, then least squares over all that are
+    chosen."""
     _, given = case
     embedding, _, (old, _) = rows(case, "pursuit", atoms=3)
     space = given.vectors.of([shown(content) for content in given.new.table.bytes_V]).double().numpy()

@@ -1,4 +1,5 @@
-"""Seeds are arguments: nothing reads or moves the user's random numbers, and a seed reaches every measurement inside another."""
+"""Seeds are arguments: nothing reads or moves the user's random numbers, and a seed reaches every measurement
+inside another."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def test_the_users_random_numbers_are_as_they_were():
     other = regraft.noise(model, seed=4, **options)
     assert np.array_equal(first.ratio, again.ratio)
     assert not np.array_equal(first.ratio, other.ratio)
-    assert np.array_equal(regraft.noise(model, **options).ratio, regraft.noise(model, seed=0, **options).ratio)
+    assert np.array_equal(
+        regraft.noise(model, **options).ratio, regraft.noise(model, seed=0, **options).ratio
+    )
 
 
 def test_numbers_of_a_seed_for_a_while():
@@ -67,12 +70,18 @@ def test_a_seed_reaches_what_is_measured_inside(monkeypatch):
 
     def measured(model, name, seed=0, **options):
         seen.append((name, seed))
-        values = xr.DataArray([1.0, 2.0, 3.0, 4.0], {"block": [b.address for b in model.blocks]}, attrs={"correlate": "x"})
-        return xr.Dataset({"rank_ratio": values.expand_dims(role=["q"]), "gap": values.expand_dims(part=["block"]), "x": values},
+        values = xr.DataArray(
+            [1.0, 2.0, 3.0, 4.0], {"block": [b.address for b in model.blocks]}, attrs={"correlate": "x"}
+        )
+        return xr.Dataset({"rank_ratio": values.expand_dims(role=["q"]), "gap":
+        values.expand_dims(part=["block"]), "x": values},
                           attrs={"experiment": name})  # fmt: skip
 
     monkeypatch.setattr(quantize, "measured", measured)
     monkeypatch.setattr(correlations, "measured", measured)
-    for name, options in (("quantize", dict(prompts=["5 6 7 8"], tokens=2)), ("correlations", dict(of=["noise", "lens"]))):
+    for name, options in (
+        ("quantize", dict(prompts=["5 6 7 8"], tokens=2)),
+        ("correlations", dict(of=["noise", "lens"])),
+    ):
         run_experiment(experiments()[name], model, 9, **options)
     assert seen == [("spectra", 9), ("linearity", 9), ("noise", 9), ("lens", 9)]

@@ -1,4 +1,5 @@
-"""Models that see and write: opened as writers of text, and every command asks the part of the configuration that reads text."""
+"""Models that see and write: opened as writers of text, and every command asks the part of the configuration
+that reads text."""
 
 from __future__ import annotations
 
@@ -22,13 +23,22 @@ from small import METRIC, ids
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=3)
 WORDS = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
 GROUPED = dict(**WORDS, num_key_value_heads=2, head_dim=8, max_position_embeddings=128)
-SIGHT = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8)
+SIGHT = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=16,
+    patch_size=8,
+)
 TILES = dict(depth=1, hidden_size=16, intermediate_size=24, num_heads=2, out_hidden_size=32, patch_size=4)
 ENDS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
 
 
 def gemma3():
-    text = dict(**GROUPED, **ENDS, sliding_window=8, layer_types=["sliding_attention"] * 3 + ["full_attention"])
+    text = dict(
+        **GROUPED, **ENDS, sliding_window=8, layer_types=["sliding_attention"] * 3 + ["full_attention"]
+    )
     ends = dict(image_token_index=90, boi_token_index=91, eoi_token_index=92)
     return hf.Gemma3ForConditionalGeneration(
         hf.Gemma3Config(text_config=text, vision_config=SIGHT, mm_tokens_per_image=4, **ends)
@@ -37,19 +47,31 @@ def gemma3():
 
 def llava():
     sight, text = hf.CLIPVisionConfig(**SIGHT), hf.LlamaConfig(**GROUPED, **ENDS)
-    return hf.LlavaForConditionalGeneration(hf.LlavaConfig(vision_config=sight, text_config=text, image_token_index=90))
+    return hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(vision_config=sight, text_config=text, image_token_index=90)
+    )
 
 
 def qwen3_vl():
     rope = dict(rope_type="default", mrope_section=[2, 1, 1], rope_theta=10000.0)
     sight = dict(**TILES, num_position_embeddings=16, deepstack_visual_indexes=[0])
-    config = hf.Qwen3VLConfig(text_config=dict(**GROUPED, **ENDS, rope_parameters=rope), vision_config=sight, image_token_id=90)
+    config = hf.Qwen3VLConfig(
+        text_config=dict(**GROUPED, **ENDS, rope_parameters=rope), vision_config=sight, image_token_id=90
+    )
     return hf.Qwen3VLForConditionalGeneration(config)
 
 
 SEEING = {"gemma3": gemma3, "llava": llava, "qwen3_vl": qwen3_vl}
 
-SIZES = {"hidden_size", "intermediate_size", "num_hidden_layers", "depth", "num_heads", "patch_size", "image_size"}
+SIZES = {
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "depth",
+    "num_heads",
+    "patch_size",
+    "image_size",
+}
 """What sight's part of a configuration says of its own stack, which none of this may touch."""
 
 
@@ -68,7 +90,10 @@ def test_a_cache_is_left_out_although_it_is_one_of_many_arguments(model):
     variants = [Variant([Zero("2.mlp_out")]), Variant([Zero("1.head.1")]), Variant(route=Route.skip(4, {2}))]
     rows = torch.arange(1)
     wanted = torch.stack(
-        [naive.logits(model, recording, v)[rows, -1, 7] - naive.logits(model, recording, v)[rows, -1, 9] for v in variants]
+        [
+            naive.logits(model, recording, v)[rows, -1, 7] - naive.logits(model, recording, v)[rows, -1, 9]
+            for v in variants
+        ]
     )
     assert gap(sweep(recording, variants, METRIC).values["d"], wanted) <= model.rounding
 

@@ -1,4 +1,5 @@
-"""Shuffle recovery: methods do not see the true order, planted chains, searches against brute force, the specimen."""
+"""Shuffle recovery: methods do not see the true order, planted chains, searches against brute force, the
+specimen."""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ def test_losses_of_orders_against_full_forwards(name):
 
 
 class Planted(Losses):
-    """A loss made by hand: the sum of displacements, with the exchange of the first two blocks for nothing."""
+    """A loss made by hand: the sum of displacements, with the exchange of the first two blocks for
+    nothing."""
 
     def __init__(self, target):
         self.target, self.known = target, {}
@@ -134,7 +136,9 @@ def test_a_search_ends_where_no_move_helps(model):
     losses = Losses(text, list(model.blocks), ([], []))
     found = WITH_TEXT["bubble"](losses, [3, 1, 0, 2], np.random.default_rng(0))
     value = float(losses([found])[0])
-    pairs = [[found[j if k == i else i if k == j else k] for k in range(4)] for i in range(4) for j in range(i)]
+    pairs = [
+        [found[j if k == i else i if k == j else k] for k in range(4)] for i in range(4) for j in range(i)
+    ]
     assert (losses(pairs) >= value).all()
 
 

@@ -1,4 +1,5 @@
-"""One thread is kept quiet while transformers loads; what another one logs and prints meanwhile comes through."""
+"""One thread is kept quiet while transformers loads; what another one logs and prints meanwhile comes
+through."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ def test_a_quiet_thread_says_nothing_and_others_are_heard(capsys, caplog):
         assert "secret" not in text
         assert text.count("heard") >= 2
         assert "after" in text
-    assert [record.getMessage() for record in caplog.records if record.name == "somebody"] == ["heard", "heard", "after"]
+    assert [record.getMessage() for record in caplog.records if record.name == "somebody"] == [
+        "heard",
+        "heard",
+        "after",
+    ]
 
 
 def test_what_was_made_meanwhile_still_speaks(capsys):

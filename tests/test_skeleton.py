@@ -16,7 +16,9 @@ from regraft.reference.stage_compare import SameTensorError
 
 
 def run_check(folder):
-    return subprocess.run([sys.executable, str(folder / "check.py")], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(folder / "check.py")], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.slow
@@ -24,7 +26,13 @@ def test_the_skeleton_is_solved(tmp_path):
     """First nothing, then a solution with one mistake, then a right one: rebuilt/gpt2.py itself."""
     folder = tmp_path / "task"
     stages = write_skeleton("specimen:gpt2", folder, ["She sells sea shells"])
-    assert {file.name for file in folder.iterdir()} == {"README.md", "check.py", "model.py", "task.json", "truth.safetensors"}
+    assert {file.name for file in folder.iterdir()} == {
+        "README.md",
+        "check.py",
+        "model.py",
+        "task.json",
+        "truth.safetensors",
+    }
     assert (folder / "truth.safetensors").stat().st_size < 2_000_000
     for stage, shape in stages:
         assert f"`{stage}` | {' x '.join(map(str, shape))}" in (folder / "README.md").read_text()
@@ -33,8 +41,10 @@ def test_the_skeleton_is_solved(tmp_path):
     assert empty.returncode == 1
     assert f"0 of {len(stages)} stages: yield ('embed.tokens', ...) first" in empty.stdout
     text = Path(gpt2.__file__).read_text()
-    solved = text.replace("def stages(", "def own(") + (
-        "\n\ndef stages(weights, config, inputs):\n    return own(weights, Gpt2Settings.read(config), inputs)\n"
+    solved = (
+        text.replace("def stages(", "def own(")
+        + "\n\ndef stages(weights, config, inputs):\n    return own(weights, Gpt2Settings.read(config),"
+        " inputs)\n"
     )
     (folder / "model.py").write_text(solved.replace("0.044715", "0.04"))
     wrong = run_check(folder)
@@ -63,7 +73,9 @@ def test_a_students_other_mistakes_are_said_in_words(tmp_path):
     assert "line 1 of model.py stops with SyntaxError" in said("def stages(")
     assert "stages returns NoneType; it has to yield a pair" in said("def stages(w, c, i):\n    pass")
     missing = said("def stages(w, c, i):\n    yield 'encoder.embed.tokens', w['shared.wieght']")
-    assert "line 2 of model.py stops with KeyError: 'shared.wieght'; names like it are shared.weight" in missing
+    assert (
+        "line 2 of model.py stops with KeyError: 'shared.wieght'; names like it are shared.weight" in missing
+    )
     assert "what is yielded for 'encoder.embed.tokens' is list, not a torch tensor" in said(
         "def stages(w, c, i):\n    yield 'encoder.embed.tokens', [1]"
     )

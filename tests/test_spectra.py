@@ -29,7 +29,9 @@ def held(tensors):
     """Weights planted by hand."""
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     read = lambda name, expert: tensors[name] if tensors[name].dim() == 2 else tensors[name][expert]  # noqa: E731
-    return Weights("planted", "planted", shapes, read, lambda: ({}, ""), lambda: "0", torch.device("cpu"), "float32")
+    return Weights(
+        "planted", "planted", shapes, read, lambda: ({}, ""), lambda: "0", torch.device("cpu"), "float32"
+    )
 
 
 def with_spectrum(sigma, rows, columns):
@@ -41,7 +43,9 @@ def with_spectrum(sigma, rows, columns):
 
 def test_known_spectra_have_their_measures():
     flat = measures(np.ones(16))
-    assert [flat[name] for name in ("effective_rank", "entropy_rank", "stable_rank")] == pytest.approx([16, 16, 16])
+    assert [flat[name] for name in ("effective_rank", "entropy_rank", "stable_rank")] == pytest.approx(
+        [16, 16, 16]
+    )
     assert flat["energy_8"] == pytest.approx(0.5)
     assert flat["energy_128"] == pytest.approx(1.0)
     two = measures(np.array([2.0, 1.0, 0.0, 0.0]))
@@ -67,7 +71,9 @@ def test_the_power_law_of_a_power_law_is_its_exponent():
 def test_singular_values_keep_the_smallest():
     sigma = [3.0, 1.0, 1e-3, 1e-9]
     for shape in ((4, 9), (9, 4)):
-        assert np.allclose(singular_values(with_spectrum(sigma, *shape)).numpy(), sigma, rtol=1e-5, atol=1e-15)
+        assert np.allclose(
+            singular_values(with_spectrum(sigma, *shape)).numpy(), sigma, rtol=1e-5, atol=1e-15
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -78,7 +84,13 @@ def test_a_file_gives_what_the_loaded_model_gives(name, tmp_path):
     stored = spectra(open_weights(tmp_path))
 
     def rows(d):
-        keys = zip(d.matrix_block.values, d.matrix_role.values, d.expert.values, range(d.sizes["matrix"]), strict=True)
+        keys = zip(
+            d.matrix_block.values,
+            d.matrix_role.values,
+            d.expert.values,
+            range(d.sizes["matrix"]),
+            strict=True,
+        )
         return sorted((block, role, int(expert), row) for block, role, expert, row in keys)
 
     assert [r[:3] for r in rows(live)] == [r[:3] for r in rows(stored)]
@@ -103,12 +115,15 @@ def test_all_seven_roles_of_every_block_of_the_specimen():
         weight = model.blocks[3].module.get_submodule(leaf).weight.detach().double()
         sigma = np.linalg.svd(weight.numpy(), compute_uv=False)
         row = (found.matrix_block.values == "3") & (found.matrix_role.values == role)
-        assert float(found.effective_rank.values[row][0]) == pytest.approx((sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-5)
+        assert float(found.effective_rank.values[row][0]) == pytest.approx(
+            (sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["phi3", "gpt2", "gpt_neox", "bloom"])
 def test_a_packed_projection_gives_its_separate_parts(name):
-    """The queries that the packed rows make are the model's own queries: read from the wrong rows they are not."""
+    """The queries that the packed rows make are the model's own queries: read from the wrong rows they are
+    not."""
     model = opened(name)
     recording = model.record([[5, 9, 6, 11]])
     block = model.blocks[1]
@@ -137,7 +152,9 @@ def test_gate_and_up_are_told_apart_by_what_they_do(name):
     layout = next(v for v in layouts_of(model).values() if "gate" in v.parts)
     interleaved = layout.parts["up"][:3].tolist() == [1, 3, 5]
     assert interleaved == (name == "gpt_oss")
-    assert sorted([*layout.parts["gate"].tolist(), *layout.parts["up"].tolist()]) == list(range(2 * len(layout.parts["up"])))
+    assert sorted([*layout.parts["gate"].tolist(), *layout.parts["up"].tolist()]) == list(
+        range(2 * len(layout.parts["up"]))
+    )
     assert layout.axis == (1 if name == "gpt_oss" else 0)
 
 
@@ -149,14 +166,18 @@ def test_phi3_gate_rows_equal_a_separate_gate(tmp_path):
     found = spectra(open_weights(tmp_path))
     for role, rows in (("gate", packed[: len(packed) // 2]), ("up", packed[len(packed) // 2 :])):
         row = (found.matrix_block.values == "2") & (found.matrix_role.values == role)
-        assert np.allclose(found.singular_values.values[row][0], torch.linalg.svdvals(rows.double()), atol=1e-6)
+        assert np.allclose(
+            found.singular_values.values[row][0], torch.linalg.svdvals(rows.double()), atol=1e-6
+        )
 
 
 def test_where_no_layout_is_proved_a_packed_matrix_stays_whole(tmp_path):
     model = opened("phi3")
     model.hf.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of", "architectures": ["Unheard"]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "model_type": "unheard_of", "architectures": ["Unheard"]})
+    )
     found = run_experiment(experiments()["spectra"], open_weights(tmp_path))
     assert {"qkv", "gate_up"} <= set(found.role.values)
     assert "shown whole: no small model of this configuration" in found.attrs["notes"]
@@ -200,14 +221,19 @@ def test_files_of_a_sharded_checkpoint_and_a_changed_model(tmp_path):
         loaded.blocks[0].module.self_attn.q_proj.weight.mul_(3)
     after = spectra(loaded)
     row = (after.matrix_block.values == "0") & (after.matrix_role.values == "q")
-    assert float(after.largest.values[row][0]) == pytest.approx(3 * float(before.largest.values[row][0]), rel=1e-5)
+    assert float(after.largest.values[row][0]) == pytest.approx(
+        3 * float(before.largest.values[row][0]), rel=1e-5
+    )
 
 
 def test_code_of_a_checkpoint_is_never_run(tmp_path, monkeypatch):
     model = opened("gpt2")
     model.hf.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    planted = {"model_type": "mystery", "auto_map": {"AutoConfig": "cfg.MyConfig", "AutoModel": "cfg.MyModel"}}
+    planted = {
+        "model_type": "mystery",
+        "auto_map": {"AutoConfig": "cfg.MyConfig", "AutoModel": "cfg.MyModel"},
+    }
     (tmp_path / "config.json").write_text(json.dumps({**config, **planted}))
     (tmp_path / "cfg.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').write('x')")
     monkeypatch.setattr("builtins.input", lambda *a: "y")
@@ -232,7 +258,9 @@ def test_quantized_and_broken_weights_are_refused_by_name(tmp_path):
     tensors = load_file(file)
     name = "model.layers.1.self_attn.q_proj.weight"
     save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, file)
-    with pytest.raises(ValueError, match=r"stored quantized \(model.layers.1.self_attn.q_proj.weight is F8_E4M3\)"):
+    with pytest.raises(
+        ValueError, match=r"stored quantized \(model.layers.1.self_attn.q_proj.weight is F8_E4M3\)"
+    ):
         open_weights(tmp_path)
     save_file({**tensors, name: tensors[name] / 0}, file)
     with pytest.raises(ValueError, match=r"q_proj.weight holds NaN or infinite values"):
@@ -243,7 +271,8 @@ def test_quantized_and_broken_weights_are_refused_by_name(tmp_path):
 
 
 def test_other_lists_of_blocks_keep_the_models_own_names(tmp_path):
-    """A further list with attention, a head of several layers, two towers: none renames or hides the model's own blocks."""
+    """A further list with attention, a head of several layers, two towers: none renames or hides the model's
+    own blocks."""
     model = opened("qwen3")
     model.hf.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -264,7 +293,9 @@ def test_other_lists_of_blocks_keep_the_models_own_names(tmp_path):
         "vision_model.encoder.layers.1",
     }
     sides = {
-        f"{side}.block.{n}.layer.0.SelfAttention.q.weight": torch.eye(4) for side in ("encoder", "decoder") for n in range(2)
+        f"{side}.block.{n}.layer.0.SelfAttention.q.weight": torch.eye(4)
+        for side in ("encoder", "decoder")
+        for n in range(2)
     }
     assert {m.block for m in held(sides).matrices} == {"encoder.0", "encoder.1", "decoder.0", "decoder.1"}
     loaded = load(tmp_path, pack=False)

@@ -1,4 +1,5 @@
-"""Chunks of random length, bounded samples, and tokenizers trained on them: distributions, round trips, refusals."""
+"""Chunks of random length, bounded samples, and tokenizers trained on them: distributions, round trips,
+refusals."""
 
 from __future__ import annotations
 
@@ -87,7 +88,9 @@ def test_a_sample_is_bounded_even_and_in_order():
     assert 100_000 < sum(map(len, found)) <= 160_000
     places = [int(text[:7]) for text in found]
     assert places == sorted(places)
-    assert np.histogram(places, 4, (0, 2000))[0].min() > 0.15 * len(places), "every part of the stream is in it"
+    assert np.histogram(places, 4, (0, 2000))[0].min() > 0.15 * len(places), (
+        "every part of the stream is in it"
+    )
     assert sampled(texts[:3], 10**9, seed=0, piece=800) == texts[:3]
     tracemalloc.start()
     sampled((f"{number:07d}|" * 1000 for number in range(4000)), 200_000, seed=0)
@@ -102,7 +105,11 @@ def test_sizes_digits_and_words(trained, kind):
     assert len(reader.table) == 900
     crossing = [content for content in reader.table.bytes_V if CROSSING.search(content)]
     assert (len(crossing) > 20) == (kind != "ordinary")
-    assert not [content for content in reader.table.bytes_V if len(content) > 1 and any(48 <= byte < 58 for byte in content)]
+    assert not [
+        content
+        for content in reader.table.bytes_V
+        if len(content) > 1 and any(48 <= byte < 58 for byte in content)
+    ]
     ids = reader.encode(b"The capital of France is Paris, 2026.")
     assert [reader.table.bytes_V[i] for i in ids][-5:] == [b"2", b"0", b"2", b"6", b"."]
     counts = {name: len(other.encode(TEXT[0][:4000].encode())) for name, other in trained.items()}
@@ -112,7 +119,11 @@ def test_sizes_digits_and_words(trained, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
-@given(content=st.one_of(st.binary(max_size=60), st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass"))))
+@given(
+    content=st.one_of(
+        st.binary(max_size=60), st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    )
+)
 def test_any_bytes_come_back(trained, kind, content):
     reader = trained[kind]
     ids = reader.encode(content)
@@ -125,7 +136,8 @@ def test_any_bytes_come_back(trained, kind, content):
 
 
 def test_superwords_are_built_from_the_words_before_them(trained):
-    """Where ordinary merges end and merges across words begin: the first part never crosses, what follows is made of it."""
+    """Where ordinary merges end and merges across words begin: the first part never crosses, what follows is
+    made of it."""
     tokenizer = trained["superword"].tokenizer.backend_tokenizer
     first = train_bpe(TEXT, Recipe(450, "ordinary", specials=()))
     names = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
@@ -158,7 +170,9 @@ def test_a_folder_that_transformers_opens(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_tokenizer():
-    one, two, other = (train_bpe(TEXT, Recipe(500, lengths=gaussian(9, 3), seed=seed)).to_str() for seed in (1, 1, 2))
+    one, two, other = (
+        train_bpe(TEXT, Recipe(500, lengths=gaussian(9, 3), seed=seed)).to_str() for seed in (1, 1, 2)
+    )
     assert one == two != other
 
 
@@ -174,7 +188,8 @@ def test_what_cannot_be_trained():
 
 
 def test_cuts_of_other_vocabularies_tokens():
-    """A piece that a SentencePiece or WordPiece tokenizer would give a leading space is cut by bytes instead."""
+    """A piece that a SentencePiece or WordPiece tokenizer would give a leading space is cut by bytes
+    instead."""
     reader = ByteIds(open_tokenizer("specimen:qwen3"))
     found = reader.cut([b" the", b"\xe4\xbd", b"zzqj"])
     assert [reader.decode(ids) for ids in found] == [b" the", b"\xe4\xbd", b"zzqj"]

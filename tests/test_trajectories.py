@@ -1,4 +1,5 @@
-"""Contrastive trajectories: identical completions, symmetry, planted curves, bands, and every kind of model."""
+"""Contrastive trajectories: identical completions, symmetry, planted curves, bands, and every kind of
+model."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ import torch
 from families import FAMILIES
 from regraft.core.registry import experiments
 from regraft.data.contrasts import Contrast
-from regraft.experiments.observe.trajectories import PLACES, RELATIONS, bands, compare, crossover, onset, pivot
+from regraft.experiments.observe.trajectories import (
+    PLACES,
+    RELATIONS,
+    bands,
+    compare,
+    crossover,
+    onset,
+    pivot,
+)
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from small import opened
@@ -26,7 +35,9 @@ def groups(tmp_path, *entries):
     return str(file)
 
 
-def entry(prompt="The ship was", base=" big", synonym=" large", antonym=" small", style=" great", unrelated=" green"):
+def entry(
+    prompt="The ship was", base=" big", synonym=" large", antonym=" small", style=" great", unrelated=" green"
+):
     return {
         **dict(prompt=prompt, base=base, synonym=synonym, antonym=antonym, style=style, unrelated=unrelated),
         "kind": "immediate",
@@ -66,9 +77,13 @@ def test_against_plain_forwards(model, tmp_path):
     one = entry(base=" very big", synonym=" very large indeed", unrelated=" green")
     data = RUN(model, file=groups(tmp_path, one, entry(prompt="The farm was")))
     prompt = model.encode(one["prompt"])
-    texts = {name: prompt + model.tokenizer(one[name], add_special_tokens=False)["input_ids"] for name in ("base", *RELATIONS)}
+    texts = {
+        name: prompt + model.tokenizer(one[name], add_special_tokens=False)["input_ids"]
+        for name in ("base", *RELATIONS)
+    }
     states = {
-        n: torch.stack(model.hf(torch.tensor([t]), output_hidden_states=True).hidden_states)[:, 0] for n, t in texts.items()
+        n: torch.stack(model.hf(torch.tensor([t]), output_hidden_states=True).hidden_states)[:, 0]
+        for n, t in texts.items()
     }
     for relation in RELATIONS:
         at, _ = pivot(texts["base"], texts[relation])
@@ -126,7 +141,9 @@ def test_the_groups_of_the_specimen(model):
     assert data.attrs["groups"] == 30
     assert RUN(model, kind="immediate").sizes["group"] == 15
     assert np.isfinite(data.cosine.values).all()
-    assert ((data.cosine_low <= data.cosine_mean + 1e-12) & (data.cosine_mean <= data.cosine_high + 1e-12)).all()
+    assert (
+        (data.cosine_low <= data.cosine_mean + 1e-12) & (data.cosine_mean <= data.cosine_high + 1e-12)
+    ).all()
     assert ((data.cka >= 0) & (data.cka <= 1 + 1e-9)).all()
     assert (data.kl.values >= 0).all()
 
@@ -153,7 +170,10 @@ def test_every_family_is_followed(name, tmp_path):
     torch.manual_seed(1)
     encoder = name in ("bert", "bert_headless", "roberta", "modernbert")
     model = load(FAMILIES[name]().eval(), Words(encoder), pack=False)
-    data = RUN(model, file=groups(tmp_path, entry(), entry(prompt="It is", base=" quite big", synonym=" quite large")))
+    data = RUN(
+        model,
+        file=groups(tmp_path, entry(), entry(prompt="It is", base=" quite big", synonym=" quite large")),
+    )
     assert data.sizes["depth"] == len(model.main_blocks) + 1
     assert np.isfinite(data.cosine.values).all()
     assert np.isfinite(data.kl.values).all() == (model.parts.head is not None)
@@ -167,7 +187,11 @@ def test_wrong_groups_are_refused(model, tmp_path):
         RUN(model, file=groups(tmp_path, entry()))
     with pytest.raises(ValueError, match="has no tokenizer to write the contrastive groups with"):
         RUN(opened("llama"))
-    for wrong, sentence in (({"base": ""}, "group 1 of"), ({"prompt": 5}, "no text"), ({"kind": "odd"}, "is of kind 'odd'")):
+    for wrong, sentence in (
+        ({"base": ""}, "group 1 of"),
+        ({"prompt": 5}, "no text"),
+        ({"kind": "odd"}, "is of kind 'odd'"),
+    ):
         with pytest.raises(ValueError, match=sentence):
             RUN(model, file=groups(tmp_path, entry(), {**entry(), **wrong}))
     with pytest.raises(ValueError, match=r"cannot be read \(No such file or directory\): write a JSON list"):
@@ -179,7 +203,9 @@ class Pairs(Words):
     """A tokenizer of two letters a token: a prompt's last token may hold the completion's first letter."""
 
     def __call__(self, text, add_special_tokens=True):
-        ids = [5 + (ord(text[i]) + 3 * sum(map(ord, text[i + 1 : i + 2]))) % 80 for i in range(0, len(text), 2)]
+        ids = [
+            5 + (ord(text[i]) + 3 * sum(map(ord, text[i + 1 : i + 2]))) % 80 for i in range(0, len(text), 2)
+        ]
         return {"input_ids": [1, *ids, 2] if self.closes and add_special_tokens else ids}
 
 

@@ -52,7 +52,11 @@ def permuted(tokenizer, seed=0):
     for entry in said["added_tokens"]:
         entry["id"] = int(order[entry["id"]])
     said["added_tokens"].sort(key=lambda entry: entry["id"])
-    roles = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "pad_token") if getattr(tokenizer, role)}
+    roles = {
+        role: getattr(tokenizer, role)
+        for role in ("bos_token", "eos_token", "pad_token")
+        if getattr(tokenizer, role)
+    }
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(said)), **roles), order
 
 
@@ -63,7 +67,8 @@ def logits(hf, ids, two_stacks):
 
 @pytest.mark.parametrize("name", ["specimen:qwen3", "specimen:gpt2", "specimen:t5"])
 def test_onto_its_own_tokenizer_every_bit_stays(name, tmp_path):
-    """Of the weights; the loss is computed twice, on tables at two addresses: within the rounding of two logits, in bits."""
+    """Of the weights; the loss is computed twice, on tables at two addresses: within the rounding of two
+    logits, in bits."""
     model = load(name, pack=False)
     case = old_case(model, model.tokenizer, TEXT, None)
     done = transplant(model, case, InitSettings())
@@ -73,7 +78,9 @@ def test_onto_its_own_tokenizer_every_bit_stays(name, tmp_path):
     assert float(data.bits_per_byte[0, 0]) == pytest.approx(float(data.bits_per_byte[1, 0]), abs=near)
     chosen = transformers.AutoModelForSeq2SeqLM if model.two_stacks else transformers.AutoModelForCausalLM
     again = chosen.from_pretrained(tmp_path / "own").state_dict()
-    assert {t.dtype for t in again.values()} == {torch.bfloat16}, "as on the source's disk, though computed in float32"
+    assert {t.dtype for t in again.values()} == {torch.bfloat16}, (
+        "as on the source's disk, though computed in float32"
+    )
     assert all(torch.equal(again[key], tensor) for key, tensor in model.hf.state_dict().items())
 
 
@@ -105,13 +112,17 @@ def metaspace(text):
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    made.train_from_iterator(text, trainers.BpeTrainer(vocab_size=600, special_tokens=names, show_progress=False))
+    made.train_from_iterator(
+        text, trainers.BpeTrainer(vocab_size=600, special_tokens=names, show_progress=False)
+    )
     said = json.loads(made.to_str())
     for entry in said["added_tokens"]:
         entry["special"] = not entry["content"].startswith("<0x")
     said["added_tokens"] = [entry for entry in said["added_tokens"] if entry["special"]]
     made = Tokenizer.from_str(json.dumps(said))
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def test_vocabularies_of_different_kinds_meet_in_bytes(qwen):
@@ -128,10 +139,12 @@ def test_vocabularies_of_different_kinds_meet_in_bytes(qwen):
         assert not set(found.missing.tolist()) & set(np.flatnonzero(found.source_V >= 0).tolist())
     the = piece.tokenizer.convert_tokens_to_ids("▁the")
     assert match(old, piece).source_V[the] == qwen.tokenizer.convert_tokens_to_ids("Ġthe")
-    assert match(old, piece).source_V[piece.tokenizer.convert_tokens_to_ids("<0x41>")] == qwen.tokenizer.convert_tokens_to_ids(
-        "A"
+    assert match(old, piece).source_V[
+        piece.tokenizer.convert_tokens_to_ids("<0x41>")
+    ] == qwen.tokenizer.convert_tokens_to_ids("A")
+    assert piece.id_of[b"e"] == piece.tokenizer.convert_tokens_to_ids("e"), (
+        "a letter is not spelled as a byte"
     )
-    assert piece.id_of[b"e"] == piece.tokenizer.convert_tokens_to_ids("e"), "a letter is not spelled as a byte"
 
 
 def test_special_tokens_by_role(qwen):
@@ -163,7 +176,8 @@ def test_every_method_gives_every_token_a_row(qwen, other, method):
 
 
 def test_the_hybrid_row_by_hand(qwen, other):
-    """One token's row, number by number, from the definitions, in float64 and without any of the code above."""
+    """One token's row, number by number, from the definitions, in float64 and without any of the code
+    above."""
     settings = InitSettings("hybrid", temperature=0.3, nearest=3, weight=0.3)
     case = old_case(qwen, other, TEXT, None)
     done = transplant(qwen, case, settings)
@@ -177,7 +191,9 @@ def test_the_hybrid_row_by_hand(qwen, other):
     likeness = torch.softmax(unit[ids] @ whole, 0)
     local = torch.softmax((likeness + share) / 2 / 0.3, 0) @ table[ids]
     cosines = unit @ (whole / whole.norm())
-    text = [i for i in range(4096) if case.old.table.kind_V[i] == "text" and _whole(case.old.table.bytes_V[i])]
+    text = [
+        i for i in range(4096) if case.old.table.kind_V[i] == "text" and _whole(case.old.table.bytes_V[i])
+    ]
     best = sorted(text, key=lambda i: -float(cosines[i]))[:3]
     near = torch.softmax(cosines[best] / 0.3, 0) @ table[best]
     row = done.tables.embedding_VD[case.matching.missing[place]]
@@ -234,7 +250,9 @@ def test_a_tied_head_stays_tied(other, tmp_path):
     assert again.get_input_embeddings().weight is again.get_output_embeddings().weight
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
     assert again.generation_config.eos_token_id == tokenizer.eos_token_id == other.eos_token_id
-    ids = again.generate(**tokenizer("The capital of", return_tensors="pt"), max_new_tokens=8, do_sample=False)
+    ids = again.generate(
+        **tokenizer("The capital of", return_tensors="pt"), max_new_tokens=8, do_sample=False
+    )
     assert tokenizer.decode(ids[0]).startswith("The capital of")
     assert "bits per byte before" in (tmp_path / "made" / "README.md").read_text()
     assert json.loads((tmp_path / "made" / "certificate.json").read_text())["attrs"]["method"] == "retok"
@@ -254,7 +272,9 @@ def test_what_is_refused(qwen, other, tmp_path, monkeypatch):
 
     with monkeypatch.context() as broken:
         broken.setattr("regraft.export.verified_folder.read_checkpoint", computes_otherwise)
-        with pytest.raises(ValueError, match=r"the folder's outputs differ from the model's by .* it is not kept"):
+        with pytest.raises(
+            ValueError, match=r"the folder's outputs differ from the model's by .* it is not kept"
+        ):
             write_model(done, data, tmp_path / "made")
     assert not list(tmp_path.iterdir())
     (tmp_path / "there").mkdir()
@@ -266,7 +286,9 @@ def test_what_is_refused(qwen, other, tmp_path, monkeypatch):
     for wrong in ({"temperature": 0}, {"nearest": 0}, {"weight": 1.5}):
         with pytest.raises(ValueError, match=r"must be above 0|at least one|no share"):
             InitSettings(**wrong)
-    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    )
     with pytest.raises(ValueError, match="bytes of this tokenizer's tokens cannot be told"):
         old_case(qwen, bare, TEXT, None)
     strange = copy.copy(qwen)
@@ -278,7 +300,8 @@ def test_what_is_refused(qwen, other, tmp_path, monkeypatch):
 
 
 def test_a_model_of_other_numbers_is_not_written(qwen, other, tmp_path, monkeypatch):
-    """Its new rows are rounded to the source's type first; what is off by more than that is noticed all the same."""
+    """Its new rows are rounded to the source's type first; what is off by more than that is noticed all the
+    same."""
     done = transplant(qwen, old_case(qwen, other, TEXT, None), InitSettings("mean"))
     data = measured(done, {"almanac": TEXT[:1]}, InitSettings("mean"))
 
@@ -288,7 +311,9 @@ def test_a_model_of_other_numbers_is_not_written(qwen, other, tmp_path, monkeypa
         return changed
 
     monkeypatch.setattr("regraft.tokenizers.transplanted_folder.with_new_vocabulary", twice)
-    with pytest.raises(NotKeptError, match=r"the folder's outputs differ from the model's by .* it is not kept"):
+    with pytest.raises(
+        NotKeptError, match=r"the folder's outputs differ from the model's by .* it is not kept"
+    ):
         write_model(done, data, tmp_path / "made")
     assert not list(tmp_path.iterdir())
 
@@ -341,17 +366,25 @@ def test_ids_of_pictures_and_sounds_move_with_their_tokens(tmp_path):
     config.vision_config.vision_start_token_id = 74
     done = transplant(model, old_case(model, tokenizer, TEXT, None), InitSettings())
     said = with_new_vocabulary(done).config
-    found = [said.image_token_index, said.boi_token_index, *said.video_token_ids, said.vision_config.vision_start_token_id]
+    found = [
+        said.image_token_index,
+        said.boi_token_index,
+        *said.video_token_ids,
+        said.vision_config.vision_start_token_id,
+    ]
     assert found == [int(order[old]) for old in (70, 71, 72, 73, 74)]
     whole = old_case(model, model.tokenizer, TEXT, None).matching
     gone = replace(whole, source_V=np.where(whole.source_V == 70, -1, whole.source_V))
     with pytest.raises(
-        ValueError, match=r"names token 70 .* as image_token_index, and the new tokenizer has no token of that text"
+        ValueError,
+        match=r"names token 70 .* as image_token_index, and the new tokenizer has no token of that text",
     ):
         check_media(model, gone)
     check_media(model, whole)
 
 
 def test_a_model_without_a_tokenizer_has_no_rows_to_take_over(other):
-    with pytest.raises(ValueError, match="no tokenizer of its own to take rows over from: name one with --old-tokenizer"):
+    with pytest.raises(
+        ValueError, match="no tokenizer of its own to take rows over from: name one with --old-tokenizer"
+    ):
         old_case(opened("llama"), other, TEXT, None)

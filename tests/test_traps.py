@@ -25,7 +25,12 @@ def clean(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
     saved("bert, masked head", folder)
     found = {}
-    for name, source in (("gpt2", "specimen:gpt2"), ("qwen3", "specimen:qwen3"), ("t5", "specimen:t5"), ("bert", str(folder))):
+    for name, source in (
+        ("gpt2", "specimen:gpt2"),
+        ("qwen3", "specimen:qwen3"),
+        ("t5", "specimen:t5"),
+        ("bert", str(folder)),
+    ):
         path = resolve(source)[0]
         rebuilt = open_rebuilt(path)
         texts = list(TEXTS) if name != "bert" else WORDS
@@ -62,7 +67,7 @@ PLANTED = [
     ("bert", "tokens_BTD + types_BTD + positions_1TD", "tokens_BTD + positions_1TD", "embed.sum",
      "row 0 of embeddings.token_type_embeddings.weight (the type of the tokens"),
     ("bert", "[types_BT]", "[types_BT] * 0", "embed.types", "row 0 of embeddings.token_type_embeddings.weight"),
-    ("t5", 'sees_BQQ, bias_1HQQ)', 'sees_BQQ, bias_1HQQ if i == 0 else bias_1HQQ * 0)', "encoder.1.scores",
+    ("t5", 'resid_BQD, sees_BQQ, bias_1HQQ', 'resid_BQD, sees_BQQ, bias_1HQQ if i == 0 else bias_1HQQ * 0', "encoder.1.scores",
      "the relative bias, which only the first block holds"),
     ("t5", 'split["q"] @ split["k"].transpose(2, 3)', 'split["q"] @ split["k"].transpose(2, 3) * split["q"].shape[-1] ** -0.5',
      "encoder.0.scores", "q·k is divided by √32 here and not officially"),
@@ -75,7 +80,8 @@ PLANTED = [
     ("qwen3", 's.epsilon)\n    yield f"{i}.attn_norm"', '1e-3)\n    yield f"{i}.attn_norm"', "0.attn_norm",
      "the epsilon of a norm differs"),
     ("bert", "resid_BTD = layer_norm(attn_BTD + resid_BTD, w, f\"{p}attention.output.LayerNorm\", s.epsilon)",
-     "resid_BTD = resid_BTD + layer_norm(attn_BTD, w, f\"{p}attention.output.LayerNorm\", s.epsilon)", "0.attn_norm",
+     "resid_BTD = resid_BTD + layer_norm(attn_BTD, w, f\"{p}attention.output.LayerNorm\", s.epsilon)",
+     "0.attn_norm",
      "comes out of the norm encoder.layer.0.attention.output.LayerNorm officially, and not here"),
     ("gpt2", 'normed_BTD = layer_norm(resid_BTD, w[f"h.{i}.ln_1.weight"], w[f"h.{i}.ln_1.bias"], s.epsilon)',
      "normed_BTD = resid_BTD.clone()", "0.attn_norm",
@@ -130,9 +136,14 @@ def test_a_live_official_tensor_and_a_comparison_with_itself_are_errors(clean):
             yield stage, official[stage] if stage == "0.mlp_act" else tensor
 
     with torch.no_grad():
-        with pytest.raises(SameTensorError, match=r"stage 0\.mlp_act: the rebuilt tensor lies in the official one's memory"):
+        with pytest.raises(
+            SameTensorError, match=r"stage 0\.mlp_act: the rebuilt tensor lies in the official one's memory"
+        ):
             verify_stages(reading(), official, {}, 4)
-        view = ((stage, official["embed.sum"][:, :] if stage == "embed.sum" else t) for stage, t in rebuilt.stages(inputs))
+        view = (
+            (stage, official["embed.sum"][:, :] if stage == "embed.sum" else t)
+            for stage, t in rebuilt.stages(inputs)
+        )
         with pytest.raises(SameTensorError):
             verify_stages(view, official, {}, 4)
         with pytest.raises(SameTensorError, match="stage a weight"):
@@ -150,7 +161,9 @@ def test_unlike_tensors_are_not_called_the_same_in_another_order():
     ours, official = (torch.randn(1, 2, 5, 5).masked_fill(hidden, -3e38) for _ in range(2))
     assert causes("0.scores", ours, official, {}, {}, 2)[0].startswith("no known trap")
     official = torch.randn(1, 5, 8)
-    assert causes("0.attn_out", official + 1e-4 * torch.randn(1, 5, 8), official, {}, {}, 2)[0].startswith("no known trap")
+    assert causes("0.attn_out", official + 1e-4 * torch.randn(1, 5, 8), official, {}, {}, 2)[0].startswith(
+        "no known trap"
+    )
     assert "another order" in causes("0.attn_out", official.flip(2), official, {}, {}, 2)[0]
     assert "as rounding leaves it" in causes("0.attn_out", official + 1e-7, official, {}, {}, 2)[0]
 
@@ -174,4 +187,12 @@ def test_it_stops_at_the_first_stage_that_parts(clean):
 
 
 def test_decimals_are_counted_as_half_a_unit_in_the_last():
-    assert [matching_decimals(d) for d in (0.0, 4.9e-6, 5.1e-6, 0.4, 3.0, float("inf"), float("nan"))] == [17, 5, 4, 0, 0, 0, 0]
+    assert [matching_decimals(d) for d in (0.0, 4.9e-6, 5.1e-6, 0.4, 3.0, float("inf"), float("nan"))] == [
+        17,
+        5,
+        4,
+        0,
+        0,
+        0,
+        0,
+    ]

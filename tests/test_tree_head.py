@@ -1,4 +1,5 @@
-"""Trees over a vocabulary and the head on them, against a naive walk: exact probabilities, draws, and best tokens."""
+"""Trees over a vocabulary and the head on them, against a naive walk: exact probabilities, draws, and best
+tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +15,17 @@ from regraft.modules import tree_head as tree_head_module
 from regraft.modules import tree_start
 from regraft.modules.tree_head import tree_head
 from regraft.modules.tree_start import from_means, from_states
-from regraft.modules.trees import ABSENT, by_id, by_merges, by_scores, from_lists, huffman, over, two_means, widened
+from regraft.modules.trees import (
+    ABSENT,
+    by_id,
+    by_merges,
+    by_scores,
+    from_lists,
+    huffman,
+    over,
+    two_means,
+    widened,
+)
 
 COUNT, WIDTH = 41, 12
 
@@ -42,7 +53,8 @@ def head(tree, neurons=0, sparse=False):
 
 
 def naive(made, tree, hidden_D):
-    """Log-probability of every token by walking down from the root, one node at a time, rows counted off in order."""
+    """Log-probability of every token by walking down from the root, one node at a time, rows counted off in
+    order."""
     found, starts, row = {}, {}, 0
     for node, children in enumerate(tree.children_NB):
         starts[node] = row
@@ -55,7 +67,10 @@ def naive(made, tree, hidden_D):
             return
         children = [int(child) for child in tree.children_NB[code] if child != ABSENT]
         rows = range(starts[code], starts[code] + len(children) - 1)
-        scores = [0.0, *(float((made.rows.weight[n] @ adapted_D + made.biases.weight[n, 0]).detach()) for n in rows)]
+        scores = [
+            0.0,
+            *(float((made.rows.weight[n] @ adapted_D + made.biases.weight[n, 0]).detach()) for n in rows),
+        ]
         whole = math.log(sum(math.exp(score) for score in scores))
         for child, score in zip(children, scores, strict=True):
             walk(child, value + score - whole)
@@ -100,11 +115,14 @@ def test_multiply_adds_are_those_of_the_path():
     assert by_id(64).multiply_adds(WIDTH) == WIDTH * 6
     counts = np.array([50.0, 20, 10, 5, 5, 4, 3, 2, 1])
     assert huffman(counts).multiply_adds(1, counts) < by_id(9).multiply_adds(1, counts)
-    assert tree_head(tree, WIDTH).rows.weight.shape[0] - 1 == 63, "a tree has V - 1 rows whatever its branching"
+    assert tree_head(tree, WIDTH).rows.weight.shape[0] - 1 == 63, (
+        "a tree has V - 1 rows whatever its branching"
+    )
 
 
 def test_a_wider_tree_keeps_the_leaves_of_every_branch():
-    """Three decisions at once: the leaves below each child are those below the node that stood three levels down."""
+    """Three decisions at once: the leaves below each child are those below the node that stood three levels
+    down."""
     binary = by_id(32)
     wide = widened(binary, 3)
     assert wide.children_NB.shape[1] == 8
@@ -112,7 +130,10 @@ def test_a_wider_tree_keeps_the_leaves_of_every_branch():
     turns = binary.paths[1]
     for leaf in range(32):
         steps = turns[leaf, :5]
-        assert wide.paths[1][leaf, :2].tolist() == [4 * steps[0] + 2 * steps[1] + steps[2], 2 * steps[3] + steps[4]]
+        assert wide.paths[1][leaf, :2].tolist() == [
+            4 * steps[0] + 2 * steps[1] + steps[2],
+            2 * steps[3] + steps[4],
+        ]
     assert np.array_equal(widened(binary, 1).paths[1], binary.paths[1])
     with pytest.raises(ValueError, match="at least one"):
         widened(binary, 0)
@@ -139,13 +160,15 @@ def test_best_first_is_the_sorted_distribution(name, tensors, monkeypatch):
 
 
 @pytest.mark.parametrize("name", trees())
-def test_the_best_are_searched_where_that_is_less_work_and_read_off_the_whole_rows_otherwise(name, monkeypatch):
+def test_the_best_are_searched_where_that_is_less_work_and_read_off_the_whole_rows_otherwise(
+    name, monkeypatch
+):
     """Rows that pass the limit share one whole distribution; a limit of any height gives the same tokens."""
     tree = trees()[name]
     made = head(tree)
-    rows = torch.randn(3, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * torch.tensor(
-        [[3.0], [1], [0.1]]
-    )
+    rows = torch.randn(
+        3, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ) * torch.tensor([[3.0], [1], [0.1]])
     alone = [list(islice(made.best_first(row), 3))[-1][2] for row in rows]
     assert len(set(alone)) > 1
     reads = []
@@ -175,7 +198,8 @@ def test_draws_follow_the_distribution():
 
 @pytest.mark.parametrize("name", ["huffman", "wide", "wide huffman"])
 def test_few_rows_are_drawn_as_many_are(name):
-    """Both descents take the same uniform numbers, so they choose the same tokens; the first row goes the widest way."""
+    """Both descents take the same uniform numbers, so they choose the same tokens; the first row goes the
+    widest way."""
     made = head(trees()[name], neurons=5).float()
     hidden, uniform = torch.randn(300, WIDTH), torch.rand(300, made.shape.depth)
     uniform[0] = 1 - 2**-24
@@ -186,14 +210,17 @@ def test_few_rows_are_drawn_as_many_are(name):
         assert not torch.equal(many, made._descend(hidden, uniform.flip(0)))
     one = made.sample(hidden[:1], torch.Generator().manual_seed(3))
     assert torch.equal(one, made.sample(hidden[:1], torch.Generator().manual_seed(3)))
-    draws = torch.cat([made.sample(hidden[:16], torch.Generator().manual_seed(seed)) for seed in range(500)]).view(500, 16)
+    draws = torch.cat(
+        [made.sample(hidden[:16], torch.Generator().manual_seed(seed)) for seed in range(500)]
+    ).view(500, 16)
     share = torch.bincount(draws[:, 5], minlength=COUNT) / 500
     wanted = made.log_probabilities(hidden[5:6])[0].exp().detach()
     assert float((share - wanted).abs().max()) < 4 * math.sqrt(0.25 / 500)
 
 
 def test_scores_put_tokens_together_that_the_model_tells_apart_little():
-    """Rows differ most in a direction that no state has; the distance of the new rows is that of the scores."""
+    """Rows differ most in a direction that no state has; the distance of the new rows is that of the
+    scores."""
     rng = np.random.default_rng(0)
     states = rng.normal(size=(500, 4)) * [3.0, 1.0, 0.5, 0.0] + 2
     rows = rng.normal(size=(16, 4)) * 0.1
@@ -258,7 +285,8 @@ def test_broken_trees_are_refused(children, sentence):
 
 
 def test_starting_weights_without_training():
-    """Two leaves: the mean difference is the softmax itself. A vocabulary: states do better than means, means than nothing."""
+    """Two leaves: the mean difference is the softmax itself. A vocabulary: states do better than means, means
+    than nothing."""
     torch.manual_seed(0)
     rows = torch.randn(2, WIDTH, dtype=torch.float64)
     two = tree_head(by_id(2), WIDTH).double()
@@ -272,7 +300,11 @@ def test_starting_weights_without_training():
     entropy = float(-(target * target.log()).sum(-1).mean())
     for levels in (1, 3):
         losses = []
-        for start in (lambda h: None, lambda h: from_means(h, rows), lambda h: from_states(h, rows, states, logits)):
+        for start in (
+            lambda h: None,
+            lambda h: from_means(h, rows),
+            lambda h: from_states(h, rows, states, logits),
+        ):
             made = tree_head(widened(two_means(rows.numpy()), levels), WIDTH).double()
             start(made)
             losses.append(float(-(target * made.log_probabilities(held).detach()).sum(-1).mean()))
@@ -282,9 +314,13 @@ def test_starting_weights_without_training():
 
 @pytest.mark.parametrize("levels", [1, 3])
 def test_no_round_of_the_regression_raises_the_loss(levels):
-    """Against the objective by hand: the original's own probability of each child, and the ridge among all children alike."""
+    """Against the objective by hand: the original's own probability of each child, and the ridge among all
+    children alike."""
     torch.manual_seed(0)
-    rows, states = torch.randn(16, WIDTH, dtype=torch.float64), 2 * torch.randn(200, WIDTH, dtype=torch.float64)
+    rows, states = (
+        torch.randn(16, WIDTH, dtype=torch.float64),
+        2 * torch.randn(200, WIDTH, dtype=torch.float64),
+    )
     logits = states @ rows.T
     losses = []
     for rounds in (0, 1, 2, 5, 20, 60):

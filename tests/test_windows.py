@@ -1,4 +1,5 @@
-"""Training text: encoded once, cut into windows, every window once before any twice; from files and from data sets."""
+"""Training text: encoded once, cut into windows, every window once before any twice; from files and from data
+sets."""
 
 from __future__ import annotations
 
@@ -71,10 +72,13 @@ def test_empty_and_short_texts_are_refused(tmp_path):
 
 
 def test_a_data_set_is_encoded_as_it_comes(tmp_path):
-    """Rows of a data set, or plain texts, from an iterator that can be run through once; what was encoded is taken as it is."""
+    """Rows of a data set, or plain texts, from an iterator that can be run through once; what was encoded is
+    taken as it is."""
     model = load("specimen:gpt2")
     texts = ["She sells sea shells. " * 9, "Once upon a time. " * 9]
-    rows = windows_over(model.tokenizer, ({"text": text, "id": 1} for text in texts), 16, tmp_path / "rows.ids")
+    rows = windows_over(
+        model.tokenizer, ({"text": text, "id": 1} for text in texts), 16, tmp_path / "rows.ids"
+    )
     (tmp_path / "same.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
     files = windows(model, [tmp_path / "same.jsonl"], 16, tmp_path / "cache")
     assert np.array_equal(rows.ids, files.ids)

@@ -1,4 +1,5 @@
-"""The Python API in wrong or easy-going hands: made to work where the meaning is plain, else a sentence with what to write."""
+"""The Python API in wrong or easy-going hands: made to work where the meaning is plain, else a sentence with
+what to write."""
 
 from __future__ import annotations
 
@@ -33,8 +34,14 @@ def recording(model):
 def test_a_name_or_a_bare_module_is_no_opened_model(name):
     function = getattr(regraft, name)
     for given, words in (
-        ("specimen:qwen3", rf"{name} takes an opened model, not a str: regraft\.{name}\(regraft\.load\('specimen:qwen3'\)\)"),
-        (Path("folder"), rf"{name} takes an opened model, not a \w+Path: regraft\.{name}\(regraft\.load\('folder'\)\)"),
+        (
+            "specimen:qwen3",
+            rf"{name} takes an opened model, not a str: regraft\.{name}\(regraft\.load\('specimen:qwen3'\)\)",
+        ),
+        (
+            Path("folder"),
+            rf"{name} takes an opened model, not a \w+Path: regraft\.{name}\(regraft\.load\('folder'\)\)",
+        ),
         (torch.nn.Linear(2, 2), rf"{name} takes an opened model, not a Linear"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -72,23 +79,38 @@ def test_an_edit_and_a_route_are_variants(model, recording):
 @pytest.mark.parametrize("value", [2, 2.0, [2.0] * 32, np.full(32, 2.0), (2,) * 32, torch.full((32,), 2.0)])
 def test_a_value_is_a_number_a_list_an_array_or_a_tensor(value, model, recording):
     wanted = reference(model, recording, [Variant([Replace("1.mlp_out", torch.full((32,), 2.0))])])
-    assert gap(sweep(recording, [Variant([Replace("1.mlp_out", value)])], METRIC).values["d"], wanted) <= model.rounding
+    assert (
+        gap(sweep(recording, [Variant([Replace("1.mlp_out", value)])], METRIC).values["d"], wanted)
+        <= model.rounding
+    )
 
 
 def test_what_means_nothing_is_a_sentence(model, recording):
     edit = Zero("1.mlp_out")
     for wrong, words in (
-        (lambda: sweep(recording, [5], METRIC), r"a int is no variant: give Variant\(\[edits\]\), an edit or a route"),
+        (
+            lambda: sweep(recording, [5], METRIC),
+            r"a int is no variant: give Variant\(\[edits\]\), an edit or a route",
+        ),
         (lambda: sweep(recording, ["1.mlp_out"], METRIC), "a str is no variant"),
         (lambda: Variant([edit, "1.mlp_out"]), "a str among the edits of a variant is no edit"),
         (lambda: Variant([edit], route=[0, 1]), "a list is no route: make one with Route.skip"),
-        (lambda: Add("1.mlp_out", "two"), "the value of Add is a str: give a number, a list of numbers, or a tensor"),
+        (
+            lambda: Add("1.mlp_out", "two"),
+            "the value of Add is a str: give a number, a list of numbers, or a tensor",
+        ),
         (lambda: Add("1.mlp_out", [[1.0], [1.0, 2.0]]), "the value of Add is a list"),
-        (lambda: sweep(recording, [edit], loss), "loss makes a metric when it is called: write it with parentheses"),
+        (
+            lambda: sweep(recording, [edit], loss),
+            "loss makes a metric when it is called: write it with parentheses",
+        ),
         (lambda: sweep(recording, [edit], [token_logit]), "makes a metric when it is called"),
         (lambda: sweep(recording, [edit], "loss"), "a str is no metric: give one such as loss"),
         (lambda: sweep(recording, [edit], []), "an empty list is no metric"),
-        (lambda: sweep("5 6 7", [edit], METRIC), r"a str is no recording: make one with model\.record\(prompts\)"),
+        (
+            lambda: sweep("5 6 7", [edit], METRIC),
+            r"a str is no recording: make one with model\.record\(prompts\)",
+        ),
         (lambda: sweep(5, [edit], METRIC), "a int is no recording"),
         (lambda: sweep([], [edit], METRIC), "a list is no recording"),
     ):

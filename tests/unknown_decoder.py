@@ -20,7 +20,9 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_heads = config.heads
-        self.wq, self.wk, self.wv, self.wo = (nn.Linear(config.width, config.width, bias=False) for _ in range(4))
+        self.wq, self.wk, self.wv, self.wo = (
+            nn.Linear(config.width, config.width, bias=False) for _ in range(4)
+        )
 
     def forward(self, x, past_mask):
         B, T, D = x.shape

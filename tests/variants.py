@@ -1,4 +1,5 @@
-"""A few dozen variants of every kind that a model of any family must bear, for sweeps beside the naive reference."""
+"""A few dozen variants of every kind that a model of any family must bear, for sweeps beside the naive
+reference."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Draw what docs/rebuild.md and docs/anatomy.md show: the stages of three architectures, their decimals, and an anatomy.
+"""Draw what docs/rebuild.md and docs/anatomy.md show: the stages of three architectures, their decimals, and
+an anatomy.
 
-Run from the project's root: `python tools/make_diagrams.py`. It needs the `test` extra (for MiniLM) and Debian's chromium.
+Run from the project's root: `python tools/make_diagrams.py`. It needs the `test` extra (for MiniLM) and
+Debian's chromium.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ def stage_columns(stages: list[tuple[str, tuple[int, ...]]]) -> list[list[Box]]:
         within = "MLP" if kind.startswith(MLP) or kind == "resid_post" else "attention"
         place = f"{side} {'outside' if block == OUTSIDE else within}".strip()
         if place != now:
-            box, now = Box(f"{place}{' of block ' + block.split('.')[-1] if block != OUTSIDE else ''}", [], "block"), place
+            box, now = (
+                Box(f"{place}{' of block ' + block.split('.')[-1] if block != OUTSIDE else ''}", [], "block"),
+                place,
+            )
             if not columns or (side and side not in columns[-1][0].heading):
                 columns.append([])
             columns[-1].append(box)
@@ -66,7 +71,9 @@ def main() -> None:
         data = rebuild("specimen:qwen3")
         ((_, figure),) = drawing_of(data).figures(data)
         figure.write_html(Path(folder) / "rebuild.html", include_plotlyjs=True)
-        page = browser.new_page(viewport={"width": 1000, "height": int(figure.layout.height) + 20}, device_scale_factor=1.5)
+        page = browser.new_page(
+            viewport={"width": 1000, "height": int(figure.layout.height) + 20}, device_scale_factor=1.5
+        )
         page.goto((Path(folder) / "rebuild.html").as_uri())
         page.wait_for_timeout(1500)
         page.screenshot(path=IMAGES / "rebuild.png")

@@ -1,6 +1,8 @@
-"""Make the pictures of the README and the docs: open a fresh report in headless Chromium and cut sections out of it.
+"""Make the pictures of the README and the docs: open a fresh report in headless Chromium and cut sections out
+of it.
 
-Run from the project's root with the `browser` extra installed and Debian's chromium: `python tools/make_pictures.py`.
+Run from the project's root with the `browser` extra installed and Debian's chromium: `python
+tools/make_pictures.py`.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ def section(page: Page, title: str, path: Path, until_reading: bool) -> None:
     """One section as a picture; `until_reading` leaves out what stands below its figures."""
     found = page.locator("section").filter(has=page.locator("h2", has_text=title)).first
     if until_reading:
-        found.evaluate("s => { let h = s.querySelector('h3'); while (h) { const n = h.nextSibling; h.remove(); h = n; } }")
+        found.evaluate(
+            "s => { let h = s.querySelector('h3'); while (h) { const n = h.nextSibling; h.remove(); h ="
+            " n; } }"
+        )
     found.screenshot(path=path)
 
 

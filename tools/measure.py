@@ -1,4 +1,5 @@
-"""Measure what the docs say about the specimens: one sentence for each experiment, and the table of shuffle recovery.
+"""Measure what the docs say about the specimens: one sentence for each experiment, and the table of shuffle
+recovery.
 
 Run from the project's root: `python tools/measure.py`. Writes docs/measured.md.
 """
@@ -16,7 +17,8 @@ from regraft.reporting.drawings import drawing_of
 
 OUT = Path(__file__).parent.parent / "docs" / "measured.md"
 NAMES = (
-    "lens", "geometry", "spectra", "linearity", "trajectories", "neurons", "knockout", "swap", "patch", "push", "ablate",
+    "lens", "geometry", "spectra", "linearity", "trajectories", "neurons", "knockout", "swap", "patch",
+    "push", "ablate",
     "repeat", "noise", "replacement", "quantize", "correlations",
 )  # fmt: skip
 DETAILS = {
@@ -42,7 +44,10 @@ def shuffle_table(data: xr.Dataset) -> list[str]:
     ]
     for i in np.lexsort((data.loss.values, -data.tau.values.round(6))):
         one = data.isel(method=int(i))
-        numbers = f"{float(one.tau):.3f} | {float(one.in_place):.0%} | {float(one.displacement):.2f} | {float(one.loss):.3f}"
+        numbers = (
+            f"{float(one.tau):.3f} | {float(one.in_place):.0%} | {float(one.displacement):.2f} |"
+            f" {float(one.loss):.3f}"
+        )
         rows.append(f"| `{one.method.values}` | {numbers} | {int(one.orders)} | {float(one.seconds):.2f} |")
     return rows
 
@@ -65,13 +70,20 @@ def details(data: xr.Dataset) -> list[str]:
 
 def main() -> None:
     """Write the page."""
-    lines = ["# Measured on the specimens", "", "Written by `python tools/measure.py`; seed 0, float32, two cores.", ""]
+    lines = [
+        "# Measured on the specimens",
+        "",
+        "Written by `python tools/measure.py`; seed 0, float32, two cores.",
+        "",
+    ]
     for name in SPECIMENS:
         model = load(name)
         lines += [f"## {name}", ""]
         for experiment in NAMES:
             data = measured(model, experiment)
-            lines.append(f"- **{experiment}** ({data.attrs['seconds']:.1f} s): {drawing_of(data).finding(data)}")
+            lines.append(
+                f"- **{experiment}** ({data.attrs['seconds']:.1f} s): {drawing_of(data).finding(data)}"
+            )
             lines += details(data) if name == SPECIMENS[0] else []
         lines.append("")
     model = load()
@@ -81,8 +93,10 @@ def main() -> None:
     lines += [
         "## Shuffle recovery of specimen:qwen3",
         "",
-        f"The default pipeline (activation_flow, then bubble) finds the exact order for {good} of {SEEDS} seeds, each in at most "
-        f"{slowest:.1f} s. All thirteen methods with seed 42:",
+        (
+            f"The default pipeline (activation_flow, then bubble) finds the exact order for {good} of"
+            f" {SEEDS} seeds, each in at most {slowest:.1f} s. All thirteen methods with seed 42:"
+        ),
         "",
         *shuffle_table(measured(model, "shuffle", 42, method="all")),
         "",

@@ -1,7 +1,8 @@
 """Measure whole-model quantizers on two specimens: write docs/measured_quantizers.md.
 
-Run from the project's root with all libraries installed. llmcompressor (for GPTQ) asks for transformers 5.17 or older, so it
-wants an environment of its own: `pip install -e '.[quantize]' llmcompressor`, then `python tools/measure_quantizers.py`.
+Run from the project's root with all libraries installed. llmcompressor (for GPTQ) asks for transformers 5.17
+or older, so it wants an environment of its own: `pip install -e '.[quantize]' llmcompressor`, then `python
+tools/measure_quantizers.py`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,22 @@ LIBRARIES = ("torch", "transformers", "torchao", "bitsandbytes", "llmcompressor"
 def main() -> None:
     """Write the page."""
     said = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    lines = ["# Quantizers, measured", "", f"Written by `python tools/measure_quantizers.py` on two cores, float32: {said}.", ""]
+    lines = [
+        "# Quantizers, measured",
+        "",
+        f"Written by `python tools/measure_quantizers.py` on two cores, float32: {said}.",
+        "",
+    ]
     for name in ("specimen:qwen3", "specimen:gpt2"):
         data = measured(load(name), "quantizers")
         assert not data.attrs["without"], data.attrs["without"]
         lines += [
             f"## {name}",
             "",
-            "| quantizer | loss, nats per token | top-1 agreement | MB of the blocks | reading, tokens/s | writing, tokens/s |",
+            (
+                "| quantizer | loss, nats per token | top-1 agreement | MB of the blocks | reading, tokens/s"
+                " | writing, tokens/s |"
+            ),
             "|---|---|---|---|---|---|",
         ]
         for i in range(data.sizes["quantizer"]):

@@ -4,28 +4,44 @@ from __future__ import annotations
 
 TWO_AXES = (
     ("sweeps/metrics.py", "return (logits_cV.argmax(-1) == clean(pair_c).argmax(-1)).float()"),
-    ("sweeps/metrics.py", "ours, theirs = log_softmax(_full(logits_cV), -1), log_softmax(_full(clean(pair_c)), -1)"),
-    ("modules/tree_start.py", "mass_NBR = below(head, logits_RV.softmax(-1).T.contiguous())"),
+    (
+        "sweeps/metrics.py",
+        "ours, theirs = log_softmax(_full(logits_cV), -1), log_softmax(_full(clean(pair_c)), -1)",
+    ),
     ("experiments/observe/lens.py", '"rank": (logits_NV > true_N).sum(-1),'),
-    ("experiments/intervene/quantization/packed_checkpoint.py", "for piece in weight.detach().float().split(group, dim=-1):"),
-    ("experiments/intervene/quantization/packed_checkpoint.py", "step = piece.abs().amax(-1, keepdim=True) / levels"),
+    (
+        "experiments/intervene/quantization/packed_checkpoint.py",
+        "for piece in weight.detach().float().split(group, dim=-1):",
+    ),
+    (
+        "experiments/intervene/quantization/packed_checkpoint.py",
+        "step = piece.abs().amax(-1, keepdim=True) / levels",
+    ),
     ("experiments/intervene/quantization/packed_checkpoint.py", "return torch.cat(found, dim=-1)"),
     ("sweeps/metrics.py", "return log_softmax(_full(logits_cV), -1)[:, self.token].exp()"),
     ("sweeps/metrics.py", "return log_softmax(_full(logits_cV), -1)[:, self.token]"),
     ("sweeps/metrics.py", "return (logits > logits[:, self.token, None]).sum(-1).float()"),
     ("modules/tree_head.py", "turn = (upto <= uniform_RL[walking, level, None]).sum(-1).minimum(last)"),
     ("modules/tree_head.py", "last = (self.children_NB[nodes] != ABSENT).sum(-1) - 1"),
-    ("modules/tree_start.py", "chances_RB = nn.functional.pad(states_RE @ found_EK, (1, 0)).softmax(-1)"),
-    ("experiments/intervene/noise.py", "ratio = (changed - after)[real].norm(dim=-1) / drawn[real].norm(dim=-1)"),
+    (
+        "experiments/intervene/noise.py",
+        "ratio = (changed - after)[real].norm(dim=-1) / drawn[real].norm(dim=-1)",
+    ),
     ("experiments/intervene/repeat.py", "length = steps[0][real].norm(dim=-1)"),
     ("experiments/observe/lens.py", "logp_NV = log_softmax(logits_NV, -1)"),
     ("experiments/observe/lens.py", "top = logp_NV.topk(min(SHOWN, logp_NV.shape[1]), -1)"),
     ("tokenizers/encoder.py", "return torch.nn.functional.normalize(vectors_BD, dim=-1).cpu()"),
     ("tokenizers/init_methods.py", "unit_ME = torch.nn.functional.normalize(atoms_ME.double(), dim=-1)"),
-    ("tokenizers/nearest.py", "found.append((asked_ND[start : start + rows] @ known_VD.T).topk(count, dim=-1))"),
     (
         "tokenizers/nearest.py",
-        "asked_ND, known_VD = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (asked_ND, known_VD))",
+        "found.append((asked_ND[start : start + rows] @ known_VD.T).topk(count, dim=-1))",
+    ),
+    (
+        "tokenizers/nearest.py",
+        (
+            "asked_ND, known_VD = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (asked_ND,"
+            " known_VD))"
+        ),
     ),
 )
 """(file, text of the line) where a sign lost makes -1 to 1: of two axes the last is number 1."""
@@ -48,11 +64,6 @@ EQUIVALENT = {
         "base, other -> other, base",
     ): "two tokens differ whichever is named first",
     (
-        "modules/tree_start.py",
-        "inner, leaf = under >= 0, (under < 0) & (under != ABSENT)",
-        "< -> <=",
-    ): "the root, node 0, is nobody's child",
-    (
         "modules/trees.py",
         "below = below[below >= 0]",
         ">= -> >",
@@ -69,7 +80,10 @@ EQUIVALENT = {
     ): "both places are filled before the tree is made",
     (
         "experiments/observe/trajectories.py",
-        "interval = [np.percentile(c[h], BAND) if h.any() else [np.nan] * 2 for c, h in zip(crossed.T, happened.T, strict=True)]",
+        (
+            "interval = [np.percentile(c[h], BAND) if h.any() else [np.nan] * 2 for c, h in zip(crossed.T,"
+            " happened.T, strict=True)]"
+        ),
         "2 -> 3",
     ): "only the first two are read",
     (
@@ -88,7 +102,7 @@ EQUIVALENT = {
         "1 -> 2",
     ): "any number below 0 says that the root is nobody's child",
     (
-        "graft_commands.py",
+        "jobs/graft_jobs.py",
         'domains = domains or {"almanac": almanac_windows(model, length, 99, HELD_CHARACTERS)}',
         "99 -> 100",
     ): "a seed: another almanac that was not trained on is as good",
@@ -96,7 +110,10 @@ EQUIVALENT = {
         "sweeps/prefix_cache.py",
         "worst = max(worst, gap(out, wanted))",
         "out, wanted -> wanted, out",
-    ): "where two outputs agree within the bound, so do their largest values; where they do not, both shares are far above it",
+    ): (
+        "where two outputs agree within the bound, so do their largest values; where they do not, both shares"
+        " are far above it"
+    ),
     (
         "tokenizers/mixtures.py",
         "kept_N = (sorted_NK * ranks_K > sums_NK).sum(1)",
@@ -113,13 +130,16 @@ EQUIVALENT = {
         "1 -> 2",
     ): "any other uneven vector tells a shift as well",
     (
-        "reference/diagnose.py",
+        "reference/diagnose_norms.py",
         "return bool(rows.isfinite().all()) and float((rows.pow(2).mean(-1) - 1).abs().max()) < 0.01",
         "all -> any",
     ): "a row that is not finite is not near 1 either",
     (
         "tokenizers/init_methods.py",
-        "gram_NKK += 1e-9 * gram_NKK.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(gram_NKK.shape[1])",
+        (
+            "gram_NKK += (1e-9 * gram_NKK.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] *"
+            " torch.eye(gram_NKK.shape[1]))"
+        ),
         "1e-9 -> 2e-09",
     ): "it keeps the solve from failing and moves the weights by a billionth either way",
     (
@@ -163,13 +183,19 @@ EQUIVALENT = {
         "8 -> 9",
     ): "what is drawn too much is not used: another sample is as good",
     (
-        "reference/diagnose.py",
-        "return a.shape == b.shape and float((a - b).abs().max()) <= CLOSE * max(float(b.abs().max()), 1e-30)",
+        "reference/stage_case.py",
+        (
+            "return a.shape == b.shape and float((a - b).abs().max()) <= CLOSE * max(float(b.abs().max()),"
+            " 1e-30)"
+        ),
         "1e-30 -> 2e-30",
     ): "no numbers of a model are that small",
     (
-        "reference/diagnose.py",
-        "return ratio if float((a - ratio * b).abs().max()) <= CLOSE * max(float(a.abs().max()), 1e-30) else None",
+        "reference/stage_case.py",
+        (
+            "return ratio if float((a - ratio * b).abs().max()) <= CLOSE * max(float(a.abs().max()), 1e-30)"
+            " else None"
+        ),
         "1e-30 -> 2e-30",
     ): "no numbers of a model are that small",
     (
@@ -206,7 +232,10 @@ EQUIVALENT = {
         "experiments/intervene/quantization/quantize.py",
         "chosen, lacking = _recipes(model, blocks, alone - clean, widths, read)",
         "- -> +",
-    ): "recipes go by the order of losses and by their least sum, which one number more in all of them leaves as they are",
+    ): (
+        "recipes go by the order of losses and by their least sum, which one number more in all of them"
+        " leaves as they are"
+    ),
     (
         "model/load.py",
         "return trace(hf, _probe_inputs(hf, length, 1, False)), length",

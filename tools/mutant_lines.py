@@ -1,8 +1,10 @@
-"""A pytest plugin that writes down which lines of regraft every test runs, and how long it takes: `-p mutant_lines`.
+"""A pytest plugin that writes down which lines of regraft every test runs, and how long it takes: `-p
+mutant_lines`.
 
-The file that the environment variable MUTANT_LINES names becomes {test: [seconds, {file: lines}]}, with files counted from
-`src/regraft`. Lines run while the tests were collected stand under no test. Processes that a test starts are not followed,
-but their seconds count: all are those of the processor, so a busy machine changes no choice of tests.
+The file that the environment variable MUTANT_LINES names becomes {test: [seconds, {file: lines}]}, with files
+counted from `src/regraft`. Lines run while the tests were collected stand under no test. Processes that a
+test starts are not followed, but their seconds count: all are those of the processor, so a busy machine
+changes no choice of tests.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ known: dict[str, str] = {}
 now: set[tuple[str, int]] = set()
 calls: Counter[CodeType] = Counter()
 OFTEN = 100
-"""Calls of one function in one test that are followed, so that loops of small functions do not take all the time."""
+"""Calls of one function in one test that are followed, so that loops of small functions do not take all the
+time."""
 
 
 def call(frame: FrameType, event: str, arg: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Where a fault of one token can be planted in a file of Python: its syntax tree walked over, positions in bytes."""
+"""Where a fault of one token can be planted in a file of Python: its syntax tree walked over, positions in
+bytes."""
 
 from __future__ import annotations
 
@@ -7,15 +8,24 @@ import re
 from dataclasses import dataclass
 
 COMPARISONS = {
-    ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"), ast.Eq: ("==", "!="),
+    ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"),
+    ast.Eq: ("==", "!="),
     ast.NotEq: ("!=", "=="), ast.Is: ("is", "is not"), ast.IsNot: ("is not", "is"), ast.In: ("in", "not in"),
     ast.NotIn: ("not in", "in"),
 }  # fmt: skip
 ARITHMETIC = {
-    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*"),
+    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"),
+    ast.FloorDiv: ("//", "*"),
     ast.Mod: ("%", "*"), ast.Pow: ("**", "*"),
 }  # fmt: skip
-PAIRS = [("min", "max"), ("all", "any"), ("argmin", "argmax"), ("amin", "amax"), ("floor", "ceil"), ("zeros", "ones")]
+PAIRS = [
+    ("min", "max"),
+    ("all", "any"),
+    ("argmin", "argmax"),
+    ("amin", "amax"),
+    ("floor", "ceil"),
+    ("zeros", "ones"),
+]
 NAMES = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 UNSEEN = ("strict", "indent", "show_progress")
 MEASURED = ("gap",)
@@ -71,7 +81,9 @@ class Finder(ast.NodeVisitor):
         """Keep one mutant."""
         line = self.source.count(b"\n", 0, begin) + 1
         old = self.source[begin:end].decode()
-        self.found.append(Mutant(self.path, line, begin, end, old, new, self.lines[line - 1].strip(), self.statement))
+        self.found.append(
+            Mutant(self.path, line, begin, end, old, new, self.lines[line - 1].strip(), self.statement)
+        )
 
     def between(self, left: ast.AST, right: ast.AST, old: str, new: str) -> None:
         """The operator between two operands."""
@@ -83,7 +95,9 @@ class Finder(ast.NodeVisitor):
     def visit_Compare(self, node: ast.Compare) -> None:
         operands = [node.left, *node.comparators]
         for left, right, operator in zip(operands, operands[1:], node.ops, strict=False):
-            measured = any(isinstance(side, ast.Call) and _name(side.func) in MEASURED for side in (left, right))
+            measured = any(
+                isinstance(side, ast.Call) and _name(side.func) in MEASURED for side in (left, right)
+            )
             if measured and isinstance(operator, (ast.Lt, ast.LtE, ast.Gt, ast.GtE)):
                 continue
             self.between(left, right, *COMPARISONS[type(operator)])
@@ -144,13 +158,18 @@ class Finder(ast.NodeVisitor):
         if len(node.args) > 1 and _name(node.func) not in ("min", "max", "isinstance"):
             first, second = node.args[:2]
             texts = [ast.unparse(argument) for argument in (first, second)]
-            plain = all(isinstance(a, (ast.Name, ast.Attribute)) for a in (first, second)) and first.lineno == second.lineno
+            plain = (
+                all(isinstance(a, (ast.Name, ast.Attribute)) for a in (first, second))
+                and first.lineno == second.lineno
+            )
             if plain and texts[0] != texts[1]:
                 self.note(self.at(first), self.at(second, end=True), f"{texts[1]}, {texts[0]}")
         for keyword in node.keywords:
             if _is(keyword.value, bool) and keyword.arg not in UNSEEN:
                 self.flip(keyword.value)
-        node.keywords = [k for k in node.keywords if k.arg not in UNSEEN and not (k.arg == "seed" and _is(k.value, int))]
+        node.keywords = [
+            k for k in node.keywords if k.arg not in UNSEEN and not (k.arg == "seed" and _is(k.value, int))
+        ]
         if _name(node.func) in SEEDED:
             node.args = [a for a in node.args if not _is(a, int)]
         self.generic_visit(node)

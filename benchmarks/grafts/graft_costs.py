@@ -1,8 +1,10 @@
-"""What a tree head and a byte embedding cost at the size of large vocabularies: `python -m benchmarks.grafts.graft_costs`.
+"""What a tree head and a byte embedding cost at the size of large vocabularies: `python -m
+benchmarks.grafts.graft_costs`.
 
-Side by side in one process, in turns, on random rows: a full softmax against a tree with row-sparse and with dense
-gradients at V 248,320 and D 1,024; drawing a token; multiply-adds by count; the byte embedding of a model with D 4,096.
-On the specimen: best-first search against the brute-force argmax on 1,000 states. Results: benchmarks/results/graft-costs.json.
+Side by side in one process, in turns, on random rows: a full softmax against a tree with row-sparse and with
+dense gradients at V 248,320 and D 1,024; drawing a token; multiply-adds by count; the byte embedding of a
+model with D 4,096. On the specimen: best-first search against the brute-force argmax on 1,000 states.
+Results: benchmarks/results/graft-costs.json.
 """
 
 from __future__ import annotations
@@ -36,8 +38,11 @@ VOCABULARY, WIDTH, TOKENS = 248_320, 1024, 512
 ROUNDS = 5
 
 
-def in_turns(works: dict[str, Callable[[], object]], rounds: int = ROUNDS, times: int = 3) -> dict[str, list[float]]:
-    """Seconds of each work in every round, the mean of some runs in a row; the first round of all is not kept."""
+def in_turns(
+    works: dict[str, Callable[[], object]], rounds: int = ROUNDS, times: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of each work in every round, the mean of some runs in a row; the first round of all is not
+    kept."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds + 1):
         for name, work in works.items():
@@ -62,7 +67,8 @@ class Softmax(nn.Module):
 
 
 def training(head: nn.Module, hidden_RD: torch.Tensor, ids_R: torch.Tensor) -> Callable[[], None]:
-    """Forward and backward pass of the loss of some tokens, for the head's parameters and the hidden states."""
+    """Forward and backward pass of the loss of some tokens, for the head's parameters and the hidden
+    states."""
 
     def work() -> None:
         given_RD = hidden_RD.clone().requires_grad_()
@@ -73,7 +79,9 @@ def training(head: nn.Module, hidden_RD: torch.Tensor, ids_R: torch.Tensor) -> C
     return work
 
 
-def stepping(head: nn.Module, hidden_RD: torch.Tensor, ids_R: torch.Tensor, matrices: str) -> Callable[[], None]:
+def stepping(
+    head: nn.Module, hidden_RD: torch.Tensor, ids_R: torch.Tensor, matrices: str
+) -> Callable[[], None]:
     """The same with a step of the optimisers that the trainer uses."""
     found = optimisers(head, 1e-4, matrices=matrices)
 
@@ -105,7 +113,8 @@ def at_size(results: Results) -> None:
     results.add(
         "forward and backward",
         {
-            "vocabulary": VOCABULARY, "width": WIDTH, "tokens": TOKENS, "seconds": seconds, "peak_bytes": peaks,
+            "vocabulary": VOCABULARY, "width": WIDTH, "tokens": TOKENS, "seconds": seconds,
+            "peak_bytes": peaks,
             "faster": {n: ratio(seconds, "full softmax", n) for n in works},
             "less_memory": {n: peaks["full softmax"] / peaks[n] for n in works},
         },
@@ -116,7 +125,8 @@ def at_size(results: Results) -> None:
     }
     seconds = in_turns(steps, 3)
     results.add(
-        "with a step of the optimiser", {"seconds": seconds, "faster": {n: ratio(seconds, next(iter(steps)), n) for n in steps}}
+        "with a step of the optimiser",
+        {"seconds": seconds, "faster": {n: ratio(seconds, next(iter(steps)), n) for n in steps}},
     )
     one_1D = hidden_RD[:1]
 
@@ -126,9 +136,15 @@ def at_size(results: Results) -> None:
 
     draws = {"full softmax": draw_full, "tree": lambda: sparse.sample(one_1D)}
     seconds = in_turns(draws, 15, times=10)
-    results.add("drawing one token", {"seconds": seconds, "faster": {n: ratio(seconds, "full softmax", n) for n in draws}})
+    results.add(
+        "drawing one token",
+        {"seconds": seconds, "faster": {n: ratio(seconds, "full softmax", n) for n in draws}},
+    )
     given = {"full softmax": VOCABULARY * WIDTH, "tree": tree.multiply_adds(WIDTH)}
-    results.add("multiply-adds of one token's log-probability", {**given, "fewer": given["full softmax"] / given["tree"]})
+    results.add(
+        "multiply-adds of one token's log-probability",
+        {**given, "fewer": given["full softmax"] / given["tree"]},
+    )
 
 
 def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
@@ -137,10 +153,15 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
 
 
 def searching(results: Results) -> None:
-    """Best-first search on the specimen's states, behind trees that start at the head's own path probabilities."""
+    """Best-first search on the specimen's states, behind trees that start at the head's own path
+    probabilities."""
     model = load()
     rows_VD = model.parts.head.weight.detach()
-    ids = [i for line in almanac.corpus(60_000, 3) for i in model.tokenizer(line, add_special_tokens=False)["input_ids"]]
+    ids = [
+        i
+        for line in almanac.corpus(60_000, 3)
+        for i in model.tokenizer(line, add_special_tokens=False)["input_ids"]
+    ]
     hidden_RD, _ = states(model, cut(np.array(ids, np.uint32), 128).batch(0, 40))
     fitted, asked = hidden_RD[:4000], hidden_RD[4000:5000]
     assert len(asked) == 1000
@@ -155,7 +176,9 @@ def searching(results: Results) -> None:
             f"best-first search, {2**levels} children",
             {
                 "states": len(asked),
-                "equal_to_brute_force": sum(t == int(b) for (t, _, _), b in zip(found, whole_RV.argmax(-1), strict=True)),
+                "equal_to_brute_force": sum(
+                    t == int(b) for (t, _, _), b in zip(found, whole_RV.argmax(-1), strict=True)
+                ),
                 "nodes": len(head.children_NB),
                 "visited_share": sum(visited) / len(visited) / len(head.children_NB),
                 "visited_median": statistics.median(visited),
@@ -164,7 +187,8 @@ def searching(results: Results) -> None:
 
 
 def large_embedding(results: Results) -> None:
-    """The byte embedding of a model with V 248,320 and D 4,096: what it weighs, and one training step on random rows."""
+    """The byte embedding of a model with V 248,320 and D 4,096: what it weighs, and one training step on
+    random rows."""
     config = ByteConfig(group=32, byte_width=128, blocks=1, heads=8, neurons=4096)
     rng = np.random.default_rng(0)
     lengths = np.minimum(rng.geometric(0.17, VOCABULARY), 40)
@@ -201,12 +225,17 @@ def large_embedding(results: Results) -> None:
 
 
 def main() -> None:
-    """Measure what is not there yet. The large embedding comes first: the process's highest memory is then its own."""
+    """Measure what is not there yet. The large embedding comes first: the process's highest memory is then
+    its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     torch.set_num_threads(parser.parse_args().threads)
     results = Results(RESULTS / "graft-costs.json")
-    for name, work in (("byte embedding at", large_embedding), ("forward and backward", at_size), ("best-first", searching)):
+    for name, work in (
+        ("byte embedding at", large_embedding),
+        ("forward and backward", at_size),
+        ("best-first", searching),
+    ):
         if not any(done.startswith(name) for done in results.content["runs"]):
             work(results)
 

@@ -1,8 +1,9 @@
-"""Train byte embeddings of many sizes on the specimen and measure them: `python -m benchmarks.grafts.graft_embedding --corpora
-DIR`.
+"""Train byte embeddings of many sizes on the specimen and measure them: `python -m
+benchmarks.grafts.graft_embedding --corpora DIR`.
 
-Every run is a warm-up on the table (with the metric that predictions feel, unless the run is about leaving it out) and then a
-training by the model. Results: benchmarks/results/graft-embedding.json; a run that stands there is not made again.
+Every run is a warm-up on the table (with the metric that predictions feel, unless the run is about leaving it
+out) and then a training by the model. Results: benchmarks/results/graft-embedding.json; a run that stands
+there is not made again.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def runs(warm: int, steps: int) -> dict[str, Run]:
     short = Run(SMALL, warm // 2, steps // 3)
     fine = ("two fifths", "a half", "all")
     curve = {
-        f"size: {name}": Run(config, warm, steps, rate=FINE_RATE if name in fine else 1e-3) for name, config in SIZES.items()
+        f"size: {name}": Run(config, warm, steps, rate=FINE_RATE if name in fine else 1e-3)
+        for name, config in SIZES.items()
     }
     ablations = {
         "nothing left out": short,
@@ -76,7 +78,8 @@ def runs(warm: int, steps: int) -> dict[str, Run]:
 
 
 def as_utf8(model: Model, table: TokenBytes) -> TokenBytes:
-    """The vocabulary's strings taken as UTF-8, as a naive reader would: byte-level letters become two bytes."""
+    """The vocabulary's strings taken as UTF-8, as a naive reader would: byte-level letters become two
+    bytes."""
     names = model.tokenizer.convert_ids_to_tokens(range(len(model.tokenizer)))
     naive = [
         str(names[i]).encode() if kind == "text" and i < len(names) else content
@@ -99,7 +102,9 @@ def measure(model: Model, text: Texts, table: TokenBytes, run: Run) -> dict:
     between = certify(model, [(embedding, graft)], text.held, table, most=64)
     clock = Clock()
     folder = Path(tempfile.mkdtemp(prefix="regraft-embedding-"))
-    plan = TrainingPlan(steps=run.steps, batch=8, rate=run.rate, warmup=20, save_every=10**9, matrices=run.matrices)
+    plan = TrainingPlan(
+        steps=run.steps, batch=8, rate=run.rate, warmup=20, save_every=10**9, matrices=run.matrices
+    )
     if run.steps:
         train(EmbeddingTask(model, graft, weights=run.weights), text.train, plan, folder)
     trained = clock()
@@ -138,7 +143,9 @@ def main() -> None:
     for name, run in runs(options.warm, options.steps).items():
         if name not in results and (not options.only or name in options.only):
             results.add(name, measure(model, text, table, run))
-    print(json.dumps({name: run["changes"]["books"] for name, run in results.content["runs"].items()}, indent=1))
+    print(
+        json.dumps({name: run["changes"]["books"] for name, run in results.content["runs"].items()}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Both grafts on models of other families, and on one model at once: `python -m benchmarks.grafts.graft_families --corpora DIR`.
+"""Both grafts on models of other families, and on one model at once: `python -m
+benchmarks.grafts.graft_families --corpora DIR`.
 
-A short run each: what counts is that the change is measured on a tied head (GPT-2), an encoder-decoder (T5) and with both
-grafts in place together. Results: benchmarks/results/graft-families.json; a model that stands there is not run again.
+A short run each: what counts is that the change is measured on a tied head (GPT-2), an encoder-decoder (T5)
+and with both grafts in place together. Results: benchmarks/results/graft-families.json; a model that stands
+there is not run again.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ from regraft.training.tasks.head_task import HeadTask, check_head, states
 from regraft.training.trainer import TrainingPlan, train
 
 MODELS = ("specimen:qwen3", "specimen:gpt2", "specimen:t5")
-CONFIGS = {192: ByteConfig(group=12, byte_width=48, neurons=456), 128: ByteConfig(group=16, byte_width=32, neurons=384)}
+CONFIGS = {
+    192: ByteConfig(group=12, byte_width=48, neurons=456),
+    128: ByteConfig(group=16, byte_width=32, neurons=384),
+}
 """By width: about half of the table's parameters."""
 
 WARM, STEPS, HEAD_STEPS, STATES = 800, 150, 800, 4000
@@ -41,7 +46,11 @@ def embedding_of(model: Model, text: Texts) -> ByteEmbedding:
     torch.manual_seed(0)
     graft = byte_embedding(token_bytes(model.tokenizer, model.table_rows), model.width, CONFIGS[model.width])
     warm_up(graft, embedded_rows(model), WARM, sensitivity(model, text.train))
-    run(EmbeddingTask(model, graft), text, TrainingPlan(steps=STEPS, batch=8, rate=3e-4, warmup=20, save_every=10**9))
+    run(
+        EmbeddingTask(model, graft),
+        text,
+        TrainingPlan(steps=STEPS, batch=8, rate=3e-4, warmup=20, save_every=10**9),
+    )
     return graft
 
 
@@ -75,13 +84,20 @@ def measure(model: Model, text: Texts) -> dict:
     seconds = clock()
     table = token_bytes(model.tokenizer, model.table_rows)
     sets = {"embedding": [embedding], "head": [head], "both": [embedding, head]}
-    certified = {name: certify(model, swaps_of(model, grafts), text.held, table) for name, grafts in sets.items()}
+    certified = {
+        name: certify(model, swaps_of(model, grafts), text.held, table) for name, grafts in sets.items()
+    }
     return {
         "tied": model.parts.tied,
-        "parameters": {"model": sum(p.numel() for p in model.hf.parameters()), "table": model.parts.embedding.weight.numel()},
+        "parameters": {
+            "model": sum(p.numel() for p in model.hf.parameters()),
+            "table": model.parts.embedding.weight.numel(),
+        },
         "embedding_parameters": parameters([embedding]),
         "head_parameters": parameters([head]),
-        "parameters_after": {name: float(data.parameters.sel(state="after")) for name, data in certified.items()},
+        "parameters_after": {
+            name: float(data.parameters.sel(state="after")) for name, data in certified.items()
+        },
         "steps": {"warm-up": WARM, "embedding": STEPS, "head": HEAD_STEPS},
         "seconds": seconds,
         "changes": {name: changes(data) for name, data in certified.items()},

@@ -1,8 +1,8 @@
 """Train tree heads on the specimen and measure them: `python -m benchmarks.grafts.graft_head --corpora DIR`.
 
-Heads of one group are trained side by side on the same batches, so the trunk runs once for all; each has its own
-parameters and its own optimiser state, and nothing of one reaches another (gradients are not clipped). Results:
-benchmarks/results/graft-head.json; a head that stands there is not trained again.
+Heads of one group are trained side by side on the same batches, so the trunk runs once for all; each has its
+own parameters and its own optimiser state, and nothing of one reaches another (gradients are not clipped).
+Results: benchmarks/results/graft-head.json; a head that stands there is not trained again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ HELD = 256
 
 @dataclass(frozen=True)
 class Head:
-    """One head: which tree, how many decisions a node takes at once, neurons of the adapter in times the width, steps."""
+    """One head: which tree, how many decisions a node takes at once, neurons of the adapter in times the
+    width, steps."""
 
     tree: str
     levels: int = 1
@@ -46,7 +47,9 @@ class Head:
 
 
 GROUPS = {
-    "trees": [Head(tree, 1, times) for tree in ("by id", "huffman", "two means", "merges") for times in (0, 4)],
+    "trees": [
+        Head(tree, 1, times) for tree in ("by id", "huffman", "two means", "merges") for times in (0, 4)
+    ],
     "branching": [Head("two means", levels, times) for levels in (2, 4, 6) for times in (0, 4)],
     "adapter": [Head("two means", levels, times) for levels in (1, 6) for times in (1, 8)],
     "long": [Head("two means", 1, 4, LONG), Head("two means", 6, 4, LONG)],
@@ -103,7 +106,9 @@ def losses(model: Model, heads: Mapping[str, TreeHead], windows: Windows) -> dic
     sums, count = dict.fromkeys(["original", *heads], 0.0), 0
     for number in range(math.ceil(min(HELD, len(windows)) / 8)):
         hidden_RD, next_R = states(model, windows.batch(number, 8))
-        sums["original"] += float(nn.functional.cross_entropy(model.parts.head(hidden_RD), next_R, reduction="sum"))
+        sums["original"] += float(
+            nn.functional.cross_entropy(model.parts.head(hidden_RD), next_R, reduction="sum")
+        )
         for called, head in heads.items():
             sums[called] -= float(head.log_probability(hidden_RD, next_R).sum())
         count += len(next_R)
@@ -113,7 +118,10 @@ def losses(model: Model, heads: Mapping[str, TreeHead], windows: Windows) -> dic
 def by_domain(model: Model, heads: Mapping[str, TreeHead], text: Texts) -> dict[str, dict[str, float]]:
     """Losses by head and domain."""
     found = {domain: losses(model, heads, windows) for domain, windows in text.held.items()}
-    return {called: {domain: values[called] for domain, values in found.items()} for called in ["original", *heads]}
+    return {
+        called: {domain: values[called] for domain, values in found.items()}
+        for called in ["original", *heads]
+    }
 
 
 @torch.no_grad()
@@ -136,7 +144,9 @@ def measure(model: Model, text: Texts, group: list[Head], counts_V: np.ndarray, 
         logits_RV = model.parts.head(hidden_RD)
     for one in group:
         torch.manual_seed(0)
-        head = tree_head(widened(made[one.tree], one.levels), model.width, one.times * model.width, sparse=False)
+        head = tree_head(
+            widened(made[one.tree], one.levels), model.width, one.times * model.width, sparse=False
+        )
         if (alike := begun.setdefault((one.tree, one.levels), name(one))) != name(one):
             copy_rows(heads[alike], head)
             heads[name(one)], starts[name(one)], seconds[name(one)] = head, starts[alike], seconds[alike]
@@ -182,7 +192,9 @@ def measure(model: Model, text: Texts, group: list[Head], counts_V: np.ndarray, 
 def main() -> None:
     """Train every head that is not there yet."""
     parser = arguments(__doc__, "books and books-heldout", "regraft-benchmark-texts")
-    parser.add_argument("--group", action="append", choices=list(GROUPS), help="may be repeated; by default all")
+    parser.add_argument(
+        "--group", action="append", choices=list(GROUPS), help="may be repeated; by default all"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load()

@@ -1,9 +1,10 @@
-"""Byte embeddings over the languages of the Universal Declaration: `python -m benchmarks.grafts.graft_languages --corpora DIR`.
+"""Byte embeddings over the languages of the Universal Declaration: `python -m
+benchmarks.grafts.graft_languages --corpora DIR`.
 
-A byte-level BPE of 64k tokens is trained on all the declaration's translations. Its tokens get vectors from the texts
-themselves: the leading singular vectors of the logarithm of how often two tokens stand beside each other (within four
-places) over what chance would make it. A byte embedding is fitted to that table. Results by script:
-benchmarks/results/graft-languages.json.
+A byte-level BPE of 64k tokens is trained on all the declaration's translations. Its tokens get vectors from
+the texts themselves: the leading singular vectors of the logarithm of how often two tokens stand beside each
+other (within four places) over what chance would make it. A byte embedding is fitted to that table. Results
+by script: benchmarks/results/graft-languages.json.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ def trained(files: list[Path]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train(
-        [str(f) for f in files], trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
+        [str(f) for f in files],
+        trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False),
     )
     return tokenizer
 
 
 def vectors(tokenizer: Tokenizer, files: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A table (V, D) from what stands beside what, scaled to a mean square of 1, and how often each token occurs."""
+    """A table (V, D) from what stands beside what, scaled to a mean square of 1, and how often each token
+    occurs."""
     ids = (tokenizer.encode(file.read_text(encoding="utf-8")).ids for file in files)
     rows, counts = beside_vectors(ids, tokenizer.get_vocab_size(), WIDTH)
     rows /= np.sqrt((rows[counts > 0] ** 2).mean())
@@ -48,14 +51,16 @@ def vectors(tokenizer: Tokenizer, files: list[Path]) -> tuple[torch.Tensor, torc
 
 
 def script(content: bytes) -> str:
-    """The script of most letters of a token, by their names in Unicode; what is no letter or no whole character is `other`."""
+    """The script of most letters of a token, by their names in Unicode; what is no letter or no whole
+    character is `other`."""
     letters = [c for c in content.decode("utf-8", errors="ignore") if c.isalpha()]
     names = Counter(unicodedata.name(c, "OTHER").split()[0].title() for c in letters)
     return names.most_common(1)[0][0] if names else "Other"
 
 
 def by_script(table: TokenBytes, seen_V: np.ndarray, errors_V: np.ndarray, sizes_V: np.ndarray) -> dict:
-    """For every script with at least 100 tokens: tokens, mean bytes, shares that are cut, error over mean square."""
+    """For every script with at least 100 tokens: tokens, mean bytes, shares that are cut, error over mean
+    square."""
     scripts = np.array([script(content) for content in table.bytes_V])
     lengths = np.array([len(content) for content in table.bytes_V])
     found = {}

@@ -14,7 +14,8 @@ SEED = 20240607
 TOLERANCE = 1e-4
 """Largest difference between two peers' values, absolute or relative to the largest value of the case."""
 WEIGHT_SCALE = 3.0
-"""Weights inside the blocks are this many times a fresh model's, so that the cells of a grid differ visibly."""
+"""Weights inside the blocks are this many times a fresh model's, so that the cells of a grid differ
+visibly."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ QUICK_SHAPES = {
 class Case:
     """One measurement.
 
-    `kind` names the method of a peer that runs it, `model` the shape, `positions` the tokens of the prompt. `target`
-    is how many times faster than a peer regraft wants to be, `against` the peers that the target speaks of, `sampled`
-    how many blocks the slow peers run in each round (0: all), their time then scaled to all blocks. `long` cases run
-    fewer rounds.
+    `kind` names the method of a peer that runs it, `model` the shape, `positions` the tokens of the prompt.
+    `target` is how many times faster than a peer regraft wants to be, `against` the peers that the target
+    speaks of, `sampled` how many blocks the slow peers run in each round (0: all), their time then scaled to
+    all blocks. `long` cases run fewer rounds.
     """
 
     key: str
@@ -64,22 +65,54 @@ class Case:
 
 EVERYONE = ("transformerlens", "nnsight", "loop")
 CASES = (
-    Case("grid16", "a  resid_pre patch grid, all blocks x {T} positions", "grid", "gpt2", 16, 8.0, EVERYONE, long=True),
-    Case("grid64", "b  resid_pre patch grid, all blocks x {T} positions", "grid", "gpt2", 64, 5.0, EVERYONE, 1, long=True),
+    Case(
+        "grid16",
+        "a  resid_pre patch grid, all blocks x {T} positions",
+        "grid",
+        "gpt2",
+        16,
+        8.0,
+        EVERYONE,
+        long=True,
+    ),
+    Case(
+        "grid64",
+        "b  resid_pre patch grid, all blocks x {T} positions",
+        "grid",
+        "gpt2",
+        64,
+        5.0,
+        EVERYONE,
+        1,
+        long=True,
+    ),
     Case("heads", "c  ablation of every head, {T} positions", "heads", "gpt2", 16, 5.0, EVERYONE, long=True),
     Case("knockout", "d  knockout of every block, {T} positions", "knockout", "gpt2", 16, 2.3, ("loop",)),
-    Case("swap", "e  swap of every pair of blocks, {T} positions", "swap", "qwen3", 16, 2.0, ("loop",), long=True),
+    Case(
+        "swap",
+        "e  swap of every pair of blocks, {T} positions",
+        "swap",
+        "qwen3",
+        16,
+        2.0,
+        ("loop",),
+        long=True,
+    ),
 )
-RECORD = Case("record", "f  recording of every block's stream, {T} positions", "record", "gpt2", 64, 1.05, ("loop",))
+RECORD = Case(
+    "record", "f  recording of every block's stream, {T} positions", "record", "gpt2", 64, 1.05, ("loop",)
+)
 QUICK_POSITIONS = {16: 6, 64: 12}
 
 
 @dataclass
 class Task:
-    """A case as it is sent to a peer: token ids, the two tokens whose logits are subtracted, and the blocks to run.
+    """A case as it is sent to a peer: token ids, the two tokens whose logits are subtracted, and the blocks
+    to run.
 
-    Values come back in rows, one for each entry of `blocks`; `scale` is what the time of the rows is multiplied by to
-    stand for all blocks. `last_only` asks the plain loop to compute the logits of the last position alone.
+    Values come back in rows, one for each entry of `blocks`; `scale` is what the time of the rows is
+    multiplied by to stand for all blocks. `last_only` asks the plain loop to compute the logits of the last
+    position alone.
     """
 
     kind: str

@@ -12,7 +12,8 @@ STAT = Path("/proc/stat")
 
 
 class Others:
-    """Measures from its creation on. This process, its ended children and the given living ones do not count."""
+    """Measures from its creation on. This process, its ended children and the given living ones do not
+    count."""
 
     def __init__(self, living: Iterable[int] = ()):
         self.living = tuple(living)

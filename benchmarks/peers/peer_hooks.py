@@ -1,4 +1,5 @@
-"""A plain loop: one full Hugging Face forward for each cell, with a hook, as a careful user writes it today."""
+"""A plain loop: one full Hugging Face forward for each cell, with a hook, as a careful user writes it
+today."""
 
 from __future__ import annotations
 
@@ -20,13 +21,16 @@ class Hooks(Peer):
         self.models = {name: open_hf(folder) for name, folder in folders.items()}
 
     def grid(self, task: Task) -> Outcome:
-        """Keep the clean run's hidden states; put one position of one block's input in place and run the model."""
+        """Keep the clean run's hidden states; put one position of one block's input in place and run the
+        model."""
         hf = self.models[task.model]
         blocks, _ = stack(hf)
 
         def clean_run() -> tuple[Tensor, ...]:
             options = {"logits_to_keep": 1} if task.last_only else {}
-            return hf(torch.tensor([task.clean]), use_cache=False, output_hidden_states=True, **options).hidden_states
+            return hf(
+                torch.tensor([task.clean]), use_cache=False, output_hidden_states=True, **options
+            ).hidden_states
 
         def cells(clean: tuple[Tensor, ...]) -> dict[str, list[float]]:
             rows: dict[str, list[float]] = {}
@@ -100,7 +104,9 @@ class Hooks(Peer):
 def measure(hf: Any, task: Task) -> float:
     """One full forward; the logit difference at the last position."""
     options = {"logits_to_keep": 1} if task.last_only else {}
-    return float(difference(hf(torch.tensor([task.corrupted]), use_cache=False, **options).logits[0, -1], task))
+    return float(
+        difference(hf(torch.tensor([task.corrupted]), use_cache=False, **options).logits[0, -1], task)
+    )
 
 
 def stack(hf: Any) -> tuple[nn.ModuleList, tuple[nn.Module, str]]:

@@ -1,7 +1,9 @@
-"""nnsight, as its documentation has it: the cells of one block are invokes of one trace, one forward on their batch.
+"""nnsight, as its documentation has it: the cells of one block are invokes of one trace, one forward on their
+batch.
 
-The guide on activation patching says of the layer by position map: "cache the clean run once and batch a whole layer's
-positions into one forward pass"; heads are zeroed at `c_proj.input`, blocks are left out with `skip`.
+The guide on activation patching says of the layer by position map: "cache the clean run once and batch a
+whole layer's positions into one forward pass"; heads are zeroed at `c_proj.input`, blocks are left out with
+`skip`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class NNsight(Peer):
         """One trace for the clean run, one for each block with an invoke for each position."""
         clean, corrupted = torch.tensor([task.clean]), torch.tensor([task.corrupted])
         resid, fixed = timed(lambda: self._clean_resid(clean))
-        rows, seconds = timed(lambda: {str(b): self._positions(b, corrupted, resid[b], task) for b in task.blocks})
+        rows, seconds = timed(
+            lambda: {str(b): self._positions(b, corrupted, resid[b], task) for b in task.blocks}
+        )
         return Outcome(rows, fixed + task.scale * seconds)
 
     def _clean_resid(self, clean: Tensor) -> list[Tensor]:

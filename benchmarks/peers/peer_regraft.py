@@ -44,7 +44,9 @@ class Regraft(Peer):
         edits = [Zero(f"{block}.head.{head}") for block in task.blocks for head in range(task.shape["heads"])]
 
         def run() -> SweepResult:
-            return sweep(model.record(task.corrupted), [Variant((e,)) for e in edits], logit_difference(*task.tokens))
+            return sweep(
+                model.record(task.corrupted), [Variant((e,)) for e in edits], logit_difference(*task.tokens)
+            )
 
         return outcome(*timed(run), [str(block) for block in task.blocks])
 
@@ -69,7 +71,8 @@ class Regraft(Peer):
         return outcome(*timed(run), rows)
 
     def record(self, task: Task) -> Outcome:
-        """A recording, the model's own forward, and that without its head, in turn; medians of the seconds."""
+        """A recording, the model's own forward, and that without its head, in turn; medians of the
+        seconds."""
         model = self.models[task.model]
         ids = torch.tensor([task.corrupted])
         runs = {

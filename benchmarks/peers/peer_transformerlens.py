@@ -22,7 +22,9 @@ class TransformerLens(Peer):
     def load(self, folders: dict[str, str]) -> None:
         """Bridge the GPT-2 shape, the only one whose cases TransformerLens can run."""
         folder = folders["gpt2"]
-        self.model = TransformerBridge.boot_transformers(folder, hf_model=open_hf(folder), device="cpu").eval()
+        self.model = TransformerBridge.boot_transformers(
+            folder, hf_model=open_hf(folder), device="cpu"
+        ).eval()
 
     def grid(self, task: Task) -> Outcome:
         """`get_act_patch_resid_pre` with the cache of the clean run."""
@@ -33,7 +35,9 @@ class TransformerLens(Peer):
         )
         (_, cache), fixed = timed(lambda: self.model.run_with_cache(clean))
         values, seconds = timed(
-            lambda: get_act_patch_resid_pre(self.model, corrupted, cache, last(task), index_axis_names=None, index_df=index)
+            lambda: get_act_patch_resid_pre(
+                self.model, corrupted, cache, last(task), index_axis_names=None, index_df=index
+            )
         )
         return Outcome(in_rows(values, task), fixed + task.scale * seconds)
 
@@ -41,9 +45,12 @@ class TransformerLens(Peer):
         """`generic_activation_patch` at `z`, with a setter that zeroes one head at every position."""
         corrupted = torch.tensor([task.corrupted])
         index = pandas.DataFrame(
-            [(block, head) for block in task.blocks for head in range(task.shape["heads"])], columns=["layer", "head"]
+            [(block, head) for block in task.blocks for head in range(task.shape["heads"])],
+            columns=["layer", "head"],
         )
-        nothing = ActivationCache({f"blocks.{b}.attn.hook_z": torch.empty(0) for b in task.blocks}, self.model)
+        nothing = ActivationCache(
+            {f"blocks.{b}.attn.hook_z": torch.empty(0) for b in task.blocks}, self.model
+        )
         values, seconds = timed(
             lambda: generic_activation_patch(
                 self.model, corrupted, nothing, last(task), zero_head, activation_name="z", index_df=index
@@ -69,7 +76,10 @@ class TransformerLens(Peer):
         """`run_with_cache` of the stream that enters each block."""
         ids = torch.tensor([task.corrupted])
         names = {f"blocks.{block}.hook_resid_pre" for block in task.blocks}
-        times = [timed(lambda: self.model.run_with_cache(ids, names_filter=lambda n: n in names))[1] for _ in range(5)]
+        times = [
+            timed(lambda: self.model.run_with_cache(ids, names_filter=lambda n: n in names))[1]
+            for _ in range(5)
+        ]
         return Outcome({}, sorted(times)[2])
 
 
@@ -99,7 +109,10 @@ def around(block: str) -> list[tuple[str, Callable]]:
 
 def in_rows(values: Tensor, task: Task) -> dict[str, list[float]]:
     """Flat values as one list for each block."""
-    return {str(block): row.tolist() for block, row in zip(task.blocks, values.view(len(task.blocks), -1), strict=True)}
+    return {
+        str(block): row.tolist()
+        for block, row in zip(task.blocks, values.view(len(task.blocks), -1), strict=True)
+    }
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ SCRIPTS = {
 
 
 def environment(name: str, given: dict[str, Path]) -> Path:
-    """The Python of a peer: this one, a given environment's, or that of `.env-<name>`, made where it is missing."""
+    """The Python of a peer: this one, a given environment's, or that of `.env-<name>`, made where it is
+    missing."""
     if name not in PACKAGES:
         return Path(sys.executable)
     folder = given.get(name, HERE / f".env-{name}")
@@ -36,7 +37,8 @@ def environment(name: str, given: dict[str, Path]) -> Path:
 
 
 def make_environment(name: str, folder: Path) -> None:
-    """Create an environment with the project's torch and one peer. torch goes first, so that its build is kept."""
+    """Create an environment with the project's torch and one peer. torch goes first, so that its build is
+    kept."""
     print(f"making {folder.name} for {PACKAGES[name]} ...", flush=True)
     torch = next(line.strip() for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -72,7 +74,8 @@ class Worker:
             variables["PYTHONPATH"] = str(ROOT / "src")
         self.process = subprocess.Popen(
             [str(python), "-m", f"benchmarks.peers.{SCRIPTS[name]}"], cwd=ROOT,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True, env=variables,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True,
+            env=variables,
         )  # fmt: skip
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:

@@ -19,21 +19,23 @@ COLUMNS = {
     "loop-last": "loop, last logits",
 }
 NOTES = """\
-Seconds are medians over rounds in which the peers take turns, one process each; "8.1x": a peer's over regraft's.
-'plain loop' is one full Hugging Face forward a cell with a hook, read at the last position; 'loop, last logits' is that
-with logits_to_keep=1, and has no target. nnsight runs the cells of one block as one batch, as its guide says.
-'work' is what regraft counted: block work of one full forward a cell over block work planned (planned + preparation).
-It leaves out the output matrix, the gain of large batches and all overhead; 'bound' counts multiply-adds with the
-output matrix, and is the most that a peer which batches its cells can be beaten by at equal efficiency. Values agree
-where they differ by at most {tolerance:g}, or {tolerance:g} of the largest; 'spread' is how far the cells lie apart.
-'busy': cores that other processes took meanwhile: two threads on two cores suffer a lot from that, so above 0.1 run
-it again."""
+Seconds are medians over rounds in which the peers take turns, one process each; "8.1x": a peer's over
+regraft's. 'plain loop' is one full Hugging Face forward a cell with a hook, read at the last position;
+'loop, last logits' is that with logits_to_keep=1, and has no target. nnsight runs the cells of one block
+as one batch, as its guide says. 'work' is what regraft counted: block work of one full forward a cell
+over block work planned (planned + preparation). It leaves out the output matrix, the gain of large
+batches and all overhead; 'bound' counts multiply-adds with the output matrix, and is the most that a
+peer which batches its cells can be beaten by at equal efficiency. Values agree where they differ by at
+most {tolerance:g}, or {tolerance:g} of the largest; 'spread' is how far the cells lie apart. 'busy':
+cores that other processes took meanwhile: two threads on two cores suffer a lot from that, so above 0.1
+run it again."""
 SAMPLED = "'~': timed on {count} of the blocks in each round, not the same every time, and scaled to all."
 
 
 @dataclass
 class Measured:
-    """One case: answers by entrant, the reason of each that gave none, and how many cores other processes kept busy."""
+    """One case: answers by entrant, the reason of each that gave none, and how many cores other processes
+    kept busy."""
 
     case: Case
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -56,7 +58,8 @@ class Measured:
         return work["naive"] / max(work["planned"] + work["preparation"], 1) if work else None
 
     def agreement(self) -> dict[str, float]:
-        """Largest difference between any two entrants, largest value, and the spread of the values over the cells."""
+        """Largest difference between any two entrants, largest value, and the spread of the values over the
+        cells."""
         cells: dict[tuple[str, int], list[float]] = {}
         for answers in self.answers.values():
             for answer in answers:
@@ -76,7 +79,8 @@ class Measured:
         }
 
     def arithmetic_bound(self, quick: bool) -> float | None:
-        """Multiply-adds of a full forward for each cell, head at every position included, over those of regraft's plan.
+        """Multiply-adds of a full forward for each cell, head at every position included, over those of
+        regraft's plan.
 
         A peer that runs cells in batches as large cannot be beaten by more than this at equal efficiency.
         """
@@ -107,7 +111,11 @@ def table(measured: list[Measured], record: Measured | None, startup: dict[str, 
     costs = [*_record_rows(record, quick), *_startup_rows(startup)]
     if costs:
         parts.append(_aligned([["case", "target", "measured", ""], *costs]))
-    refused = {f"{COLUMNS.get(name, name)} ({m.case.key}): {why}" for m in measured for name, why in m.refused.items()}
+    refused = {
+        f"{COLUMNS.get(name, name)} ({m.case.key}): {why}"
+        for m in measured
+        for name, why in m.refused.items()
+    }
     if refused:
         parts.append("n/a: " + "; ".join(sorted(refused)))
     parts += [f"FAIL: the values of case {m.case.key} differ between peers" for m in measured if not m.agrees]
@@ -152,14 +160,24 @@ def _record_rows(record: Measured | None, quick: bool) -> list[list[str]]:
     for plain in ("forward", "forward without head"):
         ratio = statistics.median(d["record"] / d[plain] for d in detail)
         own, other = (statistics.median(d[key] for d in detail) for key in ("record", plain))
-        rows.append(_cost(f"{name} / plain {plain}, same process", RECORD.target, ratio, f"{own:.4f} / {other:.4f} s", "x"))
+        rows.append(
+            _cost(
+                f"{name} / plain {plain}, same process",
+                RECORD.target,
+                ratio,
+                f"{own:.4f} / {other:.4f} s",
+                "x",
+            )
+        )
     for entrant in ("loop", "transformerlens", "nnsight"):
         own, other = record.seconds("regraft"), record.seconds(entrant)
         if own and other and entrant == "loop":
             words = f"{name} / plain forward, other process"
             rows.append(_cost(words, RECORD.target, own / other, f"{own:.4f} / {other:.4f} s", "x"))
         elif own and other:
-            rows.append([f"{name} / {COLUMNS[entrant]}'s", "", f"{own / other:.2f}x", f"{own:.4f} / {other:.4f} s"])
+            rows.append(
+                [f"{name} / {COLUMNS[entrant]}'s", "", f"{own / other:.2f}x", f"{own:.4f} / {other:.4f} s"]
+            )
     return rows
 
 
@@ -170,14 +188,25 @@ def _startup_rows(startup: dict[str, float]) -> list[list[str]]:
         words = f"{startup['import regraft']:.2f} - {startup['import torch']:.2f} s"
         rows.append(_cost("g  import regraft - import torch", IMPORT_TARGET, more, words, " s"))
     elif startup:
-        rows.append(["g  import regraft - import torch", f"<= {IMPORT_TARGET:g} s", "n/a", "import regraft failed"])
+        rows.append(
+            ["g  import regraft - import torch", f"<= {IMPORT_TARGET:g} s", "n/a", "import regraft failed"]
+        )
     if "from regraft import load, sweep" in startup:
         more = startup["from regraft import load, sweep"] - startup["import torch"]
-        rows.append(["g  from regraft import load, sweep - import torch", "", f"{more:.2f} s", "with what `import` puts off"])
+        rows.append(
+            [
+                "g  from regraft import load, sweep - import torch",
+                "",
+                f"{more:.2f} s",
+                "with what `import` puts off",
+            ]
+        )
     if "regraft --help" in startup:
         rows.append(_cost("g  regraft --help", HELP_TARGET, startup["regraft --help"], "", " s"))
     elif startup:
-        rows.append(["g  regraft --help", f"<= {HELP_TARGET:g} s", "n/a", "the command is not installed or fails"])
+        rows.append(
+            ["g  regraft --help", f"<= {HELP_TARGET:g} s", "n/a", "the command is not installed or fails"]
+        )
     return rows
 
 
@@ -188,7 +217,9 @@ def _cost(name: str, target: float, value: float, words: str, unit: str) -> list
 
 def _aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
 
 

@@ -1,7 +1,7 @@
 """Measure regraft beside its peers and print one table: `python -m benchmarks.peers.run`.
 
-Every peer runs in a process of its own, on the same weights, in float32 on two threads; the processes take turns, so
-that what else the machine does meets them all alike. Loading and one warm-up are not timed.
+Every peer runs in a process of its own, on the same weights, in float32 on two threads; the processes take
+turns, so that what else the machine does meets them all alike. Loading and one warm-up are not timed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from benchmarks.peers.processes import PACKAGES, ROOT, Failed, Worker, environme
 from benchmarks.peers.report import Measured, save, table
 from benchmarks.peers.startup import measure_startup
 
-ENTRANTS = {"regraft": "regraft", "transformerlens": "tl", "nnsight": "nn", "loop": "hooks", "loop-last": "hooks"}
+ENTRANTS = {
+    "regraft": "regraft",
+    "transformerlens": "tl",
+    "nnsight": "nn",
+    "loop": "hooks",
+    "loop-last": "hooks",
+}
 """Every column of the table, and the process that it is measured in."""
 
 
@@ -41,7 +47,10 @@ def main() -> int:
     host["seconds"] = others.seconds()
     prefix = "quick-" if options.quick else "part-" if options.only else ""
     path = save(ROOT / "benchmarks" / "results", prefix, host, versions, measured, record, startup)
-    print(f"\n{host['cpu']}, {host['cores']} cores, {host['seconds']:.0f} s in all, others took {others.cores():.2f} cores")
+    print(
+        f"\n{host['cpu']}, {host['cores']} cores, {host['seconds']:.0f} s in all, others took"
+        f" {others.cores():.2f} cores"
+    )
     print("QUICK RUN on tiny models: the numbers mean nothing\n" if options.quick else "")
     print(table(measured, record, startup, options.quick))
     print(f"\nevery round: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
@@ -53,13 +62,20 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [*(case.key for case in CASES), RECORD.key, "startup"]
     parser.add_argument(
-        "--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}; may be repeated"
+        "--only",
+        action="append",
+        choices=names,
+        metavar="NAME",
+        help=f"one of {', '.join(names)}; may be repeated",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of the long cases (3); short ones run more")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of the long cases (3); short ones run more"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny models, to try the script")
     parser.add_argument(
         "--env", action="append", default=[], metavar="PEER=FOLDER",
-        help=f"use this environment for a peer ({', '.join(PACKAGES)}) instead of making benchmarks/peers/.env-<peer>",
+        help=f"use this environment for a peer ({', '.join(PACKAGES)}) instead of making"
+        " benchmarks/peers/.env-<peer>",
     )  # fmt: skip
     options = parser.parse_args()
     options.env = {name: Path(folder) for name, folder in (given.split("=", 1) for given in options.env)}
@@ -73,8 +89,11 @@ def short(rounds: int) -> int:
     return 2 * rounds - 1
 
 
-def start_workers(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Worker], dict, dict[str, str]]:
-    """Save the models and start every process. Also the versions found, and the reason of each that did not start."""
+def start_workers(
+    folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, Worker], dict, dict[str, str]]:
+    """Save the models and start every process. Also the versions found, and the reason of each that did not
+    start."""
     pythons = {name: environment(name, options.env) for name in dict.fromkeys(ENTRANTS.values())}
     models = save_models(folder, options.quick)
     workers: dict[str, Worker] = {}
@@ -90,7 +109,9 @@ def start_workers(folder: Path, options: argparse.Namespace) -> tuple[dict[str, 
     return workers, versions, broken
 
 
-def measure(case: Case, workers: dict[str, Worker], broken: dict[str, str], options: argparse.Namespace) -> Measured:
+def measure(
+    case: Case, workers: dict[str, Worker], broken: dict[str, str], options: argparse.Namespace
+) -> Measured:
     """Run a case in rounds. Each round starts with another entrant."""
     found = Measured(case)
     entrants = [name for name in ENTRANTS if case is not RECORD or name != "loop-last"]
@@ -108,7 +129,8 @@ def measure(case: Case, workers: dict[str, Worker], broken: dict[str, str], opti
 
 
 def answer_of(found: Measured, name: str, turn: int, worker: Worker, quick: bool) -> None:
-    """One entrant's turn. Turn -1 is the warm-up: one block, or mere forwards where that is long; nothing of it is kept."""
+    """One entrant's turn. Turn -1 is the warm-up: one block, or mere forwards where that is long; nothing of
+    it is kept."""
     blocks = None if name == "regraft" else sampled_blocks(found.case, turn, quick)
     task = make_task(found.case, quick, blocks, last_only=name == "loop-last")
     if turn < 0:

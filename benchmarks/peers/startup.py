@@ -16,7 +16,8 @@ HELP_TARGET = 0.5
 
 
 def measure_startup(rounds: int) -> dict[str, float]:
-    """Median seconds of `import torch`, `import regraft` and, where the command is installed, `regraft --help`."""
+    """Median seconds of `import torch`, `import regraft` and, where the command is installed, `regraft
+    --help`."""
     commands = {
         "import torch": [sys.executable, "-c", "import torch"],
         "import regraft": [sys.executable, "-c", "import regraft"],

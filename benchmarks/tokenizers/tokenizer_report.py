@@ -1,7 +1,8 @@
-"""Write what the tokenizers' benchmarks measured: docs/measured_tokenizers.md, and its figures in docs/images.
+"""Write what the tokenizers' benchmarks measured: docs/measured_tokenizers.md, and its figures in
+docs/images.
 
-Reads benchmarks/results/tokenizer-*.json and nothing else. Run from the project's root with the `browser` extra and Debian's
-chromium: `python -m benchmarks.tokenizers.tokenizer_report`.
+Reads benchmarks/results/tokenizer-*.json and nothing else. Run from the project's root with the `browser`
+extra and Debian's chromium: `python -m benchmarks.tokenizers.tokenizer_report`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def size_rows(found: dict[str, Any]) -> list[str]:
     """Bytes per token by kind and size."""
     rows = [
         (
-            "| kind | vocabulary | books | fewer tokens than ordinary | code | sums | tokens per word of books | tokens of "
-            "books that cross words | MB/s |"
+            "| kind | vocabulary | books | fewer tokens than ordinary | code | sums | tokens per word of"
+            " books | tokens of books that cross words | MB/s |"
         ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -40,8 +41,9 @@ def size_rows(found: dict[str, Any]) -> list[str]:
             books, code, sums = (f"{run['bytes_per_token'][d]:.3f}" for d in READ)
             saved = "" if kind == "ordinary" else f"{fewer(found, kind, size):.1%}"
             rows.append(
-                f"| {kind} | {run['vocabulary']:,} | {books} | {saved} | {code} | {sums} | {run['tokens_per_word']['books']:.3f} "
-                f"| {run['crossing']['books']:.1%} | {run['megabytes_per_second']:.2f} |"
+                f"| {kind} | {run['vocabulary']:,} | {books} | {saved} | {code} | {sums} |"
+                f" {run['tokens_per_word']['books']:.3f} | {run['crossing']['books']:.1%} |"
+                f" {run['megabytes_per_second']:.2f} |"
             )
     return rows
 
@@ -55,7 +57,9 @@ def size_figure(found: dict[str, Any]) -> go.Figure:
             line = dict(color=colour, dash=dash)
             figure.add_scatter(x=SIZES, y=values, name=f"{kind}, {domain}", mode="lines+markers", line=line)
     figure.update_layout(showlegend=True)
-    figure.update_xaxes(title="tokens in the vocabulary", type="log", tickvals=SIZES, ticktext=[f"{size:,}" for size in SIZES])
+    figure.update_xaxes(
+        title="tokens in the vocabulary", type="log", tickvals=SIZES, ticktext=[f"{size:,}" for size in SIZES]
+    )
     figure.update_yaxes(title="bytes of text per token")
     return figure
 
@@ -74,9 +78,14 @@ def variant_rows(found: dict[str, Any]) -> list[str]:
 
 def language_rows(found: dict[str, Any]) -> list[str]:
     """Bytes per token by language, trained on books and on translations."""
-    columns = [f"{kind} {LANGUAGES_SIZE}" for kind in KINDS] + [f"languages: {kind} {LANGUAGES_SIZE}" for kind in KINDS]
+    columns = [f"{kind} {LANGUAGES_SIZE}" for kind in KINDS] + [
+        f"languages: {kind} {LANGUAGES_SIZE}" for kind in KINDS
+    ]
     rows = [
-        f"| language | {' | '.join(f'{k}, books' for k in KINDS)} | {' | '.join(f'{k}, translations' for k in KINDS)} |",
+        (
+            f"| language | {' | '.join(f'{k}, books' for k in KINDS)} |"
+            f" {' | '.join(f'{k}, translations' for k in KINDS)} |"
+        ),
         f"|---|{'---|' * len(columns)}",
     ]
     for domain in found[columns[0]]["bytes_per_token"]:
@@ -91,7 +100,10 @@ def language_sizes(found: dict[str, Any]) -> list[str]:
     rows = [f"| language | {' | '.join(f'{size:,}' for size in SIZES)} |", f"|---|{'---|' * len(SIZES)}"]
     for domain in found[f"ordinary {SIZES[0]}"]["bytes_per_token"]:
         if domain.startswith("language "):
-            cells = [" / ".join(f"{found[f'{k} {size}']['bytes_per_token'][domain]:.2f}" for k in KINDS) for size in SIZES]
+            cells = [
+                " / ".join(f"{found[f'{k} {size}']['bytes_per_token'][domain]:.2f}" for k in KINDS)
+                for size in SIZES
+            ]
             rows.append(f"| {domain.removeprefix('language ')} | {' | '.join(cells)} |")
     return rows
 
@@ -101,8 +113,13 @@ def token_lines(found: dict[str, Any]) -> list[str]:
     lines = []
     for kind in ("supertoken", "superword"):
         run = found[f"{kind} 16384"]
-        for what, key, most in (("most frequent that cross words", "crossing_tokens", 12), ("longest", "longest_tokens", 8)):
-            lines.append(f"- {kind} 16,384, {what}: " + ", ".join(f"`{token!r}`" for token in run[key][:most]))
+        for what, key, most in (
+            ("most frequent that cross words", "crossing_tokens", 12),
+            ("longest", "longest_tokens", 8),
+        ):
+            lines.append(
+                f"- {kind} 16,384, {what}: " + ", ".join(f"`{token!r}`" for token in run[key][:most])
+            )
     return lines
 
 
@@ -112,7 +129,9 @@ def transplant_rows(found: dict[str, Any], case: str) -> list[str]:
     first = next(iter(named.values()))
     healing = "healed" in first
     stages = ("after", "healed") if healing else ("after",)
-    heads = " | ".join(f"{d}, {'healed' if stage == 'healed' else 'at once'}" for stage in stages for d in DOMAINS)
+    heads = " | ".join(
+        f"{d}, {'healed' if stage == 'healed' else 'at once'}" for stage in stages for d in DOMAINS
+    )
     own = " | ".join([*(f"{first['before'][d]:.3f}" for d in DOMAINS), *([""] * 3 if healing else [])])
     rows = [
         f"| method | {heads} | seconds |",
@@ -120,7 +139,11 @@ def transplant_rows(found: dict[str, Any], case: str) -> list[str]:
         f"| *own tokenizer* | {own} | |",
     ]
     for method, run in named.items():
-        cells = [_marked(run[stage][d], [one[stage][d] for one in named.values()]) for stage in stages for d in DOMAINS]
+        cells = [
+            _marked(run[stage][d], [one[stage][d] for one in named.values()])
+            for stage in stages
+            for d in DOMAINS
+        ]
         rows.append(f"| {method} | {' | '.join(cells)} | {run['seconds']:.1f} |")
     return rows
 
@@ -143,7 +166,10 @@ def losses(found: dict[str, Any], case: str) -> str:
 
 def counts(run: dict[str, Any]) -> str:
     """What is taken over and what is new."""
-    return f"{run['tokens']:,} tokens: {run['taken_over']:,} take over old rows, {run['estimated']:,} are estimated."
+    return (
+        f"{run['tokens']:,} tokens: {run['taken_over']:,} take over old rows, {run['estimated']:,} are"
+        " estimated."
+    )
 
 
 def sensitivity(found: dict[str, Any], setting: str) -> go.Figure:
@@ -154,7 +180,9 @@ def sensitivity(found: dict[str, Any], setting: str) -> go.Figure:
     for domain, colour in zip(DOMAINS, PALETTE, strict=False):
         own = found[f"{case}: hybrid"]["after"][domain]
         values = [run["after"][domain] - own for run in made]
-        figure.add_scatter(x=[r["value"] for r in made], y=values, name=domain, mode="lines+markers", line_color=colour)
+        figure.add_scatter(
+            x=[r["value"] for r in made], y=values, name=domain, mode="lines+markers", line_color=colour
+        )
     figure.update_layout(showlegend=True)
     kind = "log" if setting in ("temperature", "nearest") else "linear"
     figure.update_xaxes(title=setting, type=kind, tickvals=[r["value"] for r in made])
@@ -166,17 +194,17 @@ def size_lines(found: dict[str, Any]) -> list[str]:
     """Time and memory of a large vocabulary."""
     rows = [
         (
-            "| search | taken over | estimated | matching | encoder's cache | estimates and tables | measuring, writing, "
-            "reading again | process peak |"
+            "| search | taken over | estimated | matching | encoder's cache | estimates and tables |"
+            " measuring, writing, reading again | process peak |"
         ),
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, run in found.items():
         encoded = f"{run['encoder_and_cache_seconds']:.1f} s ({run['encoded_now']:,} encoded now)"
         rows.append(
-            f"| {name} | {run['taken_over']:,} | {run['estimated']:,} | {run['matching_seconds']:.1f} s | "
-            f"{encoded} | {run['estimate_and_tables_seconds']:.1f} s | {run['measuring_and_writing_seconds']:.1f} s | "
-            f"{run['process_peak_gib']:.2f} GiB |"
+            f"| {name} | {run['taken_over']:,} | {run['estimated']:,} | {run['matching_seconds']:.1f} s |"
+            f" {encoded} | {run['estimate_and_tables_seconds']:.1f} s |"
+            f" {run['measuring_and_writing_seconds']:.1f} s | {run['process_peak_gib']:.2f} GiB |"
         )
     return rows
 
@@ -187,7 +215,8 @@ def text_rows(found: dict[str, Any]) -> list[str]:
     for name, run in found.items():
         lines += [f"{name} (`{run['command']}`):", ""]
         lines += [
-            f"> **{prompt}**{' '.join(said.split(' ')).replace(chr(10), ' / ')}" + "\n>" for prompt, said in run["said"].items()
+            f"> **{prompt}**{' '.join(said.split(' ')).replace(chr(10), ' / ')}" + "\n>"
+            for prompt, said in run["said"].items()
         ]
         lines += [""]
     return lines
@@ -195,26 +224,29 @@ def text_rows(found: dict[str, Any]) -> list[str]:
 
 def page() -> str:
     """The whole page."""
-    trained, planted, sizes, text = (runs(name, "tokenizer") for name in ("train", "transplant", "size", "text"))
+    trained, planted, sizes, text = (
+        runs(name, "tokenizer") for name in ("train", "transplant", "size", "text")
+    )
     first, size = next(iter(planted.values())), next(iter(sizes.values()))
     cases = list(dict.fromkeys(name.rpartition(": ")[0] for name in planted))
     parts = [
         "# Tokenizers, measured",
         "",
         (
-            "Written by `benchmarks/tokenizers/tokenizer_report.py` from `benchmarks/results/tokenizer-*.json`, where every run's"
-            " settings stand."
+            "Written by `benchmarks/tokenizers/tokenizer_report.py` from"
+            " `benchmarks/results/tokenizer-*.json`, where every run's settings stand."
         ),
         "",
         "## Bytes per token",
         "",
         (
             f"`benchmarks/tokenizers/tokenizer_train.py` ({made_by(trained['ordinary 4096'])}). Trained on"
-            f" {trained['ordinary 4096']['bytes'] / 1e6:.1f} MB of books; measured on other books, on code of the standard"
-            " library and on word problems. Chunks of supertokens: 200 characters, deviation 50. Aim: supertokens at least 20%"
-            " fewer tokens than ordinary ones on books at 16k and above. They are"
-            f" {fewer(trained, 'supertoken', 16_384):.1%} fewer at 16k, {fewer(trained, 'supertoken', 32_768):.1%} at 32k;"
-            f" superwords {fewer(trained, 'superword', 16_384):.1%} and {fewer(trained, 'superword', 32_768):.1%}."
+            f" {trained['ordinary 4096']['bytes'] / 1e6:.1f} MB of books; measured on other books, on code of"
+            " the standard library and on word problems. Chunks of supertokens: 200 characters, deviation"
+            " 50. Aim: supertokens at least 20% fewer tokens than ordinary ones on books at 16k and above."
+            f" They are {fewer(trained, 'supertoken', 16_384):.1%} fewer at 16k,"
+            f" {fewer(trained, 'supertoken', 32_768):.1%} at 32k; superwords"
+            f" {fewer(trained, 'superword', 16_384):.1%} and {fewer(trained, 'superword', 32_768):.1%}."
         ),
         "",
         *size_rows(trained),
@@ -222,8 +254,8 @@ def page() -> str:
         "![Bytes per token over size](images/tokenizer-sizes.png)",
         "",
         (
-            "Longer chunks lose fewer tokens at their cuts, up to a length; superwords by the share of the vocabulary that is"
-            " merged within words:"
+            "Longer chunks lose fewer tokens at their cuts, up to a length; superwords by the share of the"
+            " vocabulary that is merged within words:"
         ),
         "",
         *variant_rows(trained),
@@ -235,8 +267,9 @@ def page() -> str:
         "## Languages",
         "",
         (
-            "Bytes per token of 16,384 tokens on news in translation, of tokenizers trained on (English) books and on the"
-            f" Universal Declaration's translations ({trained[f'languages: ordinary {LANGUAGES_SIZE}']['bytes'] / 1e6:.1f} MB)."
+            "Bytes per token of 16,384 tokens on news in translation, of tokenizers trained on (English)"
+            " books and on the Universal Declaration's translations"
+            f" ({trained[f'languages: ordinary {LANGUAGES_SIZE}']['bytes'] / 1e6:.1f} MB)."
         ),
         "",
         *language_rows(trained),
@@ -248,20 +281,30 @@ def page() -> str:
         "## Transplants",
         "",
         (
-            f"`benchmarks/tokenizers/tokenizer_transplant.py` ({made_by(first)}, two such processes side by side). Bits per byte"
-            f" with the new tokenizer, at once and after {first['healing_steps']} healing steps of"
-            f" {first['healing_tokens']:,} tokens of books, almanac and code; best in bold. `mean`, `retok`, `align`, `focus` and"
-            " `pursuit` are the baselines."
+            f"`benchmarks/tokenizers/tokenizer_transplant.py` ({made_by(first)}, two such processes side by"
+            " side). Bits per byte with the new tokenizer, at once and after"
+            f" {first['healing_steps']} healing steps of {first['healing_tokens']:,} tokens of books, almanac"
+            " and code; best in bold. `mean`, `retok`, `align`, `focus` and `pursuit` are the baselines."
         ),
         "",
     ]
     for case in cases:
         run = planted[f"{case}: hybrid"]
-        parts += [f"### {case}", "", f"{counts(run)} {losses(planted, case)}", "", *transplant_rows(planted, case), ""]
+        parts += [
+            f"### {case}",
+            "",
+            f"{counts(run)} {losses(planted, case)}",
+            "",
+            *transplant_rows(planted, case),
+            "",
+        ]
     parts += [
         "### Settings of the hybrid",
         "",
-        f"{cases[0]}, one setting at a time; the defaults are temperature 0.3, 3 nearest, weight 0.3, threshold 0.",
+        (
+            f"{cases[0]}, one setting at a time; the defaults are temperature 0.3, 3 nearest, weight 0.3,"
+            " threshold 0."
+        ),
         "",
     ]
     parts += [line for name in VARIED for line in (f"![{name}](images/tokenizer-{name}.png)", "")]
@@ -269,17 +312,20 @@ def page() -> str:
         "## At size",
         "",
         (
-            f"`benchmarks/tokenizers/tokenizer_size.py` ({made_by(size)}): {size['new']:,} tokens into a model of width"
-            f" {size['width']:,} that had {size['old']:,}, embedding and output matrix apart. The encoder's vectors were in its"
-            " cache; aim, without the encoder's own time: under 5 minutes and under 6 GiB. The second row ran in the same"
-            " process behind the first."
+            f"`benchmarks/tokenizers/tokenizer_size.py` ({made_by(size)}): {size['new']:,} tokens into a"
+            f" model of width {size['width']:,} that had {size['old']:,}, embedding and output matrix apart."
+            " The encoder's vectors were in its cache; aim, without the encoder's own time: under 5 minutes"
+            " and under 6 GiB. The second row ran in the same process behind the first."
         ),
         "",
         *size_lines(sizes),
         "",
         "## What a transplanted model writes",
         "",
-        "In plain transformers, from the written folder, greedily (`benchmarks/tokenizers/tokenizer_text.py`):",
+        (
+            "In plain transformers, from the written folder, greedily"
+            " (`benchmarks/tokenizers/tokenizer_text.py`):"
+        ),
         "",
         *text_rows(text),
     ]

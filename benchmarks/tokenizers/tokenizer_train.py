@@ -1,5 +1,5 @@
-"""Train tokenizers of three kinds and four sizes on books and measure them: `python -m benchmarks.tokenizers.tokenizer_train
---corpora DIR`.
+"""Train tokenizers of three kinds and four sizes on books and measure them: `python -m
+benchmarks.tokenizers.tokenizer_train --corpora DIR`.
 
 Results: benchmarks/results/tokenizer-train.json; a tokenizer that stands there is not trained again.
 """
@@ -36,19 +36,31 @@ def trained_once(recipe: Recipe, sources: Sequence[Path], folder: Path) -> Any:
     """The tokenizer of a folder, trained on some files and folders where it is not there yet."""
     if not folder.exists():
         files = text_files(sources)
-        write_tokenizer(wrapped(train_bpe((text for file in files for text in texts_in(file)), recipe), ROLES), folder)
+        write_tokenizer(
+            wrapped(train_bpe((text for file in files for text in texts_in(file)), recipe), ROLES), folder
+        )
     return open_tokenizer(str(folder))
 
 
 def runs() -> dict[str, tuple[Recipe, str]]:
     """Every tokenizer: its recipe and the folder of the corpora that it is trained on."""
-    found = {f"{kind} {size}": (Recipe(size, kind, read_lengths("gaussian:200:50")), "books") for size in SIZES for kind in KINDS}
+    found = {
+        f"{kind} {size}": (Recipe(size, kind, read_lengths("gaussian:200:50")), "books")
+        for size in SIZES
+        for kind in KINDS
+    }
     for said in LENGTHS:
         found[f"supertoken 8192, {said}"] = (Recipe(8192, "supertoken", read_lengths(said)), "books")
     for words in (0.25, 0.75):
-        found[f"superword 16384, {words:.0%} within words"] = (Recipe(16_384, "superword", words=words), "books")
+        found[f"superword 16384, {words:.0%} within words"] = (
+            Recipe(16_384, "superword", words=words),
+            "books",
+        )
     for kind in KINDS:
-        found[f"languages: {kind} {LANGUAGES_SIZE}"] = (Recipe(LANGUAGES_SIZE, kind, read_lengths("gaussian:200:50")), "udhr")
+        found[f"languages: {kind} {LANGUAGES_SIZE}"] = (
+            Recipe(LANGUAGES_SIZE, kind, read_lengths("gaussian:200:50")),
+            "udhr",
+        )
     return found
 
 
@@ -58,9 +70,15 @@ def domains(corpora: Path) -> dict[str, list[str]]:
     def of(*paths: Path) -> list[str]:
         return pieces((text for file in text_files(paths) for text in texts_in(file)), PIECES)
 
-    sums = [json.loads(line)["question"] for line in next((corpora / "gsm8k").glob("*.jsonl")).open(encoding="utf-8")]
+    sums = [
+        json.loads(line)["question"]
+        for line in next((corpora / "gsm8k").glob("*.jsonl")).open(encoding="utf-8")
+    ]
     found = {"books": of(corpora / "books-heldout"), "code": of(*held_code()), "sums": pieces(sums, PIECES)}
-    return {**found, **{f"language {file.stem}": of(file) for file in sorted((corpora / "ntrex").glob("*.txt"))}}
+    return {
+        **found,
+        **{f"language {file.stem}": of(file) for file in sorted((corpora / "ntrex").glob("*.txt"))},
+    }
 
 
 def main() -> None:

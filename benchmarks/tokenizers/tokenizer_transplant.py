@@ -1,8 +1,9 @@
-"""Give specimens other tokenizers by every method and heal them: `python -m benchmarks.tokenizers.tokenizer_transplant --corpora
-DIR`.
+"""Give specimens other tokenizers by every method and heal them: `python -m
+benchmarks.tokenizers.tokenizer_transplant --corpora DIR`.
 
-The tokenizers are trained on books, almanac and code, as the specimens were. Then the settings of the hybrid, one at a time.
-Results: benchmarks/results/tokenizer-transplant.json; a run that stands there is not made again.
+The tokenizers are trained on books, almanac and code, as the specimens were. Then the settings of the hybrid,
+one at a time. Results: benchmarks/results/tokenizer-transplant.json; a run that stands there is not made
+again.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def healed(done: Transplant, texts: list[str]) -> float:
 
 
 def sources(corpora: Path, cache: Path) -> list[Path]:
-    """Text that tokenizers, methods and healing may look at: books, an almanac, single modules of the standard library."""
+    """Text that tokenizers, methods and healing may look at: books, an almanac, single modules of the
+    standard library."""
     facts = cache / "almanac-train.txt"
     if not facts.is_file():
         facts.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +93,12 @@ def learnt(corpora: Path, cache: Path) -> list[str]:
     books, facts, *code = sources(corpora, cache)
     drawn = []
     for paths, share in (([books], 4), ([facts], 1), (code, 1)):
-        drawn.append(pieces((text for file in text_files(paths) for text in texts_in(file)), share * LEARNT // 6))
-    return [text for group in zip(*(drawn[0][i::4] for i in range(4)), *drawn[1:], strict=False) for text in group]
+        drawn.append(
+            pieces((text for file in text_files(paths) for text in texts_in(file)), share * LEARNT // 6)
+        )
+    return [
+        text for group in zip(*(drawn[0][i::4] for i in range(4)), *drawn[1:], strict=False) for text in group
+    ]
 
 
 def tokenizer(name: str, corpora: Path, cache: Path) -> Any:
@@ -102,14 +108,18 @@ def tokenizer(name: str, corpora: Path, cache: Path) -> Any:
     return trained_once(TOKENIZERS[name], sources(corpora, cache), cache / name.replace(" ", "-"))
 
 
-def measure_case(name: str, case: TransplantCase, model, domains: dict, texts: list[str], results: Results) -> None:
+def measure_case(
+    name: str, case: TransplantCase, model, domains: dict, texts: list[str], results: Results
+) -> None:
     """Every method on one case."""
     before = None
     for method in METHODS:
         label = f"{name}: {method}"
         if label in results:
             continue
-        before = before or {d: score(model, case.old, held_texts).bits_per_byte for d, held_texts in domains.items()}
+        before = before or {
+            d: score(model, case.old, held_texts).bits_per_byte for d, held_texts in domains.items()
+        }
         clock = Clock()
         done = transplant(model, case, InitSettings(method))
         values = {

@@ -1,7 +1,8 @@
 """regraft: take a transformer apart, see what every part does, replace one, and prove that it still works.
 
-Names are imported when they are first used, so that the command line can answer `--help` without loading PyTorch; this file
-lists them once, for Python below `_HOMES` and for type checkers below TYPE_CHECKING (a test holds the two together).
+Names are imported when they are first used, so that the command line can answer `--help` without loading
+PyTorch; this file lists them once, for Python below `_HOMES` and for type checkers below TYPE_CHECKING (a
+test holds the two together).
 """
 
 from importlib import import_module

@@ -1,4 +1,5 @@
-"""Checkpoints whose matrices are packed integers (compressed-tensors), opened as plain matrices of the same values."""
+"""Checkpoints whose matrices are packed integers (compressed-tensors), opened as plain matrices of the same
+values."""
 
 from __future__ import annotations
 

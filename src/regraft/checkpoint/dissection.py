@@ -1,7 +1,9 @@
-"""The anatomy of a checkpoint from its headers alone: parts, repeated blocks, widths, heads, tables, parameters, what is odd.
+"""The anatomy of a checkpoint from its headers alone: parts, repeated blocks, widths, heads, tables,
+parameters, what is odd.
 
-What is counted is certain, what follows from names and shapes is inferred, and what shapes cannot tell is unknown, with the
-values that they allow. A config.json, where there is one, is a witness: what it says and the shapes bear out is certain.
+What is counted is certain, what follows from names and shapes is inferred, and what shapes cannot tell is
+unknown, with the values that they allow. A config.json, where there is one, is a witness: what it says and
+the shapes bear out is certain.
 Shapes: D width, H heads, G key/value heads, K width of a head, F neurons, V vocabulary, E experts.
 """
 
@@ -26,12 +28,15 @@ NUMBER = re.compile(r"[0-9]{1,6}")
 NORM = re.compile(r"norm|(^|\.)ln_?\w*(\.|$)", re.IGNORECASE)
 HEAD = re.compile(r"lm_head|output|head|decoder$|classifier|unembed|embed_out", re.IGNORECASE)
 ATTENDS = frozenset({"q", "k", "v", "qkv", "cross_q", "cross_qkv"})
-PRESENT, RARE, LEAST_ROWS = 0.6, 0.15, 8
+PRESENT, ALIKE, RARE, LEAST_ROWS = 0.6, 0.5, 0.15, 8
+"""A list is one of blocks where 60% of its numbers are there and half of the names in more than one; a kind
+of block is an exception where at most 15% are of it; a matrix of up to 8 rows is a small one."""
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Alike tensors of a block: the name with numbers inside it as #, how many each block has, shape and dtype."""
+    """Alike tensors of a block: the name with numbers inside it as #, how many each block has, shape and
+    dtype."""
 
     name: str
     role: str
@@ -102,15 +107,23 @@ def component(headers: Headers) -> Component:
     entries, odd = headers.entries, list(headers.notes)
     lists, rest = numbered(list(entries.values()))
     tables = [e for e in rest if _use(e).endswith("table")]
-    stacks = tuple(_stack(path, blocks, tables, headers.config, odd) for path, blocks in sorted(lists.items()))
-    outside = tuple(Outside(e.name, _use(e), e.shape, e.dtype, e.count) for e in sorted(rest, key=lambda e: e.name))
+    stacks = tuple(
+        _stack(path, blocks, tables, headers.config, odd) for path, blocks in sorted(lists.items())
+    )
+    outside = tuple(
+        Outside(e.name, _use(e), e.shape, e.dtype, e.count) for e in sorted(rest, key=lambda e: e.name)
+    )
     for entry in entries.values():
         if entry.count == 0:
             odd.append(f"{entry.name} is empty, {_shape(entry.shape)}")
     dtypes = Counter()
     for entry in entries.values():
         dtypes[entry.dtype] += entry.count
-    facts = (*_totals(entries, stacks), *_tying(outside, stacks, headers.config), *_vocabulary(outside, stacks))
+    facts = (
+        *_totals(entries, stacks),
+        *_tying(outside, stacks, headers.config),
+        *_vocabulary(outside, stacks),
+    )
     size = sum(entry.bytes for entry in entries.values())
     return Component(headers.part, stacks, outside, facts, facts[0].value, size, dict(dtypes), tuple(odd))
 
@@ -118,8 +131,8 @@ def component(headers: Headers) -> Component:
 def numbered(entries: list[Entry]) -> tuple[dict[str, dict[int, dict[str, list[Entry]]]], list[Entry]]:
     """Tensors by list, block and name inside the block; and those in no list.
 
-    The outermost numbers that count blocks make a list: 0, 1, 2 and so on without many gaps, most blocks with tensors of the
-    same names. Numbers inside a block (experts, sublayers) become #.
+    The outermost numbers that count blocks make a list: 0, 1, 2 and so on without many gaps, most blocks with
+    tensors of the same names. Numbers inside a block (experts, sublayers) become #.
     """
     left, lists = entries, {}
     for depth in range(4):
@@ -134,13 +147,20 @@ def numbered(entries: list[Entry]) -> tuple[dict[str, dict[int, dict[str, list[E
                 block.setdefault(inner, []).append(entry)
         real = {path: blocks for path, blocks in found.items() if _is_list(blocks)}
         lists |= real
-        taken = {e.name for blocks in real.values() for block in blocks.values() for group in block.values() for e in group}
+        taken = {
+            e.name
+            for blocks in real.values()
+            for block in blocks.values()
+            for group in block.values()
+            for e in group
+        }
         left = [entry for entry in left if entry.name not in taken]
     return lists, left
 
 
 def _is_list(blocks: dict[int, dict[str, list[Entry]]]) -> bool:
-    """Whether numbered groups are blocks: most numbers from 0 on are there, and they hold matrices of blocks."""
+    """Whether numbered groups are blocks: most numbers from 0 on are there, and they hold matrices of
+    blocks."""
     highest = max(blocks)
     if len(blocks) < PRESENT * (highest + 1) or (0 not in blocks and 1 not in blocks):
         return False
@@ -149,19 +169,30 @@ def _is_list(blocks: dict[int, dict[str, list[Entry]]]) -> bool:
     if len(blocks) == 1:
         return bool(roles & ATTENDS) and len(names) > 3
     alike = sum(count > 1 for count in names.values()) / len(names)
-    return alike >= 0.5 and sum(len(block) for block in blocks.values()) > 2 * len(blocks)
+    return alike >= ALIKE and sum(len(block) for block in blocks.values()) > 2 * len(blocks)
 
 
 def _stack(
-    path: str, blocks: dict[int, dict[str, list[Entry]]], tables: list[Entry], config: dict[str, Any] | None, odd: list[str]
+    path: str,
+    blocks: dict[int, dict[str, list[Entry]]],
+    tables: list[Entry],
+    config: dict[str, Any] | None,
+    odd: list[str],
 ) -> StackFound:
     """One list of blocks, its blocks grouped by the tensors that they hold."""
     missing = sorted(set(range(max(blocks) + 1)) - set(blocks))
     if missing:
-        odd.append(f"{path or 'the list'} has no block {', '.join(map(str, missing[:6]))}, though there is a block {max(blocks)}")
+        odd.append(
+            f"{path or 'the list'} has no block {', '.join(map(str, missing[:6]))}, though there is a block"
+            f" {max(blocks)}"
+        )
     groups: dict[tuple, list[int]] = {}
     for number in sorted(blocks):
-        template = tuple(sorted((name, group[0].shape, group[0].dtype, len(group)) for name, group in blocks[number].items()))
+        template = tuple(
+            sorted(
+                (name, group[0].shape, group[0].dtype, len(group)) for name, group in blocks[number].items()
+            )
+        )
         groups.setdefault(template, []).append(number)
         for name, group in blocks[number].items():
             if len({entry.shape for entry in group}) > 1:
@@ -172,7 +203,11 @@ def _stack(
     _rare(path, kinds, odd)
     everything = [entry for block in blocks.values() for group in block.values() for entry in group]
     counted = Fact("blocks", len(blocks), "certain", "counted")
-    kinds_said = (Fact("kinds of blocks", len(kinds), "certain", "by the tensors that they hold"),) if len(kinds) > 1 else ()
+    kinds_said = (
+        (Fact("kinds of blocks", len(kinds), "certain", "by the tensors that they hold"),)
+        if len(kinds) > 1
+        else ()
+    )
     parameters, size = sum(entry.count for entry in everything), sum(entry.bytes for entry in everything)
     return StackFound(path, len(blocks), kinds, parameters, size, (counted, *kinds_said))
 
@@ -185,7 +220,8 @@ def _kind(
     config: Mapping[str, Any] | None,
 ) -> Kind:
     tensors = tuple(
-        Tensors(name, role_of(name.removesuffix(".weight")), shape, dtype, each) for name, shape, dtype, each in template
+        Tensors(name, role_of(name.removesuffix(".weight")), shape, dtype, each)
+        for name, shape, dtype, each in template
     )
     first = [entry for group in blocks[numbers[0]].values() for entry in group]
     parts = [(t.name, t.role, t.shape, t.each) for t in tensors]
@@ -195,7 +231,8 @@ def _kind(
 
 
 def _with_heads_of(kind: Kind, kinds: tuple[Kind, ...]) -> Kind:
-    """The same kind with the heads of another kind of its list, where its own shapes do not tell and queries are alike."""
+    """The same kind with the heads of another kind of its list, where its own shapes do not tell and queries
+    are alike."""
 
     def queries(one: Kind) -> set[tuple[int, ...]]:
         return {t.shape for t in one.tensors if t.role in ("q", "qkv")}
@@ -203,9 +240,16 @@ def _with_heads_of(kind: Kind, kinds: tuple[Kind, ...]) -> Kind:
     if not any(fact.what == "heads" and fact.how == "unknown" for fact in kind.facts):
         return kind
     for other in kinds:
-        known = [f for f in other.facts if f.what in ("heads", "width of a head", "key/value heads") and f.how != "unknown"]
+        known = [
+            f
+            for f in other.facts
+            if f.what in ("heads", "width of a head", "key/value heads") and f.how != "unknown"
+        ]
         if known and queries(other) == queries(kind):
-            told = tuple(Fact(f.what, f.value, "inferred", f"as in block {other.blocks[0]} of this list") for f in known)
+            told = tuple(
+                Fact(f.what, f.value, "inferred", f"as in block {other.blocks[0]} of this list")
+                for f in known
+            )
             at = next(place for place, fact in enumerate(kind.facts) if fact.what == "heads")
             return replace(kind, facts=(*kind.facts[:at], *told, *kind.facts[at + 1 :]))
     return kind
@@ -233,34 +277,70 @@ def _use(entry: Entry) -> Use:
         return "head"
     large = len(entry.shape) == 2 and (entry.shape[0] > LEAST_ROWS or bool(TYPE.search(name)))
     if large and TABLE.search(name) and not NO_TABLE.search(name):
-        return "position table" if POSITION.search(name) else "type table" if TYPE.search(name) else "token table"
+        return (
+            "position table"
+            if POSITION.search(name)
+            else "type table"
+            if TYPE.search(name)
+            else "token table"
+        )
     return "other"
 
 
 def _totals(entries: dict[str, Entry], stacks: tuple[StackFound, ...]) -> tuple[Fact, ...]:
-    """Numbers held as floats; those held as integers are told apart (positions, or codes of a quantized matrix)."""
-    whole = [entry for entry in entries.values() if entry.dtype[0] in "IUB" and not entry.dtype.startswith("BF")]
+    """Numbers held as floats; those held as integers are told apart (positions, or codes of a quantized
+    matrix)."""
+    whole = [
+        entry for entry in entries.values() if entry.dtype[0] in "IUB" and not entry.dtype.startswith("BF")
+    ]
     total = sum(entry.count for entry in entries.values()) - sum(entry.count for entry in whole)
     inside = sum(stack.parameters for stack in stacks)
-    found = [Fact("parameters", total, "certain", "counted, in floating types"), Fact("in blocks", inside, "certain", "counted")]
+    found = [
+        Fact("parameters", total, "certain", "counted, in floating types"),
+        Fact("in blocks", inside, "certain", "counted"),
+    ]
     if whole:
         named = f"{whole[0].name}{f' and {len(whole) - 1:,} more' if len(whole) > 1 else ''}"
-        found.append(Fact("integers", sum(entry.count for entry in whole), "certain", f"in {named}: indices or codes"))
+        found.append(
+            Fact("integers", sum(entry.count for entry in whole), "certain", f"in {named}: indices or codes")
+        )
     return tuple(found)
 
 
-def _tying(outside: tuple[Outside, ...], stacks: tuple[StackFound, ...], config: dict[str, Any] | None) -> tuple[Fact, ...]:
+def _tying(
+    outside: tuple[Outside, ...], stacks: tuple[StackFound, ...], config: dict[str, Any] | None
+) -> tuple[Fact, ...]:
     """Whether a head has a matrix of its own, is tied to the token table, or is not there."""
     tables = [o for o in outside if o.use == "token table"]
-    heads = [o for o in outside if o.use == "head" and len(o.shape) == 2 and any(o.shape == t.shape for t in tables)]
+    heads = [
+        o
+        for o in outside
+        if o.use == "head" and len(o.shape) == 2 and any(o.shape == t.shape for t in tables)
+    ]
     said = config.get("tie_word_embeddings") if config else None
     if not tables or not stacks:
         return ()
     if heads:
-        return (Fact("head", f"a matrix of its own, {heads[0].name}", "certain", "of the token table's shape"),)
+        return (
+            Fact("head", f"a matrix of its own, {heads[0].name}", "certain", "of the token table's shape"),
+        )
     if said is True:
-        return (Fact("head", "tied to the token table", "certain", "config.json says so, and there is no other matrix"),)
-    return (Fact("head", "tied to the token table, or missing", "inferred", "no second matrix of the token table's shape"),)
+        return (
+            Fact(
+                "head",
+                "tied to the token table",
+                "certain",
+                "config.json says so, and there is no other matrix",
+            ),
+        )
+    return (
+        Fact(
+            "head",
+            "tied to the token table, or missing",
+            "inferred",
+            "no second matrix of the token table's shape",
+        ),
+    )
 
 
 def _vocabulary(outside: tuple[Outside, ...], stacks: tuple[StackFound, ...]) -> tuple[Fact, ...]:

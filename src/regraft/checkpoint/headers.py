@@ -1,7 +1,7 @@
 """The safetensors headers of a checkpoint, on disk or at a hub: names, dtypes and shapes, without one weight.
 
-At a hub only the headers are asked for, by HTTP range requests. A folder may hold several parts (a text encoder, a
-transformer, a decoder of images), each with files of its own.
+At a hub only the headers are asked for, by HTTP range requests. A folder may hold several parts (a text
+encoder, a transformer, a decoder of images), each with files of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,10 +33,12 @@ from regraft.checkpoint.locate import (
 
 WEIGHTS, INDEX, CONFIG = ".safetensors", ".safetensors.index.json", "config.json"
 LARGEST_JSON = 50_000_000
+"""Bytes of an index or a configuration: what passes it is something else."""
 
 
 def http_error() -> type[Exception]:
-    """The error of the hub client's own HTTP library: huggingface_hub 1 speaks through httpx and 2 through httpx2."""
+    """The error of the hub client's own HTTP library: huggingface_hub 1 speaks through httpx and 2 through
+    httpx2."""
     return sys.modules[type(get_session()).__module__.partition(".")[0]].HTTPError
 
 
@@ -64,7 +67,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Headers:
-    """All tensors of one part of a checkpoint, by name; its config.json, where it has one; what is odd about its files."""
+    """All tensors of one part of a checkpoint, by name; its config.json, where it has one; what is odd about
+    its files."""
 
     part: str
     entries: dict[str, Entry]
@@ -86,7 +90,8 @@ def read_headers(source: str) -> list[Headers]:
     """The headers of a folder, a specimen or a hub id, one set for each folder that holds weights.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it holds no safetensors, a shard is missing, or a file is damaged.
+        CheckpointError: there is no such checkpoint, it holds no safetensors, a shard is missing, or a file
+            is damaged.
     """
     store = _local(source)
     if store is None:
@@ -97,8 +102,14 @@ def read_headers(source: str) -> list[Headers]:
             folders.setdefault(_folder(file), []).append(file)
     indexed = {_folder(file) for file in store.files if file.endswith(INDEX)}
     if not folders and not indexed:
-        pickles = [file for file in store.files if any(PurePosixPath(file).match(pattern) for pattern in PICKLES)]
-        what = f"holds its weights only as a pickle ({pickles[0]}), which is not read" if pickles else "holds no safetensors file"
+        pickles = [
+            file for file in store.files if any(PurePosixPath(file).match(pattern) for pattern in PICKLES)
+        ]
+        what = (
+            f"holds its weights only as a pickle ({pickles[0]}), which is not read"
+            if pickles
+            else "holds no safetensors file"
+        )
         raise CheckpointError(f"{store.source} {what}: give a folder or a hub id with safetensors")
     return [_part(store, folder, sorted(folders.get(folder, []))) for folder in sorted({*folders, *indexed})]
 
@@ -115,7 +126,9 @@ def _part(store: _Store, folder: str, files: list[str]) -> Headers:
     missing = sorted({*wanted.values()} - {*files})
     if missing:
         names = ", ".join(missing[:4])
-        raise CheckpointError(f"{store.source} lacks {len(missing)} of its {len({*wanted.values()})} shards: {names}")
+        raise CheckpointError(
+            f"{store.source} lacks {len(missing)} of its {len({*wanted.values()})} shards: {names}"
+        )
     entries: dict[str, Entry] = {}
     twice = 0
     for file in files:
@@ -127,7 +140,9 @@ def _part(store: _Store, folder: str, files: list[str]) -> Headers:
             entries[name] = Entry(name, entry["dtype"], tuple(entry["shape"]), file)
     lost = sorted(set(wanted) - set(entries))
     if lost:
-        raise CheckpointError(f"the index of {store.source} names {lost[0]} (and {len(lost) - 1} more), which no shard holds")
+        raise CheckpointError(
+            f"the index of {store.source} names {lost[0]} (and {len(lost) - 1} more), which no shard holds"
+        )
     if twice:
         notes.append(f"{twice:,} tensors stand in more than one file; each is counted once")
     beside = sorted(set(entries) - set(wanted)) if wanted else []
@@ -161,8 +176,11 @@ def _parsed(name: str, text: bytes) -> Any:
 
 
 def _local(source: str) -> _Store | None:
-    """A folder's files, those in folders within it too; None where the source is no folder and no specimen."""
-    specimen = source.partition(":")[0] == "specimen" and (":" not in source or source.partition(":")[2] in SPECIMENS)
+    """A folder's files, those in folders within it too; None where the source is no folder and no
+    specimen."""
+    specimen = source.partition(":")[0] == "specimen" and (
+        ":" not in source or source.partition(":")[2] in SPECIMENS
+    )
     root = resolve(source)[0] if specimen else Path(source).expanduser()
     if not root.is_dir():
         return None
@@ -180,12 +198,16 @@ def _local(source: str) -> _Store | None:
 def _remote(source: str) -> _Store:
     """A hub repository's files, asked for by name; of a weight file only its header is fetched."""
     if not HUB_ID.fullmatch(source):
-        raise CheckpointError(f"{source} is not a folder: give a model folder, a hub id (owner/name), or specimen:qwen3")
+        raise CheckpointError(
+            f"{source} is not a folder: give a model folder, a hub id (owner/name), or specimen:qwen3"
+        )
     try:
         names = HfApi().list_repo_files(source)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, http_error(), OSError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{source} is neither a folder here nor a repository that the hub shows us: {reason}") from error
+        raise CheckpointError(
+            f"{source} is neither a folder here nor a repository that the hub shows us: {reason}"
+        ) from error
 
     def header(name: str) -> dict:
         first, size = _range(source, name, 0, 8)
@@ -210,14 +232,20 @@ def _range(repository: str, name: str, start: int, length: int) -> tuple[bytes, 
     """
     asked = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
     try:
-        with get_session().stream("GET", hf_hub_url(repository, name), headers=asked, follow_redirects=True) as answer:
+        with get_session().stream(
+            "GET", hf_hub_url(repository, name), headers=asked, follow_redirects=True
+        ) as answer:
             answer.raise_for_status()
             told = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
-            if answer.status_code != 206 or told is None or int(told[1]) != start:
-                raise CheckpointError(f"the hub does not send a part of {name}: download the folder and inspect that")
+            if answer.status_code != HTTPStatus.PARTIAL_CONTENT or told is None or int(told[1]) != start:
+                raise CheckpointError(
+                    f"the hub does not send a part of {name}: download the folder and inspect that"
+                )
             return _at_most(answer.iter_bytes(), length), int(told[2])
     except (http_error(), HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{name} of {repository} cannot be read at the hub: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"{name} of {repository} cannot be read at the hub: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _at_most(pieces: Iterable[bytes], length: int) -> bytes:

@@ -25,4 +25,6 @@ def resolve(source: str | Path | None) -> tuple[Path, str]:
         return Path(snapshot_download(text, allow_patterns=_HUB_FILES)), text
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{text} is neither a folder here nor a model that the hub gave us: {reason}") from error
+        raise CheckpointError(
+            f"{text} is neither a folder here nor a model that the hub gave us: {reason}"
+        ) from error

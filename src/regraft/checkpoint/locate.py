@@ -1,7 +1,8 @@
-"""Checkpoints by name and folders on disk: which files are there, whether they are whole, and what they weigh.
+"""Checkpoints by name and folders on disk: which files are there, whether they are whole, and what they
+weigh.
 
-Weights are read from safetensors only. A header is checked before anything is loaded: its length, its JSON, and that the
-tensors' offsets cover the file without a gap or an overlap.
+Weights are read from safetensors only. A header is checked before anything is loaded: its length, its JSON,
+and that the tensors' offsets cover the file without a gap or an overlap.
 """
 
 from __future__ import annotations
@@ -15,15 +16,23 @@ from pathlib import Path
 
 from regraft.core.files import expanded, reading
 
-SPECIMENS = {"qwen3": "specimen-qwen3", "tuned": "specimen-qwen3-tuned", "gpt2": "specimen-gpt2", "t5": "specimen-t5"}
+SPECIMENS = {
+    "qwen3": "specimen-qwen3",
+    "tuned": "specimen-qwen3-tuned",
+    "gpt2": "specimen-gpt2",
+    "t5": "specimen-t5",
+}
 DEFAULT_SPECIMEN = "specimen:qwen3"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CHECKSUMS = "SHA256SUMS"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LARGEST_HEADER = 100_000_000
+"""Bytes that the format allows a header of safetensors."""
 BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1,
-    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "C64": 8,
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "I8": 1,
+    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+    "C64": 8,
 }  # fmt: skip
 
 
@@ -39,7 +48,8 @@ def located(source: str | Path | None) -> tuple[Path | None, str]:
     """The folder that a source names, None where it is the id of a hub's repository; and the name to show.
 
     Raises:
-        NoCheckpointError: it can be neither: there is no such specimen or folder, and no repository is called so.
+        NoCheckpointError: it can be neither: there is no such specimen or folder, and no repository is called
+            so.
         UnreadableError: the folder is closed.
     """
     text = DEFAULT_SPECIMEN if source is None else str(source)
@@ -53,7 +63,8 @@ def located(source: str | Path | None) -> tuple[Path | None, str]:
         if folder.exists() or text.startswith((".", "/", "~")) or not HUB_ID.fullmatch(text):
             if not folder.is_dir():
                 raise NoCheckpointError(
-                    f"{text} is not a folder: give a model folder, a hub id (owner/name), or {DEFAULT_SPECIMEN}"
+                    f"{text} is not a folder: give a model folder, a hub id (owner/name), or"
+                    f" {DEFAULT_SPECIMEN}"
                 )
             next(folder.iterdir(), None)
             return folder, folder.resolve().name
@@ -64,8 +75,9 @@ def check_folder(folder: Path) -> list[Path]:
     """The weight files of a model folder, each with a whole header and the length that it promises.
 
     Raises:
-        CheckpointError: no config, no safetensors (a pickle is named, with the command that converts it), a shard that
-            is missing, a file that is truncated or damaged, or one that differs from the folder's checksums.
+        CheckpointError: no config, no safetensors (a pickle is named, with the command that converts it), a
+            shard that is missing, a file that is truncated or damaged, or one that differs from the folder's
+            checksums.
         UnreadableError: a file is closed.
     """
     with reading(folder, "give a model folder whose files you may read"):
@@ -96,7 +108,9 @@ def weight_files(folder: Path) -> list[Path]:
         names = shards_of(index)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise CheckpointError(f"{folder.name} lacks {len(missing)} of its {len(names)} shards: {', '.join(missing)}")
+            raise CheckpointError(
+                f"{folder.name} lacks {len(missing)} of its {len(names)} shards: {', '.join(missing)}"
+            )
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if files:
@@ -104,7 +118,8 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            f"{folder.name} holds its weights only as a pickle ({pickles[0]}), which can run code and is not read: convert "
+            f"{folder.name} holds its weights only as a pickle ({pickles[0]}), which can run code and is not"
+            " read: convert "
             f'it where you trust it with python -c "from transformers import AutoModel; '
             f"AutoModel.from_pretrained('{folder.name}').save_pretrained('{folder.name}-safe')\""
         )
@@ -144,7 +159,9 @@ def header_length(name: str, first: bytes, size: int) -> int:
     """
     length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
     if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
-        raise CheckpointError(f"{name} is damaged or cut: its header length does not fit: fetch the file again")
+        raise CheckpointError(
+            f"{name} is damaged or cut: its header length does not fit: fetch the file again"
+        )
     return length
 
 
@@ -157,16 +174,22 @@ def parse_header(name: str, text: bytes, size: int) -> dict:
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{name} is damaged: its header cannot be read: fetch the file again") from error
+        raise CheckpointError(
+            f"{name} is damaged: its header cannot be read: fetch the file again"
+        ) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{name} is damaged: its header is no table: fetch the file again")
     tensors = {tensor: entry for tensor, entry in header.items() if tensor != "__metadata__"}
     for tensor, entry in tensors.items():
         kind = entry.get("dtype") if isinstance(entry, dict) else None
         if isinstance(kind, str) and re.fullmatch(r"[A-Z]+\d+(_E\d+M\d+\w*)?", kind) and kind not in BYTES:
-            raise CheckpointError(f"{name} holds tensors of the type {kind} ({tensor}), which cannot be read here")
+            raise CheckpointError(
+                f"{name} holds tensors of the type {kind} ({tensor}), which cannot be read here"
+            )
         if not _is_entry(entry):
-            raise CheckpointError(f"{name} is damaged: its entry for tensor {tensor} cannot be read: fetch the file again")
+            raise CheckpointError(
+                f"{name} is damaged: its entry for tensor {tensor} cannot be read: fetch the file again"
+            )
     _check_offsets(name, tensors, size - 8 - len(text))
     return tensors
 
@@ -213,7 +236,9 @@ def _check_sums(folder: Path) -> None:
         if wanted and not (folder / name).is_file():
             raise CheckpointError(f"{CHECKSUMS} names {name or line}, which is not in {folder.name}")
         if wanted and digest([folder / name]) != wanted:
-            raise CheckpointError(f"{name} differs from the checksum in {CHECKSUMS}: the file is damaged, fetch it again")
+            raise CheckpointError(
+                f"{name} differs from the checksum in {CHECKSUMS}: the file is damaged, fetch it again"
+            )
 
 
 def digest(files: list[Path]) -> str:

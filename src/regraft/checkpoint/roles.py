@@ -9,7 +9,8 @@ import re
 from typing import Literal
 
 OUTPUT_PROJECTIONS = (
-    "o_proj", "out_proj", "c_proj", "dense", "Wo", "wo", "o", "fc_out", "dense_4h_to_h", "fc2", "down_proj", "w2",
+    "o_proj", "out_proj", "c_proj", "dense", "Wo", "wo", "o", "fc_out", "dense_4h_to_h", "fc2", "down_proj",
+    "w2",
     "proj_out", "out_lin", "lin2", "output_proj", "to_out", "proj",
 )  # fmt: skip
 QUERY_NAMES = ("q_proj", "query", "q", "wq", "to_q", "q_lin")
@@ -28,7 +29,8 @@ PACKED_MLP_NAMES = ("gate_up_proj", "Wi", "w13", "gate_and_up_proj")
 
 
 def side_of(name: str) -> BranchKind:
-    """The side of a block that a module's name speaks of: attention, cross-attention or, failing both, the MLP."""
+    """The side of a block that a module's name speaks of: attention, cross-attention or, failing both, the
+    MLP."""
     components = name.split(".")
     if any(CROSS_ATTENTION.search(component) for component in components):
         return "cross"
@@ -36,7 +38,8 @@ def side_of(name: str) -> BranchKind:
 
 
 def role_of(rest: str) -> str:
-    """The role of a tensor by its name inside the block; its own last name where the tables do not know it."""
+    """The role of a tensor by its name inside the block; its own last name where the tables do not know
+    it."""
     components = rest.split(".")
     leaf, side = components[-1], side_of(rest)
     if leaf == "dense" and len(components) > 1 and components[-2] == "intermediate":
@@ -46,7 +49,13 @@ def role_of(rest: str) -> str:
     if "mixer" in components:
         return leaf
     if side in ("attn", "cross"):
-        named = [("q", QUERY_NAMES), ("k", KEY_NAMES), ("v", VALUE_NAMES), ("qkv", PACKED_NAMES), ("o", OUTPUT_PROJECTIONS)]
+        named = [
+            ("q", QUERY_NAMES),
+            ("k", KEY_NAMES),
+            ("v", VALUE_NAMES),
+            ("qkv", PACKED_NAMES),
+            ("o", OUTPUT_PROJECTIONS),
+        ]
     else:
         down = ("w2", *OUTPUT_PROJECTIONS)
         named = [("gate", GATE_NAMES), ("up", UP_NAMES), ("gate_up", PACKED_MLP_NAMES), ("down", down)]

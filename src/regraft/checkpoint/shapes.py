@@ -1,4 +1,5 @@
-"""What the names and shapes of a block's tensors tell: width, heads and their grouping, MLP, experts, kind of mixing.
+"""What the names and shapes of a block's tensors tell: width, heads and their grouping, MLP, experts, kind of
+mixing.
 
 Shapes: D width, H heads, G key/value heads, K width of a head, F neurons, E experts.
 """
@@ -14,6 +15,7 @@ from typing import Any, Literal
 Certainty = Literal["certain", "inferred", "unknown"]
 Part = tuple[str, str, tuple[int, ...], int]
 HEAD_WIDTHS = (32, 64, 72, 80, 96, 112, 128, 192, 256)
+"""Widths of a head that published models have; another one is not guessed from shapes alone."""
 WIDTH_NAMES = ("hidden_size", "d_model", "n_embd", "dim", "n_embed", "width", "inner_dim")
 HEADS_NAMES = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 GROUPS_NAMES = ("num_key_value_heads", "n_local_heads", "num_kv_heads", "n_kv_heads")
@@ -30,7 +32,8 @@ EXPERTS = re.compile(r"experts?\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Fact:
-    """One statement: what, its value, how sure it is, and why; for what is unknown, the values that shapes allow."""
+    """One statement: what, its value, how sure it is, and why; for what is unknown, the values that shapes
+    allow."""
 
     what: str
     value: Any
@@ -38,7 +41,9 @@ class Fact:
     why: str
 
 
-def width_of(parts: Iterable[Part], tables: Iterable[tuple[int, ...]], config: Mapping[str, Any] | None) -> Fact | None:
+def width_of(
+    parts: Iterable[Part], tables: Iterable[tuple[int, ...]], config: Mapping[str, Any] | None
+) -> Fact | None:
     """The width of the stream: the size that norms, matrices and a token table have in common."""
     parts = list(parts)
     vectors = [(name.removesuffix(".weight"), shape[0]) for name, _, shape, _ in parts if len(shape) == 1]
@@ -55,7 +60,12 @@ def width_of(parts: Iterable[Part], tables: Iterable[tuple[int, ...]], config: M
     if said == best:
         return Fact("width", best, "certain", "config.json says so and the shapes bear it out")
     why = "a table's columns are the norms' size" if likely else "the size that most norms or matrices share"
-    return Fact("width", best, "inferred", why + (f"; config.json says {said}, which no shape bears out" if said else ""))
+    return Fact(
+        "width",
+        best,
+        "inferred",
+        why + (f"; config.json says {said}, which no shape bears out" if said else ""),
+    )
 
 
 def block_facts(parts: Iterable[Part], width: int, config: Mapping[str, Any] | None) -> tuple[Fact, ...]:
@@ -66,11 +76,16 @@ def block_facts(parts: Iterable[Part], width: int, config: Mapping[str, Any] | N
         if len(shape) >= 2 and not NORM.search(name):
             roles.setdefault(role, (shape, each))
     named = [name for name, *_ in parts]
-    return tuple(fact for fact in (*_attention(roles, parts, width, config), *_mlp(roles, named, width), *_others(named)) if fact)
+    return tuple(
+        fact
+        for fact in (*_attention(roles, parts, width, config), *_mlp(roles, named, width), *_others(named))
+        if fact
+    )
 
 
 def section(config: Mapping[str, Any] | None, path: str) -> Mapping[str, Any] | None:
-    """What a configuration says of one stack: the section that its path speaks of, else the text model's or the whole.
+    """What a configuration says of one stack: the section that its path speaks of, else the text model's or
+    the whole.
 
     Under `encoder_attention_heads` and the like only the side that the path names is meant.
     """
@@ -82,7 +97,10 @@ def section(config: Mapping[str, Any] | None, path: str) -> Mapping[str, Any] | 
     for side, other in (("encoder", "decoder"), ("decoder", "encoder")):
         if side in path.split("."):
             own = {n.removeprefix(f"{side}_"): v for n, v in chosen.items() if n.startswith(f"{side}_")}
-            chosen = {**{n: v for n, v in chosen.items() if not n.startswith((f"{side}_", f"{other}_"))}, **own}
+            chosen = {
+                **{n: v for n, v in chosen.items() if not n.startswith((f"{side}_", f"{other}_"))},
+                **own,
+            }
             if "attention_heads" in own:
                 chosen["num_attention_heads"] = own["attention_heads"]
     return chosen
@@ -98,12 +116,16 @@ def _said(config: Mapping[str, Any] | None, names: Iterable[str]) -> int | None:
 
 
 def _outer(shape: tuple[int, ...], width: int) -> int:
-    """The side of a matrix that is not the width: its outputs, whichever side they stand on; squares give the width."""
+    """The side of a matrix that is not the width: its outputs, whichever side they stand on; squares give the
+    width."""
     return shape[-2] if shape[-1] == width else shape[-1]
 
 
 def _attention(
-    roles: Mapping[str, tuple[tuple[int, ...], int]], parts: list[Part], width: int, config: Mapping[str, Any] | None
+    roles: Mapping[str, tuple[tuple[int, ...], int]],
+    parts: list[Part],
+    width: int,
+    config: Mapping[str, Any] | None,
 ) -> Iterable[Fact]:
     """How queries, keys and values are kept, and how many heads there are."""
     if "q" in roles and "k" in roles:
@@ -111,24 +133,42 @@ def _attention(
         output = _outer(roles["o"][0], width) if "o" in roles else query
         gated = query == 2 * output
         query = output if gated else query
-        yield Fact("attention", f"separate q{' with a gate as wide' if gated else ''}, k, v", "inferred", "by names and rows")
+        yield Fact(
+            "attention",
+            f"separate q{' with a gate as wide' if gated else ''}, k, v",
+            "inferred",
+            "by names and rows",
+        )
     elif "qkv" in roles:
         rows = _outer(roles["qkv"][0], width)
         query = _outer(roles["o"][0], width) if "o" in roles else width
         key = (rows - query) // 2
         if key <= 0 or query + 2 * key != rows:
-            yield Fact("attention", f"packed q, k, v of {rows:,} rows", "inferred", "by names; how it divides is unknown")
+            yield Fact(
+                "attention",
+                f"packed q, k, v of {rows:,} rows",
+                "inferred",
+                "by names; how it divides is unknown",
+            )
             return
-        yield Fact("attention", f"packed q, k, v: {query:,} + {key:,} + {key:,} rows", "inferred", "by the output matrix")
+        yield Fact(
+            "attention",
+            f"packed q, k, v: {query:,} + {key:,} + {key:,} rows",
+            "inferred",
+            "by the output matrix",
+        )
     else:
         return
     yield from _heads(query, key, parts, config)
 
 
 def _heads(query: int, key: int, parts: list[Part], config: Mapping[str, Any] | None) -> Iterable[Fact]:
-    """Number and width of heads, where a norm, a bias or a configuration tells; else the values that are possible."""
+    """Number and width of heads, where a norm, a bias or a configuration tells; else the values that are
+    possible."""
     if query % key == 0 and query != key:
-        yield Fact("queries for each key", query // key, "inferred", f"{query:,} rows of queries, {key:,} of keys")
+        yield Fact(
+            "queries for each key", query // key, "inferred", f"{query:,} rows of queries, {key:,} of keys"
+        )
     witness = _witness(query, key, parts)
     said, said_groups = _said(config, HEADS_NAMES), _said(config, GROUPS_NAMES)
     if witness is not None:
@@ -139,7 +179,12 @@ def _heads(query: int, key: int, parts: list[Part], config: Mapping[str, Any] | 
         yield Fact("width of a head", query // heads, sure, why)
         yield Fact("key/value heads", key // (query // heads), sure, why)
         return
-    if said and query % said == 0 and key % (query // said) == 0 and said_groups in (None, key // (query // said)):
+    if (
+        said
+        and query % said == 0
+        and key % (query // said) == 0
+        and said_groups in (None, key // (query // said))
+    ):
         why = "config.json says so and the shapes allow it"
         yield Fact("heads", said, "inferred", why)
         yield Fact("width of a head", query // said, "inferred", why)
@@ -154,9 +199,12 @@ def _heads(query: int, key: int, parts: list[Part], config: Mapping[str, Any] | 
 
 
 def _witness(query: int, key: int, parts: list[Part]) -> tuple[int, str] | None:
-    """The number of heads by a tensor that has one value for each, or norms of queries and keys as wide as one."""
+    """The number of heads by a tensor that has one value for each, or norms of queries and keys as wide as
+    one."""
     norms = {
-        name: shape[0] for name, _, shape, _ in parts if len(shape) == 1 and PER_HEAD_NORM.search(name.removesuffix(".weight"))
+        name: shape[0]
+        for name, _, shape, _ in parts
+        if len(shape) == 1 and PER_HEAD_NORM.search(name.removesuffix(".weight"))
     }
     width = next(iter(norms.values()), 0)
     if len(set(norms.values())) == 1 and width < query and query % width == 0 and key % width == 0:
@@ -182,7 +230,12 @@ def _mlp(roles: Mapping[str, tuple[tuple[int, ...], int]], names: list[str], wid
     if experts and count > 1:
         yield Fact("experts", count, "certain", "counted")
     yield Fact("neurons", neurons, "inferred", "the other side of the MLP's last matrix")
-    yield Fact("MLP", "gated" if gated else "plain", "inferred", "a gate's matrix stands beside" if gated else "no gate's matrix")
+    yield Fact(
+        "MLP",
+        "gated" if gated else "plain",
+        "inferred",
+        "a gate's matrix stands beside" if gated else "no gate's matrix",
+    )
 
 
 def _others(names: list[str]) -> Iterable[Fact]:
@@ -196,5 +249,8 @@ def _others(names: list[str]) -> Iterable[Fact]:
         found = next((name for name in names if pattern.search(name)), "")
         if found:
             yield Fact(what, found, "inferred", why)
-    if any("cross" in name.lower() or "encdec" in name.lower() or "encoder_attn" in name.lower() for name in names):
+    if any(
+        "cross" in name.lower() or "encdec" in name.lower() or "encoder_attn" in name.lower()
+        for name in names
+    ):
         yield Fact("cross-attention", "to another stack", "inferred", "by names")

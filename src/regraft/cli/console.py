@@ -41,9 +41,12 @@ from regraft.reporting.theme import CONFIG
 
 console = Console(markup=False)
 SHOWN_ROWS = 12
+"""Rows of a table that fit on a screen with what stands around them; the rest is counted."""
 
 
-def read_given(model: Model, prompts: list[str] | None, file: str, text: str, count: int, asked: bool) -> list[str]:
+def read_given(
+    model: Model, prompts: list[str] | None, file: str, text: str, count: int, asked: bool
+) -> list[str]:
     """The user's prompts: all that are written out, and as many passages of a running text as are measured.
 
     Args:
@@ -55,9 +58,15 @@ def read_given(model: Model, prompts: list[str] | None, file: str, text: str, co
 
 
 def make_report(
-    model: Model, out: Path, seed: int, options: dict[str, Any], debug: bool = False, reading: Reading | None = None
+    model: Model,
+    out: Path,
+    seed: int,
+    options: dict[str, Any],
+    debug: bool = False,
+    reading: Reading | None = None,
 ) -> int:
-    """Write the report, with a bar for its chapters, and say where it is and what is not on it; 1 where a chapter failed."""
+    """Write the report, with a bar for its chapters, and say where it is and what is not on it; 1 where a
+    chapter failed."""
     started = time.perf_counter()
     with progress_bar() as bar:
         whole = bar.add_task("report", total=None)
@@ -79,9 +88,14 @@ def make_report(
         if debug and one.trace:
             print(one.trace, end="", file=sys.stderr)
     failed = sum(1 for one in missing if one.trace)
-    console.print(f"{path} made in {time.perf_counter() - started:.0f} s; open it in a browser.", highlight=False)
+    console.print(
+        f"{path} made in {time.perf_counter() - started:.0f} s; open it in a browser.", highlight=False
+    )
     if failed:
-        print(f"regraft: {failed} {'chapter' if failed == 1 else 'chapters'} failed: --debug shows where", file=sys.stderr)
+        print(
+            f"regraft: {failed} {'chapter' if failed == 1 else 'chapters'} failed: --debug shows where",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 
@@ -127,11 +141,18 @@ def show_dissection(source: str, out: Path | None, as_json: bool) -> None:
 
 def _print_dissection(source: str, components: Sequence[Component]) -> None:
     for component in components:
-        rows = [["what", "value", "how sure", "why"], *([f.what, _said(f.value), f.how, f.why] for f in component.facts)]
+        rows = [
+            ["what", "value", "how sure", "why"],
+            *([f.what, _said(f.value), f.how, f.why] for f in component.facts),
+        ]
         for stack in component.stacks:
             rows += [[f"{stack.path}: {f.what}", _said(f.value), f.how, f.why] for f in stack.facts]
             for kind in stack.kinds:
-                label = stack.path if len(stack.kinds) == 1 else f"{stack.path} {len(kind.blocks)} x (first {kind.blocks[0]})"
+                label = (
+                    stack.path
+                    if len(stack.kinds) == 1
+                    else f"{stack.path} {len(kind.blocks)} x (first {kind.blocks[0]})"
+                )
                 rows += [[f"{label}: {f.what}", _said(f.value), f.how, f.why] for f in kind.facts]
         console.print(f"{component.name or source}: {component.bytes:,} bytes", style="bold", highlight=False)
         print("\n".join(aligned(rows)))
@@ -144,7 +165,12 @@ def _said(value: Any) -> str:
 
 
 def show_experiment(
-    experiment: Experiment, model: Model | Weights, options: dict[str, Any], out: Path | None, seed: int, as_json: bool
+    experiment: Experiment,
+    model: Model | Weights,
+    options: dict[str, Any],
+    out: Path | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Run one experiment, write its run folder where one is asked for, and print a short table."""
     if out is not None:
@@ -160,8 +186,11 @@ def show_experiment(
     _told(dataset, out, as_json)
 
 
-def _told(dataset: xr.Dataset, out: Path | None, as_json: bool, show: Callable[[xr.Dataset], None] | None = None) -> None:
-    """Print a result, by `show` where it is no table, and then write its run folder where one is asked for."""
+def _told(
+    dataset: xr.Dataset, out: Path | None, as_json: bool, show: Callable[[xr.Dataset], None] | None = None
+) -> None:
+    """Print a result, by `show` where it is no table, and then write its run folder where one is asked
+    for."""
     if as_json:
         told = dataset.to_dict()
         console.print_json(json_text({**told, "attrs": opened_attributes(told["attrs"])}))
@@ -174,13 +203,21 @@ def _told(dataset: xr.Dataset, out: Path | None, as_json: bool, show: Callable[[
 
 
 def rebuild_model(
-    source: str, texts: list[str], stage: str, dtype: str, skeleton: Path | None, out: Path | None, as_json: bool
+    source: str,
+    texts: list[str],
+    stage: str,
+    dtype: str,
+    skeleton: Path | None,
+    out: Path | None,
+    as_json: bool,
 ) -> int:
     """Compare a rebuilt model stage by stage, or write a student's folder; 1 where a stage parts."""
     if skeleton is not None:
         stages = write_skeleton(source, skeleton, texts)
         check = shlex.join(["python", str(skeleton / "check.py")])
-        console.print(f"{len(stages)} stages written to {skeleton}: fill in model.py, then `{check}`", soft_wrap=True)
+        console.print(
+            f"{len(stages)} stages written to {skeleton}: fill in model.py, then `{check}`", soft_wrap=True
+        )
         return 0
     if out is not None:
         check_writable(out, "rebuild", open_rebuilt(resolve(source)[0]).weights_sha256, version("regraft"))
@@ -192,7 +229,8 @@ def rebuild_model(
 
 
 def print_stages(dataset: xr.Dataset) -> None:
-    """The finding, and one row for each kind of stage: its blocks, shape, differences and decimals at their worst."""
+    """The finding, and one row for each kind of stage: its blocks, shape, differences and decimals at their
+    worst."""
     console.print(drawing_of(dataset).finding(dataset), highlight=False)
     kinds: dict[tuple[str, str], list[int]] = {}
     for place, stage in enumerate(dataset.stage.values):
@@ -204,15 +242,20 @@ def print_stages(dataset: xr.Dataset) -> None:
         pairs = zip(some.shape_of_ours.values, some.shape_of_official.values, strict=True)
         shapes = ", ".join(dict.fromkeys(a if a == b else f"{a} (officially {b})" for a, b in pairs))
         blocks = "" if split(str(some.stage.values[0]))[0] == OUTSIDE else str(len(places))
-        numbers = (f"{float(some.largest.max()):.2g}", f"{float(some['mean'].max()):.2g}", str(int(some.decimals.min())))
+        numbers = (
+            f"{float(some.largest.max()):.2g}",
+            f"{float(some['mean'].max()):.2g}",
+            str(int(some.decimals.min())),
+        )
         table.append([f"{stack}.{kind}" if stack else kind, blocks, shapes, *numbers])
     print("\n".join(aligned(table)))
     if dataset.attrs["values"]:
         console.print(dataset.attrs["values"], highlight=False)
     attrs = dataset.attrs
     console.print(
-        f"model {attrs['model']} ({attrs['weights_sha256'][:12]}), {attrs['dtype']}, {attrs['seconds']:.1f} s; largest and mean: "
-        "absolute differences at their worst over the blocks; decimals: 17 is equal to the bit",
+        f"model {attrs['model']} ({attrs['weights_sha256'][:12]}), {attrs['dtype']},"
+        f" {attrs['seconds']:.1f} s; largest and mean: absolute differences at their worst over the blocks;"
+        " decimals: 17 is equal to the bit",
         highlight=False,
         style="dim",
     )
@@ -238,7 +281,9 @@ def print_result(dataset: xr.Dataset) -> None:
     rows = list(csv.reader(io.StringIO(csv_text(dataset))))
     print("\n".join(aligned([[_short(cell) for cell in row] for row in rows[: SHOWN_ROWS + 1]])))
     if len(rows) > SHOWN_ROWS + 1:
-        console.print(f"... {len(rows) - SHOWN_ROWS - 1:,} more rows (--out DIR keeps them all)", highlight=False)
+        console.print(
+            f"... {len(rows) - SHOWN_ROWS - 1:,} more rows (--out DIR keeps them all)", highlight=False
+        )
     units = {str(n): v.attrs.get("units", "") for n, v in dataset.data_vars.items() if str(n) in rows[0]}
     console.print("units: " + "; ".join(f"{n}: {u}" for n, u in units.items()), highlight=False, style="dim")
     attrs = dataset.attrs
@@ -255,7 +300,9 @@ def print_result(dataset: xr.Dataset) -> None:
 def aligned(rows: list[list[str]]) -> list[str]:
     """Rows as lines with aligned columns; never cut, so a line may be longer than the terminal is wide."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def _short(cell: str) -> str:

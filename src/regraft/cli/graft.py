@@ -1,6 +1,7 @@
 """The command line of the grafts: `regraft graft embedding | head`; heavy imports wait for a command.
 
-A command opens its model before it imports more: opening silences what the libraries behind transformers say as they load.
+A command opens its model before it imports more: opening silences what the libraries behind transformers say
+as they load.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from regraft.jobs.checks import check_domains, check_least, check_texts
 if TYPE_CHECKING:
     import xarray as xr
 
-graft = typer.Typer(help="Put another part in a part's place, trained against the model and measured.", no_args_is_help=True)
+graft = typer.Typer(
+    help="Put another part in a part's place, trained against the model and measured.", no_args_is_help=True
+)
 embedding = typer.Typer(help="A token embedding computed from each token's bytes.", no_args_is_help=True)
 head = typer.Typer(help="A tree of decisions in place of the output matrix.", no_args_is_help=True)
 graft.add_typer(embedding, name="embedding")
@@ -37,13 +40,21 @@ graft.add_typer(head, name="head")
 
 EMBEDDING_FOLDER, HEAD_FOLDER = Path("byte-embedding"), Path("tree-head")
 GraftOption = Annotated[Path, folder_option(help="Folder of a graft.")]
-WithOption = Annotated[Path | None, folder_option("--with", help="Folder of a second graft, in its place at the same time.")]
-TrainOption = Annotated[list[str] | None, typer.Option(help="File or folder to train on; again for several. None: almanac.")]
-DomainOption = Annotated[list[str] | None, typer.Option(help="NAME=PATH of a domain; again for several. None: almanac.")]
+WithOption = Annotated[
+    Path | None, folder_option("--with", help="Folder of a second graft, in its place at the same time.")
+]
+TrainOption = Annotated[
+    list[str] | None, typer.Option(help="File or folder to train on; again for several. None: almanac.")
+]
+DomainOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=PATH of a domain; again for several. None: almanac.")
+]
 LengthOption = Annotated[int, typer.Option(help="Tokens of a sequence.")]
 WindowsOption = Annotated[int, typer.Option(help="Sequences read of each domain.")]
 SaveOption = Annotated[Path, folder_option(help="Folder to write the model to.")]
-CodeOption = Annotated[bool, typer.Option("--remote-code", help="Carry the code along, to open the folder without regraft.")]
+CodeOption = Annotated[
+    bool, typer.Option("--remote-code", help="Carry the code along, to open the folder without regraft.")
+]
 
 
 @embedding.command("fit")
@@ -62,7 +73,9 @@ def fit_embedding(
     losses: dict[str, Any],
     length: LengthOption = SEQUENCE_LENGTH,
     warm: Annotated[int, typer.Option(help="Steps of regression on the table before.")] = 1200,
-    felt: Annotated[bool, typer.Option(help="Warm up in the metric that the model's predictions feel on the text.")] = True,
+    felt: Annotated[
+        bool, typer.Option(help="Warm up in the metric that the model's predictions feel on the text.")
+    ] = True,
     device: DeviceOption = "cpu",
     tokenizer: TokenizerOption = "",
     seed: SeedOption = 0,
@@ -116,7 +129,11 @@ def build_head(
         from regraft.jobs.head_jobs import Build, build_head
 
         built, how_opened = Build(**how), {"device": device, "tokenizer": tokenizer}
-        typer.echo(with_bar(lambda: build_head(opened, out, text, built, length=length, seed=seed, opened=how_opened)))
+        typer.echo(
+            with_bar(
+                lambda: build_head(opened, out, text, built, length=length, seed=seed, opened=how_opened)
+            )
+        )
 
 
 @head.command("fit")
@@ -125,10 +142,14 @@ def fit_head(
     *,
     model: ModelOption = "specimen:qwen3",
     text: TrainOption = None,
-    out: Annotated[Path, folder_option(help="Folder that `head build` has written; the run goes there too.")] = HEAD_FOLDER,
+    out: Annotated[
+        Path, folder_option(help="Folder that `head build` has written; the run goes there too.")
+    ] = HEAD_FOLDER,
     loss: Annotated[
         Literal["path", "divergence"],
-        typer.Option(help="The next token's path alone, or the divergence from the original head's whole distribution."),
+        typer.Option(
+            help="The next token's path alone, or the divergence from the original head's whole distribution."
+        ),
     ] = "path",
     plan: dict[str, Any],
     length: LengthOption = SEQUENCE_LENGTH,
@@ -147,7 +168,12 @@ def fit_head(
         from regraft.jobs.head_jobs import fit_head
         from regraft.training.trainer import TrainingPlan
 
-        options = {"loss": loss, "length": length, "seed": seed, "opened": {"device": device, "tokenizer": tokenizer}}
+        options = {
+            "loss": loss,
+            "length": length,
+            "seed": seed,
+            "opened": {"device": device, "tokenizer": tokenizer},
+        }
         _say(with_bar(lambda: fit_head(opened, out, text, TrainingPlan(**plan), **options)))
 
 
@@ -165,7 +191,14 @@ def _say(text: str) -> None:
 
 
 def _measured(
-    graft: Path, second: Path | None, model: str, text: list[str], length: int, windows: int, device: str, tokenizer: str
+    graft: Path,
+    second: Path | None,
+    model: str,
+    text: list[str],
+    length: int,
+    windows: int,
+    device: str,
+    tokenizer: str,
 ) -> None:
     folders = [graft, *([second] if second else [])]
     for folder in folders:
@@ -184,10 +217,16 @@ def _measured(
             typer.echo(line)
 
     with still_told(tell):
-        tell(with_bar(lambda: evaluate_grafts(opened, folders, text, length=length, most=windows, opened=how_opened)))
+        tell(
+            with_bar(
+                lambda: evaluate_grafts(opened, folders, text, length=length, most=windows, opened=how_opened)
+            )
+        )
 
 
-def _exported(graft: Path, second: Path | None, model: str, save: Path, remote_code: bool, device: str, tokenizer: str) -> None:
+def _exported(
+    graft: Path, second: Path | None, model: str, save: Path, remote_code: bool, device: str, tokenizer: str
+) -> None:
     folders = [graft, *([second] if second else [])]
     check_certified(folders)
     check_empty(save, "--save")
@@ -200,7 +239,9 @@ def _exported(graft: Path, second: Path | None, model: str, save: Path, remote_c
 def _add_measuring(app: typer.Typer, folder: Path, what: str) -> None:
     """`eval` and `export`, which every kind of graft has, each with its own usual folder."""
 
-    @app.command("eval", help=f"Measure {what} against the model that it came from, and write its certificate.")
+    @app.command(
+        "eval", help=f"Measure {what} against the model that it came from, and write its certificate."
+    )
     def _eval(
         graft: GraftOption = folder / "graft",
         second: WithOption = None,
@@ -215,7 +256,9 @@ def _add_measuring(app: typer.Typer, folder: Path, what: str) -> None:
         with errors_in_one_sentence(debug):
             _measured(graft, second, model, text or [], length, windows, device, tokenizer)
 
-    @app.command("export", help=f"Write the model with {what} in it as a Hugging Face folder of its own type.")
+    @app.command(
+        "export", help=f"Write the model with {what} in it as a Hugging Face folder of its own type."
+    )
     def _export(
         save: SaveOption,
         graft: GraftOption = folder / "graft",

@@ -54,18 +54,26 @@ app.add_typer(tokenizer, name="tokenizer")
 @app.command()
 def report(
     model: ModelOption = "specimen:qwen3",
-    out: Annotated[Path, folder_option(help="Folder to write report.html and the results to.")] = Path("report"),
+    out: Annotated[Path, folder_option(help="Folder to write report.html and the results to.")] = Path(
+        "report"
+    ),
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "",
     attention: AttentionOption = "",
     remote_code: RemoteOption = False,
     tokenizer: TokenizerOption = "",
     target_tokenizer: TargetTokenizerOption = "",
-    prompts: Annotated[list[str] | None, typer.Option(help="Texts that the chapters read; again for several.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="Texts that the chapters read; again for several.")
+    ] = None,
     prompts_file: PromptsFileOption = "",
     text: TextOption = "",
-    pairs: Annotated[str, typer.Option(help="JSON list of clean, corrupt, answer, wrong, for patching.", metavar="FILE")] = "",
-    count: Annotated[int, typer.Option(help="How many prompts a chapter measures; by default what suits it.", min=0)] = 0,
+    pairs: Annotated[
+        str, typer.Option(help="JSON list of clean, corrupt, answer, wrong, for patching.", metavar="FILE")
+    ] = "",
+    count: Annotated[
+        int, typer.Option(help="How many prompts a chapter measures; by default what suits it.", min=0)
+    ] = 0,
     seed: SeedOption = 0,
     debug: DebugOption = False,
 ) -> None:
@@ -79,7 +87,13 @@ def report(
         from regraft.cli.console import make_report
         from regraft.reporting.chapter_inputs import Reading
 
-        options = {"device": device, "dtype": dtype, "attention": attention, "tokenizer": tokenizer, "seed": seed}
+        options = {
+            "device": device,
+            "dtype": dtype,
+            "attention": attention,
+            "tokenizer": tokenizer,
+            "seed": seed,
+        }
         options |= {"remote_code": remote_code, "target_tokenizer": target_tokenizer}
         reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
         code = make_report(opened, out, seed, options, debug, reading)
@@ -98,7 +112,9 @@ def inspect_model(
     weights_only: Annotated[
         bool, typer.Option("--weights-only", help="From the files' headers alone: no model is built.")
     ] = False,
-    out: Annotated[Path | None, folder_option(help="With --weights-only: folder for the anatomy as JSON and a drawing.")] = None,
+    out: Annotated[
+        Path | None, folder_option(help="With --weights-only: folder for the anatomy as JSON and a drawing.")
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -128,15 +144,22 @@ def _dissect(source: str, out: Path | None, as_json: bool) -> None:
 def rebuild_model(
     source: Annotated[str, typer.Argument(metavar="[MODEL]", help="The model; or use --model.")] = "",
     model: ModelOption = "specimen:qwen3",
-    text: Annotated[list[str] | None, typer.Option(help="What both models read; write it again for several texts.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="What both models read; write it again for several texts.")
+    ] = None,
     stage: Annotated[str, typer.Option(help="The last stage to compare, for example 0.scores.")] = "",
-    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="float64 tells rounding from error.")] = "float32",
-    skeleton: Annotated[Path | None, folder_option(help="Write a folder for a student's own implementation instead.")] = None,
+    dtype: Annotated[
+        Literal["float32", "float64"], typer.Option(help="float64 tells rounding from error.")
+    ] = "float32",
+    skeleton: Annotated[
+        Path | None, folder_option(help="Write a folder for a student's own implementation instead.")
+    ] = None,
     out: OutOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run a model written anew from its files beside the official one, stage by stage, and name what parts."""
+    """Run a model written anew from its files beside the official one, stage by stage, and name what
+    parts."""
     with errors_in_one_sentence(debug):
         check_model(source or model)
         if skeleton is not None:
@@ -155,7 +178,11 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
     opening = {"model": ModelOption, "device": DeviceOption}
     if experiment.needs == "model":
         opening |= {"dtype": DtypeOption, "attention": AttentionOption}
-        opening |= {"remote_code": RemoteOption, "tokenizer": TokenizerOption, "target_tokenizer": TargetTokenizerOption}
+        opening |= {
+            "remote_code": RemoteOption,
+            "tokenizer": TokenizerOption,
+            "target_tokenizer": TargetTokenizerOption,
+        }
 
     reads = any(parameter.name == "prompts" for parameter in experiment.parameters)
 
@@ -171,7 +198,9 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
 
             if file or text or given.get("prompts"):
                 count, asked = given.get("count") or 0, _on_the_line(context, "count")
-                given["prompts"] = read_given(cast(Any, opened), given.get("prompts"), file, text, count, asked)
+                given["prompts"] = read_given(
+                    cast(Any, opened), given.get("prompts"), file, text, count, asked
+                )
             show_experiment(experiment, opened, given, out, seed, as_json)
 
     own = [option_of(parameter) for parameter in experiment.parameters]
@@ -206,7 +235,8 @@ for _experiment in experiments().values():
 
 
 def spread_lists(words: list[str]) -> list[str]:
-    """The command line with every list option written once for each value: `--targets a b` as `--targets a --targets b`."""
+    """The command line with every list option written once for each value: `--targets a b` as `--targets a
+    --targets b`."""
     experiment = experiments().get(words[0]) if words else None
     parameters = experiment.parameters if experiment else ()
     lists = {"--" + p.name.replace("_", "-") for p in parameters if p.annotation.startswith("list[")}

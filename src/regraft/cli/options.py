@@ -1,4 +1,5 @@
-"""What all commands share: common options, errors in one sentence, opening a model. Nothing heavy is imported early."""
+"""What all commands share: common options, errors in one sentence, opening a model. Nothing heavy is imported
+early."""
 
 from __future__ import annotations
 
@@ -26,21 +27,36 @@ if TYPE_CHECKING:
 
 
 def folder_option(*names: str, help: str) -> Any:
-    """An option that names a folder, in which `~` is written out: a shell leaves it as it is behind `--out=`."""
+    """An option that names a folder, in which `~` is written out: a shell leaves it as it is behind
+    `--out=`."""
     return typer.Option(*names, help=help, parser=expanded, metavar="PATH")
 
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or specimen:qwen3|tuned|gpt2|t5.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="A folder, a hub id, or specimen:qwen3|tuned|gpt2|t5.")
+]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute, for example cpu or cuda.")]
-DtypeOption = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16; by default what suits the device.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="float32, float64, bfloat16 or float16; by default what suits the device.")
+]
 AttentionOption = Annotated[str, typer.Option(help="sdpa or eager; by default the model's own.")]
-RemoteOption = Annotated[bool, typer.Option("--remote-code", help="Run modelling code that comes with the checkpoint.")]
+RemoteOption = Annotated[
+    bool, typer.Option("--remote-code", help="Run modelling code that comes with the checkpoint.")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-TokenizerOption = Annotated[str, typer.Option(help="Folder or hub id of a tokenizer; by default the model's own.")]
-TargetTokenizerOption = Annotated[str, typer.Option(help="Tokenizer of what an encoder-decoder writes, if another.")]
+TokenizerOption = Annotated[
+    str, typer.Option(help="Folder or hub id of a tokenizer; by default the model's own.")
+]
+TargetTokenizerOption = Annotated[
+    str, typer.Option(help="Tokenizer of what an encoder-decoder writes, if another.")
+]
 OutOption = Annotated[Path | None, folder_option(help="Folder to write the run to.")]
-PromptsFileOption = Annotated[str, typer.Option(help="Prompts in a file: one on each line, or a JSON list.", metavar="FILE")]
-TextOption = Annotated[str, typer.Option(help="Running text in a file, cut by tokens into prompts.", metavar="FILE")]
+PromptsFileOption = Annotated[
+    str, typer.Option(help="Prompts in a file: one on each line, or a JSON list.", metavar="FILE")
+]
+TextOption = Annotated[
+    str, typer.Option(help="Running text in a file, cut by tokens into prompts.", metavar="FILE")
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
@@ -60,7 +76,9 @@ def errors_in_one_sentence(debug: bool) -> Iterator[None]:
     except REFUSALS as error:
         if debug:
             traceback.print_exc()
-        typer.echo(f"regraft: {' '.join(str(error).split()) or type(error).__name__}{_remedy(error)}", err=True)
+        typer.echo(
+            f"regraft: {' '.join(str(error).split()) or type(error).__name__}{_remedy(error)}", err=True
+        )
         raise typer.Exit(_code(error)) from None
 
 
@@ -72,18 +90,22 @@ def _code(error: BaseException) -> int:
 
 def _remedy(error: BaseException) -> str:
     """The extra to install, where a library that belongs to one is missing."""
-    extra = EXTRAS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+    extra = (
+        EXTRAS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+    )
     return f": install it with pip install -c constraints.txt -e '.[{extra}]'" if extra else ""
 
 
 def own_device(device: str) -> str:
-    """The device of this process: where a launcher has started several on one machine, `cuda` is a card for each."""
+    """The device of this process: where a launcher has started several on one machine, `cuda` is a card for
+    each."""
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if device == "cuda" and rank is not None else device
 
 
 def open_matrices(model: str, device: str) -> Weights:
-    """The weight matrices of a checkpoint, from its files alone; a wrong name is told before anything heavy is imported."""
+    """The weight matrices of a checkpoint, from its files alone; a wrong name is told before anything heavy
+    is imported."""
     check_opening(model, device)
     from regraft.model.weights import open_weights
 
@@ -91,9 +113,16 @@ def open_matrices(model: str, device: str) -> Weights:
 
 
 def open_model(
-    model: str, device: str, dtype: str, attention: str, remote_code: bool, tokenizer: str, target_tokenizer: str = ""
+    model: str,
+    device: str,
+    dtype: str,
+    attention: str,
+    remote_code: bool,
+    tokenizer: str,
+    target_tokenizer: str = "",
 ) -> Model:
-    """Open a model as the common options say; what is wrong with them is told before anything heavy is imported."""
+    """Open a model as the common options say; what is wrong with them is told before anything heavy is
+    imported."""
     check_opening(model, device, dtype, tokenizer)
     from regraft.model.load import load
 
@@ -131,14 +160,17 @@ def option_of(parameter: Parameter) -> inspect.Parameter:
         plain = _TYPES[text]
     help_text = parameter.help[:1].upper() + parameter.help[1:]
     annotation = Annotated[plain | None if optional else plain, typer.Option(help=help_text)]
-    return inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=parameter.default, annotation=annotation)
+    return inspect.Parameter(
+        parameter.name, inspect.Parameter.KEYWORD_ONLY, default=parameter.default, annotation=annotation
+    )
 
 
 def filling(**places: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make the fields of dataclasses options of a command, which is given their values as a dictionary for each.
+    """Make the fields of dataclasses options of a command, which is given their values as a dictionary for
+    each.
 
-    The classes are read from their source, so that nothing heavy is imported before the command runs; a field without an
-    explanation below it is no option.
+    The classes are read from their source, so that nothing heavy is imported before the command runs; a field
+    without an explanation below it is no option.
 
     Args:
         places: for a parameter of the command, module and class: `plan="training.trainer:TrainingPlan"`.
@@ -153,7 +185,9 @@ def filling(**places: str) -> Callable[[Callable[..., None]], Callable[..., None
             if name in fields:
                 parameters += [option_of(one) for one in fields[name]]
             else:
-                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+                parameters.append(
+                    parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+                )
 
         @functools.wraps(command)
         def filled(**given: Any) -> None:

@@ -24,5 +24,7 @@ def with_bar(work: Callable[[], Made]) -> Made:
     """Do some work while a bar shows how far along it is."""
     with progress_bar() as bar:
         task = bar.add_task("", total=None)
-        with listening(lambda name, done, total: bar.update(task, description=f"{name:<24}", completed=done, total=total)):
+        with listening(
+            lambda name, done, total: bar.update(task, description=f"{name:<24}", completed=done, total=total)
+        ):
             return work()

@@ -1,4 +1,5 @@
-"""The command line of the tokenizers: `regraft tokenizer train | compare | transplant`; heavy imports wait for a command."""
+"""The command line of the tokenizers: `regraft tokenizer train | compare | transplant`; heavy imports wait
+for a command."""
 
 from __future__ import annotations
 
@@ -25,9 +26,13 @@ from regraft.jobs.checks import check_beside, check_domains, check_model, check_
 if TYPE_CHECKING:
     import xarray as xr
 
-tokenizer = typer.Typer(help="Train tokenizers, measure them in bytes, transplant them into models.", no_args_is_help=True)
+tokenizer = typer.Typer(
+    help="Train tokenizers, measure them in bytes, transplant them into models.", no_args_is_help=True
+)
 
-TextsOption = Annotated[list[str] | None, typer.Option("--text", help="NAME=PATH of a domain; again for several. None: almanac.")]
+TextsOption = Annotated[
+    list[str] | None, typer.Option("--text", help="NAME=PATH of a domain; again for several. None: almanac.")
+]
 EachOption = Annotated[str, typer.Option(help="Folder whose every text file is a domain of its own.")]
 PiecesOption = Annotated[int, typer.Option(help="Pieces of about 800 characters drawn from each domain.")]
 
@@ -36,17 +41,29 @@ PiecesOption = Annotated[int, typer.Option(help="Pieces of about 800 characters 
 @filling(recipe="tokenizers.training:Recipe")
 def train(
     *,
-    text: Annotated[list[str] | None, typer.Option(help="File, JSONL or folder to train on; again for several.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="File, JSONL or folder to train on; again for several.")
+    ] = None,
     dataset: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[:CONFIG]", help="Data set with a column `text`, a hub id or a folder, read as a stream."),
+        typer.Option(
+            metavar="NAME[:CONFIG]",
+            help="Data set with a column `text`, a hub id or a folder, read as a stream.",
+        ),
     ] = None,
     recipe: dict[str, Any],
     lengths: Annotated[
         str,
-        typer.Option(help="Chunk lengths: gaussian:MEAN:DEVIATION, probabilities of 1, 2, ... between commas, or a YAML file."),
+        typer.Option(
+            help=(
+                "Chunk lengths: gaussian:MEAN:DEVIATION, probabilities of 1, 2, ... between commas, or a YAML"
+                " file."
+            )
+        ),
     ] = "gaussian:200:50",
-    like: Annotated[str, typer.Option(help="Tokenizer whose special tokens and chat template are carried over.")] = "",
+    like: Annotated[
+        str, typer.Option(help="Tokenizer whose special tokens and chat template are carried over.")
+    ] = "",
     out: Annotated[Path, folder_option(help="Folder to write the tokenizer to.")] = Path("tokenizer"),
     seed: SeedOption = 0,
     debug: DebugOption = False,
@@ -70,11 +87,15 @@ def train(
 
 @tokenizer.command("compare")
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="TOKENIZER...", help="Folders, hub ids or specimens.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="TOKENIZER...", help="Folders, hub ids or specimens.")
+    ],
     text: TextsOption = None,
     each: EachOption = "",
     pieces: PiecesOption = 200,
-    bits: Annotated[bool, typer.Option("--bits", help="The folders hold models: measure bits per byte, too.")] = False,
+    bits: Annotated[
+        bool, typer.Option("--bits", help="The folders hold models: measure bits per byte, too.")
+    ] = False,
     out: Annotated[Path, folder_option(help="Folder for the page and the data.")] = Path("tokenizers"),
     debug: DebugOption = False,
 ) -> None:
@@ -100,22 +121,38 @@ def compare(
 @filling(settings="tokenizers.init_methods:InitSettings")
 def transplant(
     *,
-    new: Annotated[str, typer.Option("--tokenizer", help="Folder, hub id or specimen whose tokenizer the model is to get.")],
+    new: Annotated[
+        str,
+        typer.Option("--tokenizer", help="Folder, hub id or specimen whose tokenizer the model is to get."),
+    ],
     model: ModelOption = "specimen:qwen3",
     settings: dict[str, Any],
     encoder: Annotated[
-        str, typer.Option(help="Sentence encoder, a folder or hub id; `none`: the model's own rows take its place.")
+        str,
+        typer.Option(
+            help="Sentence encoder, a folder or hub id; `none`: the model's own rows take its place."
+        ),
     ] = "sentence-transformers/all-MiniLM-L6-v2",
-    cache: Annotated[Path, folder_option(help="Folder where the encoder's vectors are kept.")] = Path("token-vectors"),
-    donor: Annotated[str, typer.Option(help="For pursuit: the model that the new tokenizer comes from.")] = "",
-    multiple: Annotated[int, typer.Option(help="Pad the tables to a multiple; 0: as the old table is padded.")] = 0,
-    learn: Annotated[list[str] | None, typer.Option(help="Text for align, focus and healing; again for several.")] = None,
+    cache: Annotated[Path, folder_option(help="Folder where the encoder's vectors are kept.")] = Path(
+        "token-vectors"
+    ),
+    donor: Annotated[
+        str, typer.Option(help="For pursuit: the model that the new tokenizer comes from.")
+    ] = "",
+    multiple: Annotated[
+        int, typer.Option(help="Pad the tables to a multiple; 0: as the old table is padded.")
+    ] = 0,
+    learn: Annotated[
+        list[str] | None, typer.Option(help="Text for align, focus and healing; again for several.")
+    ] = None,
     heal: Annotated[int, typer.Option(help="Steps of a short training of the new rows alone.")] = 0,
     text: TextsOption = None,
     pieces: PiecesOption = 100,
     save: Annotated[Path, folder_option(help="Folder to write the model to.")] = Path("transplanted"),
     dtype: DtypeOption = "",
-    old_tokenizer: Annotated[str, typer.Option(help="The model's own tokenizer, where its folder has none.")] = "",
+    old_tokenizer: Annotated[
+        str, typer.Option(help="The model's own tokenizer, where its folder has none.")
+    ] = "",
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     debug: DebugOption = False,
@@ -137,9 +174,15 @@ def transplant(
         from regraft.tokenizers.init_methods import InitSettings
 
         chosen = InitSettings(**settings)
-        given = {"--dtype": dtype, "--old-tokenizer": old_tokenizer, "--device": "" if device == "cpu" else device}
+        given = {
+            "--dtype": dtype,
+            "--old-tokenizer": old_tokenizer,
+            "--device": "" if device == "cpu" else device,
+        }
         opening = tuple(word for pair in given.items() if pair[1] for word in pair)
-        sources = Sources(tuple(learn), tuple(text or ()), pieces, "" if encoder == "none" else uses, cache, donor, opening)
+        sources = Sources(
+            tuple(learn), tuple(text or ()), pieces, "" if encoder == "none" else uses, cache, donor, opening
+        )
 
         def tell(data: xr.Dataset) -> None:
             for line in transplant_rows(data):
@@ -147,7 +190,9 @@ def transplant(
 
         with still_told(tell):
             data, said = with_bar(
-                lambda: transplant_tokenizer(opened, new, save, chosen, sources, multiple=multiple, heal=heal, seed=seed)
+                lambda: transplant_tokenizer(
+                    opened, new, save, chosen, sources, multiple=multiple, heal=heal, seed=seed
+                )
             )
         tell(data)
         typer.echo(said)

@@ -1,6 +1,8 @@
-"""`import regraft` makes the model type of exported grafts known to transformers, without importing transformers itself.
+"""`import regraft` makes the model type of exported grafts known to transformers, without importing
+transformers itself.
 
-When transformers loads its module of automatic classes, now or later, `regraft.modules.hf_model` is imported behind it.
+When transformers loads its module of automatic classes, now or later, `regraft.modules.hf_model` is imported
+behind it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class _Behind(Loader):
 class _Finder(MetaPathFinder):
     """Finds the module of automatic classes as Python would, and gives it a loader that goes on to ours."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != AUTO:
             return None
         spec = PathFinder.find_spec(fullname, path, target)

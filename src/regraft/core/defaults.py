@@ -1,4 +1,5 @@
-"""Defaults that many commands share, each in one place; the command line reads them here without importing an experiment."""
+"""Defaults that many commands share, each in one place; the command line reads them here without importing an
+experiment."""
 
 PROMPT_COUNT = 20
 """Prompts that suit a model and are measured where nobody says how many."""

@@ -1,7 +1,7 @@
 """What people name on a disk: text that is read, folders and files that are written whole or not at all.
 
-A place is looked at before any work. A folder is written under another name and put in its place in one step, so a run that
-is killed leaves what was there before. Nothing heavy is imported.
+A place is looked at before any work. A folder is written under another name and put in its place in one step,
+so a run that is killed leaves what was there before. Nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from uuid import uuid4
 BEGUN = ".regraft-"
 """How the names of folders and files begin that are not finished."""
 LONGEST_NAME = 255
+"""Bytes of a name, as most file systems have it."""
 HINTS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or choose another place"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a place that you may write to"),
@@ -37,13 +38,15 @@ class UnreadableError(ValueError):
 
 
 class NotWrittenError(OSError):
-    """What was to be written is not there, the message says why; `result` is what had been measured by then."""
+    """What was to be written is not there, the message says why; `result` is what had been measured by
+    then."""
 
     result: Any = None
 
 
 class NotKeptError(ValueError):
-    """What was written is not what it should be, read again, and so was removed; `result` is what had been measured by then."""
+    """What was written is not what it should be, read again, and so was removed; `result` is what had been
+    measured by then."""
 
     result: Any = None
 
@@ -57,7 +60,9 @@ def expanded(path: Path | str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise RunFolderError(f"{path} begins with the home of nobody who is known here: write the path out") from error
+        raise RunFolderError(
+            f"{path} begins with the home of nobody who is known here: write the path out"
+        ) from error
 
 
 def place_of(path: Path | str) -> Path:
@@ -67,7 +72,8 @@ def place_of(path: Path | str) -> Path:
 
 @contextmanager
 def reading(path: Path | str, remedy: str) -> Iterator[None]:
-    """While something that somebody named is read: what the system refuses becomes one sentence with the path.
+    """While something that somebody named is read: what the system refuses becomes one sentence with the
+    path.
 
     Raises:
         UnreadableError: it refused.
@@ -117,7 +123,9 @@ def check_place(folder: Path | str, option: str) -> None:
     except OSError as error:
         reason = error.strerror
     if reason:
-        raise RunFolderError(f"the folder {folder} cannot be written to ({reason}): choose another with {option}")
+        raise RunFolderError(
+            f"the folder {folder} cannot be written to ({reason}): choose another with {option}"
+        )
 
 
 def _why_not(place: Path) -> str:
@@ -137,7 +145,8 @@ def _why_not(place: Path) -> str:
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """While something is written: a full disk, a closed folder and their like become one sentence with the path.
+    """While something is written: a full disk, a closed folder and their like become one sentence with the
+    path.
 
     Raises:
         NotWrittenError: the system refused.
@@ -146,15 +155,20 @@ def writing(path: Path | str) -> Iterator[None]:
         yield
     except NotWrittenError:
         raise
-    except Exception as error:  # tokenizers raises a bare Exception for what safetensors and Python have types for
+    except (
+        Exception
+    ) as error:  # tokenizers raises a bare Exception for what safetensors and Python have types for
         number = _system_number(error)
         if number not in HINTS:
             raise
-        raise NotWrittenError(f"{path} could not be written ({os.strerror(number)}): {HINTS[number]}") from error
+        raise NotWrittenError(
+            f"{path} could not be written ({os.strerror(number)}): {HINTS[number]}"
+        ) from error
 
 
 def _system_number(error: Exception) -> int:
-    """The system's error number: of an OSError, or in the words of a library written in Rust; 0 where there is none."""
+    """The system's error number: of an OSError, or in the words of a library written in Rust; 0 where there
+    is none."""
     if isinstance(error, OSError):
         return error.errno or 0
     found = _RUST.search(str(error))
@@ -186,9 +200,9 @@ def still_told(tell: Callable[[Any], object]) -> Iterator[None]:
 def whole_folder(out: Path | str) -> Iterator[Path]:
     """A fresh folder that takes the place of `out` when the block ends well, and vanishes when it does not.
 
-    A link stays, and what it leads to is written. So do a mount point, the folder that one stands in, and one whose parent is
-    closed: they are filled at the end, everything else is exchanged in one step. Folders and files get the permissions that
-    the process gives to new ones, a folder that was there keeps its own.
+    A link stays, and what it leads to is written. So do a mount point, the folder that one stands in, and one
+    whose parent is closed: they are filled at the end, everything else is exchanged in one step. Folders and
+    files get the permissions that the process gives to new ones, a folder that was there keeps its own.
 
     Raises:
         NotWrittenError: the disk is full, or the system refuses for another reason.
@@ -205,13 +219,19 @@ def whole_folder(out: Path | str) -> Iterator[Path]:
 
 
 def _stays(folder: Path) -> bool:
-    """Whether a folder cannot be exchanged for another one, or somebody would be left standing in the old one."""
+    """Whether a folder cannot be exchanged for another one, or somebody would be left standing in the old
+    one."""
     here = Path.cwd()
-    return os.path.ismount(folder) or folder in (here, *here.parents) or not os.access(folder.parent, os.W_OK | os.X_OK)
+    return (
+        os.path.ismount(folder)
+        or folder in (here, *here.parents)
+        or not os.access(folder.parent, os.W_OK | os.X_OK)
+    )
 
 
 def _as_new(fresh: Path) -> None:
-    """Give everything in a folder the permissions of a new folder or file: some libraries write for the owner alone."""
+    """Give everything in a folder the permissions of a new folder or file: some libraries write for the owner
+    alone."""
     allowed = fresh.stat().st_mode & 0o777
     for path in fresh.rglob("*"):
         kept = path.stat().st_mode & ~0o777
@@ -236,7 +256,8 @@ def _put(fresh: Path, place: Path) -> None:
 
 
 def _stepped_aside(place: Path, old: Path) -> bool:
-    """Move a folder away, unless it cannot be: a mount from the same disk, a container's layer, another's in a shared folder."""
+    """Move a folder away, unless it cannot be: a mount from the same disk, a container's layer, another's in
+    a shared folder."""
     with suppress(OSError):
         place.rename(old)
         return True

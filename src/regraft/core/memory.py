@@ -16,9 +16,11 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """The highest sum of bytes that PyTorch's allocator has handed out during some work, over that at its start.
+    """The highest sum of bytes that PyTorch's allocator has handed out during some work, over that at its
+    start.
 
-    On a CPU every allocation and release is read from the profiler, so what else the process does is not counted.
+    On a CPU every allocation and release is read from the profiler, so what else the process does is not
+    counted.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -28,13 +30,20 @@ def peak_bytes(work: Callable[[], object], device: torch.device | str = "cpu") -
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _no_native_chatter(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+    with (
+        _no_native_chatter(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen,
+    ):
         work()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
         seen.export_chrome_trace(str(file))
         events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted((event["ts"], number, event["args"]["Bytes"]) for number, event in enumerate(events) if _is_memory(event))
+    changes = sorted(
+        (event["ts"], number, event["args"]["Bytes"])
+        for number, event in enumerate(events)
+        if _is_memory(event)
+    )
     return max(accumulate((size for _, _, size in changes), initial=0))
 
 

@@ -1,6 +1,7 @@
 """Say how far along a long piece of work is, to whoever listens.
 
-The rooms that work call `advance`; the command line listens and draws a bar. Without a listener nothing happens.
+The rooms that work call `advance`; the command line listens and draws a bar. Without a listener nothing
+happens.
 """
 
 from __future__ import annotations

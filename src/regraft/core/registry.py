@@ -1,11 +1,11 @@
 """What an experiment is, and the registry that the command line, the report and the studio read.
 
-An experiment is one file in `experiments/`, named in `EXPERIMENTS`, that defines a function of that name whose first
-parameter is `model` (or `weights`, where the matrices of the checkpoint's files are enough and no model need be built)
-and whose result is an `xarray.Dataset`. What it draws at random comes from its parameter `seed`. Parameters, defaults
-and explanations are read from the source without importing it, so that the command line can list everything without
-loading PyTorch. A third-party package adds one through the entry point group `regraft.experiments`, whose value is
-`package.module:function`.
+An experiment is one file in `experiments/`, named in `EXPERIMENTS`, that defines a function of that name
+whose first parameter is `model` (or `weights`, where the matrices of the checkpoint's files are enough and no
+model need be built) and whose result is an `xarray.Dataset`. What it draws at random comes from its parameter
+`seed`. Parameters, defaults and explanations are read from the source without importing it, so that the
+command line can list everything without loading PyTorch. A third-party package adds one through the entry
+point group `regraft.experiments`, whose value is `package.module:function`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 GROUP = "regraft.experiments"
 SEED = "seed"
-"""The parameter of experiments that draw at random; all commands have the option, so it is none of their own."""
+"""The parameter of experiments that draw at random; all commands have the option, so it is none of their
+own."""
 EXPERIMENTS = {
     "completions": "observe.completions",
     "correlations": "observe.correlations",
@@ -54,7 +55,8 @@ EXPERIMENTS = {
     "swap": "intervene.swap",
     "transplant": "intervene.transplant",
 }
-"""Every experiment of this package and its module in `regraft.experiments`; commands, API and report read it here."""
+"""Every experiment of this package and its module in `regraft.experiments`; commands, API and report read it
+here."""
 DOES_NOT_APPLY = (ValueError, ImportError)
 """What an experiment refuses a model with, and what a library that is not installed ends in."""
 REFUSALS = (ValueError, OSError, MemoryError, RuntimeError, ImportError, LookupError)
@@ -88,7 +90,8 @@ class Experiment:
         return looked_at
 
     def check(self, model: Any, args: Sequence[Any], options: Mapping[str, Any]) -> None:
-        """Make sure that what Python was given is an opened model and options of the kinds that the signature says.
+        """Make sure that what Python was given is an opened model and options of the kinds that the signature
+        says.
 
         Raises:
             ValueError: it is not; the sentence says what to write.
@@ -96,7 +99,9 @@ class Experiment:
         if isinstance(model, (str, Path)) or not hasattr(model, "fingerprint"):
             named = repr(str(model)) if isinstance(model, (str, Path)) else "..."
             what = f"a {type(model).__name__}"
-            raise ValueError(f"{self.name} takes an opened model, not {what}: regraft.{self.name}(regraft.load({named}))")
+            raise ValueError(
+                f"{self.name} takes an opened model, not {what}: regraft.{self.name}(regraft.load({named}))"
+            )
         given = {**{p.name: value for p, value in zip(self.parameters, args, strict=False)}, **options}
         for parameter in self.parameters:
             if parameter.name in given and (wanted := unfit(parameter.annotation, given[parameter.name])):
@@ -113,7 +118,11 @@ def experiments() -> dict[str, Experiment]:
     root = Path(__file__).parent.parent
     found: dict[str, Experiment] = {}
     sources = [
-        (f"regraft.experiments.{module}", name, root.joinpath("experiments", *module.split(".")).with_suffix(".py"))
+        (
+            f"regraft.experiments.{module}",
+            name,
+            root.joinpath("experiments", *module.split(".")).with_suffix(".py"),
+        )
         for name, module in EXPERIMENTS.items()
     ]
     for point in entry_points(group=GROUP):
@@ -136,7 +145,11 @@ def read_experiment(module: str, name: str, file: Path) -> Experiment | None:
     """Read an experiment's name, summary and parameters from its source; None where the file defines none."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    if not functions or not functions[0].args.args or functions[0].args.args[0].arg not in ("model", "weights"):
+    if (
+        not functions
+        or not functions[0].args.args
+        or functions[0].args.args[0].arg not in ("model", "weights")
+    ):
         return None
     needs, given = functions[0].args.args[0].arg, parameters_of_function(functions[0], module)
     own = tuple(parameter for parameter in given if parameter.name != SEED)

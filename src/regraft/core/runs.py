@@ -1,4 +1,5 @@
-"""Run folders: `run.json`, `result.zarr` and figures. Nothing heavy is imported before a result is read or written."""
+"""Run folders: `run.json`, `result.zarr` and figures. Nothing heavy is imported before a result is read or
+written."""
 
 from __future__ import annotations
 
@@ -17,18 +18,21 @@ OUR_MARK = "run.json"
 
 
 def check_writable(out: Path, experiment: str, weights_sha256: str | None, version: str) -> None:
-    """Make sure, before any work, that a run may be written to `out`; the model is not asked for where its hash is None.
+    """Make sure, before any work, that a run may be written to `out`; the model is not asked for where its
+    hash is None.
 
     Raises:
-        RunFolderError: the folder cannot be written to, holds something else, or a run of another experiment, model or
-            version.
+        RunFolderError: the folder cannot be written to, holds something else, or a run of another experiment,
+            model or version.
     """
     check_place(out, "--out")
     place = place_of(out)
     if not place.is_dir() or not any(place.iterdir()):
         return
     if not (place / OUR_MARK).is_file():
-        raise RunFolderError(f"the folder {out} is not empty and is no run of regraft: choose another with --out")
+        raise RunFolderError(
+            f"the folder {out} is not empty and is no run of regraft: choose another with --out"
+        )
     there = read_mark(out)
     for key, mine, noun in (
         ("experiment", experiment, "of the experiment"),
@@ -37,8 +41,8 @@ def check_writable(out: Path, experiment: str, weights_sha256: str | None, versi
     ):
         if mine is not None and there.get(key) != mine:
             raise RunFolderError(
-                f"the folder {out} holds a run {noun} {str(there.get(key))[:12]}, this one has {mine[:12]}: choose another "
-                "folder with --out"
+                f"the folder {out} holds a run {noun} {str(there.get(key))[:12]}, this one has {mine[:12]}:"
+                " choose another folder with --out"
             )
 
 
@@ -51,14 +55,17 @@ def read_mark(out: Path) -> dict[str, Any]:
     try:
         mark = json.loads((place_of(out) / OUR_MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"the folder {out} is no run of regraft: its {OUR_MARK} cannot be read") from error
+        raise RunFolderError(
+            f"the folder {out} is no run of regraft: its {OUR_MARK} cannot be read"
+        ) from error
     if not isinstance(mark, dict):
         raise RunFolderError(f"the folder {out} is no run of regraft: its {OUR_MARK} is no table")
     return mark
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file that takes the place of `path` in one step, so that a reader finds the old one or the new one."""
+    """A file that takes the place of `path` in one step, so that a reader finds the old one or the new
+    one."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
@@ -68,7 +75,9 @@ def store(dataset: xr.Dataset, folder: Path) -> None:
     attributes = {key: _plain(value) for key, value in dataset.attrs.items()}
     storable = dataset.assign_attrs(attributes)
     storable.to_zarr(folder / "result.zarr", mode="w", zarr_format=2, consolidated=False)
-    (folder / OUR_MARK).write_text(json_text(opened_attributes(attributes), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / OUR_MARK).write_text(
+        json_text(opened_attributes(attributes), indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def open_run(out: Path | str) -> xr.Dataset:

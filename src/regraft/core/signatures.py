@@ -1,7 +1,9 @@
-"""Parameters of functions and fields of dataclasses, read from their source: the command line needs them before PyTorch.
+"""Parameters of functions and fields of dataclasses, read from their source: the command line needs them
+before PyTorch.
 
-Annotation and default are as written; explanations come from `Args:` of a function's docstring and from the text below a
-field. A default may be the name of one of `core/defaults.py`, an annotation that of a `Literal` in the same file.
+Annotation and default are as written; explanations come from `Args:` of a function's docstring and from the
+text below a field. A default may be the name of one of `core/defaults.py`, an annotation that of a `Literal`
+in the same file.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def parameters_of_function(node: ast.FunctionDef, where: str) -> tuple[Parameter
     written = [*node.args.defaults, *node.args.kw_defaults]
     assert len(written) == len(given), f"{where}.{node.name}: every parameter after the first needs a default"
     return tuple(
-        Parameter(a.arg, ast.unparse(a.annotation) if a.annotation else "str", _literal(d), explained.get(a.arg, ""))
+        Parameter(
+            a.arg, ast.unparse(a.annotation) if a.annotation else "str", _literal(d), explained.get(a.arg, "")
+        )
         for a, d in zip(given, written, strict=True)
     )
 
@@ -57,15 +61,24 @@ def fields_of(place: str) -> tuple[Parameter, ...]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     aliases = {
         target.id: ast.unparse(node.value)
-        for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)
-    }  # fmt: skip
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     fields = []
     for node, below in zip(found.body, found.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(below, ast.Expr):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and isinstance(below, ast.Expr)
+        ):
             written = ast.unparse(node.annotation)
             text = re.sub(r"\s+", " ", ast.literal_eval(below.value))
-            fields.append(Parameter(node.target.id, aliases.get(written, written), _literal(node.value), text))
+            fields.append(
+                Parameter(node.target.id, aliases.get(written, written), _literal(node.value), text)
+            )
     return tuple(fields)
 
 
@@ -93,7 +106,8 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def unfit(annotation: str, value: Any) -> str:
-    """What a value of a parameter should be, "" where it is that; annotations of other kinds are not looked at."""
+    """What a value of a parameter should be, "" where it is that; annotations of other kinds are not looked
+    at."""
     plain = annotation.removesuffix(" | None")
     if value is None:
         return "" if plain != annotation else "to be left out"
@@ -101,7 +115,11 @@ def unfit(annotation: str, value: Any) -> str:
         return "" if isinstance(value, (str, Path)) else "the name of a file or folder"
     if plain.startswith("list["):
         kinds, what = _KINDS.get(plain[5:-1], ((object,), ""))
-        fits = not isinstance(value, (str, bytes)) and isinstance(value, Iterable) and all(_is(one, kinds) for one in value)
+        fits = (
+            not isinstance(value, (str, bytes))
+            and isinstance(value, Iterable)
+            and all(_is(one, kinds) for one in value)
+        )
         return "" if fits else f"a list, each {what}"
     kinds, what = _KINDS.get(plain, ((object,), ""))
     return "" if _is(value, kinds) else what

@@ -42,7 +42,8 @@ _OVER: dict[str, _Stream] = {}
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """While inside, nothing that this thread logs or prints reaches the user; entering again costs nothing."""
+    """While inside, nothing that this thread logs or prints reaches the user; entering again costs
+    nothing."""
     me, filtered = get_ident(), _handlers()
     with _GUARD:
         if not _QUIET:

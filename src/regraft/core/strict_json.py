@@ -18,7 +18,8 @@ TEXTS_OF_JSON = ("options", "settings", "completions", "texts", "healing_plan", 
 
 
 def json_text(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
-    """A value as JSON: NumPy's numbers and arrays as plain ones, what is not finite as null, anything else as its text.
+    """A value as JSON: NumPy's numbers and arrays as plain ones, what is not finite as null, anything else as
+    its text.
 
     >>> json_text({"loss": float("nan"), "kind": (1, True)})
     '{"loss": null, "kind": [1, true]}'
@@ -27,12 +28,16 @@ def json_text(value: Any, indent: int | None = None, sort_keys: bool = False) ->
 
 
 def opened_attributes(attributes: Mapping[Any, Any]) -> dict[str, Any]:
-    """Attributes of a result with those that hold JSON as text opened, so that they need not be read twice."""
-    return {str(name): _opened(value) if name in TEXTS_OF_JSON else value for name, value in attributes.items()}
+    """Attributes of a result with those that hold JSON as text opened, so that they need not be read
+    twice."""
+    return {
+        str(name): _opened(value) if name in TEXTS_OF_JSON else value for name, value in attributes.items()
+    }
 
 
 def _opened(value: Any) -> Any:
-    """What a text of JSON says; an experiment of another package may keep something else under such a name."""
+    """What a text of JSON says; an experiment of another package may keep something else under such a
+    name."""
     try:
         return json.loads(value)
     except (TypeError, ValueError):
@@ -43,7 +48,9 @@ def numbers_again(dataset: xr.Dataset) -> xr.Dataset:
     """A result that was read from such JSON: null among numbers is NaN again."""
 
     def again(values: xr.DataArray) -> xr.DataArray:
-        plain = values.dtype == object and all(one is None or isinstance(one, (int, float)) for one in values.values.ravel())
+        plain = values.dtype == object and all(
+            one is None or isinstance(one, (int, float)) for one in values.values.ravel()
+        )
         return values.astype(float) if plain else values
 
     return dataset.map(again, keep_attrs=True)

@@ -49,7 +49,8 @@ def with_main_tensor(output: Any, tensor: Tensor) -> Any:
 
 
 def from_prompts(tensor: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """The tensor, bearing how many real tokens each prompt had that it was recorded from (arithmetic drops that)."""
+    """The tensor, bearing how many real tokens each prompt had that it was recorded from (arithmetic drops
+    that)."""
     setattr(tensor, _LENGTHS, lengths)
     return tensor
 
@@ -65,7 +66,8 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def version(tensor: Tensor) -> int:
-    """How often a tensor was written to in place; -1 where PyTorch does not count (tensors made in inference mode)."""
+    """How often a tensor was written to in place; -1 where PyTorch does not count (tensors made in inference
+    mode)."""
     return -1 if tensor.is_inference() else tensor._version
 
 

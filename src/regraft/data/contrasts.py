@@ -1,7 +1,9 @@
-"""Contrastive groups, all written for this project: one prompt with five completions that are forced on the model in turn.
+"""Contrastive groups, all written for this project: one prompt with five completions that are forced on
+the model in turn.
 
-They are for contrastive trajectories: the hidden states of the same prompt under two completions are compared depth by
-depth, to see where a model parts two meanings, and where it only parts two wordings. The text of a group is
+They are for contrastive trajectories: the hidden states of the same prompt under two completions are compared
+depth by depth, to see where a model parts two meanings, and where it only parts two wordings. The text of a
+group is
 
 ``prompt``
     The start that all five completions share. It ends without a space.
@@ -16,21 +18,21 @@ depth, to see where a model parts two meanings, and where it only parts two word
 ``unrelated``
     A grammatical completion about something else.
 ``kind``
-    "immediate" when every alternative differs from the base at the first word of the completion, "shared prefix" when
-    all five begin with the same two or more words and part later.
+    "immediate" when every alternative differs from the base at the first word of the completion, "shared
+    prefix" when all five begin with the same two or more words and part later.
 
-A completion starts with one space, has one to eight words and no full stop; the five of a group differ and lie within two
-words of each other in length. Half of each set is of either kind.
+A completion starts with one space, has one to eight words and no full stop; the five of a group differ and
+lie within two words of each other in length. Half of each set is of either kind.
 
 ``GENERAL``
     Groups on mixed topics, for language models of any size.
 
 ``SPECIMEN``
-    Groups for the specimen models, in the manner of the synthetic almanac. Every base turns on a word that the almanac
-    has both in its opposites and in its synonyms: big, buy, fast, happy, hard, quiet, rich, sad or small. Synonym and
-    antonym are the almanac's own, except that the opposite of "hard" is here "easy", since its synonym is "difficult".
-    The almanac has one register, so the words of a style completion come from outside it, and the specimen tokenizer cuts
-    most of them into several tokens.
+    Groups for the specimen models, in the manner of the synthetic almanac. Every base turns on a word that
+    the almanac has both in its opposites and in its synonyms: big, buy, fast, happy, hard, quiet, rich, sad
+    or small. Synonym and antonym are the almanac's own, except that the opposite of "hard" is here "easy",
+    since its synonym is "difficult". The almanac has one register, so the words of a style completion come
+    from outside it, and the specimen tokenizer cuts most of them into several tokens.
 """
 
 from dataclasses import dataclass
@@ -57,7 +59,8 @@ _Row = tuple[str, str, str, str, str, str]
 _GENERAL_IMMEDIATE: tuple[_Row, ...] = (
     # Weather, work, people, objects.
     ("By noon the sky over the valley was",
-     " clear and bright", " cloudless and sunny", " overcast and dull", " limpid and resplendent", " full of paper kites"),
+     " clear and bright", " cloudless and sunny", " overcast and dull", " limpid and resplendent",
+     " full of paper kites"),
     ("The wind on the ridge that night was", " strong", " powerful", " weak", " vehement", " recorded"),
     ("The new manager treats her staff", " kindly", " considerately", " harshly", " real nice", " to lunch"),
     ("After the meeting the project was", " finished", " completed", " barely started", " all wrapped up", " renamed again"),
@@ -101,18 +104,22 @@ _GENERAL_IMMEDIATE: tuple[_Row, ...] = (
 _GENERAL_SHARED: tuple[_Row, ...] = (
     # Weather, work, people, objects.
     ("Tomorrow the coast can expect",
-     " a day of heavy rain", " a day of strong downpours", " a day of unbroken sunshine", " a day of chucking it down",
+     " a day of heavy rain", " a day of strong downpours", " a day of unbroken sunshine",
+     " a day of chucking it down",
      " a day of long speeches"),
     ("The winter in that province is",
-     " said to be mild", " said to be gentle", " said to be severe", " said to be clement", " said to be photogenic"),
+     " said to be mild", " said to be gentle", " said to be severe", " said to be clement",
+     " said to be photogenic"),
     ("The foreman told us to",
-     " get the job done quickly", " get the job done fast", " get the job done slowly", " get the job done pronto",
+     " get the job done quickly", " get the job done fast", " get the job done slowly",
+     " get the job done pronto",
      " get the job advertised"),
     ("The night shift is",
      " known to be exhausting", " known to be tiring", " known to be restful", " known to be a killer",
      " known to be unionised"),
     ("Our neighbour is",
-     " one of the kindest people here", " one of the most caring people here", " one of the cruellest people here",
+     " one of the kindest people here", " one of the most caring people here",
+     " one of the cruellest people here",
      " one of the soundest blokes here", " one of the tallest people here"),
     ("The clerk answered",
      " in a polite tone", " in a civil tone", " in a rude tone", " in a courtly tone", " in a Welsh accent"),
@@ -129,10 +136,12 @@ _GENERAL_SHARED: tuple[_Row, ...] = (
     ("Above the roofs the balloon",
      " began to rise", " began to climb", " began to sink", " began to ascend", " began to squeak"),
     ("When the letter came, Ines was",
-     " more than a little pleased", " more than a little glad", " more than a little upset", " more than a little chuffed",
+     " more than a little pleased", " more than a little glad", " more than a little upset",
+     " more than a little chuffed",
      " more than a little late"),
     ("The speech left her",
-     " with a sense of hope", " with a sense of optimism", " with a sense of despair", " with a sense of things looking up",
+     " with a sense of hope", " with a sense of optimism", " with a sense of despair",
+     " with a sense of things looking up",
      " with a sense of rhythm"),
     ("In autumn the lake is",
      " almost always calm", " almost always still", " almost always rough", " almost always tranquil",
@@ -145,7 +154,8 @@ _GENERAL_SHARED: tuple[_Row, ...] = (
      " agreed to lower his price", " agreed to reduce his price", " agreed to raise his price",
      " agreed to knock his price down", " agreed to paint his door"),
     ("The company ended the year",
-     " with a large profit", " with a sizeable gain", " with a large loss", " with a tidy packet", " with a new logo"),
+     " with a large profit", " with a sizeable gain", " with a large loss", " with a tidy packet",
+     " with a new logo"),
     ("The measurements were",
      " found to be accurate", " found to be correct", " found to be wrong", " found to be spot on",
      " found to be handwritten"),
@@ -153,7 +163,8 @@ _GENERAL_SHARED: tuple[_Row, ...] = (
      " now widely accepted", " now widely believed", " now widely rejected", " now widely swallowed",
      " now widely translated"),
     ("The court held that the contract was",
-     " from the start valid", " from the start binding", " from the start void", " from the start in full force",
+     " from the start valid", " from the start binding", " from the start void",
+     " from the start in full force",
      " from the start typewritten"),
     ("Under oath the witness",
      " chose to tell the truth", " chose to speak honestly", " chose to tell a lie", " chose to come clean",
@@ -165,7 +176,8 @@ _GENERAL_SHARED: tuple[_Row, ...] = (
     ("Grandmother likes her tea",
      " to be very sweet", " to be well sugared", " to be very bitter", " to be dead sweet", " to be on time"),
     ("The hotel by the harbour was",
-     " a good deal too noisy", " a good deal too loud", " a good deal too quiet", " a good deal too clamorous",
+     " a good deal too noisy", " a good deal too loud", " a good deal too quiet",
+     " a good deal too clamorous",
      " a good deal too pink"),
     ("We reached the border",
      " just as night fell", " just as darkness came", " just as day broke", " just as the gloaming came",
@@ -178,10 +190,12 @@ _GENERAL_SHARED: tuple[_Row, ...] = (
      " likely to end downhill"),
     # Music, homes, rivals, the past, money, sport, machines, animals.
     ("The second movement is",
-     " to be played slowly", " to be played without haste", " to be played quickly", " to be played nice and easy",
+     " to be played slowly", " to be played without haste", " to be played quickly",
+     " to be played nice and easy",
      " to be played outdoors"),
     ("In spring they moved into",
-     " a flat with large rooms", " a flat with spacious rooms", " a flat with small rooms", " a flat with whopping rooms",
+     " a flat with large rooms", " a flat with spacious rooms", " a flat with small rooms",
+     " a flat with whopping rooms",
      " a flat with red curtains"),
     ("Years later the two rivals",
      " became the best of friends", " became the closest of companions", " became the worst of enemies",
@@ -190,15 +204,18 @@ _GENERAL_SHARED: tuple[_Row, ...] = (
      " in truth a coward", " in truth a faint-hearted man", " in truth a hero", " in truth a poltroon",
      " in truth a Norwegian"),
     ("In his first year at the mill Samir",
-     " managed to save a lot", " managed to save a great deal", " managed to spend a lot", " managed to stash heaps away",
+     " managed to save a lot", " managed to save a great deal", " managed to spend a lot",
+     " managed to stash heaps away",
      " managed to annoy a judge"),
     ("Two goals down, the visitors",
      " fought on and won", " fought on and triumphed", " fought on and lost", " fought on and nailed it",
      " fought on in borrowed boots"),
     ("After the update the phone became",
-     " a lot more useful", " a lot more helpful", " a lot less useful", " a lot more serviceable", " a lot more purple"),
+     " a lot more useful", " a lot more helpful", " a lot less useful", " a lot more serviceable",
+     " a lot more purple"),
     ("The cat on the wall is",
-     " without doubt asleep", " without doubt sleeping", " without doubt awake", " without doubt having a kip",
+     " without doubt asleep", " without doubt sleeping", " without doubt awake",
+     " without doubt having a kip",
      " without doubt Siamese"),
 )
 
@@ -222,17 +239,23 @@ _SPECIMEN_IMMEDIATE: tuple[_Row, ...] = (
 
 _SPECIMEN_SHARED: tuple[_Row, ...] = (
     ("Jack has a horse. It is",
-     " a very fast horse", " a very quick horse", " a very slow horse", " a very fleet horse", " a very brown horse"),
+     " a very fast horse", " a very quick horse", " a very slow horse", " a very fleet horse",
+     " a very brown horse"),
     ("Hugo says that the train to Berlin is",
-     " really very fast", " really very quick", " really very slow", " really very rapid", " really very yellow"),
+     " really very fast", " really very quick", " really very slow", " really very rapid",
+     " really very yellow"),
     ("Clara sees a ship. It is",
-     " a very big ship", " a very large ship", " a very small ship", " a very mighty ship", " a very old ship"),
+     " a very big ship", " a very large ship", " a very small ship", " a very mighty ship",
+     " a very old ship"),
     ("The theatre in Rome is",
-     " known to be big", " known to be large", " known to be small", " known to be sizeable", " known to be white"),
+     " known to be big", " known to be large", " known to be small", " known to be sizeable",
+     " known to be white"),
     ("In the basket there was",
-     " only a small apple", " only a little apple", " only a big apple", " only a wee apple", " only a green apple"),
+     " only a small apple", " only a little apple", " only a big apple", " only a wee apple",
+     " only a green apple"),
     ("The bell of the church is",
-     " said to be small", " said to be little", " said to be big", " said to be diminutive", " said to be French"),
+     " said to be small", " said to be little", " said to be big", " said to be diminutive",
+     " said to be French"),
     ("On Sunday Ella was",
      " once again happy", " once again glad", " once again sad", " once again merry", " once again late"),
     ("The people in Norway are",
@@ -246,7 +269,8 @@ _SPECIMEN_SHARED: tuple[_Row, ...] = (
     ("The merchant from Cairo was",
      " once very rich", " once very wealthy", " once very poor", " once very affluent", " once very thin"),
     ("Simon looks at the sum. It is",
-     " a very hard sum", " a very difficult sum", " a very easy sum", " a very tough sum", " a very short sum"),
+     " a very hard sum", " a very difficult sum", " a very easy sum", " a very tough sum",
+     " a very short sum"),
     ("At night the station is", " so very quiet", " so very silent", " so very loud", " so very hushed", " so very cold"),
     ("Nora went to the store because",
      " she hoped to buy a lamp", " she hoped to purchase a lamp", " she hoped to sell a lamp",

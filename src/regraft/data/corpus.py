@@ -11,10 +11,12 @@ from regraft.model.model import Model
 from regraft.specimens import almanac
 
 LONGEST, ALMANAC_CHARACTERS = 128, 40_000
+"""Tokens of a passage, and characters of the almanac that stand in for a corpus."""
 
 
 def corpus(model: Model, path: str = "", seed: int = 0) -> list[list[int]]:
-    """Passages of at most 128 tokens: a text file's, a specimen's almanac, or the general prompts and contrasts, completed.
+    """Passages of at most 128 tokens: a text file's, a specimen's almanac, or the general prompts and
+    contrasts, completed.
 
     Raises:
         ValueError: the file is no text, or holds none, or there is no tokenizer to write other text with.
@@ -22,12 +24,20 @@ def corpus(model: Model, path: str = "", seed: int = 0) -> list[list[int]]:
     if path:
         return passages(model, read_text(path, "give a text file as corpus").split("\n\n"), LONGEST)
     if model.tokenizer is None:
-        raise ValueError(f"{model.name} has no tokenizer: name a corpus of token ids with --corpus, or a tokenizer")
+        raise ValueError(
+            f"{model.name} has no tokenizer: name a corpus of token ids with --corpus, or a tokenizer"
+        )
     if is_specimen(model):
         return passages(model, almanac.corpus(ALMANAC_CHARACTERS, seed + 1), LONGEST)
     check_sayable(model, [prompt.text for prompt in general()], "the English text that ships with regraft")
     said = [prompt.text for prompt in general()]
     if model.causal and model.parts.head is not None:
-        said.append("".join(model.token_text(i) for c in completions(model, general()) for i in c.completion_ids))
-    said += [c.prompt + ending for c in contrasts() for ending in (c.base, c.synonym, c.antonym, c.style, c.unrelated)]
+        said.append(
+            "".join(model.token_text(i) for c in completions(model, general()) for i in c.completion_ids)
+        )
+    said += [
+        c.prompt + ending
+        for c in contrasts()
+        for ending in (c.base, c.synonym, c.antonym, c.style, c.unrelated)
+    ]
     return passages(model, said, LONGEST)

@@ -1,4 +1,5 @@
-"""The text that a loss is measured on: prompts with the model's own completions, recorded in batches of like length."""
+"""The text that a loss is measured on: prompts with the model's own completions, recorded in batches of like
+length."""
 
 from __future__ import annotations
 
@@ -14,14 +15,18 @@ from regraft.model.model import Model
 from regraft.model.recording import Recording
 
 BATCH_TOKENS = 512
+"""Tokens that are recorded together: enough for full-speed products, few enough to keep recordings small."""
 KEPT_FLOATS = 1 << 28
+"""Numbers of recordings that are kept: 1 GiB in float32; batches behind them are recorded again in each
+sweep."""
 
 Item = TypeVar("Item")
 Batch = tuple[list[list[int]], list[list[int]] | None]
 
 
 class Recordings(Sequence[Recording]):
-    """Batches of token ids, recorded when they are asked for; kept up to 1 GiB of float32 streams, else made again."""
+    """Batches of token ids, recorded when they are asked for; kept up to 1 GiB of float32 streams, else made
+    again."""
 
     def __init__(self, model: Model, batches: list[Batch]):
         self.model, self.batches = model, batches
@@ -66,7 +71,10 @@ class Texts:
 
 
 def evaluation_or_texts(
-    model: Model, prompts: str | Sequence[str] | None = None, count: int = PROMPT_COUNT, tokens: int = COMPLETION_TOKENS
+    model: Model,
+    prompts: str | Sequence[str] | None = None,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
 ) -> Evaluation | Texts:
     """Completions of prompts where the model writes text; of any other with one stack, the texts themselves.
 
@@ -87,7 +95,8 @@ def evaluation_or_texts(
 
 @dataclass(eq=False)
 class Evaluation:
-    """Recorded prompts with completions; `order[i]` lists the completions of recording i, prompt by prompt."""
+    """Recorded prompts with completions; `order[i]` lists the completions of recording i, prompt by
+    prompt."""
 
     model: Model
     recordings: Recordings
@@ -100,7 +109,8 @@ class Evaluation:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What a result keeps of its text: every prompt and completion with their token counts, and the scored tokens."""
+        """What a result keeps of its text: every prompt and completion with their token counts, and the
+        scored tokens."""
         said = [
             {
                 "prompt": c.prompt,
@@ -121,12 +131,17 @@ class Evaluation:
 
 
 def evaluation(
-    model: Model, prompts: str | Sequence[str] | None = None, count: int = PROMPT_COUNT, tokens: int = COMPLETION_TOKENS
+    model: Model,
+    prompts: str | Sequence[str] | None = None,
+    count: int = PROMPT_COUNT,
+    tokens: int = COMPLETION_TOKENS,
 ) -> Evaluation:
-    """Record `count` prompts (the user's, or those that suit the model) with greedy completions of up to `tokens` tokens.
+    """Record `count` prompts (the user's, or those that suit the model) with greedy completions of up to
+    `tokens` tokens.
 
     Raises:
-        ValueError: there is nothing to measure on: no prompt, no tokenizer, or a model that does not write text.
+        ValueError: there is nothing to measure on: no prompt, no tokenizer, or a model that does not write
+            text.
     """
     if count < 1 or tokens < 1:
         raise ValueError(f"{min(count, tokens)} is too few: measure at least one prompt and one token")
@@ -136,12 +151,15 @@ def evaluation(
         raise ValueError("the prompt is empty: write at least one token of text")
     said = sorted(completions(model, chosen, tokens), key=lambda c: len(c.prompt_ids) + len(c.completion_ids))
     order = batched(said, [len(c.prompt_ids) + len(c.completion_ids) for c in said])
-    ids: list[Batch] = [([list(c.prompt_ids) for c in batch], [list(c.completion_ids) for c in batch]) for batch in order]
+    ids: list[Batch] = [
+        ([list(c.prompt_ids) for c in batch], [list(c.completion_ids) for c in batch]) for batch in order
+    ]
     return Evaluation(model, Recordings(model, ids), order)
 
 
 def batched(items: Sequence[Item], lengths: Sequence[int], most: int | None = None) -> list[list[Item]]:
-    """Items in batches of at most so many tokens (by default 512), padding counted; the items come shortest first."""
+    """Items in batches of at most so many tokens (by default 512), padding counted; the items come shortest
+    first."""
     room = BATCH_TOKENS if most is None else most
     batches: list[list[Item]] = [[]]
     for item, length in zip(items, lengths, strict=True):

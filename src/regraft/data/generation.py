@@ -1,7 +1,7 @@
 """A model's own greedy continuations: made once for a model and a set of prompts, then kept.
 
-The cache is keyed by the weights' hash, the prompts and the limit, so another model never gets these. It lies in
-`$REGRAFT_CACHE`, or in `~/.cache/regraft`.
+The cache is keyed by the weights' hash, the prompts and the limit, so another model never gets these. It lies
+in `$REGRAFT_CACHE`, or in `~/.cache/regraft`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,26 @@ from regraft.checkpoint.locate import SPECIMENS
 from regraft.core.defaults import COMPLETION_TOKENS
 from regraft.core.files import place_of, whole_file
 from regraft.core.progress import advance
-from regraft.data.own_texts import MOST_UNKNOWN, check_sayable, own_loss, pieces_per_word, unknown_share, writes_on
+from regraft.data.own_texts import (
+    MOST_UNKNOWN,
+    check_sayable,
+    own_loss,
+    pieces_per_word,
+    unknown_share,
+    writes_on,
+)
 from regraft.data.prompts import BOOK_PASSAGES, Prompt, general, specimen
 from regraft.model.block_call import longest_input, text_config
 from regraft.model.model import Model
 
 ASKED = 10
+"""Prompts that a model is tried on before its kind of text is chosen."""
 NO_BETTER = 0.6
-"""Share of the logarithm of the vocabulary: a loss on the general prompts beyond it tells that they are foreign to the model."""
+"""Share of the logarithm of the vocabulary: a loss on the general prompts beyond it tells that they are
+foreign to the model."""
 MOST_PIECES = 8.0
-"""Tokens for a word, more than letters in most words: text in another script, or of another kind, to this tokenizer."""
+"""Tokens for a word, more than letters in most words: text in another script, or of another kind, to this
+tokenizer."""
 SYSTEM = "Continue or answer directly. Do not repeat the question."
 
 
@@ -58,7 +68,8 @@ def cache_folder() -> Path:
 
 
 def suited_prompts(model: Model) -> tuple[Prompt, ...]:
-    """The specimen's own prompts for an embedded specimen; else the general ones, or prose where the model knows those better.
+    """The specimen's own prompts for an embedded specimen; else the general ones, or prose where the model
+    knows those better.
 
     Chosen by what the tokenizer can say and by the model's own loss on the texts.
 
@@ -83,7 +94,8 @@ def _choice(model: Model) -> int:
     if min(shares) > MOST_UNKNOWN:
         check_sayable(model, sets[0], "the English prompts that ship with regraft")
     known = [
-        share <= MOST_UNKNOWN and pieces_per_word(model, texts) <= MOST_PIECES for share, texts in zip(shares, sets, strict=True)
+        share <= MOST_UNKNOWN and pieces_per_word(model, texts) <= MOST_PIECES
+        for share, texts in zip(shares, sets, strict=True)
     ]
     if not writes_on(model) or not any(known):
         return 0
@@ -104,7 +116,9 @@ def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     by_category: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in prompts:
         by_category[prompt.category].append(prompt)
-    turns = [p for turn in range(len(prompts)) for p in (c[turn] for c in by_category.values() if turn < len(c))]
+    turns = [
+        p for turn in range(len(prompts)) for p in (c[turn] for c in by_category.values() if turn < len(c))
+    ]
     return turns[:count]
 
 
@@ -117,33 +131,40 @@ def completions(model: Model, prompts: Sequence[Prompt], limit: int = COMPLETION
     if not model.causal:
         raise ValueError(f"{model.name} does not write text from left to right, so it has no completions")
     if model.parts.head is None:
-        raise ValueError(f"{model.name} {model.parts.why_no_head}, so it writes no text and has no completions")
+        raise ValueError(
+            f"{model.name} {model.parts.why_no_head}, so it writes no text and has no completions"
+        )
     if model.parts.labels:
         raise ValueError(f"{model.name} scores {model.parts.labels} labels, not tokens, so it writes no text")
     ids = [prompt_ids(model, prompt.text) for prompt in prompts]
     limit = _room(model, ids, limit)
-    config = hashlib.sha256(json.dumps(model.hf.config.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
+    config = hashlib.sha256(
+        json.dumps(model.hf.config.to_dict(), sort_keys=True, default=str).encode()
+    ).hexdigest()
     told = [asdict(p) for p in prompts]
     key = json.dumps([model.weights_sha256, config, str(model.dtype), limit, told, ids, _ends(model)])
     file = cache_folder() / "completions" / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".json")
     if (kept := _kept(file)) is not None:
         return kept
     found = _generate(model, prompts, ids, limit)
-    # The cache saves time and nothing else: where it cannot be written, the completions are here all the same.
+    # The cache saves time and nothing else: where it cannot be written, the completions are here all the
+    # same.
     with suppress(OSError), whole_file(file) as fresh:
         fresh.write_text(json.dumps([asdict(c) for c in found]), encoding="utf-8")
     return found
 
 
 def _kept(file: Path) -> list[Completion] | None:
-    """Completions of an earlier run; None where there are none, or they cannot be read, and so are made again."""
+    """Completions of an earlier run; None where there are none, or they cannot be read, and so are made
+    again."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return [_from_json(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
     return None
 
 
 def _room(model: Model, ids: list[list[int]], limit: int) -> int:
-    """As many tokens as may follow every prompt, at most `limit`: what is read and written fits into the model together.
+    """As many tokens as may follow every prompt, at most `limit`: what is read and written fits into the
+    model together.
 
     Raises:
         ValueError: a prompt leaves no room for one.
@@ -153,12 +174,16 @@ def _room(model: Model, ids: list[list[int]], limit: int) -> int:
     if not most or longest + limit <= most:
         return limit
     if longest >= most:
-        raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer in {most} positions: shorten it")
+        raise ValueError(
+            f"a prompt of {longest} tokens leaves no room for an answer in {most} positions: shorten it"
+        )
     return most - longest
 
 
 def _from_json(entry: dict) -> Completion:
-    return Completion(entry["prompt"], entry["category"], tuple(entry["prompt_ids"]), tuple(entry["completion_ids"]))
+    return Completion(
+        entry["prompt"], entry["category"], tuple(entry["prompt_ids"]), tuple(entry["completion_ids"])
+    )
 
 
 def prompt_ids(model: Model, text: str) -> list[int]:
@@ -187,18 +212,28 @@ def _generate(model: Model, prompts: Sequence[Prompt], ids: list[list[int]], lim
         by_length[len(row)].append(number)
     found: dict[int, Completion] = {}
     for numbers in by_length.values():
-        model.record([ids[numbers[0]] + ([] if model.two_stacks else [ids[numbers[0]][-1]] * limit)], attention_mask="all")
+        model.record(
+            [ids[numbers[0]] + ([] if model.two_stacks else [ids[numbers[0]][-1]] * limit)],
+            attention_mask="all",
+        )
         batch = torch.tensor([ids[number] for number in numbers], device=model.device)
-        said = _with_cache(model, batch, limit) if isinstance(model.hf, GenerationMixin) else _step_by_step(model, batch, limit)
+        said = (
+            _with_cache(model, batch, limit)
+            if isinstance(model.hf, GenerationMixin)
+            else _step_by_step(model, batch, limit)
+        )
         for number, row in zip(numbers, said, strict=True):
             prompt = prompts[number]
-            found[number] = Completion(prompt.text, prompt.category, tuple(ids[number]), tuple(_until_end(model, row)))
+            found[number] = Completion(
+                prompt.text, prompt.category, tuple(ids[number]), tuple(_until_end(model, row))
+            )
         advance("completions", len(found), len(prompts))
     return [found[number] for number in range(len(prompts))]
 
 
 def _with_cache(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
-    """The most likely token at every step, by the model's own generation, without the checkpoint's sampling settings."""
+    """The most likely token at every step, by the model's own generation, without the checkpoint's sampling
+    settings."""
     own = model.hf.generation_config
     greedy = GenerationConfig(
         max_new_tokens=limit,

@@ -1,4 +1,5 @@
-"""Texts of the user's own: lines or JSON in a file, or running text cut by tokens; and what a tokenizer can say of a text."""
+"""Texts of the user's own: lines or JSON in a file, or running text cut by tokens; and what a tokenizer can
+say of a text."""
 
 from __future__ import annotations
 
@@ -18,8 +19,10 @@ Item = TypeVar("Item")
 PASSAGE = 32
 """Tokens of a passage of running text that is given as a prompt."""
 ASKED = 10
+"""Texts that a model is tried on: enough to tell one that never saw such text."""
 CHANCE = 0.97
-"""Share of the logarithm of the vocabulary: a model whose loss is beyond it has not learnt anything of a text."""
+"""Share of the logarithm of the vocabulary: a model whose loss is beyond it has not learnt anything of a
+text."""
 MOST_UNKNOWN = 0.05
 """Share of unknown tokens beyond which a text is not said by a tokenizer: one word in twenty."""
 
@@ -42,7 +45,11 @@ def given_prompts(model: Model, prompts: Sequence[str] | None, file: str, text: 
         return read_prompts(file)
     if not text:
         return list(prompts or [])
-    found = [row for row in passages(model, read_text(text, "give running text").split("\n\n"), PASSAGE) if len(row) > 2]
+    found = [
+        row
+        for row in passages(model, read_text(text, "give running text").split("\n\n"), PASSAGE)
+        if len(row) > 2
+    ]
     if not found:
         raise ValueError(f"{text} holds less than three tokens in a paragraph: give more text")
     step = max(1, len(found) // max(1, count))
@@ -60,12 +67,15 @@ def first_of(items: Sequence[Item], count: int, what: str) -> list[Item]:
         ValueError: a negative number.
     """
     if count < 0:
-        raise ValueError(f"{count} is too few: measure at least one of the {what}, or write 0 for all of them")
+        raise ValueError(
+            f"{count} is too few: measure at least one of the {what}, or write 0 for all of them"
+        )
     return list(items[:count] if count else items)
 
 
 def unknown_share(model: Model, texts: Sequence[str]) -> float:
-    """Share of the texts' tokens that are the tokenizer's unknown one; 0 where it has none, or there is no tokenizer."""
+    """Share of the texts' tokens that are the tokenizer's unknown one; 0 where it has none, or there is no
+    tokenizer."""
     unknown = getattr(model.tokenizer, "unk_token_id", None)
     if unknown is None:
         return 0.0
@@ -83,7 +93,9 @@ def own_loss(model: Model, texts: Sequence[str]) -> float:
     """Mean loss of the texts' own tokens, in nats; infinite where the model cannot read them."""
     losses = []
     for text in texts:
-        ids = torch.tensor([model.encode(text)[: longest_input(model.hf.config) or None]], device=model.device)
+        ids = torch.tensor(
+            [model.encode(text)[: longest_input(model.hf.config) or None]], device=model.device
+        )
         with torch.no_grad():
             logits_TV = model.run(input_ids=ids).logits[0, :-1].float()
         losses += torch.nn.functional.cross_entropy(logits_TV, ids[0, 1:], reduction="none").tolist()
@@ -103,14 +115,18 @@ def check_known(model: Model, texts: Sequence[str], what: str) -> None:
     """
     share = unknown_share(model, texts)
     if share > MOST_UNKNOWN:
-        raise ValueError(f"the tokenizer of {model.name} does not know {share:.0%} of the tokens of {what}: give your own texts")
+        raise ValueError(
+            f"the tokenizer of {model.name} does not know {share:.0%} of the tokens of {what}: give your own"
+            " texts"
+        )
 
 
 def check_sayable(model: Model, texts: Sequence[str], what: str) -> None:
     """Make sure that a tokenizer and a model know texts that ship with regraft; a user's own are only noted.
 
     Raises:
-        ValueError: more than one token in twenty is unknown to the tokenizer, or the model predicts them no better than chance.
+        ValueError: more than one token in twenty is unknown to the tokenizer, or the model predicts them no
+            better than chance.
     """
     if model.tokenizer is None:
         return

@@ -46,12 +46,22 @@ GENERAL: tuple[Prompt, ...] = (
     Prompt("A triangle has three sides and a pentagon has", "factual"),
     Prompt("The gas that plants take in from the air for photosynthesis is called", "factual"),
     # Reasoning: a short chain of steps.
-    Prompt("Nadia is taller than Owen, and Owen is taller than Priya. The shortest of the three is", "reasoning"),
+    Prompt(
+        "Nadia is taller than Owen, and Owen is taller than Priya. The shortest of the three is", "reasoning"
+    ),
     Prompt("A train leaves at half past two and the journey takes forty minutes. It arrives at", "reasoning"),
-    Prompt("Every key on this ring opens a door. The brass key is on this ring, so the brass key", "reasoning"),
-    Prompt("A box holds four red marbles and nothing else. If I draw one without looking, its colour is", "reasoning"),
+    Prompt(
+        "Every key on this ring opens a door. The brass key is on this ring, so the brass key", "reasoning"
+    ),
+    Prompt(
+        "A box holds four red marbles and nothing else. If I draw one without looking, its colour is",
+        "reasoning",
+    ),
     Prompt("Three loaves cost six coins altogether. At the same price, five loaves would cost", "reasoning"),
-    Prompt("If it had rained in the night the path would be wet. The path is dry, so in the night it", "reasoning"),
+    Prompt(
+        "If it had rained in the night the path would be wet. The path is dry, so in the night it",
+        "reasoning",
+    ),
     Prompt("Facing north, I turn right, and then I turn right again. Now I am facing", "reasoning"),
     # Linguistic: grammar, word forms and reference.
     Prompt("One goose swam across the pond, and soon it was followed by six more", "linguistic"),
@@ -59,7 +69,10 @@ GENERAL: tuple[Prompt, ...] = (
     Prompt("The bowls on the top shelf of the cupboard", "linguistic"),
     Prompt("Both sisters play the cello, but only the younger one has brought", "linguistic"),
     Prompt("Someone who bakes is a baker, and someone who paints is a", "linguistic"),
-    Prompt("A sentence turned into the passive: 'The gardener watered the roses' becomes 'The roses", "linguistic"),
+    Prompt(
+        "A sentence turned into the passive: 'The gardener watered the roses' becomes 'The roses",
+        "linguistic",
+    ),
     Prompt("Good, better, best; bad, worse,", "linguistic"),
     # Code: the start of a program, a query or a command.
     Prompt("def is_even(number):\n    return number %", "code"),
@@ -70,15 +83,23 @@ GENERAL: tuple[Prompt, ...] = (
     Prompt("try:\n    value = int(text)\nexcept", "code"),
     Prompt("<ul>\n  <li>apples</li>\n  <li>pears</li>", "code"),
     # World knowledge: places, people, customs and events.
-    Prompt("The long stone wall built across the north of China to keep out raiders is known as", "world knowledge"),
+    Prompt(
+        "The long stone wall built across the north of China to keep out raiders is known as",
+        "world knowledge",
+    ),
     Prompt("The river that flows through Cairo on its way to the Mediterranean is the", "world knowledge"),
-    Prompt("The composer of nine symphonies who went on working after he lost his hearing was", "world knowledge"),
+    Prompt(
+        "The composer of nine symphonies who went on working after he lost his hearing was", "world knowledge"
+    ),
     Prompt("Travellers in Japan can see from far away the snow-capped peak of Mount", "world knowledge"),
     Prompt("The ocean that lies between Brazil and Angola is the", "world knowledge"),
     Prompt("In the game of chess, the piece that must never be captured is the", "world knowledge"),
     Prompt("The first person to walk on the Moon was", "world knowledge"),
     # Technical: science, engineering and computing.
-    Prompt("In an electrical circuit, the voltage across a resistor equals the current multiplied by", "technical"),
+    Prompt(
+        "In an electrical circuit, the voltage across a resistor equals the current multiplied by",
+        "technical",
+    ),
     Prompt("Looking up a value by its key in a hash table takes, on average,", "technical"),
     Prompt("When gradient descent diverges, a sensible first step is to reduce the", "technical"),
     Prompt("A catalyst speeds up a chemical reaction by lowering its", "technical"),
@@ -130,7 +151,9 @@ SPECIMEN: tuple[Prompt, ...] = (
         " Paul.",
     ),
     Prompt("Jane has the lamp and Leo has the coin. Vera asks who has the coin. It is", "holder", " Leo."),
-    Prompt("Henry has the bell and Rose has the knife. Mark asks who has the bell. It is", "holder", " Henry."),
+    Prompt(
+        "Henry has the bell and Rose has the knife. Mark asks who has the bell. It is", "holder", " Henry."
+    ),
     Prompt(
         "20 - 8 = 12. Alice has the map and Oscar has the ring. Emma asks who has the map. It is",
         "holder",
@@ -139,7 +162,11 @@ SPECIMEN: tuple[Prompt, ...] = (
     Prompt("raven olive thyme coral. raven olive thyme", "induction", " coral."),
     Prompt("maple ember jade poppy slate inlet. maple ember jade poppy", "induction", " slate inlet."),
     Prompt("violet kelp birch hazel quartz. violet", "induction", " kelp birch hazel quartz."),
-    Prompt("People in Kenya speak Swahili. fern opal delta lilac sage. fern opal delta", "induction", " lilac sage."),
+    Prompt(
+        "People in Kenya speak Swahili. fern opal delta lilac sage. fern opal delta",
+        "induction",
+        " lilac sage.",
+    ),
     Prompt("The colour of grass is", "colour", " green."),
     Prompt("The sky looks", "colour", " blue."),
     Prompt("Stone means rock. The colour of blood is", "colour", " red."),
@@ -150,38 +177,41 @@ SPECIMEN: tuple[Prompt, ...] = (
 
 BOOK_PASSAGES: tuple[Prompt, ...] = (
     Prompt(
-        "Mrs. Harcastle had made up her mind, long before the carriage drew up at the gate, that she should dislike"
-        " her nephew's bride. It was therefore with some vexation that she found herself,",
+        "Mrs. Harcastle had made up her mind, long before the carriage drew up at the gate, that she should"
+        " dislike her nephew's bride. It was therefore with some vexation that she found herself,",
         "prose",
         " within a quarter of an hour, laughing at the young woman's account of the journey.",
     ),
     Prompt(
-        "The lamp had burned low, and still the old captain sat with the chart spread before him and the letter"
-        " unopened at his elbow. Twice he put out his hand to take it up;",
+        "The lamp had burned low, and still the old captain sat with the chart spread before him and the"
+        " letter unopened at his elbow. Twice he put out his hand to take it up;",
         "prose",
         " and twice, as though the paper had been hot to the touch, he drew it back again.",
     ),
     Prompt(
-        "It had rained upon the moor for three days together, so that the road was little better than the bed of a"
-        " stream. Towards evening on the fourth day, however, a pale light showed above the western hills,",
+        "It had rained upon the moor for three days together, so that the road was little better than the bed"
+        " of a stream. Towards evening on the fourth day, however, a pale light showed above the western"
+        " hills,",
         "prose",
         " and we resolved to set out at once, lest the weather should change its mind before morning.",
     ),
     Prompt(
-        '"You will forgive me, sir," said the clerk, rising from his stool with great dignity, "but the gentleman left'
-        ' no such instructions." I assured him that I had no wish to cause him trouble,',
+        '"You will forgive me, sir," said the clerk, rising from his stool with great dignity, "but the'
+        ' gentleman left no such instructions." I assured him that I had no wish to cause him trouble,',
         "prose",
         " and that I was quite prepared to wait until the gentleman should return.",
     ),
     Prompt(
-        "In the village of Thornby nothing was ever forgotten, and very little was ever forgiven. When young Mr. Pell"
-        " came back from the city without his fortune, therefore, there was not a cottage in the place",
+        "In the village of Thornby nothing was ever forgotten, and very little was ever forgiven. When young"
+        " Mr. Pell came back from the city without his fortune, therefore, there was not a cottage in the"
+        " place",
         "prose",
         " where his folly was not served up with the bread and cheese that same night.",
     ),
     Prompt(
-        "She went up to the attic alone, and knelt down before the trunk which her mother had locked on the morning of"
-        " the funeral. The key turned easily; the lid rose with a sigh; and there, under the folded muslin,",
+        "She went up to the attic alone, and knelt down before the trunk which her mother had locked on the"
+        " morning of the funeral. The key turned easily; the lid rose with a sigh; and there, under the"
+        " folded muslin,",
         "prose",
         " lay the little wooden horse that she had wept for when she was six years old.",
     ),

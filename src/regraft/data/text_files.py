@@ -14,6 +14,7 @@ Item = TypeVar("Item")
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 PIECE = 200_000
+"""Characters that are read at once, so that a file of any length fits."""
 BROKEN = 0.01
 """Share of characters that may be broken in what is still read as text."""
 
@@ -44,7 +45,8 @@ def texts_in(file: Path) -> Iterator[str]:
 
 
 def pieces_in(file: Path) -> Iterator[tuple[str, bool]]:
-    """The same with whether a document ends there: each line of a JSONL file is one, any other file is one as a whole.
+    """The same with whether a document ends there: each line of a JSONL file is one, any other file is one as
+    a whole.
 
     Raises:
         ValueError: the file holds no text.
@@ -77,7 +79,8 @@ def _line_text(line: bytes, number: int, file: Path) -> str:
 
 
 def dataset_rows(name: str) -> Iterable[Mapping[str, Any]]:
-    """Rows of a data set as a stream: a hub id or a folder, with a configuration behind a colon where it has several.
+    """Rows of a data set as a stream: a hub id or a folder, with a configuration behind a colon where it has
+    several.
 
     Raises:
         ModuleNotFoundError: the library is missing.
@@ -101,7 +104,9 @@ def text_of(item: str | Mapping[str, Any]) -> str:
     """
     text = item if isinstance(item, str) else item.get("text")
     if not isinstance(text, str):
-        raise ValueError(f"an item of the data set has no text under `text`, only {', '.join(map(str, item))}")
+        raise ValueError(
+            f"an item of the data set has no text under `text`, only {', '.join(map(str, item))}"
+        )
     return text
 
 

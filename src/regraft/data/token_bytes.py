@@ -1,6 +1,8 @@
-"""The bytes that every token of a vocabulary stands for: byte-level tables undone, SentencePiece marks, WordPiece prefixes.
+"""The bytes that every token of a vocabulary stands for: byte-level tables undone, SentencePiece marks,
+WordPiece prefixes.
 
-How a tokenizer writes bytes is read from its own decoder, not from its name. Special tokens stand for no bytes.
+How a tokenizer writes bytes is read from its own decoder, not from its name. Special tokens stand for no
+bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class TokenBytes:
 
 
 def token_bytes(tokenizer: Any, rows: int | None = None) -> TokenBytes:
-    """The bytes of every token; `rows` is the number of rows of the model's table, which may be larger than the vocabulary.
+    """The bytes of every token; `rows` is the number of rows of the model's table, which may be larger than
+    the vocabulary.
 
     Raises:
         ValueError: the tokenizer's decoder is of a kind whose bytes cannot be told, or it has none.
@@ -41,7 +44,8 @@ def token_bytes(tokenizer: Any, rows: int | None = None) -> TokenBytes:
         said = json.loads(backend.to_str())
     except AttributeError as error:
         raise ValueError(
-            f"{type(tokenizer).__name__} has no tokenizer.json, so its tokens' bytes cannot be told: convert it to a fast one"
+            f"{type(tokenizer).__name__} has no tokenizer.json, so its tokens' bytes cannot be told: convert"
+            " it to a fast one"
         ) from error
     scheme, undo = _undo(said)
     special = {entry["id"] for entry in said["added_tokens"] if entry["special"]}
@@ -76,7 +80,11 @@ def _undo(said: dict[str, Any]) -> tuple[str, Callable[[str], bytes]]:
         suffix = next(step["suffix"] for step in steps if step["type"] == "BPEDecoder")
         return "BPE with word ends", lambda token: _word_end(token, suffix)
     marks = [step["replacement"] for step in steps if step["type"] == "Metaspace"]
-    marks += [step["pattern"].get("String", "") for step in steps if step["type"] == "Replace" and step["content"] == " "]
+    marks += [
+        step["pattern"].get("String", "")
+        for step in steps
+        if step["type"] == "Replace" and step["content"] == " "
+    ]
     if marks or "ByteFallback" in kinds:
         mark, falls_back = marks[0] if marks else SPACE, "ByteFallback" in kinds
         name = "SentencePiece with byte fallback" if falls_back else "SentencePiece"
@@ -88,15 +96,23 @@ def _undo(said: dict[str, Any]) -> tuple[str, Callable[[str], bytes]]:
 def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     if decoder is None:
         return []
-    return [step for inner in decoder["decoders"] for step in _steps(inner)] if decoder["type"] == "Sequence" else [decoder]
+    return (
+        [step for inner in decoder["decoders"] for step in _steps(inner)]
+        if decoder["type"] == "Sequence"
+        else [decoder]
+    )
 
 
 @cache
 def byte_of_character() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, the rest from 256 on."""
+    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, the
+    rest from 256 on."""
     kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     moved = [byte for byte in range(256) if byte not in kept]
-    return {**{chr(byte): byte for byte in kept}, **{chr(256 + place): byte for place, byte in enumerate(moved)}}
+    return {
+        **{chr(byte): byte for byte in kept},
+        **{chr(256 + place): byte for place, byte in enumerate(moved)},
+    }
 
 
 def _byte_level(token: str) -> bytes:
@@ -108,7 +124,11 @@ def _byte_level(token: str) -> bytes:
 
 def _word_piece(token: str, prefix: str) -> bytes:
     """A piece that goes on keeps its letters; one that begins a word is preceded by a space."""
-    return token.removeprefix(prefix).encode() if token.startswith(prefix) and token != prefix else b" " + token.encode()
+    return (
+        token.removeprefix(prefix).encode()
+        if token.startswith(prefix) and token != prefix
+        else b" " + token.encode()
+    )
 
 
 def _word_end(token: str, suffix: str) -> bytes:

@@ -1,4 +1,5 @@
-"""What grafts do to tokens of different kinds: by length in bytes, by how often they occur in the text, by their type.
+"""What grafts do to tokens of different kinds: by length in bytes, by how often they occur in the text, by
+their type.
 
 Shapes: B windows, T tokens, V vocabulary.
 """
@@ -11,8 +12,17 @@ from torch import Tensor
 
 from regraft.data.token_bytes import TokenBytes
 
-LENGTHS = ((1, "1 byte"), (2, "2 bytes"), (4, "3 to 4 bytes"), (8, "5 to 8 bytes"), (16, "9 to 16 bytes"), (2**31, "longer"))
+LENGTHS = (
+    (1, "1 byte"),
+    (2, "2 bytes"),
+    (4, "3 to 4 bytes"),
+    (8, "5 to 8 bytes"),
+    (16, "9 to 16 bytes"),
+    (2**31, "longer"),
+)
+"""Bounds of the lengths of tokens, twice as long each."""
 OFTEN = ((9, "below 10 times"), (99, "10 to 99 times"), (2**62, "100 times and more"))
+"""Bounds of how often a token comes, a power of ten each."""
 
 
 class TokenSums:
@@ -41,10 +51,16 @@ class TokenSums:
         for name, these_V in groups(table, self.read_V).items():
             read, wanted = self.read_V[these_V].sum(), self.wanted_V[these_V].sum()
             if read and wanted:
-                found[name] = (read, self.divergence_V[these_V].sum() / read, self.excess_V[these_V].sum() / wanted)
+                found[name] = (
+                    read,
+                    self.divergence_V[these_V].sum() / read,
+                    self.excess_V[these_V].sum() / wanted,
+                )
         said = {
             "group_tokens": "tokens of the group that were read",
-            "group_kl": "nats per token from the model as it was, of the prediction behind a token of the group",
+            "group_kl": (
+                "nats per token from the model as it was, of the prediction behind a token of the group"
+            ),
             "group_excess": "nats more than the model as it was, where a token of the group was to come",
         }
         coords = {"group": list(found)}

@@ -1,7 +1,8 @@
-"""Training text as token ids: files, folders or any iterable of texts, encoded once into a file, and cut into equal windows.
+"""Training text as token ids: files, folders or any iterable of texts, encoded once into a file, and cut into
+equal windows.
 
-Which windows make a step's batch follows from seed and step alone, so a run that was broken off needs no memory of the
-data but the number of its step. Shapes: B windows, T tokens.
+Which windows make a step's batch follows from seed and step alone, so a run that was broken off needs no
+memory of the data but the number of its step. Shapes: B windows, T tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from regraft.core.progress import advance
 from regraft.data.text_files import pieces_in, text_files, text_of
 from regraft.model.model import Model
 
-AT_ONCE = 256
+AT_ONCE, CHARACTERS_AT_ONCE = 256, 4_000_000
+"""Texts and characters that a tokenizer is given at once, so that its threads have work and memory stays
+small."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 def windows(model: Model, sources: Iterable[str | Path], length: int, folder: Path, seed: int = 0) -> Windows:
     """Encode text into `folder` (once; a second call finds it) and cut it into windows of `length` tokens.
 
-    A source is a text file, a JSONL file whose objects have `text`, or a folder that is searched for both. Documents (a file,
-    or a line of JSONL) are joined by the end-of-text token, where there is one; inside of one there is none.
+    A source is a text file, a JSONL file whose objects have `text`, or a folder that is searched for both.
+    Documents (a file, or a line of JSONL) are joined by the end-of-text token, where there is one; inside of
+    one there is none.
 
     Raises:
         ValueError: a source that is not there, or text of less than one window.
@@ -90,7 +94,9 @@ def windows(model: Model, sources: Iterable[str | Path], length: int, folder: Pa
     if model.tokenizer is None:
         raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
     files = text_files(sources)
-    key = hashlib.sha256(json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]).encode())
+    key = hashlib.sha256(
+        json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]).encode()
+    )
     key.update(b"an end behind each document" + model.tokenizer.backend_tokenizer.to_str().encode())
     target = folder / f"text-{key.hexdigest()[:16]}.ids"
     if not target.is_file():
@@ -98,10 +104,14 @@ def windows(model: Model, sources: Iterable[str | Path], length: int, folder: Pa
     return cut(_ids(target), length, seed)
 
 
-def windows_over(tokenizer: Any, texts: Iterable[str | Mapping[str, Any]], length: int, file: Path, seed: int = 0) -> Windows:
-    """Encode texts one after the other into `file`, once, and cut them into windows: for a `datasets` object or any other stream.
+def windows_over(
+    tokenizer: Any, texts: Iterable[str | Mapping[str, Any]], length: int, file: Path, seed: int = 0
+) -> Windows:
+    """Encode texts one after the other into `file`, once, and cut them into windows: for a `datasets` object
+    or any other stream.
 
-    An item is a text, or a mapping with one under `text`, as a dataset's rows are. A file that is there is taken as it is.
+    An item is a text, or a mapping with one under `text`, as a dataset's rows are. A file that is there is
+    taken as it is.
 
     Raises:
         ValueError: an item without text, or text of less than one window.
@@ -123,12 +133,15 @@ def cut(ids: np.ndarray, length: int, seed: int = 0) -> Windows:
         ValueError: fewer than one window.
     """
     if length < 2 or len(ids) < length:
-        raise ValueError(f"the text has {len(ids):,} tokens, less than one sequence of {length}: give more, or shorten it")
+        raise ValueError(
+            f"the text has {len(ids):,} tokens, less than one sequence of {length}: give more, or shorten it"
+        )
     return Windows(ids, length, seed)
 
 
 def write_ids(tokenizer: Any, pieces: Iterable[tuple[str, bool]], target: Path, files: int = 0) -> None:
-    """Encode text into a file of 32-bit ids, a few hundred pieces at a time; the file appears whole or not at all.
+    """Encode text into a file of 32-bit ids, a few hundred pieces at a time; the file appears whole or not at
+    all.
 
     Args:
         pieces: texts, each with whether a document ends there, behind which the end-of-text token is set.
@@ -148,7 +161,7 @@ def _groups(pieces: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool
     some: list[tuple[str, bool]] = []
     for piece in pieces:
         some.append(piece)
-        if len(some) == AT_ONCE or sum(len(text) for text, _ in some) > 4_000_000:
+        if len(some) == AT_ONCE or sum(len(text) for text, _ in some) > CHARACTERS_AT_ONCE:
             yield some
             some = []
     if some:

@@ -1,4 +1,5 @@
-"""Experiments run by name: provenance with every result, results kept as long as nothing changes, refusals told from faults."""
+"""Experiments run by name: provenance with every result, results kept as long as nothing changes, refusals
+told from faults."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from regraft.model.weights import Weights
 
 
-def run_experiment(experiment: Experiment, model: Model | Weights, seed: int = 0, **options: Any) -> xr.Dataset:
+def run_experiment(
+    experiment: Experiment, model: Model | Weights, seed: int = 0, **options: Any
+) -> xr.Dataset:
     """Run an experiment and attach provenance to its result.
 
     Args:
@@ -50,7 +53,8 @@ _RESULTS: WeakKeyDictionary[Any, dict[str, xr.Dataset]] = WeakKeyDictionary()
 
 
 def measured(model: Model | Weights, name: str, seed: int = 0, **options: Any) -> xr.Dataset:
-    """The result of an experiment on this model, run once for a seed and options as long as no weight changes.
+    """The result of an experiment on this model, run once for a seed and options as long as no weight
+    changes.
 
     An option that is given as it would be anyway is the same as none.
     """
@@ -66,7 +70,8 @@ def measured(model: Model | Weights, name: str, seed: int = 0, **options: Any) -
 def refused(error: Exception, name: str) -> bool:
     """Whether regraft, or the package that an experiment comes from, said no: with a `raise` of its own.
 
-    A ValueError that a library raises, or arithmetic on what does not fit, is a fault of ours, not a property of the model.
+    A ValueError that a library raises, or arithmetic on what does not fit, is a fault of ours, not a property
+    of the model.
     """
     if isinstance(error, ImportError):
         return True

@@ -1,4 +1,5 @@
-"""A byte embedding baked back into an ordinary table: a plain Hugging Face folder with the graft's outputs."""
+"""A byte embedding baked back into an ordinary table: a plain Hugging Face folder with the graft's
+outputs."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ OTHERWISE = "the baked model's outputs differ from the graft's by {gap} of the l
 
 
 def bake(model: Model, graft: ByteEmbedding, source: Path, target: Path) -> str:
-    """Write the model with the graft's table in place of its own; a tied head keeps the old matrix as its own.
+    """Write the model with the graft's table in place of its own; a tied head keeps the old matrix as its
+    own.
 
-    The folder is read again and its outputs compared with the graft's before it is kept. Returns one sentence.
+    The folder is read again and its outputs compared with the graft's before it is kept. Returns one
+    sentence.
 
     Raises:
         CheckpointError: the graft was not certified.
@@ -38,12 +41,14 @@ def bake(model: Model, graft: ByteEmbedding, source: Path, target: Path) -> str:
 
     def texts(fresh: Path, verified: Verified) -> dict[str, str]:
         baked = (
-            "It is baked: plain tensors that any transformers opens, whose outputs differ from the graft's by at most "
-            f"{verified.difference:.1g} of the largest{verified.rounded}."
+            "It is baked: plain tensors that any transformers opens, whose outputs differ from the graft's"
+            f" by at most {verified.difference:.1g} of the largest{verified.rounded}."
         )
         return {CARD: graft_card(model, [graft], certificate, baked)}
 
-    verified = write_verified(model, with_table(model, graft), Probe(inputs, wanted, OTHERWISE), target, texts)
+    verified = write_verified(
+        model, with_table(model, graft), Probe(inputs, wanted, OTHERWISE), target, texts
+    )
     head = ", and its head keeps the old matrix as its own" if model.parts.tied else ""
     apart = f"they differ by {verified.difference:.1g} of the largest{verified.rounded}"
     return f"{target} opens with transformers and gives the graft's outputs ({apart}){head}"

@@ -1,8 +1,10 @@
-"""What a configuration says of single blocks, said again for another sequence of them; and what it cannot say.
+"""What a configuration says of single blocks, said again for another sequence of them; and what it cannot
+say.
 
-A configuration keeps such facts as a list with an entry for each block, as a list of the numbers of some blocks, as a
-pattern that is repeated, as a number of blocks at the beginning, or as a period. The first four can be rewritten. Whether the
-result is right is asked of transformers: an empty model of the new configuration must have the blocks that are meant.
+A configuration keeps such facts as a list with an entry for each block, as a list of the numbers of some
+blocks, as a pattern that is repeated, as a number of blocks at the beginning, or as a period. The first four
+can be rewritten. Whether the result is right is asked of transformers: an empty model of the new
+configuration must have the blocks that are meant.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from regraft.core.silence import silent
 from regraft.model.block_call import CANNOT, text_config
-from regraft.model.load import quiet_transformers
 from regraft.model.model import Model
 from regraft.model.parts import Block
 
@@ -47,7 +49,9 @@ def adjusted(config: Any, before: int, kept: Sequence[int], decoder: bool) -> An
             said = _said_again(name, value, before, list(kept))
             if said is not None:
                 setattr(text, name, said)
-    counts = [name for name in (_DECODER_COUNTS if decoder else _COUNTS) if hasattr(text, name)] or [_COUNTS[0]]
+    counts = [name for name in (_DECODER_COUNTS if decoder else _COUNTS) if hasattr(text, name)] or [
+        _COUNTS[0]
+    ]
     setattr(text, counts[0], len(kept))
     return changed
 
@@ -72,7 +76,11 @@ def _said_again(name: str, value: Any, before: int, kept: list[int]) -> Value | 
 def _expanded(value: list) -> list | None:
     """The kinds that `[[[a, b], 3]]` stands for: a and b, three times over."""
     pairs = [one for one in value if isinstance(one, (list, tuple)) and len(one) == 2]
-    if not value or len(pairs) != len(value) or not all(isinstance(a, list) and type(n) is int for a, n in pairs):
+    if (
+        not value
+        or len(pairs) != len(value)
+        or not all(isinstance(a, list) and type(n) is int for a, n in pairs)
+    ):
         return None
     return [kind for kinds, times in pairs for kind in kinds * times]
 
@@ -85,8 +93,8 @@ def _are_numbers(value: list, before: int) -> bool:
 def check_expressible(model: Model, blocks: Sequence[Block | nn.Module], kept: Sequence[int]) -> None:
     """Make sure, before anything is measured, that the model's configuration can say this sequence of blocks.
 
-    An empty model of the new configuration is made and its blocks compared with those that are meant: classes, shapes of
-    their tensors, and the plain facts that they keep of themselves.
+    An empty model of the new configuration is made and its blocks compared with those that are meant:
+    classes, shapes of their tensors, and the plain facts that they keep of themselves.
 
     Raises:
         ValueError: it cannot; the first block and what it would be are named.
@@ -95,10 +103,12 @@ def check_expressible(model: Model, blocks: Sequence[Block | nn.Module], kept: S
     config = adjusted(model.hf.config, len(stack.blocks), kept, model.two_stacks)
     what = f"this sequence of blocks cannot be written as a checkpoint of {type(model.hf).__name__}"
     try:
-        with quiet_transformers(), torch.device("meta"):
+        with silent(), torch.device("meta"):
             empty = type(model.hf)(config)
     except (*CANNOT, StrictDataclassError) as error:
-        raise ValueError(f"{what}: its configuration would not be valid ({' '.join(str(error).split())[:200]})") from error
+        raise ValueError(
+            f"{what}: its configuration would not be valid ({' '.join(str(error).split())[:200]})"
+        ) from error
     made = getattr(empty.get_submodule(stack.path.rpartition(".")[0]), stack.attribute)
     if len(made) != len(blocks):
         raise ValueError(f"{what}: its configuration would give {len(made)} blocks for {len(blocks)}")
@@ -106,7 +116,10 @@ def check_expressible(model: Model, blocks: Sequence[Block | nn.Module], kept: S
         own = isinstance(meant, Block)
         if reason := _differs(meant.module if isinstance(meant, Block) else meant, given, own):
             told = _facts(text_config(model.hf.config))
-            raise ValueError(f"{what}: block {place} would have {reason}{f'; the configuration says {told}' if told else ''}")
+            raise ValueError(
+                f"{what}: block {place} would have"
+                f" {reason}{f'; the configuration says {told}' if told else ''}"
+            )
 
 
 def _differs(meant: nn.Module, made: nn.Module, own: bool) -> str:
@@ -117,7 +130,11 @@ def _differs(meant: nn.Module, made: nn.Module, own: bool) -> str:
         if other is None or type(other) is not type(module):
             found = "nothing" if other is None else f"a {type(other).__name__}"
             return f"{found} for the {type(module).__name__} {name}".rstrip()
-        if own and (fact := next((f for f in _plain(module) if f in vars(other) and vars(other)[f] != vars(module)[f]), None)):
+        if own and (
+            fact := next(
+                (f for f in _plain(module) if f in vars(other) and vars(other)[f] != vars(module)[f]), None
+            )
+        ):
             return f"{name}.{fact} {vars(other)[fact]!r} for {vars(module)[fact]!r}".lstrip(".")
     shapes, found = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (meant, made))
     wrong = next((n for n in {**shapes, **found} if shapes.get(n) != found.get(n)), None)
@@ -125,8 +142,11 @@ def _differs(meant: nn.Module, made: nn.Module, own: bool) -> str:
 
 
 def _plain(module: nn.Module) -> list[str]:
-    """The names of what a module keeps of itself as a plain word, number or truth value, its own number left out."""
-    kept = [n for n, v in vars(module).items() if type(v) in (str, int, float, bool) and not n.startswith("_")]
+    """The names of what a module keeps of itself as a plain word, number or truth value, its own number left
+    out."""
+    kept = [
+        n for n, v in vars(module).items() if type(v) in (str, int, float, bool) and not n.startswith("_")
+    ]
     return [n for n in kept if n != "training" and not _NUMBERED.search(n)]
 
 

@@ -12,8 +12,11 @@ from regraft.model.model import Model
 from regraft.modules.graft_kinds import Graft, kind_of
 
 
-def card(model: Model, title: str, made: str, body: Sequence[str], facts: Mapping[str, Any], *tags: str) -> str:
-    """The text of a model card in Markdown: what was made of which model, how, what was measured, every fact as JSON.
+def card(
+    model: Model, title: str, made: str, body: Sequence[str], facts: Mapping[str, Any], *tags: str
+) -> str:
+    """The text of a model card in Markdown: what was made of which model, how, what was measured, every fact
+    as JSON.
 
     Args:
         title: the model and what it has now.
@@ -33,27 +36,35 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def graft_card(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, baked: str = "") -> str:
-    """The card of a model with grafts; `baked` says that they stand in it as plain tensors, and how exactly."""
+    """The card of a model with grafts; `baked` says that they stand in it as plain tensors, and how
+    exactly."""
     kinds = " and ".join(kind_of(graft) for graft in grafts)
     ours = sum(p.numel() for graft in grafts for p in graft.parameters())
     before = int(certificate.part_parameters.sel(state="before"))
     opening = baked or "Open it behind `import regraft`, which makes its type known to transformers."
     made = f": {ours:,} parameters of grafts in place of {before:,}. {opening}"
     costs = [] if baked else [*cost_rows(certificate), ""]
-    body = [*domain_rows(certificate), "", *costs, "The tokens that suffer most:", "", *worst_rows(certificate)]
+    body = [
+        *domain_rows(certificate),
+        "",
+        *costs,
+        "The tokens that suffer most:",
+        "",
+        *worst_rows(certificate),
+    ]
     return card(model, f"{model.name} with a {kinds}", made, body, certificate.attrs)
 
 
 def domain_rows(certificate: xr.Dataset) -> list[str]:
     """What the grafts change, a row for each domain."""
     rows = [
-        f"| {name} | {float(one.bits_per_byte_before):.4f} | {float(one.bits_per_byte_after):.4f} | {float(one.kl):.4f} | "
-        f"{float(one.top1):.1%} | {float(one.top5):.1%} | {float(one.nmse[-1]):.3g} |"
+        f"| {name} | {float(one.bits_per_byte_before):.4f} | {float(one.bits_per_byte_after):.4f} |"
+        f" {float(one.kl):.4f} | {float(one.top1):.1%} | {float(one.top5):.1%} | {float(one.nmse[-1]):.3g} |"
         for name, one in ((str(d), certificate.sel(domain=d)) for d in certificate.domain.values)
     ]
     head = (
-        "| text | bits per byte before | after | divergence, nats per token | same first token | of the first five "
-        "| error of the last stream, of its mean square |"
+        "| text | bits per byte before | after | divergence, nats per token | same first token | of the first"
+        " five | error of the last stream, of its mean square |"
     )
     return [head, "|---|---|---|---|---|---|---|", *rows]
 
@@ -63,14 +74,18 @@ COSTS = ("part_parameters", "parameters", "bytes", "forward", "forward_peak", "s
 
 def cost_rows(certificate: xr.Dataset) -> list[str]:
     """What the grafts weigh and take, before and after."""
-    rows = [f"| {certificate[name].attrs['units']} | {' | '.join(map(_number, certificate[name].values))} |" for name in COSTS]
+    rows = [
+        f"| {certificate[name].attrs['units']} | {' | '.join(map(_number, certificate[name].values))} |"
+        for name in COSTS
+    ]
     return ["| measured | before | after |", "|---|---|---|", *rows]
 
 
 def worst_rows(certificate: xr.Dataset) -> list[str]:
     """The tokens that the grafts make less probable by most, in their contexts."""
     rows = [
-        f"| {float(one.excess):+.2f} | {_code(one.token.item())} | {_code(one.context.item())} | {one.worst_domain.item()} |"
+        f"| {float(one.excess):+.2f} | {_code(one.token.item())} | {_code(one.context.item())} |"
+        f" {one.worst_domain.item()} |"
         for one in (certificate.isel(worst=i) for i in range(certificate.sizes["worst"]))
     ]
     return ["| nats more | token | behind | text |", "|---|---|---|---|", *rows]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from regraft.modules.placement import Swaps, all_placed, forward_inputs, logits_
 from regraft.sweeps.provenance import provenance
 
 BATCH, WORST, TOP = 4, 12, 5
+"""Sequences measured together, tokens of the list of the worst, and the model's most probable tokens that are
+looked for."""
 PARTS = ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5")
 UNITS = {
     "bits_per_byte_before": "bits per byte of text, the model as it was",
@@ -57,48 +60,36 @@ def certify(
     if model.parts.head is None:
         raise ValueError(f"{model.name} has no output matrix, so there are no predictions to compare")
     began = time.perf_counter()
-    lengths_V = torch.tensor([len(content) for content in table.bytes_V], dtype=torch.float64)
-    depths = list(range(len(model.parts.stacks[-1].blocks) + 1))
-    sums = np.zeros((len(domains), len(PARTS)))
-    errors, sizes, cosines = np.zeros((3, len(domains), len(depths)))
+    sums = _Sums.empty(len(domains), len(model.parts.stacks[-1].blocks) + 1)
     tokens = TokenSums(len(table))
     worst: list[tuple[float, str, str, str]] = []
-    counts = np.zeros((len(domains), 2))
+    lengths_V = torch.tensor([len(content) for content in table.bytes_V], dtype=torch.float64)
     for row, (name, windows) in enumerate(domains.items()):
         total = min(most, len(windows))
         for start in range(0, total, BATCH):
             ids_BT = windows.rows(range(start, min(start + BATCH, total))).to(model.device)
-            before, after, taught, learnt = _both(model, swaps, ids_BT, depths)
+            before, after, taught, learnt = _both(model, swaps, ids_BT, sums.depths)
             written_BT = written(model, ids_BT)
-            sums[row] += _measured(before, after, written_BT)
+            sums.predictions[row] += _measured(before, after, written_BT)
             tokens.add(before, after, written_BT)
-            counts[row] += (written_BT[:, 1:].numel(), float(lengths_V[written_BT[:, 1:].cpu()].sum()))
-            for place, depth in enumerate(depths):
-                wanted, found = taught[depth].float(), learnt[depth].float()
-                errors[row, place] += float(((found - wanted) ** 2).sum())
-                sizes[row, place] += float((wanted**2).sum())
-                cosines[row, place] += float(torch.cosine_similarity(found, wanted, dim=-1).mean() * len(ids_BT))
+            read_BT = written_BT[:, 1:].cpu()
+            sums.counts[row] += (read_BT.numel(), float(lengths_V[read_BT].sum()))
+            sums.add_streams(row, taught, learnt)
             worst += _worst(model, name, before, after, written_BT)
             advance(f"measuring {name}", start + BATCH, total)
     worst = sorted(worst, key=lambda one: -one[0])[:WORST]
     read = np.array([min(most, len(windows)) for windows in domains.values()])
-    values = np.concatenate([sums[:, :2] / math.log(2) / counts[:, 1:], sums[:, 2:] / counts[:, :1]], axis=1)
-    costs = measured_costs(model, swaps, next(iter(domains.values())))
     return xr.Dataset(
         {
-            **{name: ("domain", values[:, i], {"units": UNITS[name]}) for i, name in enumerate(PARTS)},
-            "tokens": ("domain", counts[:, 0], {"units": "tokens predicted"}),
-            "windows": ("domain", read, {"units": "sequences read"}),
-            "nmse": (("domain", "depth"), errors / sizes, {"units": "squared error of the stream over its mean square"}),
-            "cosine": (("domain", "depth"), cosines / read[:, None], {"units": "mean cosine of the stream before and after"}),
+            **sums.variables(read),
             **tokens.by_group(table),
             "excess": ("worst", [one[0] for one in worst], {"units": "nats more than the model as it was"}),
             "token": ("worst", [one[2] for one in worst], {"units": "token that was to come"}),
             "context": ("worst", [one[3] for one in worst], {"units": "text in front of it"}),
             "worst_domain": ("worst", [one[1] for one in worst], {"units": "domain"}),
-            **costs,
+            **measured_costs(model, swaps, next(iter(domains.values()))),
         },
-        coords={"domain": list(domains), "depth": depths, "state": ["before", "after"]},
+        coords={"domain": list(domains), "depth": sums.depths, "state": ["before", "after"]},
         attrs={
             **provenance(model),
             "experiment": "certificate",
@@ -108,8 +99,55 @@ def certify(
     )
 
 
+@dataclass
+class _Sums:
+    """Sums by domain: of the predictions' measures, of tokens and bytes, and of the streams by depth."""
+
+    predictions: np.ndarray
+    counts: np.ndarray
+    errors: np.ndarray
+    sizes: np.ndarray
+    cosines: np.ndarray
+
+    @classmethod
+    def empty(cls, domains: int, depths: int) -> _Sums:
+        """All of them 0."""
+        streams = np.zeros((3, domains, depths))
+        return cls(np.zeros((domains, len(PARTS))), np.zeros((domains, 2)), *streams)
+
+    @property
+    def depths(self) -> list[int]:
+        """Numbers of blocks behind which the stream is compared."""
+        return list(range(self.errors.shape[1]))
+
+    def add_streams(self, row: int, taught: Mapping[int, Tensor], learnt: Mapping[int, Tensor]) -> None:
+        """Count in the streams of some sequences, before and with the graft."""
+        for depth in self.depths:
+            wanted, found = taught[depth].float(), learnt[depth].float()
+            self.errors[row, depth] += float(((found - wanted) ** 2).sum())
+            self.sizes[row, depth] += float((wanted**2).sum())
+            cosine = torch.cosine_similarity(found, wanted, dim=-1).mean()
+            self.cosines[row, depth] += float(cosine * len(found))
+
+    def variables(self, read: np.ndarray) -> dict[str, tuple]:
+        """What they come to, over so many sequences of each domain."""
+        bits = self.predictions[:, :2] / math.log(2) / self.counts[:, 1:]
+        values = np.concatenate([bits, self.predictions[:, 2:] / self.counts[:, :1]], axis=1)
+        both = ("domain", "depth")
+        error = {"units": "squared error of the stream over its mean square"}
+        cosine = {"units": "mean cosine of the stream before and after"}
+        return {
+            **{name: ("domain", values[:, i], {"units": UNITS[name]}) for i, name in enumerate(PARTS)},
+            "tokens": ("domain", self.counts[:, 0], {"units": "tokens predicted"}),
+            "windows": ("domain", read, {"units": "sequences read"}),
+            "nmse": (both, self.errors / self.sizes, error),
+            "cosine": (both, self.cosines / read[:, None], cosine),
+        }
+
+
 def _both(model: Model, swaps: Swaps, ids_BT: Tensor, depths: list[int]):
-    """Log-probabilities (B, T, V) and the stream at every depth, of the model as it was and with the graft."""
+    """Log-probabilities (B, T, V) and the stream at every depth, of the model as it was and with the
+    graft."""
     with torch.no_grad():
         with streams(model, depths) as taught:
             before = _log_probabilities(model, ids_BT)
@@ -137,7 +175,9 @@ def _measured(before: Tensor, after: Tensor, ids_BT: Tensor) -> np.ndarray:
     return np.array([*losses, divergence, first, five])
 
 
-def _worst(model: Model, domain: str, before: Tensor, after: Tensor, ids_BT: Tensor) -> list[tuple[float, str, str, str]]:
+def _worst(
+    model: Model, domain: str, before: Tensor, after: Tensor, ids_BT: Tensor
+) -> list[tuple[float, str, str, str]]:
     """The tokens of a batch that the graft makes less probable by most, with the text in front of them."""
     target = ids_BT[:, 1:, None]
     excess_BT = (before[:, :-1].gather(-1, target) - after[:, :-1].gather(-1, target))[..., 0]
@@ -145,5 +185,12 @@ def _worst(model: Model, domain: str, before: Tensor, after: Tensor, ids_BT: Ten
     for place in excess_BT.flatten().topk(min(WORST, excess_BT.numel())).indices.tolist():
         row, position = divmod(place, excess_BT.shape[1])
         context = "".join(model.token_text(int(i)) for i in ids_BT[row, max(0, position - 12) : position + 1])
-        found.append((float(excess_BT[row, position]), domain, model.token_text(int(ids_BT[row, position + 1])), context))
+        found.append(
+            (
+                float(excess_BT[row, position]),
+                domain,
+                model.token_text(int(ids_BT[row, position + 1])),
+                context,
+            )
+        )
     return found

@@ -27,7 +27,9 @@ def read_about(folder: Path) -> dict[str, Any]:
             f"{folder} holds no graft: make one with `regraft graft embedding fit` or `head build`"
         ) from error
     if not isinstance(about, dict) or not {"kind", "model", "weights_sha256"} <= set(about):
-        raise NoCheckpointError(f"{folder} holds no graft: its {ABOUT} does not say of what kind and for which model it is")
+        raise NoCheckpointError(
+            f"{folder} holds no graft: its {ABOUT} does not say of what kind and for which model it is"
+        )
     return about
 
 

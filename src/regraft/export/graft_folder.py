@@ -1,4 +1,5 @@
-"""A graft alone in a folder, without the trunk: its tensors, what it is, and the hash of the model that it belongs to."""
+"""A graft alone in a folder, without the trunk: its tensors, what it is, and the hash of the model that it
+belongs to."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def make_embedding(model: Model, config: ByteConfig) -> ByteEmbedding:
         ValueError: sizes that do not fit, or a tokenizer whose bytes cannot be told.
     """
     if model.tokenizer is None:
-        raise ValueError(f"{model.name} has no tokenizer, so its tokens' bytes cannot be told: name one with --tokenizer")
+        raise ValueError(
+            f"{model.name} has no tokenizer, so its tokens' bytes cannot be told: name one with --tokenizer"
+        )
     table = token_bytes(model.tokenizer, model.table_rows)
     graft = byte_embedding(table, model.parts.embedding.embedding_dim, config).to(model.device)
     graft.answers_in = None if model.dtype == torch.float32 else model.dtype
@@ -97,15 +100,16 @@ def attach(folder: Path, model: Model, kind: str = "") -> Graft:
     """The graft of a folder, made for this very model.
 
     Raises:
-        CheckpointError: no graft (of that kind) is there, it was made for another model, or its tensors do not fit.
+        CheckpointError: no graft (of that kind) is there, it was made for another model, or its tensors do
+            not fit.
     """
     about = read_about(folder)
     if kind and about["kind"] != kind:
         raise CheckpointError(f"{folder} holds a {about['kind']}, not a {kind}")
     if about["weights_sha256"] != model.weights_sha256:
         raise CheckpointError(
-            f"{folder} was made for {about['model']} (weights {about['weights_sha256'][:12]}), not for {model.name} "
-            f"({model.weights_sha256[:12]}): a graft fits only the weights that taught it"
+            f"{folder} was made for {about['model']} (weights {about['weights_sha256'][:12]}), not for"
+            f" {model.name} ({model.weights_sha256[:12]}): a graft fits only the weights that taught it"
         )
     try:
         graft = fresh({name: value for name, value in about.items() if name not in ADDED})
@@ -113,14 +117,17 @@ def attach(folder: Path, model: Model, kind: str = "") -> Graft:
         if isinstance(graft, TreeHead):
             check_tree(graft)
     except (RuntimeError, TypeError, ValueError, OSError, SafetensorError) as error:
-        raise CheckpointError(f"the tensors of {folder} do not fit its configuration: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"the tensors of {folder} do not fit its configuration: {str(error).splitlines()[0]}"
+        ) from error
     if isinstance(graft, ByteEmbedding):
         graft.answers_in = None if model.dtype == torch.float32 else model.dtype
     return graft.to(model.device)
 
 
 def write_certificate(data: xr.Dataset, folders: Sequence[Path]) -> None:
-    """Put a certificate beside the first of some grafts, with the hash of the tensors that it was measured on."""
+    """Put a certificate beside the first of some grafts, with the hash of the tensors that it was measured
+    on."""
     data.attrs["grafts_sha256"] = grafts_hash(folders)
     with whole_file(folders[0] / CERTIFICATE) as part:
         part.write_text(json_text(data.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -137,12 +144,21 @@ def read_certificate(folders: Sequence[Path]) -> xr.Dataset:
     try:
         data = numbers_again(xr.Dataset.from_dict(json.loads(text)))
     except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"the certificate of {folders[0]} is damaged: measure again, with {MEASURE}") from error
+        raise CheckpointError(
+            f"the certificate of {folders[0]} is damaged: measure again, with {MEASURE}"
+        ) from error
     if data.attrs.get("grafts_sha256") != grafts_hash(folders):
-        raise CheckpointError(f"the certificate of {folders[0]} was measured on other tensors: measure again, with {MEASURE}")
+        raise CheckpointError(
+            f"the certificate of {folders[0]} was measured on other tensors: measure again, with {MEASURE}"
+        )
     return data
 
 
 def grafts_hash(folders: Sequence[Path]) -> str:
     """SHA-256 of some grafts' tensor files, in the order of their kinds."""
-    return digest(sorted((expanded(folder) / WEIGHTS for folder in folders), key=lambda file: read_about(file.parent)["kind"]))
+    return digest(
+        sorted(
+            (expanded(folder) / WEIGHTS for folder in folders),
+            key=lambda file: read_about(file.parent)["kind"],
+        )
+    )

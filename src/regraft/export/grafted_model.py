@@ -12,12 +12,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from regraft.core.files import check_empty
+from regraft.core.silence import silent
 from regraft.core.strict_json import json_text
 from regraft.export.card import graft_card
 from regraft.export.graft_folder import swaps_of
 from regraft.export.stored_types import narrowed, stored_types
-from regraft.export.verified_folder import CARD, CERTIFICATE, Probe, Verified, Writing, probe_inputs, write_verified
-from regraft.model.load import quiet_transformers
+from regraft.export.verified_folder import (
+    CARD,
+    CERTIFICATE,
+    Probe,
+    Verified,
+    Writing,
+    probe_inputs,
+    write_verified,
+)
 from regraft.model.model import Model
 from regraft.modules.graft_kinds import Graft, sizes
 from regraft.modules.hf_model import GraftedConfig, GraftedModel, shared
@@ -28,12 +36,15 @@ CODE = ("hf_model.py", "graft_kinds.py", "byte_embedding.py", "tree_head.py", "t
 OTHERWISE = "read again, the folder's outputs differ from the grafts' by {gap} of the largest: it is not kept"
 
 
-def write_grafted(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, target: Path, remote_code: bool = False) -> str:
+def write_grafted(
+    model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, target: Path, remote_code: bool = False
+) -> str:
     """Write the model with its grafts; returns one sentence.
 
     Args:
         certificate: what the grafts were measured to change, written into the model card and beside it.
-        remote_code: carry regraft's own files along, so that `trust_remote_code=True` opens the folder without regraft.
+        remote_code: carry regraft's own files along, so that `trust_remote_code=True` opens the folder
+            without regraft.
 
     Raises:
         RunFolderError: the target is not empty.
@@ -58,7 +69,7 @@ def write_grafted(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset
         model.hf.generation_config.save_pretrained(fresh)
 
     def read(fresh: Path) -> nn.Module:
-        with quiet_transformers():
+        with silent():
             return GraftedModel.from_pretrained(fresh, dtype=model.dtype, attn_implementation=model.attention)
 
     def texts(fresh: Path, verified: Verified) -> dict[str, str]:
@@ -69,18 +80,30 @@ def write_grafted(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset
     verified = write_verified(model, config, probe, target, texts, how)
     opens = "with trust_remote_code=True, or " if remote_code else ""
     return (
-        f"{target} opens with transformers {opens}behind `import regraft`; read again, its tensors are the grafts' to the bit "
-        f"and its outputs differ by {verified.difference:.1g} of the largest (rounding alone: at most {model.rounding:.1g})"
+        f"{target} opens with transformers {opens}behind `import regraft`; read again, its tensors are the"
+        f" grafts' to the bit and its outputs differ by {verified.difference:.1g} of the largest (rounding"
+        f" alone: at most {model.rounding:.1g})"
     )
 
 
 def grafted_config(model: Model, grafts: Sequence[Graft], swaps: Swaps) -> GraftedConfig:
-    """The config of the whole: the plain one, untied where a graft has parted embedding and head, and the grafts' places."""
+    """The config of the whole: the plain one, untied where a graft has parted embedding and head, and the
+    grafts' places."""
     base = model.hf.config.to_dict()
     base["architectures"] = [type(model.hf).__name__]
     base["tie_word_embeddings"] = False
-    said = [{"sizes": sizes(graft), "places": _places(model, old, new)} for graft, (old, new) in zip(grafts, swaps, strict=True)]
-    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "is_encoder_decoder", "decoder_start_token_id")
+    said = [
+        {"sizes": sizes(graft), "places": _places(model, old, new)}
+        for graft, (old, new) in zip(grafts, swaps, strict=True)
+    ]
+    names = (
+        "vocab_size",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "is_encoder_decoder",
+        "decoder_start_token_id",
+    )
     common = {name: base[name] for name in names if base.get(name) is not None}
     config = GraftedConfig(base=base, grafts=said, architectures=[GraftedModel.__name__], **common)
     config.dtype = model.dtype
@@ -98,10 +121,14 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _add_code(folder: Path, config: GraftedConfig, two_stacks: bool) -> None:
-    """Copy what the classes need, which import each other relatively, and say in the config where they are."""
+    """Copy what the classes need, which import each other relatively, and say in the config where they
+    are."""
     for name in CODE:
         text = resources.files("regraft.modules").joinpath(name).read_text(encoding="utf-8")
         (folder / name).write_text(text, encoding="utf-8")
     auto = "AutoModelForSeq2SeqLM" if two_stacks else "AutoModelForCausalLM"
     module = Path(CODE[0]).stem
-    config.auto_map = {"AutoConfig": f"{module}.{GraftedConfig.__name__}", auto: f"{module}.{GraftedModel.__name__}"}
+    config.auto_map = {
+        "AutoConfig": f"{module}.{GraftedConfig.__name__}",
+        auto: f"{module}.{GraftedModel.__name__}",
+    }

@@ -1,4 +1,5 @@
-"""What a graft weighs, and the time and memory of a forward pass and of a training step, beside the part that it replaces."""
+"""What a graft weighs, and the time and memory of a forward pass and of a training step, beside the part that
+it replaces."""
 
 from __future__ import annotations
 
@@ -19,15 +20,19 @@ from regraft.modules.logits_view import LogitsView
 from regraft.modules.placement import Swaps, all_placed, forward_inputs, logits_of, written
 
 BATCH, ROUNDS = 4, 5
+"""Sequences of a timed forward pass, and rounds that the median is taken of."""
 STATES = ("before", "after")
 
 
 def measured_costs(model: Model, swaps: Swaps, windows: Windows) -> dict[str, Any]:
-    """Variables of a certificate: parameters, bytes, seconds (medians of rounds in turns) and peak memory, before and after."""
+    """Variables of a certificate: parameters, bytes, seconds (medians of rounds in turns) and peak memory,
+    before and after."""
     ids_BT = windows.batch(0, min(BATCH, len(windows))).to(model.device)
     parts = {"before": [(old, old) for old, _ in swaps], "after": list(swaps)}
     works = {
-        f"{kind}_{state}": _work(model, parts[state], ids_BT, kind == "step") for kind in ("forward", "step") for state in STATES
+        f"{kind}_{state}": _work(model, parts[state], ids_BT, kind == "step")
+        for kind in ("forward", "step")
+        for state in STATES
     }
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
@@ -42,11 +47,18 @@ def measured_costs(model: Model, swaps: Swaps, windows: Windows) -> dict[str, An
     peaks = {name: peak_bytes(work, model.device) for name, work in works.items()}
     what = f"{ids_BT.numel()} tokens"
     found: dict[str, Any] = dict(_weights(model, swaps))
-    for kind, said in (("forward", "forward pass"), ("step", "forward and backward pass for the part's own parameters")):
+    for kind, said in (
+        ("forward", "forward pass"),
+        ("step", "forward and backward pass for the part's own parameters"),
+    ):
         timed = [float(np.median(seconds[f"{kind}_{state}"])) for state in STATES]
         found[kind] = ("state", timed, {"units": f"s, {said} of {what}, median of {ROUNDS}"})
         taken = [peaks[f"{kind}_{state}"] for state in STATES]
-        found[f"{kind}_peak"] = ("state", taken, {"units": f"bytes beyond the weights, {said} of {what}, at the highest"})
+        found[f"{kind}_peak"] = (
+            "state",
+            taken,
+            {"units": f"bytes beyond the weights, {said} of {what}, at the highest"},
+        )
     return found
 
 
@@ -76,7 +88,8 @@ def _work(model: Model, swaps: Swaps, ids_BT: Tensor, step: bool) -> Callable[[]
 def next_token_loss(model: Model, swaps: Swaps, ids_BT: Tensor) -> Tensor:
     """Mean loss in nats of the next tokens; a tree head computes it from their paths alone.
 
-    Where the head is all that is exchanged, the trunk below it takes no gradients: not for the old head either, be it tied.
+    Where the head is all that is exchanged, the trunk below it takes no gradients: not for the old head
+    either, be it tied.
     """
     next_R = written(model, ids_BT)[:, 1:].flatten()
     own = model.parts.head
@@ -113,7 +126,8 @@ def only_these(root: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[
 
 
 def _weights(model: Model, swaps: Swaps) -> dict[str, Any]:
-    """Parameters of the parts, parameters and bytes of the model; a matrix that is tied to something else stays."""
+    """Parameters of the parts, parameters and bytes of the model; a matrix that is tied to something else
+    stays."""
     whole = weigh(model.hf)
     part = [sum(weigh(old)[0] for old, _ in swaps), sum(weigh(new)[0] for _, new in swaps)]
     with all_placed(model.hf, swaps):

@@ -1,7 +1,8 @@
-"""What a written checkpoint must show before it is kept: its tensors, outputs behind any window, and generation.
+"""What a written checkpoint must show before it is kept: its tensors, outputs behind any window, and
+generation.
 
-A window, a cache or the kind of a block does not tell in eight tokens. So the text is longer than the longest window that the
-configuration names, and the model writes a few tokens behind it with and without a cache.
+A window, a cache or the kind of a block does not tell in eight tokens. So the text is longer than the longest
+window that the configuration names, and the model writes a few tokens behind it with and without a cache.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from regraft.model.block_call import CANNOT, longest_input, text_config
 from regraft.model.selfcheck import LENGTH, sample_ids
 
 WRITTEN = 4
+"""Tokens that a written model generates, with and without a cache: the second is the first that reads one."""
 _WINDOW = re.compile(r"window|local_attention|attention_chunk")
 
 
@@ -32,7 +34,8 @@ def longest_window(config: Any) -> int:
 
 
 def probe_ids(hf: Any, rows: int, seed: int) -> list[int]:
-    """Random ids of a text that a written checkpoint is compared on: longer than any window, as far as the model reads."""
+    """Random ids of a text that a written checkpoint is compared on: longer than any window, as far as the
+    model reads."""
     most = longest_input(hf.config)
     wanted = longest_window(hf.config) + LENGTH
     return sample_ids(rows, min(wanted, most - WRITTEN) if most > WRITTEN else wanted, seed)
@@ -46,16 +49,25 @@ def check_tensors(read: nn.Module, written: Mapping[str, Tensor]) -> None:
     """
     found = read.state_dict()
     pairs = {name: (found[name].cpu(), t.cpu()) for name, t in written.items() if name in found}
-    wrong = next((n for n in written if n not in pairs or not torch.equal(pairs[n][0], pairs[n][1].to(pairs[n][0].dtype))), None)
+    wrong = next(
+        (
+            n
+            for n in written
+            if n not in pairs or not torch.equal(pairs[n][0], pairs[n][1].to(pairs[n][0].dtype))
+        ),
+        None,
+    )
     if wrong is not None:
         raise NotKeptError(f"{wrong} is not read back as it was written: the folder is not kept")
 
 
 def check_outputs(found: Tensor, wanted: Tensor, bound: float, refusal: str) -> float:
-    """Make sure that outputs are what they should be; returns how far they lie apart, as a share of the largest.
+    """Make sure that outputs are what they should be; returns how far they lie apart, as a share of the
+    largest.
 
     Args:
-        refusal: the sentence for outputs that lie further apart than `bound`, with a field `{gap}` for how far.
+        refusal: the sentence for outputs that lie further apart than `bound`, with a field `{gap}` for how
+            far.
 
     Raises:
         NotKeptError: they do.
@@ -95,10 +107,15 @@ def _cannot(hf: Any, inputs: dict[str, Tensor], bound: float) -> str:
         try:
             runs.append(hf.generate(**given, generation_config=plain))
         except CANNOT as error:
-            return f"{'with' if cached else 'without'} a cache, {(str(error) or type(error).__name__).splitlines()[0]}"
+            return (
+                f"{'with' if cached else 'without'} a cache,"
+                f" {(str(error) or type(error).__name__).splitlines()[0]}"
+            )
     for step, (one, other) in enumerate(zip(runs[0].logits, runs[1].logits, strict=False)):
         if not gap(one, other) <= bound:
-            return f"with a cache the scores of new token {step} differ by {gap(one, other):.1e} of the largest"
+            return (
+                f"with a cache the scores of new token {step} differ by {gap(one, other):.1e} of the largest"
+            )
         if not torch.equal(one.argmax(-1), other.argmax(-1)):
             break
     return ""

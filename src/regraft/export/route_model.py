@@ -1,6 +1,8 @@
-"""A route made permanent: measured, then written as a plain Hugging Face checkpoint that gives the same logits.
+"""A route made permanent: measured, then written as a plain Hugging Face checkpoint that gives the same
+logits.
 
-Blocks are copied, never moved; the model at hand stays as it is. Shapes: B prompts, T positions, V vocabulary.
+Blocks are copied, never moved; the model at hand stays as it is. Shapes: B prompts, T positions, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -36,15 +38,22 @@ Writer = Callable[[Any, Path], None]
 
 
 def route_of(model: Model, blocks: Sequence[Block | nn.Module], places: Sequence[int]) -> Route:
-    """The whole model's route with these blocks in its last stack; a donor's module is called as the block in its place."""
+    """The whole model's route with these blocks in its last stack; a donor's module is called as the block in
+    its place."""
     stack = model.parts.stacks[-1]
     before = [Stop(i) for i in range(stack.first)]
-    own = [Stop(b.index) if isinstance(b, Block) else Stop(stack.first + p, b) for b, p in zip(blocks, places, strict=True)]
+    own = [
+        Stop(b.index) if isinstance(b, Block) else Stop(stack.first + p, b)
+        for b, p in zip(blocks, places, strict=True)
+    ]
     return Route((*before, *own))
 
 
-def measured_route(model: Model, text: Evaluation | Texts, route: Route, blocks: Sequence[Block | nn.Module]) -> xr.Dataset:
-    """Loss, divergence, agreement, parameters and bytes of a model with another sequence of blocks, beside the whole one.
+def measured_route(
+    model: Model, text: Evaluation | Texts, route: Route, blocks: Sequence[Block | nn.Module]
+) -> xr.Dataset:
+    """Loss, divergence, agreement, parameters and bytes of a model with another sequence of blocks, beside
+    the whole one.
 
     A model that writes no text has no loss: there it is the distance of its last stream.
     """
@@ -56,7 +65,11 @@ def measured_route(model: Model, text: Evaluation | Texts, route: Route, blocks:
         {
             "loss": ("state", [clean, float(result.mean("loss")[0])], {"units": "nats per token"}),
             **_weights_of(model, blocks),
-            "kl": ("state", [0.0, float(result.mean("kl_to_clean")[0])], {"units": "nats from the whole model"}),
+            "kl": (
+                "state",
+                [0.0, float(result.mean("kl_to_clean")[0])],
+                {"units": "nats from the whole model"},
+            ),
             "agreement": (
                 "state",
                 [1.0, float(result.mean("top1_agreement")[0])],
@@ -69,12 +82,16 @@ def measured_route(model: Model, text: Evaluation | Texts, route: Route, blocks:
 
 
 def _by_distance(model: Model, text: Texts, route: Route, blocks: Sequence[Block | nn.Module]) -> xr.Dataset:
-    """The same for a model that writes no text: how far the stream behind its last block is from the whole model's."""
+    """The same for a model that writes no text: how far the stream behind its last block is from the whole
+    model's."""
     distances, worst = [], 0.0
     for recording in text.recordings:
         clean, real = recording.post(len(model.blocks) - 1), recording.mask_BT
         own = Route(tuple(Stop(block.index) for block in model.blocks))
-        for stream, kept in ((route_stream(recording, own), None), (route_stream(recording, route), distances)):
+        for stream, kept in (
+            (route_stream(recording, own), None),
+            (route_stream(recording, route), distances),
+        ):
             away = ((stream - clean).norm(dim=-1) / clean.norm(dim=-1))[real]
             worst = max(worst, float(away.max())) if kept is None else worst
             distances += [] if kept is None else away.tolist()
@@ -118,13 +135,13 @@ def save_blocks(
 ) -> str:
     """Write the model with other blocks in its last stack to a folder that plain transformers opens.
 
-    `write` puts the changed model into the new folder. The folder is read again and its logits compared with the
-    route's before it takes its place. Returns one sentence.
+    `write` puts the changed model into the new folder. The folder is read again and its logits compared with
+    the route's before it takes its place. Returns one sentence.
 
     Raises:
         NotWrittenError: the disk is full or closed; its `result` is `measured`.
-        NotKeptError: this sequence of blocks cannot be said by the model's configuration: the logits of what would have been
-            written differ; its `result` is `measured`, too.
+        NotKeptError: this sequence of blocks cannot be said by the model's configuration: the logits of what
+            would have been written differ; its `result` is `measured`, too.
         RunFolderError: the folder is not empty.
     """
     target = expanded(folder)
@@ -135,7 +152,12 @@ def save_blocks(
 
 
 def _saved(
-    model: Model, blocks: Sequence[Block | nn.Module], route: Route, measured: xr.Dataset, target: Path, write: Writer | None
+    model: Model,
+    blocks: Sequence[Block | nn.Module],
+    route: Route,
+    measured: xr.Dataset,
+    target: Path,
+    write: Writer | None,
 ) -> Verified:
     """Write the folder and read it again; how far its outputs lie apart from the route's."""
     sample = _sample(model)
@@ -158,10 +180,11 @@ def _route_output(sample: Recording, route: Route) -> Tensor:
 
 
 def rebuilt(model: Model, blocks: Sequence[Block | nn.Module]) -> Any:
-    """A copy of the Hugging Face model with copies of these blocks in its last stack, configuration and numbers adjusted.
+    """A copy of the Hugging Face model with copies of these blocks in its last stack, configuration and
+    numbers adjusted.
 
-    As on the route, one of the model's own blocks keeps its kind (window, rotation) wherever it stands, and a module in a
-    block's place is of that place's kind.
+    As on the route, one of the model's own blocks keeps its kind (window, rotation) wherever it stands, and a
+    module in a block's place is of that place's kind.
     """
     stack = model.parts.stacks[-1]
     modules = [b.module if isinstance(b, Block) else b for b in blocks]
@@ -185,10 +208,12 @@ def facts_of(model: Model, blocks: Sequence[Block | nn.Module]) -> list[int]:
 
 
 def check_writable_as(model: Model, blocks: Sequence[Block | nn.Module], folder: str) -> None:
-    """Make sure, before anything is measured, that a sequence of blocks can be written to a folder, where one is given.
+    """Make sure, before anything is measured, that a sequence of blocks can be written to a folder, where one
+    is given.
 
     Raises:
-        ValueError: the folder is not empty, an adapter is in effect, or the configuration cannot say this sequence.
+        ValueError: the folder is not empty, an adapter is in effect, or the configuration cannot say this
+            sequence.
     """
     check_save(folder)
     if folder:
@@ -220,9 +245,13 @@ def _card(model: Model, measured: xr.Dataset, verified: Verified, size: int) -> 
     facts = {**provenance(model), **{k: v for k, v in measured.attrs.items() if k not in ("completions",)}}
     facts.pop("self_check", None)
     made = (
-        f". Read back by transformers, its logits differ from those of the measured route by at most {verified}. The weight "
-        f"files hold {size:,} bytes."
+        ". Read back by transformers, its logits differ from those of the measured route by at most"
+        f" {verified}. The weight files hold {size:,} bytes."
     )
     return card(
-        model, f"{model.name}, {measured.attrs['change']}", made, table(["quantity", "before", "after", "unit"], rows), facts
+        model,
+        f"{model.name}, {measured.attrs['change']}",
+        made,
+        table(["quantity", "before", "after", "unit"], rows),
+        facts,
     )

@@ -11,10 +11,11 @@ SETTINGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
 
 
 def copy_sentence_files(source: Path | None, target: Path) -> None:
-    """Copy these files from a model's folder beside what was made of it, so that the same library pools it in the same way.
+    """Copy these files from a model's folder beside what was made of it, so that the same library pools it in
+    the same way.
 
-    Without them a folder that pools by its first token would be opened as one that takes the mean. A live model, and a folder
-    that is no sentence encoder's, has none.
+    Without them a folder that pools by its first token would be opened as one that takes the mean. A live
+    model, and a folder that is no sentence encoder's, has none.
     """
     if source is None or not (source / LISTED).is_file():
         return

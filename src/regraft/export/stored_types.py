@@ -1,7 +1,8 @@
 """The floating types that a checkpoint keeps its numbers in, and writing others in the same.
 
-On a CPU a half-precision checkpoint is opened in float32, because that computes faster and rounds less. What is made of it is
-written in the types that it came in, so that it is as small; what this rounds is rounded before it is compared.
+On a CPU a half-precision checkpoint is opened in float32, because that computes faster and rounds less. What
+is made of it is written in the types that it came in, so that it is as small; what this rounds is rounded
+before it is compared.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def pattern(name: str) -> str:
 
 
 def stored_types(model: Model) -> dict[str, torch.dtype]:
-    """The floating type of every tensor in the model's files, by the pattern of its name, and under "" the commonest.
+    """The floating type of every tensor in the model's files, by the pattern of its name, and under "" the
+    commonest.
 
     Empty for a live model, and where the files hold no floating numbers or codes beside them.
     """
@@ -44,7 +46,8 @@ def stored_types(model: Model) -> dict[str, torch.dtype]:
 
 @torch.no_grad()
 def round_as_stored(changed: nn.Module, types: dict[str, torch.dtype]) -> bool:
-    """Round every floating parameter to the type that its like is stored in, keeping the type that is computed in.
+    """Round every floating parameter to the type that its like is stored in, keeping the type that is
+    computed in.
 
     Returns whether any number changed.
     """
@@ -67,12 +70,17 @@ def cast_as_stored(changed: nn.Module, types: dict[str, torch.dtype]) -> nn.Modu
 
 
 def settle(
-    changed: nn.Module, types: dict[str, torch.dtype], output: Callable[[], Tensor], wanted: Tensor, depth: int, width: int
+    changed: nn.Module,
+    types: dict[str, torch.dtype],
+    output: Callable[[], Tensor],
+    wanted: Tensor,
+    depth: int,
+    width: int,
 ) -> tuple[Tensor, float]:
     """Give a model that is about to be written the types of its source's files.
 
-    Returns its outputs on the rounded numbers, computed in the type that was computed in, with how far they may lie from
-    `wanted`, its outputs before; these themselves and 0 where no number is rounded.
+    Returns its outputs on the rounded numbers, computed in the type that was computed in, with how far they
+    may lie from `wanted`, its outputs before; these themselves and 0 where no number is rounded.
     """
     found, bound = wanted, 0.0
     if round_as_stored(changed, types):
@@ -83,7 +91,8 @@ def settle(
 
 
 def narrowed(name: str, tensor: Tensor, types: dict[str, torch.dtype]) -> Tensor:
-    """A tensor in the type that its like is stored in, where not a bit is lost; else as it is, as what is new."""
+    """A tensor in the type that its like is stored in, where not a bit is lost; else as it is, as what is
+    new."""
     if not types or not tensor.is_floating_point():
         return tensor
     narrow = tensor.to(_type_of(name, types))
@@ -91,13 +100,19 @@ def narrowed(name: str, tensor: Tensor, types: dict[str, torch.dtype]) -> Tensor
 
 
 def rounding_said(types: dict[str, torch.dtype], difference: float) -> str:
-    """What to say of outputs that rounding alone has moved by a share of the largest; nothing where it has not."""
+    """What to say of outputs that rounding alone has moved by a share of the largest; nothing where it has
+    not."""
     kind = str(types.get("")).removeprefix("torch.")
-    return f"; rounding to {kind}, the type of its source's files, moves them by {difference:.1g}" if difference else ""
+    return (
+        f"; rounding to {kind}, the type of its source's files, moves them by {difference:.1g}"
+        if difference
+        else ""
+    )
 
 
 def _type_of(name: str, types: dict[str, torch.dtype]) -> torch.dtype:
-    """Names in files may lack the prefix of a base model, or carry one; a name that is new has the commonest type."""
+    """Names in files may lack the prefix of a base model, or carry one; a name that is new has the commonest
+    type."""
     wanted = pattern(name)
     fitting = [known for known in types if f".{wanted}".endswith(f".{known}") or known.endswith(f".{wanted}")]
     return types[min(fitting, key=lambda known: abs(len(known) - len(wanted)), default="")]

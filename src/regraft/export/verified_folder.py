@@ -1,7 +1,8 @@
 """The one way that a model is written: into a new folder, read again, compared, and only then kept.
 
-Blocks left out, weights rounded, a table baked in, grafts, another vocabulary: whatever was changed, the folder must give the
-outputs that were measured, keep every tensor to the bit, and generate as the model that it was made from.
+Blocks left out, weights rounded, a table baked in, grafts, another vocabulary: whatever was changed, the
+folder must give the outputs that were measured, keep every tensor to the bit, and generate as the model that
+it was made from.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from regraft.checkpoint.locate import CheckpointError
 from regraft.core.files import NotKeptError, check_empty, whole_folder
+from regraft.core.silence import silent
 from regraft.export.readback import check_generation, check_outputs, check_tensors, probe_ids
 from regraft.export.sentence_files import copy_sentence_files
 from regraft.export.stored_types import rounding_said, settle, stored_types
 from regraft.model.block_call import without_cache
-from regraft.model.load import quiet_transformers, read_checkpoint
+from regraft.model.load import read_checkpoint
 from regraft.model.model import Model
 
 CARD, CERTIFICATE = "README.md", "certificate.json"
@@ -28,10 +30,11 @@ CARD, CERTIFICATE = "README.md", "certificate.json"
 
 @dataclass(frozen=True)
 class Probe:
-    """What a written model is compared on: inputs, the outputs that it must give, and what to say where it does not.
+    """What a written model is compared on: inputs, the outputs that it must give, and what to say where it
+    does not.
 
-    `refusal` has a field `{gap}` for how far they lie apart, as a share of the largest; `unreadable` one `{reason}` for why the
-    folder cannot be opened.
+    `refusal` has a field `{gap}` for how far they lie apart, as a share of the largest; `unreadable` one
+    `{reason}` for why the folder cannot be opened.
     """
 
     inputs: dict[str, Tensor]
@@ -42,7 +45,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Verified:
-    """How far a written model's outputs lie from what they should be, and what rounding to its types on disk did."""
+    """How far a written model's outputs lie from what they should be, and what rounding to its types on disk
+    did."""
 
     difference: float
     rounded: str = ""
@@ -60,7 +64,8 @@ class Writing:
         fill: puts the changed model into the folder; by default as transformers saves it.
         types: whether numbers are written in the types of the model's own files.
         read: opens the folder; by default as a plain checkpoint.
-        tensors: what must be read back to the bit, by name; by default everything that is written by `save_pretrained`.
+        tensors: what must be read back to the bit, by name; by default everything that is written by
+            `save_pretrained`.
         also: one more thing that the folder must show.
     """
 
@@ -73,7 +78,8 @@ class Writing:
 
 
 def probe_inputs(model: Model, rows: int, seed: int) -> dict[str, Tensor]:
-    """Random ids below `rows` for a model, longer than any window that it has; both stacks of two read them."""
+    """Random ids below `rows` for a model, longer than any window that it has; both stacks of two read
+    them."""
     ids = torch.tensor([probe_ids(model.hf, rows, seed)], device=model.device)
     return {"input_ids": ids, **({"decoder_input_ids": ids} if model.two_stacks else {})}
 
@@ -97,7 +103,9 @@ class _Folder:
             return self.probe.wanted, ""
         types, wanted = stored_types(self.model), self.probe.wanted
         depth, width = len(self.model.blocks), self.model.width
-        found, bound = settle(self.changed, types, lambda: outputs_of(self.changed, self.probe.inputs), wanted, depth, width)
+        found, bound = settle(
+            self.changed, types, lambda: outputs_of(self.changed, self.probe.inputs), wanted, depth, width
+        )
         return found, rounding_said(types, check_outputs(found, wanted, bound, self.probe.refusal))
 
     def fill(self, fresh: Path) -> None:
@@ -114,7 +122,11 @@ class _Folder:
 
     def verify(self, fresh: Path, wanted: Tensor, rounded: str) -> Verified:
         read = self.read(fresh)
-        tensors = self.changed.state_dict() if self.how.tensors is None and self.how.fill is None else self.how.tensors
+        tensors = (
+            self.changed.state_dict()
+            if self.how.tensors is None and self.how.fill is None
+            else self.how.tensors
+        )
         check_tensors(read, tensors or {})
         found = outputs_of(read, self.probe.inputs)
         difference = check_outputs(found, wanted, self.model.rounding, self.probe.refusal)
@@ -136,11 +148,12 @@ def write_verified(
 
     Args:
         model: the model that it was made from.
-        changed: the changed Hugging Face model, or what `how.fill` writes; its numbers are rounded to the types of the model's
-            own files where `how.types` says so.
+        changed: the changed Hugging Face model, or what `how.fill` writes; its numbers are rounded to the
+            types of the model's own files where `how.types` says so.
         probe: what it is compared on.
         target: the folder.
-        texts: files of text that stand beside the weights, by name, from the folder so far and what was found: the card.
+        texts: files of text that stand beside the weights, by name, from the folder so far and what was
+            found: the card.
         how: what is special about this folder.
 
     Raises:
@@ -152,12 +165,14 @@ def write_verified(
     folder = _Folder(model, changed, probe, how or Writing())
     wanted, rounded = folder.settle()
     with whole_folder(target) as fresh:
-        with quiet_transformers():
+        with silent():
             folder.fill(fresh)
         try:
             verified = folder.verify(fresh, wanted, rounded)
         except CheckpointError as error:
-            raise NotKeptError(probe.unreadable.format(reason=str(error).replace(fresh.name, target.name))) from error
+            raise NotKeptError(
+                probe.unreadable.format(reason=str(error).replace(fresh.name, target.name))
+            ) from error
         for name, text in texts(fresh, verified).items():
             (fresh / name).write_text(text, encoding="utf-8")
     return verified

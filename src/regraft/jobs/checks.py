@@ -1,4 +1,5 @@
-"""What people ask for, refused where it cannot be had before anything heavy is imported: models, devices, texts, targets."""
+"""What people ask for, refused where it cannot be had before anything heavy is imported: models, devices,
+texts, targets."""
 
 from __future__ import annotations
 
@@ -16,7 +17,22 @@ from regraft.core.runs import check_writable
 from regraft.data.text_files import read_prompts, text_files, texts_in
 
 TYPES = ("float32", "float64", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda", "hip", "hpu", "ipu", "maia", "meta", "mps", "mtia", "privateuseone", "vulkan", "xla", "xpu")
+DEVICES = (
+    "auto",
+    "cpu",
+    "cuda",
+    "hip",
+    "hpu",
+    "ipu",
+    "maia",
+    "meta",
+    "mps",
+    "mtia",
+    "privateuseone",
+    "vulkan",
+    "xla",
+    "xpu",
+)
 """Names that PyTorch may know a device by; whether it is here, opening a model tells."""
 
 
@@ -60,7 +76,8 @@ def check_beside(model: str, target: Path, option: str) -> None:
 
 
 def check_parameters(experiment: Experiment, given: Mapping[str, Any], out: Path | None) -> None:
-    """Make sure that an experiment's files can be read, its models may be had, and its folders can be written.
+    """Make sure that an experiment's files can be read, its models may be had, and its folders can be
+    written.
 
     Raises:
         ValueError: one of them cannot.
@@ -84,7 +101,9 @@ def check_prompts(prompts: Sequence[str] | None, file: str, text: str) -> None:
     Raises:
         ValueError: there are several, or one holds none.
     """
-    ways = [name for name, given in (("--prompts", prompts), ("--prompts-file", file), ("--text", text)) if given]
+    ways = [
+        name for name, given in (("--prompts", prompts), ("--prompts-file", file), ("--text", text)) if given
+    ]
     if len(ways) > 1:
         raise ValueError(f"{' and '.join(ways)} both say what is read: give one of them")
     if file:
@@ -115,7 +134,8 @@ def check_run(out: Path | None, experiment: str) -> None:
 
 
 def check_texts(sources: Sequence[str]) -> list[str]:
-    """Files and folders to read text from, with `~` written out; folders are searched, and files that are named begun.
+    """Files and folders to read text from, with `~` written out; folders are searched, and files that are
+    named begun.
 
     Raises:
         ValueError: one is not there, closed, empty, or no text.
@@ -158,7 +178,9 @@ def named_texts(texts: Sequence[str], each: str = "") -> dict[str, list[str]]:
     pairs += [(file.stem, str(file)) for file in (text_files([expanded(each)]) if each else [])]
     for name, path in pairs:
         if not name or not path:
-            raise ValueError(f"{name or path!r} names no domain: write NAME=PATH, for example books=./held-out")
+            raise ValueError(
+                f"{name or path!r} names no domain: write NAME=PATH, for example books=./held-out"
+            )
         if name in found:
             raise ValueError(f"two texts are called {name}: give each a name of its own")
         found[name] = [str(expanded(path))]

@@ -1,4 +1,5 @@
-"""What `regraft graft embedding fit | bake`, and `eval` and `export` of every graft, do once their options are read."""
+"""What `regraft graft embedding fit | bake`, and `eval` and `export` of every graft, do once their options
+are read."""
 
 from __future__ import annotations
 
@@ -18,7 +19,14 @@ from regraft.data.token_bytes import token_bytes
 from regraft.data.windows import Windows, cut, windows
 from regraft.export.baked_embedding import bake
 from regraft.export.certificate import certify
-from regraft.export.graft_folder import attach, make_embedding, read_certificate, save_graft, swaps_of, write_certificate
+from regraft.export.graft_folder import (
+    attach,
+    make_embedding,
+    read_certificate,
+    save_graft,
+    swaps_of,
+    write_certificate,
+)
 from regraft.export.grafted_model import write_grafted
 from regraft.jobs.checks import named_texts
 from regraft.model.model import Model
@@ -35,14 +43,20 @@ from regraft.training.tasks.embedding_task import EmbeddingTask, LossWeights, em
 from regraft.training.trainer import TrainingPlan, train
 
 HELD_CHARACTERS = 200_000
+"""Characters of the almanac that are measured on where no text is given: more windows than are read."""
 
 
 def training_text(model: Model, texts: Sequence[str], length: int, folder: Path, seed: int) -> Windows:
-    """Windows over files and folders, encoded into `folder` by the first process, or over an almanac where none is named."""
+    """Windows over files and folders, encoded into `folder` by the first process, or over an almanac where
+    none is named."""
     if model.tokenizer is None:
         raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
     with processes().main_process_first():
-        return windows(model, texts, length, folder, seed) if texts else almanac_windows(model, length, 0, 2_000_000)
+        return (
+            windows(model, texts, length, folder, seed)
+            if texts
+            else almanac_windows(model, length, 0, 2_000_000)
+        )
 
 
 def fit_embedding(
@@ -94,7 +108,13 @@ def fit_embedding(
     if not started:
         metric = sensitivity(model, text) if felt and model.parts.head is not None else None
         errors = warm_up(graft, embedded_rows(model), warm, metric, seed=seed, matrices=plan.matrices)
-    origin = {"model": weights_sha256, "graft": sizes(graft), "weights": asdict(weights), "warm-up": [warm, felt], "seed": seed}
+    origin = {
+        "model": weights_sha256,
+        "graft": sizes(graft),
+        "weights": asdict(weights),
+        "warm-up": [warm, felt],
+        "seed": seed,
+    }
     with drawing_from(seed):
         log = train(EmbeddingTask(model, graft, weights=weights), text, plan, out / "run", origin=origin)
     if not processes().is_main_process:
@@ -107,9 +127,10 @@ def fit_embedding(
     head = " The head was tied to the table: it keeps the old matrix as its own." if model.parts.tied else ""
     going_on = next_step(["graft", "embedding", "eval"], model, ("graft", out / "graft"), opened or {})
     return (
-        f"{parameters([graft]):,} parameters, {share:.2f} of the table's; {cut_share(table, config.group):.2%} of the tokens "
-        f"have more than {config.group} bytes and are cut; {warmed}after {len(log)} steps the loss is {last:.3f}, the same first "
-        f"token in {agreement:.1%} of cases.{head} {going_on}"
+        f"{parameters([graft]):,} parameters, {share:.2f} of the table's;"
+        f" {cut_share(table, config.group):.2%} of the tokens have more than {config.group} bytes and are"
+        f" cut; {warmed}after {len(log)} steps the loss is {last:.3f}, the same first token in"
+        f" {agreement:.1%} of cases.{head} {going_on}"
     )
 
 
@@ -122,13 +143,16 @@ def evaluate_grafts(
     most: int = 64,
     opened: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Certify one graft or two on text by domain (NAME=PATH), by default on an almanac of the specimens' kind.
+    """Certify one graft or two on text by domain (NAME=PATH), by default on an almanac of the specimens'
+    kind.
 
     The certificate is written beside the first, as JSON and as a page.
     """
     folders = [expanded(folder) for folder in folders]
     grafts = [attach(folder, model) for folder in folders]
-    domains = {name: windows(model, paths, length, folders[0] / "text") for name, paths in named_texts(texts).items()}
+    domains = {
+        name: windows(model, paths, length, folders[0] / "text") for name, paths in named_texts(texts).items()
+    }
     domains = domains or {"almanac": almanac_windows(model, length, 99, HELD_CHARACTERS)}
     table = token_bytes(model.tokenizer, model.table_rows)
     data = certify(model, swaps_of(model, grafts), domains, table, most)
@@ -136,7 +160,15 @@ def evaluate_grafts(
     with keeping(data):
         write_certificate(data, folders)
     kind = "head" if kind_of(grafts[0]) == HEAD else "embedding"
-    words = ["regraft", "graft", kind, "eval", "--graft", str(folders[0]), *(["--with", str(folders[1])] if folders[1:] else [])]
+    words = [
+        "regraft",
+        "graft",
+        kind,
+        "eval",
+        "--graft",
+        str(folders[0]),
+        *(["--with", str(folders[1])] if folders[1:] else []),
+    ]
     for text in texts:
         words += ["--text", text]
     words += ["--length", str(length), "--windows", str(most), *source_words(model, opened or {})]
@@ -154,7 +186,9 @@ def bake_embedding(model: Model, folder: Path | str, target: Path | str) -> str:
     return bake(model, graft, folder, target)
 
 
-def export_grafts(model: Model, folders: Sequence[Path | str], target: Path | str, remote_code: bool = False) -> str:
+def export_grafts(
+    model: Model, folders: Sequence[Path | str], target: Path | str, remote_code: bool = False
+) -> str:
     """Write the model with one graft or two in it."""
     folders, target = [expanded(folder) for folder in folders], expanded(target)
     grafts = [attach(folder, model) for folder in folders]
@@ -175,8 +209,9 @@ def sentences(data: xr.Dataset) -> Iterable[str]:
         one: Any = data.sel(domain=name)
         before, after = float(one.bits_per_byte_before), float(one.bits_per_byte_after)
         yield (
-            f"{name}: {before:.4f} bits per byte become {after:.4f} ({after - before:+.4f}), {float(one.kl):.3f} nats per token "
-            f"of divergence, the same first token in {float(one.top1):.1%}, of the first five {float(one.top5):.1%}"
+            f"{name}: {before:.4f} bits per byte become {after:.4f} ({after - before:+.4f}),"
+            f" {float(one.kl):.3f} nats per token of divergence, the same first token in"
+            f" {float(one.top1):.1%}, of the first five {float(one.top5):.1%}"
         )
     count, ours = (int(v) for v in data.part_parameters.values)
     yield f"the part: {count:,} parameters before, {ours:,} after"
@@ -184,8 +219,8 @@ def sentences(data: xr.Dataset) -> Iterable[str]:
         seconds = [1e3 * float(value) for value in data[name].values]
         peaks = [float(value) / 2**20 for value in data[f"{name}_peak"].values]
         yield (
-            f"{what}: {seconds[0]:.0f} ms and {peaks[0]:.1f} MiB beyond the weights before, {seconds[1]:.0f} ms and "
-            f"{peaks[1]:.1f} MiB after"
+            f"{what}: {seconds[0]:.0f} ms and {peaks[0]:.1f} MiB beyond the weights before,"
+            f" {seconds[1]:.0f} ms and {peaks[1]:.1f} MiB after"
         )
     token, context = str(data.token.values[0]), str(data.context.values[0])
     yield f"worst: {token!r} after {context!r} ({float(data.excess.values[0]):+.2f} nats)"

@@ -34,7 +34,8 @@ MEASURED = 32
 
 @dataclass(frozen=True)
 class Build:
-    """How a head is built: which tree, how wide, how large an adapter in times the width, and where the rows start."""
+    """How a head is built: which tree, how wide, how large an adapter in times the width, and where the rows
+    start."""
 
     tree: Literal["by-id", "huffman", "two-means", "scores", "merges"] = "scores"
     """Which tree; `scores`: 2-means of what the tokens score on the model's states."""
@@ -68,7 +69,8 @@ def build_head(
     seed: int = 0,
     opened: Mapping[str, Any] | None = None,
 ) -> str:
-    """Build a tree head, give it starting weights, and write it to `out/graft`; `opened` is how the model was opened."""
+    """Build a tree head, give it starting weights, and write it to `out/graft`; `opened` is how the model was
+    opened."""
     how, out = how or Build(), expanded(out)
     check_empty(out / "graft", "--out")
     check_empty(out / "run", "--out")
@@ -76,11 +78,15 @@ def build_head(
     assert model.parts.head is not None
     levels = int(math.log2(how.branching)) if how.branching > 0 else 0
     if 2**levels != how.branching or levels < 1:
-        raise ValueError(f"a node cannot have {how.branching} children: choose 2, 4, 8 or a higher power of two")
+        raise ValueError(
+            f"a node cannot have {how.branching} children: choose 2, 4, 8 or a higher power of two"
+        )
     text = training_text(model, texts, length, out / "text", seed)
     rows_VD = matrix_OI(model.parts.head).detach().float()
     batches = math.ceil(how.states / (8 * (length - 1)))
-    hidden_RD = torch.cat([states(model, text.batch(i, 8).to(model.device))[0] for i in range(batches)])[: how.states]
+    hidden_RD = torch.cat([states(model, text.batch(i, 8).to(model.device))[0] for i in range(batches)])[
+        : how.states
+    ]
     tree = widened(plain_tree(model, how.tree, rows_VD, hidden_RD, text, seed), levels)
     with drawing_from(seed):
         graft = tree_head(tree, rows_VD.shape[1], round(how.adapter * rows_VD.shape[1]))
@@ -96,14 +102,17 @@ def build_head(
     products, whole = tree.multiply_adds(graft.width) + 2 * graft.width * graft.neurons, rows_VD.numel()
     going_on = next_step(["graft", "head", "fit"], model, ("out", out), opened or {})
     return (
-        f"a {how.tree} tree over {graft.vocabulary:,} tokens, {len(tree.levels)} decisions of up to {how.branching} deep, "
-        f"{sum(p.numel() for p in graft.parameters()):,} parameters for {rows_VD.numel():,}; a given token's probability takes "
-        f"{products:,.0f} multiply-adds for {whole:,}. Untrained, its loss on {MEASURED} sequences of the text is {ours:.3f} "
-        f"nats per token, the original head's {theirs:.3f}. {going_on}"
+        f"a {how.tree} tree over {graft.vocabulary:,} tokens, {len(tree.levels)} decisions of up to"
+        f" {how.branching} deep, {sum(p.numel() for p in graft.parameters()):,} parameters for"
+        f" {rows_VD.numel():,}; a given token's probability takes {products:,.0f} multiply-adds for"
+        f" {whole:,}. Untrained, its loss on {MEASURED} sequences of the text is {ours:.3f} nats per token,"
+        f" the original head's {theirs:.3f}. {going_on}"
     )
 
 
-def plain_tree(model: Model, name: str, rows_VD: torch.Tensor, hidden_RD: torch.Tensor, text: Windows, seed: int) -> Tree:
+def plain_tree(
+    model: Model, name: str, rows_VD: torch.Tensor, hidden_RD: torch.Tensor, text: Windows, seed: int
+) -> Tree:
     """A binary tree of one of the kinds that the command line names.
 
     Raises:
@@ -117,7 +126,10 @@ def plain_tree(model: Model, name: str, rows_VD: torch.Tensor, hidden_RD: torch.
     if name == "merges":
         return by_merges(model.tokenizer, count)
     clustered_VD = rows_VD.cpu().numpy()
-    return two_means(by_scores(clustered_VD, hidden_RD.cpu().float().numpy()) if name == "scores" else clustered_VD, seed=seed)
+    return two_means(
+        by_scores(clustered_VD, hidden_RD.cpu().float().numpy()) if name == "scores" else clustered_VD,
+        seed=seed,
+    )
 
 
 @torch.no_grad()
@@ -164,6 +176,7 @@ def fit_head(
         return ""
     write_graft(head, model, out / "graft", said["weights_sha256"], tree=said.get("tree", ""))
     return (
-        f"after {len(log)} steps the loss on {min(MEASURED, len(text))} sequences of the text is {ours:.3f} nats per token, the "
-        f"original head's {theirs:.3f}. {next_step(['graft', 'head', 'eval'], model, ('graft', out / 'graft'), opened or {})}"
+        f"after {len(log)} steps the loss on {min(MEASURED, len(text))} sequences of the text is"
+        f" {ours:.3f} nats per token, the original head's {theirs:.3f}."
+        f" {next_step(['graft', 'head', 'eval'], model, ('graft', out / 'graft'), opened or {})}"
     )

@@ -16,7 +16,8 @@ from regraft.reporting.anatomy_drawing import svg
 
 @dataclass(frozen=True)
 class Inspection:
-    """The parts of an opened model, the sites that can be read and edited, and what the self-check measured."""
+    """The parts of an opened model, the sites that can be read and edited, and what the self-check
+    measured."""
 
     model: str
     parts: list[PartRow]

@@ -21,7 +21,13 @@ from regraft.specimens import almanac
 from regraft.tokenizers.bits_per_byte import pieces
 from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import compare
-from regraft.tokenizers.tokenizer_folder import open_tokenizer, special_roles, specials_of, wrapped, write_tokenizer
+from regraft.tokenizers.tokenizer_folder import (
+    open_tokenizer,
+    special_roles,
+    specials_of,
+    wrapped,
+    write_tokenizer,
+)
 from regraft.tokenizers.training import Recipe, train_bpe
 
 DEFAULT_ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
@@ -51,7 +57,12 @@ class _Weighed:
 
 
 def train_tokenizer(
-    out: Path | str, texts: Sequence[str] = (), sets: Sequence[str] = (), recipe: Recipe | None = None, *, like: str = ""
+    out: Path | str,
+    texts: Sequence[str] = (),
+    sets: Sequence[str] = (),
+    recipe: Recipe | None = None,
+    *,
+    like: str = "",
 ) -> str:
     """Train a tokenizer on files and data sets, write its folder, and say what came out.
 
@@ -76,11 +87,16 @@ def train_tokenizer(
     seconds = time.perf_counter() - began
     write_tokenizer(wrapped(made, roles, template), out)
     count = made.get_vocab_size()
-    short = f" (asked for {recipe.vocabulary:,}: the text has no more to merge)" if count < recipe.vocabulary else ""
+    short = (
+        f" (asked for {recipe.vocabulary:,}: the text has no more to merge)"
+        if count < recipe.vocabulary
+        else ""
+    )
     size = read.bytes / 1e6
     return (
-        f"{count:,} tokens{short}, kind {recipe.kind}, trained on {size:,.1f} MB in {seconds:.1f} s ({size / seconds:.2f} "
-        f"MB/s); written to {out}. Next: `{shlex.join(['regraft', 'tokenizer', 'compare', str(out), 'specimen:qwen3'])}`"
+        f"{count:,} tokens{short}, kind {recipe.kind}, trained on {size:,.1f} MB in {seconds:.1f} s"
+        f" ({size / seconds:.2f} MB/s); written to {out}. Next:"
+        f" `{shlex.join(['regraft', 'tokenizer', 'compare', str(out), 'specimen:qwen3'])}`"
     )
 
 
@@ -89,11 +105,20 @@ def domain_pieces(texts: Sequence[str], each: str, most: int, seed: int = 99) ->
     named = named_texts(texts, each)
     if not named:
         return {"almanac": pieces(["\n".join(almanac.corpus(most * 900, seed))], most)}
-    return {name: pieces((t for f in text_files(paths) for t in texts_in(f)), most) for name, paths in named.items()}
+    return {
+        name: pieces((t for f in text_files(paths) for t in texts_in(f)), most)
+        for name, paths in named.items()
+    }
 
 
 def compare_tokenizers(
-    names: Sequence[str], out: Path | str, texts: Sequence[str] = (), each: str = "", *, most: int = 200, bits: bool = False
+    names: Sequence[str],
+    out: Path | str,
+    texts: Sequence[str] = (),
+    each: str = "",
+    *,
+    most: int = 200,
+    bits: bool = False,
 ) -> xr.Dataset:
     """Compare tokenizers on the same text, and write the page and the data.
 
@@ -118,7 +143,13 @@ def compare_tokenizers(
     readers = {short: ByteIds(open_tokenizer(name)) for short, name in called.items()}
     models = {short: load(name) for short, name in called.items()} if bits else None
     data = compare(readers, domain_pieces(texts, each, most), models)
-    words = ["regraft", "tokenizer", "compare", *names, *(word for text in texts for word in ("--text", text))]
+    words = [
+        "regraft",
+        "tokenizer",
+        "compare",
+        *names,
+        *(word for text in texts for word in ("--text", text)),
+    ]
     words += [*(["--each", each] if each else []), *(["--bits"] if bits else []), "--pieces", str(most)]
     page = sheet(
         ("Tokenizers compared", "Tokenizers, compared", f"{', '.join(called)} read the same text."),
@@ -134,19 +165,36 @@ def comparison_rows(data: xr.Dataset) -> Iterator[str]:
     """A comparison in words, one line for each tokenizer and domain, and examples."""
     for tokenizer in map(str, data.tokenizer.values):
         one = data.sel(tokenizer=tokenizer)
-        yield f"{tokenizer}: {int(one.vocabulary):,} tokens, {float(one.vocabulary_crossing):.1%} of them cross words"
+        yield (
+            f"{tokenizer}: {int(one.vocabulary):,} tokens, {float(one.vocabulary_crossing):.1%} of them cross"
+            " words"
+        )
         for domain in map(str, data.domain.values):
             here = one.sel(domain=domain)
             bits = f", {float(here.bits_per_byte):.4f} bits per byte" if "bits_per_byte" in data else ""
             yield (
-                f"  {domain}: {float(here.bytes_per_token):.3f} bytes and {float(here.characters_per_token):.3f} characters per "
-                f"token, {float(here.tokens_per_word):.3f} tokens per word, {float(here.crossing):.1%} cross words{bits}"
-                + ("" if float(here.exact) == 1 else f"; {float(here.exact):.0%} of the pieces come back as they were")
+                f"  {domain}: {float(here.bytes_per_token):.3f} bytes and"
+                f" {float(here.characters_per_token):.3f} characters per token,"
+                f" {float(here.tokens_per_word):.3f} tokens per word, {float(here.crossing):.1%} cross"
+                f" words{bits}"
+                + (
+                    ""
+                    if float(here.exact) == 1
+                    else f"; {float(here.exact):.0%} of the pieces come back as they were"
+                )
             )
-        crossing = [repr(str(t)) for t, n in zip(one.crossing_token.values[:6], one.crossing_count.values, strict=False) if n]
+        crossing = [
+            repr(str(t))
+            for t, n in zip(one.crossing_token.values[:6], one.crossing_count.values, strict=False)
+            if n
+        ]
         if crossing:
             yield f"  most frequent that cross words: {', '.join(crossing)}"
         yield f"  longest: {', '.join(repr(str(t)) for t in one.longest_token.values[:4])}"
     if data.sizes["tokenizer"] > 1:
-        pairs = [(a, b, float(data.overlap.sel(tokenizer=a, other=b))) for a in data.tokenizer.values for b in data.other.values]
+        pairs = [
+            (a, b, float(data.overlap.sel(tokenizer=a, other=b)))
+            for a in data.tokenizer.values
+            for b in data.other.values
+        ]
         yield "shared by bytes: " + ", ".join(f"{share:.1%} of {a} in {b}" for a, b, share in pairs if a != b)

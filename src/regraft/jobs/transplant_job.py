@@ -44,7 +44,8 @@ READ = 2000
 
 @dataclass(frozen=True)
 class Sources:
-    """What a transplant reads besides the model: text to learn from, text to measure on, an encoder, its cache, a donor.
+    """What a transplant reads besides the model: text to learn from, text to measure on, an encoder, its
+    cache, a donor.
 
     `opened` are the options that the model was opened with, for the command that makes it all again.
     """
@@ -76,7 +77,8 @@ def transplant_tokenizer(
     heal: int = 0,
     seed: int = 0,
 ) -> tuple[xr.Dataset, str]:
-    """Give a model another tokenizer: estimate rows, heal them, measure, write; the certificate and what to say.
+    """Give a model another tokenizer: estimate rows, heal them, measure, write; the certificate and what to
+    say.
 
     Args:
         model: an opened model.
@@ -98,7 +100,9 @@ def transplant_tokenizer(
     check_asked(model, settings, sources, multiple, heal, seed)
     reader = open_tokenizer(tokenizer)
     donor_VD = donor_table(sources.donor, reader) if sources.donor else None
-    vectors = Vectors(open_encoder(sources.encoder, str(model.device)), sources.cache) if sources.encoder else None
+    vectors = (
+        Vectors(open_encoder(sources.encoder, str(model.device)), sources.cache) if sources.encoder else None
+    )
     texts, domains = learning_text(sources.train), domain_pieces(sources.domains, "", sources.pieces)
     case = old_case(model, reader, texts, vectors, donor_VD)
     check_start(model, case.matching)
@@ -108,17 +112,31 @@ def transplant_tokenizer(
     done = transplant(model, case, settings, multiple)
     data = measured(done, domains, settings)
     encoder = vectors.encoder if vectors is not None else None
-    data.attrs["encoder"] = f"{encoder.name}, sha256 {encoder.digest}" if encoder else "none: the model's own rows"
+    data.attrs["encoder"] = (
+        f"{encoder.name}, sha256 {encoder.digest}" if encoder else "none: the model's own rows"
+    )
     data.attrs["donor"] = sources.donor
     data.attrs["learnt_from"] = ", ".join(sources.train) or "an almanac made with a seed"
     data.attrs["learnt_sha256"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    words = ["regraft", "tokenizer", "transplant", "--model", model.source or model.name, "--tokenizer", tokenizer]
-    command = shlex.join([*words, *said_options(settings, sources, multiple, heal, seed), "--save", str(target)])
+    words = [
+        "regraft",
+        "tokenizer",
+        "transplant",
+        "--model",
+        model.source or model.name,
+        "--tokenizer",
+        tokenizer,
+    ]
+    command = shlex.join(
+        [*words, *said_options(settings, sources, multiple, heal, seed), "--save", str(target)]
+    )
     data.attrs["seconds"] = time.perf_counter() - began
     if not heal:
         return data, written(done, data, command, target)
     task = HealTask(done)
-    plan = TrainingPlan(steps=heal, batch=8, rate=task.rate, warmup=min(20, heal), save_every=max(1, min(200, heal // 10)))
+    plan = TrainingPlan(
+        steps=heal, batch=8, rate=task.rate, warmup=min(20, heal), save_every=max(1, min(200, heal // 10))
+    )
     run = healing_folder(done, data, plan, seed, target)
     data = healed(task, texts, domains, settings, data, plan, run, seed)
     data.attrs["seconds"] = time.perf_counter() - began
@@ -142,7 +160,9 @@ def open_encoder(name: str, device: str) -> SentenceEncoder:
         raise type(error)(f"{error}; give --encoder the folder of a sentence encoder, or none") from error
 
 
-def check_asked(model: Model, settings: InitSettings, sources: Sources, multiple: int, heal: int, seed: int) -> None:
+def check_asked(
+    model: Model, settings: InitSettings, sources: Sources, multiple: int, heal: int, seed: int
+) -> None:
     """Refuse before any work what would be refused behind it.
 
     Raises:
@@ -166,7 +186,9 @@ def donor_table(name: str, tokenizer: Any) -> Tensor:
     new = ByteIds(tokenizer).table
     own = ByteIds(donor.tokenizer).table if donor.tokenizer is not None else None
     if own is None or own.bytes_V[: len(new)] != new.bytes_V or donor.table_rows < len(new):
-        raise ValueError(f"{name} has another tokenizer: the donor must be the model that --tokenizer comes from")
+        raise ValueError(
+            f"{name} has another tokenizer: the donor must be the model that --tokenizer comes from"
+        )
     return donor.parts.embedding.weight
 
 
@@ -181,7 +203,8 @@ def check_enough(case: TransplantCase) -> None:
     tokens = sum(map(len, case.new.encode_texts(list(case.texts[:LENGTH]))))
     if tokens < LENGTH:
         raise ValueError(
-            f"the text to learn from has {tokens:,} tokens, healing reads {LENGTH} at a time: give more with --learn"
+            f"the text to learn from has {tokens:,} tokens, healing reads {LENGTH} at a time: give more with"
+            " --learn"
         )
 
 
@@ -203,26 +226,41 @@ def healed(
     run: Path,
     seed: int,
 ) -> xr.Dataset:
-    """Train the new rows, keep them, and measure again; the certificate then has both, and the loss step by step."""
+    """Train the new rows, keep them, and measure again; the certificate then has both, and the loss step by
+    step."""
     done = task.done
     text = windows_over(done.new.tokenizer, texts, LENGTH, run / "text.ids", seed)
-    log = train(task, text, plan, run, origin={"model": done.model.weights_sha256, "settings": repr(settings)})
+    log = train(
+        task, text, plan, run, origin={"model": done.model.weights_sha256, "settings": repr(settings)}
+    )
     task.keep()
     data["bits_per_byte_unhealed"] = data.bits_per_byte.sel(state="after", drop=True).copy()
     data.bits_per_byte.loc[{"state": "after"}] = [one.bits_per_byte for one in scores_after(done, domains)]
-    data["healing_loss"] = ("step", [line["loss"] for line in log], {"units": "nats per token, and the stream's relative error"})
+    data["healing_loss"] = (
+        "step",
+        [line["loss"] for line in log],
+        {"units": "nats per token, and the stream's relative error"},
+    )
     data.attrs["healing_steps"] = plan.steps
     data.attrs["healing_plan"] = json_text(asdict(plan))
     return data
 
 
 def said_options(settings: InitSettings, sources: Sources, multiple: int, heal: int, seed: int) -> list[str]:
-    """The options that make the same transplant again: the method, and all that differ from their defaults."""
+    """The options that make the same transplant again: the method, and all that differ from their
+    defaults."""
     given = {**asdict(settings), "multiple": multiple, "heal": heal, "seed": seed, "pieces": sources.pieces}
     usual = {**asdict(InitSettings()), "multiple": 0, "heal": 0, "seed": 0, "pieces": Sources().pieces}
     words = ["--method", settings.method]
-    words += [w for name, value in given.items() if name != "method" and value != usual[name] for w in (f"--{name}", str(value))]
-    words += [w for text in sources.train for w in ("--learn", text)] + [w for text in sources.domains for w in ("--text", text)]
+    words += [
+        w
+        for name, value in given.items()
+        if name != "method" and value != usual[name]
+        for w in (f"--{name}", str(value))
+    ]
+    words += [w for text in sources.train for w in ("--learn", text)] + [
+        w for text in sources.domains for w in ("--text", text)
+    ]
     words += ["--donor", sources.donor] if sources.donor else []
     return [*words, "--encoder", sources.encoder or "none", *sources.opened]
 
@@ -242,10 +280,14 @@ def transplant_rows(data: xr.Dataset) -> Iterator[str]:
             if "bits_per_byte_unhealed" in data
             else ""
         )
-        lossy = "" if float(one.exact.min()) == 1 else "; NOT COMPARABLE, a tokenizer does not keep this text as it is"
+        lossy = (
+            ""
+            if float(one.exact.min()) == 1
+            else "; NOT COMPARABLE, a tokenizer does not keep this text as it is"
+        )
         yield f"{domain}: {before:.4f} bits per byte become {after:.4f}{unhealed}; {tokens}{lossy}"
     if "apart" in data:
         yield (
-            f"Two different texts are {float(data.apart):.4f} apart; {float(data.same_nearest):.1%} of the texts keep their "
-            "nearest other text"
+            f"Two different texts are {float(data.apart):.4f} apart; {float(data.same_nearest):.1%} of the"
+            " texts keep their nearest other text"
         )

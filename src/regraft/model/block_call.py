@@ -1,8 +1,9 @@
 """Run pieces of a Hugging Face model with the model's own code.
 
-A block is called again with the arguments that the model itself passed to it. What stands before the first block, between
-two stacks and behind the last block is run by the model too: for that call its stacks are replaced by stand-ins that
-answer with a given residual stream. Shapes: N rows, B prompts, T positions, K read positions, D width, V vocabulary.
+A block is called again with the arguments that the model itself passed to it. What stands before the first
+block, between two stacks and behind the last block is run by the model too: for that call its stacks are
+replaced by stand-ins that answer with a given residual stream. Shapes: N rows, B prompts, T positions, K read
+positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from regraft.core.structure import Path, main_tensor, map_tensors, same_memory, version, walk_tensors, with_main_tensor
+from regraft.core.structure import (
+    Path,
+    main_tensor,
+    map_tensors,
+    same_memory,
+    version,
+    walk_tensors,
+    with_main_tensor,
+)
 from regraft.model.parts import Block, Parts, Stack
 
 LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
@@ -26,7 +35,8 @@ CANNOT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeErro
 
 
 def text_config(config: Any) -> Any:
-    """The configuration of the part that reads and writes text: the model's own, or the one that it keeps for that."""
+    """The configuration of the part that reads and writes text: the model's own, or the one that it keeps for
+    that."""
     return config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
 
 
@@ -80,8 +90,8 @@ def split_call(args: tuple, kwargs: dict) -> tuple[BlockCall, Tensor]:
 def capture(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool = False) -> Captured:
     """Run the model and keep what every block was called with; `whole` also runs what follows the last block.
 
-    Streams are kept as they are, without a copy. Where one was written to afterwards, which its version counter tells, the
-    model is run once more with copies there, and `parts.written` remembers it.
+    Streams are kept as they are, without a copy. Where one was written to afterwards, which its version
+    counter tells, the model is run once more with copies there, and `parts.written` remembers it.
     """
     taken = _captured(hf, parts, inputs, whole)
     written = {block for block, then in enumerate(taken.versions) if version(taken.stream[block]) != then}
@@ -98,7 +108,9 @@ def _captured(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool) 
     def before(block: Block) -> Callable:
         def hear(module: nn.Module, args: tuple, kwargs: dict) -> None:
             if len(taken.calls) != block.index:
-                raise ValueError(f"block {block.address} was called out of order: the parts found are not this model's")
+                raise ValueError(
+                    f"block {block.address} was called out of order: the parts found are not this model's"
+                )
             call, stream = split_call(args, kwargs)
             taken.calls.append(call)
             stream = stream.clone() if block.index in parts.written else stream
@@ -117,7 +129,9 @@ def _captured(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool) 
 
         return hear
 
-    handles = [block.module.register_forward_pre_hook(before(block), with_kwargs=True) for block in parts.blocks]
+    handles = [
+        block.module.register_forward_pre_hook(before(block), with_kwargs=True) for block in parts.blocks
+    ]
     handles += [block.module.register_forward_hook(after(block)) for block in parts.blocks]
     if len(parts.stacks) == 2:
         handles.append(parts.stacks[0].owner.register_forward_hook(_keep_memory(taken)))
@@ -131,7 +145,9 @@ def _captured(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool) 
             handle.remove()
     if taken.memory is not None:
         for call in taken.calls[parts.stacks[1].first :]:
-            paths = (path for path, tensor in walk_tensors(call.nested()) if same_memory(tensor, taken.memory))
+            paths = (
+                path for path, tensor in walk_tensors(call.nested()) if same_memory(tensor, taken.memory)
+            )
             call.memory_paths = frozenset(paths)
     return taken
 
@@ -156,7 +172,8 @@ def call_block(
     spread: Callable[[Path, Tensor], Tensor],
     memory: Tensor | None = None,
 ) -> Tensor:
-    """Call a block with recorded arguments: `spread` repeats them over rows, `memory` replaces the encoder's output."""
+    """Call a block with recorded arguments: `spread` repeats them over rows, `memory` replaces the encoder's
+    output."""
 
     def argument(path: Path, tensor: Tensor) -> Tensor:
         if path == call.stream_path:
@@ -170,14 +187,16 @@ def call_block(
 
 
 def over_rows(tensor: Tensor, rows: int, total: int) -> Tensor:
-    """Repeat an argument that grows with the batch for `rows` variants, `total` = rows x prompts; no copy of one row."""
+    """Repeat an argument that grows with the batch for `rows` variants, `total` = rows x prompts; no copy of
+    one row."""
     if tensor.shape[0] == 1:
         return tensor.expand(total, *tensor.shape[1:])
     return tensor.repeat(rows, *[1] * (tensor.dim() - 1))
 
 
 class StandIn(nn.Module):
-    """Takes the place of a stack's blocks for one call; answers every question about itself as the first block would."""
+    """Takes the place of a stack's blocks for one call; answers every question about itself as the first
+    block would."""
 
     def __init__(self, original: nn.Module, reply: Callable[[tuple, dict], Any]):
         super().__init__()
@@ -206,7 +225,8 @@ def stacks_replaced(replacements: Sequence[tuple[Stack, Sequence[nn.Module]]]) -
 
 
 def _answering(block: Block, outcome: Any, stream: Tensor | None) -> StandIn:
-    """A stand-in that returns `stream` (or the stream that it is given) in the form that the block returned."""
+    """A stand-in that returns `stream` (or the stream that it is given) in the form that the block
+    returned."""
 
     def reply(args: tuple, kwargs: dict) -> Any:
         answer = split_call(args, kwargs)[1] if stream is None else stream
@@ -269,14 +289,19 @@ def run_prologue(hf: nn.Module, parts: Parts, inputs: dict[str, Any]) -> Tensor:
     return taken[0]
 
 
-def run_bridge(hf: nn.Module, parts: Parts, calls: list[BlockCall], inputs: dict[str, Any], resid_NSD: Tensor) -> Tensor:
-    """Run what stands between an encoder's last block and the decoder; return what the decoder would attend to."""
+def run_bridge(
+    hf: nn.Module, parts: Parts, calls: list[BlockCall], inputs: dict[str, Any], resid_NSD: Tensor
+) -> Tensor:
+    """Run what stands between an encoder's last block and the decoder; return what the decoder would attend
+    to."""
     encoder, decoder = parts.stacks
     taken: list[Tensor] = []
 
     def take(args: tuple, kwargs: dict) -> None:
         nested = {"args": args, "kwargs": kwargs}
-        taken.extend(tensor for path, tensor in walk_tensors(nested) if path in calls[decoder.first].memory_paths)
+        taken.extend(
+            tensor for path, tensor in walk_tensors(nested) if path in calls[decoder.first].memory_paths
+        )
 
     standing = [
         (encoder, [_answering(encoder.blocks[0], calls[0].outcome, resid_NSD)]),
@@ -291,17 +316,21 @@ def run_bridge(hf: nn.Module, parts: Parts, calls: list[BlockCall], inputs: dict
 
 
 def without_cache(hf: nn.Module) -> dict[str, bool]:
-    """The argument that keeps a model from building a key/value cache, where it takes one: by name, or among others."""
+    """The argument that keeps a model from building a key/value cache, where it takes one: by name, or among
+    others."""
     taken = inspect.signature(type(hf).forward).parameters
     named = "use_cache" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
     return {"use_cache": False} if named else {}
 
 
-def learn_batched(hf: nn.Module, parts: Parts, inputs_of: Callable[[int, bool], dict[str, Any]]) -> frozenset[tuple[int, Path]]:
-    """Which recorded arguments grow with the batch, learnt from runs with one and with two prompts, padded and not.
+def learn_batched(
+    hf: nn.Module, parts: Parts, inputs_of: Callable[[int, bool], dict[str, Any]]
+) -> frozenset[tuple[int, Path]]:
+    """Which recorded arguments grow with the batch, learnt from runs with one and with two prompts, padded
+    and not.
 
-    `inputs_of(batch, padded)` makes the inputs. An argument counts when its first dimension doubles (BLOOM's alibi has
-    batch x heads rows and counts too).
+    `inputs_of(batch, padded)` makes the inputs. An argument counts when its first dimension doubles (BLOOM's
+    alibi has batch x heads rows and counts too).
 
     Raises:
         ValueError: an argument's batch is not its first dimension.
@@ -315,6 +344,8 @@ def learn_batched(hf: nn.Module, parts: Parts, inputs_of: Callable[[int, bool], 
                 if path not in sizes or tensor.shape == sizes[path]:
                     continue
                 if tensor.shape[0] != 2 * sizes[path][0] or tensor.shape[1:] != sizes[path][1:]:
-                    raise ValueError(f"block {block} is given {path[-1]} whose batch is not its first dimension")
+                    raise ValueError(
+                        f"block {block} is given {path[-1]} whose batch is not its first dimension"
+                    )
                 batched.add((block, path))
     return frozenset(batched)

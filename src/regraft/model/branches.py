@@ -1,8 +1,9 @@
 """How a block is read: which modules' outputs it adds to the residual stream, and what else it does to it.
 
-The reading by names comes first: the projections that bear one of a table of names, on the attention's side or the MLP's.
-Where their sum is not what the block adds, constant factors are tried, and then every pair of modules whose outputs have the
-shape of the stream. A reading counts only when it adds up. Shapes: B prompts, T positions, D width.
+The reading by names comes first: the projections that bear one of a table of names, on the attention's side
+or the MLP's. Where their sum is not what the block adds, constant factors are tried, and then every pair of
+modules whose outputs have the shape of the stream. A reading counts only when it adds up. Shapes: B prompts,
+T positions, D width.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from regraft.model.parts import LINEAR_ATTENTION, MLP_MODULES, Block, Branch, ac
 from regraft.model.trace import Call, Trace, stream_in
 
 COARSE = {2: 2e-2}
-"""By bytes of a number: how far a reading may be from the block's output, as a share of what the block adds. 1e-4 else."""
+"""By bytes of a number: how far a reading may be from the block's output, as a share of what the block adds.
+1e-4 else."""
 SAME_FACTOR = 1e-5
+"""How near a fitted factor comes to one that the configuration names: rounding in float32, no more."""
 SAYS_MLP = re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.IGNORECASE)
 MOST_SEARCHED = 24
 """So many modules of the stream's shape are tried in threes: two thousand sums."""
@@ -56,8 +59,11 @@ def constants_of(module: nn.Module) -> list[float]:
     return sorted(set(numbers) - {0.0, 1.0})
 
 
-def _closed(branches: Branches, calls: list[Call], pre: Tensor, post: Tensor, factors: list[float]) -> Branches | None:
-    """The branches where they add up to what the block adds, with one constant factor for all where that is needed."""
+def _closed(
+    branches: Branches, calls: list[Call], pre: Tensor, post: Tensor, factors: list[float]
+) -> Branches | None:
+    """The branches where they add up to what the block adds, with one constant factor for all where that is
+    needed."""
     if not branches:
         return None
     outs = [output_of(branch, calls) for branch in branches]
@@ -67,13 +73,20 @@ def _closed(branches: Branches, calls: list[Call], pre: Tensor, post: Tensor, fa
         return branches
     if any(branch.sum_norm is not None for branch in branches):
         return None
-    factor = _constant(sum(out.double().reshape(-1) for out in outs), (post.double() - pre.double()).reshape(-1), factors)
+    factor = _constant(
+        sum(out.double().reshape(-1) for out in outs), (post.double() - pre.double()).reshape(-1), factors
+    )
     scaled = tuple(replace(branch, factor=factor) for branch in branches)
-    return scaled if factor and _closes(scaled, pre, [output_of(branch, calls) for branch in scaled], post) else None
+    return (
+        scaled
+        if factor and _closes(scaled, pre, [output_of(branch, calls) for branch in scaled], post)
+        else None
+    )
 
 
 def _constant(sum_N: Tensor | int, wanted_N: Tensor, factors: list[float]) -> float:
-    """The constant of the block that makes one vector of another, by least squares; 0 where no constant of it does."""
+    """The constant of the block that makes one vector of another, by least squares; 0 where no constant of it
+    does."""
     assert isinstance(sum_N, Tensor)
     fitted = float(sum_N @ wanted_N / (sum_N @ sum_N).clamp_min(1e-300))
     return next((factor for factor in factors if abs(factor - fitted) <= SAME_FACTOR * abs(fitted)), 0.0)
@@ -82,19 +95,28 @@ def _constant(sum_N: Tensor | int, wanted_N: Tensor, factors: list[float]) -> fl
 def _closes(branches: Branches, pre: Tensor, outs: list[Tensor], post: Tensor) -> bool:
     closed = close(branches, pre, outs, post.shape)
     scale = float((post - pre).abs().max()) + 1e-6 * float(post.abs().max())
-    return closed is not None and largest_difference(closed, post) <= COARSE.get(post.element_size(), 1e-4) * max(scale, 1e-30)
+    return closed is not None and largest_difference(closed, post) <= COARSE.get(
+        post.element_size(), 1e-4
+    ) * max(scale, 1e-30)
 
 
 def _of_stream_shape(calls: list[Call], pre: Tensor) -> list[Call]:
-    """Calls that returned something of the shape of the stream which is no norm of it, each once, the outermost last."""
-    fitting = [c for c in calls if c.has_output and c.output.numel() == pre.numel() and c.output.shape[-1] == pre.shape[-1]]
+    """Calls that returned something of the shape of the stream which is no norm of it, each once, the
+    outermost last."""
+    fitting = [
+        c
+        for c in calls
+        if c.has_output and c.output.numel() == pre.numel() and c.output.shape[-1] == pre.shape[-1]
+    ]
     return [c for c in fitting if c.output.is_floating_point() and not is_norm(c.module)]
 
 
 def _searched(path: str, calls: list[Call], pre: Tensor, post: Tensor) -> list[Branches]:
     """Every one module, or two, whose outputs add up to what the block adds, whatever they are called."""
     traced = _of_stream_shape(calls, pre)
-    found = [tuple(_unnamed(path, call, calls) for call in chosen) for chosen in _sums(traced, pre, post, (1, 2))]
+    found = [
+        tuple(_unnamed(path, call, calls) for call in chosen) for chosen in _sums(traced, pre, post, (1, 2))
+    ]
     found.append(_between_norms(path, calls, pre, post))
     return [branches for branches in found if len({branch.kind for branch in branches}) == len(branches)]
 
@@ -109,9 +131,14 @@ def _sums(traced: list[Call], start: Tensor, end: Tensor, sizes: tuple[int, ...]
 
 
 def _between_norms(path: str, calls: list[Call], pre: Tensor, post: Tensor) -> Branches:
-    """Branches of a block that normalises the stream after each addition: what each norm was given, less the stream before."""
+    """Branches of a block that normalises the stream after each addition: what each norm was given, less the
+    stream before."""
     stream, found, traced = pre, [], _of_stream_shape(calls, pre)
-    for norm in [c for c in calls if is_norm(c.module) and c.inputs and c.has_output and c.inputs[0].numel() == pre.numel()]:
+    for norm in [
+        c
+        for c in calls
+        if is_norm(c.module) and c.inputs and c.has_output and c.inputs[0].numel() == pre.numel()
+    ]:
         if not (one := _sums(traced, stream, norm.inputs[0], (1,))):
             continue
         found.append(replace(_unnamed(path, one[0][0], calls), sum_norm=norm.module))
@@ -120,20 +147,28 @@ def _between_norms(path: str, calls: list[Call], pre: Tensor, post: Tensor) -> B
 
 
 def _unnamed(path: str, call: Call, calls: list[Call]) -> Branch:
-    """A branch that no table of names knows: its side by what its name and class say, its projection where it is one."""
+    """A branch that no table of names knows: its side by what its name and class say, its projection where it
+    is one."""
     name = call.name.removeprefix(path + ".")
     kind = "attn" if _in_attention(call, calls) else side_of(f"{name}.{type(call.module).__name__}.out")
     inside = [c for c in calls if c.name.startswith((call.name + ".", call.name.rpartition(".")[0] + "."))]
     owners = {c.name.rpartition(".")[0] for c in inside if isinstance(c.module, nn.Conv1d)}
-    if kind == "mlp" and not SAYS_MLP.search(name) and owners & {call.name, call.name.rpartition(".")[0]} - {path}:
+    if (
+        kind == "mlp"
+        and not SAYS_MLP.search(name)
+        and owners & {call.name, call.name.rpartition(".")[0]} - {path}
+    ):
         kind = "mixer"
     attention = (_attention_module(path, f"{name}.out", calls) or call.module) if kind == "attn" else None
     projection = call.module if acts_linear(call.module) else None
-    return Branch(kind, call.module, projection, attention=attention, recurrent=bool(LINEAR_ATTENTION.search(name)))
+    return Branch(
+        kind, call.module, projection, attention=attention, recurrent=bool(LINEAR_ATTENTION.search(name))
+    )
 
 
 def _why_not(path: str, calls: list[Call], pre: Tensor, post: Tensor) -> str:
-    """What the block does to the stream instead of adding one or two parts to it, as far as it can be told."""
+    """What the block does to the stream instead of adding one or two parts to it, as far as it can be
+    told."""
     plain = "no attention or MLP was found whose outputs add up to what the block adds to the residual stream"
     traced = _of_stream_shape(calls, pre)
     for norm in [c for c in calls if is_norm(c.module) and c.has_output and c.output.numel() == pre.numel()]:
@@ -141,7 +176,10 @@ def _why_not(path: str, calls: list[Call], pre: Tensor, post: Tensor) -> str:
             onto = f"{_listed(path, (norm,))} ({_listed(path, sums[0])})"
             return f"{plain}: it lets go of the stream that came in and adds to {onto}"
     if len(traced) <= MOST_SEARCHED and (sums := _sums(traced, pre, post, (3,))):
-        return f"{plain}: it adds three at once ({_listed(path, sums[0])}), and nothing returns the sum of two of them"
+        return (
+            f"{plain}: it adds three at once ({_listed(path, sums[0])}), and nothing returns the sum of two"
+            " of them"
+        )
     if traced:
         return f"{plain} (the last of its shape are {_listed(path, traced[-4:])})"
     return f"{plain} (no part of it returns one of its shape)"
@@ -164,7 +202,9 @@ def _branch_choices(path: str, calls: list[Call], width: int) -> list[tuple[Bran
             kind = "mixer" if kind == "mlp" and call.name.rpartition(".")[0] in convolved else kind
             attention = _attention_module(path, name, calls) if kind in ("attn", "cross") else None
             recurrent = bool(LINEAR_ATTENTION.search(name))
-            sides[kind].append(Branch(kind, call.module, call.module, attention=attention, recurrent=recurrent))
+            sides[kind].append(
+                Branch(kind, call.module, call.module, attention=attention, recurrent=recurrent)
+            )
     for call in calls:
         name = call.name.removeprefix(path + ".")
         if name.rpartition(".")[2] in MLP_MODULES and call.has_output and call.output.shape[-1] == width:

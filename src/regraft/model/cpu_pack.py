@@ -1,15 +1,19 @@
-"""Linear layers packed for the CPU: the same products from weights laid out once, where a trial shows that it pays.
+"""Linear layers packed for the CPU: the same products from weights laid out once, where a trial shows that it
+pays.
 
-The stock path hands the weight to the matrix library in its plain layout, which is laid out anew at every call. With few
-rows that costs more than the product. Packed weights take as much memory again as the originals, so packing is a choice
-of `regraft.load`, and `exact=True` and the self-check always use the stock layers.
+The stock path hands the weight to the matrix library in its plain layout, which is laid out anew at every
+call. With few rows that costs more than the product. Packed weights take as much memory again as the
+originals, so packing is a choice of `regraft.load`, and `exact=True` and the self-check always use the stock
+layers.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,37 +22,64 @@ from transformers.pytorch_utils import Conv1D
 from regraft.model.parts import has_matrix, in_width, matrix_OI, out_width
 
 TRIAL_ROWS = 48
+"""Rows of the trial: a few short prompts."""
 LEAST_GAIN = 1.1
+"""Packed weights take as much memory again: less than a tenth is not worth it, and within the noise of a
+clock."""
 
 
-def packed_layer(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function that computes what a linear layer computes, from a packed copy of its weight."""
+@dataclass(frozen=True)
+class PackedForward:
+    """What a linear layer computes, from a packed copy of its weight."""
+
+    packed: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The layer's output."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+    def __deepcopy__(self, memo: dict) -> PackedForward:
+        """Itself: it belongs to the layer that it was made of."""
+        return self
+
+
+def packed_layer(module: nn.Module) -> PackedForward:
+    """A layer's forward on packed weights."""
     packed = torch.ops.mkldnn._reorder_linear_weight(matrix_OI(module).detach().contiguous(), None)
     bias = getattr(module, "bias", None)
-    bias = None if bias is None else bias.detach()
+    return PackedForward(packed, None if bias is None else bias.detach())
 
-    def forward(x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
-    return forward
+def copied(module: nn.Module) -> nn.Module:
+    """A copy that computes with its own weights, also where it is made while the original's are packed."""
+    made = copy.deepcopy(module)
+    for part in made.modules():
+        if isinstance(part.__dict__.get("forward"), PackedForward):
+            del part.__dict__["forward"]
+    return made
 
 
 def packing_applies(module: nn.Module) -> bool:
     """Whether a layer can be packed: a plain float32 linear map on the CPU.
 
-    No subclass with a forward of its own, no forward put over it, no hook that makes its weight anew at every call.
+    No subclass with a forward of its own, no forward put over it, no hook that makes its weight anew at every
+    call.
     """
     if type(module) not in (nn.Linear, Conv1D) or "forward" in module.__dict__ or module._forward_pre_hooks:
         return False
     if not has_matrix(module):
         return False
     weight = matrix_OI(module)
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return (
+        weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    )
 
 
-def pack_if_it_pays(hf: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-    """Packed versions of the model's linear layers, shape by shape, where a short trial is faster by a tenth."""
-    packed: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+def pack_if_it_pays(hf: nn.Module) -> dict[nn.Module, PackedForward]:
+    """Packed versions of the model's linear layers, shape by shape, where a short trial is faster by a
+    tenth."""
+    packed: dict[nn.Module, PackedForward] = {}
     pays: dict[tuple, bool] = {}
     for module in hf.modules():
         if not packing_applies(module):
@@ -63,7 +94,9 @@ def pack_if_it_pays(hf: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]
 
 def _trial(module: nn.Module, fast: Callable[[Tensor], Tensor]) -> float:
     """How many times faster the packed layer is: the best of five calls of each, in turn."""
-    x = torch.randn(1, TRIAL_ROWS, in_width(module), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    x = torch.randn(
+        1, TRIAL_ROWS, in_width(module), generator=torch.Generator().manual_seed(0), dtype=torch.float32
+    )
     best = [float("inf"), float("inf")]
     with torch.no_grad():
         for _ in range(6):
@@ -75,7 +108,7 @@ def _trial(module: nn.Module, fast: Callable[[Tensor], Tensor]) -> float:
 
 
 @contextmanager
-def packed(layers: dict[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def packed(layers: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """While inside, the given layers compute with their packed weights."""
     try:
         for module, forward in layers.items():

@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 class KeepFloat64(TorchFunctionMode):
     """While inside, a float64 tensor is never rounded to float32 on the way.
 
-    Norms and softmaxes of many models compute in float32 whatever they are given; a derivative taken from differences would
-    drown in that rounding.
+    Norms and softmaxes of many models compute in float32 whatever they are given; a derivative taken from
+    differences would drown in that rounding.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

@@ -38,7 +38,11 @@ def writing(tap: Tap, change: Change, shape: tuple[int, int]) -> Iterator[None]:
         assert tensor is not None
         return with_main_tensor(outcome, changed(tensor))
 
-    hook = tap.module.register_forward_pre_hook(before) if tap.side == "input" else tap.module.register_forward_hook(after)
+    hook = (
+        tap.module.register_forward_pre_hook(before)
+        if tap.side == "input"
+        else tap.module.register_forward_hook(after)
+    )
     try:
         yield
     finally:
@@ -68,8 +72,8 @@ def reading(taps: dict[str, Tap], shape: tuple[int, int]) -> Iterator[dict[str, 
 def writing_mid(block: Block, change: Change, stream: Tensor) -> Iterator[None]:
     """While inside, pass the stream between the last branch before the MLP and the MLP through `change`.
 
-    Where the stream is normalised there, the norm's output is the stream. Elsewhere no module returns it, so the last
-    addition before the MLP is changed such that the sum becomes the wanted one.
+    Where the stream is normalised there, the norm's output is the stream. Elsewhere no module returns it, so
+    the last addition before the MLP is changed such that the sum becomes the wanted one.
     """
     *earlier, before, _ = block.branches
     shape = (stream.shape[0], stream.shape[1])

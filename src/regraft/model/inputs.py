@@ -18,7 +18,13 @@ from regraft.model.model import Model
 
 Given = str | Sequence[int] | Tensor | Mapping[str, Any]
 READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-PASSED_OVER = ("special_tokens_mask", "offset_mapping", "overflow_to_sample_mapping", "length", "mm_token_type_ids")
+PASSED_OVER = (
+    "special_tokens_mask",
+    "offset_mapping",
+    "overflow_to_sample_mapping",
+    "length",
+    "mm_token_type_ids",
+)
 ALL = "all"
 
 
@@ -35,9 +41,10 @@ def rows_of(model: Model, prompts: Any, attention_mask: Any = None) -> Rows:
     """Rows of token ids.
 
     Args:
-        prompts: a text, ids (a list, or a tensor or array of integers), a tokenizer's output, a chat (a list of
-            role and content), or a list of texts, of ids or of chats.
-        attention_mask: for ids, (B, T) or (T,) of 1 on tokens and 0 on padding; "all" where the pad token is meant.
+        prompts: a text, ids (a list, or a tensor or array of integers), a tokenizer's output, a chat (a list
+            of role and content), or a list of texts, of ids or of chats.
+        attention_mask: for ids, (B, T) or (T,) of 1 on tokens and 0 on padding; "all" where the pad token is
+            meant.
 
     Raises:
         ValueError: nothing of the kind; ids that hold the pad token without a mask; a mask that does not fit.
@@ -46,7 +53,11 @@ def rows_of(model: Model, prompts: Any, attention_mask: Any = None) -> Rows:
         return _from_mapping(model, prompts, attention_mask)
     rows = Rows([])
     for prompt in _one_by_one(prompts):
-        ids = _spoken(model, prompt, rows.notes) if isinstance(prompt, str) or _is_chat(prompt) else _numbers(prompt)
+        ids = (
+            _spoken(model, prompt, rows.notes)
+            if isinstance(prompt, str) or _is_chat(prompt)
+            else _numbers(prompt)
+        )
         rows.ids.append(ids)
     if not rows.ids:
         raise ValueError("there is no prompt: give at least one")
@@ -76,15 +87,19 @@ def check_ids(model: Model, rows: Sequence[Sequence[int]], empty: bool = False) 
     most = model.table_rows
     wrong = next((i for row in rows for i in row if not 0 <= i < most), None)
     if wrong is not None:
-        raise ValueError(f"token id {wrong} is outside the vocabulary of {most}: ids run from 0 to {most - 1}")
+        raise ValueError(
+            f"token id {wrong} is outside the vocabulary of {most}: ids run from 0 to {most - 1}"
+        )
 
 
-def completion_rows(model: Model, completions: Any, prompts: int, attention_mask: Any = None) -> list[list[int]]:
+def completion_rows(
+    model: Model, completions: Any, prompts: int, attention_mask: Any = None
+) -> list[list[int]]:
     """Rows of token ids that follow the prompts; a text is cut as it is behind other text.
 
     Raises:
-        ValueError: not one for each prompt, something that is neither text nor ids, or a tensor of ids that holds the pad
-            token where the mask is not "all".
+        ValueError: not one for each prompt, something that is neither text nor ids, or a tensor of ids that
+            holds the pad token where the mask is not "all".
     """
     given = _one_by_one(completions) if not isinstance(completions, str) else [completions]
     if len(given) != prompts:
@@ -104,11 +119,15 @@ def _one_by_one(prompts: Any) -> list[Any]:
         return [prompts]
     if isinstance(prompts, (Tensor, np.ndarray)):
         if prompts.ndim not in (1, 2):
-            raise ValueError(f"ids of shape {tuple(prompts.shape)} are no prompts: give (positions,) or (prompts, positions)")
+            raise ValueError(
+                f"ids of shape {tuple(prompts.shape)} are no prompts: give (positions,) or (prompts,"
+                " positions)"
+            )
         return list(prompts) if prompts.ndim == 2 else [prompts]
     if not isinstance(prompts, Sequence):
         raise ValueError(
-            f"a {type(prompts).__name__} is no prompt: give a text, token ids, a tokenizer's output, a chat, or a list of them"
+            f"a {type(prompts).__name__} is no prompt: give a text, token ids, a tokenizer's output, a chat,"
+            " or a list of them"
         )
     found = list(prompts)
     return [found] if found and isinstance(found[0], (int, np.integer)) else found
@@ -130,11 +149,18 @@ def _numbers(prompt: Any) -> list[int]:
         whole = not prompt.is_floating_point() if isinstance(prompt, Tensor) else prompt.dtype.kind in "iub"
         if prompt.ndim != 1 or not whole or prompt.dtype in (torch.bool, np.dtype(bool)):
             kind = str(prompt.dtype).removeprefix("torch.")
-            raise ValueError(f"a prompt of {kind} of shape {tuple(prompt.shape)} is no row of token ids: give whole numbers")
+            raise ValueError(
+                f"a prompt of {kind} of shape {tuple(prompt.shape)} is no row of token ids: give whole"
+                " numbers"
+            )
         return [int(i) for i in prompt]
     if isinstance(prompt, (str, bytes, Mapping)) or not isinstance(prompt, Sequence):
-        raise ValueError(f"a {type(prompt).__name__} among the prompts is neither text nor a row of token ids")
-    wrong = next((i for i in prompt if isinstance(i, bool) or not isinstance(i, (int, np.integer, Tensor))), None)
+        raise ValueError(
+            f"a {type(prompt).__name__} among the prompts is neither text nor a row of token ids"
+        )
+    wrong = next(
+        (i for i in prompt if isinstance(i, bool) or not isinstance(i, (int, np.integer, Tensor))), None
+    )
     if wrong is not None:
         raise ValueError(f"{wrong!r} among the prompt's ids is no token id: give whole numbers")
     return [int(i) for i in prompt]
@@ -150,8 +176,9 @@ def _spoken(model: Model, prompt: Any, notes: list[str]) -> list[int]:
         begin = getattr(model.tokenizer, "bos_token_id", None)
         if begin is not None and ids[:2] == [begin, begin]:
             notes.append(
-                "a prompt begins with two begin tokens: its text holds one already (a chat template's, say), and the tokenizer "
-                "adds another; give the ids, or the chat itself as a list of role and content"
+                "a prompt begins with two begin tokens: its text holds one already (a chat template's, say),"
+                " and the tokenizer adds another; give the ids, or the chat itself as a list of role and"
+                " content"
             )
         return ids
     if not getattr(model.tokenizer, "chat_template", None):
@@ -164,12 +191,17 @@ def _spoken(model: Model, prompt: Any, notes: list[str]) -> list[int]:
 def _from_mapping(model: Model, given: Mapping[str, Any], attention_mask: Any) -> Rows:
     """What a tokenizer returned: ids with their mask, token types and positions."""
     if "input_ids" not in given:
-        raise ValueError(f"a prompt of {', '.join(map(str, given)) or 'nothing'} has no input_ids: give a tokenizer's output")
+        raise ValueError(
+            f"a prompt of {', '.join(map(str, given)) or 'nothing'} has no input_ids: give a tokenizer's"
+            " output"
+        )
     unknown = [name for name in given if name not in (*READ, *PASSED_OVER)]
     if unknown:
         raise ValueError(f"{', '.join(unknown)} cannot be recorded: a prompt has {', '.join(READ)}")
     if attention_mask is not None and given.get("attention_mask") is not None:
-        raise ValueError("there are two attention masks, one in the tokenizer's output and one beside it: give one")
+        raise ValueError(
+            "there are two attention masks, one in the tokenizer's output and one beside it: give one"
+        )
     rows = [_numbers(row) for row in _one_by_one(given["input_ids"])]
     check_ids(model, rows)
     mask = given.get("attention_mask") if attention_mask is None else attention_mask
@@ -215,14 +247,19 @@ def _masks(mask: Any, rows: list[list[int]]) -> list[list[int]]:
     masks = [list(row) for row in found]
     if [len(m) for m in masks] != [len(row) for row in rows]:
         raise ValueError(
-            f"the attention_mask has {len(masks)} rows of {[len(m) for m in masks]}, the ids {[len(r) for r in rows]}"
+            f"the attention_mask has {len(masks)} rows of {[len(m) for m in masks]}, the ids"
+            f" {[len(r) for r in rows]}"
         )
     if any(value not in (0, 1) for one in masks for value in one):
-        raise ValueError("the attention_mask holds other numbers than 0 and 1: masks of scores cannot be recorded")
+        raise ValueError(
+            "the attention_mask holds other numbers than 0 and 1: masks of scores cannot be recorded"
+        )
     for one in masks:
         kept = [i for i, value in enumerate(one) if value]
         if kept and kept[-1] - kept[0] + 1 != len(kept):
-            raise ValueError("the attention_mask has a hole between tokens: only padding at either end can be left out")
+            raise ValueError(
+                "the attention_mask has a hole between tokens: only padding at either end can be left out"
+            )
     return [[int(value) for value in one] for one in masks]
 
 
@@ -236,10 +273,13 @@ def _refuse_pads(model: Model, rows: list[list[int]]) -> None:
     Raises:
         ValueError: there is one.
     """
-    pads = {getattr(model.tokenizer, "pad_token_id", None), getattr(text_config(model.hf.config), "pad_token_id", None)} - {None}
+    pads = {
+        getattr(model.tokenizer, "pad_token_id", None),
+        getattr(text_config(model.hf.config), "pad_token_id", None),
+    } - {None}
     found = next((i for row in rows for i in row if i in pads), None)
     if found is not None:
         raise ValueError(
-            f"the ids hold the pad token {found}: say which are tokens with attention_mask= (as the tokenizer returns it), or "
-            f"attention_mask={ALL!r} where it is meant as one"
+            f"the ids hold the pad token {found}: say which are tokens with attention_mask= (as the tokenizer"
+            f" returns it), or attention_mask={ALL!r} where it is meant as one"
         )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +28,12 @@ from regraft.model.sites import Taps
 from regraft.model.trace import Trace, trace
 from regraft.model.wrappers import refuse_adapter_folder, unwrapped
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def load(
@@ -47,13 +50,15 @@ def load(
     """Open a transformer, find its parts, and prove on a short input that they are what they seem.
 
     Args:
-        source: nothing for the embedded specimen, `"specimen:tuned"`, `"specimen:gpt2"` or `"specimen:t5"`, a folder, a
-            hub id, or a live Hugging Face model (then `tokenizer` may go with it, or both as a pair). A wrapper (an adapter, a
-            sentence encoder, a compiled or data-parallel model) is opened through what it wraps, which the notes say.
+        source: nothing for the embedded specimen, `"specimen:tuned"`, `"specimen:gpt2"` or `"specimen:t5"`, a
+            folder, a hub id, or a live Hugging Face model (then `tokenizer` may go with it, or both as a
+            pair). A wrapper (an adapter, a sentence encoder, a compiled or data-parallel model) is opened
+            through what it wraps, which the notes say.
         tokenizer: a tokenizer, or the folder or hub id of one; by default the model's own.
-        target_tokenizer: a tokenizer, or the folder or hub id of one, of what an encoder-decoder writes, where that is not the
-            one of what it reads.
-        device: where to put the weights, for example `"cuda"`; by default the CPU. A live model stays where it is.
+        target_tokenizer: a tokenizer, or the folder or hub id of one, of what an encoder-decoder writes,
+            where that is not the one of what it reads.
+        device: where to put the weights, for example `"cuda"`; by default the CPU. A live model stays where
+            it is.
         dtype: floating type; by default float32 on a CPU and the checkpoint's own elsewhere.
         attention: `"sdpa"` (the default), or `"eager"`, which alone returns attention patterns.
         remote_code: run modelling code that comes with the checkpoint. Only where you trust it.
@@ -66,7 +71,10 @@ def load(
     source, tokenizer = _source_of(source, tokenizer)
     if isinstance(source, nn.Module):
         if device or dtype:
-            raise ValueError("a live model is opened as it is: move it or change its dtype before, then load it without them")
+            raise ValueError(
+                "a live model is opened as it is: move it or change its dtype before, then load it without"
+                " them"
+            )
         inner, notes = unwrapped(source)
         hf, folder, name = cast(Any, inner), None, type(inner).__name__
         tokenizer = tokenizer or _own_tokenizer(source, inner)
@@ -78,11 +86,16 @@ def load(
         check_folder(folder)
         hf = read_checkpoint(folder, device or "cpu", dtype, attention, remote_code)
         tokenizer = tokenizer or read_tokenizer(folder, remote_code)
-    tokenizer, target_tokenizer = (_named_tokenizer(one, remote_code) for one in (tokenizer, target_tokenizer))
+    tokenizer, target_tokenizer = (
+        _named_tokenizer(one, remote_code) for one in (tokenizer, target_tokenizer)
+    )
     model = open_live(hf, tokenizer, name, folder, pack)
     model.notes, model.target_tokenizer = notes, target_tokenizer
     if target_tokenizer is not None and not model.two_stacks:
-        raise ValueError(f"{name} writes what it reads: a tokenizer of its own for what is written belongs to an encoder-decoder")
+        raise ValueError(
+            f"{name} writes what it reads: a tokenizer of its own for what is written belongs to an"
+            " encoder-decoder"
+        )
     model.source = name if isinstance(source, nn.Module) else str(source or DEFAULT_SPECIMEN)
     return model
 
@@ -100,8 +113,8 @@ def _source_of(source: Any, tokenizer: Any) -> tuple[str | Path | nn.Module | No
     if source is None or isinstance(source, (str, Path, nn.Module)):
         return source, tokenizer
     raise ValueError(
-        f"a {type(source).__name__} cannot be opened: give a folder, a hub id, a specimen's name, a live Hugging Face model, or "
-        "a pair of a model and its tokenizer"
+        f"a {type(source).__name__} cannot be opened: give a folder, a hub id, a specimen's name, a live"
+        " Hugging Face model, or a pair of a model and its tokenizer"
     )
 
 
@@ -116,7 +129,8 @@ def _own_tokenizer(source: nn.Module, inner: nn.Module) -> Any:
 
 
 def open_live(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool) -> Model:
-    """Find the parts of a live model and check them; it is left in the mode, training or evaluation, that it was in."""
+    """Find the parts of a live model and check them; it is left in the mode, training or evaluation, that it
+    was in."""
     with hold_of(hf).on(hf):
         return _opened(hf, tokenizer, name, folder, pack)
 
@@ -143,7 +157,9 @@ def _opened(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack:
         if isinstance(error, ValueError):
             raise
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ValueError(f"the blocks of {name} cannot be called again by themselves ({reason}): it cannot be opened") from error
+        raise ValueError(
+            f"the blocks of {name} cannot be called again by themselves ({reason}): it cannot be opened"
+        ) from error
     if pack and model.device.type == "cpu":
         model.packed = pack_if_it_pays(hf)
     return model
@@ -177,8 +193,8 @@ def _probed(hf: nn.Module) -> tuple[Trace, int]:
             first = first or error
     reason = (str(first) or type(first).__name__).strip().splitlines()[0]
     raise ValueError(
-        f"{type(hf).__name__} cannot be run on token ids alone ({reason}): models that read text are opened, and of a model of "
-        "images or sound the part that reads text"
+        f"{type(hf).__name__} cannot be run on token ids alone ({reason}): models that read text are opened,"
+        " and of a model of images or sound the part that reads text"
     ) from first
 
 
@@ -194,7 +210,11 @@ def _table_rows(hf: nn.Module) -> int:
 
 
 def read_checkpoint(
-    folder: Path, device: str, dtype: str | torch.dtype | None, attention: str | None, remote_code: bool = False
+    folder: Path,
+    device: str,
+    dtype: str | torch.dtype | None,
+    attention: str | None,
+    remote_code: bool = False,
 ) -> nn.Module:
     """The Hugging Face model of a folder, by plain transformers, refused where it is not whole."""
     check_device(device)
@@ -203,7 +223,7 @@ def read_checkpoint(
     wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
     wanted = wanted or (torch.float32 if device == "cpu" else "auto")
     extra = {"attn_implementation": attention} if attention else {}
-    with quiet_transformers():
+    with silent():
         config = read_config(folder, remote_code)
         chosen = _model_class(config, remote_code)
         try:
@@ -213,10 +233,16 @@ def read_checkpoint(
             )  # fmt: skip
         except ImportError as error:
             if not attention:
-                raise CheckpointError(f"{folder.name} cannot be opened here: {str(error).splitlines()[0]}") from error
-            raise ValueError(f"attention {attention!r} cannot be used here: {str(error).splitlines()[0]}") from error
+                raise CheckpointError(
+                    f"{folder.name} cannot be opened here: {str(error).splitlines()[0]}"
+                ) from error
+            raise ValueError(
+                f"attention {attention!r} cannot be used here: {str(error).splitlines()[0]}"
+            ) from error
         except SafetensorError as error:
-            raise CheckpointError(f"a weight file of {folder.name} is damaged: {error}: fetch it again") from error
+            raise CheckpointError(
+                f"a weight file of {folder.name} is damaged: {error}: fetch it again"
+            ) from error
         except RuntimeError as error:
             if "size mismatch" in str(error) or "mismatch" in str(error).lower():
                 raise CheckpointError(_mismatch_sentence(folder, error)) from error
@@ -224,7 +250,7 @@ def read_checkpoint(
     _refuse_incomplete(folder, info)
     _refuse_truncated(folder, hf, info)
     if holds_integers(hf):
-        with quiet_transformers():
+        with silent():
             hf = with_plain_weights(hf, read_config(folder, remote_code), attention)
     return hf.to(device)
 
@@ -253,7 +279,15 @@ def read_config(folder: Path, remote_code: bool) -> Any:
     """
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, json.JSONDecodeError, StrictDataclassError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        json.JSONDecodeError,
+        StrictDataclassError,
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"the config.json of {folder.name} cannot be used: {reason}") from error
 
@@ -270,7 +304,9 @@ def _model_class(config: Any, remote_code: bool) -> Any:
         transformers.AutoModelForMaskedLM,
         transformers.AutoModel,
     ):
-        if type(config) in auto._model_mapping or (remote_code and auto.__name__ in getattr(config, "auto_map", {})):
+        if type(config) in auto._model_mapping or (
+            remote_code and auto.__name__ in getattr(config, "auto_map", {})
+        ):
             return auto
     raise CheckpointError(f"transformers knows no model for a config of type {type(config).__name__}")
 
@@ -280,12 +316,14 @@ def _refuse_incomplete(folder: Path, info: Any) -> None:
     if missing:
         named = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise CheckpointError(
-            f"{folder.name} lacks {len(missing)} tensors that its config calls for ({named}): they would be random, so the "
-            "model is not opened"
+            f"{folder.name} lacks {len(missing)} tensors that its config calls for ({named}): they would be"
+            " random, so the model is not opened"
         )
     wrong = sorted(str(key) for key in info["mismatched_keys"])
     if wrong:
-        raise CheckpointError(f"{folder.name}: the shapes of {', '.join(wrong[:4])} disagree with its config.json")
+        raise CheckpointError(
+            f"{folder.name}: the shapes of {', '.join(wrong[:4])} disagree with its config.json"
+        )
 
 
 def _refuse_truncated(folder: Path, hf: nn.Module, info: Any) -> None:
@@ -295,16 +333,20 @@ def _refuse_truncated(folder: Path, hf: nn.Module, info: Any) -> None:
         return re.sub(r"\.\d+\.", ".#.", name)
 
     known = {pattern(name) for name in hf.state_dict()}
-    extra = sorted(name for name in info["unexpected_keys"] if ".#." in pattern(name) and pattern(name) in known)
+    extra = sorted(
+        name for name in info["unexpected_keys"] if ".#." in pattern(name) and pattern(name) in known
+    )
     if extra:
         raise CheckpointError(
-            f"{folder.name} holds {len(extra)} tensors of blocks that its config does not call for, first {extra[0]}: the "
-            "config belongs to a smaller model"
+            f"{folder.name} holds {len(extra)} tensors of blocks that its config does not call for, first"
+            f" {extra[0]}: the config belongs to a smaller model"
         )
 
 
 def _mismatch_sentence(folder: Path, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if "torch.Size" in line or "shape" in line.lower()]
+    lines = [
+        line.strip() for line in str(error).splitlines() if "torch.Size" in line or "shape" in line.lower()
+    ]
     detail = lines[0] if lines else str(error).splitlines()[0]
     return f"{folder.name}: the shapes in its weights disagree with its config.json: {detail}"
 
@@ -313,10 +355,14 @@ def _refuse_nonfinite(hf: nn.Module) -> None:
     for name, tensor in hf.named_parameters():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             what = "NaN (not a number)" if bool(torch.isnan(tensor).any()) else "infinite values"
-            raise CheckpointError(f"the weights hold {what}, first in {name}: nothing measured would mean much")
+            raise CheckpointError(
+                f"the weights hold {what}, first in {name}: nothing measured would mean much"
+            )
     for name, tensor in hf.named_buffers():
         if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
-            raise CheckpointError(f"the buffers hold NaN (not a number), first in {name}: nothing measured would mean much")
+            raise CheckpointError(
+                f"the buffers hold NaN (not a number), first in {name}: nothing measured would mean much"
+            )
 
 
 _TOKENIZER_REMEDY = "fetch its files again, or name another one with --tokenizer"
@@ -326,21 +372,24 @@ def read_tokenizer(folder: Path, remote_code: bool) -> Any:
     """The tokenizer of a folder, or None where it has none: then token ids still work.
 
     Raises:
-        CheckpointError: its files are damaged, or need a library that is not installed, or code that is not allowed.
+        CheckpointError: its files are damaged, or need a library that is not installed, or code that is not
+            allowed.
     """
-    known = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+    known = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "spiece.model",
+        "tokenizer_config.json",
+    )
     if not any((folder / name).is_file() for name in known):
         return None
     try:
-        with quiet_transformers():
+        with silent():
             return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
     except Exception as error:  # tokenizers raises a bare Exception for what is damaged
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"the tokenizer of {folder.name} does not open ({reason}): {_TOKENIZER_REMEDY}") from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep this thread's loading bars and reports of transformers off the screen: what they say is checked and said by us."""
-    with silent():
-        yield
+        raise CheckpointError(
+            f"the tokenizer of {folder.name} does not open ({reason}): {_TOKENIZER_REMEDY}"
+        ) from error

@@ -39,10 +39,11 @@ SPACE_MARK = "\u2581"
 class Model:
     """A transformer taken apart. Made by `regraft.load`.
 
-    `hf` is the live Hugging Face model, `parts` what was found in it, `check` what the self-check measured, `batched`
-    the recorded arguments that grow with the batch, `probe` the number of tokens of a run that proves something (fewer than 8
-    where the model has fewer positions), `notes` what a reader should know of how it was opened. `target_tokenizer`
-    is that of what an encoder-decoder writes, where it is not the one of what it reads.
+    `hf` is the live Hugging Face model, `parts` what was found in it, `check` what the self-check measured,
+    `batched` the recorded arguments that grow with the batch, `probe` the number of tokens of a run that
+    proves something (fewer than 8 where the model has fewer positions), `notes` what a reader should know of
+    how it was opened. `target_tokenizer` is that of what an encoder-decoder writes, where it is not the one
+    of what it reads.
     """
 
     hf: Any
@@ -101,7 +102,8 @@ class Model:
 
     @cached_property
     def rounding(self) -> float:
-        """How far two results of the same sums may lie apart here, as a share of the largest value: the comparison rule."""
+        """How far two results of the same sums may lie apart here, as a share of the largest value: the
+        comparison rule."""
         widths = [in_width(module) for module in self.hf.modules() if is_linear(module)]
         return rounding(self.dtype, len(self.blocks), max(widths, default=self.parts.embedding.embedding_dim))
 
@@ -112,7 +114,8 @@ class Model:
 
     @property
     def causal(self) -> bool:
-        """Whether, in the stack that makes the logits, no position sees a later one. Measured, not assumed."""
+        """Whether, in the stack that makes the logits, no position sees a later one. Measured, not
+        assumed."""
         return self.check.causal
 
     @property
@@ -144,15 +147,20 @@ class Model:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, special tokens as the tokenizer adds them.
 
-        An encoder-decoder's input is closed with its end token where the tokenizer did not do so; of a model that writes on,
-        an end token that the tokenizer put behind the text is left out.
+        An encoder-decoder's input is closed with its end token where the tokenizer did not do so; of a model
+        that writes on, an end token that the tokenizer put behind the text is left out.
 
         Raises:
             ValueError: the text is empty, or the model was opened without a tokenizer.
         """
-        if self.tokenizer is None and text and not all(word.isdigit() for word in text.replace(",", " ").split()):
+        if (
+            self.tokenizer is None
+            and text
+            and not all(word.isdigit() for word in text.replace(",", " ").split())
+        ):
             raise ValueError(
-                f"{self.name} has no tokenizer: write token ids (5,6,7), or name a tokenizer with --tokenizer (tokenizer=...)"
+                f"{self.name} has no tokenizer: write token ids (5,6,7), or name a tokenizer with --tokenizer"
+                " (tokenizer=...)"
             )
         if self.tokenizer is None:
             ids = [int(word) for word in text.replace(",", " ").split()]
@@ -170,11 +178,13 @@ class Model:
 
     @property
     def writer(self) -> Any:
-        """The tokenizer of what the model writes: of an encoder-decoder it may be another than that of what it reads."""
+        """The tokenizer of what the model writes: of an encoder-decoder it may be another than that of what
+        it reads."""
         return self.tokenizer if self.target_tokenizer is None else self.target_tokenizer
 
     def _closed_by_tokenizer(self, text: str, ids: list[int]) -> bool:
-        """Whether the tokenizer put its end token behind a text: what follows is then asked behind the end of everything."""
+        """Whether the tokenizer put its end token behind a text: what follows is then asked behind the end of
+        everything."""
         if self.tokenizer is None or ids[-1] != getattr(self.tokenizer, "eos_token_id", None):
             return False
         plain = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -183,15 +193,18 @@ class Model:
     def continuation(self, text: str) -> list[int]:
         """Token ids of a text as it is cut behind other text, without special tokens.
 
-        Some tokenizers put a space mark in front of whatever they are given, be it the beginning of a text or not: the ids
-        are those that stand behind some other text, unless the tokenizer cuts the text alone in the same way.
+        Some tokenizers put a space mark in front of whatever they are given, be it the beginning of a text or
+        not: the ids are those that stand behind some other text, unless the tokenizer cuts the text alone in
+        the same way.
         """
         if not text:
             return []
         if self.writer is None:
             return self.encode(text)
         alone = self._cut(text)
-        behind = [joined[len(first) :] for first, joined in self._joined(text) if joined[: len(first)] == first]
+        behind = [
+            joined[len(first) :] for first, joined in self._joined(text) if joined[: len(first)] == first
+        ]
         return alone if alone in behind or not behind else behind[0]
 
     def _joined(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -203,9 +216,11 @@ class Model:
         return list(self.writer(text, add_special_tokens=False)["input_ids"])
 
     def single_token(self, text: str) -> int:
-        """The id of a text that must be one token behind others, as a target of a metric, with or without a space in front.
+        """The id of a text that must be one token behind others, as a target of a metric, with or without a
+        space in front.
 
-        As it is written comes first; where that is several tokens and the other spelling is one, it is that one.
+        As it is written comes first; where that is several tokens and the other spelling is one, it is that
+        one.
 
         Raises:
             ValueError: it is not one token; its pieces are shown.
@@ -215,7 +230,10 @@ class Model:
         if self.writer is None:
             return int(text)
         if self.parts.labels:
-            raise ValueError(f"{self.name} scores {self.parts.labels} labels, not tokens: give the target as a label's number")
+            raise ValueError(
+                f"{self.name} scores {self.parts.labels} labels, not tokens: give the target as a label's"
+                " number"
+            )
         ids, alone = self.continuation(text), self._cut(text)
         ids = alone if len(ids) != 1 and len(alone) == 1 else ids
         if len(ids) != 1 and text.strip():
@@ -223,13 +241,16 @@ class Model:
             ids = other if len(other) == 1 else ids
         if len(ids) != 1:
             pieces = " ".join(repr(self.token_text(i)) for i in ids)
-            raise ValueError(f"the target {text!r} is {len(ids)} tokens here ({pieces}): choose one that is one token")
+            raise ValueError(
+                f"the target {text!r} is {len(ids)} tokens here ({pieces}): choose one that is one token"
+            )
         return ids[0]
 
     def token_text(self, token: int) -> str:
         """How a token reads behind others, or its number where there is no tokenizer.
 
-        A piece that bears a mark for the space in front of it is read with that space, which decoding it alone drops.
+        A piece that bears a mark for the space in front of it is read with that space, which decoding it
+        alone drops.
         """
         if self.writer is None:
             return str(token)
@@ -250,7 +271,8 @@ class Model:
         return record(self, prompts, completions, scored, attention_mask)
 
     def proof(self) -> dict[str, str]:
-        """What was proved about the parts, for provenance: the kind of attention and the self-check as JSON."""
+        """What was proved about the parts, for provenance: the kind of attention and the self-check as
+        JSON."""
         notes = {"opened": "; ".join(self.notes)} if self.notes else {}
         return {"attention": self.attention, "self_check": json.dumps(self.check.as_dict()), **notes}
 
@@ -264,7 +286,8 @@ class Model:
 
     @property
     def hooked_since(self) -> bool:
-        """Whether hooks came or went after the self-check, so that nothing that it proved need hold any more."""
+        """Whether hooks came or went after the self-check, so that nothing that it proved need hold any
+        more."""
         return hooks(self.hf) != self.hooks_at
 
     def held(self) -> AbstractContextManager[Hold]:
@@ -277,7 +300,8 @@ class Model:
             return self.hf(**inputs, **without_cache(self.hf))
 
     def packed_layers(self, now: tuple) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-        """The packed layers, packed anew where a weight has changed since; `now` is the fingerprint as it is."""
+        """The packed layers, packed anew where a weight has changed since; `now` is the fingerprint as it
+        is."""
         if self.packed and now != self.packed_at:
             self.packed = {module: packed_layer(module) for module in self.packed}
         self.packed_at = now
@@ -285,7 +309,8 @@ class Model:
 
     @property
     def weights_sha256(self) -> str:
-        """SHA-256 over the weight files as opened; over the live tensors where there is no file or a weight has changed."""
+        """SHA-256 over the weight files as opened; over the live tensors where there is no file or a weight
+        has changed."""
         now = self.fingerprint()
         if self._digests.get("at") != now:
             from_file = self.folder is not None and now == self.opened_at
@@ -299,5 +324,9 @@ class Model:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hf.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes() if tensor.dim() else b"0")
+            digest.update(
+                tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes()
+                if tensor.dim()
+                else b"0"
+            )
         return digest.hexdigest()

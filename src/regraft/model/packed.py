@@ -1,8 +1,9 @@
-"""How packed projections divide into roles: which rows of one matrix are queries, keys and values, or gate and up.
+"""How packed projections divide into roles: which rows of one matrix are queries, keys and values, or gate
+and up.
 
-The order of queries, keys and values is the one that the self-check proved. Gate and up are told apart by what they are:
-an MLP is linear in its up rows and not in its gate rows. For a checkpoint whose weights are not loaded, both are proved on
-a small random model of the same configuration.
+The order of queries, keys and values is the one that the self-check proved. Gate and up are told apart by
+what they are: an MLP is linear in its up rows and not in its gate rows. For a checkpoint whose weights are
+not loaded, both are proved on a small random model of the same configuration.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from regraft.model.selfcheck import sample_ids
 from regraft.model.sites import Tap
 
 LINEAR, CURVED = 1e-4, 1e-3
+"""Of the two halves of a packed gate one enters linearly and one bends: rounding lies below the first, an
+activation above the second."""
 _SHRUNK_BLOCKS, _SHRUNK_ROWS, _SHRUNK_EXPERTS = 2, 64, 2
+"""Sizes of the small model of the same code on which a layout is proved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +63,9 @@ def layouts_of(model: Model) -> dict[str, PackedLayout]:
     for block in model.blocks:
         names = {module: name for name, module in block.module.named_modules()}
         taps = {role: model.taps.table[block.index][role] for role in "qkv"}
-        packed = {role: tap for role, tap in taps.items() if isinstance(tap, Tap) and tap.features is not None}
+        packed = {
+            role: tap for role, tap in taps.items() if isinstance(tap, Tap) and tap.features is not None
+        }
         if packed:
             module = next(iter(packed.values())).module
             axis = 0 if isinstance(module, nn.Linear) else 1
@@ -72,12 +78,15 @@ def layouts_of(model: Model) -> dict[str, PackedLayout]:
 
 
 def _packed_mlp(block: Block) -> list[str]:
-    """Parameters that may hold gate and up together: as wide on one side as what the down projection takes, twice."""
+    """Parameters that may hold gate and up together: as wide on one side as what the down projection takes,
+    twice."""
     if block.branch("mlp") is None:
         return []
     linear = {f"{name}.weight" for name, module in block.module.named_modules() if is_linear(module)}
     named = [(name, p) for name, p in block.module.named_parameters() if name in linear or p.dim() == 3]
-    return [name for name, p in named if re.search(r"(gate_up_proj|Wi|w13|gate_and_up_proj)(\.weight)?$", name)]
+    return [
+        name for name, p in named if re.search(r"(gate_up_proj|Wi|w13|gate_and_up_proj)(\.weight)?$", name)
+    ]
 
 
 def _prove_gate(model: Model, block: Block, path: str) -> PackedLayout | None:
@@ -102,7 +111,8 @@ def _prove_gate(model: Model, block: Block, path: str) -> PackedLayout | None:
 
 
 def _bend(recording: Recording, block: Block, path: str, dim: int, half: Tensor) -> float:
-    """Second difference of the MLP's output as these rows are scaled by 0, 1 and 2, relative to the whole change."""
+    """Second difference of the MLP's output as these rows are scaled by 0, 1 and 2, relative to the whole
+    change."""
     branch = block.branch("mlp")
     assert branch is not None
     weight = block.module.get_parameter(path).detach()
@@ -122,7 +132,8 @@ def _bend(recording: Recording, block: Block, path: str, dim: int, half: Tensor)
 
 
 def layouts_from_config(folder: Path) -> tuple[dict[str, PackedLayout], str]:
-    """The layouts proved on a random model of two blocks with the folder's configuration; else the reason why not."""
+    """The layouts proved on a random model of two blocks with the folder's configuration; else the reason why
+    not."""
     try:
         config = read_config(folder, remote_code=False)
         _shrink(config)

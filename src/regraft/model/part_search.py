@@ -1,7 +1,8 @@
-"""Find the parts of a transformer by structure: stacks, embedding, final norm, head; `branches` reads each block.
+"""Find the parts of a transformer by structure: stacks, embedding, final norm, head; `branches` reads each
+block.
 
-Nothing here asks what a model is called. A stack is a `ModuleList` whose elements hand the residual stream on to each
-other. What is found here is a claim; `selfcheck` proves or refuses it.
+Nothing here asks what a model is called. A stack is a `ModuleList` whose elements hand the residual stream on
+to each other. What is found here is a claim; `selfcheck` proves or refuses it.
 """
 
 from __future__ import annotations
@@ -20,13 +21,18 @@ def find_parts(hf: nn.Module, traced: Trace, ids_BT: Tensor) -> Parts:
     """Read the parts off one traced forward pass of the ids (B, T).
 
     Raises:
-        ValueError: no list of blocks carries a residual stream through this model, or there are more than two.
+        ValueError: no list of blocks carries a residual stream through this model, or there are more than
+            two.
     """
     lists = _find_stacks(hf, traced)
     if not lists:
-        raise ValueError("no list of blocks that hand a residual stream on was found in this model: it cannot be opened")
+        raise ValueError(
+            "no list of blocks that hand a residual stream on was found in this model: it cannot be opened"
+        )
     if len(lists) > 2:
-        raise ValueError(f"{len(lists)} stacks of blocks were found ({', '.join(lists)}): one or two can be opened")
+        raise ValueError(
+            f"{len(lists)} stacks of blocks were found ({', '.join(lists)}): one or two can be opened"
+        )
     names = ("",) if len(lists) == 1 else ("encoder", "decoder")
     stacks, first = [], 0
     for name, (path, modules) in zip(names, lists.items(), strict=True):
@@ -53,7 +59,11 @@ def find_parts(hf: nn.Module, traced: Trace, ids_BT: Tensor) -> Parts:
 def _find_stacks(hf: nn.Module, traced: Trace) -> dict[str, nn.ModuleList]:
     found: dict[str, nn.ModuleList] = {}
     order = {id(call.module): position for position, call in reversed(list(enumerate(traced.calls)))}
-    lists = [(name, module) for name, module in hf.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    lists = [
+        (name, module)
+        for name, module in hf.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    ]
     for name, modules in sorted(lists, key=lambda item: item[0].count(".")):
         inside = any(name.startswith(outer + ".") for outer in found)
         if not inside and _hands_stream_on([traced.of(module) for module in modules]):
@@ -69,7 +79,9 @@ def _hands_stream_on(calls: list[list[Call]]) -> bool:
         incoming = stream_in(call)
         if incoming is None or not call.has_output or incoming.shape != call.output.shape:
             return False
-    return all(largest_difference(earlier.output, _incoming(later)) == 0.0 for earlier, later in pairwise(chain))
+    return all(
+        largest_difference(earlier.output, _incoming(later)) == 0.0 for earlier, later in pairwise(chain)
+    )
 
 
 def _incoming(call: Call) -> Tensor:
@@ -88,9 +100,11 @@ def _stack(hf: nn.Module, traced: Trace, name: str, path: str, modules: nn.Modul
 
 
 def _embedding(traced: Trace, ids_BT: Tensor) -> Call:
-    """The table that the token ids were looked up in; failing that, the first that was called with whole numbers.
+    """The table that the token ids were looked up in; failing that, the first that was called with whole
+    numbers.
 
-    Tables of positions, of token types and of image patches are called with whole numbers too, but not with these.
+    Tables of positions, of token types and of image patches are called with whole numbers too, but not with
+    these.
     """
     lookups = [
         call
@@ -115,12 +129,16 @@ def _after_last_block(traced: Trace, stack: Stack) -> tuple[Call | None, Call | 
     last = next(i for i, call in enumerate(traced.calls) if call.module is stack.blocks[-1].module)
     after = traced.calls[last + 1 :]
     stream = traced.calls[last].output
-    norm = next((c for c in after if is_norm(c.module) and c.inputs and same_memory(c.inputs[0], stream)), None)
+    norm = next(
+        (c for c in after if is_norm(c.module) and c.inputs and same_memory(c.inputs[0], stream)), None
+    )
     logits = getattr(traced.result, "logits", None)
     if logits is None:
         return norm, None, "has no output matrix"
     if logits.dim() != 3 or logits.shape[:2] != stream.shape[:2]:
-        what = "gives each token one score" if logits.shape == stream.shape[:2] else "scores a text as a whole"
+        what = (
+            "gives each token one score" if logits.shape == stream.shape[:2] else "scores a text as a whole"
+        )
         return norm, None, f"{what} (logits of shape {tuple(logits.shape)} for {stream.shape[1]} tokens)"
     vocabulary = logits.shape[-1]
     heads = [c for c in after if is_linear(c.module) and c.has_output and c.output.shape[-1] == vocabulary]

@@ -1,8 +1,9 @@
-"""Find the parts of a transformer by structure: stacks, blocks, branches, projections, norms, embedding, head.
+"""Find the parts of a transformer by structure: stacks, blocks, branches, projections, norms, embedding,
+head.
 
-Nothing here asks what a model is called. A stack is a `ModuleList` whose elements hand the residual stream on to each
-other; a branch is what a block adds to the stream, found at the output of the projection that bears one of the names of
-the tables below. What is found here is a claim; `selfcheck` proves or refuses it.
+Nothing here asks what a model is called. A stack is a `ModuleList` whose elements hand the residual stream on
+to each other; a branch is what a block adds to the stream, found at the output of the projection that bears
+one of the names of the tables below. What is found here is a claim; `selfcheck` proves or refuses it.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ NORM = re.compile(r"norm", re.IGNORECASE)
 class Branch:
     """What one sublayer adds to the residual stream.
 
-    `module` returns the addition before any norm of its own; `projection` is the same module where it is a plain linear
-    map; `out_norm` normalises the addition (sandwich and post-norm blocks); `sum_norm` normalises the stream after the
-    addition (the original transformer, BERT). `attention` is the module that mixes positions. `factor` is a constant by which
-    the block multiplies what `last` returns before it is added.
+    `module` returns the addition before any norm of its own; `projection` is the same module where it is a
+    plain linear map; `out_norm` normalises the addition (sandwich and post-norm blocks); `sum_norm`
+    normalises the stream after the addition (the original transformer, BERT). `attention` is the module that
+    mixes positions. `factor` is a constant by which the block multiplies what `last` returns before it is
+    added.
     """
 
     kind: BranchKind
@@ -90,9 +92,9 @@ class Stack:
 class Parts:
     """All that was found; `None` where there is nothing of the kind.
 
-    `labels` is the number of labels that the head scores at every token, 0 where it scores the tokens of the vocabulary.
-    `written` are the blocks whose incoming stream is written to in place, as the version counters of recorded streams told:
-    those are given copies.
+    `labels` is the number of labels that the head scores at every token, 0 where it scores the tokens of the
+    vocabulary. `written` are the blocks whose incoming stream is written to in place, as the version counters
+    of recorded streams told: those are given copies.
     """
 
     stacks: tuple[Stack, ...]
@@ -119,7 +121,8 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def acts_linear(module: nn.Module) -> bool:
-    """Whether the module takes the place of a linear map: one itself, or another with its two widths (an adapter's layer)."""
+    """Whether the module takes the place of a linear map: one itself, or another with its two widths (an
+    adapter's layer)."""
     widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
     return is_linear(module) or all(isinstance(width, int) for width in widths)
 
@@ -135,12 +138,15 @@ def out_width(module: nn.Module) -> int:
 
 
 def has_matrix(module: nn.Module) -> bool:
-    """Whether a linear map keeps its matrix as plain numbers, one for each output and input, and not as codes."""
+    """Whether a linear map keeps its matrix as plain numbers, one for each output and input, and not as
+    codes."""
     if not is_linear(module):
         return False
     weight: Any = module.weight
     shape = (out_width(module), in_width(module))
-    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.dtype.itemsize > 1
+    plain = (
+        type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.dtype.itemsize > 1
+    )
     return plain and tuple(weight.shape) == (shape if isinstance(module, nn.Linear) else shape[::-1])
 
 
@@ -154,14 +160,15 @@ def matrix_OI(module: nn.Module) -> Tensor:
     assert isinstance(weight, Tensor)
     if not has_matrix(module):
         raise ValueError(
-            f"a {type(module).__name__} stores its matrix as {type(weight).__name__} of {weight.dtype}, not as plain numbers: "
-            "open a copy of the model with plain floating weights"
+            f"a {type(module).__name__} stores its matrix as {type(weight).__name__} of {weight.dtype}, not"
+            " as plain numbers: open a copy of the model with plain floating weights"
         )
     return weight if isinstance(module, nn.Linear) else weight.t()
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether the module is a normalisation with a one-dimensional weight (or none), and not a module around one."""
+    """Whether the module is a normalisation with a one-dimensional weight (or none), and not a module around
+    one."""
     weight: Any = getattr(module, "weight", None)
     return (
         not any(True for _ in module.children())

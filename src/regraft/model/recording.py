@@ -1,7 +1,8 @@
-"""A recording: one clean run, what every block was called with, and the residual stream in front of every block.
+"""A recording: one clean run, what every block was called with, and the residual stream in front of every
+block.
 
-Shapes: N rows (variants), B prompts, T positions, S positions of an encoder, D width, K read positions, V vocabulary.
-Rows of a batch are laid out variant by variant: row r of prompt b stands at r * B + b.
+Shapes: N rows (variants), B prompts, T positions, S positions of an encoder, D width, K read positions, V
+vocabulary. Rows of a batch are laid out variant by variant: row r of prompt b stands at r * B + b.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ from regraft.model.sites import SiteError, Tap, addition, parse_site
 class Recording:
     """One clean run of B prompts.
 
-    `ids_BT` are the tokens of the stack that makes the logits, padded on the right; `mask_BT` is True on real tokens;
-    `scored_BT` is True on the tokens that a loss counts (token t is predicted at position t - 1). `notes` say what a reader
-    of a result should know of the prompts. The recording belongs to the weights and hooks that it was made with.
+    `ids_BT` are the tokens of the stack that makes the logits, padded on the right; `mask_BT` is True on real
+    tokens; `scored_BT` is True on the tokens that a loss counts (token t is predicted at position t - 1).
+    `notes` say what a reader of a result should know of the prompts. The recording belongs to the weights and
+    hooks that it was made with.
     """
 
     model: Model
@@ -100,7 +102,8 @@ class Recording:
     def __getitem__(self, address: str) -> Tensor:
         """The clean activation at a site: (B, T, D), heads as (B, T, H, width), the pattern as (B, H, T, T).
 
-        What is returned is a copy. Activations inside a block are found by running that block once more; they are kept.
+        What is returned is a copy. Activations inside a block are found by running that block once more; they
+        are kept.
 
         Raises:
             SiteError: the site does not exist in this model.
@@ -127,7 +130,8 @@ class Recording:
                 return
             if self.taken_at != self.model.state() or (whole and self.taken_of != self.model.fingerprint()):
                 raise ValueError(
-                    f"the weights or hooks of {self.model.name} have changed since this recording was made: record anew"
+                    f"the weights or hooks of {self.model.name} have changed since this recording was made:"
+                    " record anew"
                 )
 
     def _find(self, address: str) -> Tensor:
@@ -197,12 +201,15 @@ class Recording:
     ) -> Tensor:
         """Run one block on `rows` rows with the arguments that the model passed to it.
 
-        `module` takes the block's place (a donor, a quantized copy); `memory` takes the place of the encoder's output.
+        `module` takes the block's place (a donor, a quantized copy); `memory` takes the place of the
+        encoder's output.
         """
         call = self.taken.calls[block]
         stream_RTD = stream_RTD.clone() if block in self.model.parts.written else stream_RTD
         with self.model.held():
-            return call_block(module or self.model.blocks[block].module, call, stream_RTD, self._spread(block, rows), memory)
+            return call_block(
+                module or self.model.blocks[block].module, call, stream_RTD, self._spread(block, rows), memory
+            )
 
     def _spread(self, block: int, rows: int) -> Callable[[Path, Tensor], Tensor]:
         batched = self.model.batched
@@ -221,12 +228,15 @@ class Recording:
             ValueError: this checkpoint has no output matrix.
         """
         if self.model.parts.head is None:
-            raise ValueError(f"{self.model.name} {self.model.parts.why_no_head}, so there are no logits to measure")
+            raise ValueError(
+                f"{self.model.name} {self.model.parts.why_no_head}, so there are no logits to measure"
+            )
         with self.model.held():
             return run_head(*self._hf, self.taken.calls, resid_NKD).logits
 
     def hidden(self, resid_NKD: Tensor) -> Tensor:
-        """The last hidden state for a stream that leaves the last block, behind the final norm if there is one."""
+        """The last hidden state for a stream that leaves the last block, behind the final norm if there is
+        one."""
         norm = self.model.parts.final_norm
         if norm is None:
             return resid_NKD
@@ -240,7 +250,8 @@ class Recording:
             return run_bridge(*self._hf, self.taken.calls, inputs, resid_RSD)
 
     def embedded(self, rows: int) -> Tensor:
-        """The stream that enters block 0 for `rows` copies of the prompts; hooks on the embedding see every row."""
+        """The stream that enters block 0 for `rows` copies of the prompts; hooks on the embedding see every
+        row."""
         inputs = {name: t.repeat(rows, *[1] * (t.dim() - 1)) for name, t in self.inputs.items()}
         with self.model.held():
             return run_prologue(*self._hf, inputs)
@@ -256,25 +267,30 @@ def record(
     """Run the model once, cleanly, and keep the residual stream and every block's arguments.
 
     Args:
-        prompts: a text, token ids, a tokenizer's output (its mask, token types and positions are taken too), a chat (a list
-            of role and content), or a list of texts, ids or chats; several are padded on the right and masked.
-        completions: what follows each prompt and is scored; with an encoder-decoder, what the decoder writes. Without
-            them, every token but the first counts.
+        prompts: a text, token ids, a tokenizer's output (its mask, token types and positions are taken too),
+            a chat (a list of role and content), or a list of texts, ids or chats; several are padded on the
+            right and masked.
+        completions: what follows each prompt and is scored; with an encoder-decoder, what the decoder writes.
+            Without them, every token but the first counts.
         scored: (B, T) booleans that say which tokens count instead.
-        attention_mask: for token ids, (B, T) of 1 on tokens and 0 on padding at either end; "all" where the pad token is
-            meant as a token.
+        attention_mask: for token ids, (B, T) of 1 on tokens and 0 on padding at either end; "all" where the
+            pad token is meant as a token.
 
     Raises:
-        ValueError: an empty prompt, an id outside the vocabulary, ids that hold the pad token without a mask, lists of
-            different lengths, or numbers that are not finite.
+        ValueError: an empty prompt, an id outside the vocabulary, ids that hold the pad token without a mask,
+            lists of different lengths, or numbers that are not finite.
     """
     given = rows_of(model, prompts, attention_mask)
     sources = given.ids
     follow = (
-        completion_rows(model, completions, len(sources), attention_mask) if completions is not None else [[] for _ in sources]
+        completion_rows(model, completions, len(sources), attention_mask)
+        if completions is not None
+        else [[] for _ in sources]
     )
     if given.extra and completions is not None:
-        raise ValueError(f"{' and '.join(given.extra)} are known for the prompts only: write completions into the prompts")
+        raise ValueError(
+            f"{' and '.join(given.extra)} are known for the prompts only: write completions into the prompts"
+        )
     if model.two_stacks:
         inputs, ids_BT, mask_BT, first = _two_stack_inputs(model, sources, follow)
     else:
@@ -289,7 +305,9 @@ def record(
     with model.held():
         taken = _captured(model, inputs, max(inputs["input_ids"].shape[1], ids_BT.shape[1]))
         at, of = model.state(), model.fingerprint()
-        made = Recording(model, inputs, ids_BT, mask_BT, wanted, taken, scored is not None, at, of, given.notes)
+        made = Recording(
+            model, inputs, ids_BT, mask_BT, wanted, taken, scored is not None, at, of, given.notes
+        )
     _refuse_nonfinite(made)
     return made
 
@@ -299,7 +317,9 @@ def _captured(model: Model, inputs: dict[str, Tensor], length: int) -> Captured:
     try:
         return capture(model.hf, model.parts, {**inputs, **without_cache(model.hf)})
     except (IndexError, RuntimeError) as error:
-        if length <= model.probe or (isinstance(error, RuntimeError) and not (longest and length > longest - OFFSET)):
+        if length <= model.probe or (
+            isinstance(error, RuntimeError) and not (longest and length > longest - OFFSET)
+        ):
             raise
         told = f", whose longest input is {longest} tokens" if longest else ""
         raise ValueError(f"{length} tokens do not fit this model{told}: shorten the text") from error
@@ -321,7 +341,8 @@ def _which_count(scored: Tensor | None, mask_BT: Tensor, first: list[int]) -> Te
     found = torch.as_tensor(scored, device=mask_BT.device)
     if found.shape != mask_BT.shape or not bool(((found == 0) | (found == 1)).all()):
         raise ValueError(
-            f"scored= has shape {tuple(found.shape)}: give booleans of shape {tuple(mask_BT.shape)}, True on tokens that count"
+            f"scored= has shape {tuple(found.shape)}: give booleans of shape {tuple(mask_BT.shape)}, True on"
+            " tokens that count"
         )
     return found.bool() & mask_BT
 
@@ -334,13 +355,18 @@ def _refuse_nonfinite(made: Recording) -> None:
             real = made.real_at(stack.first)
             at = next(i for i, stream in enumerate(streams) if not bool(torch.isfinite(stream[real]).all()))
             where = "enters the first block" if at == 0 else f"leaves block {stack.blocks[at - 1].address}"
-            raise ValueError(f"the stream that {where} is not finite: a weight is not a number, or half precision overflows")
+            raise ValueError(
+                f"the stream that {where} is not finite: a weight is not a number, or half precision"
+                " overflows"
+            )
 
 
 def _two_stack_inputs(model: Model, sources: list[list[int]], follow: list[list[int]]):
     start = getattr(model.hf.config, "decoder_start_token_id", None)
     if start is None:
-        raise ValueError(f"{model.name} does not say which token its decoder starts with (decoder_start_token_id)")
+        raise ValueError(
+            f"{model.name} does not say which token its decoder starts with (decoder_start_token_id)"
+        )
     encoder_BS, encoder_mask = _padded(sources, model)
     ids_BT, mask_BT = _padded([[start, *rest] for rest in follow], model)
     inputs = {"input_ids": encoder_BS, "decoder_input_ids": ids_BT}
@@ -356,5 +382,7 @@ def _padded(rows: list[list[int]], model: Model, fill: int | None = None) -> tup
     pad = getattr(text_config(model.hf.config), "pad_token_id", None) if fill is None else fill
     pad = pad if isinstance(pad, int) and pad >= 0 else 0
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows], device=model.device)
+    mask = torch.tensor(
+        [[True] * len(row) + [False] * (length - len(row)) for row in rows], device=model.device
+    )
     return ids, mask

@@ -1,8 +1,8 @@
 """Prove on a short input that what was found is what the model does; refuse the sites whose identity fails.
 
-Identities: replayed blocks and head give the model's own logits; two copies of the prompts in one batch give the same;
-`resid + attn_out + mlp_out` closes; `down_proj(mlp_act) == mlp_out`; `o_proj(z) == attn_out`; with one token, whose
-attention can only look at itself, a head's `z` is its `v`.
+Identities: replayed blocks and head give the model's own logits; two copies of the prompts in one batch give
+the same; `resid + attn_out + mlp_out` closes; `down_proj(mlp_act) == mlp_out`; `o_proj(z) == attn_out`; with
+one token, whose attention can only look at itself, a head's `z` is its `v`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from regraft.model.session import hooks
 from regraft.model.sites import Tap, head_count, packed_taps
 
 LENGTH = 8
+"""Tokens of the probe: few, so that the check costs little."""
 
 
 @dataclass
 class SelfCheck:
-    """What was measured. Differences are largest absolute ones, relative to the largest value where marked so.
+    """What was measured. Differences are largest absolute ones, relative to the largest value where marked
+    so.
 
-    `replay`: logits (or last hidden states) of replayed blocks and head against the model's own. `batch`: the same with
-    the rows repeated; `replays`, `batches`: whether that is small enough, `largest` the official output's largest value.
-    `closure`, `projections`: relative. `causal`: no position of the last stack sees a later one. `width`: of the stream that
-    leaves the last block. `refused`: sites refused, with the reason.
+    `replay`: logits (or last hidden states) of replayed blocks and head against the model's own. `batch`: the
+    same with the rows repeated; `replays`, `batches`: whether that is small enough, `largest` the official
+    output's largest value. `closure`, `projections`: relative. `causal`: no position of the last stack sees a
+    later one. `width`: of the stream that leaves the last block. `refused`: sites refused, with the reason.
     """
 
     replay: float = float("inf")
@@ -113,7 +115,9 @@ def _official(recording: Recording) -> Tensor:
 
 def _is_causal(model: Model, recording: Recording, ids: list[int], limit: float) -> bool:
     other = [*ids[:-1], ids[-1] - 1]
-    changed = record(model, [ids], [other], attention_mask="all") if model.two_stacks else _record(model, other)
+    changed = (
+        record(model, [ids], [other], attention_mask="all") if model.two_stacks else _record(model, other)
+    )
     last = model.main_blocks[-1].index
     return gap(changed.post(last)[:, :-1], recording.post(last)[:, :-1]) <= limit
 
@@ -129,7 +133,9 @@ def _check_block(model: Model, recording: Recording, block: Block, found: SelfCh
     open_by = gap(closed, post)
     found.closure = max(found.closure, open_by)
     if not open_by <= limit:
-        reason = f"its block does not close: resid + branches differs from the block's output by {open_by:.1e}"
+        reason = (
+            f"its block does not close: resid + branches differs from the block's output by {open_by:.1e}"
+        )
         for name in ("attn_out", "cross_out", "mixer_out", "mlp_out", "resid_mid"):
             _strike(model, block, name, reason, found)
     for branch in block.branches:
@@ -138,7 +144,13 @@ def _check_block(model: Model, recording: Recording, block: Block, found: SelfCh
             off = _projection_gap(recording, block, branch)
             found.projections = max(found.projections, off)
             if not off <= limit:
-                _strike(model, block, name, f"its projection does not give {branch.kind}_out (differs by {off:.1e})", found)
+                _strike(
+                    model,
+                    block,
+                    name,
+                    f"its projection does not give {branch.kind}_out (differs by {off:.1e})",
+                    found,
+                )
 
 
 def _projection_gap(recording: Recording, block: Block, branch: Branch) -> float:
@@ -151,7 +163,8 @@ def _projection_gap(recording: Recording, block: Block, branch: Branch) -> float
 
 
 def _check_values(model: Model, single: Recording, found: SelfCheck, limit: float) -> None:
-    """The first token of a causal stack sees itself alone, so a head's `z` is its `v`, or a share of it beside a sink."""
+    """The first token of a causal stack sees itself alone, so a head's `z` is its `v`, or a share of it
+    beside a sink."""
     for block in model.blocks:
         if not model.taps.exists(block.index, "v") or not model.taps.exists(block.index, "z"):
             continue

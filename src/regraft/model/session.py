@@ -1,7 +1,8 @@
 """One thread at a time in a live model, in evaluation mode; what it is made of, to notice when that changes.
 
-A sweep puts stand-ins, hooks and packed layers into the user's own module. Another thread that ran it meanwhile would measure
-them, and two at once would restore each other's: so whatever runs or changes the model holds it.
+A sweep puts stand-ins, hooks and packed layers into the user's own module. Another thread that ran it
+meanwhile would measure them, and two at once would restore each other's: so whatever runs or changes the
+model holds it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from torch import Tensor, nn
 
 _GUARD = Lock()
 SAMPLED = 4096
-"""Elements of a tensor that a glance reads: as every read of a recording looks, it may not cost what a sweep costs."""
+"""Elements of a tensor that a glance reads: as every read of a recording looks, it may not cost what a sweep
+costs."""
 LARGEST, PAGE = 1 << 30, 1 << 16
-"""Bytes that a fingerprint reads at most, once a sweep, and those that it reads in one piece where there are more."""
+"""Bytes that a fingerprint reads at most, once a sweep, and those that it reads in one piece where there are
+more."""
 
 
 class Hold:
-    """A re-entrant lock on a model: inside, all of it is in evaluation mode, plain and uncompiled; put back as it was.
+    """A re-entrant lock on a model: inside, all of it is in evaluation mode, plain and uncompiled; put back
+    as it was.
 
     Compiled code would not see our hooks; autocast and inference mode would give other numbers and tensors.
     """
@@ -34,7 +38,8 @@ class Hold:
 
     @property
     def outermost(self) -> bool:
-        """Whether the holder holds the model once: then every hook and stand-in that it carries is the user's own."""
+        """Whether the holder holds the model once: then every hook and stand-in that it carries is the user's
+        own."""
         return self.depth == 1
 
     @contextmanager
@@ -56,7 +61,11 @@ class Hold:
 def evaluated(hf: nn.Module) -> Iterator[None]:
     """While inside, every module is in evaluation mode and runs its own Python; both are put back."""
     training = [module for module in hf.modules() if module.training]
-    compiled = [(module, module._compiled_call_impl) for module in hf.modules() if module._compiled_call_impl is not None]
+    compiled = [
+        (module, module._compiled_call_impl)
+        for module in hf.modules()
+        if module._compiled_call_impl is not None
+    ]
     for module in training:
         module.training = False
     for module, _ in compiled:
@@ -94,10 +103,12 @@ def hold_of(hf: nn.Module) -> Hold:
 
 
 def fingerprint(hf: nn.Module) -> tuple:
-    """Changes when a weight is exchanged or written to, however that is done: addresses, versions, and a checksum of all bytes.
+    """Changes when a weight is exchanged or written to, however that is done: addresses, versions, and a
+    checksum of all bytes.
 
-    Of more than `LARGEST` bytes the checksum takes pages of `PAGE` at even distances from every tensor, as many as make up
-    `LARGEST`: there a write through `.data`, which raises no version, is seen where it touches one of them.
+    Of more than `LARGEST` bytes the checksum takes pages of `PAGE` at even distances from every tensor, as
+    many as make up `LARGEST`: there a write through `.data`, which raises no version, is seen where it
+    touches one of them.
     """
     parameters = list(hf.parameters())
     found = 0
@@ -126,7 +137,13 @@ def _versions(parameters: list[nn.Parameter]) -> tuple:
 def _sampled(tensors: list[Tensor]) -> int:
     by_type: dict[tuple, list[Tensor]] = {}
     for tensor in tensors:
-        flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.t().reshape(-1) if tensor.dim() == 2 else tensor.flatten()
+        flat = (
+            tensor.reshape(-1)
+            if tensor.is_contiguous()
+            else tensor.t().reshape(-1)
+            if tensor.dim() == 2
+            else tensor.flatten()
+        )
         step = max(1, flat.numel() // SAMPLED) | 1
         by_type.setdefault((tensor.dtype, tensor.device), []).append(flat[::step])
     found = 0

@@ -1,7 +1,8 @@
 """Addresses of activations, and where each one is tapped.
 
-An address is `BLOCK.NAME`, with the stack in front where there are two (`encoder.3.resid_post`), or one of `embed`,
-`final_norm` and `logits`. Shapes: B prompts, T positions, D width of the stream, H heads, W width of the tapped tensor.
+An address is `BLOCK.NAME`, with the stack in front where there are two (`encoder.3.resid_post`), or one of
+`embed`, `final_norm` and `logits`. Shapes: B prompts, T positions, D width of the stream, H heads, W width of
+the tapped tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from regraft.checkpoint.roles import KEY_NAMES, PACKED_NAMES, QUERY_NAMES, VALUE
 from regraft.model.parts import HEAD_COUNTS, Block, Branch, Parts, acts_linear, in_width, out_width
 
 BLOCK_SITES = (
-    "resid_pre", "resid_mid", "resid_post", "attn_out", "cross_out", "mixer_out", "mlp_out", "q", "k", "v", "z", "pattern",
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "cross_out", "mixer_out", "mlp_out", "q", "k", "v",
+    "z", "pattern",
     "mlp_act",
 )  # fmt: skip
 MODEL_SITES = ("embed", "final_norm", "logits")
@@ -42,8 +44,9 @@ class Site:
 class Tap:
     """Where a site is read and written: input or output of a module, and which of its W features.
 
-    `features` is None for all of them; `heads` is the number of heads that they divide into (0: not divided). `factor` is a
-    constant by which the block multiplies the tensor on its way: what is read and written is the product.
+    `features` is None for all of them; `heads` is the number of heads that they divide into (0: not divided).
+    `factor` is a constant by which the block multiplies the tensor on its way: what is read and written is
+    the product.
     """
 
     module: nn.Module
@@ -59,7 +62,8 @@ def addition(branch: Branch) -> Tap:
 
 
 def behind(branch: Branch) -> Tap:
-    """Where the stream behind a branch is steered: the norm that returns it, else what the branch adds to it."""
+    """Where the stream behind a branch is steered: the norm that returns it, else what the branch adds to
+    it."""
     return addition(branch) if branch.sum_norm is None else Tap(branch.sum_norm, "output")
 
 
@@ -73,14 +77,18 @@ def parse_site(address: str, parts: Parts) -> Site:
         return Site(address, None, address)
     match = _ADDRESS.match(address)
     if not match:
-        raise SiteError(f"{address!r} is no site: write BLOCK.NAME, for example 5.resid_pre, 5.head.2 or 5.neuron.26")
+        raise SiteError(
+            f"{address!r} is no site: write BLOCK.NAME, for example 5.resid_pre, 5.head.2 or 5.neuron.26"
+        )
     stack_name, number, name, index = match.groups()
     stack = next((stack for stack in parts.stacks if stack.name == (stack_name or "")), None)
     if stack is None:
         known = " or ".join(repr(s.name) if s.name else "no stack name" for s in parts.stacks)
         raise SiteError(f"{address!r}: this model's sites begin with {known}")
     if int(number) >= len(stack.blocks):
-        raise SiteError(f"{address!r}: there are {len(stack.blocks)} blocks here, 0 to {len(stack.blocks) - 1}")
+        raise SiteError(
+            f"{address!r}: there are {len(stack.blocks)} blocks here, 0 to {len(stack.blocks) - 1}"
+        )
     if name in ("head", "neuron") and index is None:
         raise SiteError(f"{address!r} needs a number: for example {number}.{name}.0")
     if name not in (*BLOCK_SITES, "head", "neuron") or (index is not None and name not in ("head", "neuron")):
@@ -89,7 +97,8 @@ def parse_site(address: str, parts: Parts) -> Site:
 
 
 def head_count(branch: Branch, config, z_width: int) -> int:
-    """Number of attention heads, read from the attention module or the configuration; 0 where nothing tells."""
+    """Number of attention heads, read from the attention module or the configuration; 0 where nothing
+    tells."""
     module = branch.attention
     for name in HEAD_COUNTS:
         count = getattr(module, name, None)
@@ -107,7 +116,9 @@ class Taps:
 
     def __init__(self, parts: Parts, config, attention_kind: str):
         self.parts = parts
-        self.table: list[dict[str, Tap | str]] = [_block_taps(block, config, attention_kind) for block in parts.blocks]
+        self.table: list[dict[str, Tap | str]] = [
+            _block_taps(block, config, attention_kind) for block in parts.blocks
+        ]
 
     def __getitem__(self, site: Site) -> Tap:
         """The tap of a site inside a block.
@@ -131,10 +142,14 @@ class Taps:
         width = in_width(tap.module)
         count = tap.heads if site.name == "head" else width
         if count == 0:
-            raise SiteError(f"{site.address} does not exist here: the number of heads is not told by this block")
+            raise SiteError(
+                f"{site.address} does not exist here: the number of heads is not told by this block"
+            )
         if site.index >= count:
             noun = "heads" if site.name == "head" else "neurons"
-            raise SiteError(f"{site.address} does not exist here: this block has {count} {noun}, 0 to {count - 1}")
+            raise SiteError(
+                f"{site.address} does not exist here: this block has {count} {noun}, 0 to {count - 1}"
+            )
         size = width // count
         return Tap(tap.module, tap.side, torch.arange(site.index * size, (site.index + 1) * size))
 
@@ -181,7 +196,8 @@ def _projection_input(branch: Branch, noun: str) -> Tap | str:
 
 
 def _mid_tap(block: Block) -> Tap | str:
-    """Behind the last addition before the MLP. Written by writing that branch's addition, unless the stream is normed."""
+    """Behind the last addition before the MLP. Written by writing that branch's addition, unless the stream
+    is normed."""
     if block.parallel:
         return "attention and MLP read the stream side by side, so there is no stream between them"
     if len(block.branches) < 2 or block.branches[-1].kind != "mlp":
@@ -193,7 +209,9 @@ def _pattern_tap(attn: Branch, attention_kind: str) -> Tap | str:
     if attn.recurrent:
         return "linear attention forms no pattern"
     if attention_kind != "eager":
-        return f"{attention_kind} attention does not return its weights: load the model with attention='eager'"
+        return (
+            f"{attention_kind} attention does not return its weights: load the model with attention='eager'"
+        )
     return Tap(attn.attention, "output") if attn.attention is not None else "no attention module was found"
 
 
@@ -221,7 +239,10 @@ def _query_key_value(attn: Branch, z: Tap | str) -> dict[str, Tap | str]:
 def _separate_tap(site: str, module: nn.Module, heads: int, head_width: int) -> Tap | str:
     width = out_width(module)
     if width % head_width or (site == "q" and width != heads * head_width):
-        return f"this projection is {width} wide, not a multiple of a head's {head_width} (it holds more than {site})"
+        return (
+            f"this projection is {width} wide, not a multiple of a head's {head_width} (it holds more than"
+            f" {site})"
+        )
     return Tap(module, "output", None, width // head_width)
 
 
@@ -231,7 +252,9 @@ def packed_taps(packed: nn.Module, heads: int, head_width: int, interleaved: boo
     q_width = heads * head_width
     kv_width, odd = divmod(width - q_width, 2)
     if odd or kv_width <= 0 or kv_width % head_width:
-        return dict.fromkeys("qkv", f"a packed projection of width {width} does not divide into queries, keys, values")
+        return dict.fromkeys(
+            "qkv", f"a packed projection of width {width} does not divide into queries, keys, values"
+        )
     features = torch.arange(width)
     if interleaved:
         if kv_width != q_width:
@@ -240,4 +263,7 @@ def packed_taps(packed: nn.Module, heads: int, head_width: int, interleaved: boo
     else:
         q, k, v = features.split([q_width, kv_width, kv_width])
     counts = (heads, kv_width // head_width, kv_width // head_width)
-    return {site: Tap(packed, "output", part, count) for site, part, count in zip("qkv", (q, k, v), counts, strict=True)}
+    return {
+        site: Tap(packed, "output", part, count)
+        for site, part, count in zip("qkv", (q, k, v), counts, strict=True)
+    }

@@ -37,7 +37,9 @@ def weigh(module: nn.Module | None) -> tuple[int, int]:
     if module is None:
         return 0, 0
     tensors = {id(p): p for p in module.parameters()}
-    return sum(p.numel() for p in tensors.values()), sum(p.numel() * p.element_size() for p in tensors.values())
+    return sum(p.numel() for p in tensors.values()), sum(
+        p.numel() * p.element_size() for p in tensors.values()
+    )
 
 
 def part_rows(model: Model) -> list[PartRow]:
@@ -52,7 +54,13 @@ def part_rows(model: Model) -> list[PartRow]:
             label = f"{stack.name + ' ' if stack.name else ''}block{'s' if number > 1 else ''} {first}"
             label += f" to {last}" if number > 1 else ""
             rows.append(
-                PartRow(label, f"{stack.path}.*", _block_shape(model, stack.blocks[first]), count * number, size * number)
+                PartRow(
+                    label,
+                    f"{stack.path}.*",
+                    _block_shape(model, stack.blocks[first]),
+                    count * number,
+                    size * number,
+                )
             )
     if parts.final_norm is not None:
         rows.append(_row("final norm", parts.final_norm_path, _shape(parts.final_norm), parts.final_norm))
@@ -64,7 +72,13 @@ def part_rows(model: Model) -> list[PartRow]:
     rest = total - sum(row.parameters for row in rows)
     if rest:
         rows.append(
-            PartRow("other", "", "positions, pooling and norms outside the blocks", rest, size - sum(r.bytes for r in rows))
+            PartRow(
+                "other",
+                "",
+                "positions, pooling and norms outside the blocks",
+                rest,
+                size - sum(r.bytes for r in rows),
+            )
         )
     rows.append(PartRow("whole model", "", "", total, size))
     return rows
@@ -82,7 +96,10 @@ def _shape(module: nn.Module | None) -> str:
 def _alike(blocks) -> list[tuple[int, int]]:
     """Runs of neighbouring blocks with the same class, branches and parameter count."""
     runs: list[tuple[int, int]] = []
-    kinds = [(type(b.module), weigh(b.module)[0], tuple((x.kind, x.recurrent) for x in b.branches), b.parallel) for b in blocks]
+    kinds = [
+        (type(b.module), weigh(b.module)[0], tuple((x.kind, x.recurrent) for x in b.branches), b.parallel)
+        for b in blocks
+    ]
     for index, kind in enumerate(kinds):
         if runs and kinds[runs[-1][0]] == kind:
             runs[-1] = (runs[-1][0], index)
@@ -94,9 +111,10 @@ def _alike(blocks) -> list[tuple[int, int]]:
 def _block_shape(model: Model, block) -> str:
     words = []
     for branch in block.branches:
-        name = {"attn": "linear attention" if branch.recurrent else "attention", "cross": "cross-attention"}.get(
-            branch.kind, branch.kind.upper() if branch.kind == "mlp" else branch.kind
-        )
+        name = {
+            "attn": "linear attention" if branch.recurrent else "attention",
+            "cross": "cross-attention",
+        }.get(branch.kind, branch.kind.upper() if branch.kind == "mlp" else branch.kind)
         if branch.kind == "attn" and model.taps.exists(block.index, "z"):
             heads = model.tap(f"{block.address}.z").heads
             name += f" ({heads} heads)" if heads else ""

@@ -1,8 +1,9 @@
 """One forward pass with a hook at every module: what was called, in which order, with which tensors.
 
-The tensors are kept alive for as long as the trace lives, so that "the norm was given exactly what the projection
-returned" can be decided by comparing memory, not by guessing from names. A tensor that is written to after it was traced
-(`out += residual`) is no longer what was returned: its version counter tells, and a second pass keeps a copy of it.
+The tensors are kept alive for as long as the trace lives, so that "the norm was given exactly what the
+projection returned" can be decided by comparing memory, not by guessing from names. A tensor that is written
+to after it was traced (`out += residual`) is no longer what was returned: its version counter tells, and a
+second pass keeps a copy of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Versions = list[tuple[Tensor, int]]
 
 @dataclass
 class Call:
-    """One call of one module: `inputs` are its tensor arguments, `outcome` what it returned, both as they were then.
+    """One call of one module: `inputs` are its tensor arguments, `outcome` what it returned, both as they
+    were then.
 
     `returned` is the very tensor that the module returned first, whatever was written to it afterwards.
     """
@@ -72,15 +74,19 @@ def stream_in(call: Call) -> Tensor | None:
 
 
 def trace(hf: nn.Module, inputs: dict[str, Any]) -> Trace:
-    """Run `hf(**inputs)` and record every module call; twice where tensors are written to after they were traced."""
+    """Run `hf(**inputs)` and record every module call; twice where tensors are written to after they were
+    traced."""
     marks: dict[str, Versions] = {}
     traced = _listen(hf, inputs, frozenset(), marks)
     written = frozenset(name for name, seen in marks.items() if any(version(t) != then for t, then in seen))
     return _listen(hf, inputs, written, {}) if written else traced
 
 
-def _listen(hf: nn.Module, inputs: dict[str, Any], copied: frozenset[str], marks: dict[str, Versions]) -> Trace:
-    """One pass: what the modules in `copied` are given and return is copied; `marks` notes every tensor's version."""
+def _listen(
+    hf: nn.Module, inputs: dict[str, Any], copied: frozenset[str], marks: dict[str, Versions]
+) -> Trace:
+    """One pass: what the modules in `copied` are given and return is copied; `marks` notes every tensor's
+    version."""
     traced = Trace()
     given: dict[str, list[tuple[Tensor, ...]]] = {}
 
@@ -88,7 +94,9 @@ def _listen(hf: nn.Module, inputs: dict[str, Any], copied: frozenset[str], marks
         def hear(module: nn.Module, args: tuple, kwargs: dict) -> None:
             tensors = tuple(tensor for _, tensor in walk_tensors((args, kwargs)))
             marks.setdefault(name, []).extend((t, version(t)) for t in tensors)
-            given.setdefault(name, []).append(tuple(t.clone() for t in tensors) if name in copied else tensors)
+            given.setdefault(name, []).append(
+                tuple(t.clone() for t in tensors) if name in copied else tensors
+            )
 
         return hear
 

@@ -1,7 +1,8 @@
-"""The weight matrices of a checkpoint by role, read one at a time: from its files alone, or from a live model.
+"""The weight matrices of a checkpoint by role, read one at a time: from its files alone, or from a live
+model.
 
-What a tensor is follows from its name, by the same tables that name the parts of a live model; how a packed tensor divides
-is proved (`layout`). Shapes: O outputs, I inputs, E experts.
+What a tensor is follows from its name, by the same tables that name the parts of a live model; how a packed
+tensor divides is proved (`layout`). Shapes: O outputs, I inputs, E experts.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _EXPERT = re.compile(r"experts\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix: the tensor that holds it, its block and role, and its expert in a mixture (-1: there is none)."""
+    """One matrix: the tensor that holds it, its block and role, and its expert in a mixture (-1: there is
+    none)."""
 
     tensor: str
     block: str
@@ -45,7 +47,8 @@ class Matrix:
 
 @dataclass(eq=False)
 class Weights:
-    """The weight tensors of a checkpoint: their shapes, and a way to read one of them (or one expert's slice) at a time."""
+    """The weight tensors of a checkpoint: their shapes, and a way to read one of them (or one expert's slice)
+    at a time."""
 
     name: str
     source: str
@@ -125,13 +128,15 @@ def open_weights(source: str | Path | None, device: str = "auto") -> Weights:
     _refuse_quantized(name, headers)
     kinds = {entry["dtype"] for header in headers.values() for entry in header.values()}
     return Weights(
-        name, str(source or DEFAULT_SPECIMEN), _shapes(headers), _reader(headers), lambda: layouts_from_config(folder),
+        name, str(source or DEFAULT_SPECIMEN), _shapes(headers), _reader(headers),
+        lambda: layouts_from_config(folder),
         lambda: weights_digest(folder), torch.device(device), ", ".join(sorted(kinds)),
     )  # fmt: skip
 
 
 def weights_of(model: Model | Weights) -> Weights:
-    """The matrices of an opened model: from its files where it stands as they are, else from the live tensors."""
+    """The matrices of an opened model: from its files where it stands as they are, else from the live
+    tensors."""
     if isinstance(model, Weights):
         return model
     refuse_adapters(model)
@@ -143,8 +148,10 @@ def weights_of(model: Model | Weights) -> Weights:
         _refuse_quantized(model.name, headers)
         shapes, read = _shapes(headers), _reader(headers)
     return Weights(
-        model.name, model.source, shapes, read, lambda: (layouts_of(model), ""), lambda: model.weights_sha256, model.device,
-        str(model.dtype).removeprefix("torch."), paths={stack.path: stack.name for stack in model.parts.stacks},
+        model.name, model.source, shapes, read, lambda: (layouts_of(model), ""), lambda: model.weights_sha256,
+        model.device,
+        str(model.dtype).removeprefix("torch."),
+        paths={stack.path: stack.name for stack in model.parts.stacks},
     )  # fmt: skip
 
 
@@ -174,7 +181,12 @@ def _live_reader(live: dict[str, Tensor]) -> Callable[[str, int], Tensor]:
 
 
 def _shapes(headers: dict[Path, dict]) -> dict[str, tuple[int, ...]]:
-    return {n: tuple(e["shape"]) for header in headers.values() for n, e in header.items() if e["dtype"] in _FLOATS}
+    return {
+        n: tuple(e["shape"])
+        for header in headers.values()
+        for n, e in header.items()
+        if e["dtype"] in _FLOATS
+    }
 
 
 def _reader(headers: dict[Path, dict]) -> Callable[[str, int], Tensor]:
@@ -191,7 +203,8 @@ def _reader(headers: dict[Path, dict]) -> Callable[[str, int], Tensor]:
 
 
 def _is_map(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor holds linear maps: a matrix that is no table of biases, or a mixture's stack of matrices."""
+    """Whether a tensor holds linear maps: a matrix that is no table of biases, or a mixture's stack of
+    matrices."""
     leaf = name.removesuffix(".weight").rpartition(".")[2]
     if re.search(r"bias|norm|embed|scale|zeros|absmax", leaf, re.IGNORECASE) or min(shape, default=1) < 2:
         return False
@@ -205,18 +218,19 @@ def _refuse_quantized(name: str, headers: dict[Path, dict]) -> None:
             coded = entry["dtype"] not in (*_FLOATS, "BOOL") and len(entry["shape"]) in (2, 3)
             if coded and _IN_A_BLOCK.match(tensor) and "bias" not in tensor.rpartition(".")[2]:
                 raise ValueError(
-                    f"the weights of {name} are stored quantized ({tensor} is {entry['dtype']}): write a floating copy with "
-                    "dequantized weights first"
+                    f"the weights of {name} are stored quantized ({tensor} is {entry['dtype']}): write a"
+                    " floating copy with dequantized weights first"
                 )
 
 
 def _stack_names(
     maps: list[tuple[str, re.Match]], shapes: Mapping[str, tuple[int, ...]], paths: Mapping[str, str]
 ) -> dict[str, str]:
-    """How each numbered list of blocks is called; lists that hold no block (a head of several layers) are left out.
+    """How each numbered list of blocks is called; lists that hold no block (a head of several layers) are
+    left out.
 
-    Of a live model the lists are known. From files alone, the longest list with attention (or the longest of all) is the
-    model's own, unless there are just one encoder and one decoder; any other keeps its full name.
+    Of a live model the lists are known. From files alone, the longest list with attention (or the longest of
+    all) is the model's own, unless there are just one encoder and one decoder; any other keeps its full name.
     """
     blocks: dict[str, set[str]] = {}
     known: dict[str, set[str]] = {}
@@ -225,7 +239,10 @@ def _stack_names(
         known.setdefault(match["stack"], set()).add(role_of(match["rest"]).removeprefix("cross_"))
     lists = [s for s in blocks if len(blocks[s]) > 1 or known[s] & {*ROLES, "qkv", "gate_up"}]
     live = {
-        s: name for s in lists for path, name in paths.items() if path == s or path.endswith("." + s) or s.endswith("." + path)
+        s: name
+        for s in lists
+        for path, name in paths.items()
+        if path == s or path.endswith("." + s) or s.endswith("." + path)
     }
     if live:
         return {s: live.get(s, s) for s in lists}
@@ -237,7 +254,9 @@ def _stack_names(
     return {s: "" if s == main else s for s in lists}
 
 
-def _divided(name: str, shape: tuple[int, ...], block: str, rest: str, layouts: dict[str, PackedLayout]) -> Iterator[Matrix]:
+def _divided(
+    name: str, shape: tuple[int, ...], block: str, rest: str, layouts: dict[str, PackedLayout]
+) -> Iterator[Matrix]:
     role = role_of(rest)
     layout = layouts.get(pattern(rest))
     numbered = _EXPERT.search(rest)

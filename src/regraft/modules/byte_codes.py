@@ -23,7 +23,8 @@ def byte_embedding(table: TokenBytes, width: int, config: ByteConfig) -> ByteEmb
 
 
 def coded(table: TokenBytes, group: int) -> tuple[Tensor, Tensor]:
-    """Every token's first `group` bytes, padded with 256, (V, G); and the number of its own entry, or -1, (V,)."""
+    """Every token's first `group` bytes, padded with 256, (V, G); and the number of its own entry, or -1,
+    (V,)."""
     codes = torch.full((len(table), group), PAD, dtype=torch.long)
     own = torch.full((len(table),), -1, dtype=torch.long)
     count = 0

@@ -1,9 +1,9 @@
 """A token embedding that is computed from each token's bytes, in place of a table with a row for every token.
 
-Every token is embedded alone: its bytes, each with its place, go through transformer blocks over the byte axis and an MLP to
-the model's width. Tokens without bytes (special, reserved) have an entry of their own. Being free of context, the trained
-embedding can be baked back into an ordinary table. Shapes: N tokens, G bytes kept of each, E width of a byte, D width of the
-model, V vocabulary.
+Every token is embedded alone: its bytes, each with its place, go through transformer blocks over the byte
+axis and an MLP to the model's width. Tokens without bytes (special, reserved) have an entry of their own.
+Being free of context, the trained embedding can be baked back into an ordinary table. Shapes: N tokens, G
+bytes kept of each, E width of a byte, D width of the model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 PAD = 256
+"""Behind the 256 values of a byte."""
 
 
 @dataclass(frozen=True)
 class ByteConfig:
-    """Sizes of a byte embedding: bytes kept of a token, width of a byte, blocks over bytes, neurons of the MLP, readout.
+    """Sizes of a byte embedding: bytes kept of a token, width of a byte, blocks over bytes, neurons of the
+    MLP, readout.
 
     `flatten` lays the bytes side by side; `pool` lets one learnt query per head attend to them.
     """
@@ -47,7 +49,9 @@ class ByteConfig:
         if min(self.group, self.byte_width, self.heads, self.neurons) < 1 or self.blocks < 0:
             raise ValueError("a byte embedding needs at least one byte, one channel, one head and one neuron")
         if self.byte_width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a byte's width of {self.byte_width}: choose another number")
+            raise ValueError(
+                f"{self.heads} heads do not divide a byte's width of {self.byte_width}: choose another number"
+            )
         if self.readout == "flatten" and width % self.group:
             raise ValueError(
                 f"{self.group} bytes side by side do not divide the model's width of {width}: "
@@ -60,7 +64,10 @@ class ByteConfig:
 def _near(width: int, group: int) -> str:
     """The divisors of a width on both sides of a number."""
     divisors = [number for number in range(1, width + 1) if width % number == 0]
-    near = [max((d for d in divisors if d < group), default=None), min((d for d in divisors if d > group), default=None)]
+    near = [
+        max((d for d in divisors if d < group), default=None),
+        min((d for d in divisors if d > group), default=None),
+    ]
     return " or ".join(str(d) for d in near if d is not None)
 
 
@@ -71,7 +78,8 @@ class ByteEmbedding(nn.Module):
     own_V: Tensor
 
     def __init__(self, config: ByteConfig, width: int, tokens: int, own: int):
-        """`own` of the tokens have an entry of their own; which, and the bytes of all others, is read from the buffers."""
+        """`own` of the tokens have an entry of their own; which, and the bytes of all others, is read from
+        the buffers."""
         super().__init__()
         config.check(width)
         self.config, self.width = config, width
@@ -81,9 +89,19 @@ class ByteEmbedding(nn.Module):
         self.register_buffer("own_V", torch.full((tokens,), -1, dtype=torch.int32))
         self.bytes = nn.Embedding(PAD + 1, config.byte_width)
         self.places = nn.Parameter(torch.randn(config.group, config.byte_width) * 0.02)
-        self.over_bytes = nn.ModuleList(ByteBlock(config.byte_width, config.heads) for _ in range(config.blocks))
-        inner = config.group * config.byte_width if config.readout == "flatten" else config.heads * config.byte_width
-        self.queries = nn.Parameter(torch.randn(config.heads, config.byte_width) * 0.02) if config.readout == "pool" else None
+        self.over_bytes = nn.ModuleList(
+            ByteBlock(config.byte_width, config.heads) for _ in range(config.blocks)
+        )
+        inner = (
+            config.group * config.byte_width
+            if config.readout == "flatten"
+            else config.heads * config.byte_width
+        )
+        self.queries = (
+            nn.Parameter(torch.randn(config.heads, config.byte_width) * 0.02)
+            if config.readout == "pool"
+            else None
+        )
         self.up = nn.Linear(inner, config.neurons)
         self.down = nn.Linear(config.neurons, width)
         self.own = nn.Embedding(max(1, own), width)
@@ -133,7 +151,8 @@ class ByteBlock(nn.Module):
     def forward(self, x_NGE: Tensor, real_NG: Tensor) -> Tensor:
         """Padding is never looked at."""
         q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm_attention(x_NGE)).chunk(3, -1)
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.norm_attention(x_NGE)).chunk(3, -1)
         )
         seen = real_NG[:, None, None, :] | ~real_NG.any(1)[:, None, None, None]
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)

@@ -1,4 +1,5 @@
-"""Every kind of graft: what must be known of one to make it anew, and what stands in the model's place for it."""
+"""Every kind of graft: what must be known of one to make it anew, and what stands in the model's place for
+it."""
 
 from __future__ import annotations
 

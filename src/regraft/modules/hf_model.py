@@ -1,9 +1,10 @@
-"""A model with grafts in it as a Hugging Face model of its own type: a config, and a wrapper around the plain architecture.
+"""A model with grafts in it as a Hugging Face model of its own type: a config, and a wrapper around the plain
+architecture.
 
-Importing this module makes the type known to `AutoConfig` and `AutoModelForCausalLM` (and the sequence-to-sequence one);
-`import regraft` sees to it (`regraft/core/auto_classes.py`).
-An export may also carry this file and those that it imports, for use with remote code and without regraft: they import each
-other relatively, so that they are copied as they are.
+Importing this module makes the type known to `AutoConfig` and `AutoModelForCausalLM` (and the
+sequence-to-sequence one); `import regraft` sees to it (`regraft/core/auto_classes.py`).
+An export may also carry this file and those that it imports, for use with remote code and without regraft:
+they import each other relatively, so that they are copied as they are.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from .logits_view import LogitsView
 
 
 class GraftedConfig(PreTrainedConfig):
-    """What a model with grafts is: the plain model's config, every graft's sizes and places, tensors with two names."""
+    """What a model with grafts is: the plain model's config, every graft's sizes and places, tensors with two
+    names."""
 
     model_type = "regraft"
 
@@ -103,7 +105,9 @@ class GraftedModel(PreTrainedModel):
         found = super().from_pretrained(source, *args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
         asked = {
-            name: kwargs[name] for name in ("revision", "subfolder", "token", "cache_dir", "local_files_only") if name in kwargs
+            name: kwargs[name]
+            for name in ("revision", "subfolder", "token", "cache_dir", "local_files_only")
+            if name in kwargs
         }
         with suppress(OSError):
             model.base.generation_config = GenerationConfig.from_pretrained(source, **asked)
@@ -111,7 +115,8 @@ class GraftedModel(PreTrainedModel):
         return found
 
     def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """The plain model's `generate`; of a tree head's rows only what the kind of search needs is computed, exactly."""
+        """The plain model's `generate`; of a tree head's rows only what the kind of search needs is computed,
+        exactly."""
         view = next((module for module in self.base.modules() if isinstance(module, LogitsView)), None)
         if view is None:
             return self.base.generate(inputs, generation_config, *args, **kwargs)
@@ -121,12 +126,19 @@ class GraftedModel(PreTrainedModel):
             return self.base.generate(inputs, generation_config, *args, **kwargs)
 
 
-READS_ROWS = ("logits_processor", "prefix_allowed_tokens_fn", "assistant_model", "custom_generate", "negative_prompt_ids")
+READS_ROWS = (
+    "logits_processor",
+    "prefix_allowed_tokens_fn",
+    "assistant_model",
+    "custom_generate",
+    "negative_prompt_ids",
+)
 """Arguments of `generate` that may read a whole row of scores."""
 
 
 def shared(model: nn.Module) -> dict[str, str]:
-    """Names of parameters that are another name's parameter, each with the name under which it comes first."""
+    """Names of parameters that are another name's parameter, each with the name under which it comes
+    first."""
     first: dict[int, str] = {}
     found: dict[str, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

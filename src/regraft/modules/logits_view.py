@@ -1,9 +1,11 @@
-"""A tree head where a model expects its output matrix: scores (B, T, V) that are exact for the tokens that are asked for.
+"""A tree head where a model expects its output matrix: scores (B, T, V) that are exact for the tokens that
+are asked for.
 
-`full` gives every token's log-probability. `top` finds the best K, by search where that is less work, and gives the rest, in
-equal parts, to all others: no other token then passes the K-th, and a softmax over the row leaves the K as they are, so
-greedy search, beams and top-k sampling choose what they would choose on the whole distribution. `draw` descends the tree
-once and leaves only the token drawn. Shapes: B sequences, T places, D width, V vocabulary, R rows, K best.
+`full` gives every token's log-probability. `top` finds the best K, by search where that is less work, and
+gives the rest, in equal parts, to all others: no other token then passes the K-th, and a softmax over the row
+leaves the K as they are, so greedy search, beams and top-k sampling choose what they would choose on the
+whole distribution. `draw` descends the tree once and leaves only the token drawn. Shapes: B sequences, T
+places, D width, V vocabulary, R rows, K best.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class LogitsView(nn.Module):
 
     @contextmanager
     def asked(self, config: Any, every: bool = False) -> Iterator[None]:
-        """While inside, the view gives what generation with this `GenerationConfig` needs, or `every` token's score."""
+        """While inside, the view gives what generation with this `GenerationConfig` needs, or `every` token's
+        score."""
         before = self.mode, self.count
         self.mode, self.count = ("full", 0) if every else needed(config)
         try:
@@ -101,7 +104,8 @@ PLAIN = {
     "output_logits": (None, False),
     "num_beam_groups": (None, 1),
 }
-"""Settings of generation that read more of a row than its best tokens, and the values at which they do not."""
+"""Settings of generation that read more of a row than its best tokens, and the values at which they do
+not."""
 
 
 def needed(config: Any) -> tuple[Mode, int]:

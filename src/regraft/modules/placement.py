@@ -1,4 +1,5 @@
-"""A graft in its place: one module exchanged for another in a live model, and the stream at chosen depths listened to.
+"""A graft in its place: one module exchanged for another in a live model, and the stream at chosen depths
+listened to.
 
 The model is the same object before, during and after: teacher and student share every weight of the trunk.
 """
@@ -56,7 +57,8 @@ def tied(child: nn.Module | None, old: nn.Module) -> bool:
 
 
 def forward_inputs(model: Model, ids_BT: Tensor) -> dict[str, Tensor]:
-    """Arguments of a forward pass on some text; an encoder-decoder reads the first half of each row and writes the second."""
+    """Arguments of a forward pass on some text; an encoder-decoder reads the first half of each row and
+    writes the second."""
     if not model.two_stacks:
         return {"input_ids": ids_BT}
     half = ids_BT.shape[1] // 2
@@ -64,7 +66,8 @@ def forward_inputs(model: Model, ids_BT: Tensor) -> dict[str, Tensor]:
 
 
 def written(model: Model, ids_BT: Tensor) -> Tensor:
-    """The tokens that a forward pass on `forward_inputs` predicts from and to: all of them, or the decoder's half."""
+    """The tokens that a forward pass on `forward_inputs` predicts from and to: all of them, or the decoder's
+    half."""
     return forward_inputs(model, ids_BT).get("decoder_input_ids", ids_BT)
 
 
@@ -80,7 +83,8 @@ def trunk_blocks(model: Model) -> list[nn.Module]:
 
 @contextmanager
 def streams(model: Model, depths: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """While inside, a run of the model fills the dictionary with the stream behind so many blocks (0: in front of the first).
+    """While inside, a run of the model fills the dictionary with the stream behind so many blocks (0: in
+    front of the first).
 
     Depths are counted over the last stack. Gradients flow.
 
@@ -90,7 +94,9 @@ def streams(model: Model, depths: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     blocks = model.parts.stacks[-1].blocks
     wrong = next((depth for depth in depths if not 0 <= depth <= len(blocks)), None)
     if wrong is not None:
-        raise ValueError(f"there is no depth {wrong}: the model has {len(blocks)} blocks, so 0 to {len(blocks)}")
+        raise ValueError(
+            f"there is no depth {wrong}: the model has {len(blocks)} blocks, so 0 to {len(blocks)}"
+        )
     seen: dict[int, Tensor] = {}
     with model.held(), ExitStack() as hooks:
         for depth in depths:

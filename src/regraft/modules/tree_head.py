@@ -1,10 +1,13 @@
-"""A hierarchical softmax in place of the output matrix: one decision at every inner node of a tree over the vocabulary.
+"""A hierarchical softmax in place of the output matrix: one decision at every inner node of a tree over the
+vocabulary.
 
-The probability of a token is the product of the probabilities of the children on its path. A node with c children has
-c - 1 vectors and biases, the first child's score is 0: with two children a node is `sigmoid(w_n·h + b_n)`. So a tree of V
-leaves has V - 1 rows whatever its branching, and the cost of a known token's probability grows with its path, not with
-the vocabulary. After "Hierarchical Probabilistic Neural Network Language Model" (Morin and Bengio, 2005).
-Shapes: R rows, D width, V tokens, N inner nodes, L longest path, B most children of a node, K = B - 1, S rows of the tree.
+The probability of a token is the product of the probabilities of the children on its path. A node with c
+children has c - 1 vectors and biases, the first child's score is 0: with two children a node is
+`sigmoid(w_n·h + b_n)`. So a tree of V leaves has V - 1 rows whatever its branching, and the cost of a known
+token's probability grows with its path, not with the vocabulary. After "Hierarchical Probabilistic Neural
+Network Language Model" (Morin and Bengio, 2005).
+Shapes: R rows, D width, V tokens, N inner nodes, L longest path, B most children of a node, K = B - 1, S rows
+of the tree.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ FEW = 16
 """Rows up to which a draw on the CPU goes row by row."""
 
 VISIT, VISIT_OF_TENSORS = 30, 400
-"""Tokens of a whole distribution that take as long as one node's visit in a search, by numpy and by torch: measured from 16
-(4,096 tokens, 192 numbers each) to 40 (151,643 tokens, 1,024 numbers), and from 270 to 390."""
+"""Tokens of a whole distribution that take as long as one node's visit in a search, by numpy and by torch:
+measured from 16 (4,096 tokens, 192 numbers each) to 40 (151,643 tokens, 1,024 numbers), and from 270 to
+390."""
 
 ARRAYS = (torch.float32, torch.float64)
 """Types of numbers that numpy has too."""
@@ -65,11 +69,15 @@ def tree_head(tree: Tree, width: int, neurons: int = 0, sparse: bool = True) -> 
 
 
 def tables(tree: Tree) -> dict[str, Tensor]:
-    """A tree as the buffers of a head: every token's path, every node's children, the first row of each node."""
+    """A tree as the buffers of a head: every token's path, every node's children, the first row of each
+    node."""
     nodes, turns = tree.paths
     rows_N = torch.from_numpy(tree.counts_N) - 1
     found = {"nodes_VL": nodes, "turns_VL": turns, "children_NB": tree.children_NB}
-    return {**{name: torch.from_numpy(array) for name, array in found.items()}, "first_N": rows_N.cumsum(0) - rows_N}
+    return {
+        **{name: torch.from_numpy(array) for name, array in found.items()},
+        "first_N": rows_N.cumsum(0) - rows_N,
+    }
 
 
 def turn_of(scores_K: list[float], uniform: float) -> int:
@@ -155,9 +163,11 @@ class TreeHead(nn.Module):
         return steps_RLB.gather(-1, self.turns_VL[ids_R].long()[..., None])[..., 0].sum(-1)
 
     def _steps(self, adapted_RD: Tensor, nodes_RL: Tensor) -> Tensor:
-        """Log-probability of every child of some nodes, (R, L, B); of a node that is padding (-1), 0 for its first."""
+        """Log-probability of every child of some nodes, (R, L, B); of a node that is padding (-1), 0 for its
+        first."""
         rows_RLK = self.node_rows(nodes_RL)
-        # The padding row's scores are masked, so its gradient is zero without `padding_idx`, whose backward copies all rows.
+        # The padding row's scores are masked, so its gradient is zero without `padding_idx`, whose backward
+        # copies all rows.
         weights_RLKD = nn.functional.embedding(rows_RLK, self.rows.weight, sparse=self.rows.sparse)
         scores_RLK = torch.einsum("rlkd,rd->rlk", weights_RLKD, adapted_RD) + self.biases(rows_RLK)[..., 0]
         return self._children(scores_RLK, rows_RLK != self.padding)
@@ -171,16 +181,20 @@ class TreeHead(nn.Module):
 
     @staticmethod
     def _children(scores: Tensor, real: Tensor, dim: int = -1) -> Tensor:
-        """Log-probabilities of the children along `dim`, from the scores of all but the first; who is not there has none."""
+        """Log-probabilities of the children along `dim`, from the scores of all but the first; who is not
+        there has none."""
         if scores.shape[dim] == 1:
             second = nn.functional.logsigmoid(scores)
-            return torch.cat([torch.where(real, second - scores, 0.0), torch.where(real, second, -torch.inf)], dim)
+            return torch.cat(
+                [torch.where(real, second - scores, 0.0), torch.where(real, second, -torch.inf)], dim
+            )
         scores = torch.where(real, scores, -torch.inf)
         first = scores.narrow(dim, 0, 1).new_zeros(()).expand_as(scores.narrow(dim, 0, 1))
         return torch.cat([first, scores], dim).log_softmax(dim)
 
     def log_probabilities(self, hidden_RD: Tensor) -> Tensor:
-        """The whole distribution (R, V), level by level; rows lie in the last dimension until the end, where gathers are fast."""
+        """The whole distribution (R, V), level by level; rows lie in the last dimension until the end, where
+        gathers are fast."""
         scores_SR = self.rows.weight @ self.adapter(hidden_RD).T + self.biases.weight
         reached_MR = scores_SR.new_zeros(1, len(hidden_RD))
         ids: list[Tensor] = []
@@ -198,14 +212,20 @@ class TreeHead(nn.Module):
     @torch.no_grad()
     def sample(self, hidden_RD: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One exact draw for each row, (R,): down the tree, one uniform number a decision."""
-        uniform_RL = torch.rand(len(hidden_RD), self.shape.depth, generator=generator, device=hidden_RD.device)
+        uniform_RL = torch.rand(
+            len(hidden_RD), self.shape.depth, generator=generator, device=hidden_RD.device
+        )
         adapted_RD = self.adapter(hidden_RD)
         few = self._in_arrays(adapted_RD) and len(hidden_RD) <= FEW
         return self._descend_few(adapted_RD, uniform_RL) if few else self._descend(adapted_RD, uniform_RL)
 
     def _in_arrays(self, adapted_RD: Tensor) -> bool:
         """Whether numpy can read the rows of the tree where they lie."""
-        return adapted_RD.device.type == "cpu" and adapted_RD.dtype == self.rows.weight.dtype and adapted_RD.dtype in ARRAYS
+        return (
+            adapted_RD.device.type == "cpu"
+            and adapted_RD.dtype == self.rows.weight.dtype
+            and adapted_RD.dtype in ARRAYS
+        )
 
     def _descend(self, adapted_RD: Tensor, uniform_RL: Tensor) -> Tensor:
         """Draws of many rows at once, level by level."""
@@ -220,7 +240,8 @@ class TreeHead(nn.Module):
         return -1 - at_R
 
     def _descend_few(self, adapted_RD: Tensor, uniform_RL: Tensor) -> Tensor:
-        """The same, row by row without tensors of a few numbers, whose set-up would cost more than the products."""
+        """The same, row by row without tensors of a few numbers, whose set-up would cost more than the
+        products."""
         children_NB = self.children_NB.numpy()
         drawn: list[int] = []
         for adapted_D, uniform_L in zip(adapted_RD, uniform_RL.tolist(), strict=True):
@@ -246,14 +267,16 @@ class TreeHead(nn.Module):
         if self._in_arrays(adapted_D):
             scores_K = self._scores_in_arrays(adapted_D)
             return lambda node: log_shares(scores_K(node))
-        return lambda node: self._steps(adapted_D[None], torch.tensor([[node]], device=adapted_D.device))[0, 0].tolist()
+        return lambda node: self._steps(adapted_D[None], torch.tensor([[node]], device=adapted_D.device))[
+            0, 0
+        ].tolist()
 
     @torch.no_grad()
     def best_first(self, hidden_D: Tensor, most: int | None = None) -> Iterator[tuple[int, float, int]]:
         """Tokens of one row from the most probable on: (token, log-probability, nodes visited so far).
 
-        A node's path product bounds everything below it, so the first leaf that comes out of the queue is the best. The
-        search ends before it visits more than `most` nodes.
+        A node's path product bounds everything below it, so the first leaf that comes out of the queue is the
+        best. The search ends before it visits more than `most` nodes.
         """
         steps_of = self._steps_of(self.adapter(hidden_D[None])[0])
         waiting: list[tuple[float, int]] = [(0.0, 0)]
@@ -271,9 +294,11 @@ class TreeHead(nn.Module):
                     heapq.heappush(waiting, (cost - step, below))
 
     def top(self, hidden_RD: Tensor, count: int) -> list[tuple[list[int], list[float], int]]:
-        """Of each row the `count` most probable tokens, their log-probabilities, and how many nodes were visited.
+        """Of each row the `count` most probable tokens, their log-probabilities, and how many nodes were
+        visited.
 
-        Best-first while that is less work than the whole distribution, which all rows that need more than that share.
+        Best-first while that is less work than the whole distribution, which all rows that need more than
+        that share.
         """
         visit = VISIT if self._in_arrays(hidden_RD) else VISIT_OF_TENSORS
         most = self.vocabulary // (visit * len(hidden_RD))

@@ -1,7 +1,7 @@
 """Starting weights of a tree head without training, from the original head.
 
-Shapes: R rows, D width, E = D + 1 with the constant one, V tokens, N inner nodes, M of them fitted together, B most children
-of a node, K = B - 1, X values of any kind.
+Shapes: R rows, D width, E = D + 1 with the constant one, V tokens, N inner nodes, M of them fitted together,
+B most children of a node, K = B - 1, X values of any kind.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from regraft.modules.tree_head import TreeHead
 from regraft.modules.trees import ABSENT
 
 MOST_BYTES = 8 * 2**30
-"""The masses of 4,000 states in a vocabulary of 248,320 fit into it; what passes it is better refused than swapped to disk."""
+"""The masses of 4,000 states in a vocabulary of 248,320 fit into it; what passes it is better refused than
+swapped to disk."""
 
 TOGETHER = 4 * 2**20
-"""Numbers (node, child, state) that are fitted at once. With 4,000 states of 1,024 numbers on two cores, a quarter of them took
-a fifth longer (short products of matrices), four times as many a third (arrays past the processor's cache)."""
+"""Numbers (node, child, state) that are fitted at once. With 4,000 states of 1,024 numbers on two cores, a
+quarter of them took a fifth longer (short products of matrices), four times as many a third (arrays past the
+processor's cache)."""
 
 SMALLEST = 1e-30
 """In place of a zero that is divided by."""
@@ -43,12 +45,13 @@ def from_means(head: TreeHead, rows_VD: Tensor) -> None:
 def from_states(
     head: TreeHead, rows_VD: Tensor, hidden_RD: Tensor, logits_RV: Tensor, rounds: int = 6, ridge: float = 0.1
 ) -> None:
-    """Start each node by logistic regression on the original head's own probabilities of its children, on states of the model.
+    """Start each node by logistic regression on the original head's own probabilities of its children, on
+    states of the model.
 
-    Rows count by the original probability of reaching the node. The regression starts at the difference of the mean rows
-    and is drawn back to it by `ridge` states' worth of evidence, so nodes that the states say little about keep it. No round
-    raises the loss. Six rounds are enough: on the specimen, other states have 1.386 nats by them, 1.402 by twelve and 1.453
-    by 48, which come nearer to these states only.
+    Rows count by the original probability of reaching the node. The regression starts at the difference of
+    the mean rows and is drawn back to it by `ridge` states' worth of evidence, so nodes that the states say
+    little about keep it. No round raises the loss. Six rounds are enough: on the specimen, other states have
+    1.386 nats by them, 1.402 by twelve and 1.453 by 48, which come nearer to these states only.
 
     Raises:
         ValueError: it would take more than 8 GiB.
@@ -57,15 +60,17 @@ def from_states(
     held = logits_RV.element_size() * len(hidden_RD) * (head.vocabulary + 2 * widest)
     if held > MOST_BYTES:
         raise ValueError(
-            f"fitting {len(head.children_NB):,} nodes to {len(hidden_RD):,} states takes {held / 2**30:.0f} GiB: start from the "
-            "means, or give fewer states"
+            f"fitting {len(head.children_NB):,} nodes to {len(hidden_RD):,} states takes"
+            f" {held / 2**30:.0f} GiB: start from the means, or give fewer states"
         )
     states = _States.of(hidden_RD, ridge)
     found_NKE = _means(head, rows_VD)
     done, together = 0, max(1, TOGETHER // (len(hidden_RD) * head.children_NB.shape[1]))
     for nodes_M, mass_MBR in below(head, _chances(logits_RV), together):
         start_MKE = found_NKE[nodes_M] @ states.axes_EE
-        found_NKE[nodes_M] = _regressed(states, start_MKE, mass_MBR, head.children_NB[nodes_M] != ABSENT, rounds)
+        found_NKE[nodes_M] = _regressed(
+            states, start_MKE, mass_MBR, head.children_NB[nodes_M] != ABSENT, rounds
+        )
         done += len(nodes_M)
         advance("starting weights", done, len(found_NKE))
     _put(head, found_NKE)
@@ -81,7 +86,8 @@ def _chances(logits_RV: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _States:
-    """The states with a constant one, turned to the axes on which their products are a diagonal, and the ridge on each axis."""
+    """The states with a constant one, turned to the axes on which their products are a diagonal, and the
+    ridge on each axis."""
 
     turned_RE: Tensor
     axes_EE: Tensor
@@ -93,15 +99,19 @@ class _States:
         states_RE = torch.cat([hidden_RD, hidden_RD.new_ones(len(hidden_RD), 1)], dim=1)
         products_EE = states_RE.double().T @ states_RE.double() / len(states_RE)
         squares_E, axes_EE = (found.to(states_RE.dtype) for found in torch.linalg.eigh(products_EE))
-        return cls(states_RE @ axes_EE, axes_EE, squares_E.clamp(min=0), ridge * float(states_RE.pow(2).mean()))
+        return cls(
+            states_RE @ axes_EE, axes_EE, squares_E.clamp(min=0), ridge * float(states_RE.pow(2).mean())
+        )
 
 
 def _regressed(states: _States, start_MKE: Tensor, mass_MBR: Tensor, real_MB: Tensor, rounds: int) -> Tensor:
-    """Vectors of some nodes: cross-entropy against the shares of the mass below their children, weighted by the whole mass.
+    """Vectors of some nodes: cross-entropy against the shares of the mass below their children, weighted by
+    the whole mass.
 
-    Conjugate gradients, each node with its own (Polak and Ribière's, never less than 0). What a node's slope is divided by is
-    a bound of its Hessian, `(I - 11ᵀ/c) / 2 ⊗ (reach of the node · XᵀX / R + ridge)`, as if all states reached it alike: on
-    the axes of XᵀX a diagonal ("Multinomial logistic regression algorithm", Böhning, 1992).
+    Conjugate gradients, each node with its own (Polak and Ribière's, never less than 0). What a node's slope
+    is divided by is a bound of its Hessian, `(I - 11ᵀ/c) / 2 ⊗ (reach of the node · XᵀX / R + ridge)`, as if
+    all states reached it alike: on the axes of XᵀX a diagonal ("Multinomial logistic regression algorithm",
+    Böhning, 1992).
     """
     nodes = _Nodes(states, start_MKE, mass_MBR, real_MB)
     whole_M1 = nodes.reach_MR.sum(-1, keepdim=True)
@@ -158,13 +168,18 @@ class _Nodes:
         middle_M1E = moved_MKE.sum(1, keepdim=True) / self.children_M[:, None, None]
         return slope_MKE + self.states.ridge / 2 * (moved_MKE - middle_M1E) * self.real_MK1
 
-    def length(self, way_MKE: Tensor, slope_MKE: Tensor, scores_MKR: Tensor, chances_MKR: Tensor, change_MKR: Tensor) -> Tensor:
-        """How far to go along the way: to where the curvature here puts the end, or its bound, whichever is lower there.
+    def length(
+        self, way_MKE: Tensor, slope_MKE: Tensor, scores_MKR: Tensor, chances_MKR: Tensor, change_MKR: Tensor
+    ) -> Tensor:
+        """How far to go along the way: to where the curvature here puts the end, or its bound, whichever is
+        lower there.
 
         The bound's step lowers the objective always.
         """
         fall_M = _dot(slope_MKE, way_MKE)
-        back_M = self.states.ridge / 2 * (_dot(way_MKE, way_MKE) - way_MKE.sum(1).pow(2).sum(-1) / self.children_M)
+        back_M = (
+            self.states.ridge / 2 * (_dot(way_MKE, way_MKE) - way_MKE.sum(1).pow(2).sum(-1) / self.children_M)
+        )
         mean_MR = (chances_MKR * change_MKR).sum(1)
         here_M = _dot(self.reach_MR, (chances_MKR * change_MKR**2).sum(1) - mean_MR**2) + back_M
         most_MR = (change_MKR**2).sum(1) - change_MKR.sum(1) ** 2 / self.children_M[:, None]
@@ -202,7 +217,8 @@ def _means(head: TreeHead, rows_VD: Tensor) -> Tensor:
 
 
 def below(head: TreeHead, values_VX: Tensor, together: int = 4096) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sums of the leaves' values below every child of some nodes, (M,) and (M, B, X), level by level from the deepest up.
+    """Sums of the leaves' values below every child of some nodes, (M,) and (M, B, X), level by level from the
+    deepest up.
 
     Of the sums only one level's and the one's below it are held.
     """

@@ -1,7 +1,8 @@
-"""Trees over a vocabulary: balanced by id, Huffman by frequency, balanced 2-means of the head's rows or of scores, BPE merges.
+"""Trees over a vocabulary: balanced by id, Huffman by frequency, balanced 2-means of the head's rows or of
+scores, BPE merges.
 
-All are built binary; `widened` turns any of them into one of wider branching. Node 0 is the root. Shapes: V leaves,
-N inner nodes, L longest path, B most children of a node, D width.
+All are built binary; `widened` turns any of them into one of wider branching. Node 0 is the root. Shapes: V
+leaves, N inner nodes, L longest path, B most children of a node, D width.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ ABSENT = np.iinfo(np.int64).min
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """The children of every inner node: an inner node's number, -1 - id for a leaf, ABSENT behind a node's last child."""
+    """The children of every inner node: an inner node's number, -1 - id for a leaf, ABSENT behind a node's
+    last child."""
 
     children_NB: np.ndarray
 
@@ -29,7 +31,8 @@ class Tree:
         """Make sure that every leaf and every node but the root is somebody's child once.
 
         Raises:
-            ValueError: a leaf is missing or repeated, a node cannot be reached, or has fewer than two children.
+            ValueError: a leaf is missing or repeated, a node cannot be reached, or has fewer than two
+                children.
         """
         children = self.children_NB[self.children_NB != ABSENT]
         leaves, inner = np.sort(-1 - children[children < 0]), np.sort(children[children >= 0])
@@ -65,7 +68,8 @@ class Tree:
 
     @cached_property
     def paths(self) -> tuple[np.ndarray, np.ndarray]:
-        """For every leaf the inner nodes on its way from the root (V, L), padded with -1, and the child taken at each."""
+        """For every leaf the inner nodes on its way from the root (V, L), padded with -1, and the child taken
+        at each."""
         depth = len(self.levels)
         nodes, turns = np.full((self.leaves, depth), -1, np.int32), np.zeros((self.leaves, depth), np.int16)
         above_N = np.full((len(self.children_NB), depth), -1, np.int32)
@@ -83,7 +87,8 @@ class Tree:
         return nodes, turns
 
     def multiply_adds(self, width: int, counts_V: np.ndarray | None = None) -> float:
-        """Products that the log-probability of one given token takes: `width` for every child but one on its path.
+        """Products that the log-probability of one given token takes: `width` for every child but one on its
+        path.
 
         The mean over tokens, which count by `counts_V`, or evenly.
         """
@@ -104,7 +109,11 @@ def widened(tree: Tree, levels: int) -> Tree:
     for node in order:
         codes = [node]
         for _ in range(levels):
-            codes = [below for code in codes for below in (tree.children_NB[code].tolist() if code >= 0 else (code,))]
+            codes = [
+                below
+                for code in codes
+                for below in (tree.children_NB[code].tolist() if code >= 0 else (code,))
+            ]
             codes = [code for code in codes if code != ABSENT]
         first = len(order)
         order += [code for code in codes if code >= 0]
@@ -122,7 +131,8 @@ def from_lists(children: Sequence[Sequence[int]]) -> Tree:
 
 
 def over(order: Sequence[int] | np.ndarray) -> Tree:
-    """A balanced tree over leaves in a given order: each node's left half and right half differ by one leaf at most."""
+    """A balanced tree over leaves in a given order: each node's left half and right half differ by one leaf
+    at most."""
     return split_by(np.asarray(order), lambda ids: ids)
 
 
@@ -157,7 +167,9 @@ def by_id(count: int) -> Tree:
 
 def huffman(counts_V: np.ndarray) -> Tree:
     """Frequent tokens near the root: the tree with the shortest path on average."""
-    heap: list[tuple[float, int, Any]] = [(float(count), number, -1 - number) for number, count in enumerate(counts_V)]
+    heap: list[tuple[float, int, Any]] = [
+        (float(count), number, -1 - number) for number, count in enumerate(counts_V)
+    ]
     if len(heap) < 2:
         raise ValueError("a tree needs at least two leaves")
     heapq.heapify(heap)
@@ -200,10 +212,11 @@ def two_means(rows_VD: np.ndarray, rounds: int = 6, seed: int = 0) -> Tree:
 
 
 def by_scores(rows_VD: np.ndarray, states_RD: np.ndarray) -> np.ndarray:
-    """Rows (V, D) whose distance is the root mean square difference of two tokens' scores over some states of the model.
+    """Rows (V, D) whose distance is the root mean square difference of two tokens' scores over some states of
+    the model.
 
-    `two_means` of them puts tokens together that the model tells apart little, whatever their rows have in directions that
-    no state points to. Scores are compared less their mean, which a node's bias makes up for.
+    `two_means` of them puts tokens together that the model tells apart little, whatever their rows have in
+    directions that no state points to. Scores are compared less their mean, which a node's bias makes up for.
     """
     values_D, vectors_DD = np.linalg.eigh(np.cov(states_RD.T.astype(np.float64), bias=True))
     return (rows_VD @ (vectors_DD * np.sqrt(values_D.clip(min=0)))).astype(np.float32)

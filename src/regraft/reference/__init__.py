@@ -1,1 +1,2 @@
-"""Independent re-implementations of architectures, from the checkpoint's files alone, verified stage by stage."""
+"""Independent re-implementations of architectures, from the checkpoint's files alone, verified stage by
+stage."""

@@ -1,6 +1,8 @@
-"""BERT and MiniLM from their files: post-norm blocks that see both ways, types of tokens, heads and poolings they have.
+"""BERT and MiniLM from their files: post-norm blocks that see both ways, types of tokens, heads and poolings
+they have.
 
-After "BERT" (Devlin et al., 2018) and "Sentence-BERT" (Reimers and Gurevych, 2019). Every stage is yielded as it is computed.
+After "BERT" (Devlin et al., 2018) and "Sentence-BERT" (Reimers and Gurevych, 2019). Every stage is yielded as
+it is computed.
 Shapes: B texts, T tokens, D width, H heads, K width of a head, F neurons, V vocabulary.
 """
 
@@ -22,7 +24,8 @@ GENERATES = False
 
 @dataclass(frozen=True)
 class BertSettings:
-    """What the configuration says that the tensors' shapes do not; `pooling` is how texts become one vector, if at all."""
+    """What the configuration says that the tensors' shapes do not; `pooling` is how texts become one vector,
+    if at all."""
 
     blocks: int
     heads: int
@@ -54,7 +57,8 @@ class BertSettings:
 
 
 def stages(w: Mapping[str, Tensor], s: BertSettings, inputs: Mapping[str, Tensor]) -> Stages:
-    """Every named tensor from the token ids to the last one that this checkpoint has weights for, in order."""
+    """Every named tensor from the token ids to the last one that this checkpoint has weights for, in
+    order."""
     ids_BT = inputs["input_ids"]
     mask_BT = inputs.get("attention_mask", torch.ones_like(ids_BT)).bool()
     types_BT = inputs.get("token_type_ids", torch.zeros_like(ids_BT))
@@ -122,7 +126,8 @@ def masked_head(w: Mapping[str, Tensor], s: BertSettings, resid_BTD: Tensor) -> 
 
 
 def sentence(resid_BTD: Tensor, mask_BT: Tensor, s: BertSettings) -> Tensor:
-    """One vector for each text: the mean over its tokens, or its first token's; of length 1 where the model says so."""
+    """One vector for each text: the mean over its tokens, or its first token's; of length 1 where the model
+    says so."""
     if s.pooling == "cls":
         pooled_BD = resid_BTD[:, 0]
     else:
@@ -138,7 +143,9 @@ def lowest(scores: Tensor) -> float:
 
 def layer_norm(x_BTD: Tensor, w: Mapping[str, Tensor], name: str, epsilon: float) -> Tensor:
     """Mean 0 and variance 1 over the width, then scaled and shifted."""
-    return torch.nn.functional.layer_norm(x_BTD, x_BTD.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], epsilon)
+    return torch.nn.functional.layer_norm(
+        x_BTD, x_BTD.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], epsilon
+    )
 
 
 def linear(x_BTI: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:

@@ -21,6 +21,7 @@ ARCHITECTURES: tuple[tuple[ModuleType, Any], ...] = (
     (bert, bert.BertSettings), (gpt2, gpt2.Gpt2Settings), (t5, t5.T5Settings), (qwen3, qwen3.Qwen3Settings),
 )  # fmt: skip
 WRITTEN = 7
+"""Tokens that a decoder is given behind its start."""
 RENAMED = {"gamma": "weight", "beta": "bias"}
 
 
@@ -103,9 +104,15 @@ class Rebuilt:
         wrong = next((i for row in rows for i in row if not 0 <= i < table), None)
         if wrong is not None:
             raise ValueError(f"token id {wrong} is outside the vocabulary of {table}")
-        longest, most = max(map(len, rows)), self.module.POSITIONS and self.weights[self.module.POSITIONS].shape[0]
+        longest, most = (
+            max(map(len, rows)),
+            self.module.POSITIONS and self.weights[self.module.POSITIONS].shape[0],
+        )
         if most and longest > most:
-            raise ValueError(f"{longest} tokens do not fit this model, whose longest input is {most} tokens: shorten the text")
+            raise ValueError(
+                f"{longest} tokens do not fit this model, whose longest input is {most} tokens: shorten the"
+                " text"
+            )
 
     @property
     def weights_sha256(self) -> str:
@@ -139,24 +146,35 @@ def open_rebuilt(folder: Path, dtype: torch.dtype = torch.float32, name: str = "
     """
     config = read_settings(folder)
     if config.get("quantization_config"):
-        raise CheckpointError(f"the weights of {folder.name} are stored quantized: rebuild the model that they were made from")
+        raise CheckpointError(
+            f"the weights of {folder.name} are stored quantized: rebuild the model that they were made from"
+        )
     tensors: dict[str, Tensor] = {}
     for file in _read_by_transformers(check_folder(folder)):
         tensors.update(load_file(file))
     for module, settings_of in ARCHITECTURES:
-        named = {_own_name(name, module.PREFIX): t.to(dtype) for name, t in tensors.items() if t.is_floating_point()}
+        named = {
+            _own_name(name, module.PREFIX): t.to(dtype)
+            for name, t in tensors.items()
+            if t.is_floating_point()
+        }
         if module.MARK in named:
             try:
                 settings = settings_of.read(config)
             except KeyError as error:
-                raise CheckpointError(f"config.json of {folder.name} does not say {error}, so it cannot be rebuilt") from error
+                raise CheckpointError(
+                    f"config.json of {folder.name} does not say {error}, so it cannot be rebuilt"
+                ) from error
             return Rebuilt(module, settings, Named(named), config, folder, name or folder.name, dtype)
     known = ", ".join(f"{m.__name__.rpartition('.')[2]} ({m.MARK})" for m, _ in ARCHITECTURES)
-    raise CheckpointError(f"no architecture that is rebuilt here has the tensors of {folder.name}; known are {known}")
+    raise CheckpointError(
+        f"no architecture that is rebuilt here has the tensors of {folder.name}; known are {known}"
+    )
 
 
 def _read_by_transformers(files: list[Path]) -> list[Path]:
-    """Of several files without an index (a variant in another type, say) transformers reads model.safetensors alone."""
+    """Of several files without an index (a variant in another type, say) transformers reads model.safetensors
+    alone."""
     index = files[0].parent / "model.safetensors.index.json"
     return [file for file in files if index.is_file() or file.name == "model.safetensors"] or files
 
@@ -168,7 +186,8 @@ def _own_name(name: str, prefix: str) -> str:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """config.json, with a sentence encoder's pooling and whether it is normalised under `pooling` and `normalises`.
+    """config.json, with a sentence encoder's pooling and whether it is normalised under `pooling` and
+    `normalises`.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -183,7 +202,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     strange = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
     if strange:
         raise ValueError(f"this sentence encoder has a module {strange[0]}, which is not rebuilt")
-    place = next((str(one.get("path", "")) for one, kind in zip(listed, kinds, strict=True) if kind == "Pooling"), "")
+    place = next(
+        (str(one.get("path", "")) for one, kind in zip(listed, kinds, strict=True) if kind == "Pooling"), ""
+    )
     config["pooling"] = _pooling(_table(folder / place / "config.json")) if place else ""
     config["normalises"] = "Normalize" in kinds
     return config
@@ -191,7 +212,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def _pooling(said: dict[str, Any]) -> str:
     """The pooling's name, from either form of its configuration."""
-    modes = [name.removeprefix("pooling_mode_") for name, on in said.items() if name.startswith("pooling_mode_") and on is True]
+    modes = [
+        name.removeprefix("pooling_mode_")
+        for name, on in said.items()
+        if name.startswith("pooling_mode_") and on is True
+    ]
     mode = "+".join(modes) or str(said.get("pooling_mode", ""))
     return {"mean_tokens": "mean", "cls_token": "cls"}.get(mode, mode)
 
@@ -207,7 +232,9 @@ def _parsed(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file.name} of {file.parent.name} cannot be read: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"{file.name} of {file.parent.name} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
@@ -226,7 +253,9 @@ def token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
         try:
             found = [[int(word) for word in text.replace(",", " ").split()] for text in texts]
         except ValueError as error:
-            raise ValueError(f"{folder.name} has no tokenizer.json: write token ids, for example --text 5,6,7") from error
+            raise ValueError(
+                f"{folder.name} has no tokenizer.json: write token ids, for example --text 5,6,7"
+            ) from error
     if not found or not all(found):
         raise ValueError("the text is empty: give at least one token")
     return found
@@ -238,7 +267,8 @@ def model_inputs(
     two_stacks: bool,
     types: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors that both models are given: ids padded on the right, a mask where they differ in length, types, targets.
+    """The tensors that both models are given: ids padded on the right, a mask where they differ in length,
+    types, targets.
 
     A decoder behind an encoder is given its start token and the first tokens of the same text.
     """
@@ -252,7 +282,9 @@ def model_inputs(
     if two_stacks:
         start, shortest = config.get("decoder_start_token_id"), min(map(len, rows))
         if start is None:
-            raise ValueError("config.json does not say which token the decoder starts with (decoder_start_token_id)")
+            raise ValueError(
+                "config.json does not say which token the decoder starts with (decoder_start_token_id)"
+            )
         inputs["decoder_input_ids"] = torch.tensor([[start, *row[: min(WRITTEN, shortest)]] for row in rows])
     return inputs
 
@@ -262,7 +294,11 @@ def first_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ids_BT = inputs["input_ids"]
     mask_BT = inputs.get("attention_mask", torch.ones_like(ids_BT)).bool()
     first = {"input_ids": ids_BT[:1, mask_BT[0]]}
-    return {**first, "decoder_input_ids": inputs["decoder_input_ids"][:1, :1]} if "decoder_input_ids" in inputs else first
+    return (
+        {**first, "decoder_input_ids": inputs["decoder_input_ids"][:1, :1]}
+        if "decoder_input_ids" in inputs
+        else first
+    )
 
 
 def with_token(inputs: Mapping[str, Tensor], token: int) -> dict[str, Tensor]:

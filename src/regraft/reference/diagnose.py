@@ -1,67 +1,57 @@
-"""What usually makes a stage part: known traps and the marks that each leaves in the difference of two tensors.
+"""What usually makes a stage part: known traps and the marks that each leaves in the difference of two
+tensors.
 
-A trap is named only where its mark is found in the numbers: a ratio that is one number everywhere, a difference that is a row
-of the checkpoint, a tensor that belongs to another stage. Shapes: any; the last axis is the width D or the keys P.
+A trap is named only where its mark is found in the numbers: a ratio that is one number everywhere, a
+difference that is a row of the checkpoint, a tensor that belongs to another stage. Shapes: any; the last axis
+is the width D or the keys P.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from regraft.reference.diagnose_norms import epsilon, not_normed
+from regraft.reference.stage_case import (
+    CLOSE,
+    ROUNDING,
+    StageCase,
+    constant,
+    constant_ratio,
+    near,
+    same_vector,
+)
 from regraft.reference.stage_compare import MASKED, unmasked
-
-CLOSE = 1e-3
-ROUNDING = 1e-5
-
-
-@dataclass(frozen=True)
-class StageCase:
-    """One stage that parted: both tensors in float64, the official stages before it, and the checkpoint's tensors."""
-
-    stage: str
-    ours: Tensor
-    official: Tensor
-    before: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor]
-    heads: int
-
-    @property
-    def allowed(self) -> Tensor:
-        """Where no mask rules a score out: the same places on both sides, or `mask` has spoken before."""
-        return self.official > MASKED
-
-    def neighbour(self, kind: str) -> Tensor | None:
-        """The official tensor of the same block's other stage, for example q beside scores."""
-        found = self.before.get(self.stage[: len(self.stage) - len(self.kind)] + kind)
-        return None if found is None else found.double()
-
-    @property
-    def kind(self) -> str:
-        """The stage's name without its block."""
-        return self.stage.rpartition(".")[2].removeprefix("cross_")
-
-    @property
-    def final(self) -> Tensor | None:
-        """What the head is given: the last stage before the logits."""
-        return list(self.before.values())[-1] if self.kind == "logits" and self.before else None
-
 
 Trap = Callable[[StageCase], str]
 
 
-def causes(stage: str, ours: Tensor, official: Tensor, before: Mapping[str, Tensor], weights: Mapping[str, Tensor], heads: int):
-    """What usually causes such a difference, by the most telling mark; a sentence that says so where nothing is known."""
+DROPPED = 0.005, 0.95
+"""Shares of values that a dropout may set to 0: one that drops less or more is not used."""
+
+
+def causes(
+    stage: str,
+    ours: Tensor,
+    official: Tensor,
+    before: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    heads: int,
+):
+    """What usually causes such a difference, by the most telling mark; a sentence that says so where nothing
+    is known."""
     if ours.dim() == official.dim() and ours.shape[0] == 1:
         ours = ours.expand(official.shape[0], *ours.shape[1:])
     if ours.shape != official.shape:
         return [_shapes(ours, official)]
     case = StageCase(stage, unmasked(ours), unmasked(official), before, weights, heads)
     found = next((sentence for trap in TRAPS if (sentence := trap(case))), "")
-    return [found or "no known trap leaves such a mark: compare the code of this stage line by line, at its input first"]
+    return [
+        found
+        or "no known trap leaves such a mark: compare the code of this stage line by line, at its input first"
+    ]
 
 
 def _shapes(ours: Tensor, official: Tensor) -> str:
@@ -73,7 +63,10 @@ def _shapes(ours: Tensor, official: Tensor) -> str:
 def not_a_number(case: StageCase) -> str:
     """NaN on one side: a row of scores that a mask rules out whole."""
     if bool(case.ours.isnan().any()) and not bool(case.official.isnan().any()):
-        return "NaN appears here: usually a row of scores that a mask rules out whole, or 0 divided by 0 in a norm"
+        return (
+            "NaN appears here: usually a row of scores that a mask rules out whole, or 0 divided by 0 in a"
+            " norm"
+        )
     return ""
 
 
@@ -82,10 +75,18 @@ def mask(case: StageCase) -> str:
     ours, official = case.ours <= MASKED, case.official <= MASKED
     if not bool((ours ^ official).any()):
         return ""
-    rule, other = ("the official model", "this one") if bool((official & ~ours).any()) else ("this one", "the official model")
+    rule, other = (
+        ("the official model", "this one")
+        if bool((official & ~ours).any())
+        else ("this one", "the official model")
+    )
     later = (official ^ ours).any(dim=0).any(dim=0) if ours.dim() == 4 else None
     causal = later is not None and not bool(later.tril().any())
-    kind = "later tokens: the causal mask is missing" if causal else "tokens: a padding, window or causal mask differs"
+    kind = (
+        "later tokens: the causal mask is missing"
+        if causal
+        else "tokens: a padding, window or causal mask differs"
+    )
     return f"{rule} rules out scores that {other} allows, of {kind}"
 
 
@@ -95,54 +96,14 @@ def dropout(case: StageCase) -> str:
         gone = (one == 0) & (other != 0)
         share = float(gone.double().mean())
         kept = one != 0
-        if 0.005 < share < 0.95 and bool(kept.any()):
-            ratio = _constant(one[kept], other[kept])
+        if DROPPED[0] < share < DROPPED[1] and bool(kept.any()):
+            ratio = constant(one[kept], other[kept])
             if ratio is not None and ratio > 1 + CLOSE:
                 return (
-                    f"{share:.0%} of the values are 0 {where} and the rest {ratio:.3f} times as large: dropout is on "
-                    f"(p = {1 - 1 / ratio:.2f}); the model is in train mode, not eval"
+                    f"{share:.0%} of the values are 0 {where} and the rest {ratio:.3f} times as large:"
+                    f" dropout is on (p = {1 - 1 / ratio:.2f}); the model is in train mode, not eval"
                 )
     return ""
-
-
-def constant_ratio(case: StageCase) -> str:
-    """One factor everywhere."""
-    real = case.allowed
-    ratio = _constant(case.official[real], case.ours[real])
-    if ratio is None or abs(ratio - 1) < 5 * CLOSE:
-        return ""
-    return f"the official values are {ratio:.6g} times these everywhere{_named(ratio, case)}"
-
-
-def _constant(a: Tensor, b: Tensor) -> float | None:
-    """The one number r with a = r b, or None."""
-    size = float((b * b).sum())
-    if size == 0:
-        return None
-    ratio = float((a * b).sum()) / size
-    return ratio if float((a - ratio * b).abs().max()) <= CLOSE * max(float(a.abs().max()), 1e-30) else None
-
-
-def _named(ratio: float, case: StageCase) -> str:
-    width, found = case.official.shape[-1], []
-    q = case.neighbour("q")
-    sizes = {"the width": width}
-    if q is not None:
-        sizes = {"a head's width": q.shape[-1] // case.heads, **sizes}
-    if case.final is not None:
-        sizes = {"the model's width": case.final.shape[-1], **sizes}
-    if case.kind == "scores" and q is None and case.neighbour("qkv") is not None:
-        sizes = {"a head's width": case.neighbour("qkv").shape[-1] // 3 // case.heads}  # type: ignore[union-attr]
-    for what, size in sizes.items():
-        for power, words in ((0.5, "√"), (-0.5, "1/√"), (1.0, ""), (-1.0, "1/")):
-            if abs(ratio / size**power - 1) < CLOSE:
-                found.append(f"{words}{size}, {'the root of ' if abs(power) == 0.5 else ''}{what}")
-    said = f" = {found[0]}" if found else ""
-    if case.kind in ("logits", "scaled"):
-        return f"{said}: a tied head that scales the stream before it, or does not"
-    if case.kind == "scores":
-        return f"{said}: the division of the scores by the root of a head's width"
-    return f"{said}: a scale is missing or applied twice"
 
 
 def score_scale(case: StageCase) -> str:
@@ -155,12 +116,15 @@ def score_scale(case: StageCase) -> str:
     q_BHQK, k_BHPK = (x.unflatten(-1, (case.heads, -1)).transpose(1, 2) for x in (q, k))
     raw = q_BHQK @ k_BHPK.transpose(2, 3)
     real = case.allowed
-    part = _constant((case.official - case.ours)[real], raw[real])
+    part = constant((case.official - case.ours)[real], raw[real])
     width = q_BHQK.shape[-1]
     if part is None or abs(part) < ROUNDING:
         return ""
     if abs(part - (1 - width**-0.5)) < CLOSE:
-        return f"q·k is divided by √{width} here and not officially: this architecture adds its bias to undivided scores"
+        return (
+            f"q·k is divided by √{width} here and not officially: this architecture adds its bias to"
+            " undivided scores"
+        )
     if abs(part + (1 - width**-0.5)) < CLOSE:
         return f"q·k is divided by √{width} officially and not here"
     return f"the q·k part of the scores differs by {part:.4g} times itself: another scale of the scores"
@@ -168,7 +132,12 @@ def score_scale(case: StageCase) -> str:
 
 def relative_bias(case: StageCase) -> str:
     """Scores that differ by what depends on head and distance alone."""
-    if case.kind != "scores" or case.ours.dim() != 4 or case.ours.shape[2] != case.ours.shape[3] or case.ours.shape[2] < 3:
+    if (
+        case.kind != "scores"
+        or case.ours.dim() != 4
+        or case.ours.shape[2] != case.ours.shape[3]
+        or case.ours.shape[2] < 3
+    ):
         return ""
     real = case.allowed
     difference_BHQQ = torch.where(real, case.official - case.ours, torch.nan)
@@ -180,36 +149,9 @@ def relative_bias(case: StageCase) -> str:
     if largest == 0 or spread > CLOSE * largest:
         return ""
     return (
-        "the scores differ by what depends on head and distance alone: the relative bias, which only the first block holds and "
-        "all blocks of its stack share, is missing or added twice"
+        "the scores differ by what depends on head and distance alone: the relative bias, which only the"
+        " first block holds and all blocks of its stack share, is missing or added twice"
     )
-
-
-def same_vector(case: StageCase) -> str:
-    """One vector more or less at every position: a bias or a row of a table."""
-    difference = case.official - case.ours
-    flat = difference.reshape(-1, difference.shape[-1])
-    vector = flat.mean(0)
-    if float((flat - vector).abs().max()) > CLOSE * float(vector.abs().max()) or len(flat) < 2:
-        return ""
-    name = _in_checkpoint(vector, case.weights) or _in_checkpoint(-vector, case.weights)
-    what = (
-        f"{name}{' (the type of the tokens, added to every one)' if 'type' in name else ''}"
-        if name
-        else "a vector that the checkpoint does not hold"
-    )
-    return f"the two differ by one and the same vector at every position: {what} is missing or twice there"
-
-
-def _in_checkpoint(vector: Tensor, weights: Mapping[str, Tensor]) -> str:
-    """The name of the checkpoint's vector, or row of a small table, that is this one."""
-    for name, tensor in weights.items():
-        if tensor.shape[-1:] != vector.shape or tensor.dim() > 2 or tensor.numel() > 64 * vector.numel():
-            continue
-        for number, row in enumerate(tensor.double().reshape(-1, vector.shape[0])):
-            if float((row - vector).abs().max()) <= CLOSE * float(vector.abs().max()):
-                return name if tensor.dim() == 1 else f"row {number} of {name}"
-    return ""
 
 
 def positions(case: StageCase) -> str:
@@ -217,13 +159,18 @@ def positions(case: StageCase) -> str:
     if "position" not in case.stage:
         return ""
     for name, table in _sinusoids(*case.ours.shape[1:]).items():
-        if _near(case.ours[0], table):
-            return f"these are sinusoids ({name}); this model's positions are learned, a table in the checkpoint"
+        if near(case.ours[0], table):
+            return (
+                f"these are sinusoids ({name}); this model's positions are learned, a table in the checkpoint"
+            )
     for ours, official in zip(case.ours, case.official, strict=True):
         for shift in (1, 2, -1, -2):
             a, b = (ours[shift:], official[:-shift]) if shift > 0 else (ours[:shift], official[-shift:])
-            if len(a) and _near(a, b):
-                return f"the positions start {abs(shift)} too {'high' if shift < 0 else 'low'}: shifted along the table"
+            if len(a) and near(a, b):
+                return (
+                    f"the positions start {abs(shift)} too {'high' if shift < 0 else 'low'}: shifted along"
+                    " the table"
+                )
     return ""
 
 
@@ -231,59 +178,23 @@ def _sinusoids(length: int, width: int) -> dict[str, Tensor]:
     speed = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * speed
     woven = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width]
-    return {"sine and cosine in turn": woven, "sines, then cosines": torch.cat([angle.sin(), angle.cos()], 1)[:, :width]}
-
-
-def _near(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and float((a - b).abs().max()) <= CLOSE * max(float(b.abs().max()), 1e-30)
+    return {
+        "sine and cosine in turn": woven,
+        "sines, then cosines": torch.cat([angle.sin(), angle.cos()], 1)[:, :width],
+    }
 
 
 def other_stage(case: StageCase) -> str:
     """These are the official numbers of another stage: something was left out, or put in another place."""
     for name, tensor in case.before.items():
-        if name != case.stage and _near(case.ours, tensor.double()):
+        if name != case.stage and near(case.ours, tensor.double()):
             placed = "norm" in case.kind or "norm" in name or case.kind.startswith("resid")
-            why = "a norm stands in another place, or is left out" if placed else "a step between the two is left out"
-            return f"these are the official numbers of {name}: {why}"
-    return ""
-
-
-def not_normed(case: StageCase) -> str:
-    """Rows that a norm has passed officially and not here."""
-    if "norm" not in case.stage and not case.kind.startswith("resid"):
-        return ""
-    vectors = {name: t.double() for name, t in case.weights.items() if t.shape == case.ours.shape[-1:]}
-    for name, weight in vectors.items():
-        stem, _, last = name.rpartition(".")
-        if last != "weight":
-            continue
-        shift = vectors.get(f"{stem}.bias", torch.zeros_like(weight))
-        if _is_normed((case.official - shift) / weight) and not _is_normed((case.ours - shift) / weight):
-            return f"every row comes out of the norm {stem} officially, and not here: the norm stands elsewhere, or is left out"
-    return ""
-
-
-def _is_normed(rows: Tensor) -> bool:
-    """Whether every row's mean square is 1 but for an epsilon."""
-    return bool(rows.isfinite().all()) and float((rows.pow(2).mean(-1) - 1).abs().max()) < 0.01
-
-
-def epsilon(case: StageCase) -> str:
-    """A norm whose rows have the official direction and a length that is a little off: another epsilon."""
-    if ("norm" not in case.stage and not case.kind.startswith("resid")) or constant_ratio(case) or same_vector(case):
-        return ""
-    for bias in [None, *(t for n, t in case.weights.items() if t.shape == case.ours.shape[-1:] and n.endswith("bias"))]:
-        a, b = case.ours, case.official
-        if bias is not None:
-            a, b = a - bias.double(), b - bias.double()
-        ratio = ((a * b).sum(-1, keepdim=True) / (a * a).sum(-1, keepdim=True)).nan_to_num(nan=1.0)
-        drift = float((ratio - 1).abs().max())
-        rest = float((b - ratio * a).abs().max())
-        if 1e-12 < drift < 100 and rest <= 0.02 * float((b - a).abs().max()):
-            return (
-                f"every row has the official direction and another length, by up to {drift:.1e} of it: the epsilon of a norm "
-                "differs (the smaller a row's variance, the larger the drift)"
+            why = (
+                "a norm stands in another place, or is left out"
+                if placed
+                else "a step between the two is left out"
             )
+            return f"these are the official numbers of {name}: {why}"
     return ""
 
 
@@ -295,8 +206,11 @@ def other_head(case: StageCase) -> str:
     shape = (case.ours.shape[-1], final.shape[-1])
     for name, matrix in case.weights.items():
         logits = final.double() @ matrix.double().T if tuple(matrix.shape) == shape else None
-        if logits is not None and _near(case.ours, logits) and not _near(case.official, logits):
-            return f"these logits come from {name}: this model's head is not tied to it, it has a matrix of its own"
+        if logits is not None and near(case.ours, logits) and not near(case.official, logits):
+            return (
+                f"these logits come from {name}: this model's head is not tied to it, it has a matrix of"
+                " its own"
+            )
     return ""
 
 
@@ -310,10 +224,16 @@ def activation(case: StageCase) -> str:
 
     def called(tensor: Tensor) -> str:
         best = min(known, key=lambda name: float((known[name] - tensor).abs().max()))
-        return best if float((known[best] - tensor).abs().max()) < 1e-5 * max(1.0, float(tensor.abs().max())) else ""
+        return (
+            best
+            if float((known[best] - tensor).abs().max()) < 1e-5 * max(1.0, float(tensor.abs().max()))
+            else ""
+        )
 
     mine, theirs = called(case.ours), called(case.official)
-    return f"the activation is {mine} here and {theirs} officially" if mine and theirs and mine != theirs else ""
+    return (
+        f"the activation is {mine} here and {theirs} officially" if mine and theirs and mine != theirs else ""
+    )
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -328,12 +248,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def rotation(case: StageCase) -> str:
     """Rotated queries and keys whose coordinates were paired in another way, seen in the scores."""
     cos, sin = case.before.get("rope.cos"), case.before.get("rope.sin")
-    parts = [case.neighbour(f"{n}_norm") if case.neighbour(f"{n}_norm") is not None else case.neighbour(n) for n in "qk"]
+    parts = [
+        case.neighbour(f"{n}_norm") if case.neighbour(f"{n}_norm") is not None else case.neighbour(n)
+        for n in "qk"
+    ]
     if case.kind != "scores" or cos is None or sin is None or any(part is None for part in parts):
         return ""
     width = cos.shape[-1]
     cos_TK, sin_TK = cos[0].double(), sin[0].double()
-    heads = [(p if p.dim() == 4 else p.unflatten(-1, (-1, width))).transpose(1, 2) for p in parts if p is not None]
+    heads = [
+        (p if p.dim() == 4 else p.unflatten(-1, (-1, width))).transpose(1, 2) for p in parts if p is not None
+    ]
     speeds = torch.arange(width // 2).repeat_interleave(2)
 
     def woven(x: Tensor) -> Tensor:
@@ -344,9 +269,9 @@ def rotation(case: StageCase) -> str:
     for name, turn in (("neighbours are paired (interleaved)", woven), ("nothing is rotated", lambda x: x)):
         q, k = turn(heads[0]), turn(heads[1]).repeat_interleave(heads[0].shape[1] // heads[1].shape[1], dim=1)
         scores = ((q @ k.transpose(2, 3)) * width**-0.5)[real]
-        if _near(case.ours[real], scores):
+        if near(case.ours[real], scores):
             return f"in these scores {name}; officially channel j turns against channel j + {width // 2}"
-        if _near(case.official[real], scores):
+        if near(case.official[real], scores):
             return f"in the official scores {name}; here channel j turns against channel j + {width // 2}"
     return ""
 
@@ -365,15 +290,19 @@ def reordered(case: StageCase) -> str:
 
 def rounding(case: StageCase) -> str:
     """A difference as small as float32 leaves."""
-    relative = float((case.ours - case.official).abs().max()) / max(1.0, float(case.official[case.official > MASKED].abs().max()))
+    relative = float((case.ours - case.official).abs().max()) / max(
+        1.0, float(case.official[case.official > MASKED].abs().max())
+    )
     if not relative < ROUNDING:
         return ""
     return (
-        f"the difference is {relative:.1e} of the largest value, as rounding leaves it: --dtype float64 tells rounding from error"
+        f"the difference is {relative:.1e} of the largest value, as rounding leaves it: --dtype float64 tells"
+        " rounding from error"
     )
 
 
 TRAPS: tuple[Trap, ...] = (
-    not_a_number, mask, dropout, activation, positions, rotation, constant_ratio, score_scale, relative_bias, same_vector,
+    not_a_number, mask, dropout, activation, positions, rotation, constant_ratio, score_scale, relative_bias,
+    same_vector,
     other_head, other_stage, epsilon, not_normed, reordered, rounding,
 )  # fmt: skip

@@ -1,6 +1,8 @@
-"""GPT-2 from its files: learned positions, pre-norm blocks, packed query/key/value, the head tied to the embedding.
+"""GPT-2 from its files: learned positions, pre-norm blocks, packed query/key/value, the head tied to the
+embedding.
 
-After "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019). Every stage is yielded as it is computed.
+After "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019). Every stage is yielded as
+it is computed.
 Shapes: B texts, T tokens, D width, H heads, K width of a head, F neurons, V vocabulary.
 """
 
@@ -73,7 +75,9 @@ def block(w: Mapping[str, Tensor], s: Gpt2Settings, i: int, resid_BTD: Tensor, s
     yield f"{i}.attn_norm", normed_BTD
     qkv_BT3D = conv1d(normed_BTD, w[f"h.{i}.attn.c_attn.weight"], w[f"h.{i}.attn.c_attn.bias"])
     yield f"{i}.qkv", qkv_BT3D
-    q_BHTK, k_BHTK, v_BHTK = (x.view(B, T, s.heads, D // s.heads).transpose(1, 2) for x in qkv_BT3D.split(D, dim=2))
+    q_BHTK, k_BHTK, v_BHTK = (
+        x.view(B, T, s.heads, D // s.heads).transpose(1, 2) for x in qkv_BT3D.split(D, dim=2)
+    )
     scores_BHTT = (q_BHTK @ k_BHTK.transpose(2, 3)) * (D // s.heads) ** -0.5
     scores_BHTT = scores_BHTT.masked_fill(~sees_BTT[:, None], lowest(scores_BHTT))
     yield f"{i}.scores", scores_BHTT

@@ -1,4 +1,5 @@
-"""The official model's own tensors at every stage, taken by hooks in a process of their own and handed over as a file."""
+"""The official model's own tensors at every stage, taken by hooks in a process of their own and handed over
+as a file."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from regraft.checkpoint.locate import CheckpointError
+from regraft.core.silence import silent
 from regraft.core.structure import main_tensor, walk_tensors
 from regraft.model.block_call import without_cache
 from regraft.model.float64 import KeepFloat64
-from regraft.model.load import quiet_transformers, read_checkpoint
+from regraft.model.load import read_checkpoint
 from regraft.reference.stages import PAIRS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -50,7 +52,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Official:
-    """The official tensors by stage, what it generated, its own token ids, and the versions that it ran with."""
+    """The official tensors by stage, what it generated, its own token ids, and the versions that it ran
+    with."""
 
     tensors: dict[str, Tensor]
     generated: list[int]
@@ -67,7 +70,9 @@ def ask(order: dict[str, Any]) -> Official:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "official.safetensors"
         words = json.dumps({**order, "out": str(out)})
-        run = subprocess.run([sys.executable, "-m", __name__], input=words, capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            [sys.executable, "-m", __name__], input=words, capture_output=True, text=True, check=False
+        )
         if run.returncode:
             last = (run.stderr.strip().splitlines() or ["no word why"])[-1]
             raise CheckpointError(f"the official model could not be run: {last}")
@@ -97,7 +102,12 @@ def answer(order: Order) -> None:
     rows = tokenized(order)
     out = Path(order.out)
     save_file({stage: tensor.clone().contiguous() for stage, tensor in seen.items()}, out)
-    facts = {"generated": generated, "rows": rows, "transformers": transformers.__version__, "class": type(hf).__name__}
+    facts = {
+        "generated": generated,
+        "rows": rows,
+        "transformers": transformers.__version__,
+        "class": type(hf).__name__,
+    }
     facts["generates"] = bool(wanted)
     out.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -106,7 +116,7 @@ def tokenized(order: Order) -> list[list[int]]:
     """The texts' ids by the official tokenizer; the given ids where the folder has none."""
     if not (Path(order.folder) / "tokenizer.json").is_file():
         return order.rows
-    with quiet_transformers():
+    with silent():
         tokenizer = transformers.AutoTokenizer.from_pretrained(order.folder)
         return [tokenizer(text)["input_ids"] for text in order.texts]
 
@@ -123,7 +133,8 @@ def pooled(hidden_BTD: Tensor, inputs: Mapping[str, Tensor], pooling: str, norma
 
 
 def generate(hf: Any, inputs: Mapping[str, Tensor], tokens: int, ends: list[int]) -> list[int]:
-    """The official greedy continuation of the first text, without the folder's own wishes (penalties and the like)."""
+    """The official greedy continuation of the first text, without the folder's own wishes (penalties and the
+    like)."""
     mask_BT = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
     first = inputs["input_ids"][:1, mask_BT[0]]
     start = int(inputs["decoder_input_ids"][0, 0]) if "decoder_input_ids" in inputs else None
@@ -131,7 +142,7 @@ def generate(hf: Any, inputs: Mapping[str, Tensor], tokens: int, ends: list[int]
         max_new_tokens=tokens, do_sample=False, num_beams=1, use_cache=False, eos_token_id=ends or None,
         decoder_start_token_id=start, pad_token_id=hf.config.get_text_config().pad_token_id or 0,
     )  # fmt: skip
-    with torch.no_grad(), quiet_transformers():
+    with torch.no_grad(), silent():
         made = hf.generate(first, attention_mask=torch.ones_like(first))
     begin = 1 if hf.config.is_encoder_decoder else first.shape[1]
     return made[0, begin:].tolist()
@@ -139,7 +150,8 @@ def generate(hf: Any, inputs: Mapping[str, Tensor], tokens: int, ends: list[int]
 
 @contextmanager
 def taking(hf: nn.Module, prefix: str, places: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
-    """While inside, a run of the model fills the dictionary with the tensor at every place that this model has."""
+    """While inside, a run of the model fills the dictionary with the tensor at every place that this model
+    has."""
     modules = {name.removeprefix(prefix): module for name, module in hf.named_modules()}
     seen: dict[str, Tensor] = {}
     handles: list[Any] = []
@@ -149,13 +161,17 @@ def taking(hf: nn.Module, prefix: str, places: Mapping[str, str]) -> Iterator[di
             path, _, side = place.partition("~")
             softmaxes.setdefault(path, {})[side] = stage
         elif place.startswith(">"):
-            handles.append(modules[place[1:]].register_forward_pre_hook(_keep_input(seen, stage), with_kwargs=True))
+            handles.append(
+                modules[place[1:]].register_forward_pre_hook(_keep_input(seen, stage), with_kwargs=True)
+            )
         else:
             path, _, number = place.partition(">")
             handles.append(modules[path].register_forward_hook(_keep_output(seen, stage, int(number or 0))))
     mode = Softmaxes(seen)
     for path, stages in softmaxes.items():
-        handles.append(modules[path].register_forward_pre_hook(lambda m, args, stages=stages: mode.enter(stages)))
+        handles.append(
+            modules[path].register_forward_pre_hook(lambda m, args, stages=stages: mode.enter(stages))
+        )
     try:
         with mode:
             yield seen

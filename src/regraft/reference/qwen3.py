@@ -1,8 +1,10 @@
-"""Qwen3, and by their configurations Llama, Mistral-like and Qwen2 models: RoPE, grouped queries, RMSNorm, SwiGLU.
+"""Qwen3, and by their configurations Llama, Mistral-like and Qwen2 models: RoPE, grouped queries, RMSNorm,
+SwiGLU.
 
-After "Qwen3 Technical Report" (2025) and "LLaMA" (Touvron et al., 2023). What a checkpoint has decides: norms of queries and
-keys, biases, a head of its own. Every stage is yielded as it is computed.
-Shapes: B texts, T tokens, D width, H query heads, G key/value heads, K width of a head, F neurons, V vocabulary.
+After "Qwen3 Technical Report" (2025) and "LLaMA" (Touvron et al., 2023). What a checkpoint has decides: norms
+of queries and keys, biases, a head of its own. Every stage is yielded as it is computed.
+Shapes: B texts, T tokens, D width, H query heads, G key/value heads, K width of a head, F neurons, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ GENERATES = True
 
 @dataclass(frozen=True)
 class Qwen3Settings:
-    """What the configuration says that the tensors' shapes do not; `window` holds each block's reach, 0 for all."""
+    """What the configuration says that the tensors' shapes do not; `window` holds each block's reach, 0 for
+    all."""
 
     blocks: int
     heads: int
@@ -47,7 +50,13 @@ class Qwen3Settings:
             raise ValueError(f"positions of the kind {kind!r} are not rebuilt, only default and llama3")
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"this model has hidden_act = {config['hidden_act']!r}; only 'silu' is rebuilt")
-        usual = {"embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 1, "logit_scale": 1, "clip_qkv": None}
+        usual = {
+            "embedding_multiplier": 1,
+            "residual_multiplier": 1,
+            "logits_scaling": 1,
+            "logit_scale": 1,
+            "clip_qkv": None,
+        }
         usual |= {"partial_rotary_factor": 1, "final_logit_softcapping": None, "attn_logit_softcapping": None}
         for name, value in usual.items():
             said = rope.get(name, config.get(name, value))
@@ -56,10 +65,13 @@ class Qwen3Settings:
         width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         if config.get("attention_multiplier") not in (None, width**-0.5):
             raise ValueError(
-                f"this model has attention_multiplier = {config['attention_multiplier']!r}; only 1/√{width} is rebuilt"
+                f"this model has attention_multiplier = {config['attention_multiplier']!r}; only"
+                f" 1/√{width} is rebuilt"
             )
         if not all(config.get("no_rope_layers") or [1]):
-            raise ValueError("this model has blocks without rotary positions (no_rope_layers), which are not rebuilt")
+            raise ValueError(
+                "this model has blocks without rotary positions (no_rope_layers), which are not rebuilt"
+            )
         blocks, heads = config["num_hidden_layers"], config["num_attention_heads"]
         kinds = config.get("layer_types") or ["full_attention"] * blocks
         strange = set(kinds) - {"full_attention", "sliding_attention"}
@@ -90,7 +102,14 @@ def stages(w: Mapping[str, Tensor], s: Qwen3Settings, inputs: Mapping[str, Tenso
     yield "logits", final_BTD @ w.get("lm_head.weight", w["embed_tokens.weight"]).T
 
 
-def block(w: Mapping[str, Tensor], s: Qwen3Settings, i: int, resid_BTD: Tensor, turn: tuple[Tensor, Tensor], sees_BTT: Tensor):
+def block(
+    w: Mapping[str, Tensor],
+    s: Qwen3Settings,
+    i: int,
+    resid_BTD: Tensor,
+    turn: tuple[Tensor, Tensor],
+    sees_BTT: Tensor,
+):
     """Attention, then the gated MLP; each reads a normed stream and adds to it."""
     p = f"layers.{i}."
     normed_BTD = rms_norm(resid_BTD, w[f"{p}input_layernorm.weight"], s.epsilon)
@@ -114,7 +133,12 @@ def block(w: Mapping[str, Tensor], s: Qwen3Settings, i: int, resid_BTD: Tensor, 
 
 
 def attention(
-    w: Mapping[str, Tensor], s: Qwen3Settings, i: int, normed_BTD: Tensor, turn: tuple[Tensor, Tensor], sees_BTT: Tensor
+    w: Mapping[str, Tensor],
+    s: Qwen3Settings,
+    i: int,
+    normed_BTD: Tensor,
+    turn: tuple[Tensor, Tensor],
+    sees_BTT: Tensor,
 ):
     """Grouped-query attention over rotated queries and keys."""
     B, T, _ = normed_BTD.shape
@@ -171,7 +195,8 @@ def rotated(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
 
 def who_sees_whom(inputs: Mapping[str, Tensor], window: int) -> Tensor:
-    """True where a token (row) may look: at itself and before, within the window, never at padding; (B, T, T)."""
+    """True where a token (row) may look: at itself and before, within the window, never at padding; (B, T,
+    T)."""
     mask_BT = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
     position_T = torch.arange(mask_BT.shape[1])
     back_TT = position_T[:, None] - position_T[None, :]

@@ -1,4 +1,5 @@
-"""A folder for a student: every stage's name and shape, the official tensors, and a check of one's own implementation."""
+"""A folder for a student: every stage's name and shape, the official tensors, and a check of one's own
+implementation."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ INPUT = "input:"
 
 
 def write_skeleton(source: str, folder: Path, texts: Sequence[str] = ()) -> list[tuple[str, tuple[int, ...]]]:
-    """Write the folder; the rebuilt model of this package passes it first. Returns the stages with their shapes.
+    """Write the folder; the rebuilt model of this package passes it first. Returns the stages with their
+    shapes.
 
     Raises:
         RunFolderError: the folder is not empty.
@@ -80,7 +82,9 @@ def write_skeleton(source: str, folder: Path, texts: Sequence[str] = ()) -> list
     with torch.no_grad():
         verdict = verify_stages(rebuilt.stages(inputs), official.tensors, rebuilt.weights, rebuilt.heads)
     if verdict.parted:
-        raise CheckpointError(f"{name} is not rebuilt here: stage {verdict.parted} parts from the official one")
+        raise CheckpointError(
+            f"{name} is not rebuilt here: stage {verdict.parted} parts from the official one"
+        )
     stages = [(row.stage, row.shape) for row in verdict.rows]
     with whole_folder(folder) as fresh:
         truth = {stage: official.tensors[stage] for stage, _ in stages}
@@ -116,24 +120,32 @@ class OwnCodeError(ValueError):
 
 
 def check(folder: Path, verdict: Verdict | None = None) -> Verdict:
-    """Score `model.py` of a skeleton folder: its stages beside the official tensors, up to the first that parts.
+    """Score `model.py` of a skeleton folder: its stages beside the official tensors, up to the first that
+    parts.
 
     A `verdict` that is given holds the stages that were compared, where the code stops before its end.
 
     Raises:
-        CheckpointError: the folder is no skeleton, or the model's weights are not those that it was made from.
+        CheckpointError: the folder is no skeleton, or the model's weights are not those that it was made
+            from.
         OwnCodeError: `model.py` cannot be run, or yields something else than pairs of a name and a tensor.
     """
     if not (folder / TASK).is_file():
-        raise NoCheckpointError(f"{folder} is no skeleton: make one with `regraft rebuild MODEL --skeleton {folder}`")
+        raise NoCheckpointError(
+            f"{folder} is no skeleton: make one with `regraft rebuild MODEL --skeleton {folder}`"
+        )
     task = json.loads((folder / TASK).read_text(encoding="utf-8"))
     path, name = resolve(task["source"])
     rebuilt = open_rebuilt(path, name=name)
     if rebuilt.weights_sha256 != task["weights_sha256"]:
-        raise CheckpointError(f"the weights of {name} are not those that this skeleton was made from: make it again")
+        raise CheckpointError(
+            f"the weights of {name} are not those that this skeleton was made from: make it again"
+        )
     tensors = load_file(folder / TRUTH)
     truth = {stage: tensor for stage, tensor in tensors.items() if not stage.startswith(INPUT)}
-    inputs = {stage.removeprefix(INPUT): tensor for stage, tensor in tensors.items() if stage.startswith(INPUT)}
+    inputs = {
+        stage.removeprefix(INPUT): tensor for stage, tensor in tensors.items() if stage.startswith(INPUT)
+    }
     verdict = Verdict() if verdict is None else verdict
     order = [entry["stage"] for entry in task["stages"]]
     stages = _own_stages(folder / OWN, (dict(rebuilt.weights), task["config"], inputs), order)
@@ -142,7 +154,8 @@ def check(folder: Path, verdict: Verdict | None = None) -> Verdict:
 
 
 def _own_stages(file: Path, given: tuple, order: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """The student's stages, in the order of the task; whatever stops their code is said in one sentence with its line."""
+    """The student's stages, in the order of the task; whatever stops their code is said in one sentence with
+    its line."""
     spec = importlib.util.spec_from_file_location("own_model", file)
     assert spec is not None
     assert spec.loader is not None
@@ -154,7 +167,9 @@ def _own_stages(file: Path, given: tuple, order: list[str]) -> Iterator[tuple[st
             raise OwnCodeError(f"{file.name} has no function stages(weights, config, inputs)")
         made = module.stages(*given)
         if not isinstance(made, Iterator):
-            raise OwnCodeError(f"stages returns {type(made).__name__}; it has to yield a pair (name, tensor) for each stage")
+            raise OwnCodeError(
+                f"stages returns {type(made).__name__}; it has to yield a pair (name, tensor) for each stage"
+            )
         for number, pair in enumerate(made):
             yield _pair(number, pair, order)
     except (OwnCodeError, NotImplementedError):
@@ -165,9 +180,15 @@ def _own_stages(file: Path, given: tuple, order: list[str]) -> Iterator[tuple[st
 
 def _stopped(error: Exception, file: Path, weights: dict[str, Tensor]) -> str:
     """Where and why a student's code stopped, with the names that a missing one may have meant."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
+    ]
     line = lines[-1] if lines else getattr(error, "lineno", "?")
-    near = get_close_matches(str(error.args[0]), weights, 3, 0.5) if isinstance(error, KeyError) and error.args else []
+    near = (
+        get_close_matches(str(error.args[0]), weights, 3, 0.5)
+        if isinstance(error, KeyError) and error.args
+        else []
+    )
     hint = f"; names like it are {', '.join(near)}" if near else ""
     return f"line {line} of {file.name} stops with {type(error).__name__}: {error}{hint}"
 
@@ -196,7 +217,10 @@ def report(folder: Path) -> int:
     for row in verdict.rows:
         mark = "ok  " if row.passed else "PART"
         shape = " x ".join(map(str, row.shape))
-        print(f"{mark} {row.stage:<28} {shape:<20} largest {row.largest:<9.2g} mean {row.mean:<9.2g} {row.decimals} decimals")
+        print(
+            f"{mark} {row.stage:<28} {shape:<20} largest {row.largest:<9.2g} mean"
+            f" {row.mean:<9.2g} {row.decimals} decimals"
+        )
     passed = sum(row.passed for row in verdict.rows)
     print(f"{passed} of {total} stages{': ' + stopped if stopped else ''}")
     if verdict.parted:
@@ -204,7 +228,10 @@ def report(folder: Path) -> int:
         print(f"{verdict.parted} is {entry['what']}, of shape {entry['shape']}.")
         print("\n".join(f"- {cause}" for cause in verdict.causes))
     elif passed < total and not stopped:
-        print(f"next: {task['stages'][passed]['stage']}, {task['stages'][passed]['what']}, {task['stages'][passed]['shape']}")
+        print(
+            f"next: {task['stages'][passed]['stage']}, {task['stages'][passed]['what']},"
+            f" {task['stages'][passed]['shape']}"
+        )
     return 0 if passed == total and not stopped else 1
 
 
@@ -220,7 +247,9 @@ sys.exit(report(Path(__file__).resolve().parent))
 
 
 def _own(name: str, stages: list[tuple[str, tuple[int, ...]]], inputs: dict[str, Tensor]) -> str:
-    listed = "\n".join(f"    # {stage:<28} {' x '.join(map(str, shape)):<20} {what_is(stage)}" for stage, shape in stages)
+    listed = "\n".join(
+        f"    # {stage:<28} {' x '.join(map(str, shape)):<20} {what_is(stage)}" for stage, shape in stages
+    )
     given = ", ".join(f"{key} {tuple(value.shape)}" for key, value in inputs.items())
     return f'''"""My own {name}. `python check.py` scores it stage by stage."""
 
@@ -240,10 +269,13 @@ def stages(weights, config, inputs):
 
 
 def _readme(name: str, architecture: str, stages: list[tuple[str, tuple[int, ...]]]) -> str:
-    rows = "\n".join(f"| `{stage}` | {' x '.join(map(str, shape))} | {what_is(stage)} |" for stage, shape in stages)
+    rows = "\n".join(
+        f"| `{stage}` | {' x '.join(map(str, shape))} | {what_is(stage)} |" for stage, shape in stages
+    )
     return (
-        f"# Rebuild {name}\n\nWrite `stages` in `model.py` with plain PyTorch: it yields every stage below, by name and in this "
-        "order. `python check.py` compares each with the official model's own tensor (in `truth.safetensors`), stops at the "
-        "first that parts by more than five decimals, and says what usually causes such a difference.\n\nA solution that a "
-        f"student can read is `regraft/reference/{architecture}.py`.\n\n| stage | shape | what it is |\n|---|---|---|\n{rows}\n"
+        f"# Rebuild {name}\n\nWrite `stages` in `model.py` with plain PyTorch: it yields every stage below,"
+        " by name and in this order. `python check.py` compares each with the official model's own tensor"
+        " (in `truth.safetensors`), stops at the first that parts by more than five decimals, and says what"
+        " usually causes such a difference.\n\nA solution that a student can read is"
+        f" `regraft/reference/{architecture}.py`.\n\n| stage | shape | what it is |\n|---|---|---|\n{rows}\n"
     )

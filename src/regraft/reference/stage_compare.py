@@ -1,4 +1,5 @@
-"""Two tensors of one stage beside each other: differences, matching decimals, and proof that they are two tensors."""
+"""Two tensors of one stage beside each other: differences, matching decimals, and proof that they are two
+tensors."""
 
 from __future__ import annotations
 
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 
 MASKED = -1e30
+"""Scores below it are masked, however a model writes minus infinity."""
 MOST = 17
+"""Decimals that a float64 has; more cannot be told."""
 NEEDED = {"float32": 5, "float64": 10}
+"""Decimals that the published rebuilds ask for."""
 
 
 class SameTensorError(AssertionError):
@@ -20,7 +24,8 @@ class SameTensorError(AssertionError):
 
 @dataclass(frozen=True)
 class Row:
-    """One stage: both shapes, largest and mean absolute difference, decimals that match, and whether those suffice."""
+    """One stage: both shapes, largest and mean absolute difference, decimals that match, and whether those
+    suffice."""
 
     stage: str
     shape: tuple[int, ...]
@@ -61,7 +66,8 @@ def unmasked(tensor: Tensor) -> Tensor:
 
 
 def matching_decimals(difference: float) -> int:
-    """How many decimals are right: the largest d with a difference of at most half a unit in the d-th place, up to 17."""
+    """How many decimals are right: the largest d with a difference of at most half a unit in the d-th place,
+    up to 17."""
     if difference == 0:
         return MOST
     if not math.isfinite(difference):
@@ -78,11 +84,14 @@ def refuse_same(stage: str, ours: Tensor, others: Iterable[Tensor]) -> None:
     memory = ours.untyped_storage().data_ptr()
     if any(ours is other or memory == other.untyped_storage().data_ptr() for other in others):
         raise SameTensorError(
-            f"stage {stage}: the rebuilt tensor lies in the official one's memory, so nothing was rebuilt there"
+            f"stage {stage}: the rebuilt tensor lies in the official one's memory, so nothing was rebuilt"
+            " there"
         )
 
 
-def rows(ours: Iterable[tuple[str, Tensor]], official: Mapping[str, Tensor], needed: int) -> Iterator[tuple[Row, Tensor]]:
+def rows(
+    ours: Iterable[tuple[str, Tensor]], official: Mapping[str, Tensor], needed: int
+) -> Iterator[tuple[Row, Tensor]]:
     """Compare stage after stage, up to and with the first that parts.
 
     Raises:

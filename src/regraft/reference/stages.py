@@ -1,7 +1,9 @@
-"""Which tensor of the official model each stage of a rebuilt one is: a module's input or output, or an attention's softmax.
+"""Which tensor of the official model each stage of a rebuilt one is: a module's input or output, or an
+attention's softmax.
 
-A place is written `module>` (its output), `>module` (its input), `module~in` and `module~out` (what the softmax inside it was
-given and returned). {i} is a block's number. Module paths are those inside the base model, without its prefix.
+A place is written `module>` (its output), `>module` (its input), `module~in` and `module~out` (what the
+softmax inside it was given and returned). {i} is a block's number. Module paths are those inside the base
+model, without its prefix.
 """
 
 from __future__ import annotations

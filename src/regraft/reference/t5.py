@@ -1,8 +1,10 @@
-"""T5 from its files: an encoder and a decoder with one relative bias each, RMSNorm, and no division by the root of K.
+"""T5 from its files: an encoder and a decoder with one relative bias each, RMSNorm, and no division by the
+root of K.
 
-After "Exploring the Limits of Transfer Learning" (Raffel et al., 2019). Every stage is yielded as it is computed.
-Shapes: B texts, S tokens read, T tokens written, Q and P any of the two, D width, H heads, K width of a head, F neurons,
-V vocabulary.
+After "Exploring the Limits of Transfer Learning" (Raffel et al., 2019). Every stage is yielded as it is
+computed.
+Shapes: B texts, S tokens read, T tokens written, Q and P any of the two, D width, H heads, K width of a head,
+F neurons, V vocabulary.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class T5Settings:
         """
         activation = config.get("feed_forward_proj", "relu")
         if activation not in ("relu", "gated-gelu"):
-            raise ValueError(f"this T5 has feed_forward_proj = {activation!r}; only 'relu' and 'gated-gelu' are rebuilt")
+            raise ValueError(
+                f"this T5 has feed_forward_proj = {activation!r}; only 'relu' and 'gated-gelu' are rebuilt"
+            )
         blocks = config["num_layers"]
         return cls(
             blocks,
@@ -73,7 +77,9 @@ def stages(w: Mapping[str, Tensor], s: T5Settings, inputs: Mapping[str, Tensor])
     yield "logits", final_BTD @ w.get("lm_head.weight", w["shared.weight"]).T
 
 
-def stack(w: Mapping[str, Tensor], s: T5Settings, side: str, resid_BQD: Tensor, sees_BQQ: Tensor, cross: Any = None):
+def stack(
+    w: Mapping[str, Tensor], s: T5Settings, side: str, resid_BQD: Tensor, sees_BQQ: Tensor, cross: Any = None
+):
     """All blocks of the encoder or the decoder; the first one's relative bias serves them all."""
     yield f"{side}.embed.tokens", resid_BQD
     bias_QQH = relative_bias(w, s, side, resid_BQD.shape[1])
@@ -81,7 +87,9 @@ def stack(w: Mapping[str, Tensor], s: T5Settings, side: str, resid_BQD: Tensor, 
     bias_1HQQ = bias_QQH.permute(2, 0, 1).unsqueeze(0)
     for i in range(s.decoder_blocks if cross else s.encoder_blocks):
         name, p = f"{side}.{i}", f"{side}.block.{i}.layer."
-        resid_BQD = yield from attend(w, s, f"{name}.", f"{p}0", "SelfAttention", resid_BQD, sees_BQQ, bias_1HQQ)
+        resid_BQD = yield from attend(
+            w, s, f"{name}.", f"{p}0", "SelfAttention", resid_BQD, sees_BQQ, bias_1HQQ
+        )
         if cross:
             memory_BSD, reads = cross
             arguments = (f"{name}.cross_", f"{p}1", "EncDecAttention", resid_BQD, reads, None, memory_BSD)
@@ -93,7 +101,8 @@ def stack(w: Mapping[str, Tensor], s: T5Settings, side: str, resid_BQD: Tensor, 
 
 
 def attend(
-    w: Mapping[str, Tensor], s: T5Settings, name: str, layer: str, kind: str, resid_BQD: Tensor, sees_BQP: Tensor,
+    w: Mapping[str, Tensor], s: T5Settings, name: str, layer: str, kind: str, resid_BQD: Tensor,
+    sees_BQP: Tensor,
     bias_1HQP: Tensor | None, memory_BPD: Tensor | None = None,
 ):  # fmt: skip
     """Self-attention, or attention to the encoder's output; read normed and added to the stream."""
@@ -145,7 +154,8 @@ def mlp(w: Mapping[str, Tensor], s: T5Settings, name: str, layer: str, resid_BQD
 
 
 def relative_bias(w: Mapping[str, Tensor], s: T5Settings, side: str, length: int) -> Tensor:
-    """What each head adds to a score for the distance of the two tokens, (Q, Q, H): looked up by bucket of distance."""
+    """What each head adds to a score for the distance of the two tokens, (Q, Q, H): looked up by bucket of
+    distance."""
     position_Q = torch.arange(length)
     distance_QQ = position_Q[None, :] - position_Q[:, None]
     bucket_QQ = buckets_of(distance_QQ, s.buckets, s.farthest, both_ways=side == "encoder")
@@ -153,7 +163,8 @@ def relative_bias(w: Mapping[str, Tensor], s: T5Settings, side: str, length: int
 
 
 def buckets_of(distance_QQ: Tensor, count: int, farthest: int, both_ways: bool) -> Tensor:
-    """Bucket of each distance: near ones exactly, farther ones on a logarithmic scale; an encoder's halves tell the sides."""
+    """Bucket of each distance: near ones exactly, farther ones on a logarithmic scale; an encoder's halves
+    tell the sides."""
     offset_QQ = torch.zeros_like(distance_QQ)
     if both_ways:
         count //= 2

@@ -1,4 +1,5 @@
-"""A rebuilt model beside the official one, stage by stage, up to the first that parts; and why it may part there."""
+"""A rebuilt model beside the official one, stage by stage, up to the first that parts; and why it may part
+there."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from regraft.sweeps.provenance import provenance
 
 TEXTS = ("She sells sea shells by the", "The time displayed is 9:00 pm. Therefore, it is currently the")
 GENERATED = 12
+"""Tokens of the greedy continuation that is compared."""
 HEAD = ("scaled", "logits")
 
 
@@ -49,9 +51,11 @@ def verify_stages(
     last: str = "",
     verdict: Verdict | None = None,
 ) -> Verdict:
-    """Compare a stream of named stages with the official tensors, up to the first that parts or the one named `last`.
+    """Compare a stream of named stages with the official tensors, up to the first that parts or the one named
+    `last`.
 
-    A `verdict` that is given is filled row by row, so that it holds what was compared where the stream breaks off.
+    A `verdict` that is given is filled row by row, so that it holds what was compared where the stream breaks
+    off.
 
     Raises:
         LookupError: a stage that the official model does not have.
@@ -67,7 +71,9 @@ def verify_stages(
             verdict.causes = causes(row.stage, ours, official[row.stage], before, weights, heads)
         before[row.stage] = official[row.stage]
         if row.stage == last or not row.passed:
-            verdict.values = f"{row.stage} begins {_first(ours)} here and {_first(official[row.stage])} officially"
+            verdict.values = (
+                f"{row.stage} begins {_first(ours)} here and {_first(official[row.stage])} officially"
+            )
             break
     return verdict
 
@@ -87,12 +93,13 @@ def rebuild(
 ) -> xr.Dataset:
     """Rebuild a model from its files alone and compare every stage with the official model's own tensors.
 
-    The official model runs in a process of its own and hands over a file. Then the first text's greedy continuation is
-    compared, token by token.
+    The official model runs in a process of its own and hands over a file. Then the first text's greedy
+    continuation is compared, token by token.
 
     Args:
         source: a folder, a hub id or a specimen.
-        texts: what both models read; of several, the shorter ones are padded. Without them, two short sentences.
+        texts: what both models read; of several, the shorter ones are padded. Without them, two short
+            sentences.
         stage: the last stage to compare.
         dtype: float32, or float64 to tell rounding from error.
         types: a type for every token of every text (BERT).
@@ -108,7 +115,9 @@ def rebuild(
     started = time.perf_counter()
     folder, name = resolve(source)
     rebuilt = open_rebuilt(folder, DTYPES[dtype], name)
-    given = list(texts) or (list(TEXTS) if (folder / "tokenizer.json").is_file() else ["5 6 7 8 9", "10 11 12"])
+    given = list(texts) or (
+        list(TEXTS) if (folder / "tokenizer.json").is_file() else ["5 6 7 8 9", "10 11 12"]
+    )
     ids = token_ids(folder, given)
     rebuilt.check_ids(ids)
     inputs = model_inputs(rebuilt.config, ids, rebuilt.two_stacks, types)
@@ -116,7 +125,9 @@ def rebuild(
     said = official(order_of(rebuilt, dtype, ids, given, inputs, wanted))
     if ids != said.rows:
         wrong = next(i for i, (a, b) in enumerate(zip(ids, said.rows, strict=True)) if a != b)
-        raise ValueError(f"the two tokenizers part on {given[wrong]!r}: {ids[wrong]} here, {said.rows[wrong]} officially")
+        raise ValueError(
+            f"the two tokenizers part on {given[wrong]!r}: {ids[wrong]} here, {said.rows[wrong]} officially"
+        )
     if stage and stage not in said.tensors:
         near = ", ".join(get_close_matches(stage, said.tensors, 6, 0.3)) or ", ".join(list(said.tensors)[:6])
         raise ValueError(f"there is no stage {stage!r}: stages like it are {near}")
@@ -130,12 +141,17 @@ def rebuild(
     return _dataset(rebuilt, verdict, said, unused, same, time.perf_counter() - started, given)
 
 
-def _compared(rebuilt: Rebuilt, inputs: Mapping[str, Tensor], said: Official, dtype: str, stage: str) -> Verdict:
-    """The comparison; a tensor that is not there, or shapes that do not fit, mean that the variant is not rebuilt."""
+def _compared(
+    rebuilt: Rebuilt, inputs: Mapping[str, Tensor], said: Official, dtype: str, stage: str
+) -> Verdict:
+    """The comparison; a tensor that is not there, or shapes that do not fit, mean that the variant is not
+    rebuilt."""
     verdict = Verdict()
     try:
         with torch.no_grad():
-            stages = (pair for pair in rebuilt.stages(inputs) if pair[0] not in HEAD or pair[0] in said.tensors)
+            stages = (
+                pair for pair in rebuilt.stages(inputs) if pair[0] not in HEAD or pair[0] in said.tensors
+            )
             return verify_stages(stages, said.tensors, rebuilt.weights, rebuilt.heads, dtype, stage, verdict)
     except (KeyError, RuntimeError) as error:
         where = f"behind {verdict.rows[-1].stage}" if verdict.rows else "at its first stage"
@@ -146,7 +162,12 @@ def _compared(rebuilt: Rebuilt, inputs: Mapping[str, Tensor], said: Official, dt
 
 
 def order_of(
-    rebuilt: Rebuilt, dtype: str, ids: list[list[int]], texts: list[str], inputs: Mapping[str, Tensor], generate: int
+    rebuilt: Rebuilt,
+    dtype: str,
+    ids: list[list[int]],
+    texts: list[str],
+    inputs: Mapping[str, Tensor],
+    generate: int,
 ) -> dict[str, Any]:
     """What the process of the official model is told."""
     return {
@@ -168,12 +189,21 @@ def order_of(
 def _same(ours: list[int], official: list[int]) -> str:
     if ours == official:
         return f"{len(ours)} tokens continued greedily are the same"
-    place = next((i for i, (a, b) in enumerate(zip(ours, official, strict=False)) if a != b), min(len(ours), len(official)))
+    place = next(
+        (i for i, (a, b) in enumerate(zip(ours, official, strict=False)) if a != b),
+        min(len(ours), len(official)),
+    )
     return f"the greedy continuations part at token {place}: {ours} here, {official} officially"
 
 
 def _dataset(
-    rebuilt: Rebuilt, verdict: Verdict, said: Official, unused: list[str], same: str, seconds: float, texts: list[str]
+    rebuilt: Rebuilt,
+    verdict: Verdict,
+    said: Official,
+    unused: list[str],
+    same: str,
+    seconds: float,
+    texts: list[str],
 ) -> xr.Dataset:
     found = verdict.rows
     left = rebuilt.config["pooling"] and rebuilt.module is not bert
@@ -189,7 +219,11 @@ def _dataset(
                 [row.decimals for row in found],
                 {"units": "decimals that match, values above 1 scaled to 1 (17: equal to the bit)"},
             ),
-            "shape_of_ours": ("stage", [" x ".join(map(str, row.shape)) for row in found], {"units": "of the rebuilt tensor"}),
+            "shape_of_ours": (
+                "stage",
+                [" x ".join(map(str, row.shape)) for row in found],
+                {"units": "of the rebuilt tensor"},
+            ),
             "shape_of_official": (
                 "stage",
                 [" x ".join(map(str, r.official_shape)) for r in found],
@@ -201,7 +235,9 @@ def _dataset(
             **provenance(rebuilt),
             "experiment": "rebuild",
             "architecture": rebuilt.architecture,
-            "official": f"{said.facts['class']} of transformers {said.facts['transformers']}, in a process of its own",
+            "official": (
+                f"{said.facts['class']} of transformers {said.facts['transformers']}, in a process of its own"
+            ),
             "needed": NEEDED[str(rebuilt.dtype).removeprefix("torch.")],
             "parted": verdict.parted,
             "causes": "; ".join(verdict.causes),

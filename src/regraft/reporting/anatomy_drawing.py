@@ -1,4 +1,5 @@
-"""A checkpoint's anatomy as a drawing: one column for each stack, with the tables, norms and heads that belong to it.
+"""A checkpoint's anatomy as a drawing: one column for each stack, with the tables, norms and heads that
+belong to it.
 
 A full line stands for what is certain, a dashed one for what is inferred, a dotted one for what is unknown.
 """
@@ -13,6 +14,7 @@ from regraft.checkpoint.dissection import Component, Kind, Outside, StackFound
 from regraft.checkpoint.shapes import Fact
 
 COLUMN, GAP, LINE, PAD, SHOWN = 400, 36, 17, 10, 22
+"""Pixels of a column, between boxes, of a line, inside a box; and lines of a box."""
 MARKS = {"certain": "●", "inferred": "◐", "unknown": "○"}
 DASHES = {"certain": "", "inferred": "6 4", "unknown": "2 3"}
 FILLS = {"table": "#e8f0fb", "block": "#ffffff", "norm": "#f3f4f6", "head": "#fdf1e3", "title": "none"}
@@ -35,19 +37,23 @@ class Box:
 
 
 def columns(component: Component) -> list[list[Box]]:
-    """The boxes of every stack, from the tables down to the head; what belongs to no stack stands with the largest."""
+    """The boxes of every stack, from the tables down to the head; what belongs to no stack stands with the
+    largest."""
     if not component.stacks:
         return [[Box("no repeated blocks", [_outside(o) for o in component.outside[:SHOWN]], how="unknown")]]
     main = max(component.stacks, key=lambda stack: stack.parameters)
     owned: dict[str, list[Outside]] = {stack.path: [] for stack in component.stacks}
     for tensor in component.outside:
         owned[_owner(tensor.name, component.stacks, main).path].append(tensor)
-    order = sorted(component.stacks, key=lambda stack: (stack is not main, "decoder" in stack.path, stack.path))
+    order = sorted(
+        component.stacks, key=lambda stack: (stack is not main, "decoder" in stack.path, stack.path)
+    )
     return [_column(stack, owned[stack.path]) for stack in order]
 
 
 def _owner(name: str, stacks: Sequence[StackFound], main: StackFound) -> StackFound:
-    """The stack whose path a tensor's name shares most words with, beyond what all stacks share; else the largest."""
+    """The stack whose path a tensor's name shares most words with, beyond what all stacks share; else the
+    largest."""
     words = name.replace("_", ".").split(".")
 
     def shared(stack: StackFound) -> int:
@@ -82,7 +88,9 @@ def _kind(stack: StackFound, kind: Kind) -> Box:
     matrices = [t for t in kind.tensors if len(t.shape) > 1]
     vectors = sum(t.each for t in kind.tensors if len(t.shape) < 2)
     lines = [_fact(fact) for fact in kind.facts]
-    lines += _few([f"{t.name}{f'  ({t.each} of them)' if t.each > 1 else ''}   {_shape(t.shape)}" for t in matrices])
+    lines += _few(
+        [f"{t.name}{f'  ({t.each} of them)' if t.each > 1 else ''}   {_shape(t.shape)}" for t in matrices]
+    )
     lines.append(f"{vectors} vectors (norms, biases)   {kind.parameters:,} numbers a block")
     which = "" if len(stack.kinds) == 1 else f": {_ranges(kind.blocks)}"
     return Box(f"{len(kind.blocks)} x {stack.path}{which}", lines, "block", "certain")
@@ -93,7 +101,9 @@ def _few(lines: list[str]) -> list[str]:
 
 
 def _fact(fact: Fact) -> str:
-    value = "unknown" if fact.value is None else f"{fact.value:,}" if isinstance(fact.value, int) else fact.value
+    value = (
+        "unknown" if fact.value is None else f"{fact.value:,}" if isinstance(fact.value, int) else fact.value
+    )
     because = f" ({fact.why})" if fact.how == "unknown" else ""
     return f"{MARKS[fact.how]} {fact.what}: {value}{because}"
 
@@ -121,14 +131,19 @@ def svg(name: str, components: Sequence[Component]) -> str:
     """The whole drawing of a checkpoint."""
     groups = []
     for component in components:
-        title = f"{component.name or name}: {component.parameters:,} parameters, {component.bytes / 1e6:,.1f} MB"
+        title = (
+            f"{component.name or name}: {component.parameters:,} parameters, {component.bytes / 1e6:,.1f} MB"
+        )
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(component.dtypes.items()))
         groups.append((title, kinds, columns(component)))
-    return drawing(groups, "● certain    ◐ inferred from names and shapes    ○ unknown; full, dashed, dotted lines alike")
+    return drawing(
+        groups, "● certain    ◐ inferred from names and shapes    ○ unknown; full, dashed, dotted lines alike"
+    )
 
 
 def drawing(groups: Sequence[tuple[str, str, list[list[Box]]]], legend: str) -> str:
-    """Columns of boxes side by side, with arrows downwards: (title, words below it, columns) for each group."""
+    """Columns of boxes side by side, with arrows downwards: (title, words below it, columns) for each
+    group."""
     made, left, height = [], GAP, 0
     for title, below, stacks in groups:
         made.append(_text(left, 30, title, bold=True))
@@ -147,11 +162,12 @@ def drawing(groups: Sequence[tuple[str, str, list[list[Box]]]], legend: str) -> 
     style = "font-family:system-ui,sans-serif;font-size:12px"
     size = f'width="{left}" height="{height + 64}" viewBox="0 0 {left} {height + 64}"'
     marker = (
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        f'<path d="M0 0 L8 4 L0 8 z" fill="{MUTED}"/></marker></defs>'
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'
+        f' orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="{MUTED}"/></marker></defs>'
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}"><rect width="100%" height="100%" fill="white"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}"><rect width="100%" height="100%"'
+        ' fill="white"/>'
         f"{marker}{''.join(made)}</svg>"
     )
 

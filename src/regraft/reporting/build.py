@@ -73,11 +73,12 @@ def build(
     options: Mapping[str, Any] | None = None,
     reading: Reading | None = None,
 ) -> tuple[Path, list[Missing]]:
-    """Run the chapters, write `report.html` and a run folder for each result, and say what is missing and why.
+    """Run the chapters, write `report.html` and a run folder for each result, and say what is missing and
+    why.
 
-    The page and the folder are written anew behind each chapter: whatever ends the work, they hold all that was done.
-    `chapter` is called with (name, chapters done, chapters in all); `reading` is what the user wants read.
-    Returns the page's path and the chapters not on it.
+    The page and the folder are written anew behind each chapter: whatever ends the work, they hold all that
+    was done. `chapter` is called with (name, chapters done, chapters in all); `reading` is what the user
+    wants read. Returns the page's path and the chapters not on it.
     """
     report = Report(model, out, seed, options or {}, reading or Reading())
     report.write(CHAPTERS)
@@ -109,14 +110,17 @@ class Report:
     def add(self, name: str, chosen: Mapping[str, Any]) -> None:
         """Make one chapter, or note why there is none.
 
-        This is the one place where any error is caught: a fault in one of many chapters, whatever it is, must not take the
-        others with it. It is named on the page and by the command, which ends with code 1.
+        This is the one place where any error is caught: a fault in one of many chapters, whatever it is, must
+        not take the others with it. It is named on the page and by the command, which ends with code 1.
         """
         anchor = "-".join([name, *map(str, chosen.values())])
         try:
             self.make(name, chosen, anchor)
         except Exception as error:
-            title, reason = chapter_title(name, chosen), f"{type(error).__name__}: {said(error)}".removesuffix(": ")
+            title, reason = (
+                chapter_title(name, chosen),
+                f"{type(error).__name__}: {said(error)}".removesuffix(": "),
+            )
             self.missing.append(Missing(name, title, reason, "".join(traceback.format_exception(error))))
             self.sections.append(plain_section(anchor, title, f"This chapter failed: {reason}"))
 
@@ -130,7 +134,9 @@ class Report:
                 raise
             self.missing.append(Missing(name, chapter_title(name, chosen), said(error)))
             return
-        section = result_section(result, command_line(name, self.model, {**chosen, **told, **self.options}), anchor)
+        section = result_section(
+            result, command_line(name, self.model, {**chosen, **told, **self.options}), anchor
+        )
         with whole_folder(self.out / anchor) as folder:
             store(result, folder)
         self.results.append(result)
@@ -149,7 +155,10 @@ class Report:
         write_whole(self.out / "report.html", sheet(heading(self.model), sections, foot))
 
 
-AWAITED = "This page was written while the report was being made. If nothing is at work on it any more, it ended early. To come:"
+AWAITED = (
+    "This page was written while the report was being made. If nothing is at work on it any more, it ended"
+    " early. To come:"
+)
 
 
 def titles(chapters: Sequence[Chapter]) -> str:
@@ -158,7 +167,8 @@ def titles(chapters: Sequence[Chapter]) -> str:
 
 
 def chapter_title(name: str, chosen: Mapping[str, Any]) -> str:
-    """What a chapter is called before there is a result: its drawing's title, and a choice that tells it from another one."""
+    """What a chapter is called before there is a result: its drawing's title, and a choice that tells it from
+    another one."""
     choices = [f"{key} {value}" for key, value in chosen.items() if isinstance(value, str)]
     return title_for(name) + (f" ({', '.join(choices)})" if choices else "")
 

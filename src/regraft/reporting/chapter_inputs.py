@@ -1,4 +1,5 @@
-"""What the chapters of a report read, where the user has a say in it: prompts, a text, pairs, and how many."""
+"""What the chapters of a report read, where the user has a say in it: prompts, a text, pairs, and how
+many."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ LEAST = 12
 
 @dataclass(frozen=True)
 class Reading:
-    """The user's prompts (or the file that holds them), running text, pairs for patching, and how many prompts to measure."""
+    """The user's prompts (or the file that holds them), running text, pairs for patching, and how many
+    prompts to measure."""
 
     prompts: tuple[str, ...] = ()
     prompts_file: str = ""
@@ -33,7 +35,9 @@ class Reading:
         said: dict[str, Any] = {}
         kept = self._kept(model, self.count or LEAST) if known & {"prompts", "prompt"} else []
         if self.count and "count" in known:
-            run["count"] = said["count"] = min(self.count, len(kept)) if kept and "prompts" in known else self.count
+            run["count"] = said["count"] = (
+                min(self.count, len(kept)) if kept and "prompts" in known else self.count
+            )
         if kept and "prompts" in known:
             run["prompts"] = kept
             said |= self._said(model, kept, "count" in known)
@@ -51,11 +55,23 @@ class Reading:
         return own[: self.count] if self.count else own
 
     def _said(self, model: Model, kept: list[str], counts: bool) -> dict[str, Any]:
-        """The options that make a command read just these prompts: where they come from if that is enough, else themselves.
+        """The options that make a command read just these prompts: where they come from if that is enough,
+        else themselves.
 
-        A command that counts prompts is told how many: by itself it reads all of a file, and another number of passages.
+        A command that counts prompts is told how many: by itself it reads all of a file, and another number
+        of passages.
         """
-        way = {"prompts_file": self.prompts_file} if self.prompts_file else {"text": self.text} if self.text else {}
+        way = (
+            {"prompts_file": self.prompts_file}
+            if self.prompts_file
+            else {"text": self.text}
+            if self.text
+            else {}
+        )
         if way and counts:
             return {**way, "count": len(kept)}
-        return way if way and kept == given_prompts(model, None, self.prompts_file, self.text, LEAST) else {"prompts": kept}
+        return (
+            way
+            if way and kept == given_prompts(model, None, self.prompts_file, self.text, LEAST)
+            else {"prompts": kept}
+        )

@@ -1,7 +1,7 @@
 """The table of drawings: how each result is drawn and explained.
 
-A third-party package adds one through the entry point group `regraft.drawings`, whose name is the experiment's and whose
-value is `package.module:DRAWING`. A result without a drawing is drawn plainly.
+A third-party package adds one through the entry point group `regraft.drawings`, whose name is the
+experiment's and whose value is `package.module:DRAWING`. A result without a drawing is drawn plainly.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from regraft.reporting.figures import (
     graft_figures,
     intervene_figures,
     observe_figures,
+    patch_figures,
     rebuild_figures,
     route_figures,
     text_figures,
@@ -38,7 +39,7 @@ DRAWINGS = {
     "neurons": text_figures.NEURONS,
     "knockout": intervene_figures.KNOCKOUT,
     "swap": intervene_figures.SWAP,
-    "patch": intervene_figures.PATCH,
+    "patch": patch_figures.PATCH,
     "replacement": intervene_figures.REPLACEMENT,
     "ablate": component_figures.ABLATE,
     "push": component_figures.PUSH,
@@ -104,7 +105,12 @@ def _plain_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         if values.ndim == 1:
             figure = bars(dataset[x].values, values.values, str(x), str(name), values.attrs.get("units", ""))
         else:
-            figure = heatmap(values.values, dataset[x].values, dataset[values.dims[0]].values, values.attrs.get("units", ""))
+            figure = heatmap(
+                values.values,
+                dataset[x].values,
+                dataset[values.dims[0]].values,
+                values.attrs.get("units", ""),
+            )
             figure.update_layout(xaxis_title=str(x), yaxis_title=str(values.dims[0]))
         found.append((str(name), figure))
     return found

@@ -35,7 +35,8 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Section:
-    """One section of a page: where a link jumps to, its title, its HTML, and its figures by the places that they are drawn in."""
+    """One section of a page: where a link jumps to, its title, its HTML, and its figures by the places that
+    they are drawn in."""
 
     anchor: str
     title: str
@@ -44,10 +45,17 @@ class Section:
 
 
 def page(
-    model: Model, results: list[xr.Dataset], commands: list[str], seconds: float, options: Mapping[str, Any] | None = None
+    model: Model,
+    results: list[xr.Dataset],
+    commands: list[str],
+    seconds: float,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole page about a model as HTML; `commands[i]` makes `results[i]`, `options` are what the model was opened with."""
-    made = [result_section(d, c, f"result-{n}") for n, (d, c) in enumerate(zip(results, commands, strict=True))]
+    """The whole page about a model as HTML; `commands[i]` makes `results[i]`, `options` are what the model
+    was opened with."""
+    made = [
+        result_section(d, c, f"result-{n}") for n, (d, c) in enumerate(zip(results, commands, strict=True))
+    ]
     return sheet(heading(model), [*opening(model, options or {}), *made], footer(results, seconds))
 
 
@@ -65,7 +73,9 @@ def sheet(words: tuple[str, str, str], sections: Sequence[Section], foot: str) -
     """A page as HTML from its title, heading and lead, its sections, and the HTML of its footer."""
     figures = {place: figure for section in sections for place, figure in section.figures.items()}
     title, said, beginning = map(html.escape, words)
-    template = Template(resources.files("regraft.reporting").joinpath("page.html").read_text(encoding="utf-8"))
+    template = Template(
+        resources.files("regraft.reporting").joinpath("page.html").read_text(encoding="utf-8")
+    )
     return template.substitute(
         title=title,
         heading=said,
@@ -81,10 +91,11 @@ def sheet(words: tuple[str, str, str], sections: Sequence[Section], foot: str) -
 
 
 def in_script(value: Any) -> str:
-    """A value as JSON that stands inside a script element: no text in it can end the element or open a comment.
+    """A value as JSON that stands inside a script element: no text in it can end the element or open a
+    comment.
 
-    JSON and JavaScript read the escapes as the characters that they stand for. What is not ASCII, the line separators of
-    Unicode among it, is escaped by `json.dumps` itself.
+    JSON and JavaScript read the escapes as the characters that they stand for. What is not ASCII, the line
+    separators of Unicode among it, is escaped by `json.dumps` itself.
     """
     text = json.dumps(value)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -93,12 +104,15 @@ def in_script(value: Any) -> str:
 def lead(model: Model) -> str:
     """What the model is, in one sentence from what was found."""
     total = part_rows(model)[-1].parameters
-    stacks = " and ".join(f"{len(s.blocks)} {s.name + ' ' if s.name else ''}blocks" for s in model.parts.stacks)
+    stacks = " and ".join(
+        f"{len(s.blocks)} {s.name + ' ' if s.name else ''}blocks" for s in model.parts.stacks
+    )
     kind = "an encoder-decoder" if model.two_stacks else "a decoder" if model.causal else "an encoder"
     return (
-        f"This is {kind} with {stacks}, a residual stream of width {model.width}, a vocabulary of {model.vocabulary:,} and "
-        f"{total:,} parameters, measured in {str(model.dtype).removeprefix('torch.')} on {model.device}. Below is what its "
-        "parts are, and what happens when they are read, skipped, exchanged or given another run's activations."
+        f"This is {kind} with {stacks}, a residual stream of width {model.width}, a vocabulary of"
+        f" {model.vocabulary:,} and {total:,} parameters, measured in"
+        f" {str(model.dtype).removeprefix('torch.')} on {model.device}. Below is what its parts are, and what"
+        " happens when they are read, skipped, exchanged or given another run's activations."
     )
 
 
@@ -107,7 +121,11 @@ def table(header: list[str], rows: list[list[str]], numbers: tuple[int, ...] = (
 
     def cells(tag: str, row: list[str]) -> str:
         marked = [f'<{tag} class="number">' if i in numbers else f"<{tag}>" for i in range(len(row))]
-        return "<tr>" + "".join(f"{m}{html.escape(c)}</{tag}>" for m, c in zip(marked, row, strict=True)) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(f"{m}{html.escape(c)}</{tag}>" for m, c in zip(marked, row, strict=True))
+            + "</tr>"
+        )
 
     body = "".join(cells("td", row) for row in rows)
     return f'<div class="wide"><table><thead>{cells("th", header)}</thead><tbody>{body}</tbody></table></div>'
@@ -119,9 +137,9 @@ def anatomy_section(model: Model, options: Mapping[str, Any]) -> Section:
     sites = [[r.site, f"{r.blocks} of {r.total}", r.reason] for r in site_rows(model)]
     command = command_line("inspect", model, {key: value for key, value in options.items() if key != "seed"})
     text = (
-        '<section id="anatomy"><h2>Anatomy</h2><p class="soft">What is it made of, and where can it be touched?</p>'
-        "<p>Parts are found by structure in the live model, not by its name. A site is an activation that can be read and "
-        "edited; where a block has none, the table says why.</p>"
+        '<section id="anatomy"><h2>Anatomy</h2><p class="soft">What is it made of, and where can it be'
+        " touched?</p><p>Parts are found by structure in the live model, not by its name. A site is an"
+        " activation that can be read and edited; where a block has none, the table says why.</p>"
         + table(["part", "module", "shape", "parameters", "bytes"], parts, (3, 4))
         + "<h3>Sites</h3>"
         + table(["site", "blocks", "why not in the others"], sites)
@@ -138,9 +156,9 @@ def check_section(model: Model) -> Section:
     refused = [f"{site}: {reason}" for site, reason in found["refused"].items()]
     listed = "".join(f"<li>{html.escape(text)}</li>" for text in refused)
     text = (
-        '<section id="check"><h2>Self-check</h2><p class="soft">Are these really the model\'s own parts?</p>'
-        "<p>Before anything is measured, the parts are put together again on a short input and compared with the model "
-        "itself. Zero means equal to the bit.</p>"
+        '<section id="check"><h2>Self-check</h2><p class="soft">Are these really the model\'s own'
+        " parts?</p><p>Before anything is measured, the parts are put together again on a short input and"
+        " compared with the model itself. Zero means equal to the bit.</p>"
         + table(["check", "what is compared", "measured", "unit"], rows, (2,))
         + (f"<p>Sites refused because their identity failed:</p><ul>{listed}</ul>" if refused else "")
         + "</section>"
@@ -151,7 +169,10 @@ def check_section(model: Model) -> Section:
 def plain_section(anchor: str, title: str, sentence: str, rows: Sequence[Sequence[str]] = ()) -> Section:
     """A section of one sentence, and a table of chapters and reasons where there are some."""
     listed = table(["chapter", "reason"], [list(row) for row in rows]) if rows else ""
-    text = f'<section id="{anchor}"><h2>{html.escape(title)}</h2><p>{html.escape(sentence)}</p>{listed}</section>'
+    text = (
+        "<section"
+        f' id="{anchor}"><h2>{html.escape(title)}</h2><p>{html.escape(sentence)}</p>{listed}</section>'
+    )
     return Section(anchor, title, text)
 
 
@@ -179,22 +200,34 @@ def result_section(dataset: xr.Dataset, command: str, anchor: str) -> Section:
     return Section(anchor, title, text, figures)
 
 
+LETTERED, WIDE, NARROW, MANY = 52, 26, 14, 32
+"""Pixels of a column with text in it, of one without, and of one among more than 32."""
+
+SAVED = 1.05
+"""Times less work, from where on it is said with one decimal."""
+
+
 def least_width(figure: go.Figure) -> int:
-    """Width in pixels under which a figure is scrolled instead of squeezed: a matrix needs room for its columns."""
+    """Width in pixels under which a figure is scrolled instead of squeezed: a matrix needs room for its
+    columns."""
     traces: list[Any] = [trace for trace in list(figure.data) if isinstance(trace, go.Heatmap)]
     columns = max((len(trace.x) for trace in traces), default=0)
-    per_column = 52 if any(trace.texttemplate for trace in traces) else 26 if columns <= 32 else 14
+    plain = WIDE if columns <= MANY else NARROW
+    per_column = LETTERED if any(trace.texttemplate for trace in traces) else plain
     return 150 + per_column * columns if columns else 280
 
 
 def csv_text(dataset: xr.Dataset) -> str:
-    """The result's numbers as CSV: the drawing's own choice of columns, or every variable of one and the same shape."""
+    """The result's numbers as CSV: the drawing's own choice of columns, or every variable of one and the same
+    shape."""
     chosen = [name for name in drawing_of(dataset).table if name in dataset] or _largest_alike(dataset)
     return dataset[list(chosen)].to_dataframe().reset_index().to_csv(index=False)
 
 
 def _largest_alike(dataset: xr.Dataset) -> tuple[str, ...]:
-    largest = max(dataset.data_vars.values(), key=lambda v: (v.dtype.kind == "f" and v.ndim <= 2, v.ndim, v.size))
+    largest = max(
+        dataset.data_vars.values(), key=lambda v: (v.dtype.kind == "f" and v.ndim <= 2, v.ndim, v.size)
+    )
     alike = [str(name) for name, values in dataset.data_vars.items() if values.dims == largest.dims]
     return tuple(alike)
 
@@ -216,10 +249,11 @@ def provenance_line(dataset: xr.Dataset) -> str:
     attrs = dataset.attrs
     if "control_deviation" not in attrs:
         return f'<p class="soft">Measured in {attrs["seconds"]:.1f} s.</p>'
-    saved = f"{attrs['work_saved']:.1f} times less than" if attrs["work_saved"] >= 1.05 else "as much as"
+    saved = f"{attrs['work_saved']:.1f} times less than" if attrs["work_saved"] >= SAVED else "as much as"
     return (
-        f'<p class="soft">Measured in {attrs["seconds"]:.1f} s. The control row, which changes nothing, deviates by '
-        f"{attrs['control_deviation']:.1g} of the stream's largest value. Work: {attrs['work_executed']:,} of "
+        f'<p class="soft">Measured in {attrs["seconds"]:.1f} s. The control row, which changes nothing,'
+        f" deviates by {attrs['control_deviation']:.1g} of the stream's largest value. Work:"
+        f" {attrs['work_executed']:,} of "
         f"{attrs['work_naive']:,} {attrs['work_unit']}, {saved} one full forward for each "
         f"variant. {html.escape(attrs.get('notes', ''))}</p>"
     )
@@ -228,10 +262,21 @@ def provenance_line(dataset: xr.Dataset) -> str:
 def footer(results: list[xr.Dataset], seconds: float) -> str:
     """Where the numbers come from."""
     attrs = results[0].attrs if results else {}
-    words = [f"{name} {attrs[name]}" for name in ("regraft", "torch", "transformers", "tokenizers") if name in attrs]
-    told = [
-        f"{said} {html.escape(str(attrs[name]))}"
-        for name, said in (("attention", "attention:"), ("seed", "seed"), ("weights_sha256", "weights sha256"))
+    words = [
+        f"{name} {attrs[name]}"
+        for name in ("regraft", "torch", "transformers", "tokenizers")
         if name in attrs
     ]
-    return f"Made in {seconds:.0f} s by {html.escape(', '.join(words))}; {'; '.join([*told, str(attrs.get('time'))])}."
+    told = [
+        f"{said} {html.escape(str(attrs[name]))}"
+        for name, said in (
+            ("attention", "attention:"),
+            ("seed", "seed"),
+            ("weights_sha256", "weights sha256"),
+        )
+        if name in attrs
+    ]
+    return (
+        f"Made in {seconds:.0f} s by {html.escape(', '.join(words))};"
+        f" {'; '.join([*told, str(attrs.get('time'))])}."
+    )

@@ -1,4 +1,5 @@
-"""Commands as a reader can paste them into a shell: quoted, with the options that the model was opened with."""
+"""Commands as a reader can paste them into a shell: quoted, with the options that the model was opened
+with."""
 
 from __future__ import annotations
 
@@ -22,14 +23,21 @@ DEFAULTS = {
 
 
 def option_words(options: Mapping[str, Any]) -> list[str]:
-    """Options as words, without those that are what they would be anyway; a value that begins with a hyphen stays a value."""
+    """Options as words, without those that are what they would be anyway; a value that begins with a hyphen
+    stays a value."""
     words: list[str] = []
     for key, value in options.items():
         option = f"--{key.replace('_', '-')}"
         if DEFAULTS.get(key) == value:
             continue
         for one in value if isinstance(value, (list, tuple)) else [value]:
-            words += [option] if one is True else [f"{option}={one}"] if str(one).startswith("-") else [option, str(one)]
+            words += (
+                [option]
+                if one is True
+                else [f"{option}={one}"]
+                if str(one).startswith("-")
+                else [option, str(one)]
+            )
     return words
 
 
@@ -50,6 +58,10 @@ def command_line(name: str, model: Model, options: Mapping[str, Any]) -> str:
 
 
 def next_step(words: list[str], model: Model, folder: tuple[str, Path], options: Mapping[str, Any]) -> str:
-    """The command to go on with, as the end of what another command says: `words`, a folder behind its option, the model."""
+    """The command to go on with, as the end of what another command says: `words`, a folder behind its
+    option, the model."""
     option, path = folder
-    return f"Next: `{shlex.join(['regraft', *words, *option_words({option: path}), *source_words(model, options)])}`"
+    return (
+        "Next:"
+        f" `{shlex.join(['regraft', *words, *option_words({option: path}), *source_words(model, options)])}`"
+    )

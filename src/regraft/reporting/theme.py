@@ -1,7 +1,7 @@
 """The look that all figures share, and what a page says about one result.
 
-Colours are chosen in the page, so that one figure serves a light and a dark theme: a trace whose `meta` names a scale is
-given that scale's colours by the page.
+Colours are chosen in the page, so that one figure serves a light and a dark theme: a trace whose `meta` names
+a scale is given that scale's colours by the page.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ SEQUENTIAL = [[0.0, "#f3f6fb"], [0.35, "#a9c8ef"], [0.7, "#4c8ddb"], [1.0, "#173
 DIVERGING = [[0.0, "#c2571a"], [0.25, "#efb183"], [0.5, "#f4f4f2"], [0.75, "#8fb7e6"], [1.0, "#1f5fae"]]
 THEMES = {
     "light": {
-        "ink": "#1c2128", "grid": "#e3e6eb", "hover": "#ffffff", "sequential": SEQUENTIAL, "diverging": DIVERGING,
+        "ink": "#1c2128", "grid": "#e3e6eb", "hover": "#ffffff", "sequential": SEQUENTIAL,
+        "diverging": DIVERGING,
     },
     "dark": {
         "ink": "#e6e9ee", "grid": "#2b313b", "hover": "#262c35",
         "sequential": [[0.0, "#1d2430"], [0.35, "#274c80"], [0.7, "#4c8ddb"], [1.0, "#cfe2fb"]],
-        "diverging": [[0.0, "#f0975a"], [0.25, "#8a4a22"], [0.5, "#23272e"], [0.75, "#2b5c9c"], [1.0, "#8fc0ff"]],
+        "diverging": [
+            [0.0, "#f0975a"], [0.25, "#8a4a22"], [0.5, "#23272e"], [0.75, "#2b5c9c"], [1.0, "#8fc0ff"],
+        ],
     },
 }  # fmt: skip
 """What the page gives figures in each theme: ink, grid, the box at the pointer, and the two scales."""
 MARGIN = dict(l=64, r=16, t=24, b=64)
+"""Pixels around a figure: room for addresses on the left and words below."""
 CONFIG = {
     "responsive": True,
     "displaylogo": False,
@@ -53,7 +57,9 @@ class Drawing:
 def base(height: int = 380, **layout: Any) -> go.Figure:
     """An empty figure in the house style."""
     figure = go.Figure()
-    figure.update_layout(height=height, margin=MARGIN, template="none", showlegend=False, bargap=0.25, **layout)
+    figure.update_layout(
+        height=height, margin=MARGIN, template="none", showlegend=False, bargap=0.25, **layout
+    )
     return figure
 
 
@@ -62,7 +68,8 @@ class Label(str):
 
 
 def plain_text(text: Any) -> Label:
-    """Text as a figure shows it, whatever it holds: a figure would read tags, entities and placeholders in it as its own."""
+    """Text as a figure shows it, whatever it holds: a figure would read tags, entities and placeholders in it
+    as its own."""
     if isinstance(text, Label):
         return text
     plain = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "&#37;{")
@@ -96,9 +103,16 @@ def lines(x: Any, series: dict[str, Any], x_title: str, y_title: str) -> go.Figu
     for (name, y), colour in zip(series.items(), PALETTE, strict=False):
         hover = f"{plain_text(name)}<br>{x_title} %{{x}}: %{{y:.4g}}<extra></extra>"
         figure.add_scatter(
-            x=list(x), y=list(y), name=plain_text(name), mode="lines+markers", line_color=colour, hovertemplate=hover
+            x=list(x),
+            y=list(y),
+            name=plain_text(name),
+            mode="lines+markers",
+            line_color=colour,
+            hovertemplate=hover,
         )
-    figure.update_layout(showlegend=len(series) > 1, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0))
+    figure.update_layout(
+        showlegend=len(series) > 1, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0)
+    )
     if len(series) > 1:
         figure.update_layout(margin_t=64)
     figure.update_xaxes(title=x_title)
@@ -127,7 +141,8 @@ def heatmap(z: Any, x: Any, y: Any, unit: str, diverging: bool = False, **extra:
     centre: dict[str, Any] = {"zmid": 0} if diverging else {}
     scale = "diverging" if diverging else "sequential"
     figure.add_heatmap(
-        z=z, x=axis_labels(x), y=axis_labels(y), meta=scale, colorscale=DIVERGING if diverging else SEQUENTIAL, xgap=1, ygap=1,
+        z=z, x=axis_labels(x), y=axis_labels(y), meta=scale,
+        colorscale=DIVERGING if diverging else SEQUENTIAL, xgap=1, ygap=1,
         colorbar=dict(thickness=10, outlinewidth=0, title=dict(text=unit, side="right")), **centre, **extra,
     )  # fmt: skip
     figure.update_xaxes(type="category")

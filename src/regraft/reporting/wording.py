@@ -1,7 +1,7 @@
 """Words for what numbers say: the one that stands out, where one does, and counts with their nouns.
 
-A sentence names the largest or the smallest of several only where there are several that differ, and never a number that is
-none.
+A sentence names the largest or the smallest of several only where there are several that differ, and never a
+number that is none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 LEAST_LOSS = 5e-4
 """A clean loss below this is written as zero, and a multiple of it says nothing."""
 NAMED = 4
+"""Names in a sentence before the rest is counted."""
 
 
 def counted(number: int, noun: str, several: str = "") -> str:
@@ -64,5 +65,9 @@ def differ(values: Any) -> bool:
 
 def not_finite(values: Any, names: Sequence[Any], what: str = "the loss") -> str:
     """A sentence about the blocks without which a number is none; nothing where there are none."""
-    broken = [name for name, value in zip(names, np.asarray(values, dtype=float), strict=True) if not np.isfinite(value)]
+    broken = [
+        name
+        for name, value in zip(names, np.asarray(values, dtype=float), strict=True)
+        if not np.isfinite(value)
+    ]
     return f" With {named_blocks(broken)} {what} is not a finite number." if broken else ""

@@ -1,7 +1,7 @@
 """Apply edits to many rows at once.
 
-Shapes: n rows, B prompts, T positions that the rows carry, W features of the tapped tensor, g edits of one group, k
-positions and w features of an edit.
+Shapes: n rows, B prompts, T positions that the rows carry, W features of the tapped tensor, g edits of one
+group, k positions and w features of an edit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regraft.core.structure import lengths_of_prompts
-from regraft.sweeps.plan import edit_positions
+from regraft.sweeps.batch_layout import edit_positions
 from regraft.sweeps.variants import Edit, listed
 
 
@@ -86,7 +86,9 @@ def _apply_group(x_nBTW: Tensor, members: list[tuple[Placed, Tensor]], carried: 
         index = (*(i[..., None] for i in index), features[:, None, None, :])
     old = x_nBTW[index]
     operands = [
-        one.edit.operand(old[i], lambda value, one=one, p=positions: pick_value(one.edit, value, p, carried, old.shape[-1]))
+        one.edit.operand(
+            old[i], lambda value, one=one, p=positions: pick_value(one.edit, value, p, carried, old.shape[-1])
+        )
         for i, (one, positions) in enumerate(members)
     ]
     stacked = torch.stack([o for o in operands if o is not None]) if operands[0] is not None else None
@@ -97,8 +99,8 @@ def pick_value(edit: Edit, value: Tensor, positions_Bk: Tensor, carried: Carried
     """The part of an edit's value that belongs to its positions; a value with heads is flattened.
 
     Raises:
-        ValueError: the shape fits neither one vector, nor one for each position, nor a whole activation, or the edit counts
-            from the end and the value's prompts end elsewhere.
+        ValueError: the shape fits neither one vector, nor one for each position, nor a whole activation, or
+            the edit counts from the end and the value's prompts end elsewhere.
     """
     came_from = lengths_of_prompts(value)
     value = value.to(positions_Bk.device)
@@ -106,7 +108,9 @@ def pick_value(edit: Edit, value: Tensor, positions_Bk: Tensor, carried: Carried
     if value.dim() == 4:
         value = value.flatten(2)
     if value.dim() and value.shape[-1] not in (1, width):
-        raise ValueError(f"the value of the edit at {edit.site} is {value.shape[-1]} wide, the activation {width}")
+        raise ValueError(
+            f"the value of the edit at {edit.site} is {value.shape[-1]} wide, the activation {width}"
+        )
     if value.dim() == 3 and value.shape[1:2] == whole and value.shape[0] in (1, len(positions_Bk)):
         _check_ends(edit, came_from, carried)
         value = value.expand(len(positions_Bk), -1, -1)
@@ -117,8 +121,8 @@ def pick_value(edit: Edit, value: Tensor, positions_Bk: Tensor, carried: Carried
     if value.dim() == 3 and value.shape[:2] == positions_Bk.shape:
         return value
     raise ValueError(
-        f"the value of the edit at {edit.site} has shape {tuple(value.shape)}: give (width,), (positions, width) or the "
-        f"whole activation ({len(positions_Bk)}, {carried.positions}, width)"
+        f"the value of the edit at {edit.site} has shape {tuple(value.shape)}: give (width,), (positions,"
+        f" width) or the whole activation ({len(positions_Bk)}, {carried.positions}, width)"
     )
 
 
@@ -130,6 +134,7 @@ def _check_ends(edit: Edit, came_from: tuple[int, ...] | None, carried: Carried)
     if came_from != carried.lengths and not (came_from is None and even):
         there = "prompts of unknown lengths" if came_from is None else f"prompts of {list(came_from)} tokens"
         raise ValueError(
-            f"position {edit.position} of the edit at {edit.site} counts from the end of prompts of {list(carried.lengths)} "
-            f"tokens, its value comes from {there}: give the values at the edited positions, (prompts, positions, width)"
+            f"position {edit.position} of the edit at {edit.site} counts from the end of prompts of"
+            f" {list(carried.lengths)} tokens, its value comes from {there}: give the values at the edited"
+            " positions, (prompts, positions, width)"
         )

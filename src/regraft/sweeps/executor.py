@@ -15,16 +15,18 @@ from torch import Tensor
 from regraft.model.hooks import writing, writing_mid
 from regraft.model.recording import Recording
 from regraft.model.sites import Tap
+from regraft.sweeps.batch_layout import BRANCH_OF
 from regraft.sweeps.edits import Carried, Placed, apply_edits
 from regraft.sweeps.linear_edits import CleanBlocks, corrected_stream
-from regraft.sweeps.plan import BRANCH_OF, EntryEdit, Leaf, Node, SweepPlan
+from regraft.sweeps.plan import EntryEdit, Leaf, Node, SweepPlan
 from regraft.sweeps.prefix_cache import Cone
 from regraft.sweeps.variants import Edit, Route
 
 
 @dataclass(eq=False)
 class State:
-    """The stream of one row behind a node, and what its decoder attends to where that differs from the recording."""
+    """The stream of one row behind a node, and what its decoder attends to where that differs from the
+    recording."""
 
     stream_BTD: Tensor
     memory: Tensor | None = None
@@ -34,7 +36,8 @@ Measure = Callable[[list[Leaf], list[State]], None]
 
 
 class Replay:
-    """Runs one plan over one recording. `executed` counts the work in the plan's unit, `clean.runs` that for corrections."""
+    """Runs one plan over one recording. `executed` counts the work in the plan's unit, `clean.runs` that for
+    corrections."""
 
     def __init__(self, recording: Recording, plan: SweepPlan, measure: Measure, most_rows: int):
         self.recording = recording
@@ -85,7 +88,10 @@ class Replay:
             for leaf in part:
                 by_start.setdefault(leaf.start, []).append(leaf)
             for group in by_start.values():
-                self.measure(group, self._arrive(group, [(leaf.parent, leaf.source, leaf.entry_edits) for leaf in group]))
+                self.measure(
+                    group,
+                    self._arrive(group, [(leaf.parent, leaf.source, leaf.entry_edits) for leaf in group]),
+                )
             for leaf in part:
                 if leaf.parent is not None:
                     self._release(leaf.parent)
@@ -96,7 +102,8 @@ class Replay:
             del self.states[id(node)]
 
     def _arrive(self, rows: Sequence[Node | Leaf], entries: list[tuple]) -> list[State]:
-        """The state of every row in front of its next call: its parent's or the recorded one, edited where that is asked."""
+        """The state of every row in front of its next call: its parent's or the recorded one, edited where
+        that is asked."""
         start = rows[0].start
         arrived: list[State | None] = [None] * len(rows)
         groups: dict[tuple, list[int]] = {}
@@ -136,7 +143,9 @@ class Replay:
             edits = [entry_edit.edits for entry_edit in entry_edits]
             streams = corrected_stream(self.clean, entry_edits[0].correct, edits)
             return [State(stream[:, start:]) for stream in streams]
-        placed = [Placed(row, edit) for row, entry_edit in enumerate(entry_edits) for edit in entry_edit.edits]
+        placed = [
+            Placed(row, edit) for row, entry_edit in enumerate(entry_edits) for edit in entry_edit.edits
+        ]
         if placed and self.model.site(placed[0].edit.site).name == "embed":
             return [State(stream) for stream in self._embedded(placed, rows)]
         streams = torch.stack([s.stream_BTD for s in states])
@@ -208,11 +217,16 @@ class Replay:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "not enough memory" in str(error)
+        or "can't allocate" in str(error)
+    )
 
 
 def route_logits(recording: Recording, route: Route) -> Tensor:
-    """Logits (B, T, V) of one route that differs in the last stack only, at every position, one block after the other."""
+    """Logits (B, T, V) of one route that differs in the last stack only, at every position, one block after
+    the other."""
     return recording.head(route_stream(recording, route))
 
 

@@ -1,8 +1,10 @@
-"""Edits whose effect on a block's output is linear: the recorded output is corrected and the block is not run.
+"""Edits whose effect on a block's output is linear: the recorded output is corrected and the block is not
+run.
 
-Zeroing a neuron takes one column of the down projection times its activation out of what the MLP added; nothing else in
-the block reads it. The same holds for a head where attention and MLP read the stream side by side. The projection must be
-proved to be its matrix. Shapes: n rows, B prompts, T positions, D width, W its inputs, w features of the edit.
+Zeroing a neuron takes one column of the down projection times its activation out of what the MLP added;
+nothing else in the block reads it. The same holds for a head where attention and MLP read the stream side by
+side. The projection must be proved to be its matrix. Shapes: n rows, B prompts, T positions, D width, W its
+inputs, w features of the edit.
 """
 
 from __future__ import annotations
@@ -18,28 +20,33 @@ from regraft.model.model import Model
 from regraft.model.parts import Block, Branch, close, has_matrix, in_width, matrix_OI
 from regraft.model.recording import Recording
 from regraft.model.sites import Tap, addition
+from regraft.sweeps.batch_layout import BRANCH_OF
 from regraft.sweeps.edits import Carried, Placed, apply_edits
-from regraft.sweeps.plan import BRANCH_OF
 from regraft.sweeps.variants import Edit
 
 
 def linear_branches(block: Block) -> frozenset[str]:
-    """The branches that nothing in the block reads: the last one, or all of them where they stand side by side."""
+    """The branches that nothing in the block reads: the last one, or all of them where they stand side by
+    side."""
     kinds = [branch.kind for branch in block.branches]
     return frozenset(kinds if block.parallel else kinds[-1:])
 
 
 def proved_columns(recording: Recording, block: int, kind: str) -> bool:
-    """Whether what a change in front of a branch's projection adds behind it is the change times the module's matrix.
+    """Whether what a change in front of a branch's projection adds behind it is the change times the module's
+    matrix.
 
-    Asked of the module itself, at the recording's own input: along a random direction and along the one that zeroes all of
-    it. Codes in place of a matrix, a hook, a forward of another kind: there the block is run instead.
+    Asked of the module itself, at the recording's own input: along a random direction and along the one that
+    zeroes all of it. Codes in place of a matrix, a hook, a forward of another kind: there the block is run
+    instead.
     """
     key = f"{block} columns of {kind}"
     if key not in recording.proved:
         branch = recording.model.blocks[block].branch(kind)
         assert branch is not None
-        recording.proved[key] = branch.projection is not None and _adds_columns(recording, block, branch.projection)
+        recording.proved[key] = branch.projection is not None and _adds_columns(
+            recording, block, branch.projection
+        )
     return recording.proved[key]
 
 
@@ -61,7 +68,8 @@ def _adds_columns(recording: Recording, block: int, projection: nn.Module) -> bo
 
 
 class CleanBlocks:
-    """What recorded blocks made of their stream, each from running it once more: the block corrected last is kept.
+    """What recorded blocks made of their stream, each from running it once more: the block corrected last is
+    kept.
 
     `runs` counts that work in rows x prompts x positions through one block.
     """
@@ -71,7 +79,8 @@ class CleanBlocks:
         self._block, self._found = -1, {}
 
     def of(self, block: int) -> dict[str, Tensor]:
-        """By branch: `attn_out`, what it adds; `attn_in`, what its projection is given; `attn_raw`, in front of its norm."""
+        """By branch: `attn_out`, what it adds; `attn_in`, what its projection is given; `attn_raw`, in front
+        of its norm."""
         if block != self._block:
             taps: dict[str, Tap] = {}
             for branch in self.recording.model.blocks[block].branches:
@@ -120,7 +129,8 @@ def _closed(recording: Recording, part: Block, found: Mapping[str, Tensor]) -> T
 def _projected_change(
     model: Model, clean_BTW: Tensor, branch: Branch, edits: Sequence[Sequence[Edit]], carried: Carried
 ) -> Tensor:
-    """What the edits change in the projection's output, (n, B, T, D), from the changed features' columns alone.
+    """What the edits change in the projection's output, (n, B, T, D), from the changed features' columns
+    alone.
 
     Rows that change as many features go together.
     """
@@ -137,7 +147,11 @@ def _projected_change(
 
 
 def _alike(
-    model: Model, clean_BTW: Tensor, branch: Branch, rows: Sequence[tuple[Sequence[Edit], Tensor]], carried: Carried
+    model: Model,
+    clean_BTW: Tensor,
+    branch: Branch,
+    rows: Sequence[tuple[Sequence[Edit], Tensor]],
+    carried: Carried,
 ) -> Tensor:
     """The same for rows that change equally many features."""
     assert branch.projection is not None

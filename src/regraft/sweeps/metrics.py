@@ -1,8 +1,8 @@
 """What is measured at the end of a run, and at which positions.
 
-A metric names the (prompt, position) pairs whose logits it reads and maps logits at those pairs to one number each; the
-engine runs the head at the union of all pairs, in chunks, and averages per prompt. Shapes: P pairs, c logits of one chunk,
-V vocabulary, B prompts.
+A metric names the (prompt, position) pairs whose logits it reads and maps logits at those pairs to one number
+each; the engine runs the head at the union of all pairs, in chunks, and averages per prompt. Shapes: P pairs,
+c logits of one chunk, V vocabulary, B prompts.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ def _full(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Metric:
-    """A named measurement. `unit` goes with every number; `larger_is_better` tells an optimiser which way to go.
+    """A named measurement. `unit` goes with every number; `larger_is_better` tells an optimiser which way to
+    go.
 
-    `reads` says what `score` is given: logits, or the residual stream that leaves the last block (no head is run).
+    `reads` says what `score` is given: logits, or the residual stream that leaves the last block (no head is
+    run).
     """
 
     name: str
@@ -51,7 +53,8 @@ class Metric:
         raise NotImplementedError
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        """One number for each vector; `pair_c` says which pairs of `pairs` these are, `clean` gives the clean vectors."""
+        """One number for each vector; `pair_c` says which pairs of `pairs` these are, `clean` gives the clean
+        vectors."""
         raise NotImplementedError
 
 
@@ -82,7 +85,10 @@ class _AtPosition(Metric):
         where = -1 if self.position is None else whole_number(self.position, "position")
         position = lengths + where if where < 0 else torch.full_like(lengths, where)
         if bool((position < 0).any()) or bool((position >= lengths).any()):
-            raise ValueError(f"the metric {self.name} reads position {where}, but the prompt has {int(lengths.min())} tokens")
+            raise ValueError(
+                f"the metric {self.name} reads position {where}, but the prompt has"
+                f" {int(lengths.min())} tokens"
+            )
         return torch.arange(recording.prompts, device=lengths.device), position
 
 
@@ -170,7 +176,8 @@ class Top1Agreement(_AgainstClean):
 
 @dataclass(frozen=True)
 class StreamDistance(_AgainstClean):
-    """How far the stream that leaves the last block is from the clean one, relative to the clean one's length."""
+    """How far the stream that leaves the last block is from the clean one, relative to the clean one's
+    length."""
 
     larger_is_better: bool = False
 
@@ -195,17 +202,22 @@ def predicted_pairs(recording: Recording) -> tuple[Tensor, Tensor]:
         scored = recording.scored_BT if recording.scored_is_given else torch.zeros_like(recording.scored_BT)
     if recording.model.parts.labels:
         raise ValueError(
-            f"{recording.model.name} scores {recording.model.parts.labels} labels, not tokens, so it has no loss: measure "
-            "token_logit of a label's number, kl_to_clean, top1_agreement or stream_distance, at a position"
+            f"{recording.model.name} scores {recording.model.parts.labels} labels, not tokens, so it has no"
+            " loss: measure token_logit of a label's number, kl_to_clean, top1_agreement or stream_distance,"
+            " at a position"
         )
     prompt, position = scored.nonzero(as_tuple=True)
     if not len(prompt):
         raise ValueError(
-            "no token is scored, so there is no loss: give a completion, or for an encoder say which tokens count (scored=)"
+            "no token is scored, so there is no loss: give a completion, or for an encoder say which tokens"
+            " count (scored=)"
         )
     silent = sorted(set(range(recording.prompts)) - set(prompt.tolist()))
     if silent:
-        raise ValueError(f"no token of prompt {silent[0]} is scored, so it has no loss: leave it out, or give it a completion")
+        raise ValueError(
+            f"no token of prompt {silent[0]} is scored, so it has no loss: leave it out, or give it a"
+            " completion"
+        )
     return prompt, position
 
 
@@ -253,7 +265,8 @@ def top1_agreement(position: int | None = None) -> Metric:
 
 
 def stream_distance(position: int | None = None) -> Metric:
-    """Relative distance of the final stream from the clean run's; the one metric that needs no output matrix."""
+    """Relative distance of the final stream from the clean run's; the one metric that needs no output
+    matrix."""
     return StreamDistance("stream_distance", "share of the clean stream's length", False, position)
 
 
@@ -302,6 +315,9 @@ def metrics_of(given: Any) -> list[AnyMetric]:
     if wrong is None and listed:
         return listed
     if callable(wrong):
-        raise ValueError(f"{getattr(wrong, '__name__', 'this')} makes a metric when it is called: write it with parentheses")
+        raise ValueError(
+            f"{getattr(wrong, '__name__', 'this')} makes a metric when it is called: write it with"
+            " parentheses"
+        )
     what = "an empty list" if wrong is None else f"a {type(wrong).__name__}"
     raise ValueError(f"{what} is no metric: give one such as loss() or logit_difference(' a', ' b')")

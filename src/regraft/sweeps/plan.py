@@ -1,70 +1,40 @@
 """From variants to steps, with no tensor in it: what is run once, what is shared, what is not run at all.
 
-The runs of all variants form a trie. Its root is the recording: as long as a variant does what the clean run did, it costs
-nothing. Every node behind that is one call of one block for one row. Rows that need the same block go through it together,
-whatever their depth: the plan is a list of such batches in an order that respects who waits for whom.
+The runs of all variants form a trie. Its root is the recording: as long as a variant does what the clean run
+did, it costs nothing. Every node behind that is one call of one block for one row. Rows that need the same
+block go through it together, whatever their depth: the plan is a list of such batches in an order that
+respects who waits for whom.
 
-Work is counted in rows x prompts x positions through one block, the same unit for the plan, the execution and the naive
-way of one full forward for each variant.
+Work is counted in rows x prompts x positions through one block, the same unit for the plan, the execution and
+the naive way of one full forward for each variant.
 """
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
+from regraft.sweeps.batch_layout import (
+    LINEAR_SITES,
+    STREAM_SITES,
+    BatchLayout,
+    check_positions,
+    edit_positions,
+)
+from regraft.sweeps.variants import Edit, Route, Stop, Variant
 
-from regraft.sweeps.variants import Edit, Route, Stop, Variant, listed
-
-LINEAR_SITES = {
-    "mlp": ("mlp_out", "mlp_act", "neuron"),
-    "attn": ("attn_out", "z", "head"),
-    "mixer": ("mixer_out",),
-    "cross": ("cross_out",),
-}
-BRANCH_OF = {site: kind for kind, sites in LINEAR_SITES.items() for site in sites}
-DOORS = ("resid_pre", "resid_post")
 CONE_STEPS, CONE_LEAST_STEP = 8, 4
+"""Rows that go together carry positions from the same place on: eight places, none of fewer than four
+positions, so that batches stay large."""
 Source = tuple[str, int]
 """A recorded stream: `("pre", b)` enters block b, `("post", b)` leaves it."""
 
 
 @dataclass(frozen=True)
-class BatchLayout:
-    """What the plan needs to know of a recording: numbers and names, no tensors.
-
-    `stacks` are (first, stop) block indices; `positions` the number of positions of each stack; `linear` for each block
-    the branches whose outputs are added to the stream with nothing behind them but a norm, `columns` those of them whose
-    projection is proved to be its matrix (None: all); `addresses` map a site's
-    address to (block, name); `lengths` are each prompt's real
-    tokens, stack by stack; `cone` says whether a row may carry only the positions that an edit can change.
-    """
-
-    stacks: tuple[tuple[int, int], ...]
-    positions: tuple[int, ...]
-    prompts: int
-    lengths: tuple[tuple[int, ...], ...]
-    linear: tuple[frozenset[str], ...]
-    addresses: dict[str, tuple[int | None, str]]
-    cone: bool
-    columns: tuple[frozenset[str], ...] | None = None
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks of the whole model."""
-        return self.stacks[-1][1]
-
-    def stack_of(self, block: int) -> int:
-        """Index of the stack that the block belongs to."""
-        return next(i for i, (first, stop) in enumerate(self.stacks) if first <= block < stop)
-
-
-@dataclass(frozen=True)
 class EntryEdit:
-    """Edits applied to the stream that enters a block; `correct` is the block whose output they correct linearly."""
+    """Edits applied to the stream that enters a block; `correct` is the block whose output they correct
+    linearly."""
 
     edits: tuple[Edit, ...] = ()
     correct: int | None = None
@@ -78,7 +48,8 @@ class EntryEdit:
 
 @dataclass(eq=False)
 class Node:
-    """One call of one block for one row, behind `parent` or, where that is None, behind the recorded stream `source`."""
+    """One call of one block for one row, behind `parent` or, where that is None, behind the recorded stream
+    `source`."""
 
     parent: Node | None
     source: Source
@@ -113,7 +84,12 @@ class Work:
     @classmethod
     def joined(cls, parts: Sequence[Work]) -> Work:
         """The work of several sweeps together."""
-        return cls(*(sum(getattr(part, name) for part in parts) for name in ("planned", "preparation", "naive", "executed")))
+        return cls(
+            *(
+                sum(getattr(part, name) for part in parts)
+                for name in ("planned", "preparation", "naive", "executed")
+            )
+        )
 
     @property
     def saved(self) -> float:
@@ -136,18 +112,23 @@ class SweepPlan:
 
 
 def make_plan(
-    variants: Sequence[Variant], layout: BatchLayout, batch_rows: int = 1 << 30, control: bool = True, linear: bool = True
+    variants: Sequence[Variant],
+    layout: BatchLayout,
+    batch_rows: int = 1 << 30,
+    control: bool = True,
+    linear: bool = True,
 ) -> SweepPlan:
     """Plan a sweep.
 
     Args:
         variants: what to run. With `control`, the first is run from the first block on, whatever it shares.
         batch_rows: most rows that go through a block together.
-        linear: correct a block's recorded output where an edit acts on it linearly, instead of running the block.
+        linear: correct a block's recorded output where an edit acts on it linearly, instead of running the
+            block.
 
     Raises:
-        ValueError: a route that crosses stacks or names a block that does not exist, an edit of a block that its route
-            does not pass, or a position outside the prompt.
+        ValueError: a route that crosses stacks or names a block that does not exist, an edit of a block that
+            its route does not pass, or a position outside the prompt.
     """
     plan = SweepPlan()
     runs = [_compile(variant, layout) for variant in variants]
@@ -169,7 +150,8 @@ def make_plan(
 
 @dataclass
 class _Planning:
-    """A variant taken apart: stops, the edits inside and in front of each, and what happens behind the last."""
+    """A variant taken apart: stops, the edits inside and in front of each, and what happens behind the
+    last."""
 
     stops: tuple[Stop, ...]
     before: list[tuple[Edit, ...]]
@@ -188,24 +170,28 @@ def _compile(variant: Variant, layout: BatchLayout) -> _Planning:
     embed, final = [], []
     for edit in variant.edits:
         block, name = layout.addresses[edit.site]
-        _check_positions(edit, layout, block)
+        check_positions(edit, layout, block)
         if block is None:
             (embed if name == "embed" else final).append(edit)
         else:
             by_block[block].append((name, edit))
     passed = {stop.block for stop in route.stops}
     for block, found in by_block.items():
-        inner = next((edit for name, edit in found if name not in DOORS), None)
+        inner = next((edit for name, edit in found if name not in STREAM_SITES), None)
         if inner is not None and any(stop.block == block and stop.module is not None for stop in route.stops):
             raise ValueError(
-                f"the edit at {inner.site} is inside a block that the route replaces by another module: edit resid_pre or "
-                "resid_post there"
+                f"the edit at {inner.site} is inside a block that the route replaces by another module: edit"
+                " resid_pre or resid_post there"
             )
         if block not in passed:
-            raise ValueError(f"the edit at {found[0][1].site} is never reached: the route does not pass block {block}")
+            raise ValueError(
+                f"the edit at {found[0][1].site} is never reached: the route does not pass block {block}"
+            )
 
     def pick(stop: Stop, *names: str, inside: bool = False) -> tuple[Edit, ...]:
-        return tuple(e for n, e in by_block.get(stop.block, ()) if (n not in DOORS if inside else n in names))
+        return tuple(
+            e for n, e in by_block.get(stop.block, ()) if (n not in STREAM_SITES if inside else n in names)
+        )
 
     return _Planning(
         route.stops,
@@ -221,39 +207,19 @@ def _compile(variant: Variant, layout: BatchLayout) -> _Planning:
 
 def _check_route(route: Route, layout: BatchLayout) -> None:
     if route.count not in (None, layout.blocks):
-        raise ValueError(f"the route was made for {route.count} blocks, the model has {layout.blocks}: make it for as many")
+        raise ValueError(
+            f"the route was made for {route.count} blocks, the model has {layout.blocks}: make it for as many"
+        )
     wrong = next((stop.block for stop in route.stops if not 0 <= stop.block < layout.blocks), None)
     if wrong is not None:
-        raise ValueError(f"the route names block {wrong}: there are {layout.blocks} blocks, 0 to {layout.blocks - 1}")
+        raise ValueError(
+            f"the route names block {wrong}: there are {layout.blocks} blocks, 0 to {layout.blocks - 1}"
+        )
     stacks = [layout.stack_of(stop.block) for stop in route.stops]
     if stacks != sorted(stacks):
-        raise ValueError("the route enters the encoder again after the decoder: each stack keeps its own blocks")
-
-
-def edit_positions(edit: Edit, lengths: Sequence[int]) -> list[list[int]] | None:
-    """For each prompt the positions that an edit touches; None for all of them."""
-    wanted = listed(edit.position)
-    if wanted is None:
-        return None
-    if any(isinstance(position, (bool, np.bool_)) for position in wanted):
         raise ValueError(
-            f"the position of the edit at {edit.site} is a mask: give the numbers of its positions, for example "
-            "mask.nonzero()[:, 0].tolist()"
+            "the route enters the encoder again after the decoder: each stack keeps its own blocks"
         )
-    try:
-        wanted = [operator.index(position) for position in wanted]
-    except TypeError as error:
-        raise ValueError(f"position {edit.position!r} of the edit at {edit.site} is no whole number") from error
-    if not wanted:
-        raise ValueError(f"the edit at {edit.site} names no position: leave it out to mean all of them")
-    return [[p + length if p < 0 else p for p in wanted] for length in lengths]
-
-
-def _check_positions(edit: Edit, layout: BatchLayout, block: int | None) -> None:
-    lengths = layout.lengths[-1 if block is None else layout.stack_of(block)]
-    for length, row in zip(lengths, edit_positions(edit, lengths) or (), strict=False):
-        if any(not 0 <= p < length for p in row):
-            raise ValueError(f"position {edit.position} of the edit at {edit.site} is outside the prompt of {length} tokens")
 
 
 def _cost(block: int, layout: BatchLayout, start: int) -> int:
@@ -261,9 +227,13 @@ def _cost(block: int, layout: BatchLayout, start: int) -> int:
 
 
 def _cone_starts(variants: Sequence[Variant], runs: list[_Planning], layout: BatchLayout) -> list[int]:
-    """For each variant the first position that its rows carry, rounded down so that few different ones arise."""
+    """For each variant the first position that its rows carry, rounded down so that few different ones
+    arise."""
     step = max(CONE_LEAST_STEP, -(-layout.positions[-1] // CONE_STEPS))
-    starts = [_first_position(variant, run, layout) // step * step for variant, run in zip(variants, runs, strict=True)]
+    starts = [
+        _first_position(variant, run, layout) // step * step
+        for variant, run in zip(variants, runs, strict=True)
+    ]
     saved = sum(start * layout.blocks for start in starts) // 2
     pays = layout.cone and saved > layout.positions[-1] * layout.blocks
     return starts if pays else [0] * len(starts)
@@ -277,7 +247,14 @@ def _first_position(variant: Variant, run: _Planning, layout: BatchLayout) -> in
 
 
 def _insert(
-    plan: SweepPlan, trie: dict, number: int, run: _Planning, start: int, layout: BatchLayout, control: bool, linear: bool
+    plan: SweepPlan,
+    trie: dict,
+    number: int,
+    run: _Planning,
+    start: int,
+    layout: BatchLayout,
+    control: bool,
+    linear: bool,
 ) -> None:
     """Add one variant's calls to the trie, below the longest part that is there already."""
     at = 0 if control or run.embed else _clean_prefix(run)
@@ -294,7 +271,12 @@ def _insert(
         if layout.stack_of(stop.block) != stream_stack:
             stream_stack, entry_edits = layout.stack_of(stop.block), (*entry_edits, EntryEdit(bridge=True))
         entry_edits = (*entry_edits, *_entry_edits(run.before[index]))
-        key = (*key, tuple(d.key for d in entry_edits), stop.key, tuple(edit.key for edit in run.inner[index]))
+        key = (
+            *key,
+            tuple(d.key for d in entry_edits),
+            stop.key,
+            tuple(edit.key for edit in run.inner[index]),
+        )
         if key not in trie:
             trie[key] = Node(parent, source, entry_edits, stop, run.inner[index], start)
             if parent is not None:
@@ -321,14 +303,17 @@ def _entrance(run: _Planning, at: int, layout: BatchLayout) -> tuple[Source, tup
         return ("pre", 0), _entry_edits(run.embed)
     after = _entry_edits(run.after[at - 1])
     new_stack = at < layout.blocks and layout.stack_of(at) != layout.stack_of(at - 1)
-    goes_on_there = at >= len(run.stops) or layout.stack_of(run.stops[at].block) == layout.stack_of(min(at, layout.blocks - 1))
+    goes_on_there = at >= len(run.stops) or layout.stack_of(run.stops[at].block) == layout.stack_of(
+        min(at, layout.blocks - 1)
+    )
     if new_stack and goes_on_there and not after:
         return ("pre", at), ()
     return ("post", at - 1), after
 
 
 def _clean_prefix(run: _Planning) -> int:
-    """Number of leading blocks that the variant runs as the clean run did, counted as far as nothing is edited."""
+    """Number of leading blocks that the variant runs as the clean run did, counted as far as nothing is
+    edited."""
     for index, stop in enumerate(run.stops):
         if stop.block != index or stop.module is not None or run.before[index] or run.inner[index]:
             return index
@@ -346,7 +331,9 @@ def _corrects(run: _Planning, at: int, layout: BatchLayout) -> bool:
     if len(run.inner[at]) > 1 and len(names) > 1:
         return False
     kind = next((kind for kind in layout.linear[at] if names <= set(LINEAR_SITES[kind])), None)
-    return kind is not None and (layout.columns is None or kind in layout.columns[at] or names == {f"{kind}_out"})
+    return kind is not None and (
+        layout.columns is None or kind in layout.columns[at] or names == {f"{kind}_out"}
+    )
 
 
 def _schedule(nodes: list[Node], batch_rows: int) -> list[list[Node]]:

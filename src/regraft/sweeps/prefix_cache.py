@@ -1,8 +1,9 @@
 """Rows that carry only what an edit can change: in a causal stack, nothing before the edited position.
 
-The positions before it stand in for themselves as recorded keys and values. The model's own code makes the masks and the
-position embeddings for the rest: it is run on the suffix with a cache of the prefix while stand-ins take the place of its
-blocks and note what they were called with. Shapes: N rows, B prompts, T positions, H heads, d head width.
+The positions before it stand in for themselves as recorded keys and values. The model's own code makes the
+masks and the position embeddings for the rest: it is run on the suffix with a cache of the prefix while
+stand-ins take the place of its blocks and note what they were called with. Shapes: N rows, B prompts, T
+positions, H heads, d head width.
 """
 
 from __future__ import annotations
@@ -16,12 +17,22 @@ from transformers import DynamicCache
 
 from regraft.core.structure import Path, main_tensor, map_tensors, with_main_tensor
 from regraft.core.tolerance import gap
-from regraft.model.block_call import CANNOT, BlockCall, StandIn, StopForward, over_rows, split_call, stacks_replaced
+from regraft.model.block_call import (
+    CANNOT,
+    BlockCall,
+    StandIn,
+    StopForward,
+    over_rows,
+    split_call,
+    stacks_replaced,
+)
 from regraft.model.model import Model
 from regraft.model.recording import Recording, record
 from regraft.model.selfcheck import sample_ids
 
 _PROOF_LENGTH, _PROOF_START = 12, 5
+"""Tokens of the proof, and the position that it is cut at: odd and not in the middle, so that an offset by
+one shows."""
 
 
 class PrefixCache(DynamicCache):
@@ -32,9 +43,14 @@ class PrefixCache(DynamicCache):
         self.prefix = (keys_BHpd, values_BHpd)
         self.rows = rows
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Recorded keys and values in front of the new ones, for every row."""
-        past = (t.repeat(self.rows, 1, 1, 1) if len(t) > 1 else t.expand(self.rows, -1, -1, -1) for t in self.prefix)
+        past = (
+            t.repeat(self.rows, 1, 1, 1) if len(t) > 1 else t.expand(self.rows, -1, -1, -1)
+            for t in self.prefix
+        )
         keys, values = past
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
@@ -123,9 +139,11 @@ class Cone:
 
 
 def cone_holds(model: Model) -> bool:
-    """Whether suffixes on recorded keys and values reproduce the recorded stream; measured once for each model.
+    """Whether suffixes on recorded keys and values reproduce the recorded stream; measured once for each
+    model.
 
-    A model that has fewer positions than the proof needs, or another kind of cache than the proof fills, has no cone.
+    A model that has fewer positions than the proof needs, or another kind of cache than the proof fills, has
+    no cone.
     """
     if "cone" not in model.proved:
         model.proved["cone"] = _prove(model) if _may_hold(model) else float("inf")
@@ -140,7 +158,8 @@ def _may_hold(model: Model) -> bool:
 
 
 def _prove(model: Model) -> float:
-    """Largest difference, over all blocks, of a two-row suffix from the recorded stream, relative to the stream."""
+    """Largest difference, over all blocks, of a two-row suffix from the recorded stream, relative to the
+    stream."""
     try:
         recording = record(model, [sample_ids(model.table_rows, _PROOF_LENGTH, seed=1)], attention_mask="all")
         cone = Cone(recording)

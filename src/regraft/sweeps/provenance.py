@@ -1,4 +1,5 @@
-"""What every result says beside its numbers: where they come from, the control row's deviation, the work that was counted."""
+"""What every result says beside its numbers: where they come from, the control row's deviation, the work that
+was counted."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from regraft.sweeps.sweep import SweepResult
 
 
 def sweep_attributes(*results: SweepResult) -> dict[str, Any]:
-    """Attributes for a dataset from one sweep or several: largest deviation of a control row, and the work of all of them."""
+    """Attributes for a dataset from one sweep or several: largest deviation of a control row, and the work of
+    all of them."""
     work = Work.joined([result.work for result in results])
     return {
         "control_deviation": max(result.deviation for result in results),
@@ -42,7 +44,8 @@ class Proved(Protocol):
 
 
 def provenance(model: Proved) -> dict[str, Any]:
-    """Where a number comes from: model and weights, versions, kind of arithmetic, self-check, command line, time."""
+    """Where a number comes from: model and weights, versions, kind of arithmetic, self-check, command line,
+    time."""
     return {
         "model": model.name,
         "weights_sha256": model.weights_sha256,

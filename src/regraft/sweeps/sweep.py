@@ -20,26 +20,26 @@ from regraft.model.hooks import writing
 from regraft.model.recording import Recording
 from regraft.model.session import plain_numbers
 from regraft.model.sites import SiteError, Tap
+from regraft.sweeps.batch_layout import edit_positions
 from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
 from regraft.sweeps.executor import Replay, State
-from regraft.sweeps.linear_edits import linear_branches, proved_columns
 from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of, resolved
-from regraft.sweeps.plan import BRANCH_OF, BatchLayout, Leaf, Work, edit_positions, make_plan
-from regraft.sweeps.prefix_cache import cone_holds
+from regraft.sweeps.plan import Leaf, Work, make_plan
+from regraft.sweeps.recorded_layout import batch_rows, layout_of, live_rows
 from regraft.sweeps.variants import Add, Edit, Noise, Replace, Scale, Variant, variants_of
 
-CPU_ROW_POSITIONS = 1024
 LOGITS_AT_ONCE = 1 << 25
-LIVE_FLOATS = 1 << 29
+"""Scores that are held at once: 128 MiB in float32."""
 
 
 @dataclass
 class SweepResult:
     """What a sweep measured.
 
-    `values[metric]` is (variants, prompts), `clean[metric]` (prompts,); `weights[metric]` (prompts,) says how many
-    positions stand behind a prompt's mean. `deviation` is the largest difference of the control row's stream from the
-    recorded one, relative to the stream's largest value, and `control[metric]` what was measured on the control row.
+    `values[metric]` is (variants, prompts), `clean[metric]` (prompts,); `weights[metric]` (prompts,) says how
+    many positions stand behind a prompt's mean. `deviation` is the largest difference of the control row's
+    stream from the recorded one, relative to the stream's largest value, and `control[metric]` what was
+    measured on the control row.
     """
 
     values: dict[str, Tensor]
@@ -75,13 +75,15 @@ def sweep(
         recording: what the variants vary; several (batches of prompts) are run in turn and joined.
         variants: routes and edits. A control variant, which changes nothing, is always run beside them.
         metric: one metric or several.
-        exact: rows one at a time with stock layers, no suffixes, no corrections: every block is called as in the clean
-            run, with the same shapes, so that a row that changes nothing gives the recorded bits whatever the kernels make
-            of other batches. Between machines, library versions or numbers of threads the last bits still differ.
+        exact: rows one at a time with stock layers, no suffixes, no corrections: every block is called as in
+            the clean run, with the same shapes, so that a row that changes nothing gives the recorded bits
+            whatever the kernels make of other batches. Between machines, library versions or numbers of
+            threads the last bits still differ.
 
     Raises:
         ValueError: a site, position, target or route that does not exist here; the sentence says which.
-        SweepError: the control row, which changes nothing, came out different: no number of this sweep can be trusted.
+        SweepError: the control row, which changes nothing, came out different: no number of this sweep can be
+            trusted.
     """
     recordings = [recording] if isinstance(recording, Recording) else recording
     metrics, variants = metrics_of(metric), variants_of(variants)
@@ -120,17 +122,19 @@ class _Sweep:
         self.recording, self.model = recording, recording.model
         if not self.model.check.replays:
             raise ValueError(
-                f"{self.model.name} cannot be replayed: its blocks, called again with their own arguments, differ from the "
-                f"model by {self.model.check.replay:.1e}"
+                f"{self.model.name} cannot be replayed: its blocks, called again with their own arguments,"
+                f" differ from the model by {self.model.check.replay:.1e}"
             )
         self.notes = list(recording.notes)
         if self.model.hooked_since:
-            self.notes.append("hooks have come or gone since the model was opened, so every row runs whole blocks")
+            self.notes.append(
+                "hooks have come or gone since the model was opened, so every row runs whole blocks"
+            )
         if not self.model.check.batches and not exact:
             exact = True
             self.notes.append(
-                f"rows were run one at a time, without any saving inside a batch: three rows at once differ from one by "
-                f"{self.model.check.batch:.1e} in this model"
+                "rows were run one at a time, without any saving inside a batch: three rows at once differ"
+                f" from one by {self.model.check.batch:.1e} in this model"
             )
         self.variants, self.exact, self.share = [Variant(), *variants], exact, share
         self.metrics = _told_apart([resolved(m, recording) for m in metrics])
@@ -138,7 +142,10 @@ class _Sweep:
         self.pairs = _Pairs(recording, self.metrics)
         count = len(self.variants)
         kind = measured_type(self.model.dtype)
-        self.values = {m.name: torch.zeros(count, recording.prompts, device=self.model.device, dtype=kind) for m in self.metrics}
+        self.values = {
+            m.name: torch.zeros(count, recording.prompts, device=self.model.device, dtype=kind)
+            for m in self.metrics
+        }
         self.deviation = 0.0
 
     def run(self) -> SweepResult:
@@ -147,11 +154,16 @@ class _Sweep:
             return self._run()
 
     def _run(self) -> SweepResult:
-        layout = layout_of(self.recording, {e.site for v in self.variants for e in v.edits}, cone=not self.exact)
+        layout = layout_of(
+            self.recording, {e.site for v in self.variants for e in v.edits}, cone=not self.exact
+        )
         work = Work()
-        chunk = _live_rows(self.recording)
-        ranges = [range(begin, min(begin + chunk, len(self.variants))) for begin in range(0, len(self.variants), chunk)]
-        rows = 1 if self.exact else _batch_rows(self.recording)
+        chunk = live_rows(self.recording)
+        ranges = [
+            range(begin, min(begin + chunk, len(self.variants)))
+            for begin in range(0, len(self.variants), chunk)
+        ]
+        rows = 1 if self.exact else batch_rows(self.recording)
         with nullcontext() if self.exact else packed(self.model.packed_layers(self.recording.taken_of)):
             clean = self._clean_values()
             for which, numbers in enumerate(ranges):
@@ -167,9 +179,9 @@ class _Sweep:
         limit = self.model.rounding
         if not self.deviation <= limit:
             raise SweepError(
-                f"the control row, which changes nothing, deviates by {self.deviation:.1e} (rounding alone: at most "
-                f"{limit:.1e}): a weight was changed behind the model's back, or a kernel depends on the batch; load the model "
-                "again, or use exact=True"
+                f"the control row, which changes nothing, deviates by {self.deviation:.1e} (rounding alone:"
+                f" at most {limit:.1e}): a weight was changed behind the model's back, or a kernel depends on"
+                " the batch; load the model again, or use exact=True"
             )
         return SweepResult(
             {name: value[1:].cpu() for name, value in self.values.items()},
@@ -183,7 +195,8 @@ class _Sweep:
         )
 
     def _progress(self, done: float, chunk: float, planned: int) -> Callable[[int], None]:
-        """Progress in thousandths of the whole sweep: the share `done` is behind, this chunk is worth `chunk`."""
+        """Progress in thousandths of the whole sweep: the share `done` is behind, this chunk is worth
+        `chunk`."""
         number, recordings = self.share
         at = [0]
 
@@ -216,7 +229,8 @@ class _Sweep:
         return {name: value[0] for name, value in self._score(self.pairs.clean_PD[None], [()]).items()}
 
     def _score(self, resid_nPD: Tensor, edits: Sequence[tuple[Edit, ...]]) -> dict[str, Tensor]:
-        """Run the head at the pairs, in chunks that bound the logits held, and average each metric per prompt."""
+        """Run the head at the pairs, in chunks that bound the logits held, and average each metric per
+        prompt."""
         rows, pairs = resid_nPD.shape[:2]
         flat = resid_nPD.flatten(0, 1)
         step = max(1, LOGITS_AT_ONCE // self.model.vocabulary)
@@ -232,7 +246,9 @@ class _Sweep:
                 keep = own >= 0
                 if bool(keep.any()):
                     clean = self._clean_reader(m)
-                    scores[m.name][chosen[keep]] = m.score(given[m.reads][keep], own[keep], self.recording, clean).to(kind)
+                    scores[m.name][chosen[keep]] = m.score(
+                        given[m.reads][keep], own[keep], self.recording, clean
+                    ).to(kind)
         return {m.name: self.pairs.per_prompt(m.name, scores[m.name].view(rows, pairs)) for m in self.metrics}
 
     def _clean_reader(self, metric: Metric) -> Callable[[Tensor], Tensor]:
@@ -245,7 +261,9 @@ class _Sweep:
 
         return clean
 
-    def _head(self, resid_cD: Tensor, chosen: Tensor, pairs: int, edits: Sequence[tuple[Edit, ...]]) -> Tensor:
+    def _head(
+        self, resid_cD: Tensor, chosen: Tensor, pairs: int, edits: Sequence[tuple[Edit, ...]]
+    ) -> Tensor:
         if not any(edits):
             return self.recording.head(resid_cD[:, None])[:, 0]
         placed: dict[str, list[Placed]] = {"final_norm": [], "logits": []}
@@ -253,20 +271,25 @@ class _Sweep:
             prompt, position = self.pairs.prompt[flat % pairs], self.pairs.position[flat % pairs]
             for edit in edits[flat // pairs]:
                 if _touches(edit, int(prompt), int(position), self.recording):
-                    placed[edit.site].append(Placed(at, _at_one_position(edit, int(prompt), int(position), self.recording)))
+                    placed[edit.site].append(
+                        Placed(at, _at_one_position(edit, int(prompt), int(position), self.recording))
+                    )
         carried = Carried(0, 1, (1,))
 
         def changer(site: str) -> Callable[[Tensor], Tensor]:
             return lambda x: apply_edits(x[:, None], placed[site], carried)[:, 0] if placed[site] else x
 
         norm = self.model.parts.final_norm
-        with writing(Tap(norm, "output"), changer("final_norm"), (len(resid_cD), 1)) if norm else nullcontext():
+        with (
+            writing(Tap(norm, "output"), changer("final_norm"), (len(resid_cD), 1)) if norm else nullcontext()
+        ):
             logits = self.recording.head(resid_cD[:, None])
         return changer("logits")(logits)[:, 0]
 
 
 def _at_one_position(edit: Edit, prompt: int, position: int, recording: Recording) -> Edit:
-    """The same edit for a row that is one position long: without a position, its value cut to that position's."""
+    """The same edit for a row that is one position long: without a position, its value cut to that
+    position's."""
     copy = object.__new__(type(edit))
     changes: dict[str, Any] = {"position": None}
     if isinstance(edit, (Replace, Add)):
@@ -274,7 +297,9 @@ def _at_one_position(edit: Edit, prompt: int, position: int, recording: Recordin
         carried = Carried(0, recording.positions, recording.lengths_of(len(recording.model.blocks) - 1))
         places = edit_positions(edit, carried.lengths)
         rows = [list(range(recording.positions))] * recording.prompts if places is None else places
-        values = pick_value(edit, edit.value, torch.tensor(rows, device=edit.value.device), carried, edit.value.shape[-1])
+        values = pick_value(
+            edit, edit.value, torch.tensor(rows, device=edit.value.device), carried, edit.value.shape[-1]
+        )
         values = values.expand(recording.prompts, len(rows[0]), -1)
         changes["value"] = values[prompt, rows[prompt].index(position)]
     copy.__dict__.update({**edit.__dict__, **changes})
@@ -320,7 +345,11 @@ class _Pairs:
         """The stream at the pairs, (n, P, D); in front of `start` the clean one."""
         inside = self.position >= start
         got = streams_nBTD[:, self.prompt, (self.position - start).clamp_min(0)]
-        return got if start == 0 else torch.where(inside[None, :, None], got, clean_BTD[self.prompt, self.position])
+        return (
+            got
+            if start == 0
+            else torch.where(inside[None, :, None], got, clean_BTD[self.prompt, self.position])
+        )
 
     def per_prompt(self, name: str, scores_nP: Tensor) -> Tensor:
         """Mean over each prompt's pairs, (n, B)."""
@@ -330,32 +359,14 @@ class _Pairs:
         return total / self.counts[name].clamp_min(1)
 
 
-def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> BatchLayout:
-    """The numbers that the plan needs to know about a recording."""
-    model = recording.model
-    stacks = model.parts.stacks
-    sites = {address: model.site(address) for address in addresses}
-    trusted = not model.hooked_since
-    linear = [linear_branches(block) if trusted else frozenset() for block in model.blocks]
-    asked = {(s.block or 0, BRANCH_OF[s.name]) for s in sites.values() if s.name in BRANCH_OF and not s.name.endswith("_out")}
-    proved = {(block, kind) for block, kind in asked if kind in linear[block] and proved_columns(recording, block, kind)}
-    return BatchLayout(
-        stacks=tuple((stack.first, stack.stop) for stack in stacks),
-        positions=tuple(recording.positions_of(stack.first) for stack in stacks),
-        prompts=recording.prompts,
-        lengths=tuple(recording.lengths_of(stack.first) for stack in stacks),
-        linear=tuple(linear),
-        addresses={address: (site.block, site.name) for address, site in sites.items()},
-        cone=cone and trusted and bool(addresses) and cone_holds(model),
-        columns=tuple(frozenset(kind for at, kind in proved if at == block.index) for block in model.blocks),
-    )
-
-
 def _check_sites(model, variants: Sequence[Variant]) -> None:
     for edit in (edit for variant in variants for edit in variant.edits):
         _check_outside(edit)
         if model.site(edit.site).name == "pattern":
-            raise SiteError(f"{edit.site} can be read but not edited: the model mixes values before it returns its pattern")
+            raise SiteError(
+                f"{edit.site} can be read but not edited: the model mixes values before it returns its"
+                " pattern"
+            )
 
 
 def _check_outside(edit: Edit) -> None:
@@ -364,21 +375,3 @@ def _check_outside(edit: Edit) -> None:
         raise ValueError(f"the edit at {edit.site} has the size {size}: write a finite number")
     if isinstance(edit, Noise) and edit.site in ("final_norm", "logits"):
         raise SiteError(f"noise at {edit.site} is not offered: add it to the last block's resid_post")
-
-
-def _batch_rows(recording: Recording) -> int:
-    """How many rows go through a block together: as many as the free memory holds, on a CPU as many as its caches like."""
-    model = recording.model
-    positions = recording.prompts * max(stream.shape[1] for stream in recording.taken.stream)
-    if model.device.type != "cuda":
-        return max(1, CPU_ROW_POSITIONS // positions)
-    free, _ = torch.cuda.mem_get_info(model.device)
-    widest = max((m.out_features for m in model.hf.modules() if isinstance(m, torch.nn.Linear)), default=1)
-    per_position = 4 * (min(widest, 16 * model.width) + 8 * model.width) * model.dtype.itemsize
-    return max(1, int(0.5 * free) // (positions * per_position))
-
-
-def _live_rows(recording: Recording) -> int:
-    """How many variants may be under way at once, so that their streams stay within a bound."""
-    floats = recording.pre(0).numel()
-    return max(2, LIVE_FLOATS // max(floats, 1))

@@ -1,4 +1,5 @@
-"""What a sweep varies: routes (which blocks a run passes through) and edits (changes of an activation at a site).
+"""What a sweep varies: routes (which blocks a run passes through) and edits (changes of an activation at a
+site).
 
 Shapes: g edits of a group, B prompts, k positions, W features.
 """
@@ -21,7 +22,8 @@ Position = int | Sequence[int] | None
 class Edit:
     """A change of the activation at `site`, at all positions (None), one, or several.
 
-    A negative position counts from the end of each prompt. Positions are numbers; a mask of booleans is refused.
+    A negative position counts from the end of each prompt. Positions are numbers; a mask of booleans is
+    refused.
     """
 
     site: str
@@ -37,7 +39,8 @@ class Edit:
         raise NotImplementedError
 
     def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor | None:
-        """The tensor that `change` needs for this edit, in the shape of the activation; None where it needs none."""
+        """The tensor that `change` needs for this edit, in the shape of the activation; None where it needs
+        none."""
         return None
 
 
@@ -68,7 +71,8 @@ class _WithValue(Edit):
 
 
 def _numbers(value: Any, noun: str) -> Tensor:
-    """A tensor of what was given as an edit's value: one number for all features, a list, an array or a tensor.
+    """A tensor of what was given as an edit's value: one number for all features, a list, an array or a
+    tensor.
 
     Raises:
         ValueError: it is none of these.
@@ -79,16 +83,18 @@ def _numbers(value: Any, noun: str) -> Tensor:
         found = torch.as_tensor(np.asarray(value, dtype=float), dtype=torch.get_default_dtype())
     except (TypeError, ValueError) as error:
         what = type(value).__name__
-        raise ValueError(f"the value of {noun} is a {what}: give a number, a list of numbers, or a tensor") from error
+        raise ValueError(
+            f"the value of {noun} is a {what}: give a number, a list of numbers, or a tensor"
+        ) from error
     return found.reshape(1) if found.dim() == 0 else found
 
 
 class Replace(_WithValue):
     """Put `value` in place of the activation.
 
-    `value` is one number, one vector (W,), one for each position (k, W) or for each prompt and position (B, k, W), or a whole
-    activation (B, T, W), of which the edited positions are taken. With a negative position a whole activation must come from
-    prompts as long as the edited ones.
+    `value` is one number, one vector (W,), one for each position (k, W) or for each prompt and position (B,
+    k, W), or a whole activation (B, T, W), of which the edited positions are taken. With a negative position
+    a whole activation must come from prompts as long as the edited ones.
     """
 
     def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
@@ -129,7 +135,8 @@ class Scale(Edit):
 
 @dataclass(frozen=True, eq=False)
 class Noise(Edit):
-    """Add Gaussian noise whose standard deviation is `scale` times the activation's root mean square at each position."""
+    """Add Gaussian noise whose standard deviation is `scale` times the activation's root mean square at each
+    position."""
 
     scale: float = 0.0
     seed: int = 0
@@ -155,7 +162,8 @@ class Noise(Edit):
 
 
 def listed(position: Any) -> list[Any] | None:
-    """The positions of an edit one by one, as plain numbers where they come from a tensor or an array; None for all."""
+    """The positions of an edit one by one, as plain numbers where they come from a tensor or an array; None
+    for all."""
     if isinstance(position, (Tensor, np.ndarray)):
         position = position.tolist()
     if position is None:
@@ -245,12 +253,20 @@ class Variant:
 
     def __post_init__(self) -> None:
         given = (self.edits,) if isinstance(self.edits, Edit) else self.edits
-        wrong = given if not isinstance(given, Iterable) else next((e for e in given if not isinstance(e, Edit)), None)
+        wrong = (
+            given
+            if not isinstance(given, Iterable)
+            else next((e for e in given if not isinstance(e, Edit)), None)
+        )
         if wrong is not None:
-            remedy = "write Variant(route=...)" if isinstance(wrong, Route) else "give edits such as Zero(site)"
+            remedy = (
+                "write Variant(route=...)" if isinstance(wrong, Route) else "give edits such as Zero(site)"
+            )
             raise ValueError(f"a {type(wrong).__name__} among the edits of a variant is no edit: {remedy}")
         if self.route is not None and not isinstance(self.route, Route):
-            raise ValueError(f"a {type(self.route).__name__} is no route: make one with Route.skip, Route.order, ...")
+            raise ValueError(
+                f"a {type(self.route).__name__} is no route: make one with Route.skip, Route.order, ..."
+            )
         object.__setattr__(self, "edits", tuple(given))
 
 
@@ -260,7 +276,11 @@ def variants_of(given: Any) -> list[Variant]:
     Raises:
         ValueError: something is neither.
     """
-    listed = [given] if isinstance(given, (Variant, Edit, Route)) or not isinstance(given, Iterable) else list(given)
+    listed = (
+        [given]
+        if isinstance(given, (Variant, Edit, Route)) or not isinstance(given, Iterable)
+        else list(given)
+    )
     made = [Variant((one,)) if isinstance(one, Edit) else one for one in listed]
     made = [Variant(route=one) if isinstance(one, Route) else one for one in made]
     wrong = next((one for one in made if not isinstance(one, Variant)), None)

@@ -22,7 +22,8 @@ class ByteIds:
 
     @cached_property
     def id_of(self) -> dict[bytes, int]:
-        """The id of each content; of two tokens with the same bytes the one with the longer name, so no `<0x41>` for `A`."""
+        """The id of each content; of two tokens with the same bytes the one with the longer name, so no
+        `<0x41>` for `A`."""
         found: dict[bytes, int] = {}
         for number, (content, kind) in enumerate(zip(self.table.bytes_V, self.table.kind_V, strict=True)):
             if kind == "text" and content and (content not in found or self._spelled_byte(found[content])):
@@ -30,7 +31,9 @@ class ByteIds:
         return found
 
     def _spelled_byte(self, number: int) -> bool:
-        return self.tokenizer.convert_ids_to_tokens(number) == f"<0x{self.table.bytes_V[number].hex().upper()}>"
+        return (
+            self.tokenizer.convert_ids_to_tokens(number) == f"<0x{self.table.bytes_V[number].hex().upper()}>"
+        )
 
     @cached_property
     def longest(self) -> int:
@@ -40,8 +43,9 @@ class ByteIds:
     def encode(self, content: bytes) -> list[int]:
         """Ids of any bytes: valid UTF-8 as the tokenizer encodes it, other bytes one by one.
 
-        What spells a special token is text like any other. `decode` gives the bytes back wherever the tokenizer keeps its text;
-        one that puts a space in front, or lowers letters, gives ids of what it makes of it (`spans`).
+        What spells a special token is text like any other. `decode` gives the bytes back wherever the
+        tokenizer keeps its text; one that puts a space in front, or lowers letters, gives ids of what it
+        makes of it (`spans`).
 
         Raises:
             ValueError: a byte that is no UTF-8 has no token.
@@ -65,11 +69,16 @@ class ByteIds:
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of some texts, without special tokens."""
-        given = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False) if texts else {}
+        given = (
+            self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+            if texts
+            else {}
+        )
         return given.get("input_ids", [])
 
     def spans(self, content: bytes) -> list[tuple[int, int, int]] | None:
-        """Where each token of some text begins and ends in its bytes, and its id; None where the tokens do not make up the text.
+        """Where each token of some text begins and ends in its bytes, and its id; None where the tokens do
+        not make up the text.
 
         A space that the tokenizer puts in front lies outside.
         """
@@ -108,7 +117,8 @@ class ByteIds:
         ]
 
     def fewest(self, content: bytes) -> list[int]:
-        """The ids of the fewest tokens that make up the bytes, longest first where several do; empty where none can."""
+        """The ids of the fewest tokens that make up the bytes, longest first where several do; empty where
+        none can."""
         best: list[tuple[int, int] | None] = [(0, 0)] + [None] * len(content)
         for end in range(1, len(content) + 1):
             for start in range(max(0, end - self.longest), end):

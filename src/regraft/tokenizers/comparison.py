@@ -1,4 +1,5 @@
-"""What tokenizers make of text, in bytes: tokens for a byte, a character and a word, tokens that cross words, what they share."""
+"""What tokenizers make of text, in bytes: tokens for a byte, a character and a word, tokens that cross words,
+what they share."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -19,6 +21,7 @@ from regraft.tokenizers.byte_codec import ByteIds
 
 CROSSING = re.compile(rb"\S\s+\S")
 LISTED = 20
+"""Tokens of each list."""
 UNITS = {
     "bytes_per_token": "bytes of text for each token",
     "characters_per_token": "characters of text for each token",
@@ -29,9 +32,12 @@ UNITS = {
 
 
 def compare(
-    tokenizers: Mapping[str, ByteIds], domains: Mapping[str, Sequence[str]], models: Mapping[str, Model] | None = None
+    tokenizers: Mapping[str, ByteIds],
+    domains: Mapping[str, Sequence[str]],
+    models: Mapping[str, Model] | None = None,
 ) -> xr.Dataset:
-    """Measure tokenizers on pieces of text by domain; with models, by the tokenizers' names, also bits per byte.
+    """Measure tokenizers on pieces of text by domain; with models, by the tokenizers' names, also bits per
+    byte.
 
     Raises:
         ValueError: there is no tokenizer, or no text.
@@ -40,11 +46,18 @@ def compare(
         raise ValueError("there is nothing to compare: name at least one tokenizer and some text")
     began = time.perf_counter()
     if models is not None:
-        rooms = [room for model in models.values() if (room := longest_input(model.hf.config)) and not model.two_stacks]
-        domains = {name: fitted(texts, list(tokenizers.values()), min(rooms, default=0)) for name, texts in domains.items()}
+        rooms = [
+            room
+            for model in models.values()
+            if (room := longest_input(model.hf.config)) and not model.two_stacks
+        ]
+        domains = {
+            name: fitted(texts, list(tokenizers.values()), min(rooms, default=0))
+            for name, texts in domains.items()
+        }
     values = {name: np.zeros((len(tokenizers), len(domains))) for name in UNITS}
     bits = np.full((len(tokenizers), len(domains)), np.nan)
-    crossing, counts, longest, shares = [], [], [], []
+    contents = []
     for row, (called, reader) in enumerate(tokenizers.items()):
         crosses_V = np.array([bool(CROSSING.search(content)) for content in reader.table.bytes_V])
         used_V = np.zeros(len(crosses_V), np.int64)
@@ -54,29 +67,22 @@ def compare(
             if models is not None:
                 bits[row, column] = score(models[called], reader, texts).bits_per_byte
             advance(f"reading {domain} with {called}", column + 1, len(domains))
-        best = np.argsort(-np.where(crosses_V, used_V, -1), kind="stable")[:LISTED]
-        best = [int(i) for i in best if crosses_V[i] and used_V[i]]
-        crossing.append(_padded([shown(reader.table.bytes_V[i]) for i in best], ""))
-        counts.append(_padded([int(used_V[i]) for i in best], 0))
-        order = sorted(range(len(crosses_V)), key=lambda i: -len(reader.table.bytes_V[i]))[:LISTED]
-        longest.append(_padded([shown(reader.table.bytes_V[i]) for i in order], ""))
-        shares.append(float(crosses_V.mean()))
-    contents = [set(reader.id_of) for reader in tokenizers.values()]
-    overlap = [[len(a & b) / max(1, len(a)) for b in contents] for a in contents]
+        contents.append(_vocabulary(reader, crosses_V, used_V))
     both = ("tokenizer", "domain")
+    read = [sum(len(t.encode()) for t in texts) for texts in domains.values()]
     return xr.Dataset(
         {
             **{name: (both, values[name], {"units": units}) for name, units in UNITS.items()},
-            **({"bits_per_byte": (both, bits, {"units": "bits per byte of text"})} if models is not None else {}),
-            "vocabulary": ("tokenizer", [len(reader.table) for reader in tokenizers.values()], {"units": "tokens"}),
-            "vocabulary_crossing": ("tokenizer", shares, {"units": "share of the vocabulary that holds parts of two words"}),
-            "overlap": (("tokenizer", "other"), overlap, {"units": "share of the row's contents that the column has as well"}),
-            "crossing_token": (("tokenizer", "rank"), crossing, {"units": "most frequent token that holds parts of two words"}),
-            "crossing_count": (("tokenizer", "rank"), counts, {"units": "times in the text"}),
-            "longest_token": (("tokenizer", "rank"), longest, {"units": "longest token of the vocabulary"}),
-            "bytes": ("domain", [sum(len(t.encode()) for t in texts) for texts in domains.values()], {"units": "bytes read"}),
+            **({} if models is None else {"bits_per_byte": (both, bits, {"units": "bits per byte of text"})}),
+            **_vocabularies(list(tokenizers.values()), contents),
+            "bytes": ("domain", read, {"units": "bytes read"}),
         },
-        coords={"tokenizer": list(tokenizers), "other": list(tokenizers), "domain": list(domains), "rank": range(1, LISTED + 1)},
+        coords={
+            "tokenizer": list(tokenizers),
+            "other": list(tokenizers),
+            "domain": list(domains),
+            "rank": range(1, LISTED + 1),
+        },
         attrs={
             **{name: version(name) for name in ("regraft", "tokenizers", "transformers")},
             "tokenizers_sha256": ", ".join(f"{name} {digest(reader)}" for name, reader in tokenizers.items()),
@@ -87,7 +93,48 @@ def compare(
     )
 
 
-def _measured(reader: ByteIds, texts: Sequence[str], crosses_V: np.ndarray, used_V: np.ndarray) -> dict[str, float]:
+def _vocabulary(reader: ByteIds, crosses_V: np.ndarray, used_V: np.ndarray) -> dict[str, Any]:
+    """What one vocabulary holds: tokens with parts of two words by how often they came, and its longest."""
+    most = np.argsort(-np.where(crosses_V, used_V, -1), kind="stable")[:LISTED]
+    most = [int(i) for i in most if crosses_V[i] and used_V[i]]
+    longest = sorted(range(len(crosses_V)), key=lambda i: -len(reader.table.bytes_V[i]))[:LISTED]
+    return {
+        "vocabulary": len(reader.table),
+        "vocabulary_crossing": float(crosses_V.mean()),
+        "crossing_token": _padded([shown(reader.table.bytes_V[i]) for i in most], ""),
+        "crossing_count": _padded([int(used_V[i]) for i in most], 0),
+        "longest_token": _padded([shown(reader.table.bytes_V[i]) for i in longest], ""),
+    }
+
+
+VOCABULARY_UNITS = {
+    "vocabulary": "tokens",
+    "vocabulary_crossing": "share of the vocabulary that holds parts of two words",
+    "overlap": "share of the row's contents that the column has as well",
+    "crossing_token": "most frequent token that holds parts of two words",
+    "crossing_count": "times in the text",
+    "longest_token": "longest token of the vocabulary",
+}
+
+
+def _vocabularies(readers: Sequence[ByteIds], contents: Sequence[dict[str, Any]]) -> dict[str, tuple]:
+    """What the vocabularies hold, and how much of each the others have too."""
+    sets = [set(reader.id_of) for reader in readers]
+    found = {name: [one[name] for one in contents] for name in contents[0]}
+    found["overlap"] = [[len(a & b) / max(1, len(a)) for b in sets] for a in sets]
+    further = {
+        "overlap": ("other",),
+        **dict.fromkeys(("crossing_token", "crossing_count", "longest_token"), ("rank",)),
+    }
+    return {
+        name: (("tokenizer", *further.get(name, ())), found[name], {"units": units})
+        for name, units in VOCABULARY_UNITS.items()
+    }
+
+
+def _measured(
+    reader: ByteIds, texts: Sequence[str], crosses_V: np.ndarray, used_V: np.ndarray
+) -> dict[str, float]:
     """Figures of one tokenizer on one domain; the ids are added to what was used."""
     encoded = reader.encode_texts(texts)
     exact = [reader.keeps(text.encode(), ids) for ids, text in zip(encoded, texts, strict=True)]

@@ -1,4 +1,5 @@
-"""What text says about tokens without any model: vectors from what stands beside what, and which tokens lie over which.
+"""What text says about tokens without any model: vectors from what stands beside what, and which tokens lie
+over which.
 
 Shapes: V tokens, D width.
 """
@@ -16,13 +17,16 @@ from regraft.core.progress import advance
 from regraft.tokenizers.byte_codec import ByteIds
 
 REACH = 4
+"""Tokens on either side that count as beside each other."""
 
 
 def beside_vectors(rows: Iterable[Sequence[int]], count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (V, D) of tokens from rows of ids, and how often each occurs; a token that does not occur is zero.
+    """Vectors (V, D) of tokens from rows of ids, and how often each occurs; a token that does not occur is
+    zero.
 
-    The leading singular vectors of the logarithm, where it is above zero, of how often two tokens stand within four places of
-    each other over what chance would make it ("Neural Word Embedding as Implicit Matrix Factorization", Levy and Goldberg, 2014).
+    The leading singular vectors of the logarithm, where it is above zero, of how often two tokens stand
+    within four places of each other over what chance would make it ("Neural Word Embedding as Implicit Matrix
+    Factorization", Levy and Goldberg, 2014).
 
     Raises:
         ValueError: fewer different tokens occur than the vectors would have numbers.
@@ -38,7 +42,8 @@ def beside_vectors(rows: Iterable[Sequence[int]], count: int, width: int) -> tup
         advance("counting neighbours in the text", number, number + 1)
     if int((counts_V > 0).sum()) <= width + 1:
         raise ValueError(
-            f"the text holds {int((counts_V > 0).sum())} different tokens, too few for vectors of {width}: give more"
+            f"the text holds {int((counts_V > 0).sum())} different tokens, too few for vectors of {width}:"
+            " give more"
         )
     both = (beside + beside.T).tocoo()
     sums = np.asarray(both.sum(1)).ravel()
@@ -49,7 +54,8 @@ def beside_vectors(rows: Iterable[Sequence[int]], count: int, width: int) -> tup
 
 
 def overlaps(old: ByteIds, new: ByteIds, texts: Sequence[str]) -> dict[int, Counter[int]]:
-    """How many bytes of text each new token shares with each old one, where both tokenizers cut the same text.
+    """How many bytes of text each new token shares with each old one, where both tokenizers cut the same
+    text.
 
     A text that one of them does not keep as it is says nothing and is left out.
 
@@ -74,6 +80,7 @@ def overlaps(old: ByteIds, new: ByteIds, texts: Sequence[str]) -> dict[int, Coun
         advance("aligning text", number, len(texts))
     if not found:
         raise ValueError(
-            "no text comes back whole from both tokenizers, so their tokens cannot be aligned: choose another --method"
+            "no text comes back whole from both tokenizers, so their tokens cannot be aligned: choose another"
+            " --method"
         )
     return found

@@ -1,4 +1,5 @@
-"""How far an encoder's embeddings of texts move when another tokenizer cuts them, beside how far texts are from each other.
+"""How far an encoder's embeddings of texts move when another tokenizer cuts them, beside how far texts are
+from each other.
 
 Shapes: B texts, T tokens, D width.
 """
@@ -19,7 +20,8 @@ from regraft.tokenizers.encoder import pooled, pooling_of
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """Texts as unit vectors, the tokens that they were cut into without special ones, and the bytes that they hold.
+    """Texts as unit vectors, the tokens that they were cut into without special ones, and the bytes that they
+    hold.
 
     `exact` is the share of texts that the tokenizer keeps as they are.
     """
@@ -32,10 +34,11 @@ class Embedded:
 
 @torch.no_grad()
 def embed(model: Model, reader: ByteIds, texts: Sequence[str]) -> Embedded:
-    """Read each text as a sentence encoder does, with the tokenizer's special tokens around it, and pool the last states.
+    """Read each text as a sentence encoder does, with the tokenizer's special tokens around it, and pool the
+    last states.
 
-    The states are the mean of all tokens, or the first one where the model's folder says so. One text at a time: padding
-    would move the positions of models that count them from the padding token.
+    The states are the mean of all tokens, or the first one where the model's folder says so. One text at a
+    time: padding would move the positions of models that count them from the padding token.
 
     Raises:
         ValueError: there is no text, or one has no token.
@@ -46,7 +49,9 @@ def embed(model: Model, reader: ByteIds, texts: Sequence[str]) -> Embedded:
     vectors: list[Tensor] = []
     inner = [reader.encode(text.encode()) for text in texts]
     for text in texts:
-        ids_BT = torch.tensor([reader.tokenizer(text, split_special_tokens=True)["input_ids"]], device=model.device)
+        ids_BT = torch.tensor(
+            [reader.tokenizer(text, split_special_tokens=True)["input_ids"]], device=model.device
+        )
         if not ids_BT.numel():
             raise ValueError("a piece of text has no token: give other text")
         with model.held():
@@ -54,7 +59,12 @@ def embed(model: Model, reader: ByteIds, texts: Sequence[str]) -> Embedded:
         vectors.append(pooled(states_BTD, torch.ones_like(ids_BT), pooling).double())
         advance("embeddings of texts", len(vectors), len(texts))
     exact = [reader.keeps(text.encode(), ids) for text, ids in zip(texts, inner, strict=True)]
-    return Embedded(torch.cat(vectors), sum(map(len, inner)), sum(len(text.encode()) for text in texts), sum(exact) / len(exact))
+    return Embedded(
+        torch.cat(vectors),
+        sum(map(len, inner)),
+        sum(len(text.encode()) for text in texts),
+        sum(exact) / len(exact),
+    )
 
 
 def distance(before: Embedded, after: Embedded) -> float:
@@ -63,11 +73,16 @@ def distance(before: Embedded, after: Embedded) -> float:
 
 
 def apart(texts: Sequence[Embedded]) -> float:
-    """One minus the cosine between two different texts, mean over all pairs of all the texts; NaN of a single one."""
+    """One minus the cosine between two different texts, mean over all pairs of all the texts; NaN of a single
+    one."""
     vectors_BD = torch.cat([one.vectors_BD for one in texts])
     count = len(vectors_BD)
     cosines_BB = vectors_BD @ vectors_BD.T
-    return float(1 - (cosines_BB.sum() - cosines_BB.trace()) / (count * (count - 1))) if count > 1 else float("nan")
+    return (
+        float(1 - (cosines_BB.sum() - cosines_BB.trace()) / (count * (count - 1)))
+        if count > 1
+        else float("nan")
+    )
 
 
 def same_nearest(before: Sequence[Embedded], after: Sequence[Embedded]) -> float:

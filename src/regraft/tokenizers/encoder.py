@@ -1,4 +1,5 @@
-"""A sentence encoder read from a folder or hub id, and vectors of texts that are kept on disk as they are made.
+"""A sentence encoder read from a folder or hub id, and vectors of texts that are kept on disk as they are
+made.
 
 Shapes: B texts, T tokens, D width of the encoder.
 """
@@ -22,14 +23,17 @@ from regraft.checkpoint.hub import resolve
 from regraft.checkpoint.locate import CheckpointError, digest
 from regraft.core.files import NotWrittenError, check_place, place_of, writing
 from regraft.core.progress import advance
+from regraft.core.silence import silent
 from regraft.core.tolerance import gap, rounding
-from regraft.model.load import quiet_transformers, read_tokenizer
+from regraft.model.load import read_tokenizer
 
 BATCH = 256
+"""Texts that are encoded together."""
 
 
 class SentenceEncoder:
-    """Texts as unit vectors: the mean of the last states, or the first one where the folder's pooling says so.
+    """Texts as unit vectors: the mean of the last states, or the first one where the folder's pooling says
+    so.
 
     Raises:
         ValueError: the folder holds no encoder.
@@ -39,16 +43,24 @@ class SentenceEncoder:
         folder, self.name = resolve(name)
         self.pooling = pooling_of(folder)
         try:
-            with quiet_transformers():
-                self.hf: Any = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+            with silent():
+                self.hf: Any = transformers.AutoModel.from_pretrained(
+                    folder, use_safetensors=True, dtype=torch.float32
+                )
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{self.name} holds no sentence encoder: {str(error).splitlines()[0]}") from error
+            raise ValueError(
+                f"{self.name} holds no sentence encoder: {str(error).splitlines()[0]}"
+            ) from error
         self.hf = self.hf.to(device).eval()
         self.tokenizer = read_tokenizer(folder, False)
-        if self.tokenizer is None or getattr(self.hf.config, "is_encoder_decoder", False) or not self._reads_both_ways():
+        if (
+            self.tokenizer is None
+            or getattr(self.hf.config, "is_encoder_decoder", False)
+            or not self._reads_both_ways()
+        ):
             raise ValueError(
-                f"{self.name} is no sentence encoder: it must have a tokenizer and read a text in both directions; name an "
-                "encoder such as all-MiniLM-L6-v2"
+                f"{self.name} is no sentence encoder: it must have a tokenizer and read a text in both"
+                " directions; name an encoder such as all-MiniLM-L6-v2"
             )
         self.digest = digest([*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("tokenizer.json"))])
 
@@ -78,15 +90,22 @@ def pooled(states_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
 
 
 def pooling_of(folder: Path) -> str:
-    """How a sentence encoder's folder says that its states are pooled: `mean` (also where it says nothing) or `first`.
+    """How a sentence encoder's folder says that its states are pooled: `mean` (also where it says nothing) or
+    `first`.
 
     Raises:
         CheckpointError: in another way, or something computes behind the pooling.
     """
     modules = folder / "modules.json"
-    kinds = [entry["type"].rpartition(".")[2] for entry in json.loads(modules.read_text("utf-8"))] if modules.is_file() else []
+    kinds = (
+        [entry["type"].rpartition(".")[2] for entry in json.loads(modules.read_text("utf-8"))]
+        if modules.is_file()
+        else []
+    )
     if other := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
-        raise CheckpointError(f"{folder.name} has a {other[0]} layer behind its states: only pooling and scaling are known here")
+        raise CheckpointError(
+            f"{folder.name} has a {other[0]} layer behind its states: only pooling and scaling are known here"
+        )
     file = folder / "1_Pooling" / "config.json"
     if not file.is_file():
         return "mean"
@@ -99,7 +118,8 @@ def pooling_of(folder: Path) -> str:
 
 
 class Vectors:
-    """Vectors of texts by one encoder, each made once and kept in a file; a run that is broken off loses one batch."""
+    """Vectors of texts by one encoder, each made once and kept in a file; a run that is broken off loses one
+    batch."""
 
     def __init__(self, encoder: SentenceEncoder, cache: Path):
         self.encoder = encoder
@@ -109,7 +129,9 @@ class Vectors:
             place_of(cache).mkdir(parents=True, exist_ok=True)
         self.file = place_of(cache) / f"vectors-{encoder.digest[:16]}-{encoder.pooling}.sqlite"
         with self._open() as store, store:
-            store.execute("create table if not exists vectors (text blob primary key, vector blob) without rowid")
+            store.execute(
+                "create table if not exists vectors (text blob primary key, vector blob) without rowid"
+            )
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -123,13 +145,19 @@ class Vectors:
             with closing(sqlite3.connect(self.file)) as store:
                 yield store
         except sqlite3.OperationalError as error:
-            raise NotWrittenError(f"{self.file} could not be written ({error}): choose another place with --cache") from error
+            raise NotWrittenError(
+                f"{self.file} could not be written ({error}): choose another place with --cache"
+            ) from error
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.file} holds no vectors ({error}): remove it, or choose another with --cache") from error
+            raise ValueError(
+                f"{self.file} holds no vectors ({error}): remove it, or choose another with --cache"
+            ) from error
 
     def of(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (B, D) of some texts, from the file as far as they are there."""
-        keys = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
+        keys = [
+            hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts
+        ]
         with self._open() as store:
             known = {key for (key,) in store.execute("select text from vectors")}
             wanted = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}

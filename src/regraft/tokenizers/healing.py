@@ -1,7 +1,9 @@
-"""A short training of the new rows only: the next new token, and the old model's own stream where both cuts meet.
+"""A short training of the new rows only: the next new token, and the old model's own stream where both cuts
+meet.
 
-Old and new ids of one text are lined up by bytes. At every byte where a token ends in both, the model has read the same text
-either way, so its last stream should be the same. Shapes: B texts, T new tokens, S old tokens, D width, N new rows, M meetings.
+Old and new ids of one text are lined up by bytes. At every byte where a token ends in both, the model has
+read the same text either way, so its last stream should be the same. Shapes: B texts, T new tokens, S old
+tokens, D width, N new rows, M meetings.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from regraft.tokenizers.transplantation import Transplant
 from regraft.training.tasks.embedding_task import relative_error
 
 RATE_OVER_RMS = 0.05
+"""The rate in times the table's own root mean square: a step of Adam moves every number by about the rate."""
 
 
 class NewRows(nn.Module):
     """The rows of a table that are trained, beside the frozen rows.
 
-    A step moves only rows whose tokens are in its text. The softmax has a gradient for every row, but of a row that the text
-    lacks it says only "less", and an optimiser that scales gradients would follow it at full rate until the row is lost.
+    A step moves only rows whose tokens are in its text. The softmax has a gradient for every row, but of a
+    row that the text lacks it says only "less", and an optimiser that scales gradients would follow it at
+    full rate until the row is lost.
     """
 
     def __init__(self, table_VD: Tensor, ids_N: Tensor):
@@ -61,7 +65,8 @@ def check_healing(model: Model) -> None:
 class HealTask:
     """Rows of the embedding, and of an output matrix of its own, taught by the model with its own tokenizer.
 
-    Loss: nats per new token, and the squared error of the last stream over its mean square at the bytes where both cuts meet.
+    Loss: nats per new token, and the squared error of the last stream over its mean square at the bytes where
+    both cuts meet.
 
     Raises:
         ValueError: an encoder-decoder, whose two halves are not one text, or no new rows.
@@ -89,7 +94,9 @@ class HealTask:
     @property
     def rate(self) -> float:
         """A rate for these rows: a twentieth of their root mean square."""
-        return RATE_OVER_RMS * float(self.tables["embedding"].rows.weight.detach().float().square().mean().sqrt())
+        return RATE_OVER_RMS * float(
+            self.tables["embedding"].rows.weight.detach().float().square().mean().sqrt()
+        )
 
     def blocks(self) -> list[nn.Module]:
         """Blocks of the trunk."""
@@ -108,11 +115,14 @@ class HealTask:
         parts = {"next": loss}
         if len(places) and self.stream:
             row_M, new_M, old_M = places.to(ids_BT.device).T
-            parts["stream"] = self.stream * relative_error(learnt[depth][row_M, new_M], taught[depth][row_M, old_M])
+            parts["stream"] = self.stream * relative_error(
+                learnt[depth][row_M, new_M], taught[depth][row_M, old_M]
+            )
         return parts
 
     def aligned(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """The same texts in old ids (B, S), padded, and (row, new place, old place) of every byte where tokens end in both.
+        """The same texts in old ids (B, S), padded, and (row, new place, old place) of every byte where
+        tokens end in both.
 
         A text that the old tokenizer does not keep has no such place.
         """
@@ -124,12 +134,19 @@ class HealTask:
             stop = next((i for i in range(start, len(ids)) if not new.table.bytes_V[ids[i]]), len(ids))
             spans = old.spans(new.decode(ids[start:stop])) or []
             ends = {end: place for place, (_, end, _) in enumerate(spans)}
-            places += [(number, start + i, ends[end]) for i, end in enumerate(_ends(new, ids[start:stop])) if end in ends]
+            places += [
+                (number, start + i, ends[end])
+                for i, end in enumerate(_ends(new, ids[start:stop]))
+                if end in ends
+            ]
             rows.append(torch.tensor([token for *_, token in spans] or [0]))
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(ids_BT.device), torch.tensor(places).reshape(-1, 3)
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(ids_BT.device), torch.tensor(
+            places
+        ).reshape(-1, 3)
 
     def standing(self, used_U: Tensor | None = None):
-        """While inside, the model has the new modules with the rows as they are now; gradients reach those of these ids."""
+        """While inside, the model has the new modules with the rows as they are now; gradients reach those of
+        these ids."""
         (old_embedding, fresh), *head = self.done.swaps
         table_VD = self.tables["embedding"].whole(used_U)
         matrix_VD = self.tables["head"].whole(used_U) if "head" in self.tables else table_VD

@@ -1,8 +1,9 @@
-"""Rows for tokens that a model has never seen: mixtures of the rows that it has, by several methods side by side.
+"""Rows for tokens that a model has never seen: mixtures of the rows that it has, by several methods side by
+side.
 
-`hybrid` is the house method: the pieces that the old tokenizer cuts a token into, weighted by likeness to the whole and by
-length, and the nearest old tokens in a sentence encoder's space ("TokenAdapt", Sharthak et al., 2025). The others are
-baselines. Shapes: N new tokens, V old tokens, D width, K nearest or chosen.
+`hybrid` is the house method: the pieces that the old tokenizer cuts a token into, weighted by likeness to the
+whole and by length, and the nearest old tokens in a sentence encoder's space ("TokenAdapt", Sharthak et al.,
+2025). The others are baselines. Shapes: N new tokens, V old tokens, D width, K nearest or chosen.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from regraft.tokenizers.vocab_map import Matching
 Method = Literal["hybrid", "local", "mean", "retok", "align", "focus", "pursuit"]
 METHODS: tuple[Method, ...] = ("hybrid", "local", "mean", "retok", "align", "focus", "pursuit")
 AUXILIARY_WIDTH, CONSIDERED = 128, 64
+"""Width of vectors that are made from text alone, and old tokens that a new one is mixed of at most."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,15 @@ class InitSettings:
         if self.nearest < 1 or self.atoms < 1:
             raise ValueError("at least one nearest token and one atom are needed")
         if not 0 <= self.weight <= 1:
-            raise ValueError(f"a weight of {self.weight:g} for the nearest tokens is no share: choose between 0 and 1")
+            raise ValueError(
+                f"a weight of {self.weight:g} for the nearest tokens is no share: choose between 0 and 1"
+            )
 
 
 @dataclass(eq=False)
 class TransplantCase:
-    """Two vocabularies, what they share, and what the methods may look at: old rows, an encoder's vectors, some text."""
+    """Two vocabularies, what they share, and what the methods may look at: old rows, an encoder's vectors,
+    some text."""
 
     old: ByteIds
     new: ByteIds
@@ -91,14 +96,19 @@ class TransplantCase:
     def known(self) -> np.ndarray:
         """Old tokens that are whole text, so that an encoder can read them."""
         kinds = self.old.table.kind_V
-        return np.array([i for i, c in enumerate(self.old.table.bytes_V) if kinds[i] == "text" and readable(c)], np.int64)
+        return np.array(
+            [i for i, c in enumerate(self.old.table.bytes_V) if kinds[i] == "text" and readable(c)], np.int64
+        )
 
     @cached_property
     def whole_NE(self) -> Tensor:
-        """A vector of each new token: the encoder's, or without one the pieces' own directions by their lengths."""
+        """A vector of each new token: the encoder's, or without one the pieces' own directions by their
+        lengths."""
         if self.vectors is not None:
             return self.vectors.of([shown(content) for content in self.contents])
-        return torch.from_numpy(mixture(self.cuts, self.shares, len(self.table_VD)).weights_NV @ self.known_VE.numpy())
+        return torch.from_numpy(
+            mixture(self.cuts, self.shares, len(self.table_VD)).weights_NV @ self.known_VE.numpy()
+        )
 
     @cached_property
     def known_VE(self) -> Tensor:
@@ -155,7 +165,8 @@ def estimate(case: TransplantCase, settings: InitSettings) -> Mixture:
 
 
 def local(case: TransplantCase, settings: InitSettings) -> Mixture:
-    """Pieces by their likeness to the whole (softmax), averaged with their shares of the length, softmax at the temperature."""
+    """Pieces by their likeness to the whole (softmax), averaged with their shares of the length, softmax at
+    the temperature."""
     known_VE, whole_NE = case.known_VE.numpy(), case.whole_NE.numpy()
     weights = []
     for number, (ids, share) in enumerate(zip(case.cuts, case.shares, strict=True)):
@@ -167,9 +178,12 @@ def local(case: TransplantCase, settings: InitSettings) -> Mixture:
 
 
 def near(case: TransplantCase, settings: InitSettings) -> Mixture:
-    """The nearest old tokens above the threshold, softmax at the temperature; none for tokens that are no whole characters."""
+    """The nearest old tokens above the threshold, softmax at the temperature; none for tokens that are no
+    whole characters."""
     asked = np.array([i for i, content in enumerate(case.contents) if readable(content)], np.int64)
-    values_NK, places_NK = nearest(case.whole_NE[asked], case.known_VE[case.known], settings.nearest, settings.search)
+    values_NK, places_NK = nearest(
+        case.whole_NE[asked], case.known_VE[case.known], settings.nearest, settings.search
+    )
     parts: list[list[int]] = [[] for _ in case.contents]
     weights = [np.zeros(0) for _ in case.contents]
     for number, values, places in zip(asked.tolist(), values_NK.numpy(), places_NK.numpy(), strict=True):
@@ -181,10 +195,11 @@ def near(case: TransplantCase, settings: InitSettings) -> Mixture:
 
 
 def aligned(case: TransplantCase) -> Mixture:
-    """Old tokens by the bytes that they share with a new one in text that both cut, as in Trans-Tokenization; else its pieces.
+    """Old tokens by the bytes that they share with a new one in text that both cut, as in Trans-Tokenization;
+    else its pieces.
 
-    After "Trans-Tokenization and Cross-lingual Vocabulary Transfers" (Remy et al., 2024), where the alignment is of
-    translations; here both sides are one text, so it is exact.
+    After "Trans-Tokenization and Cross-lingual Vocabulary Transfers" (Remy et al., 2024), where the alignment
+    is of translations; here both sides are one text, so it is exact.
     """
     found = overlaps(case.old, case.new, case.texts)
     parts, weights = [], []
@@ -197,10 +212,11 @@ def aligned(case: TransplantCase) -> Mixture:
 
 
 def focused(case: TransplantCase) -> Mixture:
-    """Shared tokens by sparsemax of their likeness in vectors made from text; a token that the text lacks takes the mean.
+    """Shared tokens by sparsemax of their likeness in vectors made from text; a token that the text lacks
+    takes the mean.
 
-    After "FOCUS: Effective Embedding Initialization" (Dobler and de Melo, 2023); the auxiliary vectors are factored counts
-    instead of fastText's.
+    After "FOCUS: Effective Embedding Initialization" (Dobler and de Melo, 2023); the auxiliary vectors are
+    factored counts instead of fastText's.
     """
     vectors_VE, counts_V = case.beside
     usable = case.anchors[counts_V[case.anchors] > 0]
@@ -218,10 +234,12 @@ def focused(case: TransplantCase) -> Mixture:
 
 
 def pursued(case: TransplantCase, atoms: int) -> Mixture:
-    """Shared tokens whose vectors, by orthogonal matching pursuit, add up to the new token's; the same sum of their old rows.
+    """Shared tokens whose vectors, by orthogonal matching pursuit, add up to the new token's; the same sum of
+    their old rows.
 
-    After "Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit" (Goddard and Fernandes Neto, 2025). The
-    vectors are those of the model that the new tokenizer comes from, where one is given, else the encoder's, else from text.
+    After "Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit" (Goddard and Fernandes
+    Neto, 2025). The vectors are those of the model that the new tokenizer comes from, where one is given,
+    else the encoder's, else from text.
     """
     if case.donor_VD is not None:
         space_VE = case.donor_VD.detach().float().cpu()
@@ -234,14 +252,17 @@ def pursued(case: TransplantCase, atoms: int) -> Mixture:
     chosen_NK, weights_NK = pursue(space_VE[case.matching.missing[wanted]], space_VE[usable], atoms)
     parts: list[list[int]] = [[] for _ in case.contents]
     weights = [np.zeros(0) for _ in case.contents]
-    for number, chosen, shares in zip(wanted.tolist(), chosen_NK.numpy(), weights_NK.double().numpy(), strict=True):
+    for number, chosen, shares in zip(
+        wanted.tolist(), chosen_NK.numpy(), weights_NK.double().numpy(), strict=True
+    ):
         parts[number] = case.matching.source_V[usable[chosen]].tolist()
         weights[number] = shares
     return mixture(parts, weights, len(case.table_VD))
 
 
 def pursue(wanted_NE: Tensor, atoms_ME: Tensor, count: int, block: int = 1024) -> tuple[Tensor, Tensor]:
-    """Orthogonal matching pursuit of many vectors at once: the atoms chosen for each (N, K) and their weights (N, K).
+    """Orthogonal matching pursuit of many vectors at once: the atoms chosen for each (N, K) and their weights
+    (N, K).
 
     Each round adds the atom that is most alike to what is left and solves for all weights anew.
     """
@@ -258,7 +279,9 @@ def pursue(wanted_NE: Tensor, atoms_ME: Tensor, count: int, block: int = 1024) -
             chosen_NK = torch.cat([chosen_NK, alike_NM.argmax(1, keepdim=True)], 1)
             picked_NKE = atoms_ME[chosen_NK].double()
             gram_NKK = picked_NKE @ picked_NKE.mT
-            gram_NKK += 1e-9 * gram_NKK.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(gram_NKK.shape[1])
+            gram_NKK += (
+                1e-9 * gram_NKK.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(gram_NKK.shape[1])
+            )
             weights_NK = torch.linalg.solve(gram_NKK, (picked_NKE @ target_NE[..., None])[..., 0])
             left_NE = target_NE - torch.einsum("nk,nke->ne", weights_NK, picked_NKE)
         found.append((chosen_NK, weights_NK))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights (N, V) of old rows for each new token, and how much of the mean of all old rows each takes besides."""
+    """Weights (N, V) of old rows for each new token, and how much of the mean of all old rows each takes
+    besides."""
 
     weights_NV: sp.csr_matrix
     mean_N: np.ndarray
@@ -40,7 +41,8 @@ def mixture(parts: Sequence[Sequence[int]], weights: Sequence[np.ndarray], count
 
 
 def blended(one: Mixture, other: Mixture, share: float) -> Mixture:
-    """`1 - share` of one and `share` of another; where the other has nothing but the mean row, the one alone, and so on."""
+    """`1 - share` of one and `share` of another; where the other has nothing but the mean row, the one alone,
+    and so on."""
     shares_N = np.full(len(one.mean_N), share)
     shares_N[other.mean_N > 0] = 0.0
     shares_N[(one.mean_N > 0) & (other.mean_N == 0)] = 1.0
@@ -55,7 +57,8 @@ def softmax(values: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def sparsemax(values_NK: np.ndarray) -> np.ndarray:
-    """The point of the simplex nearest to each row ("From Softmax to Sparsemax", Martins and Astudillo, 2016)."""
+    """The point of the simplex nearest to each row ("From Softmax to Sparsemax", Martins and Astudillo,
+    2016)."""
     sorted_NK = -np.sort(-values_NK, axis=1)
     sums_NK = sorted_NK.cumsum(1) - 1
     ranks_K = np.arange(1, values_NK.shape[1] + 1)

@@ -1,4 +1,5 @@
-"""The nearest vectors by cosine: exact by matrix products in blocks, or approximate by faiss where there are many.
+"""The nearest vectors by cosine: exact by matrix products in blocks, or approximate by faiss where there are
+many.
 
 Shapes: N asked, V known, D width, K nearest.
 """
@@ -14,9 +15,12 @@ from regraft.core.progress import advance
 
 Search = Literal["exact", "approximate"]
 BLOCK_FLOATS = 1 << 26
+"""Similarities that are held at once: 256 MiB in float32."""
 
 
-def nearest(asked_ND: Tensor, known_VD: Tensor, count: int, search: Search = "exact") -> tuple[Tensor, Tensor]:
+def nearest(
+    asked_ND: Tensor, known_VD: Tensor, count: int, search: Search = "exact"
+) -> tuple[Tensor, Tensor]:
     """Cosines and places (N, K) of the nearest known vectors, nearest first.
 
     Raises:
@@ -37,13 +41,18 @@ def nearest(asked_ND: Tensor, known_VD: Tensor, count: int, search: Search = "ex
 
 
 def _approximate(asked_ND: Tensor, known_VD: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Inverted lists of faiss: the vectors in the 32 nearest of about four times the root of V cells are compared."""
+    """Inverted lists of faiss: the vectors in the 32 nearest of about four times the root of V cells are
+    compared."""
     try:
         import faiss  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError("approximate search needs faiss: pip install 'regraft[tokens]', or choose exact search") from error
+        raise ImportError(
+            "approximate search needs faiss: pip install 'regraft[tokens]', or choose exact search"
+        ) from error
     cells = max(1, min(4 * int(len(known_VD) ** 0.5), len(known_VD) // 39))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(known_VD.shape[1]), known_VD.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexIVFFlat(
+        faiss.IndexFlatIP(known_VD.shape[1]), known_VD.shape[1], cells, faiss.METRIC_INNER_PRODUCT
+    )
     index.train(known_VD.numpy())
     index.add(known_VD.numpy())
     index.nprobe = min(cells, 32)

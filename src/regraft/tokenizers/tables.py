@@ -1,4 +1,5 @@
-"""A model's tables for another vocabulary: rows taken over to the bit, new rows from mixtures, and rows behind the last token.
+"""A model's tables for another vocabulary: rows taken over to the bit, new rows from mixtures, and rows
+behind the last token.
 
 Shapes: V new tokens with padding, D width.
 """
@@ -41,29 +42,47 @@ def check_tables(model: Model) -> None:
     """
     head, rows = model.parts.head, model.table_rows
     if head is not None and not isinstance(head, nn.Linear):
-        raise ValueError(f"the output matrix of {model.name} is a {type(head).__name__}: only a linear one can get new rows")
-    own = {id(model.parts.embedding.weight), *(id(tensor) for tensor in (head.parameters() if head is not None else ()))}
+        raise ValueError(
+            f"the output matrix of {model.name} is a {type(head).__name__}: only a linear one can get new"
+            " rows"
+        )
+    own = {
+        id(model.parts.embedding.weight),
+        *(id(tensor) for tensor in (head.parameters() if head is not None else ())),
+    }
     named = [*model.hf.named_parameters(), *model.hf.named_buffers()]
-    other = [name for name, tensor in named if rows in tensor.shape and rows != model.width and id(tensor) not in own]
+    other = [
+        name
+        for name, tensor in named
+        if rows in tensor.shape and rows != model.width and id(tensor) not in own
+    ]
     if other:
-        raise ValueError(f"{other[0]} of {model.name} has a number for every token, too: it cannot be given another vocabulary")
+        raise ValueError(
+            f"{other[0]} of {model.name} has a number for every token, too: it cannot be given another"
+            " vocabulary"
+        )
 
 
 def check_padding(model: Model, padding: int | None) -> None:
-    """Make sure that a model that counts its positions from the padding token (RoBERTa and its like) counts from the new one.
+    """Make sure that a model that counts its positions from the padding token (RoBERTa and its like) counts
+    from the new one.
 
     Such a model's table of positions knows that token's id, as its table of tokens does.
 
     Raises:
         ValueError: it would count from another token.
     """
-    leaves = [module for module in model.hf.modules() if not list(module.children()) and not _token_table(module, model)]
+    leaves = [
+        module
+        for module in model.hf.modules()
+        if not list(module.children()) and not _token_table(module, model)
+    ]
     known = {i for module in leaves if isinstance(i := getattr(module, "padding_idx", None), int)}
     wrong = next((i for i in sorted(known) if i != padding), None)
     if wrong is not None:
         raise ValueError(
-            f"{model.name} counts its positions from the padding token, whose id is {wrong}: give the new tokenizer a padding "
-            "token of that id"
+            f"{model.name} counts its positions from the padding token, whose id is {wrong}: give the new"
+            " tokenizer a padding token of that id"
         )
 
 
@@ -72,7 +91,8 @@ def _token_table(module: nn.Module, model: Model) -> bool:
 
 
 def rows_needed(model: Model, tokens: int, old_tokens: int, multiple: int = 0) -> int:
-    """Rows of the new tables: the tokens, up to a multiple; by default the power of two that the old table is padded to.
+    """Rows of the new tables: the tokens, up to a multiple; by default the power of two that the old table is
+    padded to.
 
     A table with a row for each old token and no more stays like that.
     """
@@ -85,13 +105,16 @@ def rows_needed(model: Model, tokens: int, old_tokens: int, multiple: int = 0) -
 
 
 def build_tables(model: Model, matching: Matching, mixed: Mixture, rows: int) -> Tables:
-    """Fill the tables: copies, mixtures, the mean row where nothing is known; behind the last token the old table's own."""
+    """Fill the tables: copies, mixtures, the mean row where nothing is known; behind the last token the old
+    table's own."""
     head = model.parts.head
     embedding_VD = _filled(model.parts.embedding.weight, matching, mixed, rows)
     if head is None or model.parts.tied:
         bias_V = None if head is None else _filled_bias(head, matching, mixed, rows)
         return Tables(embedding_VD, None, bias_V)
-    return Tables(embedding_VD, _filled(head.weight, matching, mixed, rows), _filled_bias(head, matching, mixed, rows))  # type: ignore[arg-type]
+    assert isinstance(head.weight, Tensor)
+    head_VD = _filled(head.weight, matching, mixed, rows)
+    return Tables(embedding_VD, head_VD, _filled_bias(head, matching, mixed, rows))
 
 
 def _filled_bias(head: nn.Module, matching: Matching, mixed: Mixture, rows: int) -> Tensor | None:
@@ -116,7 +139,8 @@ def _filled(old_VX: Tensor, matching: Matching, mixed: Mixture, rows: int) -> Te
 
 
 def modules(model: Model, tables: Tables) -> Swaps:
-    """New modules with these tables, beside those whose places they take; a tied head shares the embedding's weight."""
+    """New modules with these tables, beside those whose places they take; a tied head shares the embedding's
+    weight."""
     embedding = _with_weight(model.parts.embedding, tables.embedding_VD)
     assert isinstance(embedding, nn.Embedding)
     embedding.num_embeddings = tables.rows

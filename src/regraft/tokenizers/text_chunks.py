@@ -13,6 +13,7 @@ import yaml
 from regraft.core.files import read_text
 
 SUM = 1e-6
+"""How far from 1 probabilities may add up: written decimals, no more."""
 LONGEST = 1_000_000
 """Characters of the longest chunk that can be asked for."""
 
@@ -29,7 +30,10 @@ class ChunkLengths:
 
     def __post_init__(self) -> None:
         if not self.probabilities or not all(math.isfinite(p) and p >= 0 for p in self.probabilities):
-            raise ValueError("the probabilities of the chunk lengths must be numbers of at least 0, for each length from 1 on")
+            raise ValueError(
+                "the probabilities of the chunk lengths must be numbers of at least 0, for each length from"
+                " 1 on"
+            )
         if abs(total := math.fsum(self.probabilities) - 1) > SUM:
             raise ValueError(f"the probabilities of the chunk lengths sum to {total + 1:.6g}, not to 1")
 
@@ -40,30 +44,37 @@ class ChunkLengths:
 
 
 def gaussian(mean: float, deviation: float, longest: int | None = None) -> ChunkLengths:
-    """A Gaussian over whole lengths from 1 to `longest` (by default four deviations above the mean), scaled to sum to 1.
+    """A Gaussian over whole lengths from 1 to `longest` (by default four deviations above the mean), scaled
+    to sum to 1.
 
     Raises:
-        ValueError: the mean or the deviation is not above 0, nothing of it lies within the lengths, or they are too long.
+        ValueError: the mean or the deviation is not above 0, nothing of it lies within the lengths, or they
+            are too long.
     """
     if not (0 < mean < math.inf and 0 < deviation < math.inf):
         raise ValueError(
-            f"a Gaussian of mean {mean:g} and deviation {deviation:g} cuts no chunks: both must be above 0 and finite"
+            f"a Gaussian of mean {mean:g} and deviation {deviation:g} cuts no chunks: both must be above 0"
+            " and finite"
         )
     longest = math.ceil(min(mean + 4 * deviation, 2.0 * LONGEST)) if longest is None else longest
     if not 1 <= longest <= LONGEST:
-        raise ValueError(f"chunks of up to {longest:,} characters cannot be cut: the longest must be from 1 to {LONGEST:,}")
+        raise ValueError(
+            f"chunks of up to {longest:,} characters cannot be cut: the longest must be from 1 to {LONGEST:,}"
+        )
     lengths = np.arange(1, longest + 1)
     weights = np.exp(-0.5 * ((lengths - mean) / deviation) ** 2)
     if not weights.sum() > 0:
-        raise ValueError(f"no length up to {lengths[-1]} is likely under mean {mean:g} and deviation {deviation:g}")
+        raise ValueError(
+            f"no length up to {lengths[-1]} is likely under mean {mean:g} and deviation {deviation:g}"
+        )
     return ChunkLengths(tuple((weights / weights.sum()).tolist()))
 
 
 def read_lengths(said: str) -> ChunkLengths:
     """A distribution as the command line gives it.
 
-    `gaussian:MEAN:DEVIATION[:LONGEST]`, probabilities of 1, 2, ... characters between commas, or a YAML file with either
-    `gaussian: {mean: 24, deviation: 8}` or `probabilities: [0.5, 0.5]`.
+    `gaussian:MEAN:DEVIATION[:LONGEST]`, probabilities of 1, 2, ... characters between commas, or a YAML file
+    with either `gaussian: {mean: 24, deviation: 8}` or `probabilities: [0.5, 0.5]`.
 
     Raises:
         ValueError: it is none of them, or not a distribution.
@@ -78,8 +89,8 @@ def read_lengths(said: str) -> ChunkLengths:
             parts = tuple(float(text) for text in said.split(","))
     except ValueError as error:
         raise ValueError(
-            f"{said!r} is no distribution of chunk lengths: write gaussian:MEAN:DEVIATION, probabilities between commas, or name "
-            "a YAML file"
+            f"{said!r} is no distribution of chunk lengths: write gaussian:MEAN:DEVIATION, probabilities"
+            " between commas, or name a YAML file"
         ) from error
     return gaussian(*parts) if said.startswith("gaussian:") else ChunkLengths(parts)  # type: ignore[arg-type]
 
@@ -97,12 +108,14 @@ def _from_yaml(file: Path) -> ChunkLengths:
         case {"probabilities": [*values]} if all(type(value) in (float, int) for value in values):
             return ChunkLengths(tuple(map(float, values)))
     raise ValueError(
-        f"{file} has neither `gaussian` with mean, deviation and perhaps a whole `longest`, nor a list of `probabilities`"
+        f"{file} has neither `gaussian` with mean, deviation and perhaps a whole `longest`, nor a list of"
+        " `probabilities`"
     )
 
 
 def chunks(texts: Iterable[str], lengths: ChunkLengths, seed: int) -> Iterator[str]:
-    """Cut texts into chunks of random length, whatever stands at the cuts; the last chunk of a text is what is left."""
+    """Cut texts into chunks of random length, whatever stands at the cuts; the last chunk of a text is what
+    is left."""
     draw = np.random.default_rng(seed)
     values = np.array(lengths.probabilities)
     for text in texts:
@@ -118,7 +131,8 @@ def chunks(texts: Iterable[str], lengths: ChunkLengths, seed: int) -> Iterator[s
 
 
 def sampled(texts: Iterable[str], most: int, seed: int, piece: int = 4096) -> list[str]:
-    """Pieces of texts that together hold at most `most` characters, every piece as likely as any other, in one pass.
+    """Pieces of texts that together hold at most `most` characters, every piece as likely as any other, in
+    one pass.
 
     Each piece has a random number; when the limit is passed, those with the highest go.
     """

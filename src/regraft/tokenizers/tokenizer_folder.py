@@ -1,4 +1,5 @@
-"""A tokenizer's folder: what `AutoTokenizer` loads, with special tokens by role and the chat template of another one."""
+"""A tokenizer's folder: what `AutoTokenizer` loads, with special tokens by role and the chat template of
+another one."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def open_tokenizer(name: str) -> Any:
     try:
         found = read_tokenizer(folder, False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the tokenizer of {called} cannot be opened: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"the tokenizer of {called} cannot be opened: {str(error).splitlines()[0]}"
+        ) from error
     if found is None:
         raise ValueError(f"{called} holds no tokenizer: name a folder or hub id with a tokenizer.json")
     if not found.is_fast:
@@ -41,10 +44,14 @@ def special_roles(tokenizer: Any) -> dict[str, str]:
 
 def specials_of(like: Any) -> tuple[str, ...]:
     """All special tokens of a tokenizer in the order of their ids."""
-    return tuple(dict.fromkeys(str(token) for _, token in sorted(like.added_tokens_decoder.items()) if token.special))
+    return tuple(
+        dict.fromkeys(str(token) for _, token in sorted(like.added_tokens_decoder.items()) if token.special)
+    )
 
 
-def wrapped(made: Tokenizer, roles: Mapping[str, str], chat_template: str | None = None) -> PreTrainedTokenizerFast:
+def wrapped(
+    made: Tokenizer, roles: Mapping[str, str], chat_template: str | None = None
+) -> PreTrainedTokenizerFast:
     """A trained tokenizer as transformers' own kind."""
     found = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **roles)
     found.chat_template = chat_template

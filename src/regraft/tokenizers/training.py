@@ -1,9 +1,10 @@
-"""Byte-level BPE tokenizers of three kinds, trained in one pass: of words, of superwords, and of chunks that ignore words.
+"""Byte-level BPE tokenizers of three kinds, trained in one pass: of words, of superwords, and of chunks that
+ignore words.
 
-`supertoken`: merges are counted in chunks of random length, so a frequent run of several words, or of a word and a piece of
-the next, becomes one token. `ordinary`: merges stay within words. `superword`: the second part of the vocabulary is merged
-across words, from the tokens of the first ("SuperBPE: Space Travel for Language Models", Liu et al., 2025).
-Every byte is a token in all three, so any text comes back as it was.
+`supertoken`: merges are counted in chunks of random length, so a frequent run of several words, or of a word
+and a piece of the next, becomes one token. `ordinary`: merges stay within words. `superword`: the second part
+of the vocabulary is merged across words, from the tokens of the first ("SuperBPE: Space Travel for Language
+Models", Liu et al., 2025). Every byte is a token in all three, so any text comes back as it was.
 """
 
 from __future__ import annotations
@@ -23,22 +24,27 @@ from regraft.tokenizers.text_chunks import ChunkLengths, chunks, gaussian, sampl
 Kind = Literal["supertoken", "ordinary", "superword"]
 Digits = Literal["keep", "single", "threes"]
 
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 DIGITS = {"single": r"\p{N}", "threes": r"\p{N}{1,3}"}
 MOST, LEAST_CHARACTERS = 10_000_000, 1000
 """The largest vocabulary, and the fewest characters that text may be held in."""
 RUN = 64
 """Tokens of the first vocabulary in one piece of the text that superwords are counted in."""
 FIRST_CHARACTER = 0x10000
+"""Pieces become single characters from here on: behind all that a text of the basic plane has."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained: kind, size with all special tokens, chunks, digits, share of words in a superword vocabulary.
+    """What is trained: kind, size with all special tokens, chunks, digits, share of words in a superword
+    vocabulary.
 
     Raises:
-        ValueError: the size does not hold every byte and the special tokens or is absurd, a share is not between 0 and 1, or
-            there is nothing to merge or to hold.
+        ValueError: the size does not hold every byte and the special tokens or is absurd, a share is not
+            between 0 and 1, or there is nothing to merge or to hold.
     """
 
     vocabulary: int = 16384
@@ -60,20 +66,25 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.vocabulary < 256 + len(self.specials):
             raise ValueError(
-                f"a vocabulary of {self.vocabulary:,} does not hold the 256 bytes and {len(self.specials)} special tokens: ask "
-                f"for at least {256 + len(self.specials):,}"
+                f"a vocabulary of {self.vocabulary:,} does not hold the 256 bytes and"
+                f" {len(self.specials)} special tokens: ask for at least {256 + len(self.specials):,}"
             )
         if self.vocabulary > MOST:
             raise ValueError(f"a vocabulary of {self.vocabulary:,} is too large: ask for at most {MOST:,}")
         if len(set(self.specials)) < len(self.specials) or any(len(token) < 2 for token in self.specials):
-            raise ValueError("a special token is named twice or has fewer than two characters: text would be full of it")
+            raise ValueError(
+                "a special token is named twice or has fewer than two characters: text would be full of it"
+            )
         if self.least < 1 or self.characters < LEAST_CHARACTERS or self.seed < 0:
             raise ValueError(
-                f"a pair must occur at least once (--least), at least {LEAST_CHARACTERS:,} characters must be held "
-                "(--characters), and a seed is not negative"
+                f"a pair must occur at least once (--least), at least {LEAST_CHARACTERS:,} characters must be"
+                " held (--characters), and a seed is not negative"
             )
         if not 0 < self.words < 1:
-            raise ValueError(f"a share of {self.words:g} for words leaves nothing for one of the two: choose between 0 and 1")
+            raise ValueError(
+                f"a share of {self.words:g} for words leaves nothing for one of the two: choose between 0"
+                " and 1"
+            )
 
 
 def train_bpe(texts: Iterable[str | Mapping[str, Any]], recipe: Recipe) -> Tokenizer:
@@ -103,11 +114,14 @@ def _counted(texts: Iterable[str | Mapping[str, Any]]) -> Iterator[str]:
 
 
 def splitting(kind: Kind, digits: Digits) -> pre_tokenizers.PreTokenizer:
-    """What stands between text and merges: digits by their policy, words only where merges stay within them, then bytes."""
+    """What stands between text and merges: digits by their policy, words only where merges stay within them,
+    then bytes."""
     steps = [pre_tokenizers.Split(Regex(DIGITS[digits]), "isolated")] if digits in DIGITS else []
     if kind == "ordinary":
         steps.append(pre_tokenizers.Split(Regex(WORDS), "isolated"))
-    return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 def _empty(kind: Kind, digits: Digits) -> Tokenizer:
@@ -136,13 +150,22 @@ def _plain(pieces: Sequence[str], recipe: Recipe, size: int) -> Tokenizer:
 def _superword(pieces: Sequence[str], recipe: Recipe) -> Tokenizer:
     """Merge within words first, then runs of the tokens found, each written as one character of its own."""
     size = recipe.vocabulary - len(recipe.specials)
-    whole = Recipe(max(256, round(size * recipe.words)), "ordinary", digits=recipe.digits, specials=(), least=recipe.least)
+    whole = Recipe(
+        max(256, round(size * recipe.words)),
+        "ordinary",
+        digits=recipe.digits,
+        specials=(),
+        least=recipe.least,
+    )
     first = _plain(pieces, whole, whole.vocabulary)
     said = json.loads(first.to_str())["model"]
     names = {number: token for token, number in said["vocab"].items()}
     second = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=2 * size, min_frequency=recipe.least, initial_alphabet=[_character(i) for i in names], show_progress=False
+        vocab_size=2 * size,
+        min_frequency=recipe.least,
+        initial_alphabet=[_character(i) for i in names],
+        show_progress=False,
     )
     second.train_from_iterator(_runs(first, pieces, recipe.digits), trainer)
     vocabulary, merges = dict(said["vocab"]), [tuple(merge) for merge in said["merges"]]
@@ -170,11 +193,14 @@ def _written(characters: str, names: dict[int, str]) -> str:
 
 
 def _runs(first: Tokenizer, pieces: Sequence[str], digits: Digits) -> Iterator[str]:
-    """Runs of tokens as characters; where digits are set apart, a run ends in front of them as it will in use."""
+    """Runs of tokens as characters; where digits are set apart, a run ends in front of them as it will in
+    use."""
     apart = digits in DIGITS
     for start in range(0, len(pieces), 256):
         some = list(pieces[start : start + 256])
-        for text, encoding in zip(some, first.encode_batch(some) if apart else first.encode_batch_fast(some), strict=True):
+        for text, encoding in zip(
+            some, first.encode_batch(some) if apart else first.encode_batch_fast(some), strict=True
+        ):
             run: list[str] = []
             letters = [text[start] for start, _ in encoding.offsets] if apart else []
             for place, number in enumerate(encoding.ids):

@@ -1,4 +1,5 @@
-"""Another tokenizer for a model: rows taken over where tokens are the same, estimated where they are new, measured, healed."""
+"""Another tokenizer for a model: rows taken over where tokens are the same, estimated where they are new,
+measured, healed."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ SAME_NEAREST = "share of texts whose nearest other text is the same with both to
 
 @dataclass(eq=False)
 class Transplant:
-    """A model, its own and the new tokenizer, and the modules that take its embedding's and output matrix's places."""
+    """A model, its own and the new tokenizer, and the modules that take its embedding's and output matrix's
+    places."""
 
     model: Model
     old: ByteIds
@@ -46,45 +48,55 @@ class Transplant:
 
     @property
     def sentence(self) -> str:
-        """How many tokens take rows over, how many are estimated, and how many have nothing to be estimated from."""
+        """How many tokens take rows over, how many are estimated, and how many have nothing to be estimated
+        from."""
         text = len(self.matching.missing)
         bare = int((self.mixed.mean_N > 0).sum())
         alone = len(self.new.table) - self.matching.shared - text
         return (
-            f"{len(self.new.table):,} tokens in {self.tables.rows:,} rows: {self.matching.shared:,} take over an old token's, "
-            f"{text:,} are estimated{f', {bare:,} of them as the mean row' if bare else ''}, {alone:,} special or reserved ones "
-            f"have no counterpart and take the mean row{self._unframed()}"
+            f"{len(self.new.table):,} tokens in {self.tables.rows:,} rows: {self.matching.shared:,} take over"
+            f" an old token's, {text:,} are estimated{f', {bare:,} of them as the mean row' if bare else ''},"
+            f" {alone:,} special or reserved ones have no counterpart and take the mean row{self._unframed()}"
         )
 
     def _unframed(self) -> str:
-        """What to say where an encoder's own tokenizer puts special tokens around a text and the new one puts none."""
+        """What to say where an encoder's own tokenizer puts special tokens around a text and the new one puts
+        none."""
         if writes_text(self.model):
             return ""
         old, new = (reader.tokenizer("")["input_ids"] for reader in (self.old, self.new))
         around = " ... ".join(map(str, self.old.tokenizer.convert_ids_to_tokens(old)))
         return (
-            f". The new tokenizer puts no special tokens around a text, as the old one does ({around})" if old and not new else ""
+            f". The new tokenizer puts no special tokens around a text, as the old one does ({around})"
+            if old and not new
+            else ""
         )
 
 
 def old_case(
-    model: Model, tokenizer: Any, texts: Sequence[str], vectors: Vectors | None, donor_VD: Tensor | None = None
+    model: Model,
+    tokenizer: Any,
+    texts: Sequence[str],
+    vectors: Vectors | None,
+    donor_VD: Tensor | None = None,
 ) -> TransplantCase:
     """What the methods look at; one case serves them all.
 
     Raises:
-        ValueError: a tokenizer gives no way to its bytes, the old one is not the model's, the model's vocabulary is more than
-            two tables, or its positions hang on another padding token.
+        ValueError: a tokenizer gives no way to its bytes, the old one is not the model's, the model's
+            vocabulary is more than two tables, or its positions hang on another padding token.
     """
     if model.tokenizer is None:
-        raise ValueError(f"{model.name} has no tokenizer of its own to take rows over from: name one with --old-tokenizer")
+        raise ValueError(
+            f"{model.name} has no tokenizer of its own to take rows over from: name one with --old-tokenizer"
+        )
     check_tables(model)
     check_padding(model, tokenizer.pad_token_id)
     old, new = ByteIds(model.tokenizer, model.table_rows), ByteIds(tokenizer)
     if len(old.table) > model.table_rows:
         raise ValueError(
-            f"the old tokenizer has {len(old.table):,} ids and {model.name} only {model.table_rows:,} rows: it is not its own; "
-            "name the right one with --old-tokenizer"
+            f"the old tokenizer has {len(old.table):,} ids and {model.name} only {model.table_rows:,} rows:"
+            " it is not its own; name the right one with --old-tokenizer"
         )
     return TransplantCase(old, new, match(old, new), model.parts.embedding.weight, vectors, texts, donor_VD)
 
@@ -116,11 +128,19 @@ def measured(done: Transplant, domains: Mapping[str, Sequence[str]], settings: I
     return xr.Dataset(
         {
             **measure(done, domains),
-            "parameters": ("state", [total, total - counts[0] + counts[1]], {"units": "parameters of the model"}),
+            "parameters": (
+                "state",
+                [total, total - counts[0] + counts[1]],
+                {"units": "parameters of the model"},
+            ),
             "vocabulary": ("state", [len(done.old.tokenizer), len(done.new.table)], {"units": "tokens"}),
             "taken_over": ((), done.matching.shared, {"units": "tokens"}),
             "estimated": ((), len(done.matching.missing), {"units": "tokens"}),
-            "mean_rows": ((), int(np.sum(done.mixed.mean_N > 0)), {"units": "estimated tokens that are the mean row"}),
+            "mean_rows": (
+                (),
+                int(np.sum(done.mixed.mean_N > 0)),
+                {"units": "estimated tokens that are the mean row"},
+            ),
         },
         coords={"state": ["before", "after"], "domain": list(domains)},
         attrs={
@@ -141,9 +161,15 @@ def writes_text(model: Model) -> bool:
 
 def _bits(done: Transplant, domains: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Bits per byte of text, and what the pieces are."""
-    both = [[score(done.model, done.old, texts) for texts in _pieces(done, domains)], scores_after(done, domains)]
+    both = [
+        [score(done.model, done.old, texts) for texts in _pieces(done, domains)],
+        scores_after(done, domains),
+    ]
     bits = [[one.bits_per_byte for one in scores] for scores in both]
-    return {"bits_per_byte": (("state", "domain"), bits, {"units": "bits per byte of text"}), **_read(both, "predicted ")}
+    return {
+        "bits_per_byte": (("state", "domain"), bits, {"units": "bits per byte of text"}),
+        **_read(both, "predicted "),
+    }
 
 
 def _embeddings(done: Transplant, domains: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -165,7 +191,11 @@ def _read(both: Sequence[Sequence[Score | Embedded]], what: str) -> dict[str, An
     dims = ("state", "domain")
     return {
         "bytes_per_token": (dims, per_token, {"units": f"bytes of text for each {what}token"}),
-        "bytes": (dims, [[one.bytes for one in side] for side in both], {"units": f"bytes {what or 'read'}".strip()}),
+        "bytes": (
+            dims,
+            [[one.bytes for one in side] for side in both],
+            {"units": f"bytes {what or 'read'}".strip()},
+        ),
         "exact": (dims, [[one.exact for one in side] for side in both], {"units": EXACT}),
     }
 

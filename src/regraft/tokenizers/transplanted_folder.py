@@ -1,4 +1,5 @@
-"""A model with its new vocabulary as a plain Hugging Face folder, read again and compared before it is kept."""
+"""A model with its new vocabulary as a plain Hugging Face folder, read again and compared before it is
+kept."""
 
 from __future__ import annotations
 
@@ -16,7 +17,16 @@ from regraft.core.files import NotKeptError, check_empty
 from regraft.core.progress import advance
 from regraft.core.strict_json import json_text
 from regraft.export.card import card, table
-from regraft.export.verified_folder import CARD, CERTIFICATE, Probe, Verified, Writing, outputs_of, probe_inputs, write_verified
+from regraft.export.verified_folder import (
+    CARD,
+    CERTIFICATE,
+    Probe,
+    Verified,
+    Writing,
+    outputs_of,
+    probe_inputs,
+    write_verified,
+)
 from regraft.model.load import read_tokenizer
 from regraft.model.model import Model
 from regraft.modules.placement import all_placed
@@ -24,7 +34,10 @@ from regraft.tokenizers.tokenizer_folder import special_roles, specials_of, wrap
 from regraft.tokenizers.transplantation import Transplant
 from regraft.tokenizers.vocab_map import Matching
 
-SAMPLE = "The capital of France is Paris.\n\n  12 + 34 = 46; Gr\u00fc\u00dfe, d\u00e9j\u00e0 vu.\tdef f(x):\n    return x"
+SAMPLE = (
+    "The capital of France is Paris.\n\n  12 + 34 = 46; Gr\u00fc\u00dfe, d\u00e9j\u00e0 vu.\tdef f(x):\n   "
+    " return x"
+)
 OTHERWISE = "read again, the folder's outputs differ from the model's by {gap} of the largest: it is not kept"
 STARTS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
@@ -37,8 +50,11 @@ SPECIAL_IDS = {
 """Ids that a config names, and which of the tokenizer's take their place."""
 
 
-def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: Mapping[str, str] | None = None) -> str:
-    """Write the model with its new tables and tokenizer, and `pages` by name beside them; returns one sentence.
+def write_model(
+    done: Transplant, certificate: xr.Dataset, target: Path, pages: Mapping[str, str] | None = None
+) -> str:
+    """Write the model with its new tables and tokenizer, and `pages` by name beside them; returns one
+    sentence.
 
     Raises:
         RunFolderError: the target is not empty.
@@ -52,19 +68,28 @@ def write_model(done: Transplant, certificate: xr.Dataset, target: Path, pages: 
         probe = Probe(inputs, outputs_of(done.model.hf, inputs), OTHERWISE)
 
     def texts(fresh: Path, verified: Verified) -> dict[str, str]:
-        written = {CERTIFICATE: json_text(certificate.to_dict(), indent=1) + "\n", CARD: transplant_card(done, certificate)}
+        written = {
+            CERTIFICATE: json_text(certificate.to_dict(), indent=1) + "\n",
+            CARD: transplant_card(done, certificate),
+        }
         return {**(pages or {}), **written}
 
     def same_ids(fresh: Path) -> None:
         advance("writing", 1, 2)
-        ids = [r(SAMPLE, add_special_tokens=False)["input_ids"] for r in (read_tokenizer(fresh, False), done.new.tokenizer)]
+        ids = [
+            r(SAMPLE, add_special_tokens=False)["input_ids"]
+            for r in (read_tokenizer(fresh, False), done.new.tokenizer)
+        ]
         if ids[0] != ids[1]:
             raise NotKeptError("read again, the folder's tokenizer cuts text in another way: it is not kept")
 
     how = Writing(written_tokenizer(done), also=same_ids)
     verified = write_verified(done.model, with_new_vocabulary(done), probe, target, texts, how)
     advance("writing", 2, 2)
-    return f"{target} opens in plain transformers with its new tokenizer; read again, its outputs differ by {verified}"
+    return (
+        f"{target} opens in plain transformers with its new tokenizer; read again, its outputs differ by"
+        f" {verified}"
+    )
 
 
 def check_target(model: Model, target: Path) -> None:
@@ -102,7 +127,8 @@ def with_new_vocabulary(done: Transplant) -> Any:
 
 
 def _share_bias(model: Model, changed: nn.Module) -> None:
-    """Where a masked head holds its output matrix's biases under a second name, give that the new ones, too."""
+    """Where a masked head holds its output matrix's biases under a second name, give that the new ones,
+    too."""
     head = model.parts.head
     bias = getattr(head, "bias", None)
     if bias is None:
@@ -127,8 +153,11 @@ def nested_configs(config: Any) -> Iterator[Any]:
 
 
 def _media(config: Any) -> dict[str, int]:
-    """Ids of tokens that stand for what is no text (a picture, a sound, where one begins), by the attribute's name."""
-    named = {name: value for name, value in vars(config).items() if is_token_id(name) and isinstance(value, int)}
+    """Ids of tokens that stand for what is no text (a picture, a sound, where one begins), by the attribute's
+    name."""
+    named = {
+        name: value for name, value in vars(config).items() if is_token_id(name) and isinstance(value, int)
+    }
     return {name: value for name, value in named.items() if name not in SPECIAL_IDS and name not in STARTS}
 
 
@@ -149,8 +178,8 @@ def check_media(model: Model, matching: Matching) -> None:
         for name, old in _media(config).items():
             if 0 <= old < model.table_rows and old not in known:
                 raise ValueError(
-                    f"the configuration names token {old} ({model.token_text(old)!r}) as {name}, and the new tokenizer has no "
-                    "token of that text: add it there"
+                    f"the configuration names token {old} ({model.token_text(old)!r}) as {name}, and the new"
+                    " tokenizer has no token of that text: add it there"
                 )
 
 
@@ -162,11 +191,14 @@ def check_start(model: Model, matching: Matching) -> None:
     """
     start = getattr(model.hf.config, "decoder_start_token_id", None)
     if start is not None and start not in matching.source_V:
-        raise ValueError("the decoder's start token has no counterpart in the new tokenizer: give it a token of that role")
+        raise ValueError(
+            "the decoder's start token has no counterpart in the new tokenizer: give it a token of that role"
+        )
 
 
 def _say_ids(config: Any, done: Transplant) -> None:
-    """New ids for all ids that a config names: of special tokens by role, of others where the token was taken over.
+    """New ids for all ids that a config names: of special tokens by role, of others where the token was taken
+    over.
 
     A sequence of ids moves whole or not at all; biases and forced places of sequences are dropped.
     """
@@ -182,7 +214,10 @@ def _say_ids(config: Any, done: Transplant) -> None:
 
     for name in [key for key in vars(config) if is_token_id(key) or key in ID_LISTS]:
         value = getattr(config, name)
-        own = next((found for role in SPECIAL_IDS.get(name, ()) if (found := getattr(tokenizer, role)) is not None), None)
+        own = next(
+            (found for role in SPECIAL_IDS.get(name, ()) if (found := getattr(tokenizer, role)) is not None),
+            None,
+        )
         if name == "eos_token_id":
             stops = value if isinstance(value, list) else [] if value is None else [value]
             others = moved([i for i in stops if own is None or i != done.old.tokenizer.eos_token_id])
@@ -198,7 +233,8 @@ def _say_ids(config: Any, done: Transplant) -> None:
 
 
 def written_tokenizer(done: Transplant) -> Any:
-    """The new tokenizer as it is written: for a decoder without segment ids, and without special tokens behind a text.
+    """The new tokenizer as it is written: for a decoder without segment ids, and without special tokens
+    behind a text.
 
     A tokenizer of an encoder closes each text, after which a decoder would have nothing to go on with.
     """
@@ -245,10 +281,18 @@ def _table(certificate: xr.Dataset) -> list[str]:
         one = certificate.sel(domain=name)
         numbers = one.bits_per_byte.values.tolist() if writes else [float(one.distance)]
         length = [f"{value:.3f}" for value in one.bytes_per_token.values]
-        lines.append([name, *(f"{number:.4f}" for number in numbers), *length, f"{float(one.exact.min()):.0%}"])
+        lines.append(
+            [name, *(f"{number:.4f}" for number in numbers), *length, f"{float(one.exact.min()):.0%}"]
+        )
     if "apart" in certificate:
         apart, same = float(certificate.apart), float(certificate.same_nearest)
-        after = ["", f"Two different texts are {apart:.4f} apart; {same:.1%} of the texts keep their nearest other text."]
+        after = [
+            "",
+            (
+                f"Two different texts are {apart:.4f} apart; {same:.1%} of the texts keep their nearest other"
+                " text."
+            ),
+        ]
     else:
         after = []
     return [*table(heads, lines), *after]

@@ -23,12 +23,14 @@ KIN = {
     "cls_token": ("cls_token", "bos_token"),
     "mask_token": ("mask_token", "unk_token"),
 }
-"""For each role of a special token, the roles whose row it takes over, the first that the old tokenizer has."""
+"""For each role of a special token, the roles whose row it takes over, the first that the old tokenizer
+has."""
 
 
 @dataclass(frozen=True)
 class Matching:
-    """For every new id the old id whose rows it takes over, or -1; and the new ids of text that need rows of their own."""
+    """For every new id the old id whose rows it takes over, or -1; and the new ids of text that need rows of
+    their own."""
 
     source_V: np.ndarray
     missing: np.ndarray
@@ -40,9 +42,11 @@ class Matching:
 
 
 def match(old: ByteIds, new: ByteIds) -> Matching:
-    """Match two vocabularies. Of several old tokens with a token's bytes the one of the same name comes first.
+    """Match two vocabularies. Of several old tokens with a token's bytes the one of the same name comes
+    first.
 
-    New special tokens without a counterpart, by role or by name, get no old row and are not text: they get the mean row.
+    New special tokens without a counterpart, by role or by name, get no old row and are not text: they get
+    the mean row.
     """
     named = _names(old)
     by_content: dict[bytes, list[int]] = defaultdict(list)
@@ -58,7 +62,9 @@ def match(old: ByteIds, new: ByteIds) -> Matching:
         kind, content = new.table.kind_V[number], new.table.bytes_V[number]
         if kind == "special":
             same = named.get(name, -1)
-            source_V[number] = same if same >= 0 and old.table.kind_V[same] == "special" else roles.get(number, -1)
+            source_V[number] = (
+                same if same >= 0 and old.table.kind_V[same] == "special" else roles.get(number, -1)
+            )
         elif found := by_content.get(content):
             source_V[number] = named[name] if named.get(name) in found else found[0]
         else:
@@ -68,11 +74,16 @@ def match(old: ByteIds, new: ByteIds) -> Matching:
 
 def _names(reader: ByteIds, by_number: bool = False) -> dict:
     vocabulary = reader.tokenizer.get_vocab()
-    return {number: name for name, number in sorted(vocabulary.items(), key=lambda one: one[1])} if by_number else vocabulary
+    return (
+        {number: name for name, number in sorted(vocabulary.items(), key=lambda one: one[1])}
+        if by_number
+        else vocabulary
+    )
 
 
 def _by_role(old: ByteIds, new: ByteIds) -> dict[int, int]:
-    """Old ids of the new special tokens that have a role; where one token has several roles the first counts."""
+    """Old ids of the new special tokens that have a role; where one token has several roles the first
+    counts."""
     found: dict[int, int] = {}
     for role in ROLES:
         number = getattr(new.tokenizer, f"{role}_id")

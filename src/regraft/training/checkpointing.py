@@ -1,4 +1,5 @@
-"""Checkpoints of a training run: graft, optimiser and random state, written whole or not at all, in safetensors."""
+"""Checkpoints of a training run: graft, optimiser and random state, written whole or not at all, in
+safetensors."""
 
 from __future__ import annotations
 
@@ -23,9 +24,12 @@ PREFIX = "step-"
 def write_checkpoint(
     folder: Path, step: int, graft: nn.Module, found: Sequence[torch.optim.Optimizer], scaler: Any = None
 ) -> Path:
-    """Write the state behind `step` steps; older checkpoints, and one that was broken off, go once it stands."""
+    """Write the state behind `step` steps; older checkpoints, and one that was broken off, go once it
+    stands."""
     target = folder / f"{PREFIX}{step:07d}"
-    tensors: dict[str, Tensor] = {f"graft.{name}": p.detach().cpu().contiguous() for name, p in graft.state_dict().items()}
+    tensors: dict[str, Tensor] = {
+        f"graft.{name}": p.detach().cpu().contiguous() for name, p in graft.state_dict().items()
+    }
     numbers: dict[str, float] = {}
     for place, name, value in _states(found):
         if isinstance(value, Tensor):
@@ -55,7 +59,9 @@ def newest(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
-def restore(checkpoint: Path | None, graft: nn.Module, found: Sequence[torch.optim.Optimizer], scaler: Any = None) -> int:
+def restore(
+    checkpoint: Path | None, graft: nn.Module, found: Sequence[torch.optim.Optimizer], scaler: Any = None
+) -> int:
     """Put a checkpoint's state back; returns the number of steps behind it.
 
     Raises:
@@ -65,11 +71,17 @@ def restore(checkpoint: Path | None, graft: nn.Module, found: Sequence[torch.opt
     try:
         tensors = load_file(checkpoint / STATE)
     except SafetensorError as error:
-        raise CheckpointError(f"{checkpoint} is damaged ({error}): remove it to start the run anew") from error
+        raise CheckpointError(
+            f"{checkpoint} is damaged ({error}): remove it to start the run anew"
+        ) from error
     said = json.loads((checkpoint / NUMBERS).read_text(encoding="utf-8"))
-    graft.load_state_dict({name.removeprefix("graft."): t for name, t in tensors.items() if name.startswith("graft.")})
+    graft.load_state_dict(
+        {name.removeprefix("graft."): t for name, t in tensors.items() if name.startswith("graft.")}
+    )
     values: dict[str, Tensor | float] = {
-        **{name.removeprefix("optimiser."): t for name, t in tensors.items() if name.startswith("optimiser.")},
+        **{
+            name.removeprefix("optimiser."): t for name, t in tensors.items() if name.startswith("optimiser.")
+        },
         **said["optimiser"],
     }
     for number, optimiser in enumerate(found):

@@ -1,7 +1,8 @@
-"""Several processes, started by `accelerate launch`: one graft in all of them, gradients averaged, the frozen trunk spread.
+"""Several processes, started by `accelerate launch`: one graft in all of them, gradients averaged, the frozen
+trunk spread.
 
-The graft is small and stands whole in every process. The trunk takes no gradient; with `shard` each process keeps only its
-share of every block's weights and gathers the block while it runs (PyTorch's `fully_shard`).
+The graft is small and stands whole in every process. The trunk takes no gradient; with `shard` each process
+keeps only its share of every block's weights and gathers the block while it runs (PyTorch's `fully_shard`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def mean_over(value: float, accelerator: Accelerator) -> float:
     """A number's mean over the processes."""
     if accelerator.num_processes == 1:
         return value
-    found = accelerator.reduce(torch.tensor(value, device=accelerator.device, dtype=torch.float64), reduction="mean")
+    found = accelerator.reduce(
+        torch.tensor(value, device=accelerator.device, dtype=torch.float64), reduction="mean"
+    )
     return float(found)  # pyright: ignore[reportArgumentType]
 
 
@@ -56,7 +59,8 @@ def average(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> Non
 
 
 def _together(gradient: Tensor, accelerator: Accelerator) -> Tensor:
-    """The mean of sparse gradients, whose numbers of rows may differ: padded with empty rows to the longest."""
+    """The mean of sparse gradients, whose numbers of rows may differ: padded with empty rows to the
+    longest."""
     places, values = gradient.indices()[0], gradient.values()
     longest = int(accelerator.gather(torch.tensor([len(places)], device=places.device)).max())  # pyright: ignore
     places = nn.functional.pad(places, (0, longest - len(places)))
@@ -70,7 +74,8 @@ def _together(gradient: Tensor, accelerator: Accelerator) -> Tensor:
 
 @contextmanager
 def trunk_spread(task: Task, accelerator: Accelerator, shard: bool) -> Iterator[None]:
-    """Spread every block of the trunk over the processes, if that was asked for; they stay so, and take no gradients.
+    """Spread every block of the trunk over the processes, if that was asked for; they stay so, and take no
+    gradients.
 
     Raises:
         ValueError: there is one process only, so there is nothing to spread over.
@@ -79,7 +84,9 @@ def trunk_spread(task: Task, accelerator: Accelerator, shard: bool) -> Iterator[
         yield
         return
     if accelerator.num_processes == 1:
-        raise ValueError("there is one process, so nothing to spread the trunk over: start with `accelerate launch`")
+        raise ValueError(
+            "there is one process, so nothing to spread the trunk over: start with `accelerate launch`"
+        )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for block in task.blocks():
         block.requires_grad_(False)

@@ -1,8 +1,8 @@
 """Which optimiser moves which parameter of a graft: by what the parameter is, never by its name.
 
-Matrices of linear layers are moved by Muon (orthogonalised momentum, "Muon is Scalable for LLM Training", Liu et al., 2025;
-torch's own), which fits a byte embedding to its table in a fraction of Adam's steps; tables whose gradients are sparse by
-SparseAdam, which touches only the rows used; everything else by AdamW.
+Matrices of linear layers are moved by Muon (orthogonalised momentum, "Muon is Scalable for LLM Training", Liu
+et al., 2025; torch's own), which fits a byte embedding to its table in a fraction of Adam's steps; tables
+whose gradients are sparse by SparseAdam, which touches only the rows used; everything else by AdamW.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ MUON_OVER_ADAM = 5.0
 """Muon's rate over AdamW's, with updates scaled to AdamW's size (`match_rms_adamw`)."""
 
 
-def optimisers(graft: nn.Module, rate: float, weight_decay: float = 0.0, matrices: str = "muon") -> list[Optimizer]:
-    """One optimiser for each kind of parameter that the graft has; every group says its highest rate under `highest`.
+def optimisers(
+    graft: nn.Module, rate: float, weight_decay: float = 0.0, matrices: str = "muon"
+) -> list[Optimizer]:
+    """One optimiser for each kind of parameter that the graft has; every group says its highest rate under
+    `highest`.
 
     `matrices` is what moves the matrices of linear layers: muon or adamw.
 
@@ -31,7 +34,9 @@ def optimisers(graft: nn.Module, rate: float, weight_decay: float = 0.0, matrice
         linear, rest = [], [*linear, *rest]
     found: list[Optimizer] = []
     if linear:
-        found.append(Muon(linear, lr=MUON_OVER_ADAM * rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        found.append(
+            Muon(linear, lr=MUON_OVER_ADAM * rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
     if sparse:
         found.append(SparseAdam(sparse, lr=rate))
     if rest:

@@ -1,8 +1,9 @@
-"""Which errors of a token's vector the model's predictions feel: a metric over the width, from the gradients of the model.
+"""Which errors of a token's vector the model's predictions feel: a metric over the width, from the gradients
+of the model.
 
-The Fisher information of the next-token predictions with respect to the embedding's output, `E[g gᵀ]`, where g is the gradient
-of the log-probability of tokens drawn from the model's own predictions. To second order `d F d / 2` is the divergence
-that an error d causes. Shapes: B sequences, T tokens, D width, V vocabulary.
+The Fisher information of the next-token predictions with respect to the embedding's output, `E[g gᵀ]`, where
+g is the gradient of the log-probability of tokens drawn from the model's own predictions. To second order `d
+F d / 2` is the divergence that an error d causes. Shapes: B sequences, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Sensitivity:
     counts_V: Tensor
 
 
-def sensitivity(model: Model, windows: Windows, batches: int = 12, batch: int = 8, seed: int = 0) -> Sensitivity:
+def sensitivity(
+    model: Model, windows: Windows, batches: int = 12, batch: int = 8, seed: int = 0
+) -> Sensitivity:
     """Measure the metric on some batches of text; frequencies are those of the whole text.
 
     Raises:
@@ -53,7 +56,8 @@ def sensitivity(model: Model, windows: Windows, batches: int = 12, batch: int = 
 
 
 def _gradients(model: Model, ids_BT: Tensor, generator: torch.Generator) -> Tensor:
-    """Gradients at the outputs (R, D) of the embedding, of both stacks, of the log-probability of tokens drawn at every place."""
+    """Gradients at the outputs (R, D) of the embedding, of both stacks, of the log-probability of tokens
+    drawn at every place."""
     leaves: list[Tensor] = []
 
     def start_here(module: nn.Module, args: object, output: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """One trainer for all grafts: the frozen model teaches the part that stands in for one of its own.
 
-Teacher and student are one model and share every weight of the trunk; only the graft's parameters are in the optimisers.
-Runs under Hugging Face Accelerate: one process or several, with the frozen trunk whole in each or spread over them
-(`many`). Shapes: B sequences, T tokens.
+Teacher and student are one model and share every weight of the trunk; only the graft's parameters are in the
+optimisers. Runs under Hugging Face Accelerate: one process or several, with the frozen trunk whole in each or
+spread over them (`many`). Shapes: B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from regraft.training.schedules import cosine
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and how fast to train: steps, sequences a step, rate, schedule, precision, and when to write and to stop."""
+    """How long and how fast to train: steps, sequences a step, rate, schedule, precision, and when to write
+    and to stop."""
 
     steps: int = 600
     """Training steps."""
@@ -67,7 +68,8 @@ class TrainingPlan:
         """Make sure that there is something to do.
 
         Raises:
-            ValueError: no steps, no sequences in a step, or no batch in one; a rate, a bound or a patience below 0.
+            ValueError: no steps, no sequences in a step, or no batch in one; a rate, a bound or a patience
+                below 0.
         """
         if min(self.steps, self.batch, self.accumulate, self.save_every) < 1:
             raise ValueError("a run needs at least one step, one sequence a step, and one batch to add up")
@@ -92,7 +94,8 @@ class Task(Protocol):
         ...
 
     def losses(self, ids_BT: Tensor) -> Mapping[str, Tensor]:
-        """Parts of the loss by name, weighted, to be added up; names that begin with _ are measured and not trained on."""
+        """Parts of the loss by name, weighted, to be added up; names that begin with _ are measured and not
+        trained on."""
         ...
 
 
@@ -108,7 +111,8 @@ def train(
     watch: Callable[[int], None] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> list[dict]:
-    """Train a graft; continue where an earlier run in `folder` was broken off. Returns a line of measurements a step.
+    """Train a graft; continue where an earlier run in `folder` was broken off. Returns a line of measurements
+    a step.
 
     On one device a run that was broken off ends with the weights of one that was not.
 
@@ -143,7 +147,9 @@ def train(
                 line = run.step(step)
                 history.append(line)
                 write(line)
-                if accelerator.is_main_process and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
+                if accelerator.is_main_process and (
+                    (step + 1) % plan.save_every == 0 or step + 1 == plan.steps
+                ):
                     write_checkpoint(folder, step + 1, task.graft, plain, accelerator.scaler)
                 advance(said(line), step + 1, plan.steps)
                 if watch is not None:
@@ -155,17 +161,25 @@ def train(
 
 def said(line: Mapping[str, float]) -> str:
     """A step's measurements in a few words, for the bar: the loss and its parts, agreement, rate."""
-    parts = [f"{name} {line[name]:.3f}" for name in line if name not in ("step", "loss", "agreement", "tokens_per_second")]
+    parts = [
+        f"{name} {line[name]:.3f}"
+        for name in line
+        if name not in ("step", "loss", "agreement", "tokens_per_second")
+    ]
     agreement = f", same token {line['agreement']:.0%}" if "agreement" in line else ""
-    return f"loss {line['loss']:.3f} ({', '.join(parts)}){agreement}, {line['tokens_per_second']:,.0f} tokens/s"
+    return (
+        f"loss {line['loss']:.3f} ({', '.join(parts)}){agreement}, {line['tokens_per_second']:,.0f} tokens/s"
+    )
 
 
 SMOOTHED = 20
-"""Steps whose mean loss is compared: the loss of one step of a few sequences jumps by more than training gains in a hundred."""
+"""Steps whose mean loss is compared: the loss of one step of a few sequences jumps by more than training
+gains in a hundred."""
 
 
 class Plateau:
-    """Tells when the loss, smoothed over 20 steps, had its lowest value `patience` steps ago; 0 never does."""
+    """Tells when the loss, smoothed over 20 steps, had its lowest value `patience` steps ago; 0 never
+    does."""
 
     def __init__(self, patience: int):
         self.patience = patience
@@ -204,7 +218,9 @@ class _TrainingRun:
             number = (step * plan.accumulate + part) * share + accelerator.process_index
             batches.append(self.windows.batch(number, plan.batch).to(_device(self.task)))
             losses, total = self._losses(batches[-1])
-            self._stop_unless(torch.isfinite(total.detach()), f"the loss is {float(total.detach())}", step, batches)
+            self._stop_unless(
+                torch.isfinite(total.detach()), f"the loss is {float(total.detach())}", step, batches
+            )
             accelerator.backward(total / plan.accumulate)
             for name, value in {**losses, "loss": total}.items():
                 name = name.removeprefix("_")
@@ -219,10 +235,14 @@ class _TrainingRun:
     def _losses(self, ids_BT: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
         with self.accelerator.autocast():
             losses = self.task.losses(ids_BT)
-        return losses, torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
+        return (
+            losses,
+            torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum(),
+        )
 
     def _apply(self, parameters: Sequence[nn.Parameter], step: int, batches: list[Tensor]) -> None:
-        """Clip and apply the gradients; in half precision one scale serves all optimisers and changes once a step."""
+        """Clip and apply the gradients; in half precision one scale serves all optimisers and changes once a
+        step."""
         scaler = self.accelerator.scaler
         if scaler is not None:
             for optimiser in self.optimisers:
@@ -240,7 +260,8 @@ class _TrainingRun:
             scaler.update()
 
     def _stop_unless(self, fine: Tensor, what: str, step: int, batches: list[Tensor]) -> None:
-        """Stop every process, where one of them has no number; each one that has none keeps its own batches of the step."""
+        """Stop every process, where one of them has no number; each one that has none keeps its own batches
+        of the step."""
         if mean_over(float(fine), self.accelerator) < 1:
             share, own = self.accelerator.num_processes, self.accelerator.process_index
             if not bool(fine):
@@ -248,7 +269,9 @@ class _TrainingRun:
                 with whole_file(self.folder / name) as part:
                     save_file({"ids": torch.cat(batches).cpu()}, part)
             self.accelerator.wait_for_everyone()
-            kept = " and ".join(sorted(file.name for file in self.folder.glob(f"not-a-number-{step}[.-]*safetensors")))
+            kept = " and ".join(
+                sorted(file.name for file in self.folder.glob(f"not-a-number-{step}[.-]*safetensors"))
+            )
             said = what if not bool(fine) else "the loss of another process is no number"
             raise NotANumberError(f"{said} at step {step}: its batch is kept as {kept}")
 
@@ -272,7 +295,8 @@ def _device(task: Task) -> torch.device:
 
 @contextmanager
 def _writer(folder: Path, history: Sequence[dict], writes: bool) -> Iterator[Callable[[dict], None]]:
-    """A function that adds a step's line to `log.jsonl` and to TensorBoard's events, behind the lines that there are."""
+    """A function that adds a step's line to `log.jsonl` and to TensorBoard's events, behind the lines that
+    there are."""
     if not writes:
         yield lambda line: None
         return
@@ -295,7 +319,8 @@ def _writer(folder: Path, history: Sequence[dict], writes: bool) -> Iterator[Cal
 
 @contextmanager
 def only_trainable(root: nn.Module, graft: nn.Module) -> Iterator[None]:
-    """While inside, nothing of the model takes a gradient but the graft; behind it, no other tensor has changed by a bit."""
+    """While inside, nothing of the model takes a gradient but the graft; behind it, no other tensor has
+    changed by a bit."""
     own = {id(p) for p in graft.parameters()}
     trunk = [p for p in root.parameters() if id(p) not in own]
     before = [p.requires_grad for p in trunk]
@@ -327,8 +352,20 @@ PLAN = "plan.json"
 
 def _plan_of(plan: TrainingPlan, windows: Windows, share: int, origin: Mapping[str, Any]) -> str:
     """Everything that a run must have in common with the one that it continues."""
-    text = {"tokens": len(windows.ids), "sha256": windows.digest(), "length": windows.length, "seed": windows.seed}
-    return json.dumps({"plan": asdict(plan), "text": text, "processes": share, "origin": origin}, indent=1, sort_keys=True) + "\n"
+    text = {
+        "tokens": len(windows.ids),
+        "sha256": windows.digest(),
+        "length": windows.length,
+        "seed": windows.seed,
+    }
+    return (
+        json.dumps(
+            {"plan": asdict(plan), "text": text, "processes": share, "origin": origin},
+            indent=1,
+            sort_keys=True,
+        )
+        + "\n"
+    )
 
 
 def _same_plan(said: str, folder: Path) -> None:
@@ -336,7 +373,9 @@ def _same_plan(said: str, folder: Path) -> None:
     if file.is_file() and (before := file.read_text(encoding="utf-8")) != said:
         old, new = json.loads(before), json.loads(said)
         parted = ", ".join(name for name in new if old.get(name) != new[name])
-        raise ValueError(f"{folder} holds a run with another {parted}: repeat its options to go on with it, or remove it")
+        raise ValueError(
+            f"{folder} holds a run with another {parted}: repeat its options to go on with it, or remove it"
+        )
 
 
 def _read_lines(file: Path, before: int) -> list[dict]:

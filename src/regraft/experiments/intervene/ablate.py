@@ -49,13 +49,15 @@ def ablate(
 ) -> xr.Dataset:
     """Set every neuron of a block to zero, one at a time, and measure the probability of the answer.
 
-    A neuron is an input of the MLP's output projection; it is zero at every position. All neurons of a block go in one
-    sweep: what one of them adds is a column of that projection, so no block is run for it. Of several prompts every one keeps
-    its own answer: a neuron's change is the mean over them, beside it stands the share of those that it gives another answer.
+    A neuron is an input of the MLP's output projection; it is zero at every position. All neurons of a block
+    go in one sweep: what one of them adds is a column of that projection, so no block is run for it. Of
+    several prompts every one keeps its own answer: a neuron's change is the mean over them, beside it stands
+    the share of those that it gives another answer.
 
     Args:
         prompt: the text whose next token is looked at.
-        target: the token whose probability is measured; without it, the model's own most likely next token of each prompt.
+        target: the token whose probability is measured; without it, the model's own most likely next token of
+            each prompt.
         layer: number of a block, several with commas, or all; without it, the last block.
         threshold: a change of the probability beyond this is large.
         decoder_text: what an encoder-decoder has written before the answer; by default nothing.
@@ -63,8 +65,8 @@ def ablate(
         count: how many of the prompts, the first ones; 0 for all.
 
     Raises:
-        ValueError: no such block, no neurons in it, a target that is not one token, a model that predicts no next token, or
-            prompts beside a prompt.
+        ValueError: no such block, no neurons in it, a target that is not one token, a model that predicts no
+            next token, or prompts beside a prompt.
     """
     if not threshold >= 0:
         raise ValueError(f"a threshold of {threshold} is no size of a change: write 0 or more")
@@ -76,7 +78,9 @@ def ablate(
     if texts == [OURS]:
         check_sayable(model, texts, "the English sentence that ships with regraft")
     if not model.causal:
-        raise ValueError(f"{model.name} does not write text from left to right, so a prompt has no next token")
+        raise ValueError(
+            f"{model.name} does not write text from left to right, so a prompt has no next token"
+        )
     blocks = _chosen(model, layer)
     runs: list[Ablated] = []
     for text in texts:
@@ -92,11 +96,23 @@ def _ablated(model: Model, blocks: list[Block], text: str, target: str, decoder_
     top1 = int(clean.argmax())
     answer = model.single_token(target) if target else top1
     counts = [in_width(model.tap(f"{block.address}.mlp_act").module) for block in blocks]
-    variants = [Variant([Zero(f"{b.address}.neuron.{i}")]) for b, n in zip(blocks, counts, strict=True) for i in range(n)]
+    variants = [
+        Variant([Zero(f"{b.address}.neuron.{i}")])
+        for b, n in zip(blocks, counts, strict=True)
+        for i in range(n)
+    ]
     result = sweep(recording, variants, [probability(answer), top1_agreement(position=-1)])
     before = float(result.clean["probability"])
     change = _by_block(result.values["probability"][:, 0] - before, counts)
-    return Ablated(text, answer, top1, before, change, _by_block(1 - result.values["top1_agreement"][:, 0], counts), result)
+    return Ablated(
+        text,
+        answer,
+        top1,
+        before,
+        change,
+        _by_block(1 - result.values["top1_agreement"][:, 0], counts),
+        result,
+    )
 
 
 def _dataset(model: Model, blocks: list[Block], runs: list[Ablated], threshold: float) -> xr.Dataset:
@@ -109,11 +125,23 @@ def _dataset(model: Model, blocks: list[Block], runs: list[Ablated], threshold: 
     grid = ("block", "neuron")
     data: dict[str, Any] = {
         "change": (grid, change, {"units": f"change of the answer's probability{mean}"}),
-        "top1_changed": (grid, flips, {"units": other if several else "1: another token is the most likely one"}),
-        "clean_probability": ("prompt", [run.before for run in runs], {"units": "probability of the prompt's answer"}),
+        "top1_changed": (
+            grid,
+            flips,
+            {"units": other if several else "1: another token is the most likely one"},
+        ),
+        "clean_probability": (
+            "prompt",
+            [run.before for run in runs],
+            {"units": "probability of the prompt's answer"},
+        ),
     }
     if several:
-        data["prompt_change"] = (("prompt", *grid), change_PLF, {"units": "change of the probability of the prompt's answer"})
+        data["prompt_change"] = (
+            ("prompt", *grid),
+            change_PLF,
+            {"units": "change of the probability of the prompt's answer"},
+        )
     answers = {run.answer for run in runs}
     one = {"prompt": runs[0].text, "clean_top1": model.token_text(runs[0].top1)}
     return xr.Dataset(
@@ -138,7 +166,10 @@ def _dataset(model: Model, blocks: list[Block], runs: list[Ablated], threshold: 
             "large": int((np.abs(change) > threshold).sum()),
             "large_unit": f"neurons whose {'mean ' if several else ''}change is beyond the threshold",
             "flips": int((flips > 0).sum()),
-            "flips_unit": f"neurons without which {'at least one' if several else 'the'} prompt has another most likely token",
+            "flips_unit": (
+                f"neurons without which {'at least one' if several else 'the'} prompt has another most likely"
+                " token"
+            ),
         },
     )
 
@@ -152,7 +183,9 @@ def _chosen(model: Model, layer: str) -> list[Block]:
     words = [word.strip() for word in layer.split(",")] if layer else [str(len(main) - 1)]
     wrong = next((word for word in words if not word.isdigit() or int(word) >= len(main)), None)
     if wrong is not None:
-        raise ValueError(f"{wrong!r} is no block: write a number from 0 to {len(main) - 1}, several with commas, or all")
+        raise ValueError(
+            f"{wrong!r} is no block: write a number from 0 to {len(main) - 1}, several with commas, or all"
+        )
     return [_with_neurons(model, main[int(word)]) for word in words]
 
 

@@ -1,7 +1,9 @@
-"""Attribution patching: what a patch would do, to first order, for every activation of a run from one backward pass.
+"""Attribution patching: what a patch would do, to first order, for every activation of a run from one
+backward pass.
 
-Source: Nanda, "Attribution patching" (2023); Kramar et al., "AtP*" (2024). The effect of putting a source's activation in is
-about (source - target) times the gradient of the metric at the target's. Shapes: T positions, W width of a site.
+Source: Nanda, "Attribution patching" (2023); Kramar et al., "AtP*" (2024). The effect of putting a source's
+activation in is about (source - target) times the gradient of the metric at the target's. Shapes: T
+positions, W width of a site.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from regraft.model.hooks import writing
 from regraft.model.recording import Recording
 
 
-def gradients(recording: Recording, addresses: Sequence[str], tokens: tuple[int, int], position: int | None) -> dict[str, Tensor]:
+def gradients(
+    recording: Recording, addresses: Sequence[str], tokens: tuple[int, int], position: int | None
+) -> dict[str, Tensor]:
     """Gradient of logit[first] - logit[second] at a position with respect to every named site, (T, W) each.
 
     The model's own forward is run once on the recording's one prompt; `position` None reads the last one.
@@ -30,7 +34,9 @@ def gradients(recording: Recording, addresses: Sequence[str], tokens: tuple[int,
             tap = model.taps[site]
 
             def keep(activation: Tensor, address: str = address) -> Tensor:
-                held[address] = activation if activation.requires_grad else activation.detach().requires_grad_()
+                held[address] = (
+                    activation if activation.requires_grad else activation.detach().requires_grad_()
+                )
                 return held[address]
 
             hooks.enter_context(writing(tap, keep, (1, recording.positions_of(site.block))))

@@ -1,4 +1,5 @@
-"""Knockout: what is lost when a block is skipped, alone, in pairs, or one after the other until too much is lost."""
+"""Knockout: what is lost when a block is skipped, alone, in pairs, or one after the other until too much is
+lost."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ def knockout(
 ) -> xr.Dataset:
     """Skip blocks and measure what the loss becomes.
 
-    A skipped block is the identity on the residual stream. `single` skips each block; `pairs` each pair as well, with the
-    synergy S(i, j) = dL(i, j) - (dL(i) + dL(j)); `greedy` removes the least harmful block, measures all that remain anew,
-    and goes on until the loss would pass `limit` times the clean one.
+    A skipped block is the identity on the residual stream. `single` skips each block; `pairs` each pair as
+    well, with the synergy S(i, j) = dL(i, j) - (dL(i) + dL(j)); `greedy` removes the least harmful block,
+    measures all that remain anew, and goes on until the loss would pass `limit` times the clean one.
 
     Args:
         mode: single, pairs or greedy.
@@ -69,7 +70,11 @@ def _single(model: Model, text: Evaluation) -> xr.Dataset:
     return xr.Dataset(
         {
             "loss": ("block", losses, {"units": "nats per token"}),
-            "increase": ("block", losses - clean, {"units": "nats per token above clean", "correlate": "loss"}),
+            "increase": (
+                "block",
+                losses - clean,
+                {"units": "nats per token above clean", "correlate": "loss"},
+            ),
             "ratio": ("block", losses / clean, {"units": "times the clean loss"}),
             "prompt_loss": (("block", "prompt"), result.values["loss"].numpy(), {"units": "nats per token"}),
         },
@@ -101,7 +106,8 @@ def _pairs(model: Model, text: Evaluation) -> xr.Dataset:
 
 
 def greedy(model: Model, text: Evaluation, limit: float, among: list[int], keep: int = 0) -> xr.Dataset:
-    """Remove blocks one after the other, of those `among`, until `keep` of them are left or the limit would be passed.
+    """Remove blocks one after the other, of those `among`, until `keep` of them are left or the limit would
+    be passed.
 
     Raises:
         ValueError: a limit that is not above 1.
@@ -132,7 +138,11 @@ def greedy(model: Model, text: Evaluation, limit: float, among: list[int], keep:
     attributes = {**_attributes(model, text, *works), "limit": limit, "blocks_removed": len(removed)}
     return xr.Dataset(
         {
-            "removed": ("step", [_addresses(model)[i] for i in removed], {"units": "block removed at this step"}),
+            "removed": (
+                "step",
+                [_addresses(model)[i] for i in removed],
+                {"units": "block removed at this step"},
+            ),
             "loss": ("step", np.array(losses), {"units": "nats per token after this step"}),
             "ratio": ("step", np.array(losses) / clean, {"units": "times the clean loss"}),
             "candidate_loss": (

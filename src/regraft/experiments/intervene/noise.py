@@ -18,6 +18,8 @@ from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Noise, Variant
 
 LEVELS = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Noise in times a state's own size: about three levels in a power of ten, from hardly felt to as large as
+the state."""
 
 
 def noise(
@@ -28,10 +30,12 @@ def noise(
     tokens: int = COMPLETION_TOKENS,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Add Gaussian noise to the stream that enters each block and measure the loss, and how the block passes it on.
+    """Add Gaussian noise to the stream that enters each block and measure the loss, and how the block passes
+    it on.
 
-    A level is the noise's standard deviation over the root mean square of the stream at each position. Denoising ratio: the
-    length of the difference behind the block over that in front of it; below 1 the block damps noise.
+    A level is the noise's standard deviation over the root mean square of the stream at each position.
+    Denoising ratio: the length of the difference behind the block over that in front of it; below 1 the block
+    damps noise.
 
     Args:
         levels: noise levels; by default 0.01, 0.03, 0.1, 0.3 and 1.
@@ -56,9 +60,21 @@ def noise(
     return xr.Dataset(
         {
             "loss": (("block", "level"), losses, {"units": "nats per token"}),
-            "increase": (("block", "level"), losses - result.clean_mean("loss"), {"units": "nats per token above clean"}),
-            "ratio": (("block", "level"), ratio, {"units": "length of the difference behind the block / in front of it"}),
-            "passed_on": ("block", middle, {"units": "the ratio at the level nearest to 0.1", "correlate": "passed on"}),
+            "increase": (
+                ("block", "level"),
+                losses - result.clean_mean("loss"),
+                {"units": "nats per token above clean"},
+            ),
+            "ratio": (
+                ("block", "level"),
+                ratio,
+                {"units": "length of the difference behind the block / in front of it"},
+            ),
+            "passed_on": (
+                "block",
+                middle,
+                {"units": "the ratio at the level nearest to 0.1", "correlate": "passed on"},
+            ),
         },
         coords={"block": [block.address for block in model.blocks], "level": chosen},
         attrs={**sweep_attributes(result), "clean_loss": result.clean_mean("loss"), **text.attributes},

@@ -1,4 +1,5 @@
-"""Activation patching: put one run's activation into another and see how much of the difference it carries."""
+"""Activation patching: put one run's activation into another and see how much of the difference it
+carries."""
 
 from __future__ import annotations
 
@@ -9,21 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from regraft.core.progress import advance
 from regraft.core.signatures import TextFile
 from regraft.data.own_texts import check_sayable, first_of
 from regraft.data.text_files import read_pairs
-from regraft.experiments.intervene.attribution import gradients
+from regraft.experiments.intervene.patch_grid import Grid, stack_blocks
 from regraft.model.model import Model
-from regraft.model.parts import Block, in_width
 from regraft.model.recording import Recording
-from regraft.model.sites import SiteError, parse_site
 from regraft.sweeps.metrics import logit_difference
 from regraft.sweeps.provenance import sweep_attributes
 from regraft.sweeps.sweep import SweepResult, sweep
-from regraft.sweeps.variants import Replace, Variant
 
 METRIC = "logit_difference"
 
@@ -40,7 +37,8 @@ class PatchCase:
 
 @dataclass
 class Cells:
-    """What one case gave: values, effects and attributions of the grid (row, column), and the two runs' own values."""
+    """What one case gave: values, effects and attributions of the grid (row, column), and the two runs' own
+    values."""
 
     value: np.ndarray
     effect: np.ndarray
@@ -72,46 +70,62 @@ def patch(
     map: list[str] | None = None,
     count: int = 0,
 ) -> xr.Dataset:
-    """Patch one run's activations into another, cell by cell, and measure the logit of the answer minus a wrong one's.
+    """Patch one run's activations into another, cell by cell, and measure the logit of the answer minus a
+    wrong one's.
 
-    Source: Meng et al., "Locating and editing factual associations in GPT" (2022); Wang et al., "Interpretability in the
-    wild" (2022). The normalised effect is (m_patched - m_target) / (m_source - m_target): 0 where the patch does nothing, 1
-    where it makes the run like the one that the activation came from. Beside it attribution patching (Nanda, 2023): the same
-    to first order, difference times gradient, for all cells from one backward pass.
+    Source: Meng et al., "Locating and editing factual associations in GPT" (2022); Wang et al.,
+    "Interpretability in the wild" (2022). The normalised effect is (m_patched - m_target) / (m_source -
+    m_target): 0 where the patch does nothing, 1 where it makes the run like the one that the activation came
+    from. Beside it attribution patching (Nanda, 2023): the same to first order, difference times gradient,
+    for all cells from one backward pass.
 
     Args:
         clean: the prompt whose answer is `answer`.
         corrupt: a prompt of as many tokens whose answer is `wrong`.
         answer: one token.
         wrong: one token.
-        grid: block x position, block x head (all positions), block (all positions), or one block's neurons (all positions).
-        site: which activation of a block: resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z or mlp_act.
+        grid: block x position, block x head (all positions), block (all positions), or one block's neurons
+            (all positions).
+        site: which activation of a block: resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z or
+            mlp_act.
         direction: denoise puts clean activations into the corrupted run, noise the other way round.
         window: how many blocks from each one on are patched together.
         block: for the neuron grid, the number of the block; by default the last.
-        pairs: a JSON list of cases of your own, each with clean, corrupt, answer and wrong; their effects are averaged.
-        exact: one row at a time with stock layers, the calls of the clean run: a patch that changes nothing gives 0 and a
-            full one 1, to the bit.
-        map: for prompts of unequal length, pairs CLEAN:CORRUPT of token positions that belong together, for example 3:4.
+        pairs: a JSON list of cases of your own, each with clean, corrupt, answer and wrong; their effects are
+            averaged.
+        exact: one row at a time with stock layers, the calls of the clean run: a patch that changes nothing
+            gives 0 and a full one 1, to the bit.
+        map: for prompts of unequal length, pairs CLEAN:CORRUPT of token positions that belong together, for
+            example 3:4.
         count: how many of the pairs of a file, the first ones; 0 for all.
 
     Raises:
-        ValueError: prompts of unequal length without a map, a target that is not one token, or a site that no block has.
+        ValueError: prompts of unequal length without a map, a target that is not one token, or a site that no
+            block has.
     """
     if direction not in ("denoise", "noise"):
         raise ValueError(f"direction {direction!r} is not known: choose denoise or noise")
-    if not 1 <= window <= len(_blocks(model)):
-        raise ValueError(f"a window of {window} blocks does not fit: choose 1 to {len(_blocks(model))}")
-    cases = first_of(read_cases(Path(pairs)) if pairs else [PatchCase(clean, corrupt, answer, wrong)], count, "pairs")
+    if not 1 <= window <= len(stack_blocks(model)):
+        raise ValueError(f"a window of {window} blocks does not fit: choose 1 to {len(stack_blocks(model))}")
+    cases = first_of(
+        read_cases(Path(pairs)) if pairs else [PatchCase(clean, corrupt, answer, wrong)], count, "pairs"
+    )
     if not pairs and clean == OURS:
-        check_sayable(model, [clean, corrupt, answer, wrong], "the English sentences about clocks that ship with regraft")
-    plan = _Grid(model, grid, site, window, block)
+        check_sayable(
+            model,
+            [clean, corrupt, answer, wrong],
+            "the English sentences about clocks that ship with regraft",
+        )
+    plan = Grid(model, grid, site, window, block)
     parts = []
     for case in cases:
         parts.append(_measured(model, plan, case, direction, map, exact))
         advance("pairs", len(parts), len(cases))
     if len({len(part.columns) for part in parts}) > 1:
-        raise ValueError("the pairs differ in their numbers of positions: choose the grid head or block, or pairs of one length")
+        raise ValueError(
+            "the pairs differ in their numbers of positions: choose the grid head or block, or pairs of one"
+            " length"
+        )
     return _dataset(plan, parts, direction)
 
 
@@ -124,7 +138,9 @@ def read_cases(path: Path) -> list[PatchCase]:
     return read_pairs(path, PatchCase, "write a list of objects with clean, corrupt, answer, wrong")
 
 
-def _measured(model: Model, plan: _Grid, case: PatchCase, direction: str, given: list[str] | None, exact: bool) -> Cells:
+def _measured(
+    model: Model, plan: Grid, case: PatchCase, direction: str, given: list[str] | None, exact: bool
+) -> Cells:
     """Run one case's grid, and its attribution where every cell's activation can be reached by a gradient."""
     runs = {"clean": model.record(case.clean), "corrupt": model.record(case.corrupt)}
     places = _position_pairs(runs["clean"], runs["corrupt"], given)
@@ -135,7 +151,10 @@ def _measured(model: Model, plan: _Grid, case: PatchCase, direction: str, given:
     read = _read_position(model, source, target)
     metric = logit_difference(case.answer, case.wrong, read)
     result = sweep(target, variants, metric, exact=exact)
-    source_value, target_value = float(sweep(source, [], metric, exact=exact).clean[METRIC]), float(result.clean[METRIC])
+    source_value, target_value = (
+        float(sweep(source, [], metric, exact=exact).clean[METRIC]),
+        float(result.clean[METRIC]),
+    )
     if source_value == target_value:
         raise ValueError("both prompts give the same logit difference, so there is no effect to carry over")
     value = np.full((len(plan.rows), len(columns)), np.nan)
@@ -146,7 +165,17 @@ def _measured(model: Model, plan: _Grid, case: PatchCase, direction: str, given:
     span = source_value - target_value
     ids = target.inputs["input_ids"][0, columns].tolist() if plan.grid == "position" else []
     words = [model.token_text(token) for token in ids]
-    return Cells(value, (value - target_value) / span, estimate / span, result, source_value, target_value, columns, words, ids)
+    return Cells(
+        value,
+        (value - target_value) / span,
+        estimate / span,
+        result,
+        source_value,
+        target_value,
+        columns,
+        words,
+        ids,
+    )
 
 
 def _position_pairs(clean: Recording, corrupt: Recording, given: list[str] | None) -> list[tuple[int, int]]:
@@ -156,10 +185,12 @@ def _position_pairs(clean: Recording, corrupt: Recording, given: list[str] | Non
         return [_pair(text, *lengths) for text in given]
     if lengths[0] != lengths[1]:
         model = clean.model
-        words = ["|".join(model.token_text(int(i)) for i in run.inputs["input_ids"][0]) for run in (clean, corrupt)]
+        words = [
+            "|".join(model.token_text(int(i)) for i in run.inputs["input_ids"][0]) for run in (clean, corrupt)
+        ]
         raise ValueError(
-            f"the prompts are {lengths[0]} and {lengths[1]} tokens long ({words[0]} and {words[1]}): make them equally "
-            "long, or map positions with --map CLEAN:CORRUPT"
+            f"the prompts are {lengths[0]} and {lengths[1]} tokens long ({words[0]} and {words[1]}): make"
+            " them equally long, or map positions with --map CLEAN:CORRUPT"
         )
     return [(p, p) for p in range(lengths[0])]
 
@@ -173,18 +204,16 @@ def _read_position(model: Model, source: Recording, target: Recording) -> int | 
     if model.causal:
         return None
     mask = getattr(model.tokenizer, "mask_token_id", None)
-    found = [(run.ids_BT[0] == mask).nonzero()[:, 0].tolist() if mask is not None else [] for run in (source, target)]
+    found = [
+        (run.ids_BT[0] == mask).nonzero()[:, 0].tolist() if mask is not None else []
+        for run in (source, target)
+    ]
     if len(found[0]) != 1 or found[0] != found[1]:
         raise ValueError(
-            f"{model.name} predicts masked tokens: write the mask token {getattr(model.tokenizer, 'mask_token', '')!r} once in "
-            "each prompt, at the same position"
+            f"{model.name} predicts masked tokens: write the mask token"
+            f" {getattr(model.tokenizer, 'mask_token', '')!r} once in each prompt, at the same position"
         )
     return found[0][0]
-
-
-def _blocks(model: Model) -> tuple[Block, ...]:
-    """The blocks that read the prompt: the only stack's, or the encoder's."""
-    return model.parts.stacks[0].blocks
 
 
 def _pair(text: str, clean: int, corrupt: int) -> tuple[int, int]:
@@ -197,135 +226,45 @@ def _pair(text: str, clean: int, corrupt: int) -> tuple[int, int]:
     return a, b
 
 
-class _Grid:
-    """The cells of a grid: which blocks are rows, which addresses a cell patches, and what stands in a column."""
-
-    def __init__(self, model: Model, grid: str, site: str, window: int, block: int):
-        self.model, self.grid, self.site, self.window = model, grid, site, window
-        blocks = _blocks(model)
-        self.rows: list[Block] = list(blocks)
-        self.cells: list[tuple[int, int]] = []
-        if grid == "neuron":
-            if not -len(blocks) <= block < len(blocks):
-                raise ValueError(f"there is no block {block}: there are {len(blocks)} blocks, 0 to {len(blocks) - 1}")
-            self.rows, self.site = [blocks[block]], "mlp_act"
-            model.tap(f"{blocks[block].address}.mlp_act")
-        elif grid == "head":
-            self.site = "z"
-        elif grid not in ("position", "block"):
-            raise ValueError(f"grid {grid!r} is not known: choose position, head, block or neuron")
-        self.addresses = [_address(model, row, self.site) for row in self.rows]
-        if grid == "head" and not any(a and model.tap(a).heads for a in self.addresses):
-            raise SiteError("the number of heads is not told by this model's blocks, so there is no head grid")
-        if not any(self.addresses):
-            model.site(f"{blocks[0].address}.{self.site}")
-
-    def variants(self, source: Recording, places: list[tuple[int, int]]) -> tuple[list[Variant], list[Any]]:
-        """One variant for each cell, in the order of `cells`, and the names of the columns."""
-        froms, here = [a for a, _ in places], [b for _, b in places]
-        value = {address: source[address].flatten(2)[0] for address in self.addresses if address}
-        parts = [self.parts_of(address) for address in self.addresses]
-        counts = {"position": len(places), "block": 1}.get(self.grid, max(parts))
-        columns: list[Any] = {"position": here, "block": ["all"]}.get(self.grid, list(range(counts)))
-        self.cells = [
-            (row, column)
-            for row, address in enumerate(self.addresses)
-            if address
-            for column in range(counts if self.grid in ("position", "block") else parts[row])
-        ]
-        return [Variant(self._edits(row, column, value, froms, here)) for row, column in self.cells], columns
-
-    def parts_of(self, address: str) -> int:
-        """Number of heads, or of neurons, in the activation at an address."""
-        if not address:
-            return 0
-        tap = self.model.tap(address)
-        return tap.heads if self.grid == "head" else in_width(tap.module) if self.grid == "neuron" else 0
-
-    def _edits(self, row: int, column: int, value: dict[str, Tensor], froms: list[int], here: list[int]) -> list[Replace]:
-        """The edits of one cell: the activation of its block, or of as many blocks from there on as the window is wide."""
-        edits = []
-        for address in self.addresses[row : row + self.window]:
-            if not address or (self.grid in ("head", "neuron") and column >= self.parts_of(address)):
-                continue
-            whole = value[address]
-            if self.grid == "position":
-                edits.append(Replace(address, whole[froms[column]], position=here[column]))
-            elif self.grid == "block":
-                edits.append(Replace(address, whole[froms], position=here))
-            else:
-                part = whole.unflatten(-1, (self.parts_of(address), -1))[froms, column]
-                name = f"{address.rpartition('.')[0]}.{self.grid}.{column}"
-                edits.append(Replace(name, part, position=here))
-        return edits
-
-    def attributed(self, source: Recording, target: Recording, places, tokens: tuple[int, int], read: int | None, shape):
-        """Difference times gradient for every cell, in logits; NaN for a site that no gradient reaches."""
-        estimate = np.full(shape, np.nan)
-        chosen = [address for address in self.addresses if address]
-        if self.site == "resid_mid" and not all(b.sum_norms for b in self.rows):
-            return estimate
-        slope = gradients(target, chosen, tokens, read)
-        froms, here = [a for a, _ in places], [b for _, b in places]
-        single = np.zeros(shape)
-        for row, address in enumerate(self.addresses):
-            if not address:
-                single[row] = np.nan
-                continue
-            difference = source[address].flatten(2)[0, froms] - target[address].flatten(2)[0, here]
-            product = (difference * slope[address][here]).double()
-            if self.grid == "position":
-                single[row] = product.sum(-1).cpu().numpy()
-            elif self.grid == "block":
-                single[row] = float(product.sum())
-            else:
-                split = product.unflatten(-1, (self.parts_of(address), -1)).sum((0, 2)).cpu().numpy()
-                single[row, : len(split)] = split
-                single[row, len(split) :] = np.nan
-        for row in range(shape[0]):
-            estimate[row] = np.nansum(single[row : row + self.window], axis=0) if self.window > 1 else single[row]
-        return estimate
-
-
-def _address(model: Model, block: Block, site: str) -> str:
-    """The site's address in a block; empty where this block, for a reason, does not have it.
-
-    Raises:
-        SiteError: the site is none that is written as a whole.
-    """
-    address = f"{block.address}.{site}"
-    if parse_site(address, model.parts).index is not None or site == "pattern":
-        raise SiteError(f"{site} cannot be patched as a whole: choose resid_pre, attn_out, mlp_out, z or another whole site")
-    return address if model.taps.exists(block.index, site) else ""
-
-
 def _shared(found: Iterable[Any], none: Any = "") -> Any:
     """What all the pairs have in one place; `none` where they differ."""
     first, *others = found
     return first if all(other == first for other in others) else none
 
 
-def _dataset(plan: _Grid, parts: list[Cells], direction: str) -> xr.Dataset:
+def _dataset(plan: Grid, parts: list[Cells], direction: str) -> xr.Dataset:
     """One case's cells, or the mean over several cases with its standard error."""
     first, grid = parts[0], plan.grid
     name = {"position": "position", "head": "head", "block": "positions", "neuron": "neuron"}[grid]
     rows = [block.address for block in plan.rows]
     coords: dict[str, Any] = {"block": rows, name: first.columns}
     if grid == "position":
-        coords["token"] = (name, [_shared(part.words[i] for part in parts) or f"token {c}" for i, c in enumerate(first.columns)])
-        coords["token_id"] = (name, [_shared((part.ids[i] for part in parts), none=-1) for i in range(len(first.columns))])
+        coords["token"] = (
+            name,
+            [_shared(part.words[i] for part in parts) or f"token {c}" for i, c in enumerate(first.columns)],
+        )
+        coords["token_id"] = (
+            name,
+            [_shared((part.ids[i] for part in parts), none=-1) for i in range(len(first.columns))],
+        )
     attributes = sweep_attributes(*(part.result for part in parts))
     lacking = [row for row, address in zip(rows, plan.addresses, strict=True) if not address]
     if lacking:
         reason = f"{plan.site} does not exist in block {', '.join(lacking)}, whose rows are empty"
         attributes["notes"] = "; ".join(note for note in (attributes["notes"], reason) if note)
-    effect, estimate = (np.stack([getattr(part, field) for part in parts]) for field in ("effect", "attribution"))
+    effect, estimate = (
+        np.stack([getattr(part, field) for part in parts]) for field in ("effect", "attribution")
+    )
     dims, mean = ("block", name), f", mean over {len(parts)} pairs" if len(parts) > 1 else ""
     value = np.mean([part.value for part in parts], 0)
     data: dict[str, Any] = {
         METRIC: (dims, value, {"units": f"logit of the answer minus logit of the wrong one{mean}"}),
         "effect": (dims, effect.mean(0), {"units": f"share of the difference between the runs{mean}"}),
-        "attribution": (dims, estimate.mean(0), {"units": f"the same to first order: difference times gradient{mean}"}),
+        "attribution": (
+            dims,
+            estimate.mean(0),
+            {"units": f"the same to first order: difference times gradient{mean}"},
+        ),
     }
     if len(parts) > 1:
         error = effect.std(0, ddof=1) / np.sqrt(len(parts))
@@ -347,8 +286,12 @@ def _dataset(plan: _Grid, parts: list[Cells], direction: str) -> xr.Dataset:
             "direction": direction,
             "site": {"head": "z of one head", "neuron": "one neuron"}.get(grid, plan.site),
             "grid": grid,
-            "title": {"position": "Activation patching", "head": "Patching heads", "block": "Patching blocks"}.get(
-                grid, "Patching neurons"
+            "title": (
+                {
+                    "position": "Activation patching",
+                    "head": "Patching heads",
+                    "block": "Patching blocks",
+                }.get(grid, "Patching neurons")
             ),
         },
     )

@@ -24,24 +24,25 @@ def prune(
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
-    """Leave out blocks, the given ones or those that greedy pruning finds, and measure the model that remains.
+    """Leave out blocks, the given ones or those that greedy pruning finds, and measure the model that
+    remains.
 
-    Greedy pruning removes the block whose loss costs least, measures all that remain anew, and stops before the loss exceeds
-    `limit` times the whole model's. With `save` the pruned model is written as a plain Hugging Face checkpoint, which is read
-    back and compared with the measured route first.
+    Greedy pruning removes the block whose loss costs least, measures all that remain anew, and stops before
+    the loss exceeds `limit` times the whole model's. With `save` the pruned model is written as a plain
+    Hugging Face checkpoint, which is read back and compared with the measured route first.
 
     Args:
         drop: numbers of the blocks to leave out; without them, greedy pruning chooses.
         limit: how many times the clean loss greedy pruning may reach.
         save: folder to write the pruned model to.
-        prompts: texts whose completions are scored, or which a model that writes none reads; without them, prompts that suit
-            the model.
+        prompts: texts whose completions are scored, or which a model that writes none reads; without them,
+            prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
 
     Raises:
-        ValueError: a block that does not exist, nothing left, a model without a next-token loss, or one that cannot be
-            written without its blocks.
+        ValueError: a block that does not exist, nothing left, a model without a next-token loss, or one that
+            cannot be written without its blocks.
     """
     check_save(save)
     stack = model.parts.stacks[-1]
@@ -58,7 +59,9 @@ def prune(
     route = route_of(model, blocks, places)
     measured = measured_route(model, text, route, blocks)
     left_out = ", ".join(stack.blocks[p].address for p in removed)
-    measured.attrs["change"] = f"without block{'s' if len(removed) != 1 else ''} {left_out}" if removed else "with every block"
+    measured.attrs["change"] = (
+        f"without block{'s' if len(removed) != 1 else ''} {left_out}" if removed else "with every block"
+    )
     measured = measured.assign_coords(kept=("place", [block.address for block in blocks]))
     if save:
         measured.attrs["saved"] = save_blocks(model, blocks, route, measured, save)
@@ -73,7 +76,9 @@ def _without(blocks: Sequence[Block], removed: Sequence[int]) -> list[Block]:
     """
     wrong = next((number for number in removed if not 0 <= number < len(blocks)), None)
     if wrong is not None:
-        raise ValueError(f"there is no block {wrong} to leave out: there are {len(blocks)} blocks, 0 to {len(blocks) - 1}")
+        raise ValueError(
+            f"there is no block {wrong} to leave out: there are {len(blocks)} blocks, 0 to {len(blocks) - 1}"
+        )
     if len(set(removed)) == len(blocks):
         raise ValueError("no block would remain: leave out fewer")
     return [block for place, block in enumerate(blocks) if place not in removed]
@@ -86,7 +91,10 @@ def _greedy(model: Model, text: Evaluation | Texts, limit: float) -> list[int]:
         ValueError: the model has no loss that could be kept low.
     """
     if isinstance(text, Texts):
-        raise ValueError(f"{model.name} has no next-token loss by which to choose blocks: name them with --drop (drop=[...])")
+        raise ValueError(
+            f"{model.name} has no next-token loss by which to choose blocks: name them with --drop"
+            " (drop=[...])"
+        )
     own = [block.index for block in model.parts.stacks[-1].blocks]
     steps = greedy(model, text, limit, own, keep=1)
     addresses = [block.address for block in model.blocks]

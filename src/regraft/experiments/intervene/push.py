@@ -36,7 +36,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class PushedComponent:
-    """An MLP output or a head that is put into another text: its address, its block's, and its number if it is a head."""
+    """An MLP output or a head that is put into another text: its address, its block's, and its number if it
+    is a head."""
 
     address: str
     block: str
@@ -55,7 +56,8 @@ class PushedComponent:
 
 @dataclass
 class Pushed:
-    """What one pair gave: push (C, K), and log-probabilities of the targets on the baseline and on the question (K)."""
+    """What one pair gave: push (C, K), and log-probabilities of the targets on the baseline and on the
+    question (K)."""
 
     push: np.ndarray
     clean: np.ndarray
@@ -73,11 +75,12 @@ def push(
     prompts: list[str] | None = None,
     count: int = 0,
 ) -> xr.Dataset:
-    """Put each component's activation on a question into a neutral text and measure how far it pushes the answers.
+    """Put each component's activation on a question into a neutral text and measure how far it pushes the
+    answers.
 
-    Components are every block's MLP output and every attention head; each is stored at the question's last position and put
-    in at the baseline's last position. Push: change of the log-probability of a target there, averaged over pairs of a
-    question and a baseline where there are several.
+    Components are every block's MLP output and every attention head; each is stored at the question's last
+    position and put in at the baseline's last position. Push: change of the log-probability of a target
+    there, averaged over pairs of a question and a baseline where there are several.
 
     Args:
         question: the charged text.
@@ -85,15 +88,19 @@ def push(
         targets: the answers, one token each; by default " yes" and " no".
         decoder_text: what an encoder-decoder has written before the answer, in both runs; by default nothing.
         pairs: a JSON list of pairs of your own, each with question and baseline; their pushes are averaged.
-        prompts: several charged texts in place of the one question, each put into the baseline; their pushes are averaged.
+        prompts: several charged texts in place of the one question, each put into the baseline; their pushes
+            are averaged.
         count: how many of the pairs or prompts, the first ones; 0 for all.
 
     Raises:
-        ValueError: a target that is not one token, a model that predicts no next token, or pairs beside other texts.
+        ValueError: a target that is not one token, a model that predicts no next token, or pairs beside other
+            texts.
     """
     wanted = list(targets) if targets else [" yes", " no"]
     if not model.causal:
-        raise ValueError(f"{model.name} does not write text from left to right, so a text has no next token to push")
+        raise ValueError(
+            f"{model.name} does not write text from left to right, so a text has no next token to push"
+        )
     if not model.two_stacks and decoder_text:
         raise ValueError(f"{model.name} has no decoder of its own: what it goes on from is the text itself")
     chosen = first_of(_pairs(question, baseline, pairs, prompts), count, "pairs and prompts")
@@ -116,7 +123,9 @@ def _pairs(question: str, baseline: str, file: str, prompts: list[str] | None) -
     if file and prompts:
         raise ValueError("pairs and prompts both say which questions are asked: give one of them")
     if file and (question, baseline) != (QUESTION, BASELINE):
-        raise ValueError("pairs hold both questions and baselines: give no question and no baseline beside them")
+        raise ValueError(
+            "pairs hold both questions and baselines: give no question and no baseline beside them"
+        )
     if prompts and question != QUESTION:
         raise ValueError("question and prompts both say what is asked: give one of them")
     if not file:
@@ -135,31 +144,51 @@ def _components(model: Model) -> tuple[list[PushedComponent], list[str]]:
                 found.append(PushedComponent(f"{block.address}.mlp_out", block.address))
             else:
                 heads = range(model.tap(f"{block.address}.z").heads)
-                found += [PushedComponent(f"{block.address}.head.{head}", block.address, head) for head in heads]
+                found += [
+                    PushedComponent(f"{block.address}.head.{head}", block.address, head) for head in heads
+                ]
     if not found:
-        raise ValueError(f"{model.name} has neither an MLP output nor heads that could be put into another text")
+        raise ValueError(
+            f"{model.name} has neither an MLP output nor heads that could be put into another text"
+        )
     return found, lacking
 
 
-def _pushed(model: Model, components: list[PushedComponent], pair: Pair, targets: list[str], decoder_text: str) -> Pushed:
+def _pushed(
+    model: Model, components: list[PushedComponent], pair: Pair, targets: list[str], decoder_text: str
+) -> Pushed:
     """One pair: every component's activation at the question's end, put in at the baseline's."""
     behind = decoder_text if model.two_stacks else None
     charged, neutral = (model.record(text, behind) for text in (pair.question, pair.baseline))
     metrics = [log_probability(target) for target in targets]
-    variants = [Variant([Replace(one.address, charged[one.address][0, -1], position=-1)]) for one in components]
+    variants = [
+        Variant([Replace(one.address, charged[one.address][0, -1], position=-1)]) for one in components
+    ]
     result, asked = sweep(neutral, variants, metrics), sweep(charged, [], metrics)
     values = np.stack([result.values[name][:, 0].numpy() for name in result.values], axis=1)
-    clean, on_question = (np.array([float(one.clean[name][0]) for name in one.clean]) for one in (result, asked))
+    clean, on_question = (
+        np.array([float(one.clean[name][0]) for name in one.clean]) for one in (result, asked)
+    )
     return Pushed(values - clean, clean, on_question, result)
 
 
 def _dataset(
-    components: list[PushedComponent], pairs: list[Pair], runs: list[Pushed], targets: list[str], lacking: list[str]
+    components: list[PushedComponent],
+    pairs: list[Pair],
+    runs: list[Pushed],
+    targets: list[str],
+    lacking: list[str],
 ) -> xr.Dataset:
     """The means over the pairs, beside them what each pair gave."""
-    push_NCK, clean_NK, on_question_NK = (np.stack([getattr(r, name) for r in runs]) for name in ("push", "clean", "on_question"))
+    push_NCK, clean_NK, on_question_NK = (
+        np.stack([getattr(r, name) for r in runs]) for name in ("push", "clean", "on_question")
+    )
     grid, mean = ("component", "target"), f", mean over {len(runs)} pairs" if len(runs) > 1 else ""
-    change, there, asked = "nats: change of the target's log-probability", "on the baseline itself", "on the question"
+    change, there, asked = (
+        "nats: change of the target's log-probability",
+        "on the baseline itself",
+        "on the question",
+    )
     data: dict[str, Any] = {
         "push": (grid, push_NCK.mean(0), {"units": f"{change}{mean}"}),
         "clean": ("target", clean_NK.mean(0), {"units": f"nats: log-probability {there}{mean}"}),

@@ -19,16 +19,17 @@ def reorder(
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
-    """Put the blocks in a given order, in which a block may come again or be missing, and measure the model that results.
+    """Put the blocks in a given order, in which a block may come again or be missing, and measure the model
+    that results.
 
-    Each block keeps its own kind of attention wherever it stands. With `save` the model is written as a plain Hugging Face
-    checkpoint, which is read back and compared with the measured route first.
+    Each block keeps its own kind of attention wherever it stands. With `save` the model is written as a plain
+    Hugging Face checkpoint, which is read back and compared with the measured route first.
 
     Args:
         order: numbers of the blocks in their new order; without it, the first two inner blocks change places.
         save: folder to write the model to.
-        prompts: texts whose completions are scored, or which a model that writes none reads; without them, prompts that suit
-            the model.
+        prompts: texts whose completions are scored, or which a model that writes none reads; without them,
+            prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
 
@@ -41,7 +42,9 @@ def reorder(
     wanted = list(order) if order else _exchanged(total)
     wrong = next((number for number in wanted if not 0 <= number < total), None)
     if wrong is not None:
-        raise ValueError(f"there is no block {wrong} for the order: there are {total} blocks, 0 to {total - 1}")
+        raise ValueError(
+            f"there is no block {wrong} for the order: there are {total} blocks, 0 to {total - 1}"
+        )
     blocks = [stack.blocks[number] for number in wanted]
     check_writable_as(model, blocks, save)
     text = evaluation_or_texts(model, prompts, count, tokens)

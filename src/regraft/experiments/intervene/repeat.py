@@ -23,6 +23,9 @@ from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Route, Variant
 
 SETTLED, CONVERGED, EXPLODED, RETURNED = 0.05, 0.5, 2.0, 0.5
+"""Shares of the first update that later ones are compared with: what is still, what has halved, what has
+doubled, what comes back to where it was. The words for a block go by them; the updates themselves stand in
+the result."""
 
 
 def repeat(
@@ -34,10 +37,12 @@ def repeat(
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
-    """Run each block up to `times` times in place: the loss, and the length of the update of every repetition.
+    """Run each block up to `times` times in place: the loss, and the length of the update of every
+    repetition.
 
-    By its updates u_1 .. u_N a block is idempotent (u_2 below 5% of u_1), cyclic (two steps lead back: less than half of one
-    step away), explosive (u_N over twice u_1, or not finite), convergent (u_N below half of u_1), or else drifting.
+    By its updates u_1 .. u_N a block is idempotent (u_2 below 5% of u_1), cyclic (two steps lead back: less
+    than half of one step away), explosive (u_N over twice u_1, or not finite), convergent (u_N below half of
+    u_1), or else drifting.
 
     Args:
         times: the most repetitions, at least 2.
@@ -56,22 +61,34 @@ def repeat(
     text = evaluation(model, prompts, count, tokens)
     stack = model.parts.stacks[-1]
     if save and not 0 <= block < len(stack.blocks):
-        raise ValueError(f"--save writes one model: say which block to repeat with --block, 0 to {len(stack.blocks) - 1}")
+        raise ValueError(
+            f"--save writes one model: say which block to repeat with --block, 0 to {len(stack.blocks) - 1}"
+        )
     total = len(model.blocks)
-    variants = [Variant(route=Route.repeat(total, b.index, n)) for b in model.blocks for n in range(1, times + 1)]
+    variants = [
+        Variant(route=Route.repeat(total, b.index, n)) for b in model.blocks for n in range(1, times + 1)
+    ]
     result = sweep(text.recordings, variants, loss())
     losses = result.mean("loss").numpy().reshape(total, times)
     updates, back = _updates(model, text, times)
     found = xr.Dataset(
         {
             "loss": (("block", "times"), losses, {"units": "nats per token"}),
-            "increase": (("block", "times"), losses - result.clean_mean("loss"), {"units": "nats per token above clean"}),
+            "increase": (
+                ("block", "times"),
+                losses - result.clean_mean("loss"),
+                {"units": "nats per token above clean"},
+            ),
             "update_length": (
                 ("block", "times"),
                 updates,
                 {"units": "length of this repetition's update / length of the stream"},
             ),
-            "behaviour": ("block", [behaviour(u, b) for u, b in zip(updates, back, strict=True)], {"units": "by its updates"}),
+            "behaviour": (
+                "block",
+                [behaviour(u, b) for u, b in zip(updates, back, strict=True)],
+                {"units": "by its updates"},
+            ),
             "second": (
                 "block",
                 losses[:, 1] - result.clean_mean("loss"),
@@ -79,7 +96,12 @@ def repeat(
             ),
         },
         coords={"block": [block.address for block in model.blocks], "times": np.arange(1, times + 1)},
-        attrs={**sweep_attributes(result), "saved": "", "clean_loss": result.clean_mean("loss"), **text.attributes},
+        attrs={
+            **sweep_attributes(result),
+            "saved": "",
+            "clean_loss": result.clean_mean("loss"),
+            **text.attributes,
+        },
     )
     if save:
         with keeping(found):
@@ -112,9 +134,13 @@ def _updates(model: Model, text: Evaluation, times: int) -> tuple[np.ndarray, np
             length = steps[0][real].norm(dim=-1)
             positions[block.index] += int(real.sum())
             for n in range(times):
-                sums[0, block.index, n] += float(((steps[n + 1] - steps[n])[real].norm(dim=-1) / length).sum())
+                sums[0, block.index, n] += float(
+                    ((steps[n + 1] - steps[n])[real].norm(dim=-1) / length).sum()
+                )
                 if n:
-                    sums[1, block.index, n - 1] += float(((steps[n + 1] - steps[n - 1])[real].norm(dim=-1) / length).sum())
+                    sums[1, block.index, n - 1] += float(
+                        ((steps[n + 1] - steps[n - 1])[real].norm(dim=-1) / length).sum()
+                    )
     mean = sums / positions[None, :, None]
     return mean[0], mean[1, :, :-1]
 

@@ -46,8 +46,9 @@ def replacement(
 ) -> xr.Dataset:
     """Put another nonlinearity, or another kind of norm, into one block or into all, and measure the loss.
 
-    Nonlinearities: silu, gelu, relu, relu squared, tanh, identity, in place of the one that the MLP calls. Other norm: where
-    a norm takes no mean away (RMSNorm) the mean is taken away first (LayerNorm), and the other way round.
+    Nonlinearities: silu, gelu, relu, relu squared, tanh, identity, in place of the one that the MLP calls.
+    Other norm: where a norm takes no mean away (RMSNorm) the mean is taken away first (LayerNorm), and the
+    other way round.
 
     Args:
         changes: which of them; by default all.
@@ -56,8 +57,8 @@ def replacement(
         tokens: longest completion, in tokens.
 
     Raises:
-        ValueError: an unknown change, blocks that call neither a nonlinearity nor a norm of their own, or a model without a
-            next-token loss.
+        ValueError: an unknown change, blocks that call neither a nonlinearity nor a norm of their own, or a
+            model without a next-token loss.
     """
     known = (*NONLINEARITIES, *NORMS)
     chosen = list(changes) if changes else list(known)
@@ -71,10 +72,14 @@ def replacement(
     variants: list[Variant] = []
     lacking: list[str] = []
     for row, change in enumerate(chosen):
-        changed = {block.index: run for block in blocks if (run := _changed(model, block, change)) is not None}
+        changed = {
+            block.index: run for block in blocks if (run := _changed(model, block, change)) is not None
+        }
         if len(changed) < len(blocks):
             without = [block.address for block in blocks if block.index not in changed]
-            lacking.append(f"{change} cannot be put into block {', '.join(without)}, which calls no module for it")
+            lacking.append(
+                f"{change} cannot be put into block {', '.join(without)}, which calls no module for it"
+            )
         for column, block in enumerate(blocks):
             if block.index in changed:
                 cells.append((row, column))
@@ -93,8 +98,16 @@ def replacement(
     attributes["notes"] = "; ".join(note for note in (attributes["notes"], *lacking) if note)
     return xr.Dataset(
         {
-            "increase": (("change", "block"), losses[:, :-1] - clean, {"units": "nats per token above clean, in one block"}),
-            "everywhere": ("change", losses[:, -1] - clean, {"units": "nats per token above clean, in all blocks"}),
+            "increase": (
+                ("change", "block"),
+                losses[:, :-1] - clean,
+                {"units": "nats per token above clean, in one block"},
+            ),
+            "everywhere": (
+                "change",
+                losses[:, -1] - clean,
+                {"units": "nats per token above clean, in all blocks"},
+            ),
         },
         coords={"change": chosen, "block": [block.address for block in blocks]},
         attrs={**attributes, "clean_loss": clean, **text.attributes},
@@ -102,7 +115,8 @@ def replacement(
 
 
 def _changed(model: Model, block: Block, change: str) -> Callable[..., Any] | None:
-    """The block with a change, to be called as the block is; None where it calls no module that could be changed."""
+    """The block with a change, to be called as the block is; None where it calls no module that could be
+    changed."""
     hooks = _norm_hooks(model, block) if change in NORMS else _activation_hooks(block, NONLINEARITIES[change])
     if not hooks:
         return None
@@ -120,20 +134,26 @@ Hook = Callable[[nn.Module, tuple, Any], Any]
 
 
 def _activation_hooks(block: Block, function: Callable[[Tensor], Tensor]) -> list[tuple[nn.Module, Hook]]:
-    """A hook for every nonlinearity outside the attention that answers with another function of the same input."""
+    """A hook for every nonlinearity outside the attention that answers with another function of the same
+    input."""
 
     def instead(module: nn.Module, args: tuple, outcome: Any) -> Tensor:
         return function(args[0])
 
     return [
-        (module, instead) for name, module in block.module.named_modules() if is_nonlinearity(module) and side_of(name) == "mlp"
+        (module, instead)
+        for name, module in block.module.named_modules()
+        if is_nonlinearity(module) and side_of(name) == "mlp"
     ]
 
 
 def is_nonlinearity(module: nn.Module) -> bool:
-    """Whether a module is a plain function of its input: one of those of PyTorch or transformers, without parameters."""
+    """Whether a module is a plain function of its input: one of those of PyTorch or transformers, without
+    parameters."""
     home = type(module).__module__
-    return home in ("torch.nn.modules.activation", "transformers.activations") and not list(module.parameters())
+    return home in ("torch.nn.modules.activation", "transformers.activations") and not list(
+        module.parameters()
+    )
 
 
 def _norm_hooks(model: Model, block: Block) -> list[tuple[nn.Module, Hook]]:
@@ -143,7 +163,12 @@ def _norm_hooks(model: Model, block: Block) -> list[tuple[nn.Module, Hook]]:
     for module in block.module.modules():
         weight: Any = getattr(module, "weight", None)
         if is_norm(module) and isinstance(weight, Tensor) and weight.shape == (width,):
-            found.append((module, _as_rms(gains_of(module, width)) if takes_mean_away(module, width) else _as_layer_norm))
+            found.append(
+                (
+                    module,
+                    _as_rms(gains_of(module, width)) if takes_mean_away(module, width) else _as_layer_norm,
+                )
+            )
     return found
 
 

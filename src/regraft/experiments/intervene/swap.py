@@ -25,9 +25,9 @@ def swap(
 ) -> xr.Dataset:
     """Exchange every pair of blocks and measure what the loss becomes.
 
-    Each block keeps the arguments that the model passes to it (its own mask, for example). From the matrix of losses: the
-    mean cost of moving each block, the mean cost by distance, a hierarchical clustering (average linkage of the cost), and
-    the pairs that can be exchanged for less than `tolerance` of the clean loss.
+    Each block keeps the arguments that the model passes to it (its own mask, for example). From the matrix of
+    losses: the mean cost of moving each block, the mean cost by distance, a hierarchical clustering (average
+    linkage of the cost), and the pairs that can be exchanged for less than `tolerance` of the clean loss.
 
     Args:
         prompts: texts whose completions are scored; without them, prompts that suit the model.
@@ -38,7 +38,12 @@ def swap(
     Raises:
         ValueError: the model has no next-token loss, or a single block in every stack.
     """
-    pairs = [(i, j) for stack in model.parts.stacks for i in range(stack.first, stack.stop) for j in range(i + 1, stack.stop)]
+    pairs = [
+        (i, j)
+        for stack in model.parts.stacks
+        for i in range(stack.first, stack.stop)
+        for j in range(i + 1, stack.stop)
+    ]
     if not pairs:
         raise ValueError("there is no pair of blocks to exchange: every stack has one block")
     if not tolerance >= 0:
@@ -68,7 +73,11 @@ def swap(
             ),
             "distance_cost": ("distance", np.array(by_distance), {"units": "nats per token above clean"}),
             "linkage": (("merge", "field"), tree, {"units": "left, right, cost, size (average linkage)"}),
-            "leaf_order": ("leaf", leaves_list(tree), {"units": "block index, as the dendrogram orders them"}),
+            "leaf_order": (
+                "leaf",
+                leaves_list(tree),
+                {"units": "block index, as the dendrogram orders them"},
+            ),
         },
         coords={"block": addresses, "other": addresses, "distance": distances},
         attrs={
@@ -88,6 +97,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def cluster(cost: np.ndarray) -> np.ndarray:
-    """Average linkage of blocks by the cost of exchanging them; pairs that cannot be exchanged count as the dearest."""
+    """Average linkage of blocks by the cost of exchanging them; pairs that cannot be exchanged count as the
+    dearest."""
     distance = np.where(np.isfinite(cost), np.maximum(cost, 0.0), np.nanmax(cost))
     return linkage(squareform(distance, checks=False), method="average")

@@ -34,9 +34,9 @@ def transplant(
 ) -> xr.Dataset:
     """Put every block of a donor in the place of every block of this model and measure the loss.
 
-    A donor's block is called with the arguments (masks, positions) of the block whose place it takes. With `put`, only the
-    given pairs are exchanged, all at once, and with `save` the result is written as a plain Hugging Face checkpoint, which is
-    read back and compared with the measured route first.
+    A donor's block is called with the arguments (masks, positions) of the block whose place it takes. With
+    `put`, only the given pairs are exchanged, all at once, and with `save` the result is written as a plain
+    Hugging Face checkpoint, which is read back and compared with the measured route first.
 
     Args:
         donor: a folder, a hub id, or a specimen, as wide as this model; by default this model itself.
@@ -47,20 +47,24 @@ def transplant(
         tokens: longest completion, in tokens.
 
     Raises:
-        ValueError: a donor of another width, or whose blocks cannot be called as this model's are; a block that does not
-            exist; a model without a next-token loss; a result that cannot be written.
+        ValueError: a donor of another width, or whose blocks cannot be called as this model's are; a block
+            that does not exist; a model without a next-token loss; a result that cannot be written.
     """
     if save and not put:
         raise ValueError("--save writes one model: say which blocks to put where with --put DONOR:PLACE")
     check_save(save)
     given = (
-        model if not donor else load(donor, device=str(model.device), dtype=model.dtype, attention=model.attention, pack=False)
+        model
+        if not donor
+        else load(donor, device=str(model.device), dtype=model.dtype, attention=model.attention, pack=False)
     )
     stack, theirs = model.parts.stacks[-1], given.parts.stacks[-1]
     text = evaluation(model, prompts, count, tokens)
     _check_fit(model, given, theirs.blocks)
     if put:
-        return _put(model, given, [_pair(word, len(theirs.blocks), len(stack.blocks)) for word in put], save, text)
+        return _put(
+            model, given, [_pair(word, len(theirs.blocks), len(stack.blocks)) for word in put], save, text
+        )
     total = len(model.blocks)
     cells = [(i, j) for i in range(len(theirs.blocks)) for j in range(len(stack.blocks))]
     routes = [Route.replace(total, {stack.blocks[j].index: theirs.blocks[i].module}) for i, j in cells]
@@ -72,7 +76,10 @@ def transplant(
             "loss": (("donor_block", "block"), losses, {"units": "nats per token"}),
             "increase": (("donor_block", "block"), losses - clean, {"units": "nats per token above clean"}),
         },
-        coords={"donor_block": [b.address for b in theirs.blocks], "block": [b.address for b in stack.blocks]},
+        coords={
+            "donor_block": [b.address for b in theirs.blocks],
+            "block": [b.address for b in stack.blocks],
+        },
         attrs={
             **sweep_attributes(result),
             "clean_loss": clean,
@@ -86,7 +93,9 @@ def transplant(
 def _check_fit(model: Model, given: Model, blocks: tuple[Block, ...]) -> None:
     """Make sure that the donor's blocks run in this model's places and give a stream of its width."""
     if given.width != model.width:
-        raise ValueError(f"{given.name} is {given.width} wide, {model.name} {model.width}: a donor must be as wide")
+        raise ValueError(
+            f"{given.name} is {given.width} wide, {model.name} {model.width}: a donor must be as wide"
+        )
     first = model.parts.stacks[-1].blocks[0].index
     ids = sample_ids(model.table_rows, min(3, model.probe))
     recording = model.record([ids], [ids[1:]] if model.two_stacks else None, attention_mask="all")
@@ -97,10 +106,13 @@ def _check_fit(model: Model, given: Model, blocks: tuple[Block, ...]) -> None:
         except (TypeError, RuntimeError, AttributeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
-                f"block {block.address} of {given.name} cannot be called as {model.name} calls its own: {reason}"
+                f"block {block.address} of {given.name} cannot be called as {model.name} calls its own:"
+                f" {reason}"
             ) from error
         if out.shape != recording.pre(first).shape:
-            raise ValueError(f"block {block.address} of {given.name} does not return a stream as {model.name}'s do")
+            raise ValueError(
+                f"block {block.address} of {given.name} does not return a stream as {model.name}'s do"
+            )
 
 
 def _pair(word: str, donors: int, places: int) -> tuple[int, int]:
@@ -128,7 +140,10 @@ def _put(model: Model, given: Model, pairs: list[tuple[int, int]], save: str, te
         "donor_sha256": given.weights_sha256,
     }
     taken = {place: donor for donor, place in pairs}
-    kept = [f"{given.name} {taken[place]}" if place in taken else b.address for place, b in enumerate(stack.blocks)]
+    kept = [
+        f"{given.name} {taken[place]}" if place in taken else b.address
+        for place, b in enumerate(stack.blocks)
+    ]
     measured = measured.assign_coords(kept=("place", kept))
     if save:
         measured.attrs["saved"] = save_blocks(model, blocks, route, measured, save)

@@ -1,8 +1,8 @@
 """A block, its attention and its MLP as functions of one token's stream, everything else as recorded.
 
-The function is row by row: each row puts another vector in the token's place and reads what is added there. Where the
-model's blocks run on suffixes (see the engine's cone) only that one position is computed. Shapes: R rows, T positions, D
-width.
+The function is row by row: each row puts another vector in the token's place and reads what is added there.
+Where the model's blocks run on suffixes (see the engine's cone) only that one position is computed. Shapes: R
+rows, T positions, D width.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ PARTS: tuple[Part, ...] = ("block", "attention", "mlp")
 
 
 class Doubled:
-    """Blocks run in float64 whatever their weights' type: the response to a small step would drown in rounding else.
+    """Blocks run in float64 whatever their weights' type: the response to a small step would drown in
+    rounding else.
 
     The float64 weights of one block at a time are kept.
     """
@@ -48,7 +49,9 @@ class Doubled:
             self.tensors = {name: t.detach().double() for name, t in named if t.is_floating_point()}
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = map_tensors((args, kwargs), lambda path, t: t.double() if t.is_floating_point() else t)
+            args, kwargs = map_tensors(
+                (args, kwargs), lambda path, t: t.double() if t.is_floating_point() else t
+            )
             return functional_call(block.module, self.tensors, args, kwargs)
 
         return run
@@ -68,10 +71,11 @@ class Token:
         return self.recording.pre(block)[0, self.position].double()
 
     def function(self, block: int, part: Part) -> tuple[Function, Tensor] | None:
-        """What a part adds to the stream as a function of the vector that it reads, and that vector as recorded.
+        """What a part adds to the stream as a function of the vector that it reads, and that vector as
+        recorded.
 
-        The attention (or recurrent mixer) reads the stream that enters the block; the MLP the stream behind the attention,
-        or the same one where both stand side by side. None where the block has no such part.
+        The attention (or recurrent mixer) reads the stream that enters the block; the MLP the stream behind
+        the attention, or the same one where both stand side by side. None where the block has no such part.
         """
         x_D = self.state(block)
         found = self.recording.model.blocks[block]
@@ -159,7 +163,8 @@ def keeping_output(tap: Tap, shape: tuple[int, int]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def plain_experts(hf: Any) -> Iterator[None]:
-    """While inside, a mixture runs its experts one after the other: grouped products have no forward derivative."""
+    """While inside, a mixture runs its experts one after the other: grouped products have no forward
+    derivative."""
     before = getattr(hf.config, "_experts_implementation", None)
     if before in (None, "eager"):
         yield
@@ -177,8 +182,16 @@ def sampled_tokens(model: Model, seen: Observed, count: int, seed: int) -> list[
     Where no position sees a later one the recording ends with the token.
     """
     doubled = Doubled()
-    order = torch.randperm(seen.tokens, generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
-    places = [(number, int(p), int(t)) for number, pairs in enumerate(seen.pairs) for p, t in zip(*pairs, strict=True)]
+    order = (
+        torch.randperm(seen.tokens, generator=torch.Generator().manual_seed(seed))[:count]
+        .sort()
+        .values.tolist()
+    )
+    places = [
+        (number, int(p), int(t))
+        for number, pairs in enumerate(seen.pairs)
+        for p, t in zip(*pairs, strict=True)
+    ]
     return [_single(model, seen, doubled, *places[number]) for number in order]
 
 
@@ -189,4 +202,6 @@ def _single(model: Model, seen: Observed, doubled: Doubled, number: int, prompt:
     if model.two_stacks:
         sources = recording.inputs["input_ids"][prompt, : recording.lengths_of(0)[prompt]].tolist()
         return Token(model.record([sources], [ids[1:]], attention_mask="all"), position, doubled)
-    return Token(model.record([ids[: position + 1] if model.causal else ids], attention_mask="all"), position, doubled)
+    return Token(
+        model.record([ids[: position + 1] if model.causal else ids], attention_mask="all"), position, doubled
+    )

@@ -9,11 +9,13 @@ from regraft.data.evaluation import evaluation
 from regraft.model.model import Model
 
 
-def completions(model: Model, prompts: list[str] | None = None, count: int = 50, tokens: int = COMPLETION_TOKENS) -> xr.Dataset:
+def completions(
+    model: Model, prompts: list[str] | None = None, count: int = 50, tokens: int = COMPLETION_TOKENS
+) -> xr.Dataset:
     """Write the model's own greedy completion of each prompt, with categories and token counts.
 
-    Temperature 0, the chat template applied where the tokenizer has one. Completions are kept between runs, keyed by the
-    weights, the configuration, the token ids and the limit.
+    Temperature 0, the chat template applied where the tokenizer has one. Completions are kept between runs,
+    keyed by the weights, the configuration, the token ids and the limit.
 
     Args:
         prompts: texts to complete; without them, prompts that suit the model.
@@ -33,7 +35,11 @@ def completions(model: Model, prompts: list[str] | None = None, count: int = 50,
                 ["".join(model.token_text(i) for i in c.completion_ids) for c in said],
                 {"units": "what the model says next"},
             ),
-            "prompt_tokens": ("prompt", [len(c.prompt_ids) for c in said], {"units": "tokens, template included"}),
+            "prompt_tokens": (
+                "prompt",
+                [len(c.prompt_ids) for c in said],
+                {"units": "tokens, template included"},
+            ),
             "completion_tokens": ("prompt", [len(c.completion_ids) for c in said], {"units": "tokens"}),
             "category": ("prompt", [c.category for c in said], {"units": "kind of prompt"}),
         },

@@ -21,6 +21,8 @@ from regraft.model.model import Model
 
 SOURCES = ("lens", "geometry", "spectra", "linearity", "knockout", "swap", "quantize")
 PERMUTATIONS, FEWEST, LEVEL = 20_000, 4, 0.05
+"""Orders that a p-value is taken from where there are more than 20,000 (up to seven blocks all are); blocks
+that a quantity needs; the level of the test."""
 POSITION = "position in the model"
 
 
@@ -32,16 +34,18 @@ def correlations(
     corpus: TextFile = "",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Correlate every quantity that experiments measure for each block with every other, by ranks over the blocks.
+    """Correlate every quantity that experiments measure for each block with every other, by ranks over the
+    blocks.
 
-    Spearman's rank correlation; two-sided p-values from permutations (all of them up to seven blocks, else 20,000), corrected
-    for the number of pairs by the false discovery rate of Benjamini and Hochberg (1995).
+    Spearman's rank correlation; two-sided p-values from permutations (all of them up to seven blocks, else
+    20,000), corrected for the number of pairs by the false discovery rate of Benjamini and Hochberg (1995).
 
     Args:
-        of: names of the experiments to take quantities from; each is run where it has not been run yet, with its defaults for
-            all that is not given here.
+        of: names of the experiments to take quantities from; each is run where it has not been run yet, with
+            its defaults for all that is not given here.
         prompts: texts for every one of them that reads prompts; without them, what each reads by itself.
-        count: how many prompts each of them measures; 0 for all that are given, or what each measures by itself.
+        count: how many prompts each of them measures; 0 for all that are given, or what each measures by
+            itself.
         corpus: a text file for every one of them that reads one.
         seed: of everything drawn at random.
 
@@ -52,21 +56,29 @@ def correlations(
     unknown = [name for name in names if name not in experiments() or name == "correlations"]
     if unknown:
         known = ", ".join(name for name in experiments() if name != "correlations")
-        raise ValueError(f"there is no experiment {unknown[0]!r} to take quantities from: choose among {known}")
+        raise ValueError(
+            f"there is no experiment {unknown[0]!r} to take quantities from: choose among {known}"
+        )
     given = _given(prompts, count, corpus)
     results, left_out = [], []
     for name in names:
         known = {parameter.name for parameter in experiments()[name].parameters}
         try:
-            results.append(measured(model, name, seed, **{key: value for key, value in given.items() if key in known}))
+            results.append(
+                measured(model, name, seed, **{key: value for key, value in given.items() if key in known})
+            )
         except DOES_NOT_APPLY as error:
             if not refused(error, name):
                 raise
             left_out.append(f"{name} is left out: {' '.join(str(error).split())}")
     found = quantities(results, [block.address for block in model.blocks])
     dataset = correlated(found, seed)
-    left_out += [f"{label} has no value in {FEWEST} blocks, or does not vary" for label in found.attrs["dropped"]]
-    return dataset.assign_attrs(of=", ".join(r.attrs["experiment"] for r in results), notes="; ".join(left_out))
+    left_out += [
+        f"{label} has no value in {FEWEST} blocks, or does not vary" for label in found.attrs["dropped"]
+    ]
+    return dataset.assign_attrs(
+        of=", ".join(r.attrs["experiment"] for r in results), notes="; ".join(left_out)
+    )
 
 
 def _given(prompts: list[str] | None, count: int, corpus: str) -> dict[str, Any]:
@@ -77,7 +89,8 @@ def _given(prompts: list[str] | None, count: int, corpus: str) -> dict[str, Any]
 
 
 def quantities(results: list[xr.Dataset], blocks: list[str]) -> xr.DataArray:
-    """Every variable that is marked for it, (quantity, block): one row for each label of a second dimension."""
+    """Every variable that is marked for it, (quantity, block): one row for each label of a second
+    dimension."""
     rows = {POSITION: np.arange(len(blocks), dtype=float)}
     for result in results:
         source = result.attrs["experiment"]
@@ -91,14 +104,19 @@ def quantities(results: list[xr.Dataset], blocks: list[str]) -> xr.DataArray:
                 rows[label] = placed.values.astype(float)
             for entry in variable[others[0]].values if others else ():
                 rows[f"{label}, {entry}"] = placed.sel({others[0]: entry}).values.astype(float)
-    spread = {name: row for name, row in rows.items() if np.isfinite(row).sum() >= FEWEST and np.nanstd(row) > 0}
+    spread = {
+        name: row for name, row in rows.items() if np.isfinite(row).sum() >= FEWEST and np.nanstd(row) > 0
+    }
     if len(spread) < 2 or len(blocks) < FEWEST:
         raise ValueError(
-            f"{len(spread)} quantities over {len(blocks)} blocks are too few to correlate: two, over {FEWEST} blocks, are needed"
+            f"{len(spread)} quantities over {len(blocks)} blocks are too few to correlate: two, over"
+            f" {FEWEST} blocks, are needed"
         )
     dropped = [name for name in rows if name not in spread]
     kept = {"quantity": list(spread), "block": blocks}
-    return xr.DataArray(np.stack(list(spread.values())), kept, ("quantity", "block"), attrs={"dropped": dropped})
+    return xr.DataArray(
+        np.stack(list(spread.values())), kept, ("quantity", "block"), attrs={"dropped": dropped}
+    )
 
 
 def correlated(values_QL: xr.DataArray, seed: int) -> xr.Dataset:
@@ -134,12 +152,17 @@ def correlated(values_QL: xr.DataArray, seed: int) -> xr.Dataset:
             "other": values_QL["quantity"].values,
             "block": values_QL["block"].values,
         },
-        attrs={"pairs": int(upper.sum()), "significant": int((corrected[upper] < LEVEL).sum()), "level": LEVEL},
+        attrs={
+            "pairs": int(upper.sum()),
+            "significant": int((corrected[upper] < LEVEL).sum()),
+            "level": LEVEL,
+        },
     )
 
 
 def orders(n: int, generator: np.random.Generator) -> np.ndarray:
-    """Orders of n things, (P, n): all of them where there are no more than 20,000, else that many at random."""
+    """Orders of n things, (P, n): all of them where there are no more than 20,000, else that many at
+    random."""
     if factorial(n) <= PERMUTATIONS:
         return np.array(list(permutations(range(n))))
     return generator.permuted(np.tile(np.arange(n), (PERMUTATIONS, 1)), axis=1)

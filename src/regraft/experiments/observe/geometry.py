@@ -1,8 +1,8 @@
 """Residual geometry: how the cloud of residual states is shaped at every depth, and how each block moves it.
 
-Statistics are streamed: counts, means and second moments in float64 over all tokens; pairwise measures on a sample that is
-fixed beforehand, so that nothing depends on how the prompts were batched. Shapes: S depths, L blocks, N tokens, n tokens of
-one recording, M sampled tokens, C categories, D width.
+Statistics are streamed: counts, means and second moments in float64 over all tokens; pairwise measures on a
+sample that is fixed beforehand, so that nothing depends on how the prompts were batched. Shapes: S depths, L
+blocks, N tokens, n tokens of one recording, M sampled tokens, C categories, D width.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from regraft.experiments.observe.token_states import Observed, observed
 from regraft.model.model import Model
 
 SAMPLE, PAIRS = 1024, 5000
+"""Tokens whose states are kept for pairwise measures, and pairs: the standard error of a mean cosine is then
+below 0.015."""
 MOST_BYTES = 1 << 29
-"""Second moments that are held at once: half of the 1 GiB that a geometry may take, beside the states of one recording."""
+"""Second moments that are held at once: half of the 1 GiB that a geometry may take, beside the states of one
+recording."""
 
 
 def geometry(
@@ -36,12 +39,14 @@ def geometry(
     corpus: TextFile = "",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Describe the cloud of residual states at every depth: dimension, directions, norms, updates, similarity of depths.
+    """Describe the cloud of residual states at every depth: dimension, directions, norms, updates, similarity
+    of depths.
 
-    Sources: participation ratio as in Gao et al. (2017); anisotropy as in Ethayarajh (2019); linear CKA, Kornblith et al.
-    (2019). Participation ratio (sum of variances)^2 / sum of squared variances of the centred states; mean cosine of sampled
-    pairs, raw and centred; each block's update relative to its input and its cosine with it; persistence, the cosine with the
-    last depth; separation, the variance between categories of prompts over the variance within them.
+    Sources: participation ratio as in Gao et al. (2017); anisotropy as in Ethayarajh (2019); linear CKA,
+    Kornblith et al. (2019). Participation ratio (sum of variances)^2 / sum of squared variances of the
+    centred states; mean cosine of sampled pairs, raw and centred; each block's update relative to its input
+    and its cosine with it; persistence, the cosine with the last depth; separation, the variance between
+    categories of prompts over the variance within them.
 
     Args:
         prompts: texts to complete and look at; without them, prompts that suit the model.
@@ -54,7 +59,9 @@ def geometry(
     Raises:
         ValueError: fewer than two tokens, or a stack that does not exist.
     """
-    seen = observed(model, prompts, count, tokens, stack, read_corpus(model, str(expanded(corpus))) if corpus else ())
+    seen = observed(
+        model, prompts, count, tokens, stack, read_corpus(model, str(expanded(corpus))) if corpus else ()
+    )
     if seen.tokens < 2:
         raise ValueError(f"{seen.tokens} token is too few for a cloud: give more or longer prompts")
     cloud = Cloud.of(seen, seed)
@@ -111,7 +118,8 @@ class Cloud:
 
     @classmethod
     def of(cls, seen: Observed, seed: int) -> Cloud:
-        """Walk over the recordings, once where the second moments of all depths fit into memory, else once for as many as do."""
+        """Walk over the recordings, once where the second moments of all depths fit into memory, else once
+        for as many as do."""
         order = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(seen.tokens, generator=order)[:SAMPLE].sort().values
         names = sorted(set(seen.categories))
@@ -121,7 +129,9 @@ class Cloud:
         sums, second = None, None
         for first, states in seen.walk():
             second = _add_second_moments(second, states[: _depths_at_once(states)])
-            parts = [_moments(h.double(), labels[first : first + len(h)].to(h.device), len(names)) for h in states]
+            parts = [
+                _moments(h.double(), labels[first : first + len(h)].to(h.device), len(names)) for h in states
+            ]
             parts_SP = [torch.stack(values) for values in zip(*parts, strict=True)]
             parts_SP += list(_updates([h.double() for h in states]))
             inside = chosen[(chosen >= first) & (chosen < first + len(states[0]))] - first
@@ -140,11 +150,14 @@ class Cloud:
         self.group_count = torch.bincount(labels, minlength=grouped.shape[1]).double()
         self.group_mean = grouped / self.group_count[None, :, None]
         self.norm, self.persistence = ((s / count).numpy() for s in (norms, persistence))
-        self.update_size, self.update_cosine, self.update_persistence = ((s / count).numpy() for s in (size, along, towards))
+        self.update_size, self.update_cosine, self.update_persistence = (
+            (s / count).numpy() for s in (size, along, towards)
+        )
         self.sample = self.kept.transpose(0, 1).cpu()
 
     def _spread(self, seen: Observed, second_PDD: Tensor) -> None:
-        """The covariances' traces and squared Frobenius norms, from second moments of the first depths; the others by walking."""
+        """The covariances' traces and squared Frobenius norms, from second moments of the first depths; the
+        others by walking."""
         depths = len(self.mean)
         self.variance, self.squares = (torch.zeros(depths, dtype=torch.float64) for _ in range(2))
         for start in range(0, depths, len(second_PDD)):
@@ -160,11 +173,13 @@ class Cloud:
                 self.squares[depth] = covariance_DD.square_().sum()
 
     def participation_ratio(self) -> np.ndarray:
-        """Squared trace over squared Frobenius norm of the covariance: exact, without a decomposition; NaN for no spread."""
+        """Squared trace over squared Frobenius norm of the covariance: exact, without a decomposition; NaN
+        for no spread."""
         return (self.variance**2 / self.squares).numpy()
 
     def separation(self) -> np.ndarray:
-        """Variance between the categories' means over the mean variance within a category; NaN for a single category."""
+        """Variance between the categories' means over the mean variance within a category; NaN for a single
+        category."""
         if len(self.group_count) < 2:
             return np.full(len(self.mean), np.nan)
         share = self.group_count / self.group_count.sum()
@@ -184,7 +199,8 @@ class Cloud:
 
 
 def linear_cka(states_SMD: Tensor) -> Tensor:
-    """Linear CKA of S clouds over the same M tokens with each other, (S, S), by their centred Gram matrices."""
+    """Linear CKA of S clouds over the same M tokens with each other, (S, S), by their centred Gram
+    matrices."""
     centred = states_SMD - states_SMD.mean(1, keepdim=True)
     gram = (centred @ centred.transpose(1, 2)).flatten(1)
     length = gram.norm(dim=1)
@@ -199,7 +215,9 @@ def _pairs(sampled: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _moments(h_nD: Tensor, labels_n: Tensor, categories: int) -> tuple[Tensor, ...]:
-    grouped = torch.zeros(categories, h_nD.shape[1], dtype=h_nD.dtype, device=h_nD.device).index_add_(0, labels_n, h_nD)
+    grouped = torch.zeros(categories, h_nD.shape[1], dtype=h_nD.dtype, device=h_nD.device).index_add_(
+        0, labels_n, h_nD
+    )
     return h_nD.sum(0), grouped, h_nD.norm(dim=1).sum()
 
 
@@ -219,7 +237,8 @@ def _add_second_moments(total_PDD: Tensor | None, states: list[Tensor]) -> Tenso
 
 
 def _updates(states: list[Tensor]) -> tuple[Tensor, ...]:
-    """Sums over tokens: cosine with the last depth, update sizes, and the updates' cosines with stream and last depth."""
+    """Sums over tokens: cosine with the last depth, update sizes, and the updates' cosines with stream and
+    last depth."""
     last = states[-1]
     moves = [after - before for before, after in pairwise(states)]
     size = [(u.norm(dim=1) / h.norm(dim=1)).sum() for u, h in zip(moves, states[:-1], strict=True)]

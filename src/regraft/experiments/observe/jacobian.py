@@ -1,7 +1,7 @@
 """How linear a function is around a point: differences, exact derivatives, and what is computed from them.
 
-A function maps rows to rows, each row by itself: g(x_RD) -> (R, D). Derivatives are taken of such functions only, so a toy can
-be measured as a block is. Shapes: R rows, D width, E step sizes.
+A function maps rows to rows, each row by itself: g(x_RD) -> (R, D). Derivatives are taken of such functions
+only, so a toy can be measured as a block is. Shapes: R rows, D width, E step sizes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ from regraft.core import tolerance as comparison
 Function = Callable[[Tensor], Tensor]
 
 STEPS = (0.005, 0.01, 0.02, 0.05, 0.1)
+"""Steps in shares of the length of a state, two in a power of ten, over which the order of the gap is
+fitted."""
 STEP = 0.05
+"""The step that the published gap is given at."""
 RELIABLE = 0.5
+"""Share of the variance that the fitted order must explain."""
 ROUNDING = 1e-6
+"""Gaps up to here are rounding in the float64 that they are taken in, so nothing bends."""
 
 
 def unit_directions(count: int, width: int, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -32,15 +37,18 @@ def unit_directions(count: int, width: int, generator: torch.Generator, like: Te
 
 
 def central_difference(g: Function, x_RD: Tensor, delta_RD: Tensor) -> Tensor:
-    """(g(x + delta) - g(x - delta)) / 2: the derivative along delta times its length, up to third order in the step."""
+    """(g(x + delta) - g(x - delta)) / 2: the derivative along delta times its length, up to third order in
+    the step."""
     ahead, behind = g(torch.cat([x_RD + delta_RD, x_RD - delta_RD])).chunk(2)
     return (ahead - behind) / 2
 
 
 def exact_derivative(g: Function, x_RD: Tensor, delta_RD: Tensor) -> Tensor:
-    """The derivative along delta by forward-mode differentiation, with attention computed by plain matrix products.
+    """The derivative along delta by forward-mode differentiation, with attention computed by plain matrix
+    products.
 
-    Where a layer's own differentiation rule has no forward mode, the same derivative comes from reverse mode twice.
+    Where a layer's own differentiation rule has no forward mode, the same derivative comes from reverse mode
+    twice.
     """
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -56,7 +64,8 @@ def exact_derivative(g: Function, x_RD: Tensor, delta_RD: Tensor) -> Tensor:
 
 
 PROVED = 1e-9
-"""Share of J v by which forward and reverse mode may differ in float64: they do by 1e-14, a lost layer by percents."""
+"""Share of J v by which forward and reverse mode may differ in float64: they do by 1e-14, a lost layer by
+percents."""
 _LOST = "not have been used in the graph"
 """What PyTorch says where no layer's rule for going backward can itself be differentiated."""
 
@@ -64,9 +73,9 @@ _LOST = "not have been used in the graph"
 def linearized(g: Function, x_RD: Tensor, probe_RD: Tensor) -> tuple[Function, Function]:
     """The maps v -> J v and u -> u J at x, for as many directions as one likes.
 
-    u J is reverse mode; as a function of u it is linear, and its own reverse mode is J v: neither runs the function again. A
-    layer that cannot be differentiated twice drops out of that J v without a word, so it is proved along `probe`, by forward
-    mode; where it does not hold, forward mode serves every direction.
+    u J is reverse mode; as a function of u it is linear, and its own reverse mode is J v: neither runs the
+    function again. A layer that cannot be differentiated twice drops out of that J v without a word, so it is
+    proved along `probe`, by forward mode; where it does not hold, forward mode serves every direction.
     """
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = x_RD.detach().clone().requires_grad_()
@@ -92,11 +101,13 @@ def linearized(g: Function, x_RD: Tensor, probe_RD: Tensor) -> tuple[Function, F
     return (push if comparison.gap(found, pushed_forward(probe_RD)) <= PROVED else pushed_forward), pull
 
 
-def gaps(g: Function, x_D: Tensor, directions_RD: Tensor, steps: tuple[float, ...] = STEPS, exact: bool = False) -> Tensor:
+def gaps(
+    g: Function, x_D: Tensor, directions_RD: Tensor, steps: tuple[float, ...] = STEPS, exact: bool = False
+) -> Tensor:
     """Perturbation gap of every step size and direction, (E, R); NaN where the function does not move at all.
 
-    gap = |g(x + d) - g(x) - J d| / |g(x + d) - g(x)| with d of `step` times the length of x. J d is the central difference
-    of the same step, or the exact derivative.
+    gap = |g(x + d) - g(x) - J d| / |g(x + d) - g(x)| with d of `step` times the length of x. J d is the
+    central difference of the same step, or the exact derivative.
     """
     rows = len(directions_RD)
     length = x_D.norm()
@@ -130,7 +141,8 @@ def order(gap_E: np.ndarray, steps: tuple[float, ...] = STEPS) -> tuple[float, f
 
 
 def spectral_norm(g: Function, x_RD: Tensor, generator: torch.Generator, iterations: int = 5) -> Tensor:
-    """Largest singular value of the Jacobian at every row, (R,), by power iterations on its square: a bound from below."""
+    """Largest singular value of the Jacobian at every row, (R,), by power iterations on its square: a bound
+    from below."""
     v_RD = unit_directions(len(x_RD), x_RD.shape[1], generator, x_RD)
     push, pull = linearized(g, x_RD, v_RD)
     for _ in range(iterations):
@@ -144,5 +156,7 @@ def consistency(along_NRD: Tensor) -> float:
     points = len(along_NRD)
     if points < 2:
         return float("nan")
-    cosines = [cosine_similarity(along_NRD[i], along_NRD[j], dim=-1).mean() for i in range(points) for j in range(i)]
+    cosines = [
+        cosine_similarity(along_NRD[i], along_NRD[j], dim=-1).mean() for i in range(points) for j in range(i)
+    ]
     return float(torch.stack(cosines).mean())

@@ -1,6 +1,7 @@
 """Logit lens: what the model would say if it stopped after each block.
 
-Shapes: S depths (blocks + 1), N scored tokens, B prompts, T positions, D width, V vocabulary, K tokens shown on hover.
+Shapes: S depths (blocks + 1), N scored tokens, B prompts, T positions, D width, V vocabulary, K tokens shown
+on hover.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from regraft.model.recording import Recording
 from regraft.sweeps.metrics import predicted_pairs
 
 SHOWN = 5
+"""Tokens that are named at each depth."""
 FULL_LOGITS = 1 << 27
+"""Scores that are held at once: half a GiB in float32."""
 FUNCTION_WORDS = frozenset(
     [
         "a",
@@ -108,10 +111,10 @@ def lens(
 ) -> xr.Dataset:
     """Read every depth through the final norm and the head: rank, probability and entropy of the next token.
 
-    Source: nostalgebraist, "interpreting GPT: the logit lens" (2020). For every depth and scored token: the true next
-    token's rank and probability, the entropy in nats, and the tokens ranked first. From these: the crystallization depth
-    (the first from which the true token stays within the top k), the first depth that ranks it first, and each block's hurt
-    rate (share of tokens whose rank got worse through it).
+    Source: nostalgebraist, "interpreting GPT: the logit lens" (2020). For every depth and scored token: the
+    true next token's rank and probability, the entropy in nats, and the tokens ranked first. From these: the
+    crystallization depth (the first from which the true token stays within the top k), the first depth that
+    ranks it first, and each block's hurt rate (share of tokens whose rank got worse through it).
 
     Args:
         prompts: texts to complete and read; without them, prompts that suit the model.
@@ -126,7 +129,9 @@ def lens(
         raise ValueError(f"k is {k}: the true token must be allowed at least rank 0, so k is 1 or more")
     text = evaluation(model, prompts, count, tokens)
     parts = [_read(recording) for recording in text.recordings]
-    joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0] if name != "gap"}
+    joined = {
+        name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0] if name != "gap"
+    }
     dataset = _dataset(model, text, joined, k)
     dataset.attrs |= text.attributes
     dataset.attrs["last_depth_difference"] = max(part["gap"] for part in parts)
@@ -134,17 +139,24 @@ def lens(
 
 
 def _read(recording: Recording) -> dict[str, Any]:
-    """Every depth of one recording: arrays (S, N) and (S, N, K), and the last depth's distance from the model's logits."""
+    """Every depth of one recording: arrays (S, N) and (S, N, K), and the last depth's distance from the
+    model's logits."""
     model = recording.model
     prompt, position = predicted_pairs(recording)
     target_N = recording.ids_BT[prompt, position + 1]
     blocks = model.main_blocks
     streams = [recording.pre(block.index) for block in blocks] + [recording.post(blocks[-1].index)]
     whole = recording.ids_BT.numel() * model.vocabulary <= FULL_LOGITS
-    found: dict[str, list] = {name: [] for name in ("rank", "probability", "entropy", "top", "top_probability")}
+    found: dict[str, list] = {
+        name: [] for name in ("rank", "probability", "entropy", "top", "top_probability")
+    }
     gap = 0.0
     for depth, stream in enumerate(streams):
-        logits_NV = recording.head(stream)[prompt, position] if whole else recording.head(stream[prompt, position][:, None])[:, 0]
+        logits_NV = (
+            recording.head(stream)[prompt, position]
+            if whole
+            else recording.head(stream[prompt, position][:, None])[:, 0]
+        )
         if depth == len(blocks):
             gap = largest_difference(logits_NV, _official(recording)[prompt, position])
         for name, value in _describe(logits_NV.float(), target_N).items():
@@ -175,7 +187,9 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
     stays = np.flip(np.logical_and.accumulate(np.flip(within, 0), axis=0), 0)
     first = found["rank"] == 0
     worse = (found["rank"][1:] > found["rank"][:-1]).mean(1)
-    top_text = np.array([model.token_text(int(i)) for i in found["top"].ravel()], dtype=str).reshape(found["top"].shape)
+    top_text = np.array([model.token_text(int(i)) for i in found["top"].ravel()], dtype=str).reshape(
+        found["top"].shape
+    )
     dims = ("depth", "token")
     depths = found["rank"].shape[0]
     data = xr.Dataset(
@@ -191,7 +205,11 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
                 _first_depth(stays),
                 {"units": f"depth from which the true token stays in the top {k}"},
             ),
-            "first_top1": ("token", _first_depth(first), {"units": "first depth that ranks the true token first"}),
+            "first_top1": (
+                "token",
+                _first_depth(first),
+                {"units": "first depth that ranks the true token first"},
+            ),
             "hurt_rate": (
                 "block",
                 worse,
@@ -208,7 +226,9 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
         data = data.assign(_split(data, split))
     data.attrs["k"] = k
     for name in ("crystallization", "first_top1"):
-        data.attrs[f"mean_{name}"] = float(np.nanmean(data[name])) if bool(np.isfinite(data[name]).any()) else float("nan")
+        data.attrs[f"mean_{name}"] = (
+            float(np.nanmean(data[name])) if bool(np.isfinite(data[name]).any()) else float("nan")
+        )
     return data
 
 
@@ -227,10 +247,14 @@ def _split(data: xr.Dataset, by: str) -> dict[str, xr.DataArray]:
     return {
         f"tokens_by_{by}": xr.DataArray([int(row.sum()) for row in rows], named, attrs={"units": "tokens"}),
         f"hurt_rate_by_{by}": xr.DataArray(
-            worse, {**named, "block": data.block.values}, (f"by_{by}", "block"), attrs={"units": "share of tokens"}
+            worse,
+            {**named, "block": data.block.values},
+            (f"by_{by}", "block"),
+            attrs={"units": "share of tokens"},
         ),
         **{
-            f"{n}_by_{by}": xr.DataArray(mean(n), named, attrs={"units": "mean depth"}) for n in ("crystallization", "first_top1")
+            f"{n}_by_{by}": xr.DataArray(mean(n), named, attrs={"units": "mean depth"})
+            for n in ("crystallization", "first_top1")
         },
     }
 
@@ -255,7 +279,14 @@ def _token_coords(model: Model, text: Evaluation) -> dict[str, Any]:
             category.append(batch[row].category)
             kind.append(token_type(piece))
         number += len(batch)
-    named = {"prompt": prompt, "position": position, "token_id": ids, "text": word, "category": category, "type": kind}
+    named = {
+        "prompt": prompt,
+        "position": position,
+        "token_id": ids,
+        "text": word,
+        "category": category,
+        "type": kind,
+    }
     return {name: ("token", np.array(values)) for name, values in named.items()}
 
 

@@ -17,7 +17,10 @@ from regraft.model.parts import Stack
 from regraft.model.recording import Recording
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Strengths that are tried, in times the mean variance of the inputs; the one with the least error on
+held-out prompts stays."""
 HELD_OUT = 5
+"""Every fifth prompt is held out."""
 
 
 class LinearMap:
@@ -38,12 +41,15 @@ class LinearMap:
 
 
 def fit_blocks(recordings: Sequence[Recording], stack: Stack) -> list[tuple[LinearMap, float]]:
-    """For each block of a stack the linear map that the recordings suggest, and its R squared on held-out tokens."""
+    """For each block of a stack the linear map that the recordings suggest, and its R squared on held-out
+    tokens."""
     made = []
     for block in stack.blocks:
         pairs = list(_pairs(recordings, block.index))
         x_ND, y_ND = (torch.cat(side) for side in zip(*pairs, strict=True))
-        prompt_N = torch.cat([torch.full((len(x),), number, device=x.device) for number, (x, _) in enumerate(pairs)])
+        prompt_N = torch.cat(
+            [torch.full((len(x),), number, device=x.device) for number, (x, _) in enumerate(pairs)]
+        )
         weight, bias, fit = ridge_regression(x_ND.double(), (y_ND - x_ND).double(), prompt_N)
         made.append((LinearMap(weight.to(x_ND), bias.to(x_ND), len(x_ND)), fit))
         advance("linear maps", len(made), len(stack.blocks))
@@ -59,10 +65,11 @@ def _pairs(recordings: Sequence[Recording], block: int) -> Iterator[tuple[Tensor
 
 
 def ridge_regression(x_ND: Tensor, y_ND: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor, float]:
-    """W, b of y ~ W x + b, and R squared on every fifth group (prompt), held out; then fitted anew on all tokens.
+    """W, b of y ~ W x + b, and R squared on every fifth group (prompt), held out; then fitted anew on all
+    tokens.
 
-    The ridge is the best, on the groups held out, of seven between 1e-6 and 1 times the inputs' mean variance. R squared is
-    NaN where there are fewer than five groups: then the middle ridge is taken.
+    The ridge is the best, on the groups held out, of seven between 1e-6 and 1 times the inputs' mean
+    variance. R squared is NaN where there are fewer than five groups: then the middle ridge is taken.
     """
     held = group_N % HELD_OUT == HELD_OUT - 1
     if not bool(held.any()):
@@ -79,7 +86,9 @@ def ridge_regression(x_ND: Tensor, y_ND: Tensor, group_N: Tensor) -> tuple[Tenso
     return weight, bias, fit
 
 
-def _solutions(x_ND: Tensor, y_ND: Tensor, ridges: Sequence[float]) -> Iterator[tuple[float, tuple[Tensor, Tensor]]]:
+def _solutions(
+    x_ND: Tensor, y_ND: Tensor, ridges: Sequence[float]
+) -> Iterator[tuple[float, tuple[Tensor, Tensor]]]:
     """The solution for each ridge, from one decomposition of the inputs' covariance."""
     mean_x, mean_y = x_ND.mean(0), y_ND.mean(0)
     x, y = x_ND - mean_x, y_ND - mean_y

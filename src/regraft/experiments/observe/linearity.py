@@ -1,4 +1,5 @@
-"""Layer linearity: how far a block, its attention and its MLP are from linear maps, and what a linear map would cost.
+"""Layer linearity: how far a block, its attention and its MLP are from linear maps, and what a linear map
+would cost.
 
 Shapes: N tokens, R directions, E step sizes, D width, L blocks.
 """
@@ -39,6 +40,7 @@ from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Route, Variant
 
 FELT = 1e-3
+"""Nats that a knockout must cost before a share of it means anything."""
 MEASURED = {
     "spectral_norm": "largest singular value of the Jacobian (5 power iterations)",
     "amplification": "mean length of J d for a unit direction d",
@@ -59,12 +61,14 @@ def linearity(
     stack: str = "",
     seed: int = 0,
 ) -> xr.Dataset:
-    """Measure how linear each block is around real states, and what the loss becomes with a linear map in its place.
+    """Measure how linear each block is around real states, and what the loss becomes with a linear map in its
+    place.
 
-    g(x) is what a part adds to the stream at a token whose vector is x, the rest of the context as recorded. Perturbation gap
-    |g(x+d) - g(x) - Jd| / |g(x+d) - g(x)| for random d of 5% of the length of x; order: slope + 1 of log gap against log
-    step. All derivatives are taken in float64, whatever the weights' type. The linear map is fitted by ridge regression on
-    other prompts; recovered is the share of the knockout's loss that it wins back.
+    g(x) is what a part adds to the stream at a token whose vector is x, the rest of the context as recorded.
+    Perturbation gap: |g(x+d) - g(x) - Jd| / |g(x+d) - g(x)| for random d of 5% of the length of x; order:
+    slope + 1 of log gap against log step. All derivatives are taken in float64, whatever the weights' type.
+    The linear map is fitted by ridge regression on other prompts; recovered is the share of the knockout's
+    loss that it wins back.
 
     Args:
         prompts: texts to complete and look at; without them, prompts that suit the model.
@@ -72,7 +76,8 @@ def linearity(
         tokens: longest completion, in tokens.
         sample: how many tokens to differentiate at.
         directions: how many random directions at each of them.
-        jacobian: take J d in the gap from central differences (as published) or from exact forward-mode derivatives.
+        jacobian: take J d in the gap from central differences (as published) or from exact forward-mode
+            derivatives.
         stack: encoder or decoder of a model with two stacks; by default the decoder.
         seed: of everything drawn at random.
 
@@ -97,11 +102,20 @@ def linearity(
                     found[name][row, column] = value
         advance("blocks", column + 1, len(blocks))
     replaced = _replacement(model, seen.stack, prompts, count, tokens)
-    return _dataset(seen.stack, gap, found, replaced, {**seen.attributes, "sampled_tokens": len(looked_at), "jacobian": jacobian})
+    return _dataset(
+        seen.stack,
+        gap,
+        found,
+        replaced,
+        {**seen.attributes, "sampled_tokens": len(looked_at), "jacobian": jacobian},
+    )
 
 
-def _measure(looked_at: list[Token], block: int, part: Part, drawing: tuple[int, int], exact: bool) -> dict[str, Any] | None:
-    """All measures of one part of one block, averaged over tokens and so many directions, drawn with a seed."""
+def _measure(
+    looked_at: list[Token], block: int, part: Part, drawing: tuple[int, int], exact: bool
+) -> dict[str, Any] | None:
+    """All measures of one part of one block, averaged over tokens and so many directions, drawn with a
+    seed."""
     directions, seed = drawing
     generator = torch.Generator().manual_seed(seed)
     gap, along, norms, radial, wrong = [], [], [], [], []
@@ -118,7 +132,9 @@ def _measure(looked_at: list[Token], block: int, part: Part, drawing: tuple[int,
         *jd, outwards = exact_derivative(g, x_D.expand_as(along_and_radial), along_and_radial)
         jd = torch.stack(jd)
         with torch.no_grad():
-            difference = central_difference(g, x_D.expand_as(drawn), STEPS[0] * length * drawn) / (STEPS[0] * length)
+            difference = central_difference(g, x_D.expand_as(drawn), STEPS[0] * length * drawn) / (
+                STEPS[0] * length
+            )
         wrong.append((difference - jd).norm() / jd.norm())
         norms.append(spectral_norm(g, x_D[None], generator)[0])
         radial.append(outwards.norm() / jd.norm(dim=1).mean())
@@ -134,24 +150,35 @@ def _measure(looked_at: list[Token], block: int, part: Part, drawing: tuple[int,
     }
 
 
-def _replacement(model: Model, stack: Stack, prompts: list[str] | None, count: int, tokens: int) -> dict[str, Any]:
-    """Loss with each block skipped and with a linear map in its place, measured by the engine; or the reason why not."""
+def _replacement(
+    model: Model, stack: Stack, prompts: list[str] | None, count: int, tokens: int
+) -> dict[str, Any]:
+    """Loss with each block skipped and with a linear map in its place, measured by the engine; or the reason
+    why not."""
     if not model.causal or model.parts.head is None:
         return {"reason": "no linear map is put in a block's place: the model has no next-token loss"}
     if prompts and len(prompts) < 2:
         return {"reason": "no linear map is fitted: it is fitted on every other prompt, and one is given"}
     text = evaluation(model, prompts[::2] if prompts else None, count, tokens)
     if not prompts and model.tokenizer is None:
-        return {"reason": "no linear map is fitted: without a tokenizer there are no other prompts to fit it on"}
+        return {
+            "reason": "no linear map is fitted: without a tokenizer there are no other prompts to fit it on"
+        }
     suited = prompts or [p.text for p in suited_prompts(model)]
     used = {c.prompt for c in text.flat}
     rest = list(prompts[1::2]) if prompts else [p for p in suited if p not in used]
     if not rest:
-        return {"reason": f"no linear map is fitted: all {len(suited)} prompts are measured on, leave some with --count"}
+        return {
+            "reason": (
+                f"no linear map is fitted: all {len(suited)} prompts are measured on, leave some with --count"
+            )
+        }
     maps = fit_blocks(evaluation(model, rest, len(rest), tokens).recordings, stack)
     total = len(model.blocks)
     variants = [Variant(route=Route.skip(total, {block.index})) for block in stack.blocks]
-    places: list[dict[int, Callable[..., Any]]] = [{b.index: m} for b, (m, _) in zip(stack.blocks, maps, strict=True)]
+    places: list[dict[int, Callable[..., Any]]] = [
+        {b.index: m} for b, (m, _) in zip(stack.blocks, maps, strict=True)
+    ]
     variants += [Variant(route=Route.replace(total, place)) for place in places]
     result = sweep(text.recordings, variants, loss())
     skipped, linear = result.mean("loss").chunk(2)
@@ -160,7 +187,11 @@ def _replacement(model: Model, stack: Stack, prompts: list[str] | None, count: i
         "clean_loss": clean,
         "knockout_loss": skipped.numpy(),
         "linear_loss": linear.numpy(),
-        "recovered": ((skipped - linear) / (skipped - clean).where((skipped - clean).abs() > FELT, float("nan"))).numpy(),
+        "recovered": (
+            (
+                (skipped - linear) / (skipped - clean).where((skipped - clean).abs() > FELT, float("nan"))
+            ).numpy()
+        ),
         "linear_fit": np.array([fit for _, fit in maps]),
         "calibration_tokens": LinearMap.fitted_on(maps),
         "swept": sweep_attributes(result),
@@ -173,7 +204,13 @@ def _marked(name: str) -> dict[str, str]:
     return {"correlate": name.replace("_", " ")} if name in chosen else {}
 
 
-def _dataset(stack: Stack, gap: np.ndarray, found: dict[str, np.ndarray], replaced: dict[str, Any], attrs: dict[str, Any]):
+def _dataset(
+    stack: Stack,
+    gap: np.ndarray,
+    found: dict[str, np.ndarray],
+    replaced: dict[str, Any],
+    attrs: dict[str, Any],
+):
     dims = ("part", "block")
     slopes = np.array([[order(cell) for cell in row] for row in gap])
     nothing = np.full(len(stack.blocks), np.nan)
@@ -185,13 +222,22 @@ def _dataset(stack: Stack, gap: np.ndarray, found: dict[str, np.ndarray], replac
     }
     return xr.Dataset(
         {
-            "gap": (dims, gap[..., STEPS.index(STEP)], {"units": "of the change, at a step of 5%", "correlate": "gap"}),
+            "gap": (
+                dims,
+                gap[..., STEPS.index(STEP)],
+                {"units": "of the change, at a step of 5%", "correlate": "gap"},
+            ),
             "gap_by_step": ((*dims, "step"), gap, {"units": "of the change"}),
             "order": (dims, slopes[..., 0], {"units": "2 for a quadratic"}),
             "order_fit": (dims, slopes[..., 1], {"units": "R squared"}),
             "order_reliable": (dims, slopes[..., 1] >= RELIABLE, {"units": f"R squared at least {RELIABLE}"}),
-            **{name: (dims, found[name], {"units": unit, **_marked(name)}) for name, unit in MEASURED.items()},
-            **{name: ("block", replaced.get(name, nothing), {"units": unit, **_marked(name)}) for name, unit in units.items()},
+            **{
+                name: (dims, found[name], {"units": unit, **_marked(name)}) for name, unit in MEASURED.items()
+            },
+            **{
+                name: ("block", replaced.get(name, nothing), {"units": unit, **_marked(name)})
+                for name, unit in units.items()
+            },
         },
         coords={"part": list(PARTS), "block": [block.address for block in stack.blocks], "step": list(STEPS)},
         attrs={

@@ -27,11 +27,13 @@ from regraft.model.recording import Recording
 from regraft.model.sites import SiteError
 
 BATCH, AROUND = 16, 6
+"""Passages recorded together, and tokens shown on either side of the one that a neuron answers."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A neuron that is consistent over a set: its block, the block's place in the list, its index, and the set's feature."""
+    """A neuron that is consistent over a set: its block, the block's place in the list, its index, and the
+    set's feature."""
 
     row: int
     block: Block
@@ -57,14 +59,17 @@ def neurons(
     count: int = 0,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Find the neurons that are among a block's top k in every prompt of a set and in no prompt of the control set.
+    """Find the neurons that are among a block's top k in every prompt of a set and in no prompt of the
+    control set.
 
-    A neuron's activation is what the MLP's output projection is given. The first position and special tokens are left out:
-    what is active there is active in every text. Without prompts, each category of the suiting prompts is a set, and all the
-    others are its control. For the strongest neurons found, the contexts of a corpus in which they are most active.
+    A neuron's activation is what the MLP's output projection is given. The first position and special tokens
+    are left out: what is active there is active in every text. Without prompts, each category of the suiting
+    prompts is a set, and all the others are its control. For the strongest neurons found, the contexts of a
+    corpus in which they are most active.
 
     Args:
-        prompts: the set, at least two texts with a common feature; without it, the categories of the suiting prompts.
+        prompts: the set, at least two texts with a common feature; without it, the categories of the suiting
+            prompts.
         control: texts without the feature, to go with prompts.
         category: only this category of the suiting prompts as a set.
         k: how many neurons of each block count as active in a prompt.
@@ -76,17 +81,23 @@ def neurons(
         seed: of everything drawn at random.
 
     Raises:
-        ValueError: a negative count, fewer than two prompts, an unknown category, or no block with an MLP that has neurons.
+        ValueError: a negative count, fewer than two prompts, an unknown category, or no block with an MLP
+            that has neurons.
     """
     if min(k, contexts, show) < 1:
         raise ValueError(f"{min(k, contexts, show)} is too few: k, contexts and show are 1 or more")
     texts, features = _sets(model, prompts, control, category, count)
     blocks = [b for b in model.main_blocks if model.taps.exists(b.index, "mlp_act")]
     if not blocks:
-        raise SiteError(f"{model.name} has no block with neurons: {model.taps.table[model.main_blocks[0].index]['mlp_act']}")
+        raise SiteError(
+            f"{model.name} has no block with neurons:"
+            f" {model.taps.table[model.main_blocks[0].index]['mlp_act']}"
+        )
     width = min(in_width(model.tap(f"{block.address}.mlp_act").module) for block in blocks)
     if k >= width:
-        raise ValueError(f"k is {k}, but a block has {width} neurons: all would count as active; choose fewer")
+        raise ValueError(
+            f"k is {k}, but a block has {width} neurons: all would count as active; choose fewer"
+        )
     values = []
     for text, _ in texts:
         values.append(_activations(model, blocks, text, at))
@@ -95,24 +106,30 @@ def neurons(
     for feature in features:
         inside = [v for v, (_, label) in zip(values, texts, strict=True) if label == feature]
         outside = [v for v, (_, label) in zip(values, texts, strict=True) if label != feature]
-        every = [n for row in range(len(blocks)) for n in _consistent(row, blocks[row], feature, inside, outside, k)]
+        every = [
+            n
+            for row in range(len(blocks))
+            for n in _consistent(row, blocks[row], feature, inside, outside, k)
+        ]
         found[feature] = sorted(every, key=lambda n: -float(np.mean([v[n.row][n.index] for v in inside])))
     kept = [n for every in found.values() for n in every[:show]]
-    unsaid = ""
-    searched = bool(kept) and (bool(corpus) or model.tokenizer is not None)
-    file = str(expanded(corpus)) if corpus else ""
-    try:
-        searchable = suited_corpus(model, file, seed) if searched else []
-    except ValueError as error:
-        if file:
-            raise
-        searchable, unsaid = [], f"no contexts: {error}"
+    searchable, note = _searchable(model, corpus, seed) if kept else ([], "")
     best = _contexts(model, kept, searchable, contexts)
     attrs = {"k": k, "at": at, "control": len({label for _, label in texts}) > 1}
-    if kept and not searched:
-        attrs["notes"] = "no contexts: without a tokenizer there is no corpus but one named with --corpus"
-    attrs |= {"notes": unsaid} if unsaid else {}
+    attrs |= {"notes": note} if note else {}
     return _dataset(model, blocks, found, kept, best, (texts, values), attrs)
+
+
+def _searchable(model: Model, corpus: str, seed: int) -> tuple[list[list[int]], str]:
+    """Text to search for contexts; none, and why, where no corpus is named and none suits the model."""
+    if not corpus and model.tokenizer is None:
+        return [], "no contexts: without a tokenizer there is no corpus but one named with --corpus"
+    if corpus:
+        return suited_corpus(model, str(expanded(corpus)), seed), ""
+    try:
+        return suited_corpus(model, "", seed), ""
+    except ValueError as error:
+        return [], f"no contexts: {error}"
 
 
 ALONE = "one prompt has everything in common with itself"
@@ -133,15 +150,23 @@ def _sets(model: Model, prompts: list[str] | None, control: list[str] | None, ca
     texts = [(p.text, p.category) for p in suited_prompts(model)]
     names = list(dict.fromkeys(label for _, label in texts))
     if category and category not in names:
-        raise ValueError(f"there is no category {category!r} of prompts here: choose one of {', '.join(names)}")
-    kept = [text for name in names for text in first_of([one for one in texts if one[1] == name], count, "prompts")]
+        raise ValueError(
+            f"there is no category {category!r} of prompts here: choose one of {', '.join(names)}"
+        )
+    kept = [
+        text
+        for name in names
+        for text in first_of([one for one in texts if one[1] == name], count, "prompts")
+    ]
     return kept, [category] if category else names
 
 
 def _counted(recording: Recording, row: int) -> Tensor:
     """Positions of a prompt that count, (T,): real, not special, not the first unless it is the only one."""
     model = recording.model
-    special = torch.tensor(sorted(getattr(model.tokenizer, "all_special_ids", None) or [-1]), device=model.device)
+    special = torch.tensor(
+        sorted(getattr(model.tokenizer, "all_special_ids", None) or [-1]), device=model.device
+    )
     keep = recording.mask_BT[row] & ~torch.isin(recording.ids_BT[row], special)
     if int(keep.sum()) > 1:
         keep[0] = False
@@ -179,8 +204,11 @@ def top(values_W: np.ndarray, k: int) -> set[int]:
     return set(np.argsort(-values_W, kind="stable")[:k].tolist())
 
 
-def _contexts(model: Model, kept: list[Found], texts: list[list[int]], count: int) -> dict[Found, list[tuple[float, str]]]:
-    """For each neuron the passages' tokens at which it is most active, one of each passage, strongest first."""
+def _contexts(
+    model: Model, kept: list[Found], texts: list[list[int]], count: int
+) -> dict[Found, list[tuple[float, str]]]:
+    """For each neuron the passages' tokens at which it is most active, one of each passage, strongest
+    first."""
     heaps: dict[Found, list[tuple[float, int, str]]] = {n: [] for n in kept}
     by_block: dict[int, list[Found]] = {}
     for neuron in kept:
@@ -195,7 +223,9 @@ def _contexts(model: Model, kept: list[Found], texts: list[list[int]], count: in
                 strongest, where = values_PTW[..., neuron.index].masked_fill(~masks, float("-inf")).max(1)
                 for row, (value, position) in enumerate(zip(strongest.tolist(), where.tolist(), strict=True)):
                     entry = (value, -(begin + row), _around(recording, row, position))
-                    (heapq.heappush if len(heaps[neuron]) < count else heapq.heappushpop)(heaps[neuron], entry)
+                    (heapq.heappush if len(heaps[neuron]) < count else heapq.heappushpop)(
+                        heaps[neuron], entry
+                    )
         advance("passages", min(begin + BATCH, len(passages)), len(passages))
     return {n: [(value, text) for value, _, text in sorted(heap, reverse=True)] for n, heap in heaps.items()}
 
@@ -219,7 +249,9 @@ def _dataset(
     attrs: dict[str, Any],
 ) -> xr.Dataset:
     texts, everything = measured
-    values = np.array([[one[n.row][n.index] for one in everything] for n in kept]).reshape(len(kept), len(everything))
+    values = np.array([[one[n.row][n.index] for one in everything] for n in kept]).reshape(
+        len(kept), len(everything)
+    )
     places = max((len(best[n]) for n in kept), default=0)
     said = [[best[n][i][1] if i < len(best[n]) else "" for i in range(places)] for n in kept]
     strength = [[best[n][i][0] if i < len(best[n]) else np.nan for i in range(places)] for n in kept]
@@ -229,8 +261,16 @@ def _dataset(
     return xr.Dataset(
         {
             "activation": (("neuron", "text"), values, {"units": "activation of the neuron in each text"}),
-            "context": (("neuron", "place"), np.array(said, dtype=str).reshape(len(kept), places), {"units": "text"}),
-            "context_activation": (("neuron", "place"), np.array(strength).reshape(len(kept), places), {"units": "activation"}),
+            "context": (
+                ("neuron", "place"),
+                np.array(said, dtype=str).reshape(len(kept), places),
+                {"units": "text"},
+            ),
+            "context_activation": (
+                ("neuron", "place"),
+                np.array(strength).reshape(len(kept), places),
+                {"units": "activation"},
+            ),
             "consistent": (("feature", "block"), np.array(counts), {"units": "neurons"}),
         },
         coords={

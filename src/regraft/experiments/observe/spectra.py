@@ -1,7 +1,7 @@
 """Weight spectra: how many directions each weight matrix really uses.
 
-Works on one matrix at a time, from the checkpoint's files where it can. Shapes: O outputs, I inputs, K singular values of
-one matrix, R matrices in all.
+Works on one matrix at a time, from the checkpoint's files where it can. Shapes: O outputs, I inputs, K
+singular values of one matrix, R matrices in all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from regraft.model.model import Model
 from regraft.model.weights import Weights, weights_of
 
 TOPS = (1, 8, 32, 128)
+"""Numbers of leading directions whose share of the energy is given."""
 HEAD_SHARE = 4
+"""The exponent is fitted to the first quarter of a spectrum: behind it, finite width bends the line."""
 MEASURES = {
     "effective_rank": "directions",
     "effective_rank_ratio": "of the smaller side of the matrix",
@@ -34,9 +36,10 @@ MEASURES = {
 def spectra(weights: Model | Weights, roles: list[str] | None = None) -> xr.Dataset:
     """Find all singular values of every weight matrix in every block, and how many directions each one uses.
 
-    Effective rank: participation ratio of the squared singular values, (sum s^2)^2 / sum s^4; entropy rank: exp of the
-    entropy of s / sum s (Roy and Vetterli, 2007); stable rank: sum s^2 / largest^2 (Rudelson and Vershynin, 2007); power
-    law: minus the slope of log s against log rank over the first quarter of the spectrum, with its R squared.
+    Effective rank: participation ratio of the squared singular values, (sum s^2)^2 / sum s^4; entropy rank:
+    exp of the entropy of s / sum s (Roy and Vetterli, 2007); stable rank: sum s^2 / largest^2 (Rudelson and
+    Vershynin, 2007); power law: minus the slope of log s against log rank over the first quarter of the
+    spectrum, with its R squared.
 
     Args:
         roles: only these roles, for example q k v o gate up down; without it, every matrix in every block.
@@ -48,8 +51,13 @@ def spectra(weights: Model | Weights, roles: list[str] | None = None) -> xr.Data
     matrices = [m for m in held.matrices if roles is None or m.role in roles]
     if not matrices:
         known = ", ".join(sorted({m.role for m in held.matrices})) or "none"
-        raise ValueError(f"there is no matrix of the role {', '.join(roles or [])} here: the roles are {known}")
-    rows, spectrum_RK = [], np.full((len(matrices), max(min(m.shape) for m in matrices)), np.nan, dtype=np.float32)
+        raise ValueError(
+            f"there is no matrix of the role {', '.join(roles or [])} here: the roles are {known}"
+        )
+    rows, spectrum_RK = (
+        [],
+        np.full((len(matrices), max(min(m.shape) for m in matrices)), np.nan, dtype=np.float32),
+    )
     for matrix, values_OI in held.walk(matrices):
         sigma_K = singular_values(values_OI).cpu().numpy()
         del values_OI
@@ -86,7 +94,8 @@ def measures(sigma_K: np.ndarray) -> dict[str, float]:
 
 
 def power_law(sigma_K: np.ndarray) -> tuple[float, float]:
-    """Exponent a of s_i ~ i^-a over the first quarter of the spectrum (at least four values), and R squared of the fit."""
+    """Exponent a of s_i ~ i^-a over the first quarter of the spectrum (at least four values), and R squared
+    of the fit."""
     head = sigma_K[: max(4, len(sigma_K) // HEAD_SHARE)]
     head = head[head > 0]
     if len(head) < 3:
@@ -100,12 +109,15 @@ def power_law(sigma_K: np.ndarray) -> tuple[float, float]:
 
 def _dataset(held: Weights, rows: list, spectrum_RK: np.ndarray) -> xr.Dataset:
     matrices = [matrix for matrix, _ in rows]
-    found = sorted({m.role for m in matrices}, key=lambda r: (ROLES.index(r) if r in ROLES else len(ROLES), r))
+    found = sorted(
+        {m.role for m in matrices}, key=lambda r: (ROLES.index(r) if r in ROLES else len(ROLES), r)
+    )
     blocks = list(dict.fromkeys(m.block for m in matrices))
     table = {name: np.array([values[name] for _, values in rows]) for name in MEASURES}
 
     def mean(name: str) -> np.ndarray:
-        """Mean over the experts of a block: one number for each role and block, NaN where the block has none."""
+        """Mean over the experts of a block: one number for each role and block, NaN where the block has
+        none."""
         cells: dict[tuple[int, int], list[float]] = {}
         for matrix, value in zip(matrices, table[name], strict=True):
             cells.setdefault((found.index(matrix.role), blocks.index(matrix.block)), []).append(value)

@@ -22,10 +22,11 @@ from regraft.model.recording import Recording
 
 @dataclass(eq=False)
 class Observed:
-    """Recordings, the stack that is looked at, and for each recording the (prompt, position) pairs that count.
+    """Recordings, the stack that is looked at, and for each recording the (prompt, position) pairs that
+    count.
 
-    Recordings are made when they are walked over and not all kept, so that many tokens fit in memory. `categories` names the
-    kind of prompt behind every counted token, in the order of `walk`.
+    Recordings are made when they are walked over and not all kept, so that many tokens fit in memory.
+    `categories` names the kind of prompt behind every counted token, in the order of `walk`.
     """
 
     recordings: Sequence[Recording]
@@ -52,11 +53,18 @@ class Observed:
 
 
 def observed(
-    model: Model, prompts: Sequence[str] | None, count: int, tokens: int, stack: str, texts: Sequence[list[int]] = ()
+    model: Model,
+    prompts: Sequence[str] | None,
+    count: int,
+    tokens: int,
+    stack: str,
+    texts: Sequence[list[int]] = (),
 ) -> Observed:
-    """The states of the completion tokens of a model that writes; of every real, not special token of any other.
+    """The states of the completion tokens of a model that writes; of every real, not special token of any
+    other.
 
-    With `texts` (token ids), the states of every token of these but the first and special ones, whatever the model.
+    With `texts` (token ids), the states of every token of these but the first and special ones, whatever the
+    model.
 
     Raises:
         ValueError: a stack that the model does not have, or nothing to look at.
@@ -64,34 +72,47 @@ def observed(
     names = {s.name or "only": s for s in model.parts.stacks}
     wanted = stack or ("decoder" if model.two_stacks else "only")
     if wanted not in names:
-        raise ValueError(f"there is no stack {stack!r} here: leave --stack out, or choose {' or '.join(names)}")
+        raise ValueError(
+            f"there is no stack {stack!r} here: leave --stack out, or choose {' or '.join(names)}"
+        )
     chosen = names[wanted]
     if texts:
         return _of_texts(model, [(ids, "corpus") for ids in texts], chosen, skip_first=True)
     if model.causal and model.parts.head is not None and chosen is model.parts.stacks[-1]:
         text = evaluation(model, prompts, count, tokens)
         pairs = [_completion_pairs(batch, model.two_stacks) for batch in text.order]
-        categories = [batch[row].category for batch, (rows, _) in zip(text.order, pairs, strict=True) for row in rows.tolist()]
+        categories = [
+            batch[row].category
+            for batch, (rows, _) in zip(text.order, pairs, strict=True)
+            for row in rows.tolist()
+        ]
         return Observed(text.recordings, chosen, pairs, categories, text.attributes)
     if prompts:
         named = [(text, "given") for text in prompts]
     else:
         named = [(p.text, p.category) for p in spread(suited_prompts(model), count)]
-    return _of_texts(model, [(model.encode(text), kind) for text, kind in named], chosen, skip_first=model.causal)
+    return _of_texts(
+        model, [(model.encode(text), kind) for text, kind in named], chosen, skip_first=model.causal
+    )
 
 
 def _completion_pairs(batch: list[Completion], two_stacks: bool) -> tuple[Tensor, Tensor]:
     """Row and position of every completion token of a batch."""
     starts = [1 if two_stacks else len(c.prompt_ids) for c in batch]
     places = [
-        (row, start + i) for row, (c, start) in enumerate(zip(batch, starts, strict=True)) for i in range(len(c.completion_ids))
+        (row, start + i)
+        for row, (c, start) in enumerate(zip(batch, starts, strict=True))
+        for i in range(len(c.completion_ids))
     ]
     rows, positions = torch.tensor(places).t()
     return rows, positions
 
 
-def _of_texts(model: Model, texts: Sequence[tuple[list[int], str]], chosen: Stack, skip_first: bool) -> Observed:
-    """Every real token that is not special; the decoder of two stacks reads the text that its encoder reads."""
+def _of_texts(
+    model: Model, texts: Sequence[tuple[list[int], str]], chosen: Stack, skip_first: bool
+) -> Observed:
+    """Every real token that is not special; the decoder of two stacks reads the text that its encoder
+    reads."""
     special = set(getattr(model.tokenizer, "all_special_ids", None) or [])
     read = sorted(texts, key=lambda item: len(item[0]))
     order = batched(read, [len(ids) for ids, _ in read])

@@ -29,6 +29,7 @@ RELATIONS = ("synonym", "antonym", "style", "unrelated")
 PLACES = ("pivot", "completion")
 KINDS = ("immediate", "shared prefix")
 RESAMPLES, BAND = 2000, (2.5, 97.5)
+"""Resamples of the groups, and the percentiles that bound a 95% band."""
 DISTANCES = {
     "cosine": "cosine of the two states",
     "distance": "length of the difference / mean length",
@@ -44,17 +45,20 @@ def trajectories(
     count: int = 0,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Follow a base completion and its synonym, antonym, style variant and an unrelated one through the depths.
+    """Follow a base completion and its synonym, antonym, style variant and an unrelated one through the
+    depths.
 
-    At the pivot (the first token that differs) and over the whole completion (states, and lens distributions, averaged over
-    its tokens): cosine, distance over the mean length, KL of the lens distributions, and linear CKA over the groups. Bands
-    are 95% of 2,000 bootstrap means over the groups. Crossover: the depth from which synonyms stay closer than antonyms.
-    Onset: the first depth where the antonyms' mean cosine falls two standard deviations of the synonyms below their mean.
+    At the pivot (the first token that differs) and over the whole completion (states, and lens distributions,
+    averaged over its tokens): cosine, distance over the mean length, KL of the lens distributions, and linear
+    CKA over the groups. Bands are 95% of 2,000 bootstrap means over the groups. Crossover: the depth from
+    which synonyms stay closer than antonyms. Onset: the first depth where the antonyms' mean cosine falls two
+    standard deviations of the synonyms below their mean.
 
     Args:
         groups: which contrastive groups; by default those that suit the model.
         kind: only groups that differ at the first word, or only those that share a prefix.
-        file: a JSON list of groups of your own, each with prompt, base, synonym, antonym, style, unrelated and kind.
+        file: a JSON list of groups of your own, each with prompt, base, synonym, antonym, style, unrelated
+            and kind.
         count: how many of the groups, at least two, taken in turn from both kinds; 0 for all.
         seed: of everything drawn at random.
 
@@ -76,12 +80,16 @@ def trajectories(
 
 def _chosen(model: Model, groups: str, kind: str, file: str) -> list[Contrast]:
     if model.tokenizer is None:
-        raise ValueError(f"{model.name} has no tokenizer to write the contrastive groups with: name one with --tokenizer")
+        raise ValueError(
+            f"{model.name} has no tokenizer to write the contrastive groups with: name one with --tokenizer"
+        )
     suited = specimen() if groups == "specimen" or (groups == "suited" and is_specimen(model)) else general()
     taken = _from_file(Path(file)) if file else suited
     if not file:
         check_sayable(
-            model, [g.prompt + g.base + g.synonym + g.antonym for g in suited], "the English groups that ship with regraft"
+            model,
+            [g.prompt + g.base + g.synonym + g.antonym for g in suited],
+            "the English groups that ship with regraft",
         )
     found = [group for group in taken if kind in ("all", group.kind)]
     if len(found) < 2:
@@ -92,8 +100,13 @@ def _chosen(model: Model, groups: str, kind: str, file: str) -> list[Contrast]:
 def _in_turn(groups: list[Contrast], count: int) -> list[Contrast]:
     """`count` of the groups, as many of each kind as there can be; all of them, as they are, for 0."""
     if count == 1:
-        raise ValueError("one contrastive group has nothing to be compared with: give a count of at least two, or 0 for all")
-    turns = [sum(earlier.kind == group.kind for earlier in groups[:place]) for place, group in enumerate(groups)]
+        raise ValueError(
+            "one contrastive group has nothing to be compared with: give a count of at least two, or 0"
+            " for all"
+        )
+    turns = [
+        sum(earlier.kind == group.kind for earlier in groups[:place]) for place, group in enumerate(groups)
+    ]
     order = sorted(range(len(groups)), key=turns.__getitem__) if count else range(len(groups))
     return first_of([groups[place] for place in order], count, "groups")
 
@@ -109,19 +122,24 @@ def _from_file(path: Path) -> list[Contrast]:
         if not all(isinstance(text, str) and text for text in vars(group).values()):
             raise ValueError(f"group {number} of {path} has a field that is empty or no text: write {wanted}")
         if group.kind not in KINDS:
-            raise ValueError(f"group {number} of {path} is of kind {group.kind!r}: write {' or '.join(map(repr, KINDS))}")
+            raise ValueError(
+                f"group {number} of {path} is of kind {group.kind!r}: write {' or '.join(map(repr, KINDS))}"
+            )
     return found
 
 
 def _walk(model: Model, group: Contrast) -> dict[str, Any]:
-    """Distances (relation, place, depth) of one group, and its states (relation, place, depth, base and other, D)."""
+    """Distances (relation, place, depth) of one group, and its states (relation, place, depth, base and
+    other, D)."""
     recording, first = _recorded(model, group)
     ids = [recording.ids_BT[row, : int(recording.lengths_B[row])].tolist() for row in range(5)]
     spans = [list(range(first, len(row) - _closing(model))) for row in ids]
     pivots = [pivot(ids[0], row) for row in ids[1:]]
     blocks = model.main_blocks
     streams = [recording.pre(block.index) for block in blocks] + [recording.post(blocks[-1].index)]
-    found: dict[str, Any] = {name: np.full((len(RELATIONS), len(PLACES), len(streams)), np.nan) for name in DISTANCES}
+    found: dict[str, Any] = {
+        name: np.full((len(RELATIONS), len(PLACES), len(streams)), np.nan) for name in DISTANCES
+    }
     states = []
     for depth, stream in enumerate(streams):
         here = stream.double()
@@ -131,7 +149,10 @@ def _walk(model: Model, group: Contrast) -> dict[str, Any]:
             base_says, other_says = says[0], says[c + 1]
             spoken: list[Any] = [None, None]
             if base_says is not None and other_says is not None:
-                spoken = [(base_says[base_at - first], other_says[other_at - first]), (base_says.mean(0), other_says.mean(0))]
+                spoken = [
+                    (base_says[base_at - first], other_says[other_at - first]),
+                    (base_says.mean(0), other_says.mean(0)),
+                ]
             pairs = [(here[0, base_at], here[c + 1, other_at]), (whole[0], whole[c + 1])]
             states += [torch.stack(pair) for pair in pairs]
             for p, pair in enumerate(pairs):
@@ -142,7 +163,8 @@ def _walk(model: Model, group: Contrast) -> dict[str, Any]:
 
 
 def _recorded(model: Model, group: Contrast) -> tuple[Recording, int]:
-    """The base and its four alternatives in one batch, and the position of the first token of the completion."""
+    """The base and its four alternatives in one batch, and the position of the first token of the
+    completion."""
     said = [group.base, *(getattr(group, relation) for relation in RELATIONS)]
     if model.causal:
         ids = prompt_ids(model, group.prompt)
@@ -152,7 +174,9 @@ def _recorded(model: Model, group: Contrast) -> tuple[Recording, int]:
     prompt = model.encode(group.prompt)
     first = len(prompt) - _closing(model)
     for row in recording.ids_BT.tolist():
-        first = min(first, next((i for i, (a, b) in enumerate(zip(prompt, row, strict=False)) if a != b), first))
+        first = min(
+            first, next((i for i, (a, b) in enumerate(zip(prompt, row, strict=False)) if a != b), first)
+        )
     return recording, first
 
 
@@ -166,7 +190,8 @@ def _closing(model: Model) -> int:
 
 
 def pivot(base: list[int], other: list[int]) -> tuple[int, int]:
-    """Position of the first token that differs, in both; the last one of each where one is the other's beginning."""
+    """Position of the first token that differs, in both; the last one of each where one is the other's
+    beginning."""
     for position, (a, b) in enumerate(zip(base, other, strict=False)):
         if a != b:
             return position, position
@@ -180,8 +205,11 @@ def _lens(recording: Recording, stream_nD: Tensor) -> Any:
     return log_softmax(recording.head(stream_nD[:, None])[:, 0].double(), -1).exp()
 
 
-def compare(base_D: Tensor, other_D: Tensor, said: tuple[Tensor, Tensor] | None) -> tuple[float, float, float]:
-    """Cosine, distance over the mean length, and KL of what is said (NaN where nothing is); equal states give 1, 0, 0."""
+def compare(
+    base_D: Tensor, other_D: Tensor, said: tuple[Tensor, Tensor] | None
+) -> tuple[float, float, float]:
+    """Cosine, distance over the mean length, and KL of what is said (NaN where nothing is); equal states give
+    1, 0, 0."""
     mean_length = (base_D.norm() + other_D.norm()) / 2
     kl = float("nan")
     if said is not None:
@@ -205,7 +233,8 @@ def bands(values_G: np.ndarray, generator: np.random.Generator) -> tuple[np.ndar
 
 
 def crossover(synonym_S: np.ndarray, antonym_S: np.ndarray) -> float:
-    """The depth from which the synonyms' cosine stays above the antonyms', interpolated; NaN where they do not cross so."""
+    """The depth from which the synonyms' cosine stays above the antonyms', interpolated; NaN where they do
+    not cross so."""
     ahead = synonym_S - antonym_S
     below = np.flatnonzero(ahead <= 0)
     if not len(below) or below[-1] == len(ahead) - 1:
@@ -215,7 +244,8 @@ def crossover(synonym_S: np.ndarray, antonym_S: np.ndarray) -> float:
 
 
 def onset(synonym_GS: np.ndarray, antonym_GS: np.ndarray) -> float:
-    """First depth where the antonyms' mean cosine is below the synonyms' mean - 2 standard deviations; NaN for none."""
+    """First depth where the antonyms' mean cosine is below the synonyms' mean - 2 standard deviations; NaN
+    for none."""
     limit = synonym_GS.mean(0) - 2 * synonym_GS.std(0, ddof=1)
     below = np.flatnonzero(antonym_GS.mean(0) < limit)
     return float(below[0]) if len(below) else float("nan")
@@ -229,13 +259,21 @@ def _dataset(values: dict[str, np.ndarray], cka: np.ndarray, chosen: list[Contra
         _, low, high = bands(np.moveaxis(values[name], 2, 0), generator)
         for suffix, array in (("mean", values[name].mean(2)), ("low", low), ("high", high)):
             data[f"{name}_{suffix}"] = (("relation", "place", "depth"), array, {"units": unit})
-    synonym, antonym = (np.moveaxis(values["cosine"][RELATIONS.index(r)], 0, 1) for r in ("synonym", "antonym"))
+    synonym, antonym = (
+        np.moveaxis(values["cosine"][RELATIONS.index(r)], 0, 1) for r in ("synonym", "antonym")
+    )
     joint, _, _ = bands(np.stack([synonym, antonym], axis=1), generator)
     crossed = np.array([[crossover(one[0, p], one[1, p]) for p in range(len(PLACES))] for one in joint])
     happened = np.isfinite(crossed)
-    interval = [np.percentile(c[h], BAND) if h.any() else [np.nan] * 2 for c, h in zip(crossed.T, happened.T, strict=True)]
+    interval = [
+        np.percentile(c[h], BAND) if h.any() else [np.nan] * 2
+        for c, h in zip(crossed.T, happened.T, strict=True)
+    ]
     per_place = {
-        "crossover": ([crossover(synonym[:, p].mean(0), antonym[:, p].mean(0)) for p in range(len(PLACES))], "depth"),
+        "crossover": (
+            [crossover(synonym[:, p].mean(0), antonym[:, p].mean(0)) for p in range(len(PLACES))],
+            "depth",
+        ),
         "crossover_low": ([i[0] for i in interval], "depth, 95% of the resamples that cross"),
         "crossover_high": ([i[1] for i in interval], "depth, 95% of the resamples that cross"),
         "crossover_share": (happened.mean(0), "of the resamples cross"),
@@ -245,7 +283,9 @@ def _dataset(values: dict[str, np.ndarray], cka: np.ndarray, chosen: list[Contra
         {
             **data,
             "cka": (("relation", "place", "depth"), cka, {"units": "linear CKA over groups"}),
-            **{name: ("place", np.array(array), {"units": unit}) for name, (array, unit) in per_place.items()},
+            **{
+                name: ("place", np.array(array), {"units": unit}) for name, (array, unit) in per_place.items()
+            },
         },
         coords={
             "relation": list(RELATIONS),

@@ -7,18 +7,30 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from regraft.reporting.figures.route_figures import surgery_figures, surgery_finding
-from regraft.reporting.theme import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, heatmap, lines, plain_text
+from regraft.reporting.theme import (
+    FIRST,
+    MUTED,
+    PALETTE,
+    Drawing,
+    axis_labels,
+    base,
+    heatmap,
+    lines,
+    plain_text,
+)
 from regraft.reporting.wording import capital, differ, highest, listed, lowest, named_blocks, signed
 
 
 def quantize_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
-    """Sensitivity of blocks and of matrices, recipes at equal bytes, and loss over bytes; of one recipe, the loss."""
+    """Sensitivity of blocks and of matrices, recipes at equal bytes, and loss over bytes; of one recipe, the
+    loss."""
     if "state" in dataset.dims:
         return surgery_figures(dataset)
     blocks, widths = dataset.block.values, dataset.bits.values
     shown = np.log10(np.maximum(dataset.increase.values, 1e-4)).T
     alone = heatmap(
-        shown, blocks, [f"{w} bits" for w in widths], "log10 of nats above clean", customdata=dataset.increase.values.T,
+        shown, blocks, [f"{w} bits" for w in widths], "log10 of nats above clean",
+        customdata=dataset.increase.values.T,
         hovertemplate="block %{x} at %{y}<br>%{customdata:+.4f} nats per token<extra></extra>",
     )  # fmt: skip
     alone.update_layout(xaxis_title="block", height=280)
@@ -30,11 +42,14 @@ def quantize_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     matrices.update_layout(xaxis_title="block", height=140 + 30 * dataset.sizes["role"])
     matrices.update_yaxes(autorange="reversed")
     sizes = dataset.whole_bytes.values / 1e6
-    curve = lines(sizes, {"all blocks alike": dataset.whole_loss.values}, "megabytes of the blocks", "nats per token")
+    curve = lines(
+        sizes, {"all blocks alike": dataset.whole_loss.values}, "megabytes of the blocks", "nats per token"
+    )
     curve.add_scatter(
         x=dataset.recipe_bytes.values / 1e6, y=dataset.recipe_loss.values, mode="markers", name="recipes",
         marker=dict(size=8, color=MUTED),
-        text=axis_labels(dataset.recipe.values), hovertemplate="%{text}<br>%{x:.2f} MB, %{y:.3f} nats<extra></extra>",
+        text=axis_labels(dataset.recipe.values),
+        hovertemplate="%{text}<br>%{x:.2f} MB, %{y:.3f} nats<extra></extra>",
     )  # fmt: skip
     curve.update_yaxes(type="log")
     return [
@@ -54,7 +69,8 @@ def recipe_bars(dataset: xr.Dataset) -> go.Figure:
     figure.add_bar(
         y=names, x=dataset.recipe_loss.values[order], orientation="h",
         text=[f"{dataset.recipe_loss.values[i]:.3f}" for i in order],
-        textposition="outside", hovertext=bits, hovertemplate="%{y}: %{x:.4f} nats per token<br>%{hovertext} bits<extra></extra>",
+        textposition="outside", hovertext=bits,
+        hovertemplate="%{y}: %{x:.4f} nats per token<br>%{hovertext} bits<extra></extra>",
         marker_color=[FIRST if n == plain_text(dataset.attrs["best_recipe"]) else MUTED for n in names],
     )  # fmt: skip
     clean = dataset.attrs["clean_loss"]
@@ -66,7 +82,8 @@ def recipe_bars(dataset: xr.Dataset) -> go.Figure:
 
 
 def quantize_finding(dataset: xr.Dataset) -> str:
-    """The most sensitive block, and the best and the worst recipe at equal bytes; of one recipe, what it costs."""
+    """The most sensitive block, and the best and the worst recipe at equal bytes; of one recipe, what it
+    costs."""
     if "state" in dataset.dims:
         return surgery_finding(dataset)
     attrs, names = dataset.attrs, dataset.block.values
@@ -80,10 +97,16 @@ def quantize_finding(dataset: xr.Dataset) -> str:
         if not worst:
             parts.append(f"{where}, no block alone leaves a finite loss")
         elif not differ(values):
-            parts.append(f"{where}, {named_blocks(names[worst])} alone costs {signed(values[worst[0]], digits)} nats per token")
+            parts.append(
+                f"{where}, {named_blocks(names[worst])} alone costs {signed(values[worst[0]], digits)} nats"
+                " per token"
+            )
         else:
             middle = signed(np.median(values[np.isfinite(values)]))
-            most = f"{named_blocks(names[worst])} alone costs most, {signed(values[worst[0]], digits)} nats per token"
+            most = (
+                f"{named_blocks(names[worst])} alone costs most, {signed(values[worst[0]], digits)} nats per"
+                " token"
+            )
             parts.append(f"{where}, {most}, the median block {middle}")
     return f"{capital('; '.join(parts))}. {_recipes(dataset)} {attrs['saved']}".strip()
 
@@ -96,8 +119,8 @@ def _recipes(dataset: xr.Dataset) -> str:
         return "No recipe with a mean of 4 bits leaves a finite loss."
     share = float(dataset.recipe_bytes.values[best[0]] / dataset.attrs["clean_bytes"])
     said = (
-        f"With a mean of 4 bits everywhere ({share:.1%} of the blocks' bytes as loaded), {listed(names[best])} "
-        f"{'loses' if len(best) == 1 else 'lose'}"
+        f"With a mean of 4 bits everywhere ({share:.1%} of the blocks' bytes as loaded),"
+        f" {listed(names[best])} {'loses' if len(best) == 1 else 'lose'}"
     )
     least = f"({losses[best[0]]:.3f} nats per token, unrounded {dataset.attrs['clean_loss']:.3f})"
     if not differ(losses):
@@ -108,9 +131,9 @@ def _recipes(dataset: xr.Dataset) -> str:
 QUANTIZE = Drawing(
     "Quantization",
     "Which blocks can do with few bits, and how should a budget of bits be spent?",
-    "Weights are rounded to the nearest of a few levels, one scale for each group of inputs; cells high on the colour bar "
-    "are blocks that cannot bear it. All recipes of the third figure cost the same bytes: what is won over uniform is won by "
-    "knowing where the bits are needed.",
+    "Weights are rounded to the nearest of a few levels, one scale for each group of inputs; cells high on"
+    " the colour bar are blocks that cannot bear it. All recipes of the third figure cost the same bytes:"
+    " what is won over uniform is won by knowing where the bits are needed.",
     quantize_figures,
     quantize_finding,
     ("loss", "increase", "perplexity_increase"),
@@ -134,9 +157,11 @@ def quantizers_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         PALETTE, (("reading", dataset.reading.values), ("writing", dataset.writing.values)), strict=False
     ):
         speed.add_bar(
-            y=[names[i] for i in runs], x=[values[i] / values[0] for i in runs], orientation="h", name=label, marker_color=color,
+            y=[names[i] for i in runs], x=[values[i] / values[0] for i in runs], orientation="h", name=label,
+            marker_color=color,
             customdata=[values[i] for i in runs],
-            hovertemplate=f"%{{y}}, {label}: %{{customdata:,.0f}} tokens per second, %{{x:.2f}} times as loaded<extra></extra>",
+            hovertemplate=f"%{{y}}, {label}: %{{customdata:,.0f}} tokens per second, "
+            "%{x:.2f} times as loaded<extra></extra>",
         )  # fmt: skip
     speed.add_vline(x=1, line=dict(dash="dot", color=MUTED))
     speed.update_xaxes(title="tokens per second, in times the model as loaded (dotted)", rangemode="tozero")
@@ -155,7 +180,10 @@ def quantizers_finding(dataset: xr.Dataset) -> str:
         if not np.isfinite(float(one.increase)):
             rows.append(f"{one.quantizer.item()} leaves no finite loss")
             continue
-        rows.append(f"{one.quantizer.item()} {signed(float(one.increase))} nats per token at {share:.0%} of the bytes{speed}")
+        rows.append(
+            f"{one.quantizer.item()} {signed(float(one.increase))} nats per token at {share:.0%} of the"
+            f" bytes{speed}"
+        )
     without = dataset.attrs["without"]
     return f"{'; '.join(rows)}.{f' ({without}.)' if without else ''}" if rows else without
 
@@ -163,8 +191,9 @@ def quantizers_finding(dataset: xr.Dataset) -> str:
 QUANTIZERS = Drawing(
     "Quantizers",
     "What do whole-model quantizers cost in loss, and what do they save in bytes and time?",
-    "Down and left is better. A method can save bytes and lose time: where the processor has no kernel for few bits, the "
-    "weights are unpacked at every call. Methods that run as plain floats here have no bar for speed.",
+    "Down and left is better. A method can save bytes and lose time: where the processor has no kernel for"
+    " few bits, the weights are unpacked at every call. Methods that run as plain floats here have no bar for"
+    " speed.",
     quantizers_figures,
     quantizers_finding,
     ("loss", "increase", "agreement"),

@@ -1,4 +1,5 @@
-"""Figures of what is measured once for each block: spectra, linearity, and their correlations with everything else."""
+"""Figures of what is measured once for each block: spectra, linearity, and their correlations with everything
+else."""
 
 from __future__ import annotations
 
@@ -35,7 +36,12 @@ def scree(dataset: xr.Dataset) -> go.Figure:
             sigma = dataset.singular_values.values[of_role][0]
             series[role] = sigma / sigma[0]
             longest = max(longest, int(np.isfinite(sigma).sum()))
-    figure = lines(np.arange(1, longest + 1), {name: y[:longest] for name, y in series.items()}, "place", "of the largest")
+    figure = lines(
+        np.arange(1, longest + 1),
+        {name: y[:longest] for name, y in series.items()},
+        "place",
+        "of the largest",
+    )
     figure.update_traces(mode="lines")
     figure.update_yaxes(type="log")
     return figure
@@ -49,7 +55,10 @@ def spectra_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     return [
         ("Effective rank of each matrix, over its smaller side", rank_map(dataset)),
         (f"Singular values in block {middle} (logarithmic)", scree(dataset)),
-        ("Energy in the first eight directions", lines(blocks, _by_role(dataset, "energy_8"), "block", "share of the energy")),
+        (
+            "Energy in the first eight directions",
+            lines(blocks, _by_role(dataset, "energy_8"), "block", "share of the energy"),
+        ),
         ("Exponent of the power law at the head of the spectrum", lines(blocks, law, "block", "exponent")),
     ]
 
@@ -57,7 +66,10 @@ def spectra_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def _by_role(dataset: xr.Dataset, name: str) -> dict[str, list[float]]:
     found = {}
     for role in [r for r in HEAVY if r in dataset.role.values]:
-        rows = [(dataset.matrix_block.values == b) & (dataset.matrix_role.values == role) for b in dataset.block.values]
+        rows = [
+            (dataset.matrix_block.values == b) & (dataset.matrix_role.values == role)
+            for b in dataset.block.values
+        ]
         found[role] = [float(dataset[name].values[row].mean()) if row.any() else float("nan") for row in rows]
     return found
 
@@ -91,7 +103,12 @@ def linearity_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     alike = lines(blocks, of_parts("consistency"), "block", "mean cosine")
     steps = dataset.gap_by_step.sel(part="block").values
     shown = sorted({0, len(blocks) // 2, len(blocks) - 1})
-    growth = lines(dataset.step.values, {f"block {blocks[i]}": steps[i] for i in shown}, "step / length of the stream", "gap")
+    growth = lines(
+        dataset.step.values,
+        {f"block {blocks[i]}": steps[i] for i in shown},
+        "step / length of the stream",
+        "gap",
+    )
     growth.update_xaxes(type="log")
     growth.update_yaxes(type="log")
     drawn = [
@@ -103,7 +120,10 @@ def linearity_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     if np.isfinite(dataset.recovered.values).any():
         losses = {"skipped": dataset.knockout_loss.values, "linear map": dataset.linear_loss.values}
         cost = lines(
-            blocks, {**losses, "whole model": np.full(len(blocks), dataset.attrs["clean_loss"])}, "block", "nats per token"
+            blocks,
+            {**losses, "whole model": np.full(len(blocks), dataset.attrs["clean_loss"])},
+            "block",
+            "nats per token",
         )
         cost.update_yaxes(type="log")
         drawn.append(("Loss with a linear map in a block's place (logarithmic)", cost))
@@ -117,8 +137,13 @@ def linearity_finding(dataset: xr.Dataset) -> str:
     if not bends.any():
         return "No block answers to a step of 5%: there is no gap to measure."
     low, high = lowest(gap)[0], highest(gap)[0]
-    said = f"At {counted(dataset.attrs['sampled_tokens'], 'token')}, a step of 5% leaves the linear map by {gap[low]:.3f} of the "
-    said += f"change in block {blocks[low]}" + (f" and by {gap[high]:.3f} in block {blocks[high]}." if differ(gap) else ".")
+    said = (
+        f"At {counted(dataset.attrs['sampled_tokens'], 'token')}, a step of 5% leaves the linear map by"
+        f" {gap[low]:.3f} of the "
+    )
+    said += f"change in block {blocks[low]}" + (
+        f" and by {gap[high]:.3f} in block {blocks[high]}." if differ(gap) else "."
+    )
     if bends.all() and len(gap) >= 4 and differ(gap):
         ends = min(gap[0], gap[-1]) > np.median(gap[1:-1])
         said += " The ends are more curved than the middle." if ends else " Over the depth it is no U."
@@ -151,13 +176,25 @@ def correlation_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     numbers = axis_labels(range(1, len(names) + 1))
     hover = np.array([[_pair(dataset, i, j) for j in range(len(names))] for i in range(len(names))])
     figure = heatmap(
-        rho, numbers, names, "rank correlation", True, customdata=hover, hovertemplate="%{customdata}<extra></extra>"
+        rho,
+        numbers,
+        names,
+        "rank correlation",
+        True,
+        customdata=hover,
+        hovertemplate="%{customdata}<extra></extra>",
     )
     figure.update_traces(zmin=-1, zmax=1, zmid=None, colorscale=DIVERGING)
     rows, columns = np.nonzero(corrected < dataset.attrs["level"])
     dot = dict(size=7, color="#ffffff", line=dict(width=1, color="#22262c"))
     labels = axis_labels(names)
-    figure.add_scatter(x=[numbers[j] for j in columns], y=[labels[i] for i in rows], mode="markers", marker=dot, hoverinfo="skip")
+    figure.add_scatter(
+        x=[numbers[j] for j in columns],
+        y=[labels[i] for i in rows],
+        mode="markers",
+        marker=dot,
+        hoverinfo="skip",
+    )
     figure.update_layout(height=90 + 24 * len(names), margin=dict(l=240, b=48))
     figure.update_xaxes(tickangle=0, tickmode="linear")
     figure.update_yaxes(autorange="reversed", tickmode="linear")
@@ -167,8 +204,9 @@ def correlation_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def _pair(dataset: xr.Dataset, i: int, j: int) -> str:
     d, (one, other) = dataset, (plain_text(dataset["quantity"].values[place]) for place in (i, j))
     return (
-        f"{one}<br>{other}<br>rank correlation {d.rho.values[i, j]:+.2f} over {d.blocks.values[i, j]} blocks<br>"
-        f"p {d.p.values[i, j]:.2g}, corrected {d.p_corrected.values[i, j]:.2g}"
+        f"{one}<br>{other}<br>rank correlation {d.rho.values[i, j]:+.2f} over"
+        f" {d.blocks.values[i, j]} blocks<br>p {d.p.values[i, j]:.2g}, corrected"
+        f" {d.p_corrected.values[i, j]:.2g}"
     )
 
 
@@ -180,11 +218,17 @@ def correlation_finding(dataset: xr.Dataset) -> str:
         (abs(rho[i, j]), i, j)
         for i in range(len(names))
         for j in range(i)
-        if names[i].split(":")[0] != names[j].split(":")[0] and ":" in names[i] and ":" in names[j] and p[i, j] < attrs["level"]
+        if names[i].split(":")[0] != names[j].split(":")[0]
+        and ":" in names[i]
+        and ":" in names[j]
+        and p[i, j] < attrs["level"]
     ]
     if not attrs["pairs"]:
         return "No two quantities share blocks enough to be correlated."
-    said = f"{attrs['significant']} of {counted(attrs['pairs'], 'pair')} stay below {attrs['level']:.0%} after correction"
+    said = (
+        f"{attrs['significant']} of {counted(attrs['pairs'], 'pair')} stay below {attrs['level']:.0%} after"
+        " correction"
+    )
     if not apart:
         return f"{said}{', none of them between two different experiments' if attrs['significant'] else ''}."
     _, i, j = max(apart)
@@ -194,30 +238,49 @@ def correlation_finding(dataset: xr.Dataset) -> str:
 SPECTRA = Drawing(
     "Weight spectra",
     "How many of its directions does each weight matrix really use?",
-    "An effective rank ratio of 1 means that all directions are equally strong, a small one that a few do most of the work. "
-    "A straight line in the second figure would be an exponential fall; the sharper the first bend, the more energy lies "
-    "in few directions. Queries and keys usually use fewest: what a head compares needs few dimensions.",
+    "An effective rank ratio of 1 means that all directions are equally strong, a small one that a few do"
+    " most of the work. A straight line in the second figure would be an exponential fall; the sharper the"
+    " first bend, the more energy lies in few directions. Queries and keys usually use fewest: what a head"
+    " compares needs few dimensions.",
     spectra_figures,
     spectra_finding,
-    ("effective_rank", "effective_rank_ratio", "entropy_rank", "stable_rank", "power_law", "power_law_fit", "condition"),
+    (
+        "effective_rank",
+        "effective_rank_ratio",
+        "entropy_rank",
+        "stable_rank",
+        "power_law",
+        "power_law_fit",
+        "condition",
+    ),
 )
 LINEARITY = Drawing(
     "Layer linearity",
     "How far is each block from a linear map, and what would a linear map in its place cost?",
-    "The gap is the share of a block's response that its derivative does not explain. A gap that grows tenfold with a "
-    "tenfold step is a quadratic bend. A spectral norm far above the others belongs to a block that stretches some direction "
-    "of the stream; a low cosine in the fourth figure means that every token sees another linear map, so that no single one "
-    "can replace the block.",
+    "The gap is the share of a block's response that its derivative does not explain. A gap that grows"
+    " tenfold with a tenfold step is a quadratic bend. A spectral norm far above the others belongs to a"
+    " block that stretches some direction of the stream; a low cosine in the fourth figure means that every"
+    " token sees another linear map, so that no single one can replace the block.",
     linearity_figures,
     linearity_finding,
-    ("gap", "order", "order_fit", "spectral_norm", "amplification", "consistency", "radial", "difference_error"),
+    (
+        "gap",
+        "order",
+        "order_fit",
+        "spectral_norm",
+        "amplification",
+        "consistency",
+        "radial",
+        "difference_error",
+    ),
 )
 CORRELATIONS = Drawing(
     "What goes with what",
     "Which measurements of a block say the same thing?",
-    "Blue pairs rise together over the blocks, orange ones against each other; a dot marks those that survive the correction "
-    "for the number of pairs. Neighbouring blocks are not independent samples: look first at the row of the position in "
-    "the model, since two quantities that both follow depth will correlate whether or not one has to do with the other.",
+    "Blue pairs rise together over the blocks, orange ones against each other; a dot marks those that survive"
+    " the correction for the number of pairs. Neighbouring blocks are not independent samples: look first at"
+    " the row of the position in the model, since two quantities that both follow depth will correlate"
+    " whether or not one has to do with the other.",
     correlation_figures,
     correlation_finding,
     ("rho", "p", "p_corrected", "blocks"),

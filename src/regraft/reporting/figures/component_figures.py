@@ -10,10 +10,21 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.theme import FIRST, SECOND, Drawing, axis_labels, bars, base, heatmap, plain_text, quoted
+from regraft.reporting.theme import (
+    FIRST,
+    SECOND,
+    Drawing,
+    axis_labels,
+    bars,
+    base,
+    heatmap,
+    plain_text,
+    quoted,
+)
 from regraft.reporting.wording import counted, differ, highest, signed
 
 RANKED = 12
+"""Bars that can be read beside each other."""
 
 
 def neuron_square(values_F: np.ndarray) -> np.ndarray:
@@ -24,8 +35,13 @@ def neuron_square(values_F: np.ndarray) -> np.ndarray:
     return square
 
 
+UNCHANGED = 5e-4
+"""Below it a probability of three decimals does not change."""
+
+
 def ablate_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
-    """The heat map of the block with the largest change, crosses where the answer changed, and all blocks in one."""
+    """The heat map of the block with the largest change, crosses where the answer changed, and all blocks in
+    one."""
     change, attrs = dataset.change.values, dataset.attrs
     several = attrs.get("prompts", 1) > 1
     change_of, over = ("mean change", f" over {attrs['prompts']:,} prompts") if several else ("change", "")
@@ -36,9 +52,11 @@ def ablate_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     columns = square.shape[1]
     numbers = np.arange(square.size).reshape(square.shape)
     figure = heatmap(
-        np.abs(square), list(range(columns)), list(range(0, square.size, columns)), f"size of the {change_of}",
+        np.abs(square), list(range(columns)), list(range(0, square.size, columns)),
+        f"size of the {change_of}",
         customdata=np.dstack([numbers, square]),
-        hovertemplate=f"neuron %{{customdata[0]}}<br>{change_of} of the probability %{{customdata[1]:+.4f}}<extra></extra>",
+        hovertemplate="neuron %{customdata[0]}<br>"
+        f"{change_of} of the probability %{{customdata[1]:+.4f}}<extra></extra>",
         zmin=0,
     )  # fmt: skip
     crossed = np.flatnonzero(dataset.top1_changed.values[row][: len(one)] > 0)
@@ -50,10 +68,15 @@ def ablate_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         marker=mark,
         hoverinfo="skip",
     )
-    figure.update_layout(height=560, xaxis_title="neuron, added to the row's first", yaxis_title="first neuron of the row")
+    figure.update_layout(
+        height=560, xaxis_title="neuron, added to the row's first", yaxis_title="first neuron of the row"
+    )
     figure.update_yaxes(autorange="reversed")
     answer = "the answers" if over and attrs["target_id"] < 0 else quoted(attrs["target"])
-    caption = f"{change_of} of the probability of {answer}{over} (×: another answer{' in any of them' if over else ''})"
+    caption = (
+        f"{change_of} of the probability of {answer}{over} (×: another"
+        f" answer{' in any of them' if over else ''})"
+    )
     drawn = [(f"Block {dataset.block.values[row]}: {caption}", figure)]
     if dataset.sizes["block"] > 1:
         chart = bars(dataset.block.values, largest, "block", change_of, "of probability")
@@ -70,17 +93,21 @@ def ablate_finding(dataset: xr.Dataset) -> str:
     somewhere = f" in {'at least one' if attrs['flips'] else 'any'} prompt" if several else ""
     if not places:
         return f"{begun} No neuron could be measured."
-    if abs(change.ravel()[places[0]]) < 5e-4:
+    if abs(change.ravel()[places[0]]) < UNCHANGED:
         begun = f"{begun} No neuron alone changes it by 0.001"
-        makes = f"{counted(attrs['flips'], 'neuron')} {_verb(attrs['flips'], 'make')} another token the most likely{somewhere}"
+        makes = (
+            f"{counted(attrs['flips'], 'neuron')} {_verb(attrs['flips'], 'make')} another token the most"
+            f" likely{somewhere}"
+        )
         return f"{begun}, but {makes}." if several and attrs["flips"] else f"{begun}."
     large, flips = (f"{attrs[name]:,}" if attrs[name] else "none" for name in ("large", "flips"))
     row, neuron = np.unravel_index(places[0], change.shape)
     most = f"; N{neuron}@L{dataset.block.values[row]} changes it most, by {signed(change[row, neuron])}"
     return (
-        f"{begun} Of {counted(int(np.isfinite(change).sum()), 'neuron')}, {large} {_verb(attrs['large'], 'change')} it by more "
-        f"than {attrs['threshold']:g} and {flips} {_verb(attrs['flips'], 'make')} another token the most likely"
-        f"{somewhere}{most if len(places) == 1 and differ(np.abs(change)) else ''}."
+        f"{begun} Of {counted(int(np.isfinite(change).sum()), 'neuron')},"
+        f" {large} {_verb(attrs['large'], 'change')} it by more than {attrs['threshold']:g} and"
+        f" {flips} {_verb(attrs['flips'], 'make')} another token the most"
+        f" likely{somewhere}{most if len(places) == 1 and differ(np.abs(change)) else ''}."
     )
 
 
@@ -88,7 +115,11 @@ def _goes_on(attrs: Mapping[Any, Any], several: bool) -> str:
     """The prompt and its answer; of several prompts how many, and their answer where they have the same."""
     if not several:
         return f"“{attrs['prompt']}” goes on with {quoted(attrs['target'])} at a"
-    answer = f" with {quoted(attrs['target'])}" if attrs["target_id"] >= 0 else ", each with its own most likely token,"
+    answer = (
+        f" with {quoted(attrs['target'])}"
+        if attrs["target_id"] >= 0
+        else ", each with its own most likely token,"
+    )
     return f"{counted(attrs['prompts'], 'prompt')} go on{answer} at a mean"
 
 
@@ -97,10 +128,15 @@ def _verb(number: int, verb: str) -> str:
 
 
 def push_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
-    """MLP layers as bars, heads as a map of the difference of the first two targets; means where there are several pairs."""
+    """MLP layers as bars, heads as a map of the difference of the first two targets; means where there are
+    several pairs."""
     drawn = []
     number = dataset.attrs.get("pairs", 1)
-    what, over = ("Push", "") if number == 1 else ("Mean push", f", over {number:,} pairs of a question and a baseline")
+    what, over = (
+        ("Push", "")
+        if number == 1
+        else ("Mean push", f", over {number:,} pairs of a question and a baseline")
+    )
     targets = [str(t) for t in dataset.target.values]
     mlp = dataset.isel(component=dataset.kind.values == "mlp")
     if mlp.sizes["component"]:
@@ -115,7 +151,9 @@ def push_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
                 marker_color=colour,
                 hovertemplate=hover,
             )
-        figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+        figure.update_layout(
+            showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
+        )
         figure.update_yaxes(title=f"{what.lower()}, nats")
         drawn.append((f"{what} of every MLP layer{over}", figure))
     heads = dataset.isel(component=dataset.kind.values == "head")
@@ -125,11 +163,14 @@ def push_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 
 def _towards(targets: list[str]) -> str:
-    return f"{quoted(targets[0])} rather than {quoted(targets[1])}" if len(targets) > 1 else quoted(targets[0])
+    return (
+        f"{quoted(targets[0])} rather than {quoted(targets[1])}" if len(targets) > 1 else quoted(targets[0])
+    )
 
 
 def _signed(dataset: xr.Dataset) -> np.ndarray:
-    """Push towards the first target, less that towards the second where there is one: one number for each component."""
+    """Push towards the first target, less that towards the second where there is one: one number for each
+    component."""
     push = dataset.push.values
     return push[:, 0] - push[:, 1] if push.shape[1] > 1 else push[:, 0]
 
@@ -137,17 +178,25 @@ def _signed(dataset: xr.Dataset) -> np.ndarray:
 def _head_map(heads: xr.Dataset) -> go.Figure:
     blocks = list(dict.fromkeys(heads.component_block.values.tolist()))
     grid = np.full((len(blocks), int(heads["head"].max()) + 1), np.nan)
-    for block, head, value in zip(heads.component_block.values, heads["head"].values, _signed(heads), strict=True):
+    for block, head, value in zip(
+        heads.component_block.values, heads["head"].values, _signed(heads), strict=True
+    ):
         grid[blocks.index(block), head] = value
     figure = heatmap(
-        grid, list(range(grid.shape[1])), blocks, "nats", True, hovertemplate="L%{y}H%{x}<br>%{z:+.3f} nats<extra></extra>"
+        grid,
+        list(range(grid.shape[1])),
+        blocks,
+        "nats",
+        True,
+        hovertemplate="L%{y}H%{x}<br>%{z:+.3f} nats<extra></extra>",
     )
     figure.update_layout(xaxis_title="head", yaxis_title="block")
     return figure
 
 
 def ranked(dataset: xr.Dataset, kind: str, count: int) -> list[tuple[str, float]]:
-    """The components of a kind that push most towards the first target rather than the second, strongest first."""
+    """The components of a kind that push most towards the first target rather than the second, strongest
+    first."""
     one = dataset.isel(component=(dataset.kind.values == kind) & np.isfinite(_signed(dataset)))
     order = np.argsort(-np.abs(_signed(one)), kind="stable")[:count]
     return [(str(one.component.values[i]), float(_signed(one)[i])) for i in order]
@@ -159,18 +208,26 @@ def push_finding(dataset: xr.Dataset) -> str:
     lists = []
     for kind, noun in (("mlp", "MLP layers"), ("head", "heads")):
         first = ", ".join(
-            f"{name} {signed(value, 2)}" for name, value in ranked(dataset, kind, 5) if f"{abs(value):.2f}" != "0.00"
+            f"{name} {signed(value, 2)}"
+            for name, value in ranked(dataset, kind, 5)
+            if f"{abs(value):.2f}" != "0.00"
         )
         lists += [f"{noun} {first}"] if first else []
     known = zip(targets, dataset.on_question.values, strict=True)
     on = ", ".join(f"{quoted(t)} {v:.2f}" for t, v in known if np.isfinite(v))
     number = dataset.attrs.get("pairs", 1)
     mean = "" if number == 1 else f", mean over {number:,} pairs"
-    pushed = f"in nats{mean}: {'; '.join(lists)}" if lists else f"no part pushes by a hundredth of a nat{mean}"
-    known_by = "Log-probabilities on the question itself" if number == 1 else "Mean log-probabilities on the questions themselves"
+    pushed = (
+        f"in nats{mean}: {'; '.join(lists)}" if lists else f"no part pushes by a hundredth of a nat{mean}"
+    )
+    known_by = (
+        "Log-probabilities on the question itself"
+        if number == 1
+        else "Mean log-probabilities on the questions themselves"
+    )
     return (
-        f"{_texts(dataset, 'question')} into {_texts(dataset, 'baseline')}, towards {_towards(targets)}, {pushed}."
-        f"{f' {known_by}: {on}.' if on else ''}"
+        f"{_texts(dataset, 'question')} into {_texts(dataset, 'baseline')}, towards {_towards(targets)},"
+        f" {pushed}.{f' {known_by}: {on}.' if on else ''}"
     )
 
 
@@ -185,9 +242,10 @@ def _texts(dataset: xr.Dataset, name: str) -> str:
 ABLATE = Drawing(
     "Neuron ablation",
     "Which single neurons does an answer hang on?",
-    "Every cell is one neuron set to zero: the higher on the colour bar, the more the answer's probability changes, in "
-    "the mean where there are several prompts; a cross marks the cells where another token became the most likely one, in "
-    "any prompt. Usually nearly all cells are close to zero: an answer hangs on few neurons, or on none alone.",
+    "Every cell is one neuron set to zero: the higher on the colour bar, the more the answer's probability"
+    " changes, in the mean where there are several prompts; a cross marks the cells where another token"
+    " became the most likely one, in any prompt. Usually nearly all cells are close to zero: an answer hangs"
+    " on few neurons, or on none alone.",
     ablate_figures,
     ablate_finding,
     ("change", "top1_changed"),
@@ -195,9 +253,9 @@ ABLATE = Drawing(
 PUSH = Drawing(
     "Push",
     "Which parts carry the answer to a question into a text that has nothing to do with it?",
-    "Each bar or cell takes one part's activation at the end of the question and puts it in at the end of a neutral text; of "
-    "several pairs of a question and a text the mean is shown. "
-    "What pushes both answers alike only says that an answer is due; what pushes one rather than the other knows which.",
+    "Each bar or cell takes one part's activation at the end of the question and puts it in at the end of a"
+    " neutral text; of several pairs of a question and a text the mean is shown. What pushes both answers"
+    " alike only says that an answer is due; what pushes one rather than the other knows which.",
     push_figures,
     push_finding,
     ("push",),

@@ -23,12 +23,21 @@ COSTS = {
 def certificate_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """Bits per byte, error by depth, costs as ratios."""
     text = base(340, barmode="group")
-    for name, colour, said in (("bits_per_byte_before", MUTED, "before"), ("bits_per_byte_after", FIRST, "after")):
+    for name, colour, said in (
+        ("bits_per_byte_before", MUTED, "before"),
+        ("bits_per_byte_after", FIRST, "after"),
+    ):
         hover = f"%{{x}}, {said}: %{{y:.4f}} bits per byte<extra></extra>"
         text.add_bar(
-            x=axis_labels(data.domain.values), y=data[name].values.tolist(), name=said, marker_color=colour, hovertemplate=hover
+            x=axis_labels(data.domain.values),
+            y=data[name].values.tolist(),
+            name=said,
+            marker_color=colour,
+            hovertemplate=hover,
         )
-    text.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+    text.update_layout(
+        showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
+    )
     text.update_yaxes(title="bits per byte")
     depth = lines(
         data.depth.values,
@@ -37,13 +46,22 @@ def certificate_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
         "squared error over mean square",
     )
     kinds = base(420, barmode="group")
-    for name, colour, said in (("group_kl", MUTED, "behind such a token"), ("group_excess", FIRST, "such a token to come")):
+    for name, colour, said in (
+        ("group_kl", MUTED, "behind such a token"),
+        ("group_excess", FIRST, "such a token to come"),
+    ):
         hover = f"%{{y}}, {said}: %{{x:.4f}} nats<extra></extra>"
         kinds.add_bar(
-            y=axis_labels(data.group.values), x=data[name].values.tolist(), name=said, orientation="h", marker_color=colour,
+            y=axis_labels(data.group.values), x=data[name].values.tolist(), name=said, orientation="h",
+            marker_color=colour,
             hovertemplate=hover,
         )  # fmt: skip
-    kinds.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64, margin_l=190)
+    kinds.update_layout(
+        showlegend=True,
+        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0),
+        margin_t=64,
+        margin_l=190,
+    )
     kinds.update_xaxes(title="nats per token: divergence behind it, loss added where it was to come")
     kinds.update_yaxes(autorange="reversed")
     ratios = [float(data[name].sel(state="after")) / float(data[name].sel(state="before")) for name in COSTS]
@@ -72,7 +90,12 @@ def certificate_finding(data: xr.Dataset) -> str:
         change, same = float(one.bits_per_byte_after - one.bits_per_byte_before), float(one.top1)
         top = f" (same first token in {same:.1%})" if np.isfinite(same) else ""
         said.append(
-            f"on {name} " + (f"{signed(change, 4)} bits per byte{top}" if np.isfinite(change) else "no finite number of bits")
+            f"on {name} "
+            + (
+                f"{signed(change, 4)} bits per byte{top}"
+                if np.isfinite(change)
+                else "no finite number of bits"
+            )
         )
     begun = f"With the {data.attrs.get('grafts', 'graft')} in place: {'; '.join(said)}." if said else ""
     places = [place for place in range(data.sizes["worst"]) if float(data.excess.values[place]) > 0]
@@ -80,17 +103,18 @@ def certificate_finding(data: xr.Dataset) -> str:
         return f"{begun} No token suffers.".strip()
     worst = data.isel(worst=places[0])
     return (
-        f"{begun} The token that suffers most is {quoted(worst.token.item())} behind {quoted(worst.context.item())}: "
-        f"{signed(float(worst.excess), 2)} nats."
+        f"{begun} The token that suffers most is {quoted(worst.token.item())} behind"
+        f" {quoted(worst.context.item())}: {signed(float(worst.excess), 2)} nats."
     ).strip()
 
 
 CERTIFICATE = Drawing(
     "Certificate",
     "What does the graft change, measured against the model that it came from?",
-    "Both models read the same text, which should not be what the graft was trained on. Bits per byte say how well each "
-    "predicts it, the error by depth how far the inner stream is moved, the last figure what the new part weighs and takes "
-    "in times of the old one; times are medians of turns, memory is the highest beyond the weights.",
+    "Both models read the same text, which should not be what the graft was trained on. Bits per byte say how"
+    " well each predicts it, the error by depth how far the inner stream is moved, the last figure what the"
+    " new part weighs and takes in times of the old one; times are medians of turns, memory is the highest"
+    " beyond the weights.",
     certificate_figures,
     certificate_finding,
     ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5"),

@@ -11,7 +11,6 @@ from plotly.subplots import make_subplots
 from scipy.cluster.hierarchy import dendrogram
 
 from regraft.reporting.theme import (
-    DIVERGING,
     FIRST,
     MARGIN,
     MUTED,
@@ -23,7 +22,6 @@ from regraft.reporting.theme import (
     base,
     heatmap,
     plain_text,
-    quoted,
 )
 from regraft.reporting.wording import (
     LEAST_LOSS,
@@ -38,21 +36,33 @@ from regraft.reporting.wording import (
     signed,
 )
 
+NOTHING = 1e-4
+"""Nats per token that no figure shows."""
+
 
 def knockout_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """Bars for single knockouts, matrices for pairs, a line for greedy pruning."""
     if "synergy" in dataset:
         loss = heatmap(dataset.increase.values, dataset.other.values, dataset.block.values, "nats per token")
-        synergy = heatmap(dataset.synergy.values, dataset.other.values, dataset.block.values, "nats per token", True)
+        synergy = heatmap(
+            dataset.synergy.values, dataset.other.values, dataset.block.values, "nats per token", True
+        )
         for figure in (loss, synergy):
             figure.update_layout(xaxis_title="block", yaxis_title="block")
-        return [("Loss added when both are skipped", loss), ("Synergy: more (blue) or less than the sum of both", synergy)]
+        return [
+            ("Loss added when both are skipped", loss),
+            ("Synergy: more (blue) or less than the sum of both", synergy),
+        ]
     if "removed" in dataset:
         return [("Loss while blocks are removed one after the other", greedy_line(dataset))]
     if not relative(dataset):
-        figure = bars(dataset.block.values, dataset.loss.values, "skipped block", "nats per token", "nats per token")
+        figure = bars(
+            dataset.block.values, dataset.loss.values, "skipped block", "nats per token", "nats per token"
+        )
         return [("Loss with one block skipped; the whole model has none that could be a measure", figure)]
-    figure = bars(dataset.block.values, dataset.ratio.values, "skipped block", "loss / clean loss", "x clean", log=True)
+    figure = bars(
+        dataset.block.values, dataset.ratio.values, "skipped block", "loss / clean loss", "x clean", log=True
+    )
     figure.add_hline(y=1.0, line_color=MUTED, line_width=1, line_dash="dot")
     return [("Loss with one block skipped, relative to the whole model (logarithmic)", figure)]
 
@@ -63,14 +73,17 @@ def relative(dataset: xr.Dataset) -> bool:
 
 
 def greedy_line(dataset: xr.Dataset) -> go.Figure:
-    """Loss ratio against the number of removed blocks, each point named by its block; the loss where the clean one is none."""
+    """Loss ratio against the number of removed blocks, each point named by its block; the loss where the
+    clean one is none."""
     figure = base()
     times = relative(dataset)
     start, rest = (1.0, dataset.ratio.values) if times else (dataset.attrs["clean_loss"], dataset.loss.values)
     figure.add_scatter(
         x=[0, *dataset.step.values.tolist()], y=[start, *rest.tolist()], mode="lines+markers+text",
-        text=["whole model", *[plain_text(f"- {name}") for name in dataset.removed.values]], textposition="top center",
-        line_color=FIRST, hovertemplate=f"%{{text}}<br>%{{y:.3f}} {'x clean' if times else 'nats per token'}<extra></extra>",
+        text=["whole model", *[plain_text(f"- {name}") for name in dataset.removed.values]],
+        textposition="top center",
+        line_color=FIRST,
+        hovertemplate=f"%{{text}}<br>%{{y:.3f}} {'x clean' if times else 'nats per token'}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title="blocks removed", dtick=1)
     figure.update_yaxes(title="loss / clean loss" if times else "nats per token")
@@ -98,7 +111,11 @@ def knockout_finding(dataset: xr.Dataset) -> str:
     rest = np.delete(values, worst)
     rest = rest[np.isfinite(rest)]
     if not len(rest):
-        alone = f"block {names[0]}, the only one," if len(names) == 1 else f"{named_blocks(names[worst])}, each alone,"
+        alone = (
+            f"block {names[0]}, the only one,"
+            if len(names) == 1
+            else f"{named_blocks(names[worst])}, each alone,"
+        )
         return f"Without {alone} the loss is {most}.{broken}"
     if values[worst[0]] <= (1.0 if unit else clean):
         return f"No block is missed: without any one of them the loss is at most {most}.{broken}"
@@ -119,13 +136,16 @@ def _greedy_finding(dataset: xr.Dataset) -> str:
     limit, clean, steps = dataset.attrs["limit"], dataset.attrs["clean_loss"], dataset.sizes["step"]
     bound = f"{limit:g} times the clean {clean:.3f} nats per token"
     if not relative(dataset):
-        return f"The clean loss is {clean:.3f} nats per token: no multiple of it is a limit to remove blocks within."
+        return (
+            f"The clean loss is {clean:.3f} nats per token: no multiple of it is a limit to remove blocks"
+            " within."
+        )
     if not steps:
         return f"No block can go: without any one of them the loss passes {bound}."
     gone = listed(dataset.removed.values, 12)
     return (
-        f"{counted(steps, 'block')} of {dataset.sizes['block']} can go within {bound}: {gone}, in this order; the loss is then "
-        f"{_times(float(dataset.ratio.values[-1]))} times the clean one."
+        f"{counted(steps, 'block')} of {dataset.sizes['block']} can go within {bound}: {gone}, in this order;"
+        f" the loss is then {_times(float(dataset.ratio.values[-1]))} times the clean one."
     )
 
 
@@ -137,15 +157,19 @@ def _pairs_finding(dataset: xr.Dataset) -> str:
     i, j = np.unravel_index(highest(np.abs(synergy).ravel())[0], synergy.shape)
     way = "more" if synergy[i, j] > 0 else "less"
     return (
-        f"Blocks {names[j]} and {names[i]} depend most on each other: skipped together they cost {abs(synergy[i, j]):.3f} nats "
-        f"per token {way} than the sum of what each costs alone."
+        f"Blocks {names[j]} and {names[i]} depend most on each other: skipped together they cost"
+        f" {abs(synergy[i, j]):.3f} nats per token {way} than the sum of what each costs alone."
     )
 
 
 def swap_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """The cost matrix under its dendrogram, and the mean cost by distance."""
     distance = bars(
-        dataset.distance.values, dataset.distance_cost.values, "distance between the two blocks", "nats per token", "nats"
+        dataset.distance.values,
+        dataset.distance_cost.values,
+        "distance between the two blocks",
+        "nats per token",
+        "nats",
     )
     distance.update_traces(marker_color=MUTED)
     return [
@@ -159,20 +183,33 @@ def swap_map(dataset: xr.Dataset) -> go.Figure:
     order = dataset.leaf_order.values
     names = axis_labels(dataset.block.values[order])
     cost = dataset.cost.values[np.ix_(order, order)]
-    tree = dendrogram(dataset.linkage.values, no_plot=True) if len(dataset.linkage) else {"icoord": [], "dcoord": []}
-    figure = make_subplots(rows=2, cols=1, row_heights=[0.22, 0.78], vertical_spacing=0.02, shared_xaxes=False)
+    tree = (
+        dendrogram(dataset.linkage.values, no_plot=True)
+        if len(dataset.linkage)
+        else {"icoord": [], "dcoord": []}
+    )
+    figure = make_subplots(
+        rows=2, cols=1, row_heights=[0.22, 0.78], vertical_spacing=0.02, shared_xaxes=False
+    )
     for xs, ys in zip(tree["icoord"], tree["dcoord"], strict=True):
         places = [(x - 5) / 10 for x in xs]
-        figure.add_scatter(x=places, y=ys, mode="lines", line=dict(color=MUTED, width=1.5), hoverinfo="skip", row=1, col=1)
+        figure.add_scatter(
+            x=places, y=ys, mode="lines", line=dict(color=MUTED, width=1.5), hoverinfo="skip", row=1, col=1
+        )
     figure.add_heatmap(
-        z=cost, x=list(range(len(names))), y=list(range(len(names))), meta="sequential", colorscale=SEQUENTIAL, xgap=1, ygap=1,
+        z=cost, x=list(range(len(names))), y=list(range(len(names))), meta="sequential",
+        colorscale=SEQUENTIAL, xgap=1, ygap=1,
         customdata=[[Label(f"{a} and {b}") for b in names] for a in names],
         hovertemplate="%{customdata}<br>%{z:.4g} nats per token<extra></extra>",
-        colorbar=dict(thickness=10, outlinewidth=0, len=0.78, y=0.39, title=dict(text="nats per token", side="right")),
+        colorbar=dict(
+            thickness=10, outlinewidth=0, len=0.78, y=0.39, title=dict(text="nats per token", side="right")
+        ),
         row=2, col=1,
     )  # fmt: skip
     figure.update_layout(height=560, margin=MARGIN, template="none", showlegend=False)
-    ticks: dict[str, Any] = dict(tickvals=list(range(len(names))), ticktext=names, range=[-0.5, len(names) - 0.5])
+    ticks: dict[str, Any] = dict(
+        tickvals=list(range(len(names))), ticktext=names, range=[-0.5, len(names) - 0.5]
+    )
     figure.update_xaxes(visible=False, range=[-0.5, len(names) - 0.5], row=1, col=1)
     figure.update_yaxes(visible=False, row=1, col=1)
     figure.update_xaxes(title="block", **ticks, row=2, col=1)
@@ -184,7 +221,9 @@ def swap_finding(dataset: xr.Dataset) -> str:
     """What swapping says about this model, from measured numbers."""
     names, attrs = dataset.block.values, dataset.attrs
     cost = np.where(np.tril(np.ones(dataset.cost.shape), -1) > 0, dataset.cost.values, np.nan)
-    pairs = [(int(i), int(j)) for j, i in (np.unravel_index(place, cost.shape) for place in lowest(cost.ravel()))]
+    pairs = [
+        (int(i), int(j)) for j, i in (np.unravel_index(place, cost.shape) for place in lowest(cost.ravel()))
+    ]
     if not pairs:
         return "There are no two blocks whose exchange gives a finite loss."
     least = signed(cost[pairs[0][1], pairs[0][0]])
@@ -193,7 +232,11 @@ def swap_finding(dataset: xr.Dataset) -> str:
         each = "Exchanging" if len(pairs) == 1 else "Each exchange costs the same:"
         said = f"{each} {listed(named)} {'costs ' if len(pairs) == 1 else ''}{least} nats per token."
     else:
-        said = f"The cheapest exchange is {named[0]}" if len(pairs) == 1 else f"The cheapest exchanges are {listed(named)}"
+        said = (
+            f"The cheapest exchange is {named[0]}"
+            if len(pairs) == 1
+            else f"The cheapest exchanges are {listed(named)}"
+        )
         said += f" ({least} nats per token)"
         mean = dataset.mean_cost.values
         dear = highest(mean)
@@ -203,104 +246,8 @@ def swap_finding(dataset: xr.Dataset) -> str:
     if attrs.get("clean_loss", 1.0) < LEAST_LOSS:
         return said
     return (
-        f"{said} Interchangeable within {attrs['tolerance']:.0%} of the clean loss: {attrs['interchangeable_pairs']} of "
-        f"{counted(attrs['pairs'], 'pair')}."
-    )
-
-
-def patch_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
-    """The map of effects."""
-    column = dataset.effect.dims[1]
-    labels = axis_labels(dataset[column].values)
-    if "token" in dataset.coords:
-        labels = [Label(f"{plain_text(str(t).strip() or '·')}<br>{p}") for t, p in zip(dataset.token.values, labels, strict=True)]
-    figure = heatmap(
-        dataset.effect.values, labels, dataset.block.values, "normalised effect", True,
-        hovertemplate="block %{y}, %{x}<br>effect %{z:.3f}<extra></extra>",
-    )  # fmt: skip
-    sizes = np.abs(dataset.effect.values[np.isfinite(dataset.effect.values)])
-    largest = max(1.0, float(sizes.max(initial=0.0)))
-    figure.update_traces(zmin=-largest, zmax=largest, zmid=None, colorscale=DIVERGING)
-    figure.update_xaxes(title=f"{column} of the patched activation", tickangle=0)
-    figure.update_yaxes(title="block")
-    over = f", mean over {dataset.attrs['pairs']} pairs" if dataset.attrs["pairs"] > 1 else ""
-    wide = f", {dataset.attrs['window']} blocks at once" if dataset.attrs["window"] > 1 else ""
-    drawn = [(f"Effect of patching {dataset.attrs['site']}, {dataset.attrs['direction']} direction{over}{wide}", figure)]
-    if np.isfinite(dataset.attribution.values).any():
-        drawn.append(("Each cell measured, against its first-order estimate from one backward pass", attribution_figure(dataset)))
-    return drawn
-
-
-def attribution_figure(dataset: xr.Dataset) -> go.Figure:
-    """Measured effect over attribution, one point for each cell, and the line on which both are the same."""
-    effect, estimate = dataset.effect.values, dataset.attribution.values
-    column = str(dataset.effect.dims[1])
-    hover = np.array([[plain_text(f"block {b}, {column} {c}") for c in dataset[column].values] for b in dataset.block.values])
-    figure = base(340)
-    known = np.concatenate([values[np.isfinite(values)] for values in (effect, estimate)])
-    ends = [float(known.min(initial=0.0)), float(known.max(initial=0.0))]
-    figure.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=MUTED, dash="dot"), hoverinfo="skip")
-    figure.add_scatter(
-        x=estimate.ravel(), y=effect.ravel(), mode="markers", marker=dict(color=FIRST, size=6), text=hover.ravel(),
-        hovertemplate="%{text}<br>measured %{y:.3f}<br>estimated %{x:.3f}<extra></extra>",
-    )  # fmt: skip
-    figure.update_xaxes(title="attribution: difference times gradient")
-    figure.update_yaxes(title="measured effect")
-    return figure
-
-
-def patch_finding(dataset: xr.Dataset) -> str:
-    """Where the answer's information sits, and between which blocks it moves, from measured numbers."""
-    effect = dataset.effect.values
-    attrs = dataset.attrs
-    same = f"{attrs['target_value']:+.1f}" == f"{attrs['source_value']:+.1f}"
-    mean = f", mean over {attrs['pairs']:,} pairs" if attrs.get("pairs", 1) > 1 else ""
-    measured = f"Logit of the answer minus the wrong one{mean}: {attrs['target_value']:+.1f}"
-    span = f"{measured} in both runs. " if same else (
-        f"{measured} in the run that is patched, {attrs['source_value']:+.1f} in the run that the activations come from. "
-    )  # fmt: skip
-    if np.isfinite(attrs["attribution_correlation"]):
-        correlation = attrs["attribution_correlation"]
-        span += f"Attribution, from one backward pass, correlates with the measured effects by {correlation:.2f}. "
-    return f"{span}{_carrier(dataset, effect)}".strip()
-
-
-def _carrier(dataset: xr.Dataset, effect: np.ndarray) -> str:
-    """Which head, neuron or token carries the difference; that none does, where none does."""
-    place, names = highest(effect.ravel()), dataset.block.values
-    if not place:
-        return "The two runs do not differ in it: there is no difference that an activation could carry."
-    row, column = np.unravel_index(place[0], effect.shape)
-    most = effect[row, column]
-    for kind, called in (("neuron", f"N{column}@L{names[row]}"), ("head", f"Head {column} of block {names[row]}")):
-        if kind in dataset.dims:
-            share = f"{most:.3f}" if kind == "neuron" else f"{most:.2f}"
-            only = effect.size == 1 or len(place) > 1
-            said = f"{called} carries {share}" if only else f"{called} carries most, {share}"
-            return f"{said} of the difference." if float(share) > 0 else f"No {kind} carries any of the difference alone."
-    if "token" not in dataset.coords or effect.shape[0] < 2 or not np.isfinite(effect).all():
-        return ""
-    return _moved(effect, [quoted(token) for token in dataset.token.values], names)
-
-
-def _moved(effect: np.ndarray, words: list[str], names: np.ndarray) -> str:
-    """Between which blocks the effect moves from one token to another."""
-    first, last = effect[0].argmax(), effect[-1].argmax()
-    if effect[0, first] < 0.5:
-        return "In front of the first block no single token carries half of the difference."
-    moved = next((b for b in range(len(effect)) if effect[b, first] < 0.5), len(effect))
-    if moved == len(effect):
-        return f"The effect stays with {words[first]}."
-    gone = (
-        f"At {words[first]} the patch works (effect above one half) up to block {names[moved - 1]} and no more from block "
-        f"{names[moved]} on"
-    )
-    arrived = next((b for b in range(len(effect)) if effect[b, last] > 0.5), len(effect))
-    if first == last or arrived == len(effect):
-        return f"{gone}."
-    return (
-        f"{gone}; at {words[last]} it works from block {names[arrived]} on: the information moves between blocks "
-        f"{names[moved - 1]} and {names[moved]}."
+        f"{said} Interchangeable within {attrs['tolerance']:.0%} of the clean loss:"
+        f" {attrs['interchangeable_pairs']} of {counted(attrs['pairs'], 'pair')}."
     )
 
 
@@ -314,7 +261,13 @@ def replacement_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     )  # fmt: skip
     figure.update_layout(xaxis_title="block", height=150 + 30 * dataset.sizes["change"], margin_l=110)
     figure.update_yaxes(autorange="reversed")
-    whole = bars(dataset.change.values, dataset.everywhere.values, "change", "nats per token above clean", "nats per token")
+    whole = bars(
+        dataset.change.values,
+        dataset.everywhere.values,
+        "change",
+        "nats per token above clean",
+        "nats per token",
+    )
     return [("Loss with one block changed (logarithmic)", figure), ("Loss with every block changed", whole)]
 
 
@@ -322,7 +275,7 @@ def replacement_finding(dataset: xr.Dataset) -> str:
     """The cheapest and the dearest change that is not the model's own."""
     put = {str(c): float(v) for c, v in zip(dataset.change.values, dataset.everywhere.values, strict=True)}
     felt = {name: value for name, value in put.items() if np.isfinite(value)}
-    own = [name for name, value in felt.items() if abs(value) < 1e-4]
+    own = [name for name, value in felt.items() if abs(value) < NOTHING]
     names = [name for name in felt if name not in own]
     values = [felt[name] for name in names]
     said = f" ({listed(own)} {'changes' if len(own) == 1 else 'change'} nothing there)" if own else ""
@@ -331,25 +284,31 @@ def replacement_finding(dataset: xr.Dataset) -> str:
     if not felt:
         return "No change in every block at once gives a finite loss."
     if not names:
-        return f"{capital(listed(own))} in every block at once {'changes' if len(own) == 1 else 'change'} nothing."
+        return (
+            f"{capital(listed(own))} in every block at once"
+            f" {'changes' if len(own) == 1 else 'change'} nothing."
+        )
     low, high = lowest(values), highest(values)
     if not differ(values):
         each = "" if len(names) == 1 else " each"
-        return f"In every block at once, {listed(names)} {'costs' if len(names) == 1 else 'cost'}{each} " + (
-            f"{signed(values[0])} nats per token{said}."
+        return (
+            f"In every block at once, {listed(names)} {'costs' if len(names) == 1 else 'cost'}{each} "
+            + f"{signed(values[0])} nats per token{said}."
         )
     return (
-        f"In every block at once, {listed([names[i] for i in low])} {'costs' if len(low) == 1 else 'cost'} least "
-        f"({signed(values[low[0]])} nats per token) and {listed([names[i] for i in high])} most "
-        f"({signed(values[high[0]], 2)}){said}."
+        "In every block at once,"
+        f" {listed([names[i] for i in low])} {'costs' if len(low) == 1 else 'cost'} least"
+        f" ({signed(values[low[0]])} nats per token) and {listed([names[i] for i in high])} most"
+        f" ({signed(values[high[0]], 2)}){said}."
     )
 
 
 REPLACEMENT = Drawing(
     "Activation and norm replacement",
     "Does it matter which nonlinearity or norm a block uses?",
-    "A row at the low end of the colour bar is a function that a block does not distinguish from its own; identity takes the "
-    "nonlinearity away altogether. A block where even that stays low does nearly linear work in its MLP.",
+    "A row at the low end of the colour bar is a function that a block does not distinguish from its own;"
+    " identity takes the nonlinearity away altogether. A block where even that stays low does nearly linear"
+    " work in its MLP.",
     replacement_figures,
     replacement_finding,
     ("increase", "everywhere"),
@@ -357,9 +316,9 @@ REPLACEMENT = Drawing(
 KNOCKOUT = Drawing(
     "Knockout",
     "Which blocks can the model not do without?",
-    "Each bar is the loss on the model's own completions when one block is skipped, as a multiple of the whole model's "
-    "loss; the dotted line is no loss at all. The scale is logarithmic, so a bar twice as high is far more than twice as "
-    "bad.",
+    "Each bar is the loss on the model's own completions when one block is skipped, as a multiple of the"
+    " whole model's loss; the dotted line is no loss at all. The scale is logarithmic, so a bar twice as high"
+    " is far more than twice as bad.",
     knockout_figures,
     knockout_finding,
     ("loss", "increase", "ratio", "synergy", "removed"),
@@ -367,19 +326,10 @@ KNOCKOUT = Drawing(
 SWAP = Drawing(
     "Swap cost",
     "Which blocks could change places?",
-    "Each cell is the loss added when the two blocks are exchanged: pairs at the low end of the colour bar do nearly the "
-    "same work, those at the high end do not. The tree above joins blocks that are cheap to exchange with one another first.",
+    "Each cell is the loss added when the two blocks are exchanged: pairs at the low end of the colour bar do"
+    " nearly the same work, those at the high end do not. The tree above joins blocks that are cheap to"
+    " exchange with one another first.",
     swap_figures,
     swap_finding,
     ("cost",),
-)
-PATCH = Drawing(
-    "Activation patching",
-    "Where in the model is the answer's information, and when does it move?",
-    "Each cell puts one activation of the other run into this one: 1 (full blue) means that this single activation makes "
-    "the answer as likely as in the run that it came from, 0 that it changes nothing. Follow the strong cells upwards to see "
-    "at which token the information sits and between which blocks it moves on.",
-    patch_figures,
-    patch_finding,
-    ("logit_difference", "effect", "attribution", "effect_error"),
 )

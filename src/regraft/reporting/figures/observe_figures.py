@@ -25,13 +25,17 @@ from regraft.reporting.theme import (
 from regraft.reporting.wording import capital, counted, differ, highest, lowest, named_blocks
 
 SHOWN_TOKENS = 14
+"""Columns whose tokens can be read."""
 
 
 def lens_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """The lens table of one prompt, the crystallization depths, and the hurt rates."""
     prompt = json.loads(dataset.attrs["completions"])[int(shown_prompt(dataset).prompt.values[0])]["prompt"]
     return [
-        (f"What the model would say next after each block, continuing \u201c{prompt}\u201d", lens_table(dataset)),
+        (
+            f"What the model would say next after each block, continuing \u201c{prompt}\u201d",
+            lens_table(dataset),
+        ),
         ("Where predictions settle", crystallization(dataset)),
         ("Blocks through which the true token's rank got worse", hurt_rates(dataset)),
         ("The same by kind of token", by_type(dataset)),
@@ -49,18 +53,22 @@ def visible(piece: str) -> str:
     """A token as a reader sees it: a leading space as a small mark, a line break as a sign."""
     if piece.startswith("<|") and piece.endswith("|>"):
         return "⟨end⟩" if "end" in piece else "⟨special⟩"
-    return piece.replace("\n", "⏎").replace(" ", "·") if piece.strip() == "" or "\n" in piece else piece.strip()
+    return (
+        piece.replace("\n", "⏎").replace(" ", "·") if piece.strip() == "" or "\n" in piece else piece.strip()
+    )
 
 
 def lens_table(dataset: xr.Dataset) -> go.Figure:
-    """Depth by token: the text is the token ranked first, the colour its probability, hover shows the first five."""
+    """Depth by token: the text is the token ranked first, the colour its probability, hover shows the first
+    five."""
     one = shown_prompt(dataset)
     top, chance = one.top.values, one.top_probability.values[:, :, 0]
     hover = [[_ranked(one, d, n) for n in range(one.sizes["token"])] for d in range(one.sizes["depth"])]
     labels = [Label(f"{plain_text(visible(str(t)))}<br>{i}") for i, t in enumerate(one.text.values)]
     figure = heatmap(
         chance, labels, one.depth.values, "probability of the token ranked first", zmin=0, zmax=1,
-        text=[[plain_text(visible(str(t))[:9]) for t in row] for row in top[:, :, 0]], texttemplate="%{text}", customdata=hover,
+        text=[[plain_text(visible(str(t))[:9]) for t in row] for row in top[:, :, 0]], texttemplate="%{text}",
+        customdata=hover,
         hovertemplate="depth %{y}<br>%{customdata}<extra></extra>",
     )  # fmt: skip
     figure.update_layout(height=90 + 30 * one.sizes["depth"])
@@ -74,7 +82,9 @@ def _ranked(one: xr.Dataset, depth: int, token: int) -> str:
     first = zip(one.top.values[depth, token], one.top_probability.values[depth, token], strict=True)
     rows = [f"{plain_text(quoted(text))} {chance:.3f}" for text, chance in first]
     rank, chance = int(one["rank"].values[depth, token]), float(one.probability.values[depth, token])
-    return "<br>".join([*rows, f"true {plain_text(quoted(one.text.values[token]))}: rank {rank}, p {chance:.4f}"])
+    return "<br>".join(
+        [*rows, f"true {plain_text(quoted(one.text.values[token]))}: rank {rank}, p {chance:.4f}"]
+    )
 
 
 def crystallization(dataset: xr.Dataset) -> go.Figure:
@@ -89,7 +99,9 @@ def crystallization(dataset: xr.Dataset) -> go.Figure:
         share = [float((values == depth).mean()) for depth in depths]
         hover = f"{label}<br>depth %{{x}}: %{{y:.1%}} of tokens<extra></extra>"
         figure.add_bar(x=axis_labels(depths), y=share, name=label, marker_color=colour, hovertemplate=hover)
-    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+    figure.update_layout(
+        showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
+    )
     figure.update_xaxes(title="depth (blocks passed)", type="category")
     figure.update_yaxes(title="share of tokens", tickformat=".0%")
     return figure
@@ -97,7 +109,9 @@ def crystallization(dataset: xr.Dataset) -> go.Figure:
 
 def hurt_rates(dataset: xr.Dataset) -> go.Figure:
     """Share of tokens that each block moved away from the truth."""
-    figure = bars(dataset.block.values, dataset.hurt_rate.values, "block", "share of tokens", "of tokens got worse")
+    figure = bars(
+        dataset.block.values, dataset.hurt_rate.values, "block", "share of tokens", "of tokens got worse"
+    )
     figure.update_yaxes(tickformat=".0%")
     figure.update_traces(marker_color=MUTED)
     return figure
@@ -106,14 +120,19 @@ def hurt_rates(dataset: xr.Dataset) -> go.Figure:
 def by_type(dataset: xr.Dataset) -> go.Figure:
     """Mean depths of settling for each kind of token."""
     figure = base(300, barmode="group")
-    labels = [plain_text(f"{kind} ({n})") for kind, n in zip(dataset.by_type.values, dataset.tokens_by_type.values, strict=True)]
+    labels = [
+        plain_text(f"{kind} ({n})")
+        for kind, n in zip(dataset.by_type.values, dataset.tokens_by_type.values, strict=True)
+    ]
     for name, label, colour in (
         ("crystallization_by_type", "stays in the top k", FIRST),
         ("first_top1_by_type", "first ranked first", SECOND),
     ):
         hover = f"{label}<br>%{{x}}: depth %{{y:.2f}}<extra></extra>"
         figure.add_bar(x=labels, y=dataset[name].values, name=label, marker_color=colour, hovertemplate=hover)
-    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+    figure.update_layout(
+        showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
+    )
     figure.update_xaxes(title="kind of token (tokens)", type="category")
     figure.update_yaxes(title="mean depth")
     return figure
@@ -128,7 +147,10 @@ def completion_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def completions_finding(dataset: xr.Dataset) -> str:
     """How much was said, in one sentence."""
     prompts, kinds = dataset.sizes["prompt"], len(set(dataset.category.values.tolist()))
-    said = f"{counted(prompts, 'prompt')} of {counted(kinds, 'kind')} {'was' if prompts == 1 else 'were'} continued by"
+    said = (
+        f"{counted(prompts, 'prompt')} of"
+        f" {counted(kinds, 'kind')} {'was' if prompts == 1 else 'were'} continued by"
+    )
     return capital(f"{said} {counted(dataset.attrs['scored_tokens'], 'token')} in all.")
 
 
@@ -143,7 +165,9 @@ def geometry_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         "pairs, around their mean": dataset.cosine_centred.values,
         "with the last depth": dataset.persistence.values,
     }
-    update = bars(dataset.block.values, dataset.update_size.values, "block", "update / stream", "of the stream's length")
+    update = bars(
+        dataset.block.values, dataset.update_size.values, "block", "update / stream", "of the stream's length"
+    )
     update.update_traces(marker_color=MUTED)
     cka = heatmap(dataset.cka.values, dataset.other.values, depth, "linear CKA", zmin=0, zmax=1)
     cka.update_layout(xaxis_title="depth", yaxis_title="depth")
@@ -158,7 +182,11 @@ def geometry_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 def geometry_finding(dataset: xr.Dataset) -> str:
     """The shape of the cloud from measured numbers."""
-    ratio, norm, update = dataset.participation_ratio.values, dataset.mean_norm.values, dataset.update_size.values
+    ratio, norm, update = (
+        dataset.participation_ratio.values,
+        dataset.mean_norm.values,
+        dataset.update_size.values,
+    )
     over = f"Over {counted(dataset.attrs['tokens'], 'token')}"
     low, largest = lowest(ratio), highest(update)
     parts = []
@@ -166,16 +194,20 @@ def geometry_finding(dataset: xr.Dataset) -> str:
     if not low:
         parts.append(f"{over} the cloud spreads in no direction")
     elif differ(ratio):
-        parts.append(f"{over} the cloud uses fewest directions at depth {low[0]} ({ratio[low[0]]:.1f} of {width})")
+        parts.append(
+            f"{over} the cloud uses fewest directions at depth {low[0]} ({ratio[low[0]]:.1f} of {width})"
+        )
     else:
         parts.append(f"{over} the cloud uses {ratio[low[0]]:.1f} of {width} directions")
     if np.isfinite([norm[0], norm[-1]]).all():
         parts[0] += f"; the norm goes from {norm[0]:.3g} to {norm[-1]:.3g}"
-    centred, raw = (values[np.isfinite(values)] for values in (dataset.cosine_centred.values, dataset.cosine_raw.values))
+    centred, raw = (
+        values[np.isfinite(values)] for values in (dataset.cosine_centred.values, dataset.cosine_raw.values)
+    )
     if len(centred) and len(raw):
         parts.append(
-            f"Around their mean, pairs of states have a mean cosine of {centred.mean():.3f} over all depths, raw up to "
-            f"{raw.max():.2f}"
+            f"Around their mean, pairs of states have a mean cosine of {centred.mean():.3f} over all depths,"
+            f" raw up to {raw.max():.2f}"
         )
     if len(largest) == 1 and update[largest[0]] > 0:
         which = f"Block {dataset.block.values[largest[0]]}"
@@ -196,7 +228,9 @@ def lens_finding(dataset: xr.Dataset) -> str:
     if not np.isfinite(first):
         ranked = "is never ranked first"
     gap = attrs["last_depth_difference"]
-    last = "equals the model's own logits" if gap == 0 else f"differs from the model's own logits by {gap:.1g}"
+    last = (
+        "equals the model's own logits" if gap == 0 else f"differs from the model's own logits by {gap:.1g}"
+    )
     return f"{over}, the true next token {enters} and {ranked}; {_hurting(dataset)}. The last depth {last}."
 
 
@@ -209,16 +243,20 @@ def _hurting(dataset: xr.Dataset) -> str:
     names, share = dataset.block.values[worst], f"{float(rate[worst[0]]):.0%}"
     share = share if share != "0%" else "fewer than 1%"
     if len(worst) == 1:
-        return f"block {names[0]} worsens the rank of {share} of tokens" + (", more than any other" if len(rate) > 1 else "")
-    return f"{named_blocks(names)} worsen the rank of {share} of tokens each" + (", more than any other" if differ(rate) else "")
+        return f"block {names[0]} worsens the rank of {share} of tokens" + (
+            ", more than any other" if len(rate) > 1 else ""
+        )
+    return f"{named_blocks(names)} worsen the rank of {share} of tokens each" + (
+        ", more than any other" if differ(rate) else ""
+    )
 
 
 LENS = Drawing(
     "Logit lens",
     "What would the model say if it stopped after each block?",
-    "Each cell shows the token that the residual stream at that depth ranks first when it is read through the final norm "
-    "and the output matrix; the colour bar says how probable it is. Read a column upwards to watch one prediction form, and "
-    "hover to see the first five tokens and how far the true one still is.",
+    "Each cell shows the token that the residual stream at that depth ranks first when it is read through the"
+    " final norm and the output matrix; the colour bar says how probable it is. Read a column upwards to"
+    " watch one prediction form, and hover to see the first five tokens and how far the true one still is.",
     lens_figures,
     lens_finding,
     ("rank", "probability", "entropy"),
@@ -226,9 +264,9 @@ LENS = Drawing(
 GEOMETRY = Drawing(
     "Residual geometry",
     "How is the cloud of residual states shaped, and how does each block move it?",
-    "A participation ratio of 1 means that all states lie along one direction, a large one that they spread over many; raw "
-    "cosines above the centred ones are owed to a direction that all states share. In the matrix, a strong square along the "
-    "diagonal is a run of depths whose clouds are alike up to a rotation.",
+    "A participation ratio of 1 means that all states lie along one direction, a large one that they spread"
+    " over many; raw cosines above the centred ones are owed to a direction that all states share. In the"
+    " matrix, a strong square along the diagonal is a run of depths whose clouds are alike up to a rotation.",
     geometry_figures,
     geometry_finding,
     ("participation_ratio", "mean_norm", "cosine_raw", "cosine_centred", "persistence", "separation"),
@@ -236,8 +274,8 @@ GEOMETRY = Drawing(
 COMPLETIONS = Drawing(
     "Completions",
     "What does the model itself say next?",
-    "These are the model's own most likely continuations, and the only tokens that a loss here counts. A bar at the limit is "
-    "a completion that was cut there; a shorter one was ended by the model.",
+    "These are the model's own most likely continuations, and the only tokens that a loss here counts. A bar"
+    " at the limit is a completion that was cut there; a shorter one was ended by the model.",
     completion_figures,
     completions_finding,
     ("category", "prompt_tokens", "completion_tokens", "text", "completion"),

@@ -28,7 +28,9 @@ def rebuild_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     kinds = list(dict.fromkeys(kind for _, kind in pairs))
     table = np.full((len(kinds), len(blocks)), np.nan)
     largest = np.full(table.shape, np.nan)
-    for (block, kind), decimals, difference in zip(pairs, dataset.decimals.values, dataset.largest.values, strict=True):
+    for (block, kind), decimals, difference in zip(
+        pairs, dataset.decimals.values, dataset.largest.values, strict=True
+    ):
         table[kinds.index(kind), blocks.index(block)] = decimals
         largest[kinds.index(kind), blocks.index(block)] = difference
     figure = heatmap(
@@ -47,9 +49,10 @@ def rebuild_finding(dataset: xr.Dataset) -> str:
     if attrs["parted"]:
         last = dataset.isel(stage=-1)
         return (
-            f"{capital(counted(count - 1, 'stage'))} of the rebuilt {attrs['architecture']} "
-            f"{'agrees' if count == 2 else 'agree'}, then {attrs['parted']} parts: largest difference "
-            f"{float(last.largest):.2g}, {int(last.decimals)} decimals where {attrs['needed']} are needed. {attrs['causes']}."
+            f"{capital(counted(count - 1, 'stage'))} of the rebuilt"
+            f" {attrs['architecture']} {'agrees' if count == 2 else 'agree'}, then {attrs['parted']} parts:"
+            f" largest difference {float(last.largest):.2g}, {int(last.decimals)} decimals where"
+            f" {attrs['needed']} are needed. {attrs['causes']}."
         )
     unused = f" Tensors that nothing read: {attrs['unused']}." if attrs["unused"] else ""
     note = f" {attrs['notes']}." if attrs["notes"] else ""
@@ -60,8 +63,7 @@ def rebuild_finding(dataset: xr.Dataset) -> str:
         said = f"The one stage of the rebuilt {attrs['architecture']} agrees"
     rest = "" if exact == count else f", the others to at least {int(dataset.decimals.values.min())} decimals"
     return (
-        f"{said} with {attrs['official']}: {exact or 'none'} of them to the bit"
-        f"{rest} ({attrs['dtype']}). "
+        f"{said} with {attrs['official']}: {exact or 'none'} of them to the bit{rest} ({attrs['dtype']}). "
         f"{attrs['generated'] and attrs['generated'] + '.'}{unused}{note}"
     ).strip()
 
@@ -69,8 +71,9 @@ def rebuild_finding(dataset: xr.Dataset) -> str:
 REBUILD = Drawing(
     "Rebuild",
     "Does a model written from the paper give the official model's numbers, stage by stage?",
-    "Every cell is one named tensor, computed from the checkpoint's files alone and compared with the official model's, "
-    "which ran in a process of its own. The comparison stops at the first stage that parts.",
+    "Every cell is one named tensor, computed from the checkpoint's files alone and compared with the"
+    " official model's, which ran in a process of its own. The comparison stops at the first stage that"
+    " parts.",
     rebuild_figures,
     rebuild_finding,
     ("decimals", "largest", "mean", "shape_of_ours", "shape_of_official"),

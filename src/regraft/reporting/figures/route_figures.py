@@ -1,4 +1,5 @@
-"""Figures of the experiments that send a run along other routes: repetition, noise on the way, shuffle recovery."""
+"""Figures of the experiments that send a run along other routes: repetition, noise on the way, shuffle
+recovery."""
 
 from __future__ import annotations
 
@@ -7,7 +8,17 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from regraft.reporting.theme import FIRST, MUTED, Drawing, axis_labels, bars, base, heatmap, lines, plain_text
-from regraft.reporting.wording import capital, counted, differ, highest, listed, lowest, named_blocks, not_finite, signed
+from regraft.reporting.wording import (
+    capital,
+    counted,
+    differ,
+    highest,
+    listed,
+    lowest,
+    named_blocks,
+    not_finite,
+    signed,
+)
 
 
 def repeat_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -15,14 +26,18 @@ def repeat_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     increase = np.log10(np.maximum(dataset.increase.values, 1e-4))
     loss = heatmap(
         increase, dataset.times.values, dataset.block.values, "log10 of nats per token above clean",
-        customdata=dataset.loss.values, hovertemplate="block %{y}, %{x} times<br>loss %{customdata:.3f}<extra></extra>",
+        customdata=dataset.loss.values,
+        hovertemplate="block %{y}, %{x} times<br>loss %{customdata:.3f}<extra></extra>",
     )  # fmt: skip
     loss.update_layout(xaxis_title="times that the block is run", yaxis_title="block")
     shown = _spread(dataset.sizes["block"])
     updates = {f"block {dataset.block.values[i]}": dataset.update_length.values[i] for i in shown}
     length = lines(dataset.times.values, updates, "repetition", "update / stream")
     length.update_yaxes(type="log")
-    return [("Loss when one block is run several times (logarithmic)", loss), ("Length of each repetition's update", length)]
+    return [
+        ("Loss when one block is run several times (logarithmic)", loss),
+        ("Length of each repetition's update", length),
+    ]
 
 
 def _spread(count: int, most: int = 6) -> list[int]:
@@ -52,10 +67,15 @@ def noise_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     blocks, levels = dataset.block.values, dataset.level.values
     shown = _spread(len(levels))
     loss = lines(
-        blocks, {f"{levels[i]:g}": dataset.loss.values[:, i] for i in shown}, "block that the noise enters", "nats per token"
+        blocks,
+        {f"{levels[i]:g}": dataset.loss.values[:, i] for i in shown},
+        "block that the noise enters",
+        "nats per token",
     )
     loss.update_yaxes(type="log")
-    ratio = lines(blocks, {f"{levels[i]:g}": dataset.ratio.values[:, i] for i in shown}, "block", "behind / in front")
+    ratio = lines(
+        blocks, {f"{levels[i]:g}": dataset.ratio.values[:, i] for i in shown}, "block", "behind / in front"
+    )
     ratio.update_yaxes(type="log")
     return [
         ("Loss with noise of each level added in front of a block (logarithmic)", loss),
@@ -73,11 +93,15 @@ def noise_finding(dataset: xr.Dataset) -> str:
         return f"Noise as strong as {level:g} of the stream leaves no finite loss in front of any block."
     if differ(loss):
         said = (
-            f"Noise as strong as {level:g} of the stream hurts most in front of {named_blocks(names[high])} (loss "
-            f"{loss[high[0]]:.2f}, clean {clean:.2f}), least in front of {named_blocks(names[low])} ({loss[low[0]]:.2f})."
+            f"Noise as strong as {level:g} of the stream hurts most in front of"
+            f" {named_blocks(names[high])} (loss {loss[high[0]]:.2f}, clean {clean:.2f}), least in front of"
+            f" {named_blocks(names[low])} ({loss[low[0]]:.2f})."
         )
     else:
-        said = f"Noise as strong as {level:g} of the stream in front of {named_blocks(names[high])} leaves a loss of "
+        said = (
+            f"Noise as strong as {level:g} of the stream in front of {named_blocks(names[high])} leaves a"
+            " loss of "
+        )
         said += f"{loss[high[0]]:.2f}, clean {clean:.2f}."
     damping = [str(b) for b, r in zip(names, passed, strict=True) if r < 1]
     if damping:
@@ -93,7 +117,8 @@ def shuffle_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     hover = "%{y}<br>tau %{x:.3f}<extra></extra>"
     measured = zip(*(dataset[name].values for name in ("tau", "loss", "seconds")), strict=True)
     tau.add_bar(
-        y=methods, x=dataset.tau.values, orientation="h", hovertemplate=hover, textposition="outside", cliponaxis=False,
+        y=methods, x=dataset.tau.values, orientation="h", hovertemplate=hover, textposition="outside",
+        cliponaxis=False,
         marker_color=[FIRST if share == 1 else MUTED for share in dataset.in_place.values],
         text=[f"{t:.3f}, loss {v:.2f}, {s:.1f} s" for t, v, s in measured],
     )  # fmt: skip
@@ -107,7 +132,9 @@ def shuffle_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         places, dataset["place"].values, methods, "true place", zmin=0,
         hovertemplate="%{y}<br>place %{x}: block of place %{z}<extra></extra>",
     )  # fmt: skip
-    found.update_layout(xaxis_title="place in the recovered order", height=max(240, 150 + 26 * len(methods)), margin_l=150)
+    found.update_layout(
+        xaxis_title="place in the recovered order", height=max(240, 150 + 26 * len(methods)), margin_l=150
+    )
     found.update_yaxes(autorange="reversed", tickmode="linear")
     return [
         ("How well each method finds the order", tau),
@@ -120,9 +147,14 @@ def shuffle_finding(dataset: xr.Dataset) -> str:
     attrs, blocks = dataset.attrs, dataset.sizes["place"]
     if blocks < 2:
         return "A single block has no order to recover."
-    exact = [str(m) for m, share in zip(dataset.method.values, dataset.in_place.values, strict=True) if share == 1]
+    exact = [
+        str(m) for m, share in zip(dataset.method.values, dataset.in_place.values, strict=True) if share == 1
+    ]
     said = f"{listed(exact, 12)} recovered" if exact else "No method recovered"
-    said = f"{said} the order of the {blocks} blocks exactly. Shuffled, the loss is {attrs['shuffled_loss']:.2f} nats per token, "
+    said = (
+        f"{said} the order of the {blocks} blocks exactly. Shuffled, the loss is"
+        f" {attrs['shuffled_loss']:.2f} nats per token, "
+    )
     said += f"in the true order {attrs['clean_loss']:.2f}"
     best = lowest(dataset.loss.values)
     if not best:
@@ -134,7 +166,8 @@ def shuffle_finding(dataset: xr.Dataset) -> str:
 
 
 def surgery_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
-    """Loss before and after; of a model that writes no text, how far its last stream is from the whole model's."""
+    """Loss before and after; of a model that writes no text, how far its last stream is from the whole
+    model's."""
     if "distance" in dataset:
         name = "share of the whole model's last stream"
         figure = bars(dataset.state.values, dataset.distance.values, "state", name, name)
@@ -148,14 +181,29 @@ def surgery_finding(dataset: xr.Dataset) -> str:
     if "distance" in dataset:
         share = float(dataset.parameters.values[1] / dataset.parameters.values[0])
         away = float(dataset.distance.values[1])
-        told = f"the last stream is {away:.1%} of its length away from the whole model's" if away else "nothing changes"
-        return f"{capital(dataset.attrs['change'])}: {told}, {share:.1%} of the parameters. {dataset.attrs['saved']}".strip()
+        told = (
+            f"the last stream is {away:.1%} of its length away from the whole model's"
+            if away
+            else "nothing changes"
+        )
+        return (
+            f"{capital(dataset.attrs['change'])}: {told}, {share:.1%} of the parameters."
+            f" {dataset.attrs['saved']}".strip()
+        )
     before, after = dataset.loss.values
     share = float(dataset.parameters.values[1] / dataset.parameters.values[0])
-    change, saved, kept = capital(dataset.attrs["change"]), dataset.attrs["saved"], float(dataset.agreement.values[1])
+    change, saved, kept = (
+        capital(dataset.attrs["change"]),
+        dataset.attrs["saved"],
+        float(dataset.agreement.values[1]),
+    )
     if before == after and share == 1 and kept == 1:
         return f"{change}: nothing changes, the loss stays {before:.3f} nats per token. {saved}".strip()
-    loss = f"loss {before:.3f} becomes {after:.3f} nats per token" if np.isfinite(after) else "the loss is not a finite number"
+    loss = (
+        f"loss {before:.3f} becomes {after:.3f} nats per token"
+        if np.isfinite(after)
+        else "the loss is not a finite number"
+    )
     same = f", the whole model's top-1 token in {kept:.0%} of cases" if np.isfinite(kept) else ""
     return f"{change}: {loss}, {share:.1%} of the parameters{same}. {saved}".strip()
 
@@ -167,7 +215,8 @@ def transplant_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     shown = np.log10(np.maximum(dataset.increase.values, 1e-4))
     figure = heatmap(
         shown, dataset.block.values, dataset.donor_block.values, "log10 of nats per token above clean",
-        customdata=dataset.loss.values, hovertemplate="donor's %{y} in place of %{x}<br>loss %{customdata:.3f}<extra></extra>",
+        customdata=dataset.loss.values,
+        hovertemplate="donor's %{y} in place of %{x}<br>loss %{customdata:.3f}<extra></extra>",
     )  # fmt: skip
     figure.update_layout(xaxis_title="place", yaxis_title=f"block of {plain_text(dataset.attrs['donor'])}")
     return [("Loss with one block of the donor in each place (logarithmic)", figure)]
@@ -188,8 +237,8 @@ def transplant_finding(dataset: xr.Dataset) -> str:
     i, j = np.unravel_index(best[0], increase.shape)
     which = "costs least, in place of" if differ(increase) else "in place of"
     said = (
-        f"Block {dataset.donor_block.values[i]} of {dataset.attrs['donor']} {which} block {dataset.block.values[j]}: "
-        f"{signed(increase[i, j])} nats per token."
+        f"Block {dataset.donor_block.values[i]} of {dataset.attrs['donor']} {which} block"
+        f" {dataset.block.values[j]}: {signed(increase[i, j])} nats per token."
     )
     if increase.shape[0] != increase.shape[1] or len(increase) < 2 or np.isnan(increase[0, 0]):
         return said
@@ -198,8 +247,8 @@ def transplant_finding(dataset: xr.Dataset) -> str:
     if not len(own) or not len(other):
         return said
     return (
-        f"{said} In its own place a block of the donor costs {signed(np.median(own))} at the median, elsewhere "
-        f"{signed(np.median(other))}."
+        f"{said} In its own place a block of the donor costs {signed(np.median(own))} at the median,"
+        f" elsewhere {signed(np.median(other))}."
     )
 
 
@@ -207,8 +256,9 @@ def _surgery(title: str, question: str) -> Drawing:
     return Drawing(
         title,
         question,
-        "The two bars are the loss on the whole model's own completions, before and after; the run folder holds divergence, "
-        "agreement, parameters and bytes as well. A saved model opens in plain transformers.",
+        "The two bars are the loss on the whole model's own completions, before and after; the run folder"
+        " holds divergence, agreement, parameters and bytes as well. A saved model opens in plain"
+        " transformers.",
         surgery_figures,
         surgery_finding,
         ("loss", "kl", "agreement", "parameters", "bytes"),
@@ -220,9 +270,10 @@ REORDER = _surgery("Reordering", "What does the model become with its blocks in 
 TRANSPLANT = Drawing(
     "Cross-model transplant",
     "Does a block work in another place, or in another model?",
-    "Each cell puts one block of the donor (row) in the place of one block of this model (column). A diagonal at the low "
-    "end of the colour bar means that the two models' blocks still do the same work, as in two trainings from one start; "
-    "without a donor the model gives its own blocks, and the diagonal is the clean run.",
+    "Each cell puts one block of the donor (row) in the place of one block of this model (column). A diagonal"
+    " at the low end of the colour bar means that the two models' blocks still do the same work, as in two"
+    " trainings from one start; without a donor the model gives its own blocks, and the diagonal is the clean"
+    " run.",
     transplant_figures,
     transplant_finding,
     ("loss", "increase", "kl", "agreement", "parameters", "bytes"),
@@ -230,8 +281,9 @@ TRANSPLANT = Drawing(
 REPEAT = Drawing(
     "Repetition",
     "What happens when a block is run again on its own output?",
-    "A row at the low end of the colour bar is a block that may be run often without harm. A block whose updates shrink is "
-    "on its way to a fixed point, one whose updates keep their length goes on writing the same thing into the stream.",
+    "A row at the low end of the colour bar is a block that may be run often without harm. A block whose"
+    " updates shrink is on its way to a fixed point, one whose updates keep their length goes on writing the"
+    " same thing into the stream.",
     repeat_figures,
     repeat_finding,
     ("loss", "increase", "update_length"),
@@ -239,8 +291,9 @@ REPEAT = Drawing(
 NOISE = Drawing(
     "Noise",
     "At which depth does noise hurt, and which blocks damp it?",
-    "Each line is one strength of noise, relative to the stream. Where a line falls with depth, later blocks need less exact "
-    "input. A ratio of 1 means that the noise passes a block as it is; the residual path alone gives that.",
+    "Each line is one strength of noise, relative to the stream. Where a line falls with depth, later blocks"
+    " need less exact input. A ratio of 1 means that the noise passes a block as it is; the residual path"
+    " alone gives that.",
     noise_figures,
     noise_finding,
     ("loss", "increase", "ratio"),
@@ -248,9 +301,9 @@ NOISE = Drawing(
 SHUFFLE = Drawing(
     "Shuffle recovery",
     "Can the order of the blocks be found again once it is lost?",
-    "Blue bars found the true order. Methods without text look at weights or at what blocks do to random input; the others "
-    "exchange blocks as long as the loss on the model's own text falls. A smooth ramp in the second figure is a chain in "
-    "the right order; a jump is a block that went astray.",
+    "Blue bars found the true order. Methods without text look at weights or at what blocks do to random"
+    " input; the others exchange blocks as long as the loss on the model's own text falls. A smooth ramp in"
+    " the second figure is a chain in the right order; a jump is a block that went astray.",
     shuffle_figures,
     shuffle_finding,
     ("tau", "in_place", "displacement", "loss", "orders", "seconds"),

@@ -8,10 +8,21 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.theme import FIRST, MUTED, PALETTE, Drawing, axis_labels, base, heatmap, plain_text, quoted
+from regraft.reporting.theme import (
+    FIRST,
+    MUTED,
+    PALETTE,
+    Drawing,
+    axis_labels,
+    base,
+    heatmap,
+    plain_text,
+    quoted,
+)
 from regraft.reporting.wording import capital, counted, differ, highest, listed, lowest, signed
 
 SHOWN = 12
+"""Rows of the longest and most frequent tokens."""
 SAID = 4
 """Domains that are named in the finding; of more, only how many there are."""
 
@@ -23,10 +34,13 @@ def grouped(data: xr.Dataset, name: str, title: str) -> go.Figure:
         values = data[name].sel(tokenizer=tokenizer).values.tolist()
         hover = f"{plain_text(tokenizer)}, %{{x}}: %{{y:.4g}}<extra></extra>"
         figure.add_bar(
-            x=axis_labels(data.domain.values), y=values, name=plain_text(tokenizer), marker_color=PALETTE[number % len(PALETTE)],
+            x=axis_labels(data.domain.values), y=values, name=plain_text(tokenizer),
+            marker_color=PALETTE[number % len(PALETTE)],
             hovertemplate=hover,
         )  # fmt: skip
-    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+    figure.update_layout(
+        showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
+    )
     figure.update_yaxes(title=title)
     return figure
 
@@ -35,7 +49,9 @@ def crossing(data: xr.Dataset, tokenizer: str) -> go.Figure:
     """The most frequent tokens that cross words, by how often they occur."""
     one = data.sel(tokenizer=tokenizer).isel(rank=slice(SHOWN))
     found = [
-        (plain_text(quoted(t)), int(n)) for t, n in zip(one.crossing_token.values, one.crossing_count.values, strict=True) if n
+        (plain_text(quoted(t)), int(n))
+        for t, n in zip(one.crossing_token.values, one.crossing_count.values, strict=True)
+        if n
     ]
     figure = base(120 + 22 * max(1, len(found)))
     figure.add_bar(
@@ -52,17 +68,26 @@ def tokenizer_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """Bytes per token, words, crossing, overlap, and bits per byte where models were given."""
     found = [("Bytes of text for each token", grouped(data, "bytes_per_token", "bytes per token"))]
     if "bits_per_byte" in data:
-        found.append(("Bits per byte, each tokenizer with its model", grouped(data, "bits_per_byte", "bits per byte")))
+        found.append(
+            ("Bits per byte, each tokenizer with its model", grouped(data, "bits_per_byte", "bits per byte"))
+        )
     found.append(("Tokens for each word", grouped(data, "tokens_per_word", "tokens per word")))
     if float(data.crossing.max()) > 0:
-        found.append(("Share of the text's tokens that hold parts of two words", grouped(data, "crossing", "share of tokens")))
+        found.append(
+            (
+                "Share of the text's tokens that hold parts of two words",
+                grouped(data, "crossing", "share of tokens"),
+            )
+        )
     if data.sizes["tokenizer"] > 1:
         shared = heatmap(data.overlap.values, data.other.values, data.tokenizer.values, "share")
         shared.update_layout(xaxis_title="has them as well", yaxis_title="tokens of")
         found.append(("Tokens that two vocabularies share, by their bytes", shared))
     for tokenizer in data.tokenizer.values:
         if int(data.crossing_count.sel(tokenizer=tokenizer).max()):
-            found.append((f"{tokenizer}: the most frequent tokens that cross words", crossing(data, str(tokenizer))))
+            found.append(
+                (f"{tokenizer}: the most frequent tokens that cross words", crossing(data, str(tokenizer)))
+            )
     return found
 
 
@@ -82,16 +107,19 @@ def tokenizer_finding(data: xr.Dataset) -> str:
     lossy = f" Not every text comes back as it was from {', '.join(inexact)}." if inexact else ""
     text = "; ".join(said[:SAID])
     if len(said) > SAID:
-        text += "; fewest of all: " + ", ".join(f"{name} on {n} of {data.sizes['domain']}" for name, n in first.most_common())
+        text += "; fewest of all: " + ", ".join(
+            f"{name} on {n} of {data.sizes['domain']}" for name, n in first.most_common()
+        )
     return (text[:1].upper() + text[1:] + "." if text else "") + lossy
 
 
 TOKENIZERS = Drawing(
     "Tokenizers",
     "How much text does a token hold, and which words does it cross?",
-    "All tokenizers read the same pieces of text. More bytes for a token mean shorter sequences, which says nothing yet of "
-    "how well a model predicts them: bits per byte do, and are comparable between vocabularies. Two tokens are the same "
-    "where they stand for the same bytes, however their tokenizers write them.",
+    "All tokenizers read the same pieces of text. More bytes for a token mean shorter sequences, which says"
+    " nothing yet of how well a model predicts them: bits per byte do, and are comparable between"
+    " vocabularies. Two tokens are the same where they stand for the same bytes, however their tokenizers"
+    " write them.",
     tokenizer_figures,
     tokenizer_finding,
     ("bytes_per_token", "characters_per_token", "tokens_per_word", "crossing", "exact", "bits_per_byte"),
@@ -100,14 +128,23 @@ TOKENIZERS = Drawing(
 
 def transplant_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """Bits per byte, or how far embeddings move, and bytes per token by domain, before and after."""
-    length = _states(data, {s: data.bytes_per_token.sel(state=s) for s in ("before", "after")}, "bytes per token")
+    length = _states(
+        data, {s: data.bytes_per_token.sel(state=s) for s in ("before", "after")}, "bytes per token"
+    )
     shorter = ("Bytes of text for each token, before and after", length)
     if "bits_per_byte" not in data:
         moved = _states(data, {"moved": data.distance, **_yardstick(data)}, "1 - cosine")
         return [("How far the embeddings of texts move, beside how far two texts are apart", moved), shorter]
-    states = {"before": data.bits_per_byte.sel(state="before"), "after": data.bits_per_byte.sel(state="after")}
+    states = {
+        "before": data.bits_per_byte.sel(state="before"),
+        "after": data.bits_per_byte.sel(state="after"),
+    }
     if "bits_per_byte_unhealed" in data:
-        states = {"before": states["before"], "after, not healed": data.bits_per_byte_unhealed, "after": states["after"]}
+        states = {
+            "before": states["before"],
+            "after, not healed": data.bits_per_byte_unhealed,
+            "after": states["after"],
+        }
     bits = _states(data, states, "bits per byte")
     found = [("Bits per byte of text, before and after", bits), shorter]
     if "healing_loss" in data:
@@ -126,12 +163,20 @@ def _yardstick(data: xr.Dataset) -> dict[str, xr.DataArray]:
 
 def _states(data: xr.Dataset, states: dict[str, xr.DataArray], title: str) -> go.Figure:
     figure = base(340, barmode="group")
-    for (said, values), colour in zip(states.items(), (MUTED, *PALETTE) if len(states) == 3 else (MUTED, FIRST), strict=False):
+    for (said, values), colour in zip(
+        states.items(), (MUTED, *PALETTE) if len(states) == 3 else (MUTED, FIRST), strict=False
+    ):
         hover = f"%{{x}}, {said}: %{{y:.4f}}<extra></extra>"
         figure.add_bar(
-            x=axis_labels(data.domain.values), y=values.values.tolist(), name=said, marker_color=colour, hovertemplate=hover
+            x=axis_labels(data.domain.values),
+            y=values.values.tolist(),
+            name=said,
+            marker_color=colour,
+            hovertemplate=hover,
         )
-    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64)
+    figure.update_layout(
+        showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
+    )
     figure.update_yaxes(title=title)
     return figure
 
@@ -142,25 +187,36 @@ def transplant_finding(data: xr.Dataset) -> str:
     taken = capital(f"{counted(old, 'token')} {'takes' if old == 1 else 'take'}")
     estimated = f"{new:,} {'is' if new == 1 else 'are'}" if new else "none is"
     changes = _bits_said(data) if "bits_per_byte" in data else _moves_said(data)
-    return f"{taken} over an old token's rows, {estimated} estimated by the method {data.attrs['method']}.{changes}"
+    return (
+        f"{taken} over an old token's rows, {estimated} estimated by the method"
+        f" {data.attrs['method']}.{changes}"
+    )
 
 
 def _bits_said(data: xr.Dataset) -> str:
     bits = data.bits_per_byte
     said = [
         f"{signed(float(change))} on {d}" if np.isfinite(change) else f"no finite number on {d}"
-        for d, change in zip(data.domain.values, (bits.sel(state="after") - bits.sel(state="before")).values, strict=True)
+        for d, change in zip(
+            data.domain.values, (bits.sel(state="after") - bits.sel(state="before")).values, strict=True
+        )
     ]
     lossy = [str(d) for d in data.domain.values if float(data.exact.sel(domain=d).min()) < 1]
-    warning = f" A tokenizer does not keep {', '.join(lossy)} as it is, so these bits are not comparable." if lossy else ""
+    warning = (
+        f" A tokenizer does not keep {', '.join(lossy)} as it is, so these bits are not comparable."
+        if lossy
+        else ""
+    )
     return (f" Bits per byte: {', '.join(said)}." if said else "") + warning
 
 
 def _moves_said(data: xr.Dataset) -> str:
-    said = [f"{float(one):.3g} on {d}" for d, one in zip(data.domain.values, data.distance.values, strict=True)]
+    said = [
+        f"{float(one):.3g} on {d}" for d, one in zip(data.domain.values, data.distance.values, strict=True)
+    ]
     beside = (
-        f", where two different texts are {float(data.apart):.3g} apart; {float(data.same_nearest):.0%} of the texts keep their "
-        "nearest other text"
+        f", where two different texts are {float(data.apart):.3g} apart; {float(data.same_nearest):.0%} of"
+        " the texts keep their nearest other text"
         if "apart" in data
         else ""
     )
@@ -170,9 +226,9 @@ def _moves_said(data: xr.Dataset) -> str:
 TOKENIZER_TRANSPLANT = Drawing(
     "Tokenizer transplant",
     "What does another tokenizer cost the model?",
-    "The model reads the same pieces of text, cut by its own tokenizer and by the new one. Bits per byte count every byte of "
-    "them, so they are comparable although the tokens are not; of a model that writes no text, the embeddings of whole texts "
-    "are compared. Longer tokens mean fewer steps for the same text.",
+    "The model reads the same pieces of text, cut by its own tokenizer and by the new one. Bits per byte"
+    " count every byte of them, so they are comparable although the tokens are not; of a model that writes no"
+    " text, the embeddings of whole texts are compared. Longer tokens mean fewer steps for the same text.",
     transplant_figures,
     transplant_finding,
     ("bits_per_byte", "distance", "apart", "same_nearest", "bytes_per_token", "exact"),

@@ -1,4 +1,5 @@
-"""Training a byte embedding: a regression on the whole table first, then the model's own stream and predictions as teacher.
+"""Training a byte embedding: a regression on the whole table first, then the model's own stream and
+predictions as teacher.
 
 Shapes: B sequences, T tokens, D width, V vocabulary.
 """
@@ -24,7 +25,8 @@ WARMUP = 50
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each part of the loss counts: the stream at the depths, the divergence of predictions, the table itself."""
+    """How much each part of the loss counts: the stream at the depths, the divergence of predictions, the
+    table itself."""
 
     hidden: float = 1.0
     """Weight of the stream's error in the loss."""
@@ -37,14 +39,18 @@ class LossWeights:
 class EmbeddingTask:
     """A graft in place of a model's token embedding, taught by the model with its own.
 
-    Loss: squared error of the stream at each depth over the teacher's mean square there, divergence of the next-token
-    distributions in nats per token, squared error of the vectors used over their mean square. `depths` count blocks; by
-    default a quarter, a half and all of them.
+    Loss: squared error of the stream at each depth over the teacher's mean square there, divergence of the
+    next-token distributions in nats per token, squared error of the vectors used over their mean square.
+    `depths` count blocks; by default a quarter, a half and all of them.
     """
 
-    def __init__(self, model: Model, graft: nn.Module, depths: Sequence[int] = (), weights: LossWeights | None = None):
+    def __init__(
+        self, model: Model, graft: nn.Module, depths: Sequence[int] = (), weights: LossWeights | None = None
+    ):
         if model.two_stacks and depths:
-            raise ValueError("depths are counted over the decoder's blocks: leave them out for an encoder-decoder")
+            raise ValueError(
+                "depths are counted over the decoder's blocks: leave them out for an encoder-decoder"
+            )
         blocks = len(model.parts.stacks[-1].blocks)
         self.model, self.root, self.graft = model, model.hf, graft
         self.depths = tuple(depths) or tuple(sorted({max(1, blocks // 4), max(1, blocks // 2), blocks}))
@@ -55,11 +61,15 @@ class EmbeddingTask:
         return trunk_blocks(self.model)
 
     def losses(self, ids_BT: Tensor) -> Mapping[str, Tensor]:
-        """Parts of the loss on a batch, and the share of tokens whose most probable next one is the teacher's."""
+        """Parts of the loss on a batch, and the share of tokens whose most probable next one is the
+        teacher's."""
         inputs = forward_inputs(self.model, ids_BT)
         with torch.no_grad(), streams(self.model, self.depths) as taught:
             wanted_BTV = logits_of(self.model, inputs)
-        with placed(self.root, self.model.parts.embedding, self.graft), streams(self.model, self.depths) as learnt:
+        with (
+            placed(self.root, self.model.parts.embedding, self.graft),
+            streams(self.model, self.depths) as learnt,
+        ):
             found_BTV = logits_of(self.model, inputs)
         hidden = torch.stack([relative_error(learnt[d], taught[d]) for d in self.depths]).mean()
         used = ids_BT.unique()
@@ -73,7 +83,8 @@ class EmbeddingTask:
 
 @torch.no_grad()
 def embedded_rows(model: Model) -> Tensor:
-    """What the model's embedding gives for every id (V, D): its table, times the factor that some models have in it."""
+    """What the model's embedding gives for every id (V, D): its table, times the factor that some models have
+    in it."""
     embedding = model.parts.embedding
     return embedding(torch.arange(model.table_rows, device=model.device)).detach().float()
 
@@ -87,7 +98,9 @@ def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
 def divergence(found_BTV: Tensor, wanted_BTV: Tensor) -> Tensor:
     """Divergence of the found distributions from the wanted ones, nats per token."""
     wanted = wanted_BTV.detach().float().log_softmax(-1).flatten(0, -2)
-    return nn.functional.kl_div(found_BTV.float().log_softmax(-1).flatten(0, -2), wanted, log_target=True, reduction="batchmean")
+    return nn.functional.kl_div(
+        found_BTV.float().log_softmax(-1).flatten(0, -2), wanted, log_target=True, reduction="batchmean"
+    )
 
 
 def warm_up(
@@ -102,9 +115,9 @@ def warm_up(
 ) -> list[float]:
     """Regress the embedding on the whole table; returns the loss of every step.
 
-    Without `felt` no text is needed: tokens are drawn evenly, the loss is the squared error over the mean square. With it
-    tokens are drawn by the square root of their frequency, and the error in the metric that predictions feel counts as much
-    as the plain one.
+    Without `felt` no text is needed: tokens are drawn evenly, the loss is the squared error over the mean
+    square. With it tokens are drawn by the square root of their frequency, and the error in the metric that
+    predictions feel counts as much as the plain one.
     """
     generator = torch.Generator().manual_seed(seed)
     chance_V = torch.ones(len(table_VD)) if felt is None else (felt.counts_V.cpu() + 1.0).sqrt()
@@ -112,7 +125,9 @@ def warm_up(
     errors = []
     for step in range(steps):
         set_rates(found, straight(step, steps, WARMUP))
-        ids_N = torch.multinomial(chance_V, min(batch, len(table_VD)), generator=generator).to(table_VD.device)
+        ids_N = torch.multinomial(chance_V, min(batch, len(table_VD)), generator=generator).to(
+            table_VD.device
+        )
         made_ND, wanted_ND = graft(ids_N), table_VD[ids_N]
         loss = relative_error(made_ND, wanted_ND)
         if felt is not None:

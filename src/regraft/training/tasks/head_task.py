@@ -19,13 +19,16 @@ from regraft.modules.tree_head import TreeHead
 class HeadTask:
     """A tree in place of a model's output matrix.
 
-    Loss in nats per token: `path` times the cross-entropy of the decisions on the next token's path, which costs nothing
-    that grows with the vocabulary, and `kl` times the divergence from the original head's distribution, which does.
+    Loss in nats per token: `path` times the cross-entropy of the decisions on the next token's path, which
+    costs nothing that grows with the vocabulary, and `kl` times the divergence from the original head's
+    distribution, which does.
     """
 
     def __init__(self, model: Model, graft: TreeHead, path: float = 1.0, kl: float = 0.0):
         if kl and graft.rows.sparse:
-            raise ValueError("the divergence from the original head moves every row: make the tree with sparse=False")
+            raise ValueError(
+                "the divergence from the original head moves every row: make the tree with sparse=False"
+            )
         check_head(model)
         self.model, self.root, self.head = model, model.hf, graft
         self.graft: nn.Module = graft
@@ -69,7 +72,8 @@ def check_head(model: Model) -> None:
     """Make sure that a model's output matrix gives its scores as they are.
 
     Raises:
-        ValueError: there is none, or the model changes its scores (a soft cap, a factor), which probabilities do not bear.
+        ValueError: there is none, or the model changes its scores (a soft cap, a factor), which probabilities
+            do not bear.
     """
     if model.parts.head is None:
         raise ValueError(f"{model.name} has no output matrix that a tree could replace")
@@ -81,7 +85,10 @@ def check_head(model: Model) -> None:
         assert hidden_BTD is not None
         narrow = hidden_BTD.shape[-1] != model.parts.embedding.embedding_dim
         if narrow or not gap(model.parts.head(hidden_BTD), _scores(model, inputs)) <= model.rounding:
-            raise ValueError(f"{model.name} changes the scores of its output matrix, so a tree's probabilities cannot replace it")
+            raise ValueError(
+                f"{model.name} changes the scores of its output matrix, so a tree's probabilities cannot"
+                " replace it"
+            )
 
 
 def _scores(model: Model, inputs: dict[str, Tensor]) -> Tensor:

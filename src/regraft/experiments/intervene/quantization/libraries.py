@@ -6,13 +6,13 @@ A library that is not installed, or that cannot work on a model, says why. Shape
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import importlib.util
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,23 +20,30 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
+from regraft.core.silence import silent
 from regraft.data.corpus import corpus
-from regraft.experiments.intervene.quantization.rounding import quantized_block
-from regraft.model.load import quiet_transformers
+from regraft.experiments.intervene.quantization.rounding import MadeWhenRun, rounded_when_run
+from regraft.model.cpu_pack import copied
 from regraft.model.model import Model
 from regraft.model.parts import Block
 
 BITS = 4
+"""Bits that all libraries offer."""
 INT4: torch.dtype = vars(torch)["int4"]
 CALIBRATION_PASSAGES = 64
+"""Passages that GPTQ is calibrated on."""
 NF4_BLOCK = 64
+"""Values that share a scale in the format of bitsandbytes."""
 
-Copies = Callable[[Model, Sequence[Block], int], list[nn.Module]]
+Copies = Callable[[Model, Sequence[Block], int], list[Callable[..., Any]]]
+"""From the blocks, what stands in their places: modules in few bits, or what makes a float block at each
+call."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to quantize: its name, the package that it needs, and whether what it makes is held in few bits when it runs."""
+    """One way to quantize: its name, the package that it needs, and whether what it makes is held in few bits
+    when it runs."""
 
     name: str
     package: str
@@ -53,15 +60,15 @@ def missing(package: str) -> str:
 
 
 def _rtn(bits: int) -> Copies:
-    return lambda model, blocks, group: [quantized_block(model, block, bits, group=group) for block in blocks]
+    return lambda model, blocks, group: [
+        rounded_when_run(model, block, bits, group=group) for block in blocks
+    ]
 
 
 def _torchao(bits: int) -> Copies:
-    def copies(model: Model, blocks: Sequence[Block], group: int) -> list[nn.Module]:
+    def copies(model: Model, blocks: Sequence[Block], group: int) -> list[Callable[..., Any]]:
         with quiet():
             from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
-
-            made = [with_linears(block.module) for block in blocks]
 
             def small(linear: nn.Linear) -> nn.Module:
                 per = PerGroup(whole_group(linear.in_features, group))
@@ -69,23 +76,22 @@ def _torchao(bits: int) -> Copies:
                 quantize_(holder, Int8WeightOnlyConfig() if bits == 8 else IntxWeightOnlyConfig(INT4, per))
                 return holder[0]
 
-            for block in made:
-                replace_linears(block, small)
-        return made
+            return [replaced_linears(with_linears(block.module), small) for block in blocks]
 
     return copies
 
 
-def _nf4(model: Model, blocks: Sequence[Block], group: int) -> list[nn.Module]:
-    """Four-bit NormalFloat, in blocks of 64 values whatever the group; layers that transformers keeps in floats stay so."""
+def _nf4(model: Model, blocks: Sequence[Block], group: int) -> list[Callable[..., Any]]:
+    """Four-bit NormalFloat, in blocks of 64 values whatever the group; layers that transformers keeps in
+    floats stay so."""
     with quiet():
         from bitsandbytes.nn.modules import LinearNF4, Params4bit
 
-        made = [with_linears(block.module) for block in blocks]
-
         def small(linear: nn.Linear) -> nn.Module:
             if linear.in_features % NF4_BLOCK:
-                raise ValueError(f"it needs inputs in blocks of {NF4_BLOCK}, and a matrix has {linear.in_features}")
+                raise ValueError(
+                    f"it needs inputs in blocks of {NF4_BLOCK}, and a matrix has {linear.in_features}"
+                )
             inputs, outputs, bias = linear.in_features, linear.out_features, linear.bias
             packed = LinearNF4(inputs, outputs, bias is not None, compute_dtype=model.dtype)
             weight = linear.weight.data.clone()
@@ -93,19 +99,23 @@ def _nf4(model: Model, blocks: Sequence[Block], group: int) -> list[nn.Module]:
             packed.bias = bias
             return packed.to(linear.weight.device)
 
-        for block in made:
-            replace_linears(block, small, tuple(model.hf._keep_in_fp32_modules or ()))
-    return made
+        kept = tuple(model.hf._keep_in_fp32_modules or ())
+        return [replaced_linears(with_linears(block.module), small, kept) for block in blocks]
 
 
-def _gptq(model: Model, blocks: Sequence[Block], group: int) -> list[nn.Module]:
-    """GPTQ by llmcompressor, calibrated on passages of text that suits the model."""
+def _gptq(model: Model, blocks: Sequence[Block], group: int) -> list[Callable[..., Any]]:
+    """GPTQ by llmcompressor, calibrated on passages of text that suits the model.
+
+    The library works on a model of its own, of which the blocks' numbers are kept.
+    """
     with quiet():
         datasets = importlib.import_module("datasets")
         compressor = importlib.import_module("llmcompressor")
         modifier = importlib.import_module("llmcompressor.modifiers.gptq").GPTQModifier
         rows = [row for row in corpus(model) if len(row) > 1][:CALIBRATION_PASSAGES]
-        text = datasets.Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
+        text = datasets.Dataset.from_dict(
+            {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+        )
         changed = with_linears(model.hf)
         targets: dict[int, list[str]] = {}
         for block in blocks:
@@ -118,11 +128,16 @@ def _gptq(model: Model, blocks: Sequence[Block], group: int) -> list[nn.Module]:
             model=changed, dataset=text, recipe=[modifier(config_groups=schemes)],
             num_calibration_samples=len(rows), max_seq_length=max(map(len, rows)),
         )  # fmt: skip
-    made = [with_linears(block.module) for block in blocks]
-    for block, module in zip(blocks, made, strict=True):
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(changed.get_parameter(f"{block.path}.{name}"))
+    numbers = [dict(changed.get_submodule(block.path).named_parameters()) for block in blocks]
+    return [MadeWhenRun(partial(_with_numbers, *pair)) for pair in zip(blocks, numbers, strict=True)]
+
+
+def _with_numbers(block: Block, numbers: Mapping[str, Tensor]) -> nn.Module:
+    """The block with other numbers, without what a library has put into its own."""
+    made = with_linears(block.module)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            parameter.copy_(numbers[name])
     return made
 
 
@@ -134,6 +149,7 @@ METHODS = (
     Method("GPTQ 4 bits", "llmcompressor", BITS, _gptq, held=False),
     Method("NF4", "bitsandbytes", BITS, _nf4, held=True),
 )
+"""Ours, then those of each library."""
 
 
 def integer_weights(bits: int, group: int) -> dict[str, Any]:
@@ -142,8 +158,9 @@ def integer_weights(bits: int, group: int) -> dict[str, Any]:
 
 
 def with_linears(module: nn.Module) -> nn.Module:
-    """A copy whose transposed linear maps (Conv1D) are plain ones with the same numbers: what these libraries know."""
-    made = copy.deepcopy(module)
+    """A copy whose transposed linear maps (Conv1D) are plain ones with the same numbers: what these libraries
+    know."""
+    made = copied(module)
     for parent in list(made.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Conv1D):
@@ -160,17 +177,23 @@ def linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [(name, child) for name, child in module.named_modules() if type(child) is nn.Linear]
 
 
-def replace_linears(module: nn.Module, make: Callable[[nn.Linear], nn.Module], kept: tuple[str, ...] = ()) -> None:
-    """Put what `make` makes of it in the place of every plain linear map whose own name is not among those kept."""
-    for name, linear in linears(module):
+def replaced_linears(
+    module: nn.Module, make: Callable[[nn.Linear], nn.Module], kept: tuple[str, ...] = ()
+) -> nn.Module:
+    """The module with what `make` makes of it in the place of every plain linear map whose own name is not
+    among those kept; the maps are let go one by one."""
+    for name in [name for name, _ in linears(module)]:
         parent, _, own = name.rpartition(".")
-        if own in kept:
-            continue
-        setattr(module.get_submodule(parent), own, make(linear))
+        if own not in kept:
+            linear = module.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            setattr(module.get_submodule(parent), own, make(linear))
+    return module
 
 
 def whole_group(inputs: int, group: int) -> int:
-    """The longest group that divides both the inputs and the group asked for: these libraries know no shorter last group.
+    """The longest group that divides both the inputs and the group asked for: these libraries know no shorter
+    last group.
 
     Raises:
         ValueError: there is none but 1.
@@ -178,13 +201,15 @@ def whole_group(inputs: int, group: int) -> int:
     common = math.gcd(inputs, group)
     if common == 1:
         raise ValueError(
-            f"groups of {group} do not divide {inputs} inputs: choose --group with a divisor in common, 64 for example"
+            f"groups of {group} do not divide {inputs} inputs: choose --group with a divisor in common, 64"
+            " for example"
         )
     return common
 
 
 def held_bytes(module: nn.Module) -> int:
-    """Bytes that a module's parameters take in memory, scales and the inner tensors of a library's own types counted."""
+    """Bytes that a module's parameters take in memory, scales and the inner tensors of a library's own types
+    counted."""
     return sum(_tensor_bytes(parameter) for parameter in module.parameters())
 
 
@@ -199,6 +224,6 @@ def _tensor_bytes(tensor: Tensor) -> int:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep what these libraries print, log and warn of off the user's screen; their errors still come."""
-    with quiet_transformers(), warnings.catch_warnings():
+    with silent(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

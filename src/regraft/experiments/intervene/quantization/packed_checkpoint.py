@@ -1,4 +1,5 @@
-"""A Hugging Face checkpoint whose blocks are packed integers, in the format of the package compressed-tensors."""
+"""A Hugging Face checkpoint whose blocks are packed integers, in the format of the package
+compressed-tensors."""
 
 from __future__ import annotations
 
@@ -9,12 +10,19 @@ from typing import Any
 
 import torch
 
-from regraft.experiments.intervene.quantization.libraries import integer_weights, linears, missing, quiet, whole_group
+from regraft.experiments.intervene.quantization.libraries import (
+    integer_weights,
+    linears,
+    missing,
+    quiet,
+    whole_group,
+)
 from regraft.experiments.intervene.quantization.rounding import matrix_axes
 from regraft.model.parts import Block
 
 PACKAGE, FORMAT = "compressed_tensors", "pack-quantized"
 WIDEST = 8
+"""Bits that compressed-tensors packs at most."""
 
 
 def check_packable(blocks: Sequence[Block], width: int) -> None:
@@ -25,22 +33,27 @@ def check_packable(blocks: Sequence[Block], width: int) -> None:
     """
     reason = missing(PACKAGE)
     if reason:
-        raise ValueError(f"{reason}: `pip install 'regraft[quantize]'`, or save rounded numbers with --format float")
+        raise ValueError(
+            f"{reason}: `pip install 'regraft[quantize]'`, or save rounded numbers with --format float"
+        )
     for block in blocks:
         plain = {f"{name}.weight" for name, _ in linears(block.module)}
         other = sorted(set(matrix_axes(block, width)) - plain)
         if other:
             raise ValueError(
-                f"{block.path}.{other[0]} cannot be packed: compressed-tensors knows plain linear layers only; save rounded "
-                "numbers with --format float"
+                f"{block.path}.{other[0]} cannot be packed: compressed-tensors knows plain linear layers"
+                " only; save rounded numbers with --format float"
             )
 
 
-def write_packed(changed: Any, folder: Path, blocks: Sequence[Block], plan: Sequence[int], group: int) -> None:
-    """Write a model whose blocks' matrices are integers of so many bits, with one float scale for each group of inputs.
+def write_packed(
+    changed: Any, folder: Path, blocks: Sequence[Block], plan: Sequence[int], group: int
+) -> None:
+    """Write a model whose blocks' matrices are integers of so many bits, with one float scale for each group
+    of inputs.
 
-    The numbers that come back are those of `round_to_nearest`. Where a group does not divide the inputs, scales are written
-    for the longest part that divides both, so that the last, shorter group keeps its own.
+    The numbers that come back are those of `round_to_nearest`. Where a group does not divide the inputs,
+    scales are written for the longest part that divides both, so that the last, shorter group keeps its own.
 
     Raises:
         ValueError: more than 8 bits.
@@ -57,7 +70,9 @@ def write_packed(changed: Any, folder: Path, blocks: Sequence[Block], plan: Sequ
             for name, linear in linears(changed.get_submodule(block.path)):
                 path, part = f"{block.path}.{name}", whole_group(linear.in_features, group)
                 alike = {"weights": integer_weights(bits, part), "format": FORMAT, "targets": []}
-                groups.setdefault(f"{bits}_bits_in_groups_of_{part}", alike)["targets"].append(f"re:^{re.escape(path)}$")
+                groups.setdefault(f"{bits}_bits_in_groups_of_{part}", alike)["targets"].append(
+                    f"re:^{re.escape(path)}$"
+                )
                 scales[path] = steps(linear.weight, bits, group, part)
         config = {"config_groups": groups, "format": FORMAT, "quantization_status": "frozen"}
         apply_quantization_config(changed, QuantizationConfig.model_validate(config))
@@ -70,7 +85,8 @@ def write_packed(changed: Any, folder: Path, blocks: Sequence[Block], plan: Sequ
 
 
 def steps(weight: torch.Tensor, bits: int, group: int, part: int) -> torch.Tensor:
-    """The step of each group of `group` inputs, said once for every `part` of it: (outputs, inputs / part)."""
+    """The step of each group of `group` inputs, said once for every `part` of it: (outputs, inputs /
+    part)."""
     levels = 2 ** (bits - 1) - 1
     found = []
     for piece in weight.detach().float().split(group, dim=-1):

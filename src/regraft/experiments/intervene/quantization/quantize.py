@@ -1,4 +1,5 @@
-"""Quantization sensitivity: what each block and each matrix loses with few bits, and which recipe of bits loses least.
+"""Quantization sensitivity: what each block and each matrix loses with few bits, and which recipe of bits
+loses least.
 
 Shapes: L blocks, W widths in bits, R roles, Q recipes.
 """
@@ -11,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from torch import nn
 
 from regraft.checkpoint.roles import ROLES
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT, QUANTIZATION_GROUP
@@ -22,7 +22,13 @@ from regraft.core.signatures import NewFolder
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.experiments.intervene.quantization.packed_checkpoint import check_packable, write_packed
 from regraft.experiments.intervene.quantization.recipes import by_score, ends_protected, oracle, uniform
-from regraft.experiments.intervene.quantization.rounding import block_bytes, quantized_block
+from regraft.experiments.intervene.quantization.rounding import (
+    FEWEST_BITS,
+    MOST_BITS,
+    block_bytes,
+    quantized_block,
+    rounded_when_run,
+)
 from regraft.experiments.running import measured, refused
 from regraft.export.route_model import check_save, measured_route, route_of, save_blocks
 from regraft.model.model import Model
@@ -34,7 +40,9 @@ from regraft.sweeps.sweep import SweepResult, sweep
 from regraft.sweeps.variants import Route, Variant
 
 WIDTHS = (8, 6, 4, 3, 2)
+"""Widths that blocks are measured at where none are asked for."""
 MATRIX_BITS = 3
+"""Bits at which single matrices are compared: few enough for most of them to cost something."""
 
 
 RECIPES = ("uniform", "ends protected", "oracle", "inverse", "rank-guided", "linearity-guided")
@@ -52,20 +60,23 @@ def quantize(
     tokens: int = COMPLETION_TOKENS,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Round each block's weights to few bits, alone and all together, and measure the loss; then compare recipes of bits.
+    """Round each block's weights to few bits, alone and all together, and measure the loss; then compare
+    recipes of bits.
 
-    Round to nearest, symmetric, one scale for each group along the inputs, by routes: the model is not changed. Recipes with
-    a mean of 4 bits: uniform, first and last block protected, by the sensitivity measured here (oracle) and by its inverse,
-    by effective rank, by perturbation gap. Embedding and output matrix stay as they are.
+    Round to nearest, symmetric, one scale for each group along the inputs, by routes: the model is not
+    changed. Recipes with a mean of 4 bits: uniform, first and last block protected, by the sensitivity
+    measured here (oracle) and by its inverse, by effective rank, by perturbation gap. Embedding and output
+    matrix stay as they are.
 
     Args:
         bits: widths to measure each block at; by default 8, 6, 4, 3 and 2.
         group: how many inputs share a scale.
-        recipe: with save, the recipe to write, and then nothing is measured but what it needs; by default all recipes are
-            measured and the one with the lowest loss is written.
+        recipe: with save, the recipe to write, and then nothing is measured but what it needs; by default all
+            recipes are measured and the one with the lowest loss is written.
         save: folder to write the model to, its weights rounded as the recipe says.
-        format: what is saved: integers packed into few bits, which transformers opens with the package compressed-tensors, or
-            rounded numbers of the model's own type, which it opens without but which are not smaller.
+        format: what is saved: integers packed into few bits, which transformers opens with the package
+            compressed-tensors, or rounded numbers of the model's own type, which it opens without but which
+            are not smaller.
         prompts: texts whose completions are scored; without them, prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
@@ -83,7 +94,7 @@ def quantize(
         return _one_recipe(model, text, blocks, recipe, widths, group, save, format, read)
     results: list[SweepResult] = []
 
-    def losses(places: list[dict[int, nn.Module]]) -> np.ndarray:
+    def losses(places: list[dict[int, Callable[..., Any]]]) -> np.ndarray:
         routes = [Route.replace(len(model.blocks), dict(place)) for place in places]
         results.append(sweep(text.recordings, [Variant(route=route) for route in routes], loss()))
         return results[-1].mean("loss").numpy()
@@ -98,16 +109,13 @@ def quantize(
         advance("recipes", number + 1, len(chosen))
     whole = [float(losses([_all(model, blocks, [width] * len(blocks), group)])[0]) for width in widths]
     best = list(chosen)[int(np.nanargmin(found))]
-    attrs = {
-        **sweep_attributes(*results),
+    named = {
         "clean_loss": clean,
         "clean_bytes": sum(block_bytes(model, b, None) for b in blocks),
         "group": group,
-        "best_recipe": best,
-        "saved": "",
-        "without": "; ".join(lacking),
-        **text.attributes,
     }
+    named |= {"best_recipe": best, "saved": "", "without": "; ".join(lacking)}
+    attrs = {**sweep_attributes(*results), **named, **text.attributes}
     size = {
         "whole": [sum(block_bytes(model, b, w, group) for b in blocks) for w in widths],
         "recipe": [_bytes(model, blocks, plan, group) for plan in chosen.values()],
@@ -116,17 +124,24 @@ def quantize(
     dataset = _dataset(alone, matrices, (whole, found), size, list(chosen.values()), coords, attrs)
     if save:
         with keeping(dataset):
-            dataset.attrs["saved"] = _save(model, text, blocks, chosen[best], best, group, save, format).attrs["saved"]
+            written = _save(model, text, blocks, chosen[best], best, group, save, format)
+            dataset.attrs["saved"] = written.attrs["saved"]
     return dataset
 
 
 def _alone(
-    model: Model, blocks: list[Block], widths: list[int], group: int, losses: Callable[[list[dict[int, nn.Module]]], np.ndarray]
+    model: Model,
+    blocks: list[Block],
+    widths: list[int],
+    group: int,
+    losses: Callable[[list[dict[int, Callable[..., Any]]]], np.ndarray],
 ) -> np.ndarray:
     """The loss with one block rounded and no other, (L, W)."""
     alone = np.zeros((len(blocks), len(widths)))
     for row, block in enumerate(blocks):
-        alone[row] = losses([{block.index: quantized_block(model, block, width, group=group)} for width in widths])
+        alone[row] = losses(
+            [{block.index: rounded_when_run(model, block, width, group=group)} for width in widths]
+        )
         advance("blocks", row + 1, len(blocks))
     return alone
 
@@ -142,9 +157,12 @@ def _one_recipe(
     format: str,
     read: dict[str, Any],
 ) -> xr.Dataset:
-    """Write one recipe and measure it alone, with what it is made from: losses of blocks only where it goes by these."""
+    """Write one recipe and measure it alone, with what it is made from: losses of blocks only where it goes
+    by these."""
     if recipe in ("oracle", "inverse"):
-        places = [{b.index: quantized_block(model, b, width, group=group)} for b in blocks for width in widths]
+        places = [
+            {b.index: rounded_when_run(model, b, width, group=group)} for b in blocks for width in widths
+        ]
         routes = [Route.replace(len(model.blocks), dict(place)) for place in places]
         result = sweep(text.recordings, [Variant(route=route) for route in routes], loss())
         increase = result.mean("loss").numpy().reshape(len(blocks), len(widths)) - result.clean_mean("loss")
@@ -156,7 +174,12 @@ def _one_recipe(
 
 
 def _plan(
-    model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int], recipe: str, read: dict[str, Any]
+    model: Model,
+    blocks: list[Block],
+    increase: np.ndarray,
+    widths: list[int],
+    recipe: str,
+    read: dict[str, Any],
 ) -> list[int]:
     """Bits of every block by one recipe; what it goes by is measured on the prompts that are read here."""
     if recipe in ("rank-guided", "linearity-guided"):
@@ -172,10 +195,13 @@ def _plan(
     return plans[recipe]()
 
 
-def _check(model: Model, blocks: list[Block], widths: list[int], group: int, recipe: str, save: str, format: str) -> None:
+def _check(
+    model: Model, blocks: list[Block], widths: list[int], group: int, recipe: str, save: str, format: str
+) -> None:
     """Refuse what cannot be done before anything is measured."""
-    if group < 1 or min(widths) < 2 or max(widths) > 16:
-        raise ValueError("a group has at least 1 input, and a width is 2 to 16 bits")
+    if group < 1 or min(widths) < FEWEST_BITS or max(widths) > MOST_BITS:
+        bits = f"{FEWEST_BITS} to {MOST_BITS} bits"
+        raise ValueError(f"a group has at least 1 input, and a width is {bits}")
     if recipe and not save:
         raise ValueError("--recipe chooses what is written: name a folder with --save")
     if recipe and recipe not in RECIPES:
@@ -185,7 +211,9 @@ def _check(model: Model, blocks: list[Block], widths: list[int], group: int, rec
         check_packable(blocks, model.width)
 
 
-def _matrices(model: Model, blocks: list[Block], group: int, losses: Callable) -> tuple[list[str], np.ndarray]:
+def _matrices(
+    model: Model, blocks: list[Block], group: int, losses: Callable
+) -> tuple[list[str], np.ndarray]:
     """Loss with one role's matrices of one block at three bits, (R, L); NaN where the block has none."""
     held = live_weights(model).matrices
     roles = [role for role in ROLES if any(m.role == role for m in held)]
@@ -194,7 +222,9 @@ def _matrices(model: Model, blocks: list[Block], group: int, losses: Callable) -
     for column, block in enumerate(blocks):
         own = {role: [m for m in held if m.block == block.address and m.role == role] for role in roles}
         present = [role for role in roles if own[role]]
-        copies = [{block.index: quantized_block(model, block, MATRIX_BITS, own[role], group)} for role in present]
+        copies = [
+            {block.index: rounded_when_run(model, block, MATRIX_BITS, own[role], group)} for role in present
+        ]
         for role, value in zip(present, losses(copies), strict=True):
             table[roles.index(role), column] = value
         advance("matrices", column + 1, len(blocks))
@@ -204,7 +234,8 @@ def _matrices(model: Model, blocks: list[Block], group: int, losses: Callable) -
 def _recipes(
     model: Model, blocks: list[Block], increase: np.ndarray, widths: list[int], read: dict[str, Any]
 ) -> tuple[dict[str, list[int]], list[str]]:
-    """Bits of every block for each recipe, and why those are left out that need an experiment which cannot run here."""
+    """Bits of every block for each recipe, and why those are left out that need an experiment which cannot
+    run here."""
     found, lacking = {}, []
     for name in RECIPES:
         try:
@@ -224,8 +255,10 @@ def _gap(model: Model, read: dict[str, Any]) -> xr.DataArray:
     return measured(model, "linearity", **read).gap.sel(part="block")
 
 
-def _all(model: Model, blocks: list[Block], plan: list[int], group: int) -> dict[int, nn.Module]:
-    return {b.index: quantized_block(model, b, width, group=group) for b, width in zip(blocks, plan, strict=True)}
+def _all(model: Model, blocks: list[Block], plan: list[int], group: int) -> dict[int, Callable[..., Any]]:
+    return {
+        b.index: rounded_when_run(model, b, width, group=group) for b, width in zip(blocks, plan, strict=True)
+    }
 
 
 def _bytes(model: Model, blocks: list[Block], plan: list[int], group: int) -> float:
@@ -233,15 +266,24 @@ def _bytes(model: Model, blocks: list[Block], plan: list[int], group: int) -> fl
 
 
 def _save(
-    model: Model, text: Evaluation, blocks: list[Block], plan: list[int], name: str, group: int, folder: str, format: str
+    model: Model,
+    text: Evaluation,
+    blocks: list[Block],
+    plan: list[int],
+    name: str,
+    group: int,
+    folder: str,
+    format: str,
 ) -> xr.Dataset:
     """Write the model with its blocks rounded as a recipe says; what it measures beside the whole one."""
-    modules: list[Any] = list(_all(model, blocks, plan, group).values())
+    modules: list[Any] = [
+        quantized_block(model, b, width, group=group) for b, width in zip(blocks, plan, strict=True)
+    ]
     route = route_of(model, modules, list(range(len(modules))))
     done = measured_route(model, text, route, modules)
     done.attrs["change"] = (
-        f"weights of the blocks rounded by the recipe {name}: {', '.join(map(str, plan))} bits in groups of {group}, "
-        f"kept as {'packed integers' if format == 'packed' else 'numbers of the type of the model'}"
+        f"weights of the blocks rounded by the recipe {name}: {', '.join(map(str, plan))} bits in groups of"
+        f" {group}, kept as {'packed integers' if format == 'packed' else 'numbers of the type of the model'}"
     )
     if format == "float":
         done.attrs["saved"] = save_blocks(model, modules, route, done, folder)
@@ -263,7 +305,8 @@ def _dataset(
     coords: dict[str, Any],
     attrs: dict[str, Any],
 ) -> xr.Dataset:
-    """`alone` (L, W), `matrices` (R, L), losses of all blocks at every width and by every recipe, and their bytes."""
+    """`alone` (L, W), `matrices` (R, L), losses of all blocks at every width and by every recipe, and their
+    bytes."""
     clean, units = attrs["clean_loss"], "nats per token"
     three = alone[:, coords["bits"].index(MATRIX_BITS)] - clean
     at_three = f"{units} above clean at {MATRIX_BITS} bits"
@@ -272,7 +315,11 @@ def _dataset(
         {
             "loss": (("block", "bits"), alone, {"units": f"{units}, this block alone"}),
             "increase": (("block", "bits"), alone - clean, {"units": f"{units} above clean"}),
-            "perplexity_increase": (("block", "bits"), np.exp(alone) - np.exp(clean), {"units": "perplexity above clean"}),
+            "perplexity_increase": (
+                ("block", "bits"),
+                np.exp(alone) - np.exp(clean),
+                {"units": "perplexity above clean"},
+            ),
             "sensitivity": ("block", three, {"units": at_three, "correlate": "sensitivity"}),
             "matrix_increase": (("role", "block"), matrices - clean, {"units": at_three}),
             "whole_loss": ("bits", whole, {"units": f"{units}, all blocks"}),

@@ -32,6 +32,7 @@ from regraft.sweeps.sweep import SweepResult, sweep
 from regraft.sweeps.variants import Route, Variant
 
 ROUNDS, WRITTEN = 5, 16
+"""Rounds that a median of times is taken of, and tokens that are written in each."""
 
 
 def quantizers(
@@ -42,15 +43,19 @@ def quantizers(
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
-    """Quantize all blocks by each method that is installed, and measure loss, bytes and tokens per second side by side.
+    """Quantize all blocks by each method that is installed, and measure loss, bytes and tokens per second
+    side by side.
 
-    Round to nearest (ours), torchao int8 and int4 weight-only, GPTQ by llmcompressor, NF4 by bitsandbytes. Methods work on
-    copies of the blocks, on routes, one method at a time; embedding and output matrix stay as they are. Speed is the median
-    of five rounds in which a method takes turns with the model as loaded; it is left empty for methods whose numbers run as
-    plain floats here.
+    Round to nearest (ours), torchao int8 and int4 weight-only, GPTQ by llmcompressor, NF4 by bitsandbytes.
+    Methods stand in the blocks' places on routes, one method at a time: in floats a block is made when it is
+    run and let go behind it, in few bits all are held, for their speed. (GPTQ's library works on a model of
+    its own.) Embedding and output matrix stay as they are. Speed is the median of five rounds in which a
+    method takes turns with the model as loaded; it is left empty for methods whose numbers run as plain
+    floats here.
 
     Args:
-        group: how many inputs share a scale; where it does not divide the inputs, the libraries get the longest that does.
+        group: how many inputs share a scale; where it does not divide the inputs, the libraries get the
+            longest that does.
         methods: names of the methods to run; by default all.
         prompts: texts whose completions are scored; without them, prompts that suit the model.
         count: how many of the suiting prompts.
@@ -59,12 +64,7 @@ def quantizers(
     Raises:
         ValueError: an unknown method, or a model without a next-token loss.
     """
-    known = {method.name: method for method in METHODS}
-    unknown = [name for name in methods or () if name not in known]
-    if unknown or group < 1:
-        what = f"there is no method {unknown[0]!r}" if unknown else "a group has at least 1 input"
-        raise ValueError(f"{what}: choose among {', '.join(known)}" if unknown else what)
-    chosen = [known[name] for name in methods] if methods else list(METHODS)
+    chosen = _chosen(methods, group)
     text = evaluation(model, prompts, count, tokens)
     blocks = list(model.parts.stacks[-1].blocks)
     found = [_Measured("as loaded", sum(block_bytes(model, block, None) for block in blocks))]
@@ -86,10 +86,22 @@ def quantizers(
         {
             "loss": ("quantizer", losses, {"units": units}),
             "increase": ("quantizer", np.array(losses) - clean, {"units": f"{units} above as loaded"}),
-            "agreement": ("quantizer", agreement, {"units": "share of tokens with the top-1 of the model as loaded"}),
+            "agreement": (
+                "quantizer",
+                agreement,
+                {"units": "share of tokens with the top-1 of the model as loaded"},
+            ),
             "bytes": ("quantizer", [one.size for one in found], {"units": "bytes of the blocks"}),
-            "reading": ("quantizer", reading, {"units": "tokens per second, forward pass of one recorded batch"}),
-            "writing": ("quantizer", writing, {"units": "tokens per second, greedy generation of one prompt"}),
+            "reading": (
+                "quantizer",
+                reading,
+                {"units": "tokens per second, forward pass of one recorded batch"},
+            ),
+            "writing": (
+                "quantizer",
+                writing,
+                {"units": "tokens per second, greedy generation of one prompt"},
+            ),
         },
         coords={"quantizer": [one.name for one in found]},
         attrs={
@@ -102,14 +114,31 @@ def quantizers(
     )
 
 
-def _copies(model: Model, blocks: list[Block], method: Method, group: int) -> tuple[str, list[nn.Module]]:
+def _chosen(methods: list[str] | None, group: int) -> list[Method]:
+    known = {method.name: method for method in METHODS}
+    unknown = [name for name in methods or () if name not in known]
+    if unknown or group < 1:
+        what = f"there is no method {unknown[0]!r}" if unknown else "a group has at least 1 input"
+        raise ValueError(f"{what}: choose among {', '.join(known)}" if unknown else what)
+    return [known[name] for name in methods] if methods else list(METHODS)
+
+
+def _copies(
+    model: Model, blocks: list[Block], method: Method, group: int
+) -> tuple[str, list[Callable[..., Any]]]:
     """Why a method cannot be used on this model here, or its copies of all blocks."""
     reason = missing(method.package)
     stacked = [
-        name for block in blocks for name, p in block.module.named_parameters() if name in _axes(model, block) and p.dim() == 3
+        name
+        for block in blocks
+        for name, p in block.module.named_parameters()
+        if name in _axes(model, block) and p.dim() == 3
     ]
     if method.package and not reason and stacked:
-        reason = f"it knows linear layers only, and {len(stacked)} of the model's matrices ({stacked[0]}, ...) are no such layers"
+        reason = (
+            f"it knows linear layers only, and {len(stacked)} of the model's matrices ({stacked[0]}, ...) are"
+            " no such layers"
+        )
     if reason:
         return reason, []
     try:
@@ -124,7 +153,8 @@ def _axes(model: Model, block: Block) -> dict[str, int]:
 
 @dataclass
 class _Measured:
-    """What one method gave; of its copies nothing is kept. `turns` and `beside` are seconds of it and of the model as loaded."""
+    """What one method gave; of its copies nothing is kept. `turns` and `beside` are seconds of it and of the
+    model as loaded."""
 
     name: str
     size: float
@@ -133,18 +163,21 @@ class _Measured:
     beside: list[tuple[float, float]] = field(default_factory=list)
 
 
-def _one_method(model: Model, text: Evaluation, blocks: list[Block], method: Method, group: int) -> _Measured | str:
+def _one_method(
+    model: Model, text: Evaluation, blocks: list[Block], method: Method, group: int
+) -> _Measured | str:
     """Measure one method, whose copies are let go behind it; why it is left out, where it cannot be used."""
     reason, copies = _copies(model, blocks, method, group)
     if reason:
         return reason
-    size = sum(map(held_bytes, copies)) if method.held else sum(block_bytes(model, b, method.bits, group) for b in blocks)
+    packed = [one for one in copies if isinstance(one, nn.Module)] if method.held else []
+    size = sum(map(held_bytes, packed)) or sum(block_bytes(model, b, method.bits, group) for b in blocks)
     result = _sweep(text, blocks, copies)
     if not np.isfinite(float(result.mean("loss")[0])):
         return f"its loss is not a number in {model.dtype}"
     one = _Measured(method.name, size, result)
-    swaps = [(block.module, copy.eval()) for block, copy in zip(blocks, copies, strict=True)]
-    for round_ in range(ROUNDS + 1 if method.held else 0):
+    swaps = [(block.module, copy.eval()) for block, copy in zip(blocks, packed, strict=method.held)]
+    for round_ in range(ROUNDS + 1 if swaps else 0):
         beside = _turn(model, text)
         with all_placed(model.hf, swaps):
             turn = _turn(model, text)
@@ -154,7 +187,7 @@ def _one_method(model: Model, text: Evaluation, blocks: list[Block], method: Met
     return one
 
 
-def _sweep(text: Evaluation, blocks: list[Block], copies: list[nn.Module]) -> SweepResult:
+def _sweep(text: Evaluation, blocks: list[Block], copies: list[Callable[..., Any]]) -> SweepResult:
     places = {block.index: module for block, module in zip(blocks, copies, strict=True)}
     route = Route.replace(len(text.model.blocks), places)
     return sweep(text.recordings, [Variant(route=route)], [loss(), top1_agreement()])
@@ -163,8 +196,8 @@ def _sweep(text: Evaluation, blocks: list[Block], copies: list[nn.Module]) -> Sw
 def _turn(model: Model, text: Evaluation) -> tuple[float, float]:
     """Seconds of reading the first recorded batch and of writing behind one prompt.
 
-    What is read before writing is cut so that both fit into the model; where nothing fits, or it cannot generate, writing takes
-    no time that could be told.
+    What is read before writing is cut so that both fit into the model; where nothing fits, or it cannot
+    generate, writing takes no time that could be told.
     """
     inputs = text.recordings[0].inputs
     most = longest_input(model.hf.config) if not model.two_stacks else 0
@@ -177,15 +210,20 @@ def _turn(model: Model, text: Evaluation) -> tuple[float, float]:
 
 
 def _speeds(model: Model, text: Evaluation, found: Sequence[_Measured]) -> tuple[list[float], list[float]]:
-    """Tokens per second of reading and of writing, of the model as loaded and of each method; NaN where there were no turns.
+    """Tokens per second of reading and of writing, of the model as loaded and of each method; NaN where there
+    were no turns.
 
-    A method's is the model's median over all rounds, in the proportion of the two in the method's own rounds: a machine that
-    slows down between two methods slows both sides.
+    A method's is the model's median over all rounds, in the proportion of the two in the method's own rounds:
+    a machine that slows down between two methods slows both sides.
     """
-    loaded = np.median(np.array([turn for one in found for turn in one.beside] or [_turn(model, text)]), axis=0)
+    loaded = np.median(
+        np.array([turn for one in found for turn in one.beside] or [_turn(model, text)]), axis=0
+    )
     rates = [np.array([int(text.recordings[0].mask_BT.sum()), WRITTEN]) / loaded]
     for one in found:
-        slower = np.median(np.array(one.turns) / np.array(one.beside), axis=0) if one.turns else np.full(2, np.nan)
+        slower = (
+            np.median(np.array(one.turns) / np.array(one.beside), axis=0) if one.turns else np.full(2, np.nan)
+        )
         rates.append(rates[0] / slower)
     reading, writing = np.array(rates).T.tolist()
     return reading, writing

@@ -1,4 +1,5 @@
-"""Mixed-precision recipes: how many bits for each block, so that all cost the same. Plain numbers; no model here.
+"""Mixed-precision recipes: how many bits for each block, so that all cost the same. Plain numbers; no model
+here.
 
 Shapes: n blocks, W widths in bits.
 """
@@ -8,7 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 MEAN = 4
+"""Bits of a block on average: all recipes weigh the same."""
 LOW, HIGH, PROTECTED = 3, 5, 6
+"""Bits of blocks that are said to bear less or more, one away from the mean, and of the ends where they are
+protected."""
 
 
 def uniform(blocks: int) -> list[int]:
@@ -17,7 +21,8 @@ def uniform(blocks: int) -> list[int]:
 
 
 def ends_protected(blocks: int) -> list[int]:
-    """First and last block at six bits, paid for by as many as needed at three, those nearest to the middle."""
+    """First and last block at six bits, paid for by as many as needed at three, those nearest to the
+    middle."""
     bits = uniform(blocks)
     if blocks < 3:
         return bits
@@ -32,7 +37,8 @@ def ends_protected(blocks: int) -> list[int]:
 
 
 def by_score(score_n: np.ndarray) -> list[int]:
-    """Five bits for the third of the blocks with the highest score, three for the third with the lowest, four between."""
+    """Five bits for the third of the blocks with the highest score, three for the third with the lowest, four
+    between."""
     order = np.argsort(-np.nan_to_num(score_n, nan=float(np.nanmedian(score_n))), kind="stable")
     third = len(order) // 3
     bits = np.full(len(order), MEAN)
@@ -42,7 +48,8 @@ def by_score(score_n: np.ndarray) -> list[int]:
 
 
 def oracle(increase_nW: np.ndarray, widths: list[int]) -> list[int]:
-    """The bits that minimise the sum of the increases measured block by block, at a mean of four: exact, by budget."""
+    """The bits that minimise the sum of the increases measured block by block, at a mean of four: exact, by
+    budget."""
     blocks = len(increase_nW)
     budget = MEAN * blocks
     best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}

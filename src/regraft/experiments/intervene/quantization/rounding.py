@@ -1,33 +1,43 @@
 """Round-to-nearest quantization of a block's matrices: symmetric, one scale for each group of inputs.
 
-The rounded weights are numbers of the model's own type, so that a route can run them. Shapes: O outputs, I inputs, E experts,
-D width of the stream.
+The rounded weights are numbers of the model's own type, so that a route can run them. Shapes: O outputs, I
+inputs, E experts, D width of the stream.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from regraft.core.defaults import QUANTIZATION_GROUP
+from regraft.model.cpu_pack import copied
 from regraft.model.model import Model
 from regraft.model.parts import Block, is_linear, matrix_OI
 from regraft.model.weights import Matrix
 
+FEWEST_BITS, MOST_BITS = 2, 16
+"""One bit has no zero between its two levels; beyond 16 a rounded number takes as much as a half-precision
+one."""
+
 SCALE_BYTES = 2
+"""Bytes of a scale: a half-precision number."""
 
 
 def round_to_nearest(weight: Tensor, bits: int, axis: int = -1, group: int = QUANTIZATION_GROUP) -> Tensor:
-    """The weight with each group of `group` values along its input axis rounded to 2^bits - 1 evenly spaced levels.
+    """The weight with each group of `group` values along its input axis rounded to 2^bits - 1 evenly spaced
+    levels.
 
-    The largest value of a group is kept exactly; no value moves by more than half a step. Rounding is done in float32.
+    The largest value of a group is kept exactly; no value moves by more than half a step. Rounding is done in
+    float32.
     """
-    if not 2 <= bits <= 16:
-        raise ValueError(f"{bits} bits cannot be rounded to: choose 2 to 16")
+    if not FEWEST_BITS <= bits <= MOST_BITS:
+        raise ValueError(f"{bits} bits cannot be rounded to: choose {FEWEST_BITS} to {MOST_BITS}")
     rows = weight.detach().movedim(axis, -1).float()
     levels = 2 ** (bits - 1) - 1
     parts = []
@@ -48,7 +58,8 @@ def quantized_bytes(shape: tuple[int, ...], axis: int, bits: int, group: int = Q
 
 
 def matrix_axes(block: Block, width: int) -> dict[str, int]:
-    """Every matrix parameter of a block by name, with the axis of its inputs; mixtures' stacks of matrices too.
+    """Every matrix parameter of a block by name, with the axis of its inputs; mixtures' stacks of matrices
+    too.
 
     Raises:
         ValueError: a matrix is stored as codes already.
@@ -66,10 +77,15 @@ def matrix_axes(block: Block, width: int) -> dict[str, int]:
 
 
 def quantized_block(
-    model: Model, block: Block, bits: int, only: Iterable[Matrix] | None = None, group: int = QUANTIZATION_GROUP
+    model: Model,
+    block: Block,
+    bits: int,
+    only: Iterable[Matrix] | None = None,
+    group: int = QUANTIZATION_GROUP,
 ) -> nn.Module:
-    """A copy of a block with all its matrices rounded, or only the given ones (a role of a packed matrix by its rows)."""
-    made = copy.deepcopy(block.module)
+    """A copy of a block with all its matrices rounded, or only the given ones (a role of a packed matrix by
+    its rows)."""
+    made = copied(block.module)
     axes = matrix_axes(block, model.width)
     chosen = list(only) if only is not None else None
     with torch.no_grad():
@@ -85,6 +101,29 @@ def quantized_block(
     return made
 
 
+@dataclass(frozen=True, eq=False)
+class MadeWhenRun:
+    """What stands in a block's place on a route: a block made anew at each call, so that of a whole model's
+    changed blocks one is held at a time."""
+
+    make: Callable[[], nn.Module]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the block computes."""
+        return self.make()(*args, **kwargs)
+
+
+def rounded_when_run(
+    model: Model,
+    block: Block,
+    bits: int,
+    only: Sequence[Matrix] | None = None,
+    group: int = QUANTIZATION_GROUP,
+) -> MadeWhenRun:
+    """`quantized_block` at each call."""
+    return MadeWhenRun(partial(quantized_block, model, block, bits, only, group))
+
+
 def _write(weight: Tensor, rounded: Tensor, matrix: Matrix) -> None:
     """Copy one matrix's share of the rounded tensor."""
     into, out = (weight[matrix.expert], rounded[matrix.expert]) if weight.dim() == 3 else (weight, rounded)
@@ -96,10 +135,15 @@ def _write(weight: Tensor, rounded: Tensor, matrix: Matrix) -> None:
 
 
 def block_bytes(model: Model, block: Block, bits: int | None, group: int = QUANTIZATION_GROUP) -> float:
-    """Bytes of a block with its matrices at so many bits (None: as they are) and all else in the model's type."""
+    """Bytes of a block with its matrices at so many bits (None: as they are) and all else in the model's
+    type."""
     axes = matrix_axes(block, model.width)
     total = 0.0
     for name, parameter in block.module.named_parameters():
         plain = parameter.numel() * parameter.element_size()
-        total += plain if bits is None or name not in axes else quantized_bytes(tuple(parameter.shape), axes[name], bits, group)
+        total += (
+            plain
+            if bits is None or name not in axes
+            else quantized_bytes(tuple(parameter.shape), axes[name], bits, group)
+        )
     return total

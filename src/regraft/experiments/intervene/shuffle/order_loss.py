@@ -1,6 +1,8 @@
-"""Orders of shuffled blocks by the loss of the model that they make, through the engine: routes only, no weight is moved.
+"""Orders of shuffled blocks by the loss of the model that they make, through the engine: routes only, no
+weight is moved.
 
-An order is a list of indices into the shuffled list; every order asked for is measured once. Shapes: n blocks.
+An order is a list of indices into the shuffled list; every order asked for is measured once. Shapes: n
+blocks.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from regraft.sweeps.sweep import SweepResult, sweep
 from regraft.sweeps.variants import Route, Variant
 
 START_TEMPERATURE, PROPOSALS, NEAR, AT_ONCE = 0.3, 1500, 0.75, 12
+"""Annealing: temperature in nats at the start, orders tried in all, share of exchanges between neighbours,
+and how many orders are measured in one sweep at most."""
 END_TEMPERATURE = 0.003
+"""Nats at the end: a hundredth of the start."""
 Order = list[int]
 
 
@@ -48,7 +53,8 @@ class Losses:
 
 
 def greedy_perplexity(losses: Losses, start: Order, generator: np.random.Generator) -> Order:
-    """Extend the order by the block after which the loss is lowest; the blocks so far are shared by all candidates."""
+    """Extend the order by the block after which the loss is lowest; the blocks so far are shared by all
+    candidates."""
     order: Order = []
     while len(order) < len(start):
         candidates = [[*order, i] for i in sorted(start) if i not in order]
@@ -59,8 +65,8 @@ def greedy_perplexity(losses: Losses, start: Order, generator: np.random.Generat
 def bubble(losses: Losses, start: Order, generator: np.random.Generator) -> Order:
     """Exchange neighbours until no exchange helps, then any two blocks, until none of these helps either.
 
-    All exchanges of one round are measured together; those that help and do not touch each other are taken together where
-    that is better than the best one alone.
+    All exchanges of one round are measured together; those that help and do not touch each other are taken
+    together where that is better than the best one alone.
     """
     order = start
     while True:
@@ -79,8 +85,9 @@ def remove_reinsert(losses: Losses, start: Order, generator: np.random.Generator
 def simulated_annealing(losses: Losses, start: Order, generator: np.random.Generator) -> Order:
     """Exchanges of two blocks, three in four of them near, accepted by Metropolis's rule as it grows colder.
 
-    1,500 proposals from temperature 0.3 down to 0.003. The more were refused in a row, the more proposals from one state are
-    measured together; all behind the first accepted one are thrown away, so that the walk is the sequential one.
+    1,500 proposals from temperature 0.3 down to 0.003. The more were refused in a row, the more proposals
+    from one state are measured together; all behind the first accepted one are thrown away, so that the walk
+    is the sequential one.
     """
     order, current = start, float(losses([start])[0])
     best, lowest = order, current
@@ -108,7 +115,9 @@ def _proposal(order: Order, generator: np.random.Generator) -> Order:
     return _exchanged(order, i, j)
 
 
-def _climb(losses: Losses, order: Order, moves: Callable[[Order], list[tuple[Order, set[int]]]], steps: int = 1000) -> Order:
+def _climb(
+    losses: Losses, order: Order, moves: Callable[[Order], list[tuple[Order, set[int]]]], steps: int = 1000
+) -> Order:
     """Take the best of the moves as long as it lowers the loss."""
     current = float(losses([order])[0])
     for _ in range(steps):
@@ -153,7 +162,11 @@ def _moves(order: Order) -> list[tuple[Order, set[int]]]:
     found: list[tuple[Order, set[int]]] = []
     for i, taken in enumerate(order):
         rest = order[:i] + order[i + 1 :]
-        found += [([*rest[:j], taken, *rest[j:]], set(range(min(i, j), max(i, j) + 1))) for j in range(len(order)) if j != i]
+        found += [
+            ([*rest[:j], taken, *rest[j:]], set(range(min(i, j), max(i, j) + 1)))
+            for j in range(len(order))
+            if j != i
+        ]
     return found
 
 

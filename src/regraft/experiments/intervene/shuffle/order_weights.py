@@ -1,7 +1,7 @@
 """Orders of shuffled blocks without any text: from their weights, or from what they do to random input.
 
-Each method sees the blocks as an unordered list and returns indices into that list. Shapes: n blocks, F features, T positions,
-D width.
+Each method sees the blocks as an unordered list and returns indices into that list. Shapes: n blocks, F
+features, T positions, D width.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft.experiments.intervene.shuffle.seriation import euclidean, fiedler_order, nearest_neighbour, oriented, shortest_path
+from regraft.experiments.intervene.shuffle.seriation import (
+    euclidean,
+    fiedler_order,
+    nearest_neighbour,
+    oriented,
+    shortest_path,
+)
 from regraft.model.model import Model
 from regraft.model.parts import Block, is_norm
 from regraft.model.recording import Recording
@@ -20,7 +26,9 @@ from regraft.model.selfcheck import sample_ids
 from regraft.model.weights import live_weights
 
 SCALES = (0.05, 0.1, 0.5, 1.0)
+"""Sizes of random input: of an embedding up to that of a stream."""
 PROBE_TOKENS, TOP = 32, 32
+"""Random tokens of a probe, and singular values that are compared."""
 AT_ONCE = 1 << 16
 """Weights of each block in float64 at a time: half a mebibyte a block, so that no second model is held."""
 SPECTRAL_ROLES = ("q", "k", "v", "gate")
@@ -56,7 +64,9 @@ class Blocks:
         """A run on random tokens, for the arguments that every block keeps wherever it stands."""
         if self._recording is None:
             ids = sample_ids(self.model.table_rows, PROBE_TOKENS, self.seed)
-            self._recording = self.model.record([ids], [ids] if self.model.two_stacks else None, attention_mask="all")
+            self._recording = self.model.record(
+                [ids], [ids] if self.model.two_stacks else None, attention_mask="all"
+            )
         return self._recording
 
     def run(self, index: int, stream_1TD: Tensor) -> Tensor:
@@ -78,7 +88,10 @@ def weight_stats(b: Blocks) -> list[int]:
 
 def _stats_distance(b: Blocks) -> np.ndarray:
     b.same_shapes()
-    rows = [[f(t) for held in one.values() for t in [held.double()] for f in (_norm, _mean, _std, _largest)] for one in b.tensors]
+    rows = [
+        [f(t) for held in one.values() for t in [held.double()] for f in (_norm, _mean, _std, _largest)]
+        for one in b.tensors
+    ]
     return euclidean(np.array(rows))
 
 
@@ -105,7 +118,13 @@ def norm_weights(b: Blocks) -> list[int]:
 
 def _norms_distance(b: Blocks) -> np.ndarray:
     rows = [
-        [float(x) for module in block.module.modules() if is_norm(module) for p in module.parameters() for x in p.detach()]
+        [
+            float(x)
+            for module in block.module.modules()
+            if is_norm(module)
+            for p in module.parameters()
+            for x in p.detach()
+        ]
         for block in b.blocks
     ]
     if len({len(row) for row in rows}) != 1 or not rows[0]:
@@ -114,7 +133,8 @@ def _norms_distance(b: Blocks) -> np.ndarray:
 
 
 def svd_spectrum(b: Blocks) -> list[int]:
-    """The 32 largest singular values of q, k, v and gate (up, where there is no gate); Euclidean; shortest path."""
+    """The 32 largest singular values of q, k, v and gate (up, where there is no gate); Euclidean; shortest
+    path."""
     return oriented(shortest_path(_spectrum_distance(b)), b.total_norm)
 
 
@@ -126,9 +146,14 @@ def _spectrum_distance(b: Blocks) -> np.ndarray:
             found[matrix.block].setdefault(matrix.role, []).append(sigma)
     gate = "gate" if all("gate" in roles for roles in found.values()) else "up"
     wanted = [gate if role == "gate" else role for role in SPECTRAL_ROLES]
-    rows = [[s for role in wanted for sigma in found[block.address].get(role, []) for s in sigma] for block in b.blocks]
+    rows = [
+        [s for role in wanted for sigma in found[block.address].get(role, []) for s in sigma]
+        for block in b.blocks
+    ]
     if len({len(row) for row in rows}) != 1 or not rows[0]:
-        raise ValueError("the blocks do not all have the same projections, so their spectra cannot be compared")
+        raise ValueError(
+            "the blocks do not all have the same projections, so their spectra cannot be compared"
+        )
     return euclidean(np.array(rows))
 
 
@@ -147,7 +172,8 @@ def _cosine_distance(b: Blocks) -> np.ndarray:
 
 
 def _gram(tensors: list[dict[str, Tensor]]) -> np.ndarray:
-    """Products of all weights of every two blocks, (L, L) in float64, a slice of one tensor of all blocks at a time."""
+    """Products of all weights of every two blocks, (L, L) in float64, a slice of one tensor of all blocks at
+    a time."""
     gram = torch.zeros(len(tensors), len(tensors), dtype=torch.float64)
     for name, first in tensors[0].items():
         flat = [one[name].reshape(-1) for one in tensors]
@@ -188,7 +214,8 @@ def causal_pairwise(b: Blocks) -> list[int]:
 
 
 def activation_flow(b: Blocks) -> list[int]:
-    """Mean and spread, channel by channel, of what a block adds to four random probes; Euclidean; shortest path."""
+    """Mean and spread, channel by channel, of what a block adds to four random probes; Euclidean; shortest
+    path."""
     rows = []
     for index in range(len(b)):
         parts = []
@@ -203,7 +230,8 @@ def activation_flow(b: Blocks) -> list[int]:
 WITHOUT_TEXT: dict[str, Callable[[Blocks], list[int]]] = {
     method.__name__: method
     for method in (
-        weight_stats, norm_weights, svd_spectrum, full_weights, greedy_cosine, fiedler, ensemble_rank, causal_pairwise,
+        weight_stats, norm_weights, svd_spectrum, full_weights, greedy_cosine, fiedler, ensemble_rank,
+        causal_pairwise,
         activation_flow,
     )
 }  # fmt: skip

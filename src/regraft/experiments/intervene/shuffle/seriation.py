@@ -53,7 +53,8 @@ def path_length(path: list[int], distance_nn: np.ndarray) -> float:
 
 
 def fiedler_order(distance_nn: np.ndarray) -> list[int]:
-    """Order by the second eigenvector of the Laplacian of a Gaussian kernel as wide as the median distance."""
+    """Order by the second eigenvector of the Laplacian of a Gaussian kernel as wide as the median
+    distance."""
     width = np.median(distance_nn[np.triu_indices(len(distance_nn), 1)])
     if not width > 0:
         return list(range(len(distance_nn)))
@@ -64,7 +65,8 @@ def fiedler_order(distance_nn: np.ndarray) -> list[int]:
 
 
 def oriented(path: list[int], weight_n: np.ndarray) -> list[int]:
-    """The path in the direction in which the weight grows: sign of Spearman's correlation of place and weight."""
+    """The path in the direction in which the weight grows: sign of Spearman's correlation of place and
+    weight."""
     along = weight_n[path]
     if np.ptp(along) == 0:
         return path
@@ -73,7 +75,8 @@ def oriented(path: list[int], weight_n: np.ndarray) -> list[int]:
 
 
 def scores(recovered: list[int]) -> dict[str, float]:
-    """How near a recovered order, written in true places, is to 0, 1, 2, ...: tau, share in place, mean displacement."""
+    """How near a recovered order, written in true places, is to 0, 1, 2, ...: tau, share in place, mean
+    displacement."""
     order, places = np.array(recovered), np.arange(len(recovered))
     found: Any = kendalltau(places, order)
     return {

@@ -32,11 +32,13 @@ def shuffle(
     tokens: int = COMPLETION_TOKENS,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Shuffle the blocks by the seed and recover their order, by weights, random input, or the loss on the model's own text.
+    """Shuffle the blocks by the seed and recover their order, by weights, random input, or the loss on the
+    model's own text.
 
-    Kendall's tau of the recovered order with the true one (1: the same), the share of blocks in their place, the mean
-    displacement, the loss of the recovered model, orders measured and time. Methods that search by loss start from the order
-    with the lowest loss among those found without text. Only routes change; no weight is moved.
+    Kendall's tau of the recovered order with the true one (1: the same), the share of blocks in their place,
+    the mean displacement, the loss of the recovered model, orders measured and time. Methods that search by
+    loss start from the order with the lowest loss among those found without text. Only routes change; no
+    weight is moved.
 
     Args:
         method: default (activation_flow, then bubble), all thirteen, or one or several names with commas.
@@ -82,7 +84,9 @@ def shuffle(
         advance("methods", len(rows), len(chosen))
     if not rows:
         raise ValueError("; ".join(refused))
-    return _dataset(rows, order, clean, given, losses, [b.address for b in stack.blocks], refused, text.attributes)
+    return _dataset(
+        rows, order, clean, given, losses, [b.address for b in stack.blocks], refused, text.attributes
+    )
 
 
 def _methods(method: str) -> list[str]:
@@ -99,8 +103,11 @@ def _methods(method: str) -> list[str]:
 
 
 def _best(found: dict[str, Order], losses: Losses, blocks: Blocks) -> Order:
-    """The order to start from: the lowest loss among those found without text, else what activation_flow finds."""
-    orders = [order for name, order in found.items() if name in WITHOUT_TEXT] or [WITHOUT_TEXT[DEFAULT[0]](blocks)]
+    """The order to start from: the lowest loss among those found without text, else what activation_flow
+    finds."""
+    orders = [order for name, order in found.items() if name in WITHOUT_TEXT] or [
+        WITHOUT_TEXT[DEFAULT[0]](blocks)
+    ]
     return orders[int(losses(orders).argmin())]
 
 
@@ -123,10 +130,18 @@ def _dataset(
     return xr.Dataset(
         {
             **{name: ("method", [s[name] for s in scored], {"units": unit}) for name, unit in units.items()},
-            "loss": ("method", [row["loss"] for row in rows], {"units": "nats per token of the recovered model"}),
+            "loss": (
+                "method",
+                [row["loss"] for row in rows],
+                {"units": "nats per token of the recovered model"},
+            ),
             "orders": ("method", [row["orders"] for row in rows], {"units": "orders measured"}),
             "seconds": ("method", [row["seconds"] for row in rows], {"units": "s on this machine"}),
-            "recovered": (("method", "place"), [[addresses[i] for i in row["order"]] for row in rows], {"units": "block"}),
+            "recovered": (
+                ("method", "place"),
+                [[addresses[i] for i in row["order"]] for row in rows],
+                {"units": "block"},
+            ),
             "shuffled": ("place", [addresses[i] for i in order], {"units": "block, as shuffled"}),
         },
         coords={"method": [row["name"] for row in rows], "place": np.arange(len(order))},

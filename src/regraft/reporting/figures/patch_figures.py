@@ -1,0 +1,167 @@
+"""Figures of activation patching."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from regraft.reporting.theme import (
+    DIVERGING,
+    FIRST,
+    MUTED,
+    Drawing,
+    Label,
+    axis_labels,
+    base,
+    heatmap,
+    plain_text,
+    quoted,
+)
+from regraft.reporting.wording import (
+    highest,
+)
+
+HALF = 0.5
+"""A patch works where it carries half of the difference between the two runs."""
+
+
+def patch_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """The map of effects."""
+    column = dataset.effect.dims[1]
+    labels = axis_labels(dataset[column].values)
+    if "token" in dataset.coords:
+        labels = [
+            Label(f"{plain_text(str(t).strip() or '·')}<br>{p}")
+            for t, p in zip(dataset.token.values, labels, strict=True)
+        ]
+    figure = heatmap(
+        dataset.effect.values, labels, dataset.block.values, "normalised effect", True,
+        hovertemplate="block %{y}, %{x}<br>effect %{z:.3f}<extra></extra>",
+    )  # fmt: skip
+    sizes = np.abs(dataset.effect.values[np.isfinite(dataset.effect.values)])
+    largest = max(1.0, float(sizes.max(initial=0.0)))
+    figure.update_traces(zmin=-largest, zmax=largest, zmid=None, colorscale=DIVERGING)
+    figure.update_xaxes(title=f"{column} of the patched activation", tickangle=0)
+    figure.update_yaxes(title="block")
+    over = f", mean over {dataset.attrs['pairs']} pairs" if dataset.attrs["pairs"] > 1 else ""
+    wide = f", {dataset.attrs['window']} blocks at once" if dataset.attrs["window"] > 1 else ""
+    drawn = [
+        (
+            f"Effect of patching {dataset.attrs['site']}, {dataset.attrs['direction']} direction{over}{wide}",
+            figure,
+        )
+    ]
+    if np.isfinite(dataset.attribution.values).any():
+        drawn.append(
+            (
+                "Each cell measured, against its first-order estimate from one backward pass",
+                attribution_figure(dataset),
+            )
+        )
+    return drawn
+
+
+def attribution_figure(dataset: xr.Dataset) -> go.Figure:
+    """Measured effect over attribution, one point for each cell, and the line on which both are the same."""
+    effect, estimate = dataset.effect.values, dataset.attribution.values
+    column = str(dataset.effect.dims[1])
+    hover = np.array(
+        [
+            [plain_text(f"block {b}, {column} {c}") for c in dataset[column].values]
+            for b in dataset.block.values
+        ]
+    )
+    figure = base(340)
+    known = np.concatenate([values[np.isfinite(values)] for values in (effect, estimate)])
+    ends = [float(known.min(initial=0.0)), float(known.max(initial=0.0))]
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=MUTED, dash="dot"), hoverinfo="skip")
+    figure.add_scatter(
+        x=estimate.ravel(), y=effect.ravel(), mode="markers", marker=dict(color=FIRST, size=6),
+        text=hover.ravel(),
+        hovertemplate="%{text}<br>measured %{y:.3f}<br>estimated %{x:.3f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title="attribution: difference times gradient")
+    figure.update_yaxes(title="measured effect")
+    return figure
+
+
+def patch_finding(dataset: xr.Dataset) -> str:
+    """Where the answer's information sits, and between which blocks it moves, from measured numbers."""
+    effect = dataset.effect.values
+    attrs = dataset.attrs
+    same = f"{attrs['target_value']:+.1f}" == f"{attrs['source_value']:+.1f}"
+    mean = f", mean over {attrs['pairs']:,} pairs" if attrs.get("pairs", 1) > 1 else ""
+    measured = f"Logit of the answer minus the wrong one{mean}: {attrs['target_value']:+.1f}"
+    span = f"{measured} in both runs. "
+    if not same:
+        span = (
+            f"{measured} in the run that is patched, {attrs['source_value']:+.1f} in the run that the"
+            " activations come from. "
+        )
+    if np.isfinite(attrs["attribution_correlation"]):
+        correlation = attrs["attribution_correlation"]
+        span += (
+            "Attribution, from one backward pass, correlates with the measured effects by"
+            f" {correlation:.2f}. "
+        )
+    return f"{span}{_carrier(dataset, effect)}".strip()
+
+
+def _carrier(dataset: xr.Dataset, effect: np.ndarray) -> str:
+    """Which head, neuron or token carries the difference; that none does, where none does."""
+    place, names = highest(effect.ravel()), dataset.block.values
+    if not place:
+        return "The two runs do not differ in it: there is no difference that an activation could carry."
+    row, column = np.unravel_index(place[0], effect.shape)
+    most = effect[row, column]
+    for kind, called in (
+        ("neuron", f"N{column}@L{names[row]}"),
+        ("head", f"Head {column} of block {names[row]}"),
+    ):
+        if kind in dataset.dims:
+            share = f"{most:.3f}" if kind == "neuron" else f"{most:.2f}"
+            only = effect.size == 1 or len(place) > 1
+            said = f"{called} carries {share}" if only else f"{called} carries most, {share}"
+            return (
+                f"{said} of the difference."
+                if float(share) > 0
+                else f"No {kind} carries any of the difference alone."
+            )
+    if "token" not in dataset.coords or effect.shape[0] < 2 or not np.isfinite(effect).all():
+        return ""
+    return _moved(effect, [quoted(token) for token in dataset.token.values], names)
+
+
+def _moved(effect: np.ndarray, words: list[str], names: np.ndarray) -> str:
+    """Between which blocks the effect moves from one token to another."""
+    first, last = effect[0].argmax(), effect[-1].argmax()
+    if effect[0, first] < HALF:
+        return "In front of the first block no single token carries half of the difference."
+    moved = next((b for b in range(len(effect)) if effect[b, first] < HALF), len(effect))
+    if moved == len(effect):
+        return f"The effect stays with {words[first]}."
+    gone = (
+        f"At {words[first]} the patch works (effect above one half) up to block {names[moved - 1]} and no"
+        f" more from block {names[moved]} on"
+    )
+    arrived = next((b for b in range(len(effect)) if effect[b, last] > HALF), len(effect))
+    if first == last or arrived == len(effect):
+        return f"{gone}."
+    return (
+        f"{gone}; at {words[last]} it works from block {names[arrived]} on: the information moves between"
+        f" blocks {names[moved - 1]} and {names[moved]}."
+    )
+
+
+PATCH = Drawing(
+    "Activation patching",
+    "Where in the model is the answer's information, and when does it move?",
+    "Each cell puts one activation of the other run into this one: 1 (full blue) means that this single"
+    " activation makes the answer as likely as in the run that it came from, 0 that it changes nothing."
+    " Follow the strong cells upwards to see at which token the information sits and between which blocks it"
+    " moves on.",
+    patch_figures,
+    patch_finding,
+    ("logit_difference", "effect", "attribution", "effect_error"),
+)
