@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import regraft
 from regraft.cli.console import aligned
+from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.main import app
-from regraft.cli.options import errors_in_one_sentence
 from regraft.core.files import RunFolderError, whole_folder
 from regraft.core.registry import experiments
 from regraft.core.runs import open_run

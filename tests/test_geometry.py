@@ -97,15 +97,32 @@ def test_moments_that_do_not_fit_together_are_summed_one_walk_after_the_other(de
 
     whole = Cloud.of(Planted(parts, kinds), seed=0)
     plain = geometry._add_second_moments
-    monkeypatch.setattr(geometry, "MOST_BYTES", depths * 8 * 6 * 6 + 7)
+    sample = 5 * 30 * 6 * 4
+    monkeypatch.setattr(geometry, "MOST_BYTES", sample + depths * 8 * 6 * 6 + 7)
     monkeypatch.setattr(
         geometry, "_add_second_moments", lambda total, some: held.append(plain(total, some)) or held[-1]
     )
     parted = Cloud.of(Counted(parts, kinds), seed=0)
     assert len(walks) == -(-5 // depths)
-    assert max(made.numel() * made.element_size() for made in held) <= geometry.MOST_BYTES
+    assert max(made.numel() * made.element_size() for made in held) <= geometry.MOST_BYTES - sample
+    assert parted.sample.numel() * parted.sample.element_size() == sample
     torch.testing.assert_close(parted.variance, whole.variance, rtol=1e-12, atol=0.0)
     torch.testing.assert_close(parted.squares, whole.squares, rtol=1e-12, atol=0.0)
+
+
+def test_pairs_of_states_are_held_some_at_a_time(monkeypatch):
+    """All of them at once would be 5 GiB at a width of 4,096 and 33 depths, twice."""
+    draw = torch.Generator().manual_seed(0)
+    cloud = Cloud.of(Planted([[torch.randn(30, 6, generator=draw) for _ in range(3)]], ["a"] * 30), seed=0)
+    one, other = cloud.pairs
+    pairs = [torch.cosine_similarity(h[one].double(), h[other].double()) for h in cloud.sample]
+    held, plain = [], geometry.cosine_similarity
+    monkeypatch.setattr(
+        geometry, "cosine_similarity", lambda a, b, dim: held.append(a.numel()) or plain(a, b, dim=dim)
+    )
+    assert np.allclose(cloud.pair_cosine(False), [float(each.mean()) for each in pairs], atol=1e-14)
+    assert max(held) <= geometry.PAIRS_AT_ONCE * 6
+    assert sum(held) == 3 * len(one) * 6
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from families import _DECODER, FAMILIES
-from regraft.export.block_config import _differs, _facts, _plain, _said_again, adjusted, check_expressible
+from regraft.export.block_config import _differs, _facts, _plain, _restated, adjusted, check_expressible
 from regraft.export.route_model import check_writable_as, facts_of
 from regraft.model.load import load
 from small import opened
@@ -53,7 +53,7 @@ from small import opened
 def test_each_way_of_saying_it_is_said_again_or_left(name, value, kept, wanted):
     """Of four blocks: a list for each, numbers of some, pairs of kinds and times, a pattern, a count from the
     beginning."""
-    assert _said_again(name, value, 4, kept) == wanted
+    assert _restated(name, value, 4, kept) == wanted
 
 
 class Config:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.jobs.transplant_job import Sources, said_options
+from regraft.jobs.transplant_job import Sources, options_as_words
 from regraft.model import selfcheck
 from regraft.model.branches import _branch_choices
 from regraft.model.inputs import _masks
@@ -76,9 +76,9 @@ def test_masks_of_one_row_and_of_several():
 
 
 def test_a_transplant_is_said_again_by_what_differs_from_the_defaults():
-    assert said_options(InitSettings(), Sources(), 0, 0, 0) == ["--method", "hybrid", "--encoder", "none"]
+    assert options_as_words(InitSettings(), Sources(), 0, 0, 0) == ["--method", "hybrid", "--encoder", "none"]
     sources = Sources(("t", "u"), ("d",), 7, "e", donor="other", opened=("--device", "cpu"))
-    assert said_options(InitSettings("mean", atoms=3), sources, 64, 5, 2) == [
+    assert options_as_words(InitSettings("mean", atoms=3), sources, 64, 5, 2) == [
         *(
             "--method",
             "mean",

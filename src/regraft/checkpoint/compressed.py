@@ -13,8 +13,8 @@ METHOD = "compressed-tensors"
 
 def holds_integers(hf: nn.Module) -> bool:
     """Whether transformers opened a checkpoint of packed integers."""
-    said = getattr(getattr(hf, "config", None), "quantization_config", None)
-    return getattr(said, "quant_method", None) == METHOD
+    stated = getattr(getattr(hf, "config", None), "quantization_config", None)
+    return getattr(stated, "quant_method", None) == METHOD
 
 
 def with_plain_weights(hf: Any, config: Any, attention: str | None) -> nn.Module:

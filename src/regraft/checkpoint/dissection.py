@@ -186,7 +186,7 @@ def _stack(
             f"{path or 'the list'} has no block {', '.join(map(str, missing[:6]))}, though there is a block"
             f" {max(blocks)}"
         )
-    groups: dict[tuple, list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for number in sorted(blocks):
         template = tuple(
             sorted(
@@ -203,17 +203,17 @@ def _stack(
     _rare(path, kinds, odd)
     everything = [entry for block in blocks.values() for group in block.values() for entry in group]
     counted = Fact("blocks", len(blocks), "certain", "counted")
-    kinds_said = (
+    kind_facts = (
         (Fact("kinds of blocks", len(kinds), "certain", "by the tensors that they hold"),)
         if len(kinds) > 1
         else ()
     )
     parameters, size = sum(entry.count for entry in everything), sum(entry.bytes for entry in everything)
-    return StackFound(path, len(blocks), kinds, parameters, size, (counted, *kinds_said))
+    return StackFound(path, len(blocks), kinds, parameters, size, (counted, *kind_facts))
 
 
 def _kind(
-    template: tuple,
+    template: tuple[Any, ...],
     numbers: list[int],
     blocks: dict[int, dict[str, list[Entry]]],
     tables: list[Entry],
@@ -317,14 +317,14 @@ def _tying(
         for o in outside
         if o.use == "head" and len(o.shape) == 2 and any(o.shape == t.shape for t in tables)
     ]
-    said = config.get("tie_word_embeddings") if config else None
+    stated = config.get("tie_word_embeddings") if config else None
     if not tables or not stacks:
         return ()
     if heads:
         return (
             Fact("head", f"a matrix of its own, {heads[0].name}", "certain", "of the token table's shape"),
         )
-    if said is True:
+    if stated is True:
         return (
             Fact(
                 "head",

@@ -82,7 +82,7 @@ class _Store:
 
     source: str
     files: list[str]
-    header: Callable[[str], dict]
+    header: Callable[[str], dict[str, Any]]
     json: Callable[[str], Any]
 
 
@@ -149,10 +149,10 @@ def _part(store: _Store, folder: str, files: list[str]) -> Headers:
     if beside:
         notes.append(f"{len(beside):,} tensors stand in no index, first {beside[0]}")
     config = f"{folder}/{CONFIG}" if folder else CONFIG
-    said = store.json(config) if config in store.files else None
-    if said is not None and not isinstance(said, dict):
+    stated = store.json(config) if config in store.files else None
+    if stated is not None and not isinstance(stated, dict):
         raise CheckpointError(f"{config} of {store.source} is no table of settings: fetch the file again")
-    return Headers(folder, entries, said, notes)
+    return Headers(folder, entries, stated, notes)
 
 
 def _index(store: _Store, folder: str) -> dict[str, str]:
@@ -160,8 +160,8 @@ def _index(store: _Store, folder: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in store.files:
         if file.endswith(INDEX) and _folder(file) == folder:
-            said = store.json(file)
-            shards = said.get("weight_map") if isinstance(said, dict) else None
+            stated = store.json(file)
+            shards = stated.get("weight_map") if isinstance(stated, dict) else None
             if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
                 raise CheckpointError(f"{file} is damaged: it names no shards: fetch the file again")
             found |= {name: f"{folder}/{shard}" if folder else shard for name, shard in shards.items()}
@@ -209,7 +209,7 @@ def _remote(source: str) -> _Store:
             f"{source} is neither a folder here nor a repository that the hub shows us: {reason}"
         ) from error
 
-    def header(name: str) -> dict:
+    def header(name: str) -> dict[str, Any]:
         first, size = _range(source, name, 0, 8)
         length = header_length(name, first, size)
         text, _ = _range(source, name, 8, length)

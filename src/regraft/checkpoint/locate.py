@@ -13,6 +13,7 @@ import re
 import struct
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from regraft.core.files import expanded, reading
 
@@ -139,7 +140,7 @@ def shards_of(index: Path) -> list[str]:
         raise CheckpointError(f"{index.name} is damaged: it names no shards: fetch the file again") from error
 
 
-def check_header(file: Path) -> dict:
+def check_header(file: Path) -> dict[str, Any]:
     """Read a safetensors header and check it against the file.
 
     Raises:
@@ -165,7 +166,7 @@ def header_length(name: str, first: bytes, size: int) -> int:
     return length
 
 
-def parse_header(name: str, text: bytes, size: int) -> dict:
+def parse_header(name: str, text: bytes, size: int) -> dict[str, Any]:
     """A header's tensors by name, each with dtype, shape and offsets that fit a file of `size` bytes.
 
     Raises:
@@ -211,7 +212,7 @@ def _is_entry(entry: object) -> bool:
     )
 
 
-def _check_offsets(name: str, tensors: dict, data_bytes: int) -> None:
+def _check_offsets(name: str, tensors: dict[str, Any], data_bytes: int) -> None:
     end = 0
     for tensor, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]

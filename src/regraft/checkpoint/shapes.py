@@ -53,18 +53,18 @@ def width_of(
     if not sides:
         return None
     columns = {shape[1] for shape in tables}
-    said = _said(config, WIDTH_NAMES)
+    stated = _stated(config, WIDTH_NAMES)
     shared = [size for size in columns if size in norms] or [size for size in columns if size in sides]
     likely = max(shared, key=lambda size: (norms[size], sides[size]), default=0)
     best = likely or (norms.most_common(1)[0][0] if norms else sides.most_common(1)[0][0])
-    if said == best:
+    if stated == best:
         return Fact("width", best, "certain", "config.json says so and the shapes bear it out")
     why = "a table's columns are the norms' size" if likely else "the size that most norms or matrices share"
     return Fact(
         "width",
         best,
         "inferred",
-        why + (f"; config.json says {said}, which no shape bears out" if said else ""),
+        why + (f"; config.json says {stated}, which no shape bears out" if stated else ""),
     )
 
 
@@ -106,7 +106,7 @@ def section(config: Mapping[str, Any] | None, path: str) -> Mapping[str, Any] | 
     return chosen
 
 
-def _said(config: Mapping[str, Any] | None, names: Iterable[str]) -> int | None:
+def _stated(config: Mapping[str, Any] | None, names: Iterable[str]) -> int | None:
     """What a section of a configuration says under one of these names."""
     for name in names:
         value = (config or {}).get(name)
@@ -170,31 +170,31 @@ def _heads(query: int, key: int, parts: list[Part], config: Mapping[str, Any] | 
             "queries for each key", query // key, "inferred", f"{query:,} rows of queries, {key:,} of keys"
         )
     witness = _witness(query, key, parts)
-    said, said_groups = _said(config, HEADS_NAMES), _said(config, GROUPS_NAMES)
+    stated, stated_groups = _stated(config, HEADS_NAMES), _stated(config, GROUPS_NAMES)
     if witness is not None:
         heads, why = witness
-        sure: Certainty = "certain" if said == heads else "inferred"
-        why = "config.json says so and the shapes bear it out" if said == heads else why
+        sure: Certainty = "certain" if stated == heads else "inferred"
+        why = "config.json says so and the shapes bear it out" if stated == heads else why
         yield Fact("heads", heads, sure, why)
         yield Fact("width of a head", query // heads, sure, why)
         yield Fact("key/value heads", key // (query // heads), sure, why)
         return
     if (
-        said
-        and query % said == 0
-        and key % (query // said) == 0
-        and said_groups in (None, key // (query // said))
+        stated
+        and query % stated == 0
+        and key % (query // stated) == 0
+        and stated_groups in (None, key // (query // stated))
     ):
         why = "config.json says so and the shapes allow it"
-        yield Fact("heads", said, "inferred", why)
-        yield Fact("width of a head", query // said, "inferred", why)
-        yield Fact("key/value heads", key // (query // said), "inferred", why)
+        yield Fact("heads", stated, "inferred", why)
+        yield Fact("width of a head", query // stated, "inferred", why)
+        yield Fact("key/value heads", key // (query // stated), "inferred", why)
         return
     possible = [size for size in HEAD_WIDTHS if query % size == 0 and key % size == 0 and query > size]
     listed = "; ".join(f"{query // size} of {size}" for size in possible)
     why = f"shapes allow {listed}" if listed else "no shape tells"
-    groups = f" with {said_groups} key/value heads" if said_groups else ""
-    denied = f"; config.json says {said}{groups}, which the shapes cannot have" if said else ""
+    groups = f" with {stated_groups} key/value heads" if stated_groups else ""
+    denied = f"; config.json says {stated}{groups}, which the shapes cannot have" if stated else ""
     yield Fact("heads", None, "unknown", why + denied)
 
 

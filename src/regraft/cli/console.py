@@ -143,24 +143,24 @@ def _print_dissection(source: str, components: Sequence[Component]) -> None:
     for component in components:
         rows = [
             ["what", "value", "how sure", "why"],
-            *([f.what, _said(f.value), f.how, f.why] for f in component.facts),
+            *([f.what, _as_text(f.value), f.how, f.why] for f in component.facts),
         ]
         for stack in component.stacks:
-            rows += [[f"{stack.path}: {f.what}", _said(f.value), f.how, f.why] for f in stack.facts]
+            rows += [[f"{stack.path}: {f.what}", _as_text(f.value), f.how, f.why] for f in stack.facts]
             for kind in stack.kinds:
                 label = (
                     stack.path
                     if len(stack.kinds) == 1
                     else f"{stack.path} {len(kind.blocks)} x (first {kind.blocks[0]})"
                 )
-                rows += [[f"{label}: {f.what}", _said(f.value), f.how, f.why] for f in kind.facts]
+                rows += [[f"{label}: {f.what}", _as_text(f.value), f.how, f.why] for f in kind.facts]
         console.print(f"{component.name or source}: {component.bytes:,} bytes", style="bold", highlight=False)
         print("\n".join(aligned(rows)))
         for note in component.odd:
             console.print(f"odd: {note}", highlight=False, style="yellow")
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return "unknown" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.options import (
     DebugOption,
     DeviceOption,
     ModelOption,
     SeedOption,
     TokenizerOption,
-    errors_in_one_sentence,
     filling,
     folder_option,
     open_model,

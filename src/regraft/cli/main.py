@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from regraft.checkpoint.locate import located
+from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.graft import graft
 from regraft.cli.options import (
     AttentionOption,
@@ -29,7 +30,6 @@ from regraft.cli.options import (
     TargetTokenizerOption,
     TextOption,
     TokenizerOption,
-    errors_in_one_sentence,
     folder_option,
     open_matrices,
     open_model,

@@ -6,18 +6,13 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from regraft.checkpoint.locate import CheckpointError, NoCheckpointError
 from regraft.core.files import expanded
-from regraft.core.registry import REFUSALS
 from regraft.core.signatures import Parameter, fields_of
 from regraft.jobs.checks import check_opening
 
@@ -59,41 +54,6 @@ TextOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
-
-
-EXTRAS = {"accelerate": "train", "tensorboard": "train", "faiss": "tokens", "datasets": "tokens"}
-"""Libraries that come with an extra of this package, for what needs them."""
-
-
-@contextmanager
-def errors_in_one_sentence(debug: bool) -> Iterator[None]:
-    """Wrong use ends with exit code 2, a failed run with 1, each in one sentence; `--debug` shows where."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except REFUSALS as error:
-        if debug:
-            traceback.print_exc()
-        typer.echo(
-            f"regraft: {' '.join(str(error).split()) or type(error).__name__}{_remedy(error)}", err=True
-        )
-        raise typer.Exit(_code(error)) from None
-
-
-def _code(error: BaseException) -> int:
-    """2 for what was asked for in a wrong way, 1 for a run that failed and a checkpoint that is damaged."""
-    wrong = isinstance(error, ValueError) and not isinstance(error, CheckpointError)
-    return 2 if wrong or isinstance(error, NoCheckpointError) else 1
-
-
-def _remedy(error: BaseException) -> str:
-    """The extra to install, where a library that belongs to one is missing."""
-    extra = (
-        EXTRAS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
-    )
-    return f": install it with pip install -c constraints.txt -e '.[{extra}]'" if extra else ""
 
 
 def own_device(device: str) -> str:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regraft.checkpoint.locate import located
+from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.options import (
     DebugOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
     SeedOption,
-    errors_in_one_sentence,
     filling,
     folder_option,
     open_model,
@@ -189,10 +189,10 @@ def transplant(
                 typer.echo(line)
 
         with still_told(tell):
-            data, said = with_bar(
+            data, sentence = with_bar(
                 lambda: transplant_tokenizer(
                     opened, new, save, chosen, sources, multiple=multiple, heal=heal, seed=seed
                 )
             )
         tell(data)
-        typer.echo(said)
+        typer.echo(sentence)

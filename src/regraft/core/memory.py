@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -61,5 +62,5 @@ def _no_native_chatter() -> Iterator[None]:
         os.close(kept)
 
 
-def _is_memory(event: dict) -> bool:
+def _is_memory(event: dict[str, Any]) -> bool:
     return event.get("name") == "[memory]" and event.get("args", {}).get("Device Type") == 0

@@ -15,7 +15,7 @@ _QUIET: Counter[int] = Counter()
 """How deep each thread is in `silent`."""
 
 
-class _Heard(logging.Filter):
+class _OtherThreads(logging.Filter):
     """Lets pass what is logged by threads that are not kept quiet."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -35,7 +35,7 @@ class _Stream:
         return getattr(self.stream, name)
 
 
-_FILTER = _Heard()
+_FILTER = _OtherThreads()
 _OVER: dict[str, _Stream] = {}
 """Our streams while any thread is quiet, by the name that they have in `sys`."""
 

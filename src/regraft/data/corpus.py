@@ -30,14 +30,14 @@ def corpus(model: Model, path: str = "", seed: int = 0) -> list[list[int]]:
     if is_specimen(model):
         return passages(model, almanac.corpus(ALMANAC_CHARACTERS, seed + 1), LONGEST)
     check_sayable(model, [prompt.text for prompt in general()], "the English text that ships with regraft")
-    said = [prompt.text for prompt in general()]
+    texts = [prompt.text for prompt in general()]
     if model.causal and model.parts.head is not None:
-        said.append(
+        texts.append(
             "".join(model.token_text(i) for c in completions(model, general()) for i in c.completion_ids)
         )
-    said += [
+    texts += [
         c.prompt + ending
         for c in contrasts()
         for ending in (c.base, c.synonym, c.antonym, c.style, c.unrelated)
     ]
-    return passages(model, said, LONGEST)
+    return passages(model, texts, LONGEST)

@@ -87,10 +87,10 @@ def evaluation_or_texts(
     if count < 1:
         raise ValueError(f"{count} is too few: measure at least one text")
     given = [prompts] if isinstance(prompts, str) else list(prompts or [])
-    said = given or [prompt.text for prompt in spread(suited_prompts(model), count)]
-    rows = sorted((model.encode(text) for text in said), key=len)
+    stated = given or [prompt.text for prompt in spread(suited_prompts(model), count)]
+    rows = sorted((model.encode(text) for text in stated), key=len)
     batches: list[Batch] = [(batch, None) for batch in batched(rows, [len(row) for row in rows])]
-    return Texts(model, Recordings(model, batches), said)
+    return Texts(model, Recordings(model, batches), stated)
 
 
 @dataclass(eq=False)
@@ -111,7 +111,7 @@ class Evaluation:
     def attributes(self) -> dict[str, Any]:
         """What a result keeps of its text: every prompt and completion with their token counts, and the
         scored tokens."""
-        said = [
+        stated = [
             {
                 "prompt": c.prompt,
                 "category": c.category,
@@ -122,7 +122,7 @@ class Evaluation:
             }
             for c in self.flat
         ]
-        return {"completions": json.dumps(said), "scored_tokens": self.scored_tokens}
+        return {"completions": json.dumps(stated), "scored_tokens": self.scored_tokens}
 
     @property
     def scored_tokens(self) -> int:
@@ -149,8 +149,10 @@ def evaluation(
     chosen = [Prompt(text, "given") for text in prompts] if prompts else spread(suited_prompts(model), count)
     if any(not prompt.text for prompt in chosen):
         raise ValueError("the prompt is empty: write at least one token of text")
-    said = sorted(completions(model, chosen, tokens), key=lambda c: len(c.prompt_ids) + len(c.completion_ids))
-    order = batched(said, [len(c.prompt_ids) + len(c.completion_ids) for c in said])
+    stated = sorted(
+        completions(model, chosen, tokens), key=lambda c: len(c.prompt_ids) + len(c.completion_ids)
+    )
+    order = batched(stated, [len(c.prompt_ids) + len(c.completion_ids) for c in stated])
     ids: list[Batch] = [
         ([list(c.prompt_ids) for c in batch], [list(c.completion_ids) for c in batch]) for batch in order
     ]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -180,7 +181,7 @@ def _room(model: Model, ids: list[list[int]], limit: int) -> int:
     return most - longest
 
 
-def _from_json(entry: dict) -> Completion:
+def _from_json(entry: dict[str, Any]) -> Completion:
     return Completion(
         entry["prompt"], entry["category"], tuple(entry["prompt_ids"]), tuple(entry["completion_ids"])
     )
@@ -217,12 +218,12 @@ def _generate(model: Model, prompts: Sequence[Prompt], ids: list[list[int]], lim
             attention_mask="all",
         )
         batch = torch.tensor([ids[number] for number in numbers], device=model.device)
-        said = (
+        stated = (
             _with_cache(model, batch, limit)
             if isinstance(model.hf, GenerationMixin)
             else _step_by_step(model, batch, limit)
         )
-        for number, row in zip(numbers, said, strict=True):
+        for number, row in zip(numbers, stated, strict=True):
             prompt = prompts[number]
             found[number] = Completion(
                 prompt.text, prompt.category, tuple(ids[number]), tuple(_until_end(model, row))

@@ -41,15 +41,15 @@ def token_bytes(tokenizer: Any, rows: int | None = None) -> TokenBytes:
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     try:
-        said = json.loads(backend.to_str())
+        stated = json.loads(backend.to_str())
     except AttributeError as error:
         raise ValueError(
             f"{type(tokenizer).__name__} has no tokenizer.json, so its tokens' bytes cannot be told: convert"
             " it to a fast one"
         ) from error
-    scheme, undo = _undo(said)
-    special = {entry["id"] for entry in said["added_tokens"] if entry["special"]}
-    plain = {entry["id"]: entry["content"] for entry in said["added_tokens"] if not entry["special"]}
+    scheme, undo = _undo(stated)
+    special = {entry["id"] for entry in stated["added_tokens"] if entry["special"]}
+    plain = {entry["id"]: entry["content"] for entry in stated["added_tokens"] if not entry["special"]}
     vocabulary = {number: token for token, number in backend.get_vocab(with_added_tokens=True).items()}
     size = max(rows or 0, max(vocabulary, default=-1) + 1)
     found: list[bytes] = []
@@ -67,9 +67,9 @@ def token_bytes(tokenizer: Any, rows: int | None = None) -> TokenBytes:
     return TokenBytes(tuple(found), tuple(kinds), scheme)
 
 
-def _undo(said: dict[str, Any]) -> tuple[str, Callable[[str], bytes]]:
+def _undo(stated: dict[str, Any]) -> tuple[str, Callable[[str], bytes]]:
     """How this tokenizer's tokens become bytes, by its decoder."""
-    steps = _steps(said.get("decoder"))
+    steps = _steps(stated.get("decoder"))
     kinds = [step["type"] for step in steps]
     if "ByteLevel" in kinds:
         return "byte-level", _byte_level

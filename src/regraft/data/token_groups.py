@@ -56,7 +56,7 @@ class TokenSums:
                     self.divergence_V[these_V].sum() / read,
                     self.excess_V[these_V].sum() / wanted,
                 )
-        said = {
+        stated = {
             "group_tokens": "tokens of the group that were read",
             "group_kl": (
                 "nats per token from the model as it was, of the prediction behind a token of the group"
@@ -67,7 +67,7 @@ class TokenSums:
         columns = zip(*found.values(), strict=True)
         return {
             name: xr.DataArray(list(values), coords, ("group",), attrs={"units": units})
-            for (name, units), values in zip(said.items(), columns, strict=True)
+            for (name, units), values in zip(stated.items(), columns, strict=True)
         }
 
 

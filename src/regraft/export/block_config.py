@@ -30,7 +30,7 @@ _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _DECODER_COUNTS = ("num_decoder_layers", "decoder_layers")
 _NUMBERED = re.compile(r"layer_?(idx|id|index|number)|^(index|idx)$")
 _PERIODS = re.compile(r"period|offset|interval|step|every|freq|^first_|sparse|window_layers")
-Value = list | str | int
+Value = list[Any] | str | int
 
 
 def adjusted(config: Any, before: int, kept: Sequence[int], decoder: bool) -> Any:
@@ -46,9 +46,9 @@ def adjusted(config: Any, before: int, kept: Sequence[int], decoder: bool) -> An
     text = changed.get_text_config()
     for name, value in list(vars(text).items()):
         if _OF_BLOCKS.search(name) or _AT_THE_BEGINNING.search(name):
-            said = _said_again(name, value, before, list(kept))
-            if said is not None:
-                setattr(text, name, said)
+            stated = _restated(name, value, before, list(kept))
+            if stated is not None:
+                setattr(text, name, stated)
     counts = [name for name in (_DECODER_COUNTS if decoder else _COUNTS) if hasattr(text, name)] or [
         _COUNTS[0]
     ]
@@ -56,7 +56,7 @@ def adjusted(config: Any, before: int, kept: Sequence[int], decoder: bool) -> An
     return changed
 
 
-def _said_again(name: str, value: Any, before: int, kept: list[int]) -> Value | None:
+def _restated(name: str, value: Any, before: int, kept: list[int]) -> Value | None:
     """The value for the new sequence; None where it stays as it is."""
     if isinstance(value, list) and _expanded(value) is not None and len(_expanded(value) or []) == before:
         every = _expanded(value) or []
@@ -73,7 +73,7 @@ def _said_again(name: str, value: Any, before: int, kept: list[int]) -> Value | 
     return None
 
 
-def _expanded(value: list) -> list | None:
+def _expanded(value: list[Any]) -> list[Any] | None:
     """The kinds that `[[[a, b], 3]]` stands for: a and b, three times over."""
     pairs = [one for one in value if isinstance(one, (list, tuple)) and len(one) == 2]
     if (
@@ -85,7 +85,7 @@ def _expanded(value: list) -> list | None:
     return [kind for kinds, times in pairs for kind in kinds * times]
 
 
-def _are_numbers(value: list, before: int) -> bool:
+def _are_numbers(value: list[Any], before: int) -> bool:
     whole = all(type(v) is int and 0 <= v < before for v in value)
     return whole and all(a < b for a, b in pairwise(value))
 

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,7 +130,7 @@ class _Sums:
             cosine = torch.cosine_similarity(found, wanted, dim=-1).mean()
             self.cosines[row, depth] += float(cosine * len(found))
 
-    def variables(self, read: np.ndarray) -> dict[str, tuple]:
+    def variables(self, read: np.ndarray) -> dict[str, tuple[Any, ...]]:
         """What they come to, over so many sequences of each domain."""
         bits = self.predictions[:, :2] / math.log(2) / self.counts[:, 1:]
         values = np.concatenate([bits, self.predictions[:, 2:] / self.counts[:, :1]], axis=1)

@@ -63,7 +63,7 @@ def swaps_of(model: Model, grafts: Sequence[Graft]) -> Swaps:
     return found
 
 
-def save_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **said: Any) -> None:
+def save_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **stated: Any) -> None:
     """Write a graft into a new folder; `said` is added to what is written about it.
 
     `weights` is the hash of the model's weights, where it was told before they were spread over processes.
@@ -73,10 +73,10 @@ def save_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **sa
     """
     check_empty(folder, "--out")
     with whole_folder(folder) as new:
-        write_graft(graft, model, new, weights, **said)
+        write_graft(graft, model, new, weights, **stated)
 
 
-def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **said: Any) -> None:
+def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **stated: Any) -> None:
     """Write a graft's files into a folder that is there; a certificate of what stood there before is gone."""
     (folder / CERTIFICATE).unlink(missing_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in graft.state_dict().items()}
@@ -84,7 +84,7 @@ def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **s
         save_file(tensors, part)
     about = {
         **sizes(graft),
-        **said,
+        **stated,
         "model": model.name,
         "weights_sha256": weights or model.weights_sha256,
         "parameters": sum(p.numel() for p in graft.parameters()),

@@ -92,7 +92,7 @@ def grafted_config(model: Model, grafts: Sequence[Graft], swaps: Swaps) -> Graft
     base = model.hf.config.to_dict()
     base["architectures"] = [type(model.hf).__name__]
     base["tie_word_embeddings"] = False
-    said = [
+    stated = [
         {"sizes": sizes(graft), "places": _places(model, old, new)}
         for graft, (old, new) in zip(grafts, swaps, strict=True)
     ]
@@ -105,7 +105,7 @@ def grafted_config(model: Model, grafts: Sequence[Graft], swaps: Swaps) -> Graft
         "decoder_start_token_id",
     )
     common = {name: base[name] for name in names if base.get(name) is not None}
-    config = GraftedConfig(base=base, grafts=said, architectures=[GraftedModel.__name__], **common)
+    config = GraftedConfig(base=base, grafts=stated, architectures=[GraftedModel.__name__], **common)
     config.dtype = model.dtype
     return config
 

@@ -47,17 +47,17 @@ def measured_costs(model: Model, swaps: Swaps, windows: Windows) -> dict[str, An
     peaks = {name: peak_bytes(work, model.device) for name, work in works.items()}
     what = f"{ids_BT.numel()} tokens"
     found: dict[str, Any] = dict(_weights(model, swaps))
-    for kind, said in (
+    for kind, sentence in (
         ("forward", "forward pass"),
         ("step", "forward and backward pass for the part's own parameters"),
     ):
         timed = [float(np.median(seconds[f"{kind}_{state}"])) for state in STATES]
-        found[kind] = ("state", timed, {"units": f"s, {said} of {what}, median of {ROUNDS}"})
+        found[kind] = ("state", timed, {"units": f"s, {sentence} of {what}, median of {ROUNDS}"})
         taken = [peaks[f"{kind}_{state}"] for state in STATES]
         found[f"{kind}_peak"] = (
             "state",
             taken,
-            {"units": f"bytes beyond the weights, {said} of {what}, at the highest"},
+            {"units": f"bytes beyond the weights, {sentence} of {what}, at the highest"},
         )
     return found
 

@@ -147,8 +147,8 @@ def save_blocks(
     target = expanded(folder)
     check_empty(target, "--save")
     with keeping(measured):
-        said = _saved(model, blocks, route, measured, target, write)
-    return f"{folder} opens with transformers and gives the route's logits (largest difference {said})"
+        sentence = _saved(model, blocks, route, measured, target, write)
+    return f"{folder} opens with transformers and gives the route's logits (largest difference {sentence})"
 
 
 def _saved(

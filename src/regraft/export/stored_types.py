@@ -99,7 +99,7 @@ def narrowed(name: str, tensor: Tensor, types: dict[str, torch.dtype]) -> Tensor
     return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
-def rounding_said(types: dict[str, torch.dtype], difference: float) -> str:
+def rounding_note(types: dict[str, torch.dtype], difference: float) -> str:
     """What to say of outputs that rounding alone has moved by a share of the largest; nothing where it has
     not."""
     kind = str(types.get("")).removeprefix("torch.")

@@ -20,7 +20,7 @@ from regraft.core.files import NotKeptError, check_empty, whole_folder
 from regraft.core.silence import silent
 from regraft.export.readback import check_generation, check_outputs, check_tensors, probe_ids
 from regraft.export.sentence_files import copy_sentence_files
-from regraft.export.stored_types import rounding_said, settle, stored_types
+from regraft.export.stored_types import rounding_note, settle, stored_types
 from regraft.model.block_call import without_cache
 from regraft.model.load import read_checkpoint
 from regraft.model.model import Model
@@ -106,7 +106,7 @@ class _Folder:
         found, bound = settle(
             self.changed, types, lambda: outputs_of(self.changed, self.probe.inputs), wanted, depth, width
         )
-        return found, rounding_said(types, check_outputs(found, wanted, bound, self.probe.refusal))
+        return found, rounding_note(types, check_outputs(found, wanted, bound, self.probe.refusal))
 
     def fill(self, fresh: Path) -> None:
         (self.how.fill or _save_plainly)(self.changed, fresh)

@@ -163,18 +163,18 @@ def fit_head(
     """
     out = expanded(out)
     text = training_text(model, texts, length, out / "text", seed)
-    said = read_about(out / "graft")
+    stated = read_about(out / "graft")
     head = attach(out / "graft", model, HEAD)
     assert isinstance(head, TreeHead)
     head.rows.sparse = head.biases.sparse = loss == "path"
     task = HeadTask(model, head, path=float(loss == "path"), kl=float(loss == "divergence"))
-    origin = {"model": said["weights_sha256"], "start": grafts_hash([out / "graft"]), "loss": loss}
+    origin = {"model": stated["weights_sha256"], "start": grafts_hash([out / "graft"]), "loss": loss}
     with drawing_from(seed):
         log = train(task, text, plan or TrainingPlan(), out / "run", origin=origin)
     ours, theirs = loss_of(model, head, text)
     if not processes().is_main_process:
         return ""
-    write_graft(head, model, out / "graft", said["weights_sha256"], tree=said.get("tree", ""))
+    write_graft(head, model, out / "graft", stated["weights_sha256"], tree=stated.get("tree", ""))
     return (
         f"after {len(log)} steps the loss on {min(MEASURED, len(text))} sequences of the text is"
         f" {ours:.3f} nats per token, the original head's {theirs:.3f}."

@@ -128,7 +128,7 @@ def transplant_tokenizer(
         tokenizer,
     ]
     command = shlex.join(
-        [*words, *said_options(settings, sources, multiple, heal, seed), "--save", str(target)]
+        [*words, *options_as_words(settings, sources, multiple, heal, seed), "--save", str(target)]
     )
     data.attrs["seconds"] = time.perf_counter() - began
     if not heal:
@@ -140,9 +140,9 @@ def transplant_tokenizer(
     run = healing_folder(done, data, plan, seed, target)
     data = healed(task, texts, domains, settings, data, plan, run, seed)
     data.attrs["seconds"] = time.perf_counter() - began
-    said = written(done, data, command, target)
+    sentence = written(done, data, command, target)
     shutil.rmtree(run)
-    return data, said
+    return data, sentence
 
 
 def written(done: Transplant, data: xr.Dataset, command: str, target: Path) -> str:
@@ -219,7 +219,7 @@ def healing_folder(done: Transplant, data: xr.Dataset, plan: TrainingPlan, seed:
 def healed(
     task: HealTask,
     texts: list[str],
-    domains: dict,
+    domains: dict[str, Any],
     settings: InitSettings,
     data: xr.Dataset,
     plan: TrainingPlan,
@@ -246,7 +246,9 @@ def healed(
     return data
 
 
-def said_options(settings: InitSettings, sources: Sources, multiple: int, heal: int, seed: int) -> list[str]:
+def options_as_words(
+    settings: InitSettings, sources: Sources, multiple: int, heal: int, seed: int
+) -> list[str]:
     """The options that make the same transplant again: the method, and all that differ from their
     defaults."""
     given = {**asdict(settings), "multiple": multiple, "heal": heal, "seed": seed, "pieces": sources.pieces}

@@ -55,8 +55,8 @@ class StopForward(Exception):
 class BlockCall:
     """What a block was called with: everything but the residual stream, and where that stood."""
 
-    args: tuple
-    kwargs: dict
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     stream_path: Path
     outcome: Any = None
     memory_paths: frozenset[Path] = frozenset()
@@ -78,7 +78,7 @@ class Captured:
     result: Any = None
 
 
-def split_call(args: tuple, kwargs: dict) -> tuple[BlockCall, Tensor]:
+def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[BlockCall, Tensor]:
     """Separate the residual stream from the other arguments of a block."""
     nested = {"args": args, "kwargs": kwargs}
     for path, tensor in walk_tensors(nested):
@@ -105,8 +105,8 @@ def _captured(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool) 
     taken = Captured()
     last_blocks = {stack.blocks[-1].index for stack in parts.stacks}
 
-    def before(block: Block) -> Callable:
-        def hear(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def before(block: Block) -> Callable[..., Any]:
+        def note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if len(taken.calls) != block.index:
                 raise ValueError(
                     f"block {block.address} was called out of order: the parts found are not this model's"
@@ -117,17 +117,17 @@ def _captured(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool) 
             taken.stream.append(stream)
             taken.versions.append(version(stream))
 
-        return hear
+        return note_call
 
-    def after(block: Block) -> Callable:
-        def hear(module: nn.Module, args: tuple, outcome: Any) -> None:
+    def after(block: Block) -> Callable[..., Any]:
+        def note_call(module: nn.Module, args: tuple[Any, ...], outcome: Any) -> None:
             taken.calls[block.index].outcome = outcome
             if block.index in last_blocks:
                 taken.ends.append(_main(outcome))
             if block is parts.blocks[-1] and not whole:
                 raise StopForward
 
-        return hear
+        return note_call
 
     handles = [
         block.module.register_forward_pre_hook(before(block), with_kwargs=True) for block in parts.blocks
@@ -152,8 +152,8 @@ def _captured(hf: nn.Module, parts: Parts, inputs: dict[str, Any], whole: bool) 
     return taken
 
 
-def _keep_memory(taken: Captured) -> Callable:
-    def keep(module: nn.Module, args: tuple, outcome: Any) -> None:
+def _keep_memory(taken: Captured) -> Callable[..., Any]:
+    def keep(module: nn.Module, args: tuple[Any, ...], outcome: Any) -> None:
         taken.memory = main_tensor(outcome)
 
     return keep
@@ -198,7 +198,7 @@ class StandIn(nn.Module):
     """Takes the place of a stack's blocks for one call; answers every question about itself as the first
     block would."""
 
-    def __init__(self, original: nn.Module, reply: Callable[[tuple, dict], Any]):
+    def __init__(self, original: nn.Module, reply: Callable[[tuple[Any, ...], dict[str, Any]], Any]):
         super().__init__()
         self.__dict__["_original"] = original
         self.__dict__["_reply"] = reply
@@ -206,7 +206,7 @@ class StandIn(nn.Module):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_original"], name)
 
-    def forward(self, *args, **kwargs) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Whatever the reply is."""
         return self.__dict__["_reply"](args, kwargs)
 
@@ -228,15 +228,15 @@ def _answering(block: Block, outcome: Any, stream: Tensor | None) -> StandIn:
     """A stand-in that returns `stream` (or the stream that it is given) in the form that the block
     returned."""
 
-    def reply(args: tuple, kwargs: dict) -> Any:
+    def reply(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         answer = split_call(args, kwargs)[1] if stream is None else stream
         return with_main_tensor(outcome, answer)
 
     return StandIn(block.module, reply)
 
 
-def _stopping(block: Block, take: Callable[[tuple, dict], None]) -> StandIn:
-    def reply(args: tuple, kwargs: dict) -> Any:
+def _stopping(block: Block, take: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> StandIn:
+    def reply(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         take(args, kwargs)
         raise StopForward
 
@@ -297,7 +297,7 @@ def run_bridge(
     encoder, decoder = parts.stacks
     taken: list[Tensor] = []
 
-    def take(args: tuple, kwargs: dict) -> None:
+    def take(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nested = {"args": args, "kwargs": kwargs}
         taken.extend(
             tensor for path, tensor in walk_tensors(nested) if path in calls[decoder.first].memory_paths

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class PackedForward:
         """The layer's output."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
-    def __deepcopy__(self, memo: dict) -> PackedForward:
+    def __deepcopy__(self, memo: dict[str, Any]) -> PackedForward:
         """Itself: it belongs to the layer that it was made of."""
         return self
 
@@ -80,7 +81,7 @@ def pack_if_it_pays(hf: nn.Module) -> dict[nn.Module, PackedForward]:
     """Packed versions of the model's linear layers, shape by shape, where a short trial is faster by a
     tenth."""
     packed: dict[nn.Module, PackedForward] = {}
-    pays: dict[tuple, bool] = {}
+    pays: dict[tuple[Any, ...], bool] = {}
     for module in hf.modules():
         if not packing_applies(module):
             continue

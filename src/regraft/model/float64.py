@@ -16,7 +16,9 @@ class KeepFloat64(TorchFunctionMode):
     differences would drown in that rounding.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Run `func`, with float64 for float32 in its arguments where its first is a float64 tensor."""
         kwargs = kwargs or {}
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:

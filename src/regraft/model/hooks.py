@@ -30,10 +30,10 @@ def writing(tap: Tap, change: Change, shape: tuple[int, int]) -> Iterator[None]:
         wanted = change(scaled)
         return given.where(wanted == scaled, wanted / tap.factor).reshape(tensor.shape)
 
-    def before(module: Any, args: tuple) -> tuple:
+    def before(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (changed(args[0]), *args[1:])
 
-    def after(module: Any, args: tuple, outcome: Any) -> Any:
+    def after(module: Any, args: tuple[Any, ...], outcome: Any) -> Any:
         tensor = main_tensor(outcome)
         assert tensor is not None
         return with_main_tensor(outcome, changed(tensor))

@@ -61,9 +61,9 @@ class Model:
     proved: dict[str, float] = field(default_factory=dict)
     source: str = ""
     notes: list[str] = field(default_factory=list)
-    opened_at: tuple = ()
-    packed_at: tuple = ()
-    hooks_at: tuple = ()
+    opened_at: tuple[Any, ...] = ()
+    packed_at: tuple[Any, ...] = ()
+    hooks_at: tuple[Any, ...] = ()
     _digests: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -276,11 +276,11 @@ class Model:
         notes = {"opened": "; ".join(self.notes)} if self.notes else {}
         return {"attention": self.attention, "self_check": json.dumps(self.check.as_dict()), **notes}
 
-    def fingerprint(self) -> tuple:
+    def fingerprint(self) -> tuple[Any, ...]:
         """Changes when a weight is exchanged or written to; see `regraft.model.session`."""
         return fingerprint(self.hf)
 
-    def state(self) -> tuple:
+    def state(self) -> tuple[Any, ...]:
         """Weights and hooks at a glance: what a recording belongs to."""
         return (glance(self.hf), hooks(self.hf))
 
@@ -299,7 +299,7 @@ class Model:
         with self.held():
             return self.hf(**inputs, **without_cache(self.hf))
 
-    def packed_layers(self, now: tuple) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    def packed_layers(self, now: tuple[Any, ...]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
         """The packed layers, packed anew where a weight has changed since; `now` is the fingerprint as it
         is."""
         if self.packed and now != self.packed_at:

@@ -177,7 +177,9 @@ def is_norm(module: nn.Module) -> bool:
     )
 
 
-def close(branches: tuple[Branch, ...], pre: Tensor, outs: list[Tensor], shape) -> Tensor | None:
+def close(
+    branches: tuple[Branch, ...], pre: Tensor, outs: list[Tensor], shape: tuple[int, ...]
+) -> Tensor | None:
     """The stream that leaves the block when its branches add `outs` to `pre`; None where shapes forbid it."""
     stream = pre
     for branch, out in zip(branches, outs, strict=True):

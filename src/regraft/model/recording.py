@@ -51,8 +51,8 @@ class Recording:
     scored_BT: Tensor
     taken: Captured
     scored_is_given: bool = False
-    taken_at: tuple = ()
-    taken_of: tuple = ()
+    taken_at: tuple[Any, ...] = ()
+    taken_of: tuple[Any, ...] = ()
     notes: list[str] = field(default_factory=list)
     proved: dict[str, bool] = field(default_factory=dict)
     _cache: dict[str, Tensor] = field(default_factory=dict)

@@ -8,6 +8,7 @@ one token, whose attention can only look at itself, a head's `z` is its `v`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class SelfCheck:
     batches: bool = False
     refused: dict[str, str] = field(default_factory=dict)
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """Plain values, for provenance."""
         return asdict(self)
 

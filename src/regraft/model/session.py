@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock, RLock
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -102,7 +103,7 @@ def hold_of(hf: nn.Module) -> Hold:
         return _HOLDS.setdefault(anchor, Hold())
 
 
-def fingerprint(hf: nn.Module) -> tuple:
+def fingerprint(hf: nn.Module) -> tuple[Any, ...]:
     """Changes when a weight is exchanged or written to, however that is done: addresses, versions, and a
     checksum of all bytes.
 
@@ -121,7 +122,7 @@ def fingerprint(hf: nn.Module) -> tuple:
     return (_versions(parameters), found)
 
 
-def glance(hf: nn.Module) -> tuple:
+def glance(hf: nn.Module) -> tuple[Any, ...]:
     """The same at a glance, for every read of a recording: a sample in place of all bytes.
 
     A write through `.data` is seen where it changes more than one element in 4,096 of a tensor.
@@ -130,12 +131,12 @@ def glance(hf: nn.Module) -> tuple:
     return (_versions(parameters), _sampled([p.detach() for p in parameters if not p.is_meta]))
 
 
-def _versions(parameters: list[nn.Parameter]) -> tuple:
+def _versions(parameters: list[nn.Parameter]) -> tuple[Any, ...]:
     return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
 
 
 def _sampled(tensors: list[Tensor]) -> int:
-    by_type: dict[tuple, list[Tensor]] = {}
+    by_type: dict[tuple[Any, ...], list[Tensor]] = {}
     for tensor in tensors:
         flat = (
             tensor.reshape(-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ def parse_site(address: str, parts: Parts) -> Site:
     return Site(address, stack.first + int(number), name, None if index is None else int(index))
 
 
-def head_count(branch: Branch, config, z_width: int) -> int:
+def head_count(branch: Branch, config: Any, z_width: int) -> int:
     """Number of attention heads, read from the attention module or the configuration; 0 where nothing
     tells."""
     module = branch.attention
@@ -114,7 +114,7 @@ def head_count(branch: Branch, config, z_width: int) -> int:
 class Taps:
     """Every block's sites: a `Tap`, or the sentence that says why there is none."""
 
-    def __init__(self, parts: Parts, config, attention_kind: str):
+    def __init__(self, parts: Parts, config: Any, attention_kind: str):
         self.parts = parts
         self.table: list[dict[str, Tap | str]] = [
             _block_taps(block, config, attention_kind) for block in parts.blocks
@@ -162,7 +162,7 @@ class Taps:
         return not isinstance(self.table[block][name], str)
 
 
-def _block_taps(block: Block, config, attention_kind: str) -> dict[str, Tap | str]:
+def _block_taps(block: Block, config: Any, attention_kind: str) -> dict[str, Tap | str]:
     attn, cross, mixer, mlp = (block.branch(kind) for kind in ("attn", "cross", "mixer", "mlp"))
     nothing = block.reason or "this block has none"
     no_attention = block.reason or "this block has no attention"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from regraft.model.model import Model
-from regraft.model.parts import in_width
+from regraft.model.parts import Block, in_width
 from regraft.model.sites import BLOCK_SITES
 
 
@@ -93,7 +94,7 @@ def _shape(module: nn.Module | None) -> str:
     return " x ".join(str(n) for n in weight.shape) if weight is not None else type(module).__name__
 
 
-def _alike(blocks) -> list[tuple[int, int]]:
+def _alike(blocks: Sequence[Block]) -> list[tuple[int, int]]:
     """Runs of neighbouring blocks with the same class, branches and parameter count."""
     runs: list[tuple[int, int]] = []
     kinds = [
@@ -108,7 +109,7 @@ def _alike(blocks) -> list[tuple[int, int]]:
     return runs
 
 
-def _block_shape(model: Model, block) -> str:
+def _block_shape(model: Model, block: Block) -> str:
     words = []
     for branch in block.branches:
         name = {

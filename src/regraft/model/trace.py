@@ -90,23 +90,23 @@ def _listen(
     traced = Trace()
     given: dict[str, list[tuple[Tensor, ...]]] = {}
 
-    def before(name: str) -> Callable:
-        def hear(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def before(name: str) -> Callable[..., Any]:
+        def note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             tensors = tuple(tensor for _, tensor in walk_tensors((args, kwargs)))
             marks.setdefault(name, []).extend((t, version(t)) for t in tensors)
             given.setdefault(name, []).append(
                 tuple(t.clone() for t in tensors) if name in copied else tensors
             )
 
-        return hear
+        return note_call
 
-    def after(name: str) -> Callable:
-        def hear(module: nn.Module, args: tuple, kwargs: dict, outcome: Any) -> None:
+    def after(name: str) -> Callable[..., Any]:
+        def note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outcome: Any) -> None:
             marks.setdefault(name, []).extend((t, version(t)) for _, t in walk_tensors(outcome))
             kept = map_tensors(outcome, lambda path, t: t.clone()) if name in copied else outcome
             traced.calls.append(Call(name, module, given[name].pop(), kept, main_tensor(outcome)))
 
-        return hear
+        return note_call
 
     named = [(name, module) for name, module in hf.named_modules() if name]
     handles = [module.register_forward_pre_hook(before(name), with_kwargs=True) for name, module in named]

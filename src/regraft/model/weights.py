@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -66,7 +67,7 @@ class Weights:
         """SHA-256 of the weights."""
         return self.digest()
 
-    def fingerprint(self) -> tuple:
+    def fingerprint(self) -> tuple[Any, ...]:
         """Nothing changes here: the files are read as they are."""
         return ()
 
@@ -180,7 +181,7 @@ def _live_reader(live: dict[str, Tensor]) -> Callable[[str, int], Tensor]:
     return lambda name, expert: live[name] if expert < 0 or live[name].dim() == 2 else live[name][expert]
 
 
-def _shapes(headers: dict[Path, dict]) -> dict[str, tuple[int, ...]]:
+def _shapes(headers: dict[Path, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
     return {
         n: tuple(e["shape"])
         for header in headers.values()
@@ -189,7 +190,7 @@ def _shapes(headers: dict[Path, dict]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _reader(headers: dict[Path, dict]) -> Callable[[str, int], Tensor]:
+def _reader(headers: dict[Path, dict[str, Any]]) -> Callable[[str, int], Tensor]:
     """Reads one tensor, or one expert's slice of a three-dimensional one, from the file that holds it."""
     at = {name: file for file, header in headers.items() for name in header}
     dims = {name: len(entry["shape"]) for header in headers.values() for name, entry in header.items()}
@@ -211,7 +212,7 @@ def _is_map(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and "experts" in name)
 
 
-def _refuse_quantized(name: str, headers: dict[Path, dict]) -> None:
+def _refuse_quantized(name: str, headers: dict[Path, dict[str, Any]]) -> None:
     """Quantized tensors are codes, not weights: their spectra would mean nothing."""
     for header in headers.values():
         for tensor, entry in header.items():
@@ -224,7 +225,7 @@ def _refuse_quantized(name: str, headers: dict[Path, dict]) -> None:
 
 
 def _stack_names(
-    maps: list[tuple[str, re.Match]], shapes: Mapping[str, tuple[int, ...]], paths: Mapping[str, str]
+    maps: list[tuple[str, re.Match[str]]], shapes: Mapping[str, tuple[int, ...]], paths: Mapping[str, str]
 ) -> dict[str, str]:
     """How each numbered list of blocks is called; lists that hold no block (a head of several layers) are
     left out.

@@ -29,13 +29,13 @@ def sizes(graft: Graft) -> dict[str, Any]:
     return {"kind": HEAD, "shape": asdict(graft.shape), "width": graft.width, "neurons": graft.neurons}
 
 
-def fresh(said: dict[str, Any]) -> Graft:
+def fresh(stated: dict[str, Any]) -> Graft:
     """A graft of given sizes, its tensors not yet read.
 
     Raises:
         ValueError: the kind is not known, or the sizes do not fit together.
     """
-    kind, rest = said.get("kind"), {name: value for name, value in said.items() if name != "kind"}
+    kind, rest = stated.get("kind"), {name: value for name, value in stated.items() if name != "kind"}
     if kind == EMBEDDING:
         return ByteEmbedding(ByteConfig(**rest.pop("config")), **rest)
     if kind == HEAD:

@@ -50,8 +50,8 @@ class GraftedConfig(PreTrainedConfig):
 
     def plain(self) -> PreTrainedConfig:
         """The plain model's config."""
-        said = copy.deepcopy(self.base)
-        return AutoConfig.for_model(said.pop("model_type"), **said)
+        stated = copy.deepcopy(self.base)
+        return AutoConfig.for_model(stated.pop("model_type"), **stated)
 
 
 class GraftedModel(PreTrainedModel):
@@ -67,12 +67,12 @@ class GraftedModel(PreTrainedModel):
         plain._attn_implementation = config._attn_implementation
         self.base = getattr(transformers, config.base["architectures"][0])(plain)
         kept = set()
-        for said in config.grafts:
-            graft = fresh(said["sizes"])
+        for stated in config.grafts:
+            graft = fresh(stated["sizes"])
             if isinstance(graft, ByteEmbedding) and self.base.dtype != torch.float32:
                 graft.answers_in = self.base.dtype
             new = standing(graft)
-            for place in said["places"]:
+            for place in stated["places"]:
                 parent, _, name = place.rpartition(".")
                 setattr(self.base.get_submodule(parent), name, new)
                 kept |= {f"base.{place}.{name}" for name, _ in new.named_parameters()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -118,7 +119,7 @@ def _keeping_output(seen: dict[int, Tensor], depth: int):
 
 
 def _keeping_input(seen: dict[int, Tensor]):
-    def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensor = main_tensor((args, kwargs))
         assert tensor is not None
         seen[0] = tensor

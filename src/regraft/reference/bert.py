@@ -8,7 +8,7 @@ Shapes: B texts, T tokens, D width, H heads, K width of a head, F neurons, V voc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 Stages = Iterator[tuple[str, Tensor]]
+Steps = Generator[tuple[str, Tensor], None, Tensor]
+"""Stages of a part, by name, and the stream behind it."""
 MARK = "encoder.layer.0.attention.self.query.weight"
 TOKENS, POSITIONS = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
 PREFIX = "bert."
@@ -83,7 +85,7 @@ def stages(w: Mapping[str, Tensor], s: BertSettings, inputs: Mapping[str, Tensor
         yield "sentence", sentence(resid_BTD, mask_BT, s)
 
 
-def block(w: Mapping[str, Tensor], s: BertSettings, i: int, resid_BTD: Tensor, mask_BT: Tensor):
+def block(w: Mapping[str, Tensor], s: BertSettings, i: int, resid_BTD: Tensor, mask_BT: Tensor) -> Steps:
     """Attention, then MLP; the stream itself is normed after each addition."""
     B, T, D = resid_BTD.shape
     p = f"encoder.layer.{i}."

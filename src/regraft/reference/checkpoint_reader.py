@@ -91,8 +91,8 @@ class Rebuilt:
     @property
     def ends(self) -> list[int]:
         """The tokens that end a text."""
-        said = self.config.get("eos_token_id")
-        return said if isinstance(said, list) else [] if said is None else [said]
+        stated = self.config.get("eos_token_id")
+        return stated if isinstance(stated, list) else [] if stated is None else [stated]
 
     def check_ids(self, rows: Sequence[Sequence[int]]) -> None:
         """Make sure that ids are in the token table and no text is longer than the position table.
@@ -210,14 +210,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _pooling(said: dict[str, Any]) -> str:
+def _pooling(stated: dict[str, Any]) -> str:
     """The pooling's name, from either form of its configuration."""
     modes = [
         name.removeprefix("pooling_mode_")
-        for name, on in said.items()
+        for name, on in stated.items()
         if name.startswith("pooling_mode_") and on is True
     ]
-    mode = "+".join(modes) or str(said.get("pooling_mode", ""))
+    mode = "+".join(modes) or str(stated.get("pooling_mode", ""))
     return {"mean_tokens": "mean", "cls_token": "cls"}.get(mode, mode)
 
 

@@ -9,7 +9,7 @@ Shapes: B texts, T tokens, D width, H heads, K width of a head, F neurons, V voc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 Stages = Iterator[tuple[str, Tensor]]
+Steps = Generator[tuple[str, Tensor], None, Tensor]
+"""Stages of a part, by name, and the stream behind it."""
 MARK = "h.0.attn.c_attn.weight"
 TOKENS, POSITIONS = "wte.weight", "wpe.weight"
 PREFIX = "transformer."
@@ -68,7 +70,7 @@ def stages(w: Mapping[str, Tensor], s: Gpt2Settings, inputs: Mapping[str, Tensor
     yield "logits", final_BTD @ w.get("lm_head.weight", w["wte.weight"]).T
 
 
-def block(w: Mapping[str, Tensor], s: Gpt2Settings, i: int, resid_BTD: Tensor, sees_BTT: Tensor):
+def block(w: Mapping[str, Tensor], s: Gpt2Settings, i: int, resid_BTD: Tensor, sees_BTT: Tensor) -> Steps:
     """Attention, then MLP; each reads a normed stream and adds to it."""
     B, T, D = resid_BTD.shape
     normed_BTD = layer_norm(resid_BTD, w[f"h.{i}.ln_1.weight"], w[f"h.{i}.ln_1.bias"], s.epsilon)

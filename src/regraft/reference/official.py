@@ -41,7 +41,7 @@ class Order:
     dtype: str
     rows: list[list[int]]
     texts: list[str]
-    inputs: dict[str, list]
+    inputs: dict[str, list[Any]]
     generate: int
     threads: int
     ends: list[int]
@@ -191,7 +191,7 @@ def _spelled(places: Mapping[str, str], modules: Mapping[str, nn.Module]) -> Ite
 
 
 def _keep_input(seen: dict[str, Tensor], stage: str):
-    def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen[stage] = next(tensor for _, tensor in walk_tensors((args, kwargs))).detach().clone()
 
     return keep
@@ -218,7 +218,9 @@ class Softmaxes(TorchFunctionMode):
         """The next softmax is this attention's."""
         self.waiting = stages
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Run the function; keep both sides of a softmax that is waited for."""
         result = func(*args, **(kwargs or {}))
         if func is torch.nn.functional.softmax and self.waiting:

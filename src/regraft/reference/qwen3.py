@@ -10,7 +10,7 @@ vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 Stages = Iterator[tuple[str, Tensor]]
+Steps = Generator[tuple[str, Tensor], None, Tensor]
+"""Stages of a part, by name, and the stream behind it."""
 MARK = "layers.0.self_attn.q_proj.weight"
 TOKENS, POSITIONS = "embed_tokens.weight", ""
 PREFIX = "model."
@@ -59,9 +61,9 @@ class Qwen3Settings:
         }
         usual |= {"partial_rotary_factor": 1, "final_logit_softcapping": None, "attn_logit_softcapping": None}
         for name, value in usual.items():
-            said = rope.get(name, config.get(name, value))
-            if said not in (value, None):
-                raise ValueError(f"this model has {name} = {said!r}; only {value!r} is rebuilt")
+            stated = rope.get(name, config.get(name, value))
+            if stated not in (value, None):
+                raise ValueError(f"this model has {name} = {stated!r}; only {value!r} is rebuilt")
         width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         if config.get("attention_multiplier") not in (None, width**-0.5):
             raise ValueError(
@@ -109,7 +111,7 @@ def block(
     resid_BTD: Tensor,
     turn: tuple[Tensor, Tensor],
     sees_BTT: Tensor,
-):
+) -> Steps:
     """Attention, then the gated MLP; each reads a normed stream and adds to it."""
     p = f"layers.{i}."
     normed_BTD = rms_norm(resid_BTD, w[f"{p}input_layernorm.weight"], s.epsilon)
@@ -139,7 +141,7 @@ def attention(
     normed_BTD: Tensor,
     turn: tuple[Tensor, Tensor],
     sees_BTT: Tensor,
-):
+) -> Steps:
     """Grouped-query attention over rotated queries and keys."""
     B, T, _ = normed_BTD.shape
     p = f"layers.{i}.self_attn."

@@ -111,8 +111,8 @@ def what_is(stage: str) -> str:
         return WHAT[stage]
     kind = stage.rpartition(".")[2]
     within = ".".join(stage.split(".")[-2:])
-    said = WHAT.get(within) or WHAT[kind.removeprefix("cross_")]
-    return f"towards the encoder: {said}" if kind.startswith("cross_") else said
+    sentence = WHAT.get(within) or WHAT[kind.removeprefix("cross_")]
+    return f"towards the encoder: {sentence}" if kind.startswith("cross_") else sentence
 
 
 class OwnCodeError(ValueError):
@@ -153,7 +153,7 @@ def check(folder: Path, verdict: Verdict | None = None) -> Verdict:
         return verify_stages(stages, truth, rebuilt.weights, rebuilt.heads, verdict=verdict)
 
 
-def _own_stages(file: Path, given: tuple, order: list[str]) -> Iterator[tuple[str, Tensor]]:
+def _own_stages(file: Path, given: tuple[Any, ...], order: list[str]) -> Iterator[tuple[str, Tensor]]:
     """The student's stages, in the order of the task; whatever stops their code is said in one sentence with
     its line."""
     spec = importlib.util.spec_from_file_location("own_model", file)

@@ -83,12 +83,12 @@ def _named(ratio: float, case: StageCase) -> str:
         for power, words in ((0.5, "√"), (-0.5, "1/√"), (1.0, ""), (-1.0, "1/")):
             if abs(ratio / size**power - 1) < CLOSE:
                 found.append(f"{words}{size}, {'the root of ' if '√' in words else ''}{what}")
-    said = f" = {found[0]}" if found else ""
+    sentence = f" = {found[0]}" if found else ""
     if case.kind in ("logits", "scaled"):
-        return f"{said}: a tied head that scales the stream before it, or does not"
+        return f"{sentence}: a tied head that scales the stream before it, or does not"
     if case.kind == "scores":
-        return f"{said}: the division of the scores by the root of a head's width"
-    return f"{said}: a scale is missing or applied twice"
+        return f"{sentence}: the division of the scores by the root of a head's width"
+    return f"{sentence}: a scale is missing or applied twice"
 
 
 def same_vector(case: StageCase) -> str:

@@ -10,7 +10,7 @@ F neurons, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 Stages = Iterator[tuple[str, Tensor]]
+Steps = Generator[tuple[str, Tensor], None, Tensor]
+"""Stages of a part, by name, and the stream behind it."""
 MARK = "encoder.block.0.layer.0.SelfAttention.q.weight"
 TOKENS, POSITIONS = "shared.weight", ""
 PREFIX = ""
@@ -79,7 +81,7 @@ def stages(w: Mapping[str, Tensor], s: T5Settings, inputs: Mapping[str, Tensor])
 
 def stack(
     w: Mapping[str, Tensor], s: T5Settings, side: str, resid_BQD: Tensor, sees_BQQ: Tensor, cross: Any = None
-):
+) -> Steps:
     """All blocks of the encoder or the decoder; the first one's relative bias serves them all."""
     yield f"{side}.embed.tokens", resid_BQD
     bias_QQH = relative_bias(w, s, side, resid_BQD.shape[1])
@@ -104,7 +106,7 @@ def attend(
     w: Mapping[str, Tensor], s: T5Settings, name: str, layer: str, kind: str, resid_BQD: Tensor,
     sees_BQP: Tensor,
     bias_1HQP: Tensor | None, memory_BPD: Tensor | None = None,
-):  # fmt: skip
+) -> Steps:  # fmt: skip
     """Self-attention, or attention to the encoder's output; read normed and added to the stream."""
     B, Q, _ = resid_BQD.shape
     normed_BQD = rms_norm(resid_BQD, w[f"{layer}.layer_norm.weight"], s.epsilon)

@@ -122,27 +122,29 @@ def rebuild(
     rebuilt.check_ids(ids)
     inputs = model_inputs(rebuilt.config, ids, rebuilt.two_stacks, types)
     wanted = generate if rebuilt.module.GENERATES and not stage else 0
-    said = official(order_of(rebuilt, dtype, ids, given, inputs, wanted))
-    if ids != said.rows:
-        wrong = next(i for i, (a, b) in enumerate(zip(ids, said.rows, strict=True)) if a != b)
+    stated = official(order_of(rebuilt, dtype, ids, given, inputs, wanted))
+    if ids != stated.rows:
+        wrong = next(i for i, (a, b) in enumerate(zip(ids, stated.rows, strict=True)) if a != b)
         raise ValueError(
-            f"the two tokenizers part on {given[wrong]!r}: {ids[wrong]} here, {said.rows[wrong]} officially"
+            f"the two tokenizers part on {given[wrong]!r}: {ids[wrong]} here, {stated.rows[wrong]} officially"
         )
-    if stage and stage not in said.tensors:
-        near = ", ".join(get_close_matches(stage, said.tensors, 6, 0.3)) or ", ".join(list(said.tensors)[:6])
+    if stage and stage not in stated.tensors:
+        near = ", ".join(get_close_matches(stage, stated.tensors, 6, 0.3)) or ", ".join(
+            list(stated.tensors)[:6]
+        )
         raise ValueError(f"there is no stage {stage!r}: stages like it are {near}")
-    verdict = _compared(rebuilt, inputs, said, dtype, stage)
+    verdict = _compared(rebuilt, inputs, stated, dtype, stage)
     same, unused = "", []
     if not verdict.parted and not stage:
         unused = rebuilt.weights.unused
-        if said.facts["generates"]:
+        if stated.facts["generates"]:
             with torch.no_grad():
-                same = _same(rebuilt.greedy(inputs, wanted), said.generated)
-    return _dataset(rebuilt, verdict, said, unused, same, time.perf_counter() - started, given)
+                same = _same(rebuilt.greedy(inputs, wanted), stated.generated)
+    return _dataset(rebuilt, verdict, stated, unused, same, time.perf_counter() - started, given)
 
 
 def _compared(
-    rebuilt: Rebuilt, inputs: Mapping[str, Tensor], said: Official, dtype: str, stage: str
+    rebuilt: Rebuilt, inputs: Mapping[str, Tensor], stated: Official, dtype: str, stage: str
 ) -> Verdict:
     """The comparison; a tensor that is not there, or shapes that do not fit, mean that the variant is not
     rebuilt."""
@@ -150,9 +152,11 @@ def _compared(
     try:
         with torch.no_grad():
             stages = (
-                pair for pair in rebuilt.stages(inputs) if pair[0] not in HEAD or pair[0] in said.tensors
+                pair for pair in rebuilt.stages(inputs) if pair[0] not in HEAD or pair[0] in stated.tensors
             )
-            return verify_stages(stages, said.tensors, rebuilt.weights, rebuilt.heads, dtype, stage, verdict)
+            return verify_stages(
+                stages, stated.tensors, rebuilt.weights, rebuilt.heads, dtype, stage, verdict
+            )
     except (KeyError, RuntimeError) as error:
         where = f"behind {verdict.rows[-1].stage}" if verdict.rows else "at its first stage"
         what = f"it has no tensor {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
@@ -199,7 +203,7 @@ def _same(ours: list[int], official: list[int]) -> str:
 def _dataset(
     rebuilt: Rebuilt,
     verdict: Verdict,
-    said: Official,
+    stated: Official,
     unused: list[str],
     same: str,
     seconds: float,
@@ -207,9 +211,9 @@ def _dataset(
 ) -> xr.Dataset:
     found = verdict.rows
     left = rebuilt.config["pooling"] and rebuilt.module is not bert
-    headless = rebuilt.module.GENERATES and "logits" not in said.tensors
+    headless = rebuilt.module.GENERATES and "logits" not in stated.tensors
     notes = [f"The folder's pooling ({rebuilt.config['pooling']}) is not compared"] if left else []
-    notes += [f"{said.facts['class']} has no head, so no logits are compared"] if headless else []
+    notes += [f"{stated.facts['class']} has no head, so no logits are compared"] if headless else []
     return xr.Dataset(
         {
             "largest": ("stage", [row.largest for row in found], {"units": "largest absolute difference"}),
@@ -236,7 +240,8 @@ def _dataset(
             "experiment": "rebuild",
             "architecture": rebuilt.architecture,
             "official": (
-                f"{said.facts['class']} of transformers {said.facts['transformers']}, in a process of its own"
+                f"{stated.facts['class']} of transformers {stated.facts['transformers']},"
+                " in a process of its own"
             ),
             "needed": NEEDED[str(rebuilt.dtype).removeprefix("torch.")],
             "parted": verdict.parted,

@@ -32,29 +32,29 @@ class Reading:
         """
         known = {parameter.name for parameter in experiments()[name].parameters}
         run: dict[str, Any] = {}
-        said: dict[str, Any] = {}
+        told: dict[str, Any] = {}
         kept = self._kept(model, self.count or LEAST) if known & {"prompts", "prompt"} else []
         if self.count and "count" in known:
-            run["count"] = said["count"] = (
+            run["count"] = told["count"] = (
                 min(self.count, len(kept)) if kept and "prompts" in known else self.count
             )
         if kept and "prompts" in known:
             run["prompts"] = kept
-            said |= self._said(model, kept, "count" in known)
+            told |= self._as_told(model, kept, "count" in known)
         elif kept:
-            run["prompt"] = said["prompt"] = kept[0]
+            run["prompt"] = told["prompt"] = kept[0]
         if self.text and "corpus" in known:
-            run["corpus"] = said["corpus"] = self.text
+            run["corpus"] = told["corpus"] = self.text
         if self.pairs and {"pairs", "clean"} <= known:
-            run["pairs"] = said["pairs"] = self.pairs
-        return run, said
+            run["pairs"] = told["pairs"] = self.pairs
+        return run, told
 
     def _kept(self, model: Model, count: int) -> list[str]:
         """The user's prompts, as many as are asked for."""
         own = given_prompts(model, self.prompts, self.prompts_file, self.text, count)
         return own[: self.count] if self.count else own
 
-    def _said(self, model: Model, kept: list[str], counts: bool) -> dict[str, Any]:
+    def _as_told(self, model: Model, kept: list[str], counts: bool) -> dict[str, Any]:
         """The options that make a command read just these prompts: where they come from if that is enough,
         else themselves.
 

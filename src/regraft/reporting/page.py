@@ -72,13 +72,13 @@ def opening(model: Model, options: Mapping[str, Any]) -> list[Section]:
 def sheet(words: tuple[str, str, str], sections: Sequence[Section], foot: str) -> str:
     """A page as HTML from its title, heading and lead, its sections, and the HTML of its footer."""
     figures = {place: figure for section in sections for place, figure in section.figures.items()}
-    title, said, beginning = map(html.escape, words)
+    title, stated, beginning = map(html.escape, words)
     template = Template(
         resources.files("regraft.reporting").joinpath("page.html").read_text(encoding="utf-8")
     )
     return template.substitute(
         title=title,
-        heading=said,
+        heading=stated,
         lead=beginning,
         navigation="".join(f'<a href="#{s.anchor}">{html.escape(s.title)}</a>' for s in sections),
         sections="\n".join(section.text for section in sections),
@@ -268,8 +268,8 @@ def footer(results: list[xr.Dataset], seconds: float) -> str:
         if name in attrs
     ]
     told = [
-        f"{said} {html.escape(str(attrs[name]))}"
-        for name, said in (
+        f"{stated} {html.escape(str(attrs[name]))}"
+        for name, stated in (
             ("attention", "attention:"),
             ("seed", "seed"),
             ("weights_sha256", "weights sha256"),

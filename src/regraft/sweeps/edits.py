@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def apply_edits(x_nBTW: Tensor, placed: Sequence[Placed], carried: Carried) -> T
     """
     x_nBTW = x_nBTW.clone()
     for wave in _waves(placed):
-        groups: dict[tuple, list[tuple[Placed, Tensor]]] = defaultdict(list)
+        groups: dict[tuple[Any, ...], list[tuple[Placed, Tensor]]] = defaultdict(list)
         for one in wave:
             positions_Bk = _positions(one.edit, carried, x_nBTW.shape[1]).to(x_nBTW.device)
             width = None if one.features is None else len(one.features)

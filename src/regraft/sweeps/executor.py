@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,12 +102,12 @@ class Replay:
         if node.children == 0:
             del self.states[id(node)]
 
-    def _arrive(self, rows: Sequence[Node | Leaf], entries: list[tuple]) -> list[State]:
+    def _arrive(self, rows: Sequence[Node | Leaf], entries: list[tuple[Any, ...]]) -> list[State]:
         """The state of every row in front of its next call: its parent's or the recorded one, edited where
         that is asked."""
         start = rows[0].start
         arrived: list[State | None] = [None] * len(rows)
-        groups: dict[tuple, list[int]] = {}
+        groups: dict[tuple[Any, ...], list[int]] = {}
         for i, (parent, source, entry_edits) in enumerate(entries):
             shape = tuple(self._entry_kind(entry_edit) for entry_edit in entry_edits)
             where = (source if parent is None else None, shape)
@@ -119,7 +120,7 @@ class Replay:
                 arrived[i] = state
         return [state for state in arrived if state is not None]
 
-    def _entry_kind(self, entry_edit: EntryEdit) -> tuple:
+    def _entry_kind(self, entry_edit: EntryEdit) -> tuple[Any, ...]:
         """Doors of one kind are passed by all rows together."""
         names = {self.model.site(edit.site).name for edit in entry_edit.edits}
         if entry_edit.correct is None:
@@ -193,8 +194,8 @@ class Replay:
     def _hook_edits(self, hooks: ExitStack, nodes: list[Node], stream: Tensor) -> None:
         """Hooks for the edits inside the block, one for each tapped module, over all rows."""
         rows, block = len(nodes), nodes[0].stop.block
-        by_tap: dict[tuple, list[Placed]] = {}
-        taps: dict[tuple, Tap | None] = {}
+        by_tap: dict[tuple[Any, ...], list[Placed]] = {}
+        taps: dict[tuple[Any, ...], Tap | None] = {}
         for row, node in enumerate(nodes):
             for edit in node.inner:
                 site = self.model.site(edit.site)

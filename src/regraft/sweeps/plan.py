@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from regraft.sweeps.batch_layout import (
     LINEAR_SITES,
@@ -41,7 +42,7 @@ class EntryEdit:
     bridge: bool = False
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """Two of one key do the same."""
         return (tuple(edit.key for edit in self.edits), self.correct, self.bridge)
 
@@ -133,7 +134,7 @@ def make_plan(
     plan = SweepPlan()
     runs = [_compile(variant, layout) for variant in variants]
     starts = _cone_starts(variants, runs, layout)
-    trie: dict[tuple, Node] = {}
+    trie: dict[tuple[Any, ...], Node] = {}
     for number, (run, start) in enumerate(zip(runs, starts, strict=True)):
         _insert(plan, trie, number, run, start, layout, control and number == 0, linear)
     nodes = list(trie.values())
@@ -248,7 +249,7 @@ def _first_position(variant: Variant, run: _Planning, layout: BatchLayout) -> in
 
 def _insert(
     plan: SweepPlan,
-    trie: dict,
+    trie: dict[tuple[Any, ...], Node],
     number: int,
     run: _Planning,
     start: int,
@@ -265,7 +266,7 @@ def _insert(
         source, at = ("pre", at), at + 1
     stream_stack = layout.stack_of(source[1])
     parent: Node | None = None
-    key: tuple = ("control",) if control else (start, source)
+    key: tuple[Any, ...] = ("control",) if control else (start, source)
     for index in range(at, len(run.stops)):
         stop = run.stops[index]
         if layout.stack_of(stop.block) != stream_stack:
@@ -342,7 +343,7 @@ def _schedule(nodes: list[Node], batch_rows: int) -> list[list[Node]]:
     for node in nodes:
         if node.parent is not None:
             waiting[id(node.parent)].append(node)
-    ready: dict[tuple, list[Node]] = defaultdict(list)
+    ready: dict[tuple[Any, ...], list[Node]] = defaultdict(list)
     for node in nodes:
         if node.parent is None:
             ready[(node.stop.key, node.start)].append(node)

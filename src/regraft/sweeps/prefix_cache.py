@@ -120,7 +120,7 @@ class Cone:
         clean = self.recording.taken.calls
 
         def listener(index: int) -> Any:
-            def reply(args: tuple, kwargs: dict) -> Any:
+            def reply(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 call, stream = split_call(args, kwargs)
                 calls.append(call)
                 if index == len(stack.blocks) - 1:

@@ -17,6 +17,7 @@ from regraft.core.progress import advance
 from regraft.core.tolerance import gap
 from regraft.model.cpu_pack import packed
 from regraft.model.hooks import writing
+from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.model.session import plain_numbers
 from regraft.model.sites import SiteError, Tap
@@ -118,7 +119,14 @@ class SweepError(RuntimeError):
 class _Sweep:
     """One recording's share of a sweep."""
 
-    def __init__(self, recording: Recording, variants, metrics, exact: bool, share: tuple[int, int]):
+    def __init__(
+        self,
+        recording: Recording,
+        variants: list[Variant],
+        metrics: Sequence[AnyMetric],
+        exact: bool,
+        share: tuple[int, int],
+    ):
         self.recording, self.model = recording, recording.model
         if not self.model.check.replays:
             raise ValueError(
@@ -200,12 +208,12 @@ class _Sweep:
         number, recordings = self.share
         at = [0]
 
-        def hear(amount: int) -> None:
+        def note_call(amount: int) -> None:
             at[0] += amount
             within = done + chunk * at[0] / max(planned, 1)
             advance("variants", round(1000 * (number + within) / recordings), 1000)
 
-        return hear
+        return note_call
 
     def _measure_into(self, offset: int) -> Callable[[list[Leaf], list[State]], None]:
         last = len(self.model.blocks) - 1
@@ -359,7 +367,7 @@ class _Pairs:
         return total / self.counts[name].clamp_min(1)
 
 
-def _check_sites(model, variants: Sequence[Variant]) -> None:
+def _check_sites(model: Model, variants: Sequence[Variant]) -> None:
     for edit in (edit for variant in variants for edit in variant.edits):
         _check_outside(edit)
         if model.site(edit.site).name == "pattern":

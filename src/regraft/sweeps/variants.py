@@ -30,7 +30,7 @@ class Edit:
     position: Position = None
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """Two edits with one key do the same, so that variants can share their work."""
         return (type(self).__name__, id(self))
 
@@ -49,7 +49,7 @@ class Zero(Edit):
     """Set the activation to 0."""
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         return ("Zero", self.site, _plain(self.position))
 
     def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
@@ -60,7 +60,9 @@ class Zero(Edit):
 class _WithValue(Edit):
     value: Tensor | None = None
 
-    def __init__(self, site: str, value: Tensor | np.ndarray | Sequence | float, position: Position = None):
+    def __init__(
+        self, site: str, value: Tensor | np.ndarray | Sequence[Any] | float, position: Position = None
+    ):
         object.__setattr__(self, "site", site)
         object.__setattr__(self, "value", _numbers(value, type(self).__name__))
         object.__setattr__(self, "position", position)
@@ -122,7 +124,7 @@ class Scale(Edit):
         object.__setattr__(self, "position", position)
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         return ("Scale", self.site, self.factor, _plain(self.position))
 
     def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
@@ -148,7 +150,7 @@ class Noise(Edit):
         object.__setattr__(self, "position", position)
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         return ("Noise", self.site, self.scale, self.seed, _plain(self.position))
 
     def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
@@ -184,7 +186,7 @@ class Stop:
     module: Callable[..., Any] | None = None
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """Two stops with one key compute the same."""
         return (self.block, None if self.module is None else id(self.module))
 

@@ -117,7 +117,9 @@ VOCABULARY_UNITS = {
 }
 
 
-def _vocabularies(readers: Sequence[ByteIds], contents: Sequence[dict[str, Any]]) -> dict[str, tuple]:
+def _vocabularies(
+    readers: Sequence[ByteIds], contents: Sequence[dict[str, Any]]
+) -> dict[str, tuple[Any, ...]]:
     """What the vocabularies hold, and how much of each the others have too."""
     sets = [set(reader.id_of) for reader in readers]
     found = {name: [one[name] for one in contents] for name in contents[0]}
@@ -164,5 +166,5 @@ def digest(reader: ByteIds) -> str:
     return hashlib.sha256(reader.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
 
 
-def _padded(values: list, filler: str | int) -> list:
+def _padded(values: list[Any], filler: str | int) -> list[Any]:
     return (values + [filler] * LISTED)[:LISTED]

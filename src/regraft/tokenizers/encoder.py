@@ -109,10 +109,10 @@ def pooling_of(folder: Path) -> str:
     file = folder / "1_Pooling" / "config.json"
     if not file.is_file():
         return "mean"
-    said = json.loads(file.read_text(encoding="utf-8"))
-    if said.get("pooling_mode_mean_tokens"):
+    stated = json.loads(file.read_text(encoding="utf-8"))
+    if stated.get("pooling_mode_mean_tokens"):
         return "mean"
-    if said.get("pooling_mode_cls_token"):
+    if stated.get("pooling_mode_cls_token"):
         return "first"
     raise CheckpointError(f"{folder.name} pools in a way that is not known here: mean or first token")
 

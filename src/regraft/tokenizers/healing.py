@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from regraft.model.model import Model
 from regraft.modules.placement import all_placed, logits_of, streams, trunk_blocks
+from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.transplantation import Transplant
 from regraft.training.tasks.embedding_task import relative_error
 
@@ -176,7 +177,7 @@ class _Standing(nn.Module):
         return torch.func.functional_call(self.held[0], {"weight": self.held[1]}, (given,))  # type: ignore[arg-type]
 
 
-def _ends(reader, ids: list[int]) -> list[int]:
+def _ends(reader: ByteIds, ids: list[int]) -> list[int]:
     ends, at = [], 0
     for token in ids:
         at += len(reader.table.bytes_V[token])

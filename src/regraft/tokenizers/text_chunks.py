@@ -70,7 +70,7 @@ def gaussian(mean: float, deviation: float, longest: int | None = None) -> Chunk
     return ChunkLengths(tuple((weights / weights.sum()).tolist()))
 
 
-def read_lengths(said: str) -> ChunkLengths:
+def read_lengths(stated: str) -> ChunkLengths:
     """A distribution as the command line gives it.
 
     `gaussian:MEAN:DEVIATION[:LONGEST]`, probabilities of 1, 2, ... characters between commas, or a YAML file
@@ -79,20 +79,20 @@ def read_lengths(said: str) -> ChunkLengths:
     Raises:
         ValueError: it is none of them, or not a distribution.
     """
-    if Path(said).suffix in (".yaml", ".yml"):
-        return _from_yaml(Path(said))
+    if Path(stated).suffix in (".yaml", ".yml"):
+        return _from_yaml(Path(stated))
     try:
-        if said.startswith("gaussian:"):
-            mean, deviation, *longest = said.removeprefix("gaussian:").split(":", 2)
+        if stated.startswith("gaussian:"):
+            mean, deviation, *longest = stated.removeprefix("gaussian:").split(":", 2)
             parts = float(mean), float(deviation), *(int(text) for text in longest)
         else:
-            parts = tuple(float(text) for text in said.split(","))
+            parts = tuple(float(text) for text in stated.split(","))
     except ValueError as error:
         raise ValueError(
-            f"{said!r} is no distribution of chunk lengths: write gaussian:MEAN:DEVIATION, probabilities"
+            f"{stated!r} is no distribution of chunk lengths: write gaussian:MEAN:DEVIATION, probabilities"
             " between commas, or name a YAML file"
         ) from error
-    return gaussian(*parts) if said.startswith("gaussian:") else ChunkLengths(parts)  # type: ignore[arg-type]
+    return gaussian(*parts) if stated.startswith("gaussian:") else ChunkLengths(parts)  # type: ignore[arg-type]
 
 
 def _from_yaml(file: Path) -> ChunkLengths:

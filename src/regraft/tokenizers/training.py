@@ -158,8 +158,8 @@ def _superword(pieces: Sequence[str], recipe: Recipe) -> Tokenizer:
         least=recipe.least,
     )
     first = _plain(pieces, whole, whole.vocabulary)
-    said = json.loads(first.to_str())["model"]
-    names = {number: token for token, number in said["vocab"].items()}
+    stated = json.loads(first.to_str())["model"]
+    names = {number: token for token, number in stated["vocab"].items()}
     second = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=2 * size,
@@ -168,7 +168,7 @@ def _superword(pieces: Sequence[str], recipe: Recipe) -> Tokenizer:
         show_progress=False,
     )
     second.train_from_iterator(_runs(first, pieces, recipe.digits), trainer)
-    vocabulary, merges = dict(said["vocab"]), [tuple(merge) for merge in said["merges"]]
+    vocabulary, merges = dict(stated["vocab"]), [tuple(merge) for merge in stated["merges"]]
     known = set(merges)
     for left, right in json.loads(second.to_str())["model"]["merges"]:
         pair = _written(left, names), _written(right, names)

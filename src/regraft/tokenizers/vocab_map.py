@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def match(old: ByteIds, new: ByteIds) -> Matching:
     return Matching(source_V, np.array(missing, np.int64))
 
 
-def _names(reader: ByteIds, by_number: bool = False) -> dict:
+def _names(reader: ByteIds, by_number: bool = False) -> dict[Any, Any]:
     vocabulary = reader.tokenizer.get_vocab()
     return (
         {number: name for name, number in sorted(vocabulary.items(), key=lambda one: one[1])}

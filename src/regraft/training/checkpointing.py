@@ -39,10 +39,12 @@ def write_checkpoint(
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    said = json.dumps({"step": step, "optimiser": numbers, "scaler": scaler.state_dict() if scaler else None})
+    stated = json.dumps(
+        {"step": step, "optimiser": numbers, "scaler": scaler.state_dict() if scaler else None}
+    )
     with whole_folder(target) as fresh:
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, fresh / STATE)
-        (fresh / NUMBERS).write_text(said, encoding="utf-8")
+        (fresh / NUMBERS).write_text(stated, encoding="utf-8")
     for old in [*checkpoints(folder), *folder.glob(f"{BEGUN}*")]:
         if old != target:
             shutil.rmtree(old)
@@ -74,7 +76,7 @@ def restore(
         raise CheckpointError(
             f"{checkpoint} is damaged ({error}): remove it to start the run anew"
         ) from error
-    said = json.loads((checkpoint / NUMBERS).read_text(encoding="utf-8"))
+    stated = json.loads((checkpoint / NUMBERS).read_text(encoding="utf-8"))
     graft.load_state_dict(
         {name.removeprefix("graft."): t for name, t in tensors.items() if name.startswith("graft.")}
     )
@@ -82,21 +84,21 @@ def restore(
         **{
             name.removeprefix("optimiser."): t for name, t in tensors.items() if name.startswith("optimiser.")
         },
-        **said["optimiser"],
+        **stated["optimiser"],
     }
     for number, optimiser in enumerate(found):
-        state: dict[int, dict] = {}
+        state: dict[int, dict[str, Any]] = {}
         for key, value in values.items():
             which, place, name = key.split(".", 2)
             if int(which) == number:
                 state.setdefault(int(place), {})[name] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    if scaler is not None and said["scaler"]:
-        scaler.load_state_dict(said["scaler"])
+    if scaler is not None and stated["scaler"]:
+        scaler.load_state_dict(stated["scaler"])
     torch.set_rng_state(tensors["random"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    return said["step"]
+    return stated["step"]
 
 
 def _states(found: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[str, str, Tensor | float]]:

@@ -8,6 +8,7 @@ whose gradients are sparse by SparseAdam, which touches only the rows used; ever
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer, SparseAdam
@@ -58,7 +59,7 @@ def kinds(graft: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], lis
     )
 
 
-def groups(found: Sequence[Optimizer]) -> Iterator[dict]:
+def groups(found: Sequence[Optimizer]) -> Iterator[dict[str, Any]]:
     """The parameter groups of several optimisers."""
     for optimiser in found:
         yield from optimiser.param_groups

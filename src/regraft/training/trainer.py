@@ -110,7 +110,7 @@ def train(
     folder: Path,
     watch: Callable[[int], None] | None = None,
     origin: Mapping[str, Any] | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Train a graft; continue where an earlier run in `folder` was broken off. Returns a line of measurements
     a step.
 
@@ -125,12 +125,12 @@ def train(
         ValueError: the folder holds a run with another plan, text or origin.
     """
     accelerator = Accelerator(mixed_precision=plan.precision, cpu=_device(task).type == "cpu")
-    said_before = _plan_of(plan, windows, accelerator.num_processes, origin or {})
-    _same_plan(said_before, folder)
+    plan_text = _plan_of(plan, windows, accelerator.num_processes, origin or {})
+    _same_plan(plan_text, folder)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with whole_file(folder / PLAN) as part:
-            part.write_text(said_before, encoding="utf-8")
+            part.write_text(plan_text, encoding="utf-8")
     accelerator.wait_for_everyone()
     with trunk_spread(task, accelerator, plan.shard), only_trainable(task.root, task.graft):
         plain = optimisers(task.graft, plan.rate, plan.weight_decay, plan.matrices)
@@ -151,7 +151,7 @@ def train(
                     (step + 1) % plan.save_every == 0 or step + 1 == plan.steps
                 ):
                     write_checkpoint(folder, step + 1, task.graft, plain, accelerator.scaler)
-                advance(said(line), step + 1, plan.steps)
+                advance(stated(line), step + 1, plan.steps)
                 if watch is not None:
                     watch(step)
                 if plateau.reached(line["loss"]):
@@ -159,7 +159,7 @@ def train(
     return history
 
 
-def said(line: Mapping[str, float]) -> str:
+def stated(line: Mapping[str, float]) -> str:
     """A step's measurements in a few words, for the bar: the loss and its parts, agreement, rate."""
     parts = [
         f"{name} {line[name]:.3f}"
@@ -204,9 +204,9 @@ class _TrainingRun:
     plan: TrainingPlan
     folder: Path
     accelerator: Accelerator
-    optimisers: list
+    optimisers: list[Any]
 
-    def step(self, step: int) -> dict:
+    def step(self, step: int) -> dict[str, Any]:
         """One step: gradients added up over its parts, averaged over the processes, clipped, applied."""
         began = time.perf_counter()
         plan, accelerator = self.plan, self.accelerator
@@ -272,8 +272,8 @@ class _TrainingRun:
             kept = " and ".join(
                 sorted(file.name for file in self.folder.glob(f"not-a-number-{step}[.-]*safetensors"))
             )
-            said = what if not bool(fine) else "the loss of another process is no number"
-            raise NotANumberError(f"{said} at step {step}: its batch is kept as {kept}")
+            stated = what if not bool(fine) else "the loss of another process is no number"
+            raise NotANumberError(f"{stated} at step {step}: its batch is kept as {kept}")
 
 
 def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
@@ -294,7 +294,9 @@ def _device(task: Task) -> torch.device:
 
 
 @contextmanager
-def _writer(folder: Path, history: Sequence[dict], writes: bool) -> Iterator[Callable[[dict], None]]:
+def _writer(
+    folder: Path, history: Sequence[dict[str, Any]], writes: bool
+) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that adds a step's line to `log.jsonl` and to TensorBoard's events, behind the lines that
     there are."""
     if not writes:
@@ -304,7 +306,7 @@ def _writer(folder: Path, history: Sequence[dict], writes: bool) -> Iterator[Cal
         part.write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
     board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history))
 
-    def write(line: dict) -> None:
+    def write(line: dict[str, Any]) -> None:
         with writing(folder), (folder / "log.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         for name, value in line.items():
@@ -368,17 +370,17 @@ def _plan_of(plan: TrainingPlan, windows: Windows, share: int, origin: Mapping[s
     )
 
 
-def _same_plan(said: str, folder: Path) -> None:
+def _same_plan(stated: str, folder: Path) -> None:
     file = folder / PLAN
-    if file.is_file() and (before := file.read_text(encoding="utf-8")) != said:
-        old, new = json.loads(before), json.loads(said)
+    if file.is_file() and (before := file.read_text(encoding="utf-8")) != stated:
+        old, new = json.loads(before), json.loads(stated)
         parted = ", ".join(name for name in new if old.get(name) != new[name])
         raise ValueError(
             f"{folder} holds a run with another {parted}: repeat its options to go on with it, or remove it"
         )
 
 
-def _read_lines(file: Path, before: int) -> list[dict]:
+def _read_lines(file: Path, before: int) -> list[dict[str, Any]]:
     """The log's lines of the steps that a checkpoint holds; later ones are made again."""
     if not file.is_file():
         return []

@@ -86,8 +86,14 @@ class Grid:
         return edits
 
     def attributed(
-        self, source: Recording, target: Recording, places, tokens: tuple[int, int], read: int | None, shape
-    ):
+        self,
+        source: Recording,
+        target: Recording,
+        places: list[tuple[int, int]],
+        tokens: tuple[int, int],
+        read: int | None,
+        shape: tuple[int, ...],
+    ) -> np.ndarray:
         """Difference times gradient for every cell, in logits; NaN for a site that no gradient reaches."""
         estimate = np.full(shape, np.nan)
         chosen = [address for address in self.addresses if address]

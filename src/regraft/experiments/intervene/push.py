@@ -198,7 +198,7 @@ def _dataset(
     }
     if mean:
         data["pair_push"] = (("pair", *grid), push_NCK, {"units": change})
-    said = {name: [getattr(pair, name) for pair in pairs] for name in ("question", "baseline")}
+    stated = {name: [getattr(pair, name) for pair in pairs] for name in ("question", "baseline")}
     return xr.Dataset(
         data,
         coords={
@@ -208,11 +208,11 @@ def _dataset(
             "head": ("component", [one.head for one in components]),
             "target": targets,
             "pair": np.arange(len(pairs)),
-            **{name: ("pair", texts) for name, texts in said.items()},
+            **{name: ("pair", texts) for name, texts in stated.items()},
         },
         attrs={
             **sweep_attributes(*(run.result for run in runs)),
-            **{name: texts[0] if len(set(texts)) == 1 else "" for name, texts in said.items()},
+            **{name: texts[0] if len(set(texts)) == 1 else "" for name, texts in stated.items()},
             "pairs": len(runs),
             "without": ", ".join(lacking),
         },

@@ -130,14 +130,14 @@ def _changed(model: Model, block: Block, change: str) -> Callable[..., Any] | No
     return run
 
 
-Hook = Callable[[nn.Module, tuple, Any], Any]
+Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 
 
 def _activation_hooks(block: Block, function: Callable[[Tensor], Tensor]) -> list[tuple[nn.Module, Hook]]:
     """A hook for every nonlinearity outside the attention that answers with another function of the same
     input."""
 
-    def instead(module: nn.Module, args: tuple, outcome: Any) -> Tensor:
+    def instead(module: nn.Module, args: tuple[Any, ...], outcome: Any) -> Tensor:
         return function(args[0])
 
     return [
@@ -172,7 +172,7 @@ def _norm_hooks(model: Model, block: Block) -> list[tuple[nn.Module, Hook]]:
     return found
 
 
-def _as_layer_norm(module: nn.Module, args: tuple, outcome: Any) -> Tensor:
+def _as_layer_norm(module: nn.Module, args: tuple[Any, ...], outcome: Any) -> Tensor:
     """An RMSNorm of the input less its mean is a LayerNorm."""
     x = args[0]
     return module.forward(x - x.mean(-1, keepdim=True))

@@ -11,7 +11,7 @@ from torch import nn
 
 from regraft.core.defaults import COMPLETION_TOKENS
 from regraft.core.signatures import ModelName, NewFolder
-from regraft.data.evaluation import evaluation
+from regraft.data.evaluation import Evaluation, evaluation
 from regraft.export.route_model import check_save, check_writable_as, measured_route, route_of, save_blocks
 from regraft.model.load import load
 from regraft.model.model import Model
@@ -125,7 +125,7 @@ def _pair(word: str, donors: int, places: int) -> tuple[int, int]:
     return donor, place
 
 
-def _put(model: Model, given: Model, pairs: list[tuple[int, int]], save: str, text) -> xr.Dataset:
+def _put(model: Model, given: Model, pairs: list[tuple[int, int]], save: str, text: Evaluation) -> xr.Dataset:
     stack = model.parts.stacks[-1]
     blocks: list[Block | nn.Module] = list(stack.blocks)
     for donor, place in pairs:
@@ -133,9 +133,9 @@ def _put(model: Model, given: Model, pairs: list[tuple[int, int]], save: str, te
     check_writable_as(model, blocks, save)
     route = route_of(model, blocks, list(range(len(blocks))))
     measured = measured_route(model, text, route, blocks)
-    said = ", ".join(f"{donor} for {place}" for donor, place in pairs)
+    sentence = ", ".join(f"{donor} for {place}" for donor, place in pairs)
     measured.attrs |= {
-        "change": f"with blocks of {given.name}: {said}",
+        "change": f"with blocks of {given.name}: {sentence}",
         "donor": given.name,
         "donor_sha256": given.weights_sha256,
     }

@@ -89,8 +89,8 @@ class Token:
         if part == "attention" or found.parallel or len(found.branches) == 1:
             if branch.sum_norm is not None:
                 behind = Tap(branch.sum_norm, "output")
-                return (lambda x: self._heard(block, x, behind) - x), x_D
-            return (lambda x: self._heard(block, x, addition(branch))), x_D
+                return (lambda x: self._read_at(block, x, behind) - x), x_D
+            return (lambda x: self._read_at(block, x, addition(branch))), x_D
         middle = self._middle(block)
         return (lambda y: self._behind(block, y, middle) - y), middle
 
@@ -117,7 +117,7 @@ class Token:
     def _shape(self, block: int, rows: int) -> tuple[int, int]:
         return rows, 1 if self.cone is not None else self.recording.positions_of(block)
 
-    def _heard(self, block: int, x_RD: Tensor, tap: Tap) -> Tensor:
+    def _read_at(self, block: int, x_RD: Tensor, tap: Tap) -> Tensor:
         """The activation at a tap of the block, at the token."""
         with self.recording.model.held(), keeping_output(tap, self._shape(block, len(x_RD))) as outputs:
             self._run(block, x_RD)
@@ -129,9 +129,9 @@ class Token:
         x_RD = self.state(block)[None]
         with torch.no_grad():
             if before.sum_norm is not None:
-                return self._heard(block, x_RD, Tap(before.sum_norm, "output"))[0]
+                return self._read_at(block, x_RD, Tap(before.sum_norm, "output"))[0]
             earlier = self.recording.model.blocks[block].branches[:-1]
-            return sum((self._heard(block, x_RD, addition(b)) for b in earlier), x_RD)[0]
+            return sum((self._read_at(block, x_RD, addition(b)) for b in earlier), x_RD)[0]
 
     def _behind(self, block: int, y_RD: Tensor, middle_D: Tensor) -> Tensor:
         """What leaves the block when the stream that enters its MLP is y at the token."""

@@ -26,23 +26,23 @@ def completions(
         ValueError: the model does not write text from left to right.
     """
     text = evaluation(model, prompts, count, tokens)
-    said = text.flat
+    texts = text.flat
     return xr.Dataset(
         {
-            "text": ("prompt", [c.prompt for c in said], {"units": "the prompt"}),
+            "text": ("prompt", [c.prompt for c in texts], {"units": "the prompt"}),
             "completion": (
                 "prompt",
-                ["".join(model.token_text(i) for i in c.completion_ids) for c in said],
+                ["".join(model.token_text(i) for i in c.completion_ids) for c in texts],
                 {"units": "what the model says next"},
             ),
             "prompt_tokens": (
                 "prompt",
-                [len(c.prompt_ids) for c in said],
+                [len(c.prompt_ids) for c in texts],
                 {"units": "tokens, template included"},
             ),
-            "completion_tokens": ("prompt", [len(c.completion_ids) for c in said], {"units": "tokens"}),
-            "category": ("prompt", [c.category for c in said], {"units": "kind of prompt"}),
+            "completion_tokens": ("prompt", [len(c.completion_ids) for c in texts], {"units": "tokens"}),
+            "category": ("prompt", [c.category for c in texts], {"units": "kind of prompt"}),
         },
-        coords={"prompt": range(len(said))},
+        coords={"prompt": range(len(texts))},
         attrs={"scored_tokens": text.scored_tokens},
     )

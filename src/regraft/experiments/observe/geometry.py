@@ -25,9 +25,11 @@ from regraft.model.model import Model
 SAMPLE, PAIRS = 1024, 5000
 """Tokens whose states are kept for pairwise measures, and pairs: the standard error of a mean cosine is then
 below 0.015."""
-MOST_BYTES = 1 << 29
-"""Second moments that are held at once: half of the 1 GiB that a geometry may take, beside the states of one
-recording."""
+PAIRS_AT_ONCE = 256
+"""Pairs whose states are held twice over, in float64: 16 MiB at a width of 4,096."""
+
+MOST_BYTES = 1 << 30
+"""Sampled states and second moments that are held at once, beside the states of one recording."""
 
 
 def geometry(
@@ -114,7 +116,6 @@ class Cloud:
     update_persistence: np.ndarray
     sample: Tensor
     pairs: tuple[Tensor, Tensor]
-    kept: Tensor
 
     @classmethod
     def of(cls, seen: Observed, seed: int) -> Cloud:
@@ -126,18 +127,23 @@ class Cloud:
         labels = torch.tensor([names.index(category) for category in seen.categories])
         cloud = cls()
         cloud.pairs = _pairs(len(chosen), order)
-        sums, second = None, None
+        sums, second, sampled = None, None, 0
         for first, states in seen.walk():
-            second = _add_second_moments(second, states[: _depths_at_once(states)])
+            if second is None:
+                cloud.sample = torch.empty(
+                    len(states), len(chosen), states[0].shape[1], dtype=states[0].dtype
+                )
+            second = _add_second_moments(second, states[: _depths_at_once(states, cloud.sample)])
             parts = [
                 _moments(h.double(), labels[first : first + len(h)].to(h.device), len(names)) for h in states
             ]
             parts_SP = [torch.stack(values) for values in zip(*parts, strict=True)]
-            parts_SP += list(_updates([h.double() for h in states]))
-            inside = chosen[(chosen >= first) & (chosen < first + len(states[0]))] - first
-            sampled = torch.stack([h[inside.to(h.device)].double() for h in states], 1)
+            parts_SP += list(_updates(states))
             sums = [a + b for a, b in zip(sums, parts_SP, strict=True)] if sums else parts_SP
-            cloud.kept = torch.cat([cloud.kept, sampled]) if first else sampled
+            inside = chosen[(chosen >= first) & (chosen < first + len(states[0]))] - first
+            for into_MD, h in zip(cloud.sample, states, strict=True):
+                into_MD[sampled : sampled + len(inside)] = h[inside.to(h.device)].cpu()
+            sampled += len(inside)
         assert sums is not None
         assert second is not None
         cloud._finish(seen.tokens, labels, sums)
@@ -153,7 +159,6 @@ class Cloud:
         self.update_size, self.update_cosine, self.update_persistence = (
             (s / count).numpy() for s in (size, along, towards)
         )
-        self.sample = self.kept.transpose(0, 1).cpu()
 
     def _spread(self, seen: Observed, second_PDD: Tensor) -> None:
         """The covariances' traces and squared Frobenius norms, from second moments of the first depths; the
@@ -189,9 +194,14 @@ class Cloud:
 
     def pair_cosine(self, centred: bool) -> np.ndarray:
         """Mean cosine of the sampled pairs at every depth."""
-        states = self.sample - self.mean[:, None] if centred else self.sample
         one, other = self.pairs
-        return cosine_similarity(states[:, one], states[:, other], dim=-1).mean(1).numpy()
+        found = []
+        for sample_MD, mean_D in zip(self.sample, self.mean, strict=True):
+            states_MD = sample_MD.double() - mean_D if centred else sample_MD.double()
+            some = zip(one.split(PAIRS_AT_ONCE), other.split(PAIRS_AT_ONCE), strict=True)
+            cosines = [cosine_similarity(states_MD[a], states_MD[b], dim=-1) for a, b in some]
+            found.append(float(torch.cat(cosines).mean()))
+        return np.array(found)
 
     def cka(self) -> np.ndarray:
         """Linear CKA of every depth with every other, on the sampled tokens."""
@@ -201,8 +211,11 @@ class Cloud:
 def linear_cka(states_SMD: Tensor) -> Tensor:
     """Linear CKA of S clouds over the same M tokens with each other, (S, S), by their centred Gram
     matrices."""
-    centred = states_SMD - states_SMD.mean(1, keepdim=True)
-    gram = (centred @ centred.transpose(1, 2)).flatten(1)
+    rows = []
+    for states_MD in states_SMD:
+        centred_MD = states_MD.double() - states_MD.double().mean(0)
+        rows.append((centred_MD @ centred_MD.t()).flatten())
+    gram = torch.stack(rows)
     length = gram.norm(dim=1)
     return (gram @ gram.t()) / (length[:, None] * length[None, :])
 
@@ -221,9 +234,10 @@ def _moments(h_nD: Tensor, labels_n: Tensor, categories: int) -> tuple[Tensor, .
     return h_nD.sum(0), grouped, h_nD.norm(dim=1).sum()
 
 
-def _depths_at_once(states: list[Tensor]) -> int:
-    """How many depths' second moments are held together."""
-    return max(1, MOST_BYTES // (8 * states[0].shape[1] ** 2))
+def _depths_at_once(states: list[Tensor], sample_SMD: Tensor) -> int:
+    """How many depths' second moments are held together, beside the sample."""
+    room = MOST_BYTES - sample_SMD.numel() * sample_SMD.element_size()
+    return max(1, room // (8 * states[0].shape[1] ** 2))
 
 
 def _add_second_moments(total_PDD: Tensor | None, states: list[Tensor]) -> Tensor:
@@ -239,10 +253,13 @@ def _add_second_moments(total_PDD: Tensor | None, states: list[Tensor]) -> Tenso
 def _updates(states: list[Tensor]) -> tuple[Tensor, ...]:
     """Sums over tokens: cosine with the last depth, update sizes, and the updates' cosines with stream and
     last depth."""
-    last = states[-1]
-    moves = [after - before for before, after in pairwise(states)]
-    size = [(u.norm(dim=1) / h.norm(dim=1)).sum() for u, h in zip(moves, states[:-1], strict=True)]
-    along = [cosine_similarity(u, h, dim=1).sum() for u, h in zip(moves, states[:-1], strict=True)]
-    towards = [cosine_similarity(u, last, dim=1).sum() for u in moves]
-    persistence = [cosine_similarity(h, last, dim=1).sum() for h in states]
+    last = states[-1].double()
+    persistence = [cosine_similarity(h.double(), last, dim=1).sum() for h in states]
+    size, along, towards = [], [], []
+    for before, after in pairwise(states):
+        h = before.double()
+        move = after.double() - h
+        size.append((move.norm(dim=1) / h.norm(dim=1)).sum())
+        along.append(cosine_similarity(move, h, dim=1).sum())
+        towards.append(cosine_similarity(move, last, dim=1).sum())
     return torch.stack(persistence), torch.stack(size), torch.stack(along), torch.stack(towards)

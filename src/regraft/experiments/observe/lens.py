@@ -147,7 +147,7 @@ def _read(recording: Recording) -> dict[str, Any]:
     blocks = model.main_blocks
     streams = [recording.pre(block.index) for block in blocks] + [recording.post(blocks[-1].index)]
     whole = recording.ids_BT.numel() * model.vocabulary <= FULL_LOGITS
-    found: dict[str, list] = {
+    found: dict[str, list[Any]] = {
         name: [] for name in ("rank", "probability", "entropy", "top", "top_probability")
     }
     gap = 0.0

@@ -191,7 +191,9 @@ def _activations(model: Model, blocks: list[Block], text: str, at: str) -> list[
     return [(v[-1] if at == "last" else v.amax(0)).cpu().numpy() for v in values]
 
 
-def _consistent(row: int, block: Block, feature: str, inside: list, outside: list, k: int) -> Iterator[Found]:
+def _consistent(
+    row: int, block: Block, feature: str, inside: list[Any], outside: list[Any], k: int
+) -> Iterator[Found]:
     """Neurons of one block among the top k of every text of the set and of no text of the control set."""
     common = set.intersection(*(top(values[row], k) for values in inside))
     for values in outside:
@@ -233,10 +235,10 @@ def _contexts(
 def _around(recording: Recording, row: int, position: int) -> str:
     """The tokens around a position, the token itself in brackets."""
     ids = recording.ids_BT[row, : int(recording.lengths_B[row])].tolist()
-    said = recording.model.token_text
-    before = "".join(said(i) for i in ids[max(0, position - AROUND) : position])
-    after = "".join(said(i) for i in ids[position + 1 : position + 1 + AROUND])
-    return f"{before}[{said(ids[position])}]{after}"
+    text_of = recording.model.token_text
+    before = "".join(text_of(i) for i in ids[max(0, position - AROUND) : position])
+    after = "".join(text_of(i) for i in ids[position + 1 : position + 1 + AROUND])
+    return f"{before}[{text_of(ids[position])}]{after}"
 
 
 def _dataset(
@@ -253,7 +255,7 @@ def _dataset(
         len(kept), len(everything)
     )
     places = max((len(best[n]) for n in kept), default=0)
-    said = [[best[n][i][1] if i < len(best[n]) else "" for i in range(places)] for n in kept]
+    text_of = [[best[n][i][1] if i < len(best[n]) else "" for i in range(places)] for n in kept]
     strength = [[best[n][i][0] if i < len(best[n]) else np.nan for i in range(places)] for n in kept]
     counts = [[sum(n.block is block for n in every) for block in blocks] for every in found.values()]
     without = len(model.main_blocks) - len(blocks)
@@ -263,7 +265,7 @@ def _dataset(
             "activation": (("neuron", "text"), values, {"units": "activation of the neuron in each text"}),
             "context": (
                 ("neuron", "place"),
-                np.array(said, dtype=str).reshape(len(kept), places),
+                np.array(text_of, dtype=str).reshape(len(kept), places),
                 {"units": "text"},
             ),
             "context_activation": (

@@ -6,6 +6,8 @@ singular values of one matrix, R matrices in all.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import xarray as xr
@@ -107,7 +109,7 @@ def power_law(sigma_K: np.ndarray) -> tuple[float, float]:
     return float(-slope), 1.0 if flat else float(1 - ((y - slope * x - level) ** 2).sum() / spread)
 
 
-def _dataset(held: Weights, rows: list, spectrum_RK: np.ndarray) -> xr.Dataset:
+def _dataset(held: Weights, rows: list[Any], spectrum_RK: np.ndarray) -> xr.Dataset:
     matrices = [matrix for matrix, _ in rows]
     found = sorted(
         {m.role for m in matrices}, key=lambda r: (ROLES.index(r) if r in ROLES else len(ROLES), r)

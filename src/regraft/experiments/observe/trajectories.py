@@ -165,12 +165,12 @@ def _walk(model: Model, group: Contrast) -> dict[str, Any]:
 def _recorded(model: Model, group: Contrast) -> tuple[Recording, int]:
     """The base and its four alternatives in one batch, and the position of the first token of the
     completion."""
-    said = [group.base, *(getattr(group, relation) for relation in RELATIONS)]
+    texts = [group.base, *(getattr(group, relation) for relation in RELATIONS)]
     if model.causal:
         ids = prompt_ids(model, group.prompt)
-        recording = model.record([ids] * 5, said, attention_mask="all")
+        recording = model.record([ids] * 5, texts, attention_mask="all")
         return recording, 1 if model.two_stacks else len(ids)
-    recording = model.record([group.prompt + one for one in said], attention_mask="all")
+    recording = model.record([group.prompt + one for one in texts], attention_mask="all")
     prompt = model.encode(group.prompt)
     first = len(prompt) - _closing(model)
     for row in recording.ids_BT.tolist():
@@ -206,14 +206,14 @@ def _lens(recording: Recording, stream_nD: Tensor) -> Any:
 
 
 def compare(
-    base_D: Tensor, other_D: Tensor, said: tuple[Tensor, Tensor] | None
+    base_D: Tensor, other_D: Tensor, texts: tuple[Tensor, Tensor] | None
 ) -> tuple[float, float, float]:
     """Cosine, distance over the mean length, and KL of what is said (NaN where nothing is); equal states give
     1, 0, 0."""
     mean_length = (base_D.norm() + other_D.norm()) / 2
     kl = float("nan")
-    if said is not None:
-        p, q = said
+    if texts is not None:
+        p, q = texts
         kl = float((p * (p.clamp_min(1e-300).log() - q.clamp_min(1e-300).log())).sum().clamp_min(0))
     cosine = 1.0 if torch.equal(base_D, other_D) else float(cosine_similarity(base_D, other_D, dim=0))
     return cosine, float((base_D - other_D).norm() / mean_length), kl

@@ -118,14 +118,14 @@ def _recipes(dataset: xr.Dataset) -> str:
     if not best:
         return "No recipe with a mean of 4 bits leaves a finite loss."
     share = float(dataset.recipe_bytes.values[best[0]] / dataset.attrs["clean_bytes"])
-    said = (
+    sentence = (
         f"With a mean of 4 bits everywhere ({share:.1%} of the blocks' bytes as loaded),"
         f" {listed(names[best])} {'loses' if len(best) == 1 else 'lose'}"
     )
     least = f"({losses[best[0]]:.3f} nats per token, unrounded {dataset.attrs['clean_loss']:.3f})"
     if not differ(losses):
-        return f"{said} alike {least}." if len(best) > 1 else f"{said} {least[1:-1]}."
-    return f"{said} least {least} and {listed(names[worst])} most ({losses[worst[0]]:.3f})."
+        return f"{sentence} alike {least}." if len(best) > 1 else f"{sentence} {least[1:-1]}."
+    return f"{sentence} least {least} and {listed(names[worst])} most ({losses[worst[0]]:.3f})."
 
 
 QUANTIZE = Drawing(

@@ -82,11 +82,13 @@ def spectra_finding(dataset: xr.Dataset) -> str:
     if not mean:
         return f"{matrices}, none of them with an effective rank."
     each = ", ".join(f"{role} {value:.2f}" for role, value in mean.items())
-    said = f"{matrices}. Mean effective rank over the smaller side: {each}."
+    sentence = f"{matrices}. Mean effective rank over the smaller side: {each}."
     names, (low, high) = list(mean), (lowest(list(mean.values())), highest(list(mean.values())))
     if not differ(list(mean.values())) or len(low) > 1 or len(high) > 1:
-        return said
-    return f"{said} {names[low[0]]} uses the smallest share of its directions, {names[high[0]]} the largest."
+        return sentence
+    return (
+        f"{sentence} {names[low[0]]} uses the smallest share of its directions, {names[high[0]]} the largest."
+    )
 
 
 def linearity_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -137,20 +139,20 @@ def linearity_finding(dataset: xr.Dataset) -> str:
     if not bends.any():
         return "No block answers to a step of 5%: there is no gap to measure."
     low, high = lowest(gap)[0], highest(gap)[0]
-    said = (
+    sentence = (
         f"At {counted(dataset.attrs['sampled_tokens'], 'token')}, a step of 5% leaves the linear map by"
         f" {gap[low]:.3f} of the "
     )
-    said += f"change in block {blocks[low]}" + (
+    sentence += f"change in block {blocks[low]}" + (
         f" and by {gap[high]:.3f} in block {blocks[high]}." if differ(gap) else "."
     )
     if bends.all() and len(gap) >= 4 and differ(gap):
         ends = min(gap[0], gap[-1]) > np.median(gap[1:-1])
-        said += " The ends are more curved than the middle." if ends else " Over the depth it is no U."
+        sentence += " The ends are more curved than the middle." if ends else " Over the depth it is no U."
     orders = dataset.order.sel(part="block").values
     if np.isfinite(orders).any():
-        said += f" The order is {float(np.nanmedian(orders)):.2f}, where 2 is a quadratic."
-    return f"{said} {_won_back(dataset)}".strip()
+        sentence += f" The order is {float(np.nanmedian(orders)):.2f}, where 2 is a quadratic."
+    return f"{sentence} {_won_back(dataset)}".strip()
 
 
 def _won_back(dataset: xr.Dataset) -> str:
@@ -225,14 +227,18 @@ def correlation_finding(dataset: xr.Dataset) -> str:
     ]
     if not attrs["pairs"]:
         return "No two quantities share blocks enough to be correlated."
-    said = (
+    sentence = (
         f"{attrs['significant']} of {counted(attrs['pairs'], 'pair')} stay below {attrs['level']:.0%} after"
         " correction"
     )
     if not apart:
-        return f"{said}{', none of them between two different experiments' if attrs['significant'] else ''}."
+        return (
+            f"{sentence}{', none of them between two different experiments' if attrs['significant'] else ''}."
+        )
     _, i, j = max(apart)
-    return f"{said}. Between two experiments the strongest is {names[i]} with {names[j]}: {rho[i, j]:+.2f}."
+    return (
+        f"{sentence}. Between two experiments the strongest is {names[i]} with {names[j]}: {rho[i, j]:+.2f}."
+    )
 
 
 SPECTRA = Drawing(

@@ -23,15 +23,15 @@ COSTS = {
 def certificate_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """Bits per byte, error by depth, costs as ratios."""
     text = base(340, barmode="group")
-    for name, colour, said in (
+    for name, colour, sentence in (
         ("bits_per_byte_before", MUTED, "before"),
         ("bits_per_byte_after", FIRST, "after"),
     ):
-        hover = f"%{{x}}, {said}: %{{y:.4f}} bits per byte<extra></extra>"
+        hover = f"%{{x}}, {sentence}: %{{y:.4f}} bits per byte<extra></extra>"
         text.add_bar(
             x=axis_labels(data.domain.values),
             y=data[name].values.tolist(),
-            name=said,
+            name=sentence,
             marker_color=colour,
             hovertemplate=hover,
         )
@@ -46,13 +46,13 @@ def certificate_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
         "squared error over mean square",
     )
     kinds = base(420, barmode="group")
-    for name, colour, said in (
+    for name, colour, sentence in (
         ("group_kl", MUTED, "behind such a token"),
         ("group_excess", FIRST, "such a token to come"),
     ):
-        hover = f"%{{y}}, {said}: %{{x:.4f}} nats<extra></extra>"
+        hover = f"%{{y}}, {sentence}: %{{x:.4f}} nats<extra></extra>"
         kinds.add_bar(
-            y=axis_labels(data.group.values), x=data[name].values.tolist(), name=said, orientation="h",
+            y=axis_labels(data.group.values), x=data[name].values.tolist(), name=sentence, orientation="h",
             marker_color=colour,
             hovertemplate=hover,
         )  # fmt: skip
@@ -84,12 +84,12 @@ def certificate_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 def certificate_finding(data: xr.Dataset) -> str:
     """Each domain's change in one clause, and the worst token."""
-    said = []
+    sentence = []
     for name in map(str, data.domain.values):
         one = data.sel(domain=name)
         change, same = float(one.bits_per_byte_after - one.bits_per_byte_before), float(one.top1)
         top = f" (same first token in {same:.1%})" if np.isfinite(same) else ""
-        said.append(
+        sentence.append(
             f"on {name} "
             + (
                 f"{signed(change, 4)} bits per byte{top}"
@@ -97,7 +97,9 @@ def certificate_finding(data: xr.Dataset) -> str:
                 else "no finite number of bits"
             )
         )
-    begun = f"With the {data.attrs.get('grafts', 'graft')} in place: {'; '.join(said)}." if said else ""
+    begun = (
+        f"With the {data.attrs.get('grafts', 'graft')} in place: {'; '.join(sentence)}." if sentence else ""
+    )
     places = [place for place in range(data.sizes["worst"]) if float(data.excess.values[place]) > 0]
     if not places:
         return f"{begun} No token suffers.".strip()

@@ -230,23 +230,25 @@ def swap_finding(dataset: xr.Dataset) -> str:
     named = [f"{names[i]} with {names[j]}" for i, j in pairs]
     if not differ(cost):
         each = "Exchanging" if len(pairs) == 1 else "Each exchange costs the same:"
-        said = f"{each} {listed(named)} {'costs ' if len(pairs) == 1 else ''}{least} nats per token."
+        sentence = f"{each} {listed(named)} {'costs ' if len(pairs) == 1 else ''}{least} nats per token."
     else:
-        said = (
+        sentence = (
             f"The cheapest exchange is {named[0]}"
             if len(pairs) == 1
             else f"The cheapest exchanges are {listed(named)}"
         )
-        said += f" ({least} nats per token)"
+        sentence += f" ({least} nats per token)"
         mean = dataset.mean_cost.values
         dear = highest(mean)
         if len(dear) == 1 and mean[dear[0]] > 0 and np.isfinite(mean).sum() > 1:
-            said += f"; block {names[dear[0]]} is the dearest to move ({signed(mean[dear[0]], 2)} on average)"
-        said += "."
+            sentence += (
+                f"; block {names[dear[0]]} is the dearest to move ({signed(mean[dear[0]], 2)} on average)"
+            )
+        sentence += "."
     if attrs.get("clean_loss", 1.0) < LEAST_LOSS:
-        return said
+        return sentence
     return (
-        f"{said} Interchangeable within {attrs['tolerance']:.0%} of the clean loss:"
+        f"{sentence} Interchangeable within {attrs['tolerance']:.0%} of the clean loss:"
         f" {attrs['interchangeable_pairs']} of {counted(attrs['pairs'], 'pair')}."
     )
 
@@ -278,7 +280,7 @@ def replacement_finding(dataset: xr.Dataset) -> str:
     own = [name for name, value in felt.items() if abs(value) < NOTHING]
     names = [name for name in felt if name not in own]
     values = [felt[name] for name in names]
-    said = f" ({listed(own)} {'changes' if len(own) == 1 else 'change'} nothing there)" if own else ""
+    sentence = f" ({listed(own)} {'changes' if len(own) == 1 else 'change'} nothing there)" if own else ""
     if not put:
         return ""
     if not felt:
@@ -293,13 +295,13 @@ def replacement_finding(dataset: xr.Dataset) -> str:
         each = "" if len(names) == 1 else " each"
         return (
             f"In every block at once, {listed(names)} {'costs' if len(names) == 1 else 'cost'}{each} "
-            + f"{signed(values[0])} nats per token{said}."
+            + f"{signed(values[0])} nats per token{sentence}."
         )
     return (
         "In every block at once,"
         f" {listed([names[i] for i in low])} {'costs' if len(low) == 1 else 'cost'} least"
         f" ({signed(values[low[0]])} nats per token) and {listed([names[i] for i in high])} most"
-        f" ({signed(values[high[0]], 2)}){said}."
+        f" ({signed(values[high[0]], 2)}){sentence}."
     )
 
 

@@ -147,11 +147,11 @@ def completion_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def completions_finding(dataset: xr.Dataset) -> str:
     """How much was said, in one sentence."""
     prompts, kinds = dataset.sizes["prompt"], len(set(dataset.category.values.tolist()))
-    said = (
+    sentence = (
         f"{counted(prompts, 'prompt')} of"
         f" {counted(kinds, 'kind')} {'was' if prompts == 1 else 'were'} continued by"
     )
-    return capital(f"{said} {counted(dataset.attrs['scored_tokens'], 'token')} in all.")
+    return capital(f"{sentence} {counted(dataset.attrs['scored_tokens'], 'token')} in all.")
 
 
 def geometry_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:

@@ -122,9 +122,9 @@ def _carrier(dataset: xr.Dataset, effect: np.ndarray) -> str:
         if kind in dataset.dims:
             share = f"{most:.3f}" if kind == "neuron" else f"{most:.2f}"
             only = effect.size == 1 or len(place) > 1
-            said = f"{called} carries {share}" if only else f"{called} carries most, {share}"
+            sentence = f"{called} carries {share}" if only else f"{called} carries most, {share}"
             return (
-                f"{said} of the difference."
+                f"{sentence} of the difference."
                 if float(share) > 0
                 else f"No {kind} carries any of the difference alone."
             )

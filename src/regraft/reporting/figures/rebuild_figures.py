@@ -56,14 +56,15 @@ def rebuild_finding(dataset: xr.Dataset) -> str:
         )
     unused = f" Tensors that nothing read: {attrs['unused']}." if attrs["unused"] else ""
     note = f" {attrs['notes']}." if attrs["notes"] else ""
-    said = f"All {count} stages of the rebuilt {attrs['architecture']} agree"
+    sentence = f"All {count} stages of the rebuilt {attrs['architecture']} agree"
     if not count:
         return f"No stage of the rebuilt {attrs['architecture']} was compared."
     if count == 1:
-        said = f"The one stage of the rebuilt {attrs['architecture']} agrees"
+        sentence = f"The one stage of the rebuilt {attrs['architecture']} agrees"
     rest = "" if exact == count else f", the others to at least {int(dataset.decimals.values.min())} decimals"
     return (
-        f"{said} with {attrs['official']}: {exact or 'none'} of them to the bit{rest} ({attrs['dtype']}). "
+        f"{sentence} with {attrs['official']}: {exact or 'none'} of them to the bit{rest}"
+        f" ({attrs['dtype']}). "
         f"{attrs['generated'] and attrs['generated'] + '.'}{unused}{note}"
     ).strip()
 

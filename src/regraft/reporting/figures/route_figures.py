@@ -48,18 +48,18 @@ def _spread(count: int, most: int = 6) -> list[int]:
 def repeat_finding(dataset: xr.Dataset) -> str:
     """How many blocks behave in which way, and which one can be repeated most cheaply."""
     kinds, counts = np.unique(dataset.behaviour.values.astype(str), return_counts=True)
-    said = ", ".join(f"{count} {kind}" for kind, count in zip(kinds, counts, strict=True))
+    sentence = ", ".join(f"{count} {kind}" for kind, count in zip(kinds, counts, strict=True))
     second, names = dataset.second.values, dataset.block.values
     low, high = lowest(second), highest(second)
-    begun = f"Of {counted(dataset.sizes['block'], 'block')}: {said}."
+    begun = f"Of {counted(dataset.sizes['block'], 'block')}: {sentence}."
     broken = not_finite(second, names).replace("With", "Run twice, with")
     if not low:
         return f"{begun}{broken}"
-    said = f"Run twice, {named_blocks(names[low])} {'changes' if len(low) == 1 else 'change'} the loss by"
-    said = f"{said} {signed(second[low[0]])} nats per token"
+    sentence = f"Run twice, {named_blocks(names[low])} {'changes' if len(low) == 1 else 'change'} the loss by"
+    sentence = f"{sentence} {signed(second[low[0]])} nats per token"
     if differ(second):
-        said += f", {named_blocks(names[high])} by {signed(second[high[0]])}"
-    return f"{begun} {said}.{broken}"
+        sentence += f", {named_blocks(names[high])} by {signed(second[high[0]])}"
+    return f"{begun} {sentence}.{broken}"
 
 
 def noise_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -92,22 +92,22 @@ def noise_finding(dataset: xr.Dataset) -> str:
     if not high:
         return f"Noise as strong as {level:g} of the stream leaves no finite loss in front of any block."
     if differ(loss):
-        said = (
+        sentence = (
             f"Noise as strong as {level:g} of the stream hurts most in front of"
             f" {named_blocks(names[high])} (loss {loss[high[0]]:.2f}, clean {clean:.2f}), least in front of"
             f" {named_blocks(names[low])} ({loss[low[0]]:.2f})."
         )
     else:
-        said = (
+        sentence = (
             f"Noise as strong as {level:g} of the stream in front of {named_blocks(names[high])} leaves a"
             " loss of "
         )
-        said += f"{loss[high[0]]:.2f}, clean {clean:.2f}."
+        sentence += f"{loss[high[0]]:.2f}, clean {clean:.2f}."
     damping = [str(b) for b, r in zip(names, passed, strict=True) if r < 1]
     if damping:
-        return f"{said} Blocks that damp it: {', '.join(damping)}."
+        return f"{sentence} Blocks that damp it: {', '.join(damping)}."
     loud = np.isfinite(passed).all() and (passed > 1).all()
-    return f"{said} No block damps it{': each passes on more than it gets' if loud else ''}."
+    return f"{sentence} No block damps it{': each passes on more than it gets' if loud else ''}."
 
 
 def shuffle_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -150,17 +150,18 @@ def shuffle_finding(dataset: xr.Dataset) -> str:
     exact = [
         str(m) for m, share in zip(dataset.method.values, dataset.in_place.values, strict=True) if share == 1
     ]
-    said = f"{listed(exact, 12)} recovered" if exact else "No method recovered"
-    said = (
-        f"{said} the order of the {blocks} blocks exactly. Shuffled, the loss is"
+    sentence = f"{listed(exact, 12)} recovered" if exact else "No method recovered"
+    sentence = (
+        f"{sentence} the order of the {blocks} blocks exactly. Shuffled, the loss is"
         f" {attrs['shuffled_loss']:.2f} nats per token, "
     )
-    said += f"in the true order {attrs['clean_loss']:.2f}"
+    sentence += f"in the true order {attrs['clean_loss']:.2f}"
     best = lowest(dataset.loss.values)
     if not best:
-        return f"{said}."
+        return f"{sentence}."
     return (
-        f"{said}; {dataset.method.values[best[0]]} ends at {float(dataset.loss.values[best[0]]):.2f} after "
+        f"{sentence}; {dataset.method.values[best[0]]} ends at"
+        f" {float(dataset.loss.values[best[0]]):.2f} after "
         f"{counted(int(dataset.orders.values[best[0]]), 'order')} measured."
     )
 
@@ -236,18 +237,18 @@ def transplant_finding(dataset: xr.Dataset) -> str:
         return "No block of the donor gives a finite loss in any place."
     i, j = np.unravel_index(best[0], increase.shape)
     which = "costs least, in place of" if differ(increase) else "in place of"
-    said = (
+    sentence = (
         f"Block {dataset.donor_block.values[i]} of {dataset.attrs['donor']} {which} block"
         f" {dataset.block.values[j]}: {signed(increase[i, j])} nats per token."
     )
     if increase.shape[0] != increase.shape[1] or len(increase) < 2 or np.isnan(increase[0, 0]):
-        return said
+        return sentence
     away = ~np.eye(len(increase), dtype=bool)
     own, other = (values[np.isfinite(values)] for values in (np.diag(increase), increase[away]))
     if not len(own) or not len(other):
-        return said
+        return sentence
     return (
-        f"{said} In its own place a block of the donor costs {signed(np.median(own))} at the median,"
+        f"{sentence} In its own place a block of the donor costs {signed(np.median(own))} at the median,"
         f" elsewhere {signed(np.median(other))}."
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -13,7 +15,7 @@ LONGEST_LABEL = 42
 """Characters of a label before it takes the room of the figure."""
 
 
-def _curves(dataset: xr.Dataset, name: str, place: str) -> dict[str, tuple]:
+def _curves(dataset: xr.Dataset, name: str, place: str) -> dict[str, tuple[Any, ...]]:
     one = dataset.sel(place=place)
     return {
         str(relation): tuple(
@@ -62,11 +64,11 @@ def trajectory_finding(dataset: xr.Dataset) -> str:
             "No kind of alternative has a cosine with the base at the last depth: there is nothing to"
             " compare."
         )
-    said = (
+    sentence = (
         f"Over {counted(dataset.attrs['groups'], 'group')}, mean cosine with the base at the last depth:"
         f" {ends}."
     )
-    return f"{said} {_crossing(one)}".strip()
+    return f"{sentence} {_crossing(one)}".strip()
 
 
 def _crossing(one: xr.Dataset) -> str:
@@ -85,7 +87,7 @@ def _crossing(one: xr.Dataset) -> str:
             if np.isfinite(bounds).all()
             else ""
         )
-        said = f"From depth {crossing:.1f} on{band} synonyms are closer than antonyms."
+        sentence = f"From depth {crossing:.1f} on{band} synonyms are closer than antonyms."
     else:
         above, below = (curves[0] > curves[1]), (curves[0] < curves[1])
         which = {
@@ -94,11 +96,11 @@ def _crossing(one: xr.Dataset) -> str:
             (False, False): "Synonyms and antonyms do not part",
             (True, True): "Synonyms and antonyms do not part for good",
         }[bool(above.any()), bool(below.any())]
-        said = f"{which}: the curves do not cross ({float(one.crossover_share):.0%} of resamples do)."
+        sentence = f"{which}: the curves do not cross ({float(one.crossover_share):.0%} of resamples do)."
     mark = "the synonyms' mean - 2 standard deviations"
     if np.isfinite(start):
-        return f"{said} Antonyms fall below {mark} at depth {start:.0f}."
-    return f"{said} Antonyms never fall below {mark}."
+        return f"{sentence} Antonyms fall below {mark} at depth {start:.0f}."
+    return f"{sentence} Antonyms never fall below {mark}."
 
 
 def neuron_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -142,9 +144,9 @@ def contexts(dataset: xr.Dataset) -> go.Figure:
     figure = base(max(240, 120 + 26 * len(labels)))
     strength = dataset.context_activation.values[:, 0]
     known = strength[np.isfinite(strength)]
-    said = [plain_text(t) for t in dataset.context.values[:, 0]]
+    sentence = [plain_text(t) for t in dataset.context.values[:, 0]]
     figure.add_bar(
-        y=axis_labels(labels), x=list(strength), orientation="h", text=said, textposition="outside",
+        y=axis_labels(labels), x=list(strength), orientation="h", text=sentence, textposition="outside",
         cliponaxis=False,
         hovertext=["<br>".join(plain_text(t) for t in row if t) for row in dataset.context.values],
         hovertemplate="%{y}: %{x:.3g}<br>%{hovertext}<extra></extra>", marker_color="#8a919c",
@@ -161,18 +163,18 @@ def contexts(dataset: xr.Dataset) -> go.Figure:
 def neurons_finding(dataset: xr.Dataset) -> str:
     """How many were found and the strongest with its context."""
     attrs, found = dataset.attrs, int(dataset.attrs["found"])
-    said = (
+    sentence = (
         f"{counted(found, 'neuron')} {'is' if found == 1 else 'are'} among"
         f" {'its' if found == 1 else 'their'} block's top "
     )
-    said = capital(f"{said}{attrs['k']} in every text of a set")
-    said += " and in no other text" if attrs["control"] else " (there is no control set)"
+    sentence = capital(f"{sentence}{attrs['k']} in every text of a set")
+    sentence += " and in no other text" if attrs["control"] else " (there is no control set)"
     strength = dataset.context_activation.values[:, 0] if dataset.sizes["place"] else []
     first = highest(strength)
     if not first or strength[first[0]] <= 0:
-        return said + "."
+        return sentence + "."
     return (
-        f"{said}. {dataset.neuron.values[first[0]]} ({dataset.neuron_feature.values[first[0]]}) is most"
+        f"{sentence}. {dataset.neuron.values[first[0]]} ({dataset.neuron_feature.values[first[0]]}) is most"
         f" active at “{dataset.context.values[first[0], 0]}”."
     )
 

@@ -93,7 +93,7 @@ def tokenizer_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 def tokenizer_finding(data: xr.Dataset) -> str:
     """The tokenizer with the fewest tokens on each domain, and by how much."""
-    said, first = [], Counter()
+    sentence, first = [], Counter()
     for domain in data.domain.values:
         one = data.bytes_per_token.sel(domain=domain)
         high, low = highest(one.values), lowest(one.values)
@@ -101,12 +101,12 @@ def tokenizer_finding(data: xr.Dataset) -> str:
             continue
         best, worst = str(one.tokenizer.values[high[0]]), [str(name) for name in one.tokenizer.values[low]]
         saved = 1 - float(one.values[low[0]]) / float(one.values[high[0]])
-        said.append(f"on {domain} {best} takes the fewest tokens, {saved:.1%} fewer than {listed(worst)}")
+        sentence.append(f"on {domain} {best} takes the fewest tokens, {saved:.1%} fewer than {listed(worst)}")
         first[best] += 1
     inexact = [str(t) for t in data.tokenizer.values if float(data.exact.sel(tokenizer=t).min()) < 1]
     lossy = f" Not every text comes back as it was from {', '.join(inexact)}." if inexact else ""
-    text = "; ".join(said[:SAID])
-    if len(said) > SAID:
+    text = "; ".join(sentence[:SAID])
+    if len(sentence) > SAID:
         text += "; fewest of all: " + ", ".join(
             f"{name} on {n} of {data.sizes['domain']}" for name, n in first.most_common()
         )
@@ -163,14 +163,14 @@ def _yardstick(data: xr.Dataset) -> dict[str, xr.DataArray]:
 
 def _states(data: xr.Dataset, states: dict[str, xr.DataArray], title: str) -> go.Figure:
     figure = base(340, barmode="group")
-    for (said, values), colour in zip(
+    for (sentence, values), colour in zip(
         states.items(), (MUTED, *PALETTE) if len(states) == 3 else (MUTED, FIRST), strict=False
     ):
-        hover = f"%{{x}}, {said}: %{{y:.4f}}<extra></extra>"
+        hover = f"%{{x}}, {sentence}: %{{y:.4f}}<extra></extra>"
         figure.add_bar(
             x=axis_labels(data.domain.values),
             y=values.values.tolist(),
-            name=said,
+            name=sentence,
             marker_color=colour,
             hovertemplate=hover,
         )
@@ -186,16 +186,16 @@ def transplant_finding(data: xr.Dataset) -> str:
     old, new = int(data.taken_over), int(data.estimated)
     taken = capital(f"{counted(old, 'token')} {'takes' if old == 1 else 'take'}")
     estimated = f"{new:,} {'is' if new == 1 else 'are'}" if new else "none is"
-    changes = _bits_said(data) if "bits_per_byte" in data else _moves_said(data)
+    changes = _bits_sentence(data) if "bits_per_byte" in data else _moves_sentence(data)
     return (
         f"{taken} over an old token's rows, {estimated} estimated by the method"
         f" {data.attrs['method']}.{changes}"
     )
 
 
-def _bits_said(data: xr.Dataset) -> str:
+def _bits_sentence(data: xr.Dataset) -> str:
     bits = data.bits_per_byte
-    said = [
+    sentence = [
         f"{signed(float(change))} on {d}" if np.isfinite(change) else f"no finite number on {d}"
         for d, change in zip(
             data.domain.values, (bits.sel(state="after") - bits.sel(state="before")).values, strict=True
@@ -207,11 +207,11 @@ def _bits_said(data: xr.Dataset) -> str:
         if lossy
         else ""
     )
-    return (f" Bits per byte: {', '.join(said)}." if said else "") + warning
+    return (f" Bits per byte: {', '.join(sentence)}." if sentence else "") + warning
 
 
-def _moves_said(data: xr.Dataset) -> str:
-    said = [
+def _moves_sentence(data: xr.Dataset) -> str:
+    sentence = [
         f"{float(one):.3g} on {d}" for d, one in zip(data.domain.values, data.distance.values, strict=True)
     ]
     beside = (
@@ -220,7 +220,7 @@ def _moves_said(data: xr.Dataset) -> str:
         if "apart" in data
         else ""
     )
-    return f" Embeddings of texts move by a cosine distance of {', '.join(said)}{beside}."
+    return f" Embeddings of texts move by a cosine distance of {', '.join(sentence)}{beside}."
 
 
 TOKENIZER_TRANSPLANT = Drawing(

@@ -212,7 +212,7 @@ def _check(
 
 
 def _matrices(
-    model: Model, blocks: list[Block], group: int, losses: Callable
+    model: Model, blocks: list[Block], group: int, losses: Callable[..., Any]
 ) -> tuple[list[str], np.ndarray]:
     """Loss with one role's matrices of one block at three bits, (R, L); NaN where the block has none."""
     held = live_weights(model).matrices

@@ -139,11 +139,13 @@ def svd_spectrum(b: Blocks) -> list[int]:
 
 
 def _spectrum_distance(b: Blocks) -> np.ndarray:
-    found: dict[str, dict[str, list[np.ndarray]]] = {block.address: {} for block in b.blocks}
-    for matrix, values in live_weights(b.model).walk():
-        if matrix.block in found:
-            sigma = torch.linalg.svdvals(values.double())[:TOP].cpu().numpy()
-            found[matrix.block].setdefault(matrix.role, []).append(sigma)
+    found: dict[str, dict[str, list[list[float]]]] = {block.address: {} for block in b.blocks}
+    weights = live_weights(b.model)
+    roles = {*SPECTRAL_ROLES, "up"}
+    for matrix, values in weights.walk([m for m in weights.matrices if m.block in found and m.role in roles]):
+        # As Python's numbers: an array kept between two large ones keeps their memory from being given back.
+        sigma = torch.linalg.svdvals(values.double())[:TOP].tolist()
+        found[matrix.block].setdefault(matrix.role, []).append(sigma)
     gate = "gate" if all("gate" in roles for roles in found.values()) else "up"
     wanted = [gate if role == "gate" else role for role in SPECTRAL_ROLES]
     rows = [

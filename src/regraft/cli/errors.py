@@ -1,0 +1,48 @@
+"""What the user is told when something is wrong, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from regraft.checkpoint.locate import CheckpointError, NoCheckpointError
+from regraft.core.registry import REFUSALS
+
+EXTRAS = {"accelerate": "train", "tensorboard": "train", "faiss": "tokens", "datasets": "tokens"}
+"""Libraries that come with an extra of this package, for what needs them."""
+
+
+@contextmanager
+def errors_in_one_sentence(debug: bool) -> Iterator[None]:
+    """Wrong use ends with exit code 2, a failed run with 1, each in one sentence; `--debug` shows where."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except REFUSALS as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(
+            f"regraft: {' '.join(str(error).split()) or type(error).__name__}{_remedy(error)}", err=True
+        )
+        raise typer.Exit(_code(error)) from None
+
+
+def _code(error: BaseException) -> int:
+    """2 for what was asked for in a wrong way, 1 for a run that failed and a checkpoint that is damaged."""
+    wrong = isinstance(error, ValueError) and not isinstance(error, CheckpointError)
+    return 2 if wrong or isinstance(error, NoCheckpointError) else 1
+
+
+def _remedy(error: BaseException) -> str:
+    """The extra to install, where a library that belongs to one is missing."""
+    extra = (
+        EXTRAS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+    )
+    return f": install it with pip install -c constraints.txt -e '.[{extra}]'" if extra else ""
