@@ -97,7 +97,9 @@ def test_derivatives_of_a_function_that_is_known():
     torch.testing.assert_close(exact_derivative(quadratic, x, d), wanted)
     torch.testing.assert_close(central_difference(quadratic, x, 0.1 * d), 0.1 * wanted)
     pulled = torch.stack([along @ jacobian_of(row) for row, along in zip(x, d, strict=True)])
-    push, pull = linearized(quadratic, x, numbers(4, 3, seed=2))
+    push, pull, moved = linearized(quadratic, x, numbers(4, 3, seed=2))
+    probed = [jacobian_of(row) @ along for row, along in zip(x, numbers(4, 3, seed=2), strict=True)]
+    torch.testing.assert_close(moved, torch.stack(probed))
     torch.testing.assert_close(pull(d), pulled)
     torch.testing.assert_close(push(d), wanted)
     largest = torch.stack([torch.linalg.svdvals(jacobian_of(row))[0] for row in x])

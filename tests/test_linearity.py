@@ -147,15 +147,17 @@ def test_what_cannot_be_differentiated_twice_is_pushed_by_forward_mode(beside):
         return Once.apply(x) + torch.tanh(x) * beside if beside else Once.apply(x)
 
     some, other = DIRECTIONS[: len(STATES)], DIRECTIONS[len(STATES) : 2 * len(STATES)]
-    push, pull = linearized(function, STATES, some)
+    push, pull, moved = linearized(function, STATES, some)
     slope = 3 * STATES**2 + beside / torch.cosh(STATES) ** 2
     assert all(torch.allclose(product(other), slope * other, atol=1e-12) for product in (push, pull))
-    assert len(forward) == (2 if not beside else 3), "one more for J v, none for u J"
+    assert len(forward) == 3, "the run, the proof, and one more for J v; none for u J"
+    assert torch.allclose(moved, slope * some, atol=1e-12)
 
 
 def test_transposed_and_forward_derivatives_are_one_matrix():
     jacobian = torch.func.jacrev(lambda x: normed(x[None])[0])(STATES[0])
-    push, pull = linearized(normed, STATES[:1], DIRECTIONS[1:2])
+    push, pull, moved = linearized(normed, STATES[:1], DIRECTIONS[1:2])
+    assert torch.allclose(moved[0], jacobian @ DIRECTIONS[1], atol=1e-12)
     assert torch.allclose(pull(DIRECTIONS[:1])[0], DIRECTIONS[0] @ jacobian, atol=1e-12)
     assert torch.allclose(push(DIRECTIONS[:1])[0], jacobian @ DIRECTIONS[0], atol=1e-12)
     assert torch.allclose(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from families import FAMILIES
+from regraft.experiments.observe import linearity
 from regraft.experiments.observe.block_functions import PARTS, sampled_tokens
 from regraft.experiments.observe.jacobian import (
+    STEPS,
     central_difference,
     exact_derivative,
+    gaps,
+    spectral_norm,
     unit_directions,
 )
 from regraft.experiments.observe.token_states import observed
@@ -110,3 +115,29 @@ def test_tokens_on_suffixes_and_on_whole_prompts_are_the_same(looked, monkeypatc
         g, _ = tokens[0].function(2, part)
         assert torch.allclose(g(rows), fast, atol=1e-10)
         monkeypatch.undo()
+
+
+def test_a_part_at_a_token_is_run_three_times(looked):
+    """Once for the steps both ways, once for all derivatives, once for their proof; and the numbers are those
+    of the single measures."""
+    _, tokens = looked("llama")
+    g, x_D = tokens[0].function(1, "block")
+    runs = []
+
+    class Counted:
+        def function(self, block, part):
+            return (lambda rows: runs.append(len(rows)) or g(rows)), x_D
+
+    found = linearity._measure([Counted()], 1, "block", (3, 0), False)
+    assert len(runs) == 3
+    generator = torch.Generator().manual_seed(0)
+    drawn = unit_directions(3, len(x_D), generator, x_D)
+    assert np.allclose(found["gap"], gaps(g, x_D, drawn).mean(1).numpy(), rtol=1e-9)
+    assert found["spectral_norm"] == pytest.approx(float(spectral_norm(g, x_D[None], generator)[0]), rel=1e-9)
+    along = exact_derivative(g, x_D.expand_as(drawn), drawn)
+    assert found["amplification"] == pytest.approx(float(along.norm(dim=1).mean()), rel=1e-9)
+    size = STEPS[0] * x_D.norm()
+    near = central_difference(g, x_D.expand_as(drawn), size * drawn) / size
+    assert found["difference_error"] == pytest.approx(float((near - along).norm() / along.norm()), rel=1e-3)
+    exact = linearity._measure([Counted()], 1, "block", (3, 0), True)
+    assert np.allclose(exact["gap"], gaps(g, x_D, drawn, exact=True).mean(1).numpy(), rtol=1e-9)

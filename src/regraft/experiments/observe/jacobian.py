@@ -70,8 +70,8 @@ _LOST = "not have been used in the graph"
 """What PyTorch says where no layer's rule for going backward can itself be differentiated."""
 
 
-def linearized(g: Function, x_RD: Tensor, probe_RD: Tensor) -> tuple[Function, Function]:
-    """The maps v -> J v and u -> u J at x, for as many directions as one likes.
+def linearized(g: Function, x_RD: Tensor, probe_RD: Tensor) -> tuple[Function, Function, Tensor]:
+    """The maps v -> J v and u -> u J at x, for as many directions as one likes, and J `probe`.
 
     u J is reverse mode; as a function of u it is linear, and its own reverse mode is J v: neither runs the
     function again. A layer that cannot be differentiated twice drops out of that J v without a word, so it is
@@ -92,13 +92,14 @@ def linearized(g: Function, x_RD: Tensor, probe_RD: Tensor) -> tuple[Function, F
     def pushed_forward(v_RD: Tensor) -> Tensor:
         return exact_derivative(g, x_RD, v_RD)
 
+    proved = pushed_forward(probe_RD)
     try:
         found = push(probe_RD)
     except RuntimeError as error:
         if _LOST not in str(error):
             raise
-        return pushed_forward, pull
-    return (push if comparison.gap(found, pushed_forward(probe_RD)) <= PROVED else pushed_forward), pull
+        return pushed_forward, pull, proved
+    return (push if comparison.gap(found, proved) <= PROVED else pushed_forward), pull, proved
 
 
 def gaps(
@@ -109,20 +110,32 @@ def gaps(
     gap = |g(x + d) - g(x) - J d| / |g(x + d) - g(x)| with d of `step` times the length of x. J d is the
     central difference of the same step, or the exact derivative.
     """
-    rows = len(directions_RD)
-    length = x_D.norm()
-    deltas = torch.cat([step * length * directions_RD for step in steps])
+    moved_ERD, linear_ERD = differences(g, x_D, directions_RD, steps)
+    if exact:
+        along_RD = exact_derivative(g, x_D.expand_as(directions_RD), directions_RD)
+        linear_ERD = torch.stack([step * x_D.norm() * along_RD for step in steps])
+    return missed(moved_ERD, linear_ERD)
+
+
+def differences(
+    g: Function, x_D: Tensor, directions_RD: Tensor, steps: tuple[float, ...] = STEPS
+) -> tuple[Tensor, Tensor]:
+    """g(x + d) - g(x) and the central difference (g(x + d) - g(x - d)) / 2, each (E, R, D), from one call.
+
+    d is `step` times the length of x along a direction.
+    """
+    deltas = torch.cat([step * x_D.norm() * directions_RD for step in steps])
     x_RD = x_D.expand_as(deltas)
     with torch.no_grad():
         out = g(torch.cat([x_D[None], x_RD + deltas, x_RD - deltas]))
     here, ahead, behind = out[:1], *out[1:].chunk(2)
-    linear = (ahead - behind) / 2
-    if exact:
-        along = exact_derivative(g, x_D.expand_as(directions_RD), directions_RD)
-        linear = torch.cat([step * length * along for step in steps])
-    moved = ahead - here
-    gap = (moved - linear).norm(dim=1) / moved.norm(dim=1)
-    return gap.view(len(steps), rows)
+    shape = len(steps), len(directions_RD), -1
+    return (ahead - here).view(shape), ((ahead - behind) / 2).view(shape)
+
+
+def missed(moved_ERD: Tensor, linear_ERD: Tensor) -> Tensor:
+    """Share of the moves that a linear map misses, (E, R); NaN where nothing moves."""
+    return (moved_ERD - linear_ERD).norm(dim=-1) / moved_ERD.norm(dim=-1)
 
 
 def order(gap_E: np.ndarray, steps: tuple[float, ...] = STEPS) -> tuple[float, float]:
@@ -144,11 +157,19 @@ def spectral_norm(g: Function, x_RD: Tensor, generator: torch.Generator, iterati
     """Largest singular value of the Jacobian at every row, (R,), by power iterations on its square: a bound
     from below."""
     v_RD = unit_directions(len(x_RD), x_RD.shape[1], generator, x_RD)
-    push, pull = linearized(g, x_RD, v_RD)
+    return norm_by_powers(*linearized(g, x_RD, v_RD), v_RD, iterations)
+
+
+def norm_by_powers(
+    push: Function, pull: Function, moved_RD: Tensor, v_RD: Tensor, iterations: int = 5
+) -> Tensor:
+    """The same from the maps of `linearized`, the directions that it was given and where they went."""
     for _ in range(iterations):
-        w_RD = pull(push(v_RD))
-        v_RD = torch.where(w_RD.norm(dim=1, keepdim=True) > 0, w_RD / w_RD.norm(dim=1, keepdim=True), v_RD)
-    return push(v_RD).norm(dim=1)
+        w_RD = pull(moved_RD)
+        size_R1 = w_RD.norm(dim=1, keepdim=True)
+        v_RD = torch.where(size_R1 > 0, w_RD / size_R1, v_RD)
+        moved_RD = push(v_RD)
+    return moved_RD.norm(dim=1)
 
 
 def consistency(along_NRD: Tensor) -> float:

@@ -22,12 +22,12 @@ from regraft.experiments.observe.jacobian import (
     RELIABLE,
     STEP,
     STEPS,
-    central_difference,
     consistency,
-    exact_derivative,
-    gaps,
+    differences,
+    linearized,
+    missed,
+    norm_by_powers,
     order,
-    spectral_norm,
     unit_directions,
 )
 from regraft.experiments.observe.linear_fit import LinearMap, fit_blocks
@@ -126,17 +126,17 @@ def _measure(
             return None
         g, x_D = made
         drawn = unit_directions(directions, len(x_D), generator, x_D) if drawn is None else drawn
-        gap.append(gaps(g, x_D, drawn, exact=exact))
         length = x_D.norm()
-        along_and_radial = torch.cat([drawn, x_D[None] / length])
-        *jd, outwards = exact_derivative(g, x_D.expand_as(along_and_radial), along_and_radial)
-        jd = torch.stack(jd)
-        with torch.no_grad():
-            difference = central_difference(g, x_D.expand_as(drawn), STEPS[0] * length * drawn) / (
-                STEPS[0] * length
-            )
-        wrong.append((difference - jd).norm() / jd.norm())
-        norms.append(spectral_norm(g, x_D[None], generator)[0])
+        # One linearization serves all of them: the directions, the way outwards, and where the powers start.
+        start = unit_directions(1, len(x_D), generator, x_D)
+        rows_RD = torch.cat([drawn, x_D[None] / length, start])
+        push, pull, moved_RD = linearized(g, x_D.expand_as(rows_RD).contiguous(), rows_RD)
+        jd, outwards = moved_RD[:directions], moved_RD[directions]
+        moves_ERD, central_ERD = differences(g, x_D, drawn)
+        exactly_ERD = torch.stack([step * length * jd for step in STEPS])
+        gap.append(missed(moves_ERD, exactly_ERD if exact else central_ERD))
+        wrong.append((central_ERD[0] / (STEPS[0] * length) - jd).norm() / jd.norm())
+        norms.append(norm_by_powers(push, pull, moved_RD, rows_RD)[-1])
         radial.append(outwards.norm() / jd.norm(dim=1).mean())
         along.append(jd)
     along_NRD = torch.stack(along)
