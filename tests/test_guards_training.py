@@ -31,8 +31,8 @@ from regraft.training.trainer import (
     _read_lines,
     _TrainingRun,
     clip,
-    said,
     train,
+    words_of,
 )
 
 
@@ -298,8 +298,8 @@ def test_a_log_is_read_up_to_the_checkpoint(tmp_path):
 
 def test_a_step_is_told_with_its_parts():
     line = {"step": 4, "distance": 0.25, "loss": 1.5, "agreement": 0.5, "tokens_per_second": 1234.0}
-    assert said(line) == "loss 1.500 (distance 0.250), same token 50%, 1,234 tokens/s"
-    assert "same token" not in said({name: value for name, value in line.items() if name != "agreement"})
+    assert words_of(line) == "loss 1.500 (distance 0.250), same token 50%, 1,234 tokens/s"
+    assert "same token" not in words_of({name: value for name, value in line.items() if name != "agreement"})
 
 
 def test_parts_of_several_batches_are_means_and_measured_ones_are_not_trained_on(tmp_path):

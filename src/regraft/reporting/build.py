@@ -119,7 +119,7 @@ class Report:
         except Exception as error:
             title, reason = (
                 chapter_title(name, chosen),
-                f"{type(error).__name__}: {announce(error)}".removesuffix(": "),
+                f"{type(error).__name__}: {one_line(error)}".removesuffix(": "),
             )
             self.missing.append(Missing(name, title, reason, "".join(traceback.format_exception(error))))
             self.sections.append(plain_section(anchor, title, f"This chapter failed: {reason}"))
@@ -132,7 +132,7 @@ class Report:
         except DOES_NOT_APPLY as error:
             if not refused(error, name):
                 raise
-            self.missing.append(Missing(name, chapter_title(name, chosen), announce(error)))
+            self.missing.append(Missing(name, chapter_title(name, chosen), one_line(error)))
             return
         section = result_section(
             result, command_line(name, self.model, {**chosen, **told, **self.options}), anchor
@@ -173,7 +173,7 @@ def chapter_title(name: str, chosen: Mapping[str, Any]) -> str:
     return title_for(name) + (f" ({', '.join(choices)})" if choices else "")
 
 
-def announce(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split())
 

@@ -151,7 +151,7 @@ def train(
                     (step + 1) % plan.save_every == 0 or step + 1 == plan.steps
                 ):
                     write_checkpoint(folder, step + 1, task.graft, plain, accelerator.scaler)
-                advance(stated(line), step + 1, plan.steps)
+                advance(words_of(line), step + 1, plan.steps)
                 if watch is not None:
                     watch(step)
                 if plateau.reached(line["loss"]):
@@ -159,7 +159,7 @@ def train(
     return history
 
 
-def stated(line: Mapping[str, float]) -> str:
+def words_of(line: Mapping[str, float]) -> str:
     """A step's measurements in a few words, for the bar: the loss and its parts, agreement, rate."""
     parts = [
         f"{name} {line[name]:.3f}"
