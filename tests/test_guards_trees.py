@@ -22,31 +22,58 @@ def leaves_below(tree, code):
 
 
 @pytest.mark.parametrize("tree", [by_id(4), widened(by_id(9), 2)], ids=["binary", "wide"])
-def test_a_round_goes_where_the_bound_points_and_as_far_as_is_best(tree):
-    """Böhning's bound as if all states reached the node alike, written out; of two lengths along it the one
-    that ends lower."""
-    draw = torch.Generator().manual_seed(0)
-    rows = torch.randn(tree.leaves, 3, dtype=torch.float64, generator=draw)
-    states = torch.randn(20, 3, dtype=torch.float64, generator=draw)
-    head, start = (tree_head(tree, 3).double() for _ in range(2))
-    from_means(start, rows)
-    from_states(head, rows, states, states @ rows.T, rounds=1, ridge=0.5)
-    for node in range(len(tree.children_NB)):
-        begun, found = (vectors_of(one, node) for one in (start, head))
-        decision = Decision(tree, node, states.numpy(), rows.numpy(), begun, 0.5)
-        more, codes = begun.shape[0], begun.shape[0] + 1
-        chances, x = decision.chances(begun), decision.x
-        slope = ((chances * decision.reach[:, None] - decision.wanted)[:, 1:].T @ x).ravel()
-        middle = (np.eye(more) - 1 / codes) / 2
-        bound = np.kron(middle, decision.reach.sum() * x.T @ x / 20 + decision.strength * np.eye(4))
-        way = -np.linalg.solve(bound, slope)
+def test_rounds_are_those_of_a_plain_walk_down_each_nodes_cost(tree):
+    """Conjugate gradients written out, node by node: along the way of Böhning's bound as if all states
+    reached the node alike, as far as the lower one of two ends. Sharp heads make every branch happen."""
+    seen = set()
+    for seed, sharp, ridge in [
+        (0, 1.0, 0.5),
+        (1, 6.0, 0.5),
+        (2, 6.0, 1e-3),
+        (3, 12.0, 1e-3),
+        (4, 12.0, 1e-3),
+    ]:
+        draw = torch.Generator().manual_seed(seed)
+        rows = torch.randn(tree.leaves, 3, dtype=torch.float64, generator=draw) * sharp
+        states = torch.randn(20, 3, dtype=torch.float64, generator=draw)
+        head, start = (tree_head(tree, 3).double() for _ in range(2))
+        from_means(start, rows)
+        from_states(head, rows, states, states @ rows.T, rounds=8, ridge=ridge)
+        for node in range(len(tree.children_NB)):
+            begun, found = (vectors_of(one, node) for one in (start, head))
+            decision = Decision(tree, node, states.numpy(), rows.numpy(), begun, ridge)
+            wanted = walked(decision, begun, 8, seen)
+            scale = np.abs(wanted - begun).max()
+            assert np.allclose(found, wanted, rtol=1e-6, atol=1e-7 * (1 + scale)), (seed, node)
+    assert seen >= {"far", "near", "kept", "not kept", "turned"}, seen
+
+
+def walked(decision, begun, rounds, seen):
+    """The vectors of one node after so many rounds; `seen` collects which branches were taken."""
+    x, more = decision.x, len(begun)
+    middle = np.eye(more) - 1 / (more + 1)
+    ridge = np.kron(middle / 2, decision.strength * np.eye(4))
+    alike = np.kron(middle / 2, decision.reach.sum() * x.T @ x / len(x)) + ridge
+    at, way, before, fall = begun.ravel(), np.zeros(begun.size), np.zeros(begun.size), 1.0
+    for number in range(rounds):
+        chances = decision.chances(at)
+        wrong = (chances * decision.reach[:, None] - decision.wanted)[:, 1:]
+        slope = (wrong.T @ x).ravel() + ridge @ (at - begun.ravel())
+        step = np.linalg.solve(alike, slope)
+        kept = (slope - before) @ step / fall if number else 0.0
+        seen.add("kept" if kept > 0 else "not kept")
+        way, before, fall = max(kept, 0.0) * way - step, slope, slope @ step
+        if slope @ way >= 0:
+            way = -step
+            seen.add("turned")
         moved = x @ way.reshape(more, 4).T
-        back = way @ np.kron(middle, decision.strength * np.eye(4)) @ way
-        most = sum(r * u @ middle @ u for r, u in zip(decision.reach, moved, strict=True)) + back
         spread = [np.diag(p[1:]) - np.outer(p[1:], p[1:]) for p in chances]
-        here = sum(r * u @ s @ u for r, u, s in zip(decision.reach, moved, spread, strict=True)) + back
-        ends = [begun.ravel() - slope @ way / curve * way for curve in (most, here)]
-        assert np.allclose(found.ravel(), min(ends, key=decision.cost), atol=1e-9), node
+        here = sum(r * u @ s @ u for r, u, s in zip(decision.reach, moved, spread, strict=True))
+        most = sum(r * u @ middle @ u / 2 for r, u in zip(decision.reach, moved, strict=True))
+        near, far = (at - slope @ way / max(curve + way @ ridge @ way, 1e-30) * way for curve in (most, here))
+        seen.add("far" if decision.cost(far) < decision.cost(near) else "near")
+        at = far if decision.cost(far) < decision.cost(near) else near
+    return at.reshape(begun.shape)
 
 
 class Decision:

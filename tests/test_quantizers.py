@@ -132,7 +132,7 @@ def test_a_method_whose_loss_is_not_a_number_is_left_out(monkeypatch):
             linears(made[0])[0][1].weight.fill_(float("nan"))
         return made
 
-    method = Method("poisoned", "", 8, poisoned, held=False)
+    method = Method("poisoned", "", 8, poisoned)
     monkeypatch.setattr(
         "regraft.experiments.intervene.quantization.quantizers.METHODS", (method, BY_NAME["RTN 8 bits"])
     )
@@ -202,7 +202,7 @@ def test_the_copies_of_one_method_are_gone_before_the_next_begins(monkeypatch):
     monkeypatch.setattr(
         copy, "deepcopy", lambda thing, *memo: whole.append(type(thing)) or deepcopy(thing, *memo)
     )
-    methods = tuple(Method(name, "", 8, copies, held=True) for name in ("one", "other"))
+    methods = tuple(Method(name, "", 8, copies) for name in ("one", "other"))
     monkeypatch.setattr("regraft.experiments.intervene.quantization.quantizers.METHODS", methods)
     model = opened("llama")
     before = [block.module for block in model.blocks]

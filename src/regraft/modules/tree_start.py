@@ -166,7 +166,7 @@ class _Nodes:
         slope_MKE = (wrong_MKR.flatten(0, 1) @ self.states.turned_RE).view(vectors_MKE.shape)
         moved_MKE = vectors_MKE - self.start_MKE
         middle_M1E = moved_MKE.sum(1, keepdim=True) / self.children_M[:, None, None]
-        return slope_MKE + self.states.ridge / 2 * (moved_MKE - middle_M1E) * self.real_MK1
+        return slope_MKE + self.states.ridge / 2 * (moved_MKE - middle_M1E)
 
     def length(
         self, way_MKE: Tensor, slope_MKE: Tensor, scores_MKR: Tensor, chances_MKR: Tensor, change_MKR: Tensor

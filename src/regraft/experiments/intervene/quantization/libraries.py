@@ -42,14 +42,13 @@ call."""
 
 @dataclass(frozen=True)
 class Method:
-    """One way to quantize: its name, the package that it needs, and whether what it makes is held in few bits
-    when it runs."""
+    """One way to quantize: its name, the package that it needs, its bits, and what it puts in the blocks'
+    places."""
 
     name: str
     package: str
     bits: int
     copies: Copies
-    held: bool
 
 
 def missing(package: str) -> str:
@@ -142,12 +141,12 @@ def _with_numbers(block: Block, numbers: Mapping[str, Tensor]) -> nn.Module:
 
 
 METHODS = (
-    Method("RTN 8 bits", "", 8, _rtn(8), held=False),
-    Method("RTN 4 bits", "", BITS, _rtn(BITS), held=False),
-    Method("torchao int8", "torchao", 8, _torchao(8), held=True),
-    Method("torchao int4", "torchao", BITS, _torchao(BITS), held=True),
-    Method("GPTQ 4 bits", "llmcompressor", BITS, _gptq, held=False),
-    Method("NF4", "bitsandbytes", BITS, _nf4, held=True),
+    Method("RTN 8 bits", "", 8, _rtn(8)),
+    Method("RTN 4 bits", "", BITS, _rtn(BITS)),
+    Method("torchao int8", "torchao", 8, _torchao(8)),
+    Method("torchao int4", "torchao", BITS, _torchao(BITS)),
+    Method("GPTQ 4 bits", "llmcompressor", BITS, _gptq),
+    Method("NF4", "bitsandbytes", BITS, _nf4),
 )
 """Ours, then those of each library."""
 

@@ -170,13 +170,13 @@ def _one_method(
     reason, copies = _copies(model, blocks, method, group)
     if reason:
         return reason
-    packed = [one for one in copies if isinstance(one, nn.Module)] if method.held else []
+    packed = [one for one in copies if isinstance(one, nn.Module)]
     size = sum(map(held_bytes, packed)) or sum(block_bytes(model, b, method.bits, group) for b in blocks)
     result = _sweep(text, blocks, copies)
     if not np.isfinite(float(result.mean("loss")[0])):
         return f"its loss is not a number in {model.dtype}"
     one = _Measured(method.name, size, result)
-    swaps = [(block.module, copy.eval()) for block, copy in zip(blocks, packed, strict=method.held)]
+    swaps = [(block.module, copy.eval()) for block, copy in zip(blocks, packed, strict=bool(packed))]
     for round_ in range(ROUNDS + 1 if swaps else 0):
         beside = _turn(model, text)
         with all_placed(model.hf, swaps):
