@@ -90,7 +90,7 @@ def rounding() -> dict[str, float]:
 
 
 def packed() -> dict[str, float]:
-    """Eight bits by torchao, all blocks held for their speed: a quarter of the floats."""
+    """Eight bits by torchao, a block at a time; some 0.1 GiB are the library itself."""
     model = random_model(12, 1024, 3072)
     return experiment("quantizers", model, methods=["torchao int8"], prompts=PROMPTS, tokens=4)
 

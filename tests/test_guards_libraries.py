@@ -104,10 +104,15 @@ def test_maps_are_exchanged_but_for_those_kept_by_their_own_name():
     module = nn.Sequential(
         nn.Linear(2, 3), nn.ModuleDict({"wo": nn.Linear(3, 4), "wi": nn.Linear(4, 5)}), nn.LayerNorm(5)
     )
-    replaced_linears(module, lambda linear: nn.Embedding(linear.in_features, linear.out_features), ("wo",))
-    kinds = [(name, type(child).__name__) for name, child in module.named_modules() if name and name != "1"]
+    made = replaced_linears(
+        module, lambda linear: nn.Embedding(linear.in_features, linear.out_features), ("wo",)
+    )
+    assert isinstance(module[0], nn.Linear)
+    assert made[1]["wo"] is not module[1]["wo"]
+    assert torch.equal(made[1]["wo"].weight, module[1]["wo"].weight)
+    kinds = [(name, type(child).__name__) for name, child in made.named_modules() if name and name != "1"]
     assert kinds == [("0", "Embedding"), ("1.wo", "Linear"), ("1.wi", "Embedding"), ("2", "LayerNorm")]
-    assert held_bytes(module) == 4 * (2 * 3 + 3 * 4 + 4 + 4 * 5 + 2 * 5)
+    assert held_bytes(made) == 4 * (2 * 3 + 3 * 4 + 4 + 4 * 5 + 2 * 5)
     half = nn.Linear(3, 5, dtype=torch.float16)
     half.weight.quant_state = SimpleNamespace(absmax=torch.zeros(7), code=torch.zeros(16))
     assert held_bytes(half) == 2 * 15 + 4 * (7 + 16) + 2 * 5

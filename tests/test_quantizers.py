@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import json
 import weakref
 from copy import deepcopy
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch import nn
 from transformers import PreTrainedModel
 
 from regraft.checkpoint.locate import CheckpointError
@@ -26,13 +28,22 @@ from regraft.experiments.intervene.quantization.libraries import (
     Method,
     held_bytes,
     linears,
+    packed_when_run,
     quiet,
     whole_group,
     with_linears,
 )
 from regraft.experiments.intervene.quantization.packed_checkpoint import steps, write_packed
-from regraft.experiments.intervene.quantization.quantizers import _Measured, _speeds
+from regraft.experiments.intervene.quantization.quantizers import (
+    WRITTEN,
+    Clock,
+    PackedWhenTimed,
+    _Measured,
+    _speeds,
+    _turn,
+)
 from regraft.experiments.intervene.quantization.rounding import (
+    MadeWhenRun,
     matrix_axes,
     round_to_nearest,
     rounded_when_run,
@@ -68,8 +79,9 @@ def test_losses_are_those_of_the_live_model_with_the_quantized_layers_in_it(name
     blocks = twin.parts.stacks[-1].blocks
     copies = BY_NAME[method].copies(twin, blocks, 128)
     for block, made in zip(blocks, copies, strict=True):
+        small = made.make()
         for path, _ in linears(with_linears(block.module)):
-            block.module.get_submodule(path).forward = made.get_submodule(path).forward
+            block.module.get_submodule(path).forward = small.get_submodule(path).forward
     wanted = sweep([twin.record(*batch) for batch in batches], [], loss()).clean_mean("loss")
     assert float(data.loss.sel(quantizer=method)) == pytest.approx(wanted, abs=1e-5)
     assert wanted != pytest.approx(data.loss[0].item(), abs=1e-5)
@@ -92,7 +104,7 @@ def test_each_library_changes_every_matrix_and_nothing_else():
     block = model.blocks[1]
     axes = matrix_axes(block, model.width)
     for name in ("torchao int8", "NF4"):
-        (made,) = BY_NAME[name].copies(model, [block], 128)
+        made = BY_NAME[name].copies(model, [block], 128)[0].make()
         assert held_bytes(made) < held_bytes(block.module)
         kept = {
             n for n, p in made.named_parameters() if type(p.data) is torch.Tensor and p.dtype == torch.float32
@@ -130,7 +142,7 @@ def test_a_method_whose_loss_is_not_a_number_is_left_out(monkeypatch):
         made = [with_linears(block.module) for block in blocks]
         with torch.no_grad():
             linears(made[0])[0][1].weight.fill_(float("nan"))
-        return made
+        return [MadeWhenRun(partial(lambda block: block, block)) for block in made]
 
     method = Method("poisoned", "", 8, poisoned)
     monkeypatch.setattr(
@@ -163,46 +175,83 @@ def test_a_block_that_is_rounded_while_the_model_is_packed_computes_with_its_own
     assert not any("forward" in vars(part) for part in block.module.modules())
 
 
-@pytest.mark.parametrize("name", ["RTN 4 bits", "torchao int8"])
-def test_one_block_in_floats_is_held_beside_the_model(name, monkeypatch):
-    """Whenever a block is copied, the blocks that were copied before are gone, or packed into few bits."""
-    model = opened("llama")
+@pytest.mark.parametrize("name", ["RTN 4 bits", "torchao int8", "torchao int4", "NF4"])
+def test_one_block_is_held_beside_the_model(name, monkeypatch):
+    """Whenever a block is copied, for its size, its loss or its speed, no part of a block that was copied
+    before is left: also where a library's own parts hold themselves."""
+    model = load("specimen:gpt2")
     kind, alive, most = type(model.blocks[0].module), [], []
 
-    def floats(module):
-        return sum(p.numel() for p in module.parameters() if type(p.data) is torch.Tensor and p.dim() > 1)
-
     def copied(thing, *memo):
+        if type(thing) is not kind:
+            return deepcopy(thing, *memo)
+        before = sum(any(ref() is not None for ref in parts) for parts in alive)
         found = deepcopy(thing, *memo)
-        if type(thing) is kind and not memo:
-            gc.collect()
-            alive.append(weakref.ref(found))
-            most.append(sum(floats(one) for ref in alive if (one := ref()) is not None))
+        alive.append([weakref.ref(part) for part in found.modules()])
+        most.append(before)
         return found
 
     monkeypatch.setattr(copy, "deepcopy", copied)
-    data = RUN(model, methods=[name], **TEXT)
+    before = model.fingerprint()
+    gc.collect()
+    gc.disable()
+    try:
+        data = RUN(model, methods=[name], **TEXT)
+    finally:
+        gc.enable()
     assert data.quantizer.values.tolist() == ["as loaded", name]
-    assert len(most) >= len(model.blocks)
-    assert max(most) == floats(model.blocks[0].module)
+    rounds = 1 + 1 + 3 * 5 if BY_NAME[name].packed else 1
+    assert len(most) >= rounds * len(model.blocks)
+    assert max(most) == 0
+    assert model.fingerprint() == before
+    assert not any("forward" in vars(part) for part in model.hf.modules())
 
 
-def test_the_copies_of_one_method_are_gone_before_the_next_begins(monkeypatch):
-    """With all of them held at once, and each in a copy of the whole model for its speed, memory was that of
-    many models."""
-    alive, whole = [], []
+def test_seconds_of_packing_are_no_seconds_of_running(monkeypatch):
+    """By a clock that ticks once whenever it is read and a hundred times at a layer's first call, a block
+    that is packed costs what a block that is not packed costs."""
+    ticks = itertools.count()
+
+    class Late(nn.Linear):
+        called = False
+
+        def forward(self, x):
+            for _ in range(0 if self.called else 100):
+                next(ticks)
+            self.called = True
+            return super().forward(x)
+
+    def small(linear):
+        return Late(linear.in_features, linear.out_features, linear.bias is not None)
+
+    monkeypatch.setattr(
+        "regraft.experiments.intervene.quantization.quantizers._now", lambda: float(next(ticks))
+    )
+    model = opened("llama")
+    inputs = evaluation(model, TEXT["prompts"], 2, 4).recordings[0].inputs
+    packing = Clock()
+    made = packed_when_run(model.blocks, small)
+    standing = {b.module: PackedWhenTimed(one, packing) for b, one in zip(model.blocks, made, strict=True)}
+    layers = len(linears(model.blocks[0].module))
+    with packed_layers(standing):
+        reading, _ = _turn(model, inputs, packing)
+    # Two readings around the whole, and two around each block, of which the one between them is packing.
+    each = 1 + 100 * layers
+    assert packing.seconds == (1 + WRITTEN) * len(model.blocks) * each, "one reading, and tokens written"
+    assert reading == 1 + 2 * len(model.blocks) - len(model.blocks)
+
+
+def test_two_methods_are_measured_without_a_copy_of_the_model(monkeypatch):
+    """Each in a copy of the whole model for its speed, memory was that of many models."""
+    whole = []
 
     def copies(model, blocks, group):
-        gc.collect()
-        assert not any(ref() is not None for ref in alive), "a method before it is still held"
-        made = [with_linears(block.module) for block in blocks]
-        alive.extend(weakref.ref(one) for one in made)
-        return made
+        return [MadeWhenRun(partial(with_linears, block.module)) for block in blocks]
 
     monkeypatch.setattr(
         copy, "deepcopy", lambda thing, *memo: whole.append(type(thing)) or deepcopy(thing, *memo)
     )
-    methods = tuple(Method(name, "", 8, copies) for name in ("one", "other"))
+    methods = tuple(Method(name, "", 8, copies, packed=True) for name in ("one", "other"))
     monkeypatch.setattr("regraft.experiments.intervene.quantization.quantizers.METHODS", methods)
     model = opened("llama")
     before = [block.module for block in model.blocks]
@@ -225,7 +274,7 @@ def test_a_machine_that_slows_down_between_two_methods_slows_both_sides():
     other = _Measured("other", 1.0, None, [(6.0, 12.0)] * 2, [(3.0, 6.0)] * 2)
     reading, writing = _speeds(None, text, [one, _Measured("plain floats", 1.0), other])
     assert reading == [12.0, 6.0, pytest.approx(float("nan"), nan_ok=True), 6.0]
-    assert writing == [8.0, 4.0, pytest.approx(float("nan"), nan_ok=True), 4.0]
+    assert writing == [WRITTEN / 2, WRITTEN / 4, pytest.approx(float("nan"), nan_ok=True), WRITTEN / 4]
 
 
 def test_a_packed_checkpoint_is_small_and_holds_exactly_the_rounded_weights(tmp_path):

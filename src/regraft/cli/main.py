@@ -72,7 +72,8 @@ def report(
         str, typer.Option(help="JSON list of clean, corrupt, answer, wrong, for patching.", metavar="FILE")
     ] = "",
     count: Annotated[
-        int, typer.Option(help="How many prompts a chapter measures; by default what suits it.", min=0)
+        int,
+        typer.Option(help="How many prompts a chapter measures; by default those given, or 12.", min=0),
     ] = 0,
     seed: SeedOption = 0,
     debug: DebugOption = False,

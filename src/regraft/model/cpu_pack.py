@@ -29,8 +29,16 @@ LEAST_GAIN = 1.1
 clock."""
 
 
+class Forward:
+    """What is put over a module's own forward for a while; a copy of the module is made without it."""
+
+    def __deepcopy__(self, memo: dict[str, Any]) -> Forward:
+        """Itself: it belongs to the module that it was put over."""
+        return self
+
+
 @dataclass(frozen=True)
-class PackedForward:
+class PackedForward(Forward):
     """What a linear layer computes, from a packed copy of its weight."""
 
     packed: Tensor
@@ -40,10 +48,6 @@ class PackedForward:
         """The layer's output."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
-    def __deepcopy__(self, memo: dict[str, Any]) -> PackedForward:
-        """Itself: it belongs to the layer that it was made of."""
-        return self
-
 
 def packed_layer(module: nn.Module) -> PackedForward:
     """A layer's forward on packed weights."""
@@ -52,11 +56,17 @@ def packed_layer(module: nn.Module) -> PackedForward:
     return PackedForward(packed, None if bias is None else bias.detach())
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A copy that computes with its own weights, also where it is made while the original's are packed."""
-    made = copy.deepcopy(module)
+def copied(module: nn.Module, instead: Mapping[int, nn.Module] | None = None) -> nn.Module:
+    """A copy that computes with its own weights, also where it is made while the original's are packed or it
+    runs with another forward.
+
+    Args:
+        module: what to copy.
+        instead: by the `id` of a part, what stands in its place in the copy, and is not copied.
+    """
+    made = copy.deepcopy(module, {**(instead or {})})
     for part in made.modules():
-        if isinstance(part.__dict__.get("forward"), PackedForward):
+        if isinstance(part.__dict__.get("forward"), Forward):
             del part.__dict__["forward"]
     return made
 
@@ -109,8 +119,9 @@ def _trial(module: nn.Module, fast: Callable[[Tensor], Tensor]) -> float:
 
 
 @contextmanager
-def packed(layers: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """While inside, the given layers compute with their packed weights."""
+def packed(layers: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """While inside, the given modules compute with another forward: layers with their packed weights, for
+    one."""
     try:
         for module, forward in layers.items():
             module.forward = forward

@@ -24,7 +24,7 @@ from regraft.sweeps.provenance import provenance
 
 Chapter = tuple[str, dict[str, Any]]
 CHAPTERS: tuple[Chapter, ...] = (
-    ("completions", {"count": 20}),
+    ("completions", {}),
     ("lens", {}),
     ("geometry", {}),
     ("spectra", {}),

@@ -11,7 +11,10 @@ from regraft.data.own_texts import given_prompts
 from regraft.model.model import Model
 
 LEAST = 12
-"""Passages of a text that are read where no number of prompts is asked for."""
+"""Passages of a text that are read, and prompts that suit the model that a chapter measures at most, where no
+number is asked for: a report of all chapters in the time in which one reads the first."""
+HANDS_ON = ("correlations",)
+"""Chapters that read no prompts themselves: what they gather must have been measured on as many."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,16 @@ class Reading:
 
         A count larger than the number of the user's prompts is that number.
         """
-        known = {parameter.name for parameter in experiments()[name].parameters}
+        known = {parameter.name: parameter.default for parameter in experiments()[name].parameters}
         run: dict[str, Any] = {}
         told: dict[str, Any] = {}
-        kept = self._kept(model, self.count or LEAST) if known & {"prompts", "prompt"} else []
+        kept = self._kept(model, self.count or LEAST) if known.keys() & {"prompts", "prompt"} else []
         if self.count and "count" in known:
             run["count"] = told["count"] = (
                 min(self.count, len(kept)) if kept and "prompts" in known else self.count
             )
+        elif not kept and (known.get("count", 0) > LEAST or name in HANDS_ON):
+            run["count"] = told["count"] = LEAST
         if kept and "prompts" in known:
             run["prompts"] = kept
             told |= self._as_told(model, kept, "count" in known)
@@ -45,7 +50,7 @@ class Reading:
             run["prompt"] = told["prompt"] = kept[0]
         if self.text and "corpus" in known:
             run["corpus"] = told["corpus"] = self.text
-        if self.pairs and {"pairs", "clean"} <= known:
+        if self.pairs and {"pairs", "clean"} <= known.keys():
             run["pairs"] = told["pairs"] = self.pairs
         return run, told
 

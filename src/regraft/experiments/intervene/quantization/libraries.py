@@ -25,7 +25,7 @@ from regraft.data.corpus import corpus
 from regraft.experiments.intervene.quantization.rounding import MadeWhenRun, rounded_when_run
 from regraft.model.cpu_pack import copied
 from regraft.model.model import Model
-from regraft.model.parts import Block
+from regraft.model.parts import Block, matrix_OI
 
 BITS = 4
 """Bits that all libraries offer."""
@@ -35,20 +35,20 @@ CALIBRATION_PASSAGES = 64
 NF4_BLOCK = 64
 """Values that share a scale in the format of bitsandbytes."""
 
-Copies = Callable[[Model, Sequence[Block], int], list[Callable[..., Any]]]
-"""From the blocks, what stands in their places: modules in few bits, or what makes a float block at each
-call."""
+Copies = Callable[[Model, Sequence[Block], int], list[MadeWhenRun]]
+"""From the blocks, what stands in their places, each made anew at each call."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to quantize: its name, the package that it needs, its bits, and what it puts in the blocks'
-    places."""
+    """One way to quantize: its name, the package that it needs, its bits, what it puts in the blocks' places,
+    and whether that runs from few bits, so that its memory and speed mean something."""
 
     name: str
     package: str
     bits: int
     copies: Copies
+    packed: bool = False
 
 
 def missing(package: str) -> str:
@@ -65,44 +65,52 @@ def _rtn(bits: int) -> Copies:
 
 
 def _torchao(bits: int) -> Copies:
-    def copies(model: Model, blocks: Sequence[Block], group: int) -> list[Callable[..., Any]]:
-        with quiet():
-            from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
+    def copies(model: Model, blocks: Sequence[Block], group: int) -> list[MadeWhenRun]:
+        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
 
-            def small(linear: nn.Linear) -> nn.Module:
-                per = PerGroup(whole_group(linear.in_features, group))
-                holder = nn.Sequential(linear)
-                quantize_(holder, Int8WeightOnlyConfig() if bits == 8 else IntxWeightOnlyConfig(INT4, per))
-                return holder[0]
+        def small(linear: nn.Linear) -> nn.Module:
+            per = PerGroup(whole_group(linear.in_features, group))
+            holder = nn.Sequential(linear)
+            quantize_(holder, Int8WeightOnlyConfig() if bits == 8 else IntxWeightOnlyConfig(INT4, per))
+            # A method of its own bound to itself: with it a block that is let go stays until Python next
+            # looks for such circles, and with all of them memory is that of many blocks.
+            vars(holder[0]).pop("extra_repr", None)
+            return holder[0]
 
-            return [replaced_linears(with_linears(block.module), small) for block in blocks]
+        return packed_when_run(blocks, small)
 
     return copies
 
 
-def _nf4(model: Model, blocks: Sequence[Block], group: int) -> list[Callable[..., Any]]:
+def _nf4(model: Model, blocks: Sequence[Block], group: int) -> list[MadeWhenRun]:
     """Four-bit NormalFloat, in blocks of 64 values whatever the group; layers that transformers keeps in
     floats stay so."""
-    with quiet():
-        from bitsandbytes.nn.modules import LinearNF4, Params4bit
+    from bitsandbytes.nn.modules import LinearNF4, Params4bit
 
-        def small(linear: nn.Linear) -> nn.Module:
-            if linear.in_features % NF4_BLOCK:
-                raise ValueError(
-                    f"it needs inputs in blocks of {NF4_BLOCK}, and a matrix has {linear.in_features}"
-                )
-            inputs, outputs, bias = linear.in_features, linear.out_features, linear.bias
-            packed = LinearNF4(inputs, outputs, bias is not None, compute_dtype=model.dtype)
-            weight = linear.weight.data.clone()
-            packed.weight = Params4bit(weight, requires_grad=False, quant_type="nf4")  # pyright: ignore[reportCallIssue]
-            packed.bias = bias
-            return packed.to(linear.weight.device)
+    def small(linear: nn.Linear) -> nn.Module:
+        if linear.in_features % NF4_BLOCK:
+            raise ValueError(
+                f"it needs inputs in blocks of {NF4_BLOCK}, and a matrix has {linear.in_features}"
+            )
+        inputs, outputs, bias = linear.in_features, linear.out_features, linear.bias
+        packed = LinearNF4(inputs, outputs, bias is not None, compute_dtype=model.dtype)
+        packed.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")  # pyright: ignore[reportCallIssue]
+        packed.bias = bias
+        return packed.to(linear.weight.device)
 
-        kept = tuple(model.hf._keep_in_fp32_modules or ())
-        return [replaced_linears(with_linears(block.module), small, kept) for block in blocks]
+    return packed_when_run(blocks, small, tuple(model.hf._keep_in_fp32_modules or ()))
 
 
-def _gptq(model: Model, blocks: Sequence[Block], group: int) -> list[Callable[..., Any]]:
+def packed_when_run(
+    blocks: Sequence[Block], small: Callable[[nn.Linear], nn.Module], kept: tuple[str, ...] = ()
+) -> list[MadeWhenRun]:
+    """Stand-ins of blocks that put what `small` makes in the place of every linear map at each call, those
+    named `kept` excepted."""
+
+    return [MadeWhenRun(partial(replaced_linears, block.module, small, kept)) for block in blocks]
+
+
+def _gptq(model: Model, blocks: Sequence[Block], group: int) -> list[MadeWhenRun]:
     """GPTQ by llmcompressor, calibrated on passages of text that suits the model.
 
     The library works on a model of its own, of which the blocks' numbers are kept.
@@ -143,10 +151,10 @@ def _with_numbers(block: Block, numbers: Mapping[str, Tensor]) -> nn.Module:
 METHODS = (
     Method("RTN 8 bits", "", 8, _rtn(8)),
     Method("RTN 4 bits", "", BITS, _rtn(BITS)),
-    Method("torchao int8", "torchao", 8, _torchao(8)),
-    Method("torchao int4", "torchao", BITS, _torchao(BITS)),
+    Method("torchao int8", "torchao", 8, _torchao(8), packed=True),
+    Method("torchao int4", "torchao", BITS, _torchao(BITS), packed=True),
     Method("GPTQ 4 bits", "llmcompressor", BITS, _gptq),
-    Method("NF4", "bitsandbytes", BITS, _nf4),
+    Method("NF4", "bitsandbytes", BITS, _nf4, packed=True),
 )
 """Ours, then those of each library."""
 
@@ -163,12 +171,19 @@ def with_linears(module: nn.Module) -> nn.Module:
     for parent in list(made.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Conv1D):
-                inputs, outputs = child.weight.shape
-                plain = nn.Linear(inputs, outputs, device=child.weight.device, dtype=child.weight.dtype)
-                plain.weight = nn.Parameter(child.weight.detach().t().contiguous(), requires_grad=False)
-                plain.bias = child.bias
-                setattr(parent, name, plain)
+                setattr(parent, name, plain_linear(child))
     return made
+
+
+def plain_linear(layer: nn.Module) -> nn.Linear:
+    """A plain linear map with the numbers of a linear layer: the very same memory, where they do not lie
+    transposed there."""
+    weight_OI, bias = matrix_OI(layer).detach().contiguous(), layer.bias
+    plain = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=isinstance(bias, Tensor), device="meta")
+    plain.weight = nn.Parameter(weight_OI, requires_grad=False)
+    if isinstance(bias, Tensor):
+        plain.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return plain
 
 
 def linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
@@ -179,15 +194,17 @@ def linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
 def replaced_linears(
     module: nn.Module, make: Callable[[nn.Linear], nn.Module], kept: tuple[str, ...] = ()
 ) -> nn.Module:
-    """The module with what `make` makes of it in the place of every plain linear map whose own name is not
-    among those kept; the maps are let go one by one."""
-    for name in [name for name, _ in linears(module)]:
-        parent, _, own = name.rpartition(".")
-        if own not in kept:
-            linear = module.get_submodule(name)
-            assert isinstance(linear, nn.Linear)
-            setattr(module.get_submodule(parent), own, make(linear))
-    return module
+    """A copy with what `make` makes of it in the place of every plain or transposed linear map whose own name
+    is not among those kept.
+
+    No float matrix is copied on the way: what is made and let go at once would leave holes in the memory.
+    """
+    chosen = {
+        id(child): make(plain_linear(child))
+        for name, child in module.named_modules()
+        if type(child) in (nn.Linear, Conv1D) and name.rpartition(".")[2] not in kept
+    }
+    return copied(module, chosen)
 
 
 def whole_group(inputs: int, group: int) -> int:
@@ -222,7 +239,8 @@ def _tensor_bytes(tensor: Tensor) -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what these libraries print, log and warn of off the user's screen; their errors still come."""
+    """Keep what these libraries print, log and warn of off the user's screen, also when a block is packed;
+    their errors still come."""
     with silent(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -19,20 +19,22 @@ from transformers import GenerationMixin
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT, QUANTIZATION_GROUP
 from regraft.core.progress import advance
 from regraft.core.registry import REFUSALS
+from regraft.core.structure import main_tensor
 from regraft.data.evaluation import Evaluation, evaluation
-from regraft.experiments.intervene.quantization.libraries import METHODS, Method, held_bytes, missing
-from regraft.experiments.intervene.quantization.rounding import block_bytes, matrix_axes
+from regraft.experiments.intervene.quantization.libraries import METHODS, Method, held_bytes, missing, quiet
+from regraft.experiments.intervene.quantization.rounding import MadeWhenRun, block_bytes, matrix_axes
 from regraft.model.block_call import longest_input, without_cache
+from regraft.model.cpu_pack import Forward, packed
 from regraft.model.model import Model
 from regraft.model.parts import Block
-from regraft.modules.placement import all_placed
 from regraft.sweeps.metrics import loss, top1_agreement
 from regraft.sweeps.provenance import sweep_attributes
 from regraft.sweeps.sweep import SweepResult, sweep
 from regraft.sweeps.variants import Route, Variant
 
-ROUNDS, WRITTEN = 5, 16
-"""Rounds that a median of times is taken of, and tokens that are written in each."""
+ROUNDS, WRITTEN = 3, 4
+"""Rounds that a median of times is taken of, so that a first one that is slow does not count, and tokens that
+are written in each: every block is packed anew for every token, so few."""
 
 
 def quantizers(
@@ -47,11 +49,11 @@ def quantizers(
     side by side.
 
     Round to nearest (ours), torchao int8 and int4 weight-only, GPTQ by llmcompressor, NF4 by bitsandbytes.
-    Methods stand in the blocks' places on routes, one method at a time: in floats a block is made when it is
-    run and let go behind it, in few bits all are held, for their speed. (GPTQ's library works on a model of
-    its own.) Embedding and output matrix stay as they are. Speed is the median of five rounds in which a
-    method takes turns with the model as loaded; it is left empty for methods whose numbers run as plain
-    floats here.
+    Methods stand in the blocks' places on routes, and a block is made when it is run and let go behind it:
+    one block is held beside the model. (GPTQ's library works on a model of its own.) Embedding and output
+    matrix stay as they are. Speed is the median of three rounds in which a method takes turns with the model
+    as loaded, without the time in which blocks are packed; it is left empty for methods whose numbers run as
+    plain floats here.
 
     Args:
         group: how many inputs share a scale; where it does not divide the inputs, the libraries get the
@@ -71,7 +73,8 @@ def quantizers(
     lacking = []
     for number, method in enumerate(chosen):
         advance("methods", number, len(chosen))
-        one = _one_method(model, text, blocks, method, group)
+        with quiet():
+            one = _one_method(model, text, blocks, method, group)
         if isinstance(one, str):
             lacking.append(f"{method.name} is left out: {one}")
         else:
@@ -125,8 +128,9 @@ def _chosen(methods: list[str] | None, group: int) -> list[Method]:
 
 def _copies(
     model: Model, blocks: list[Block], method: Method, group: int
-) -> tuple[str, list[Callable[..., Any]]]:
-    """Why a method cannot be used on this model here, or its copies of all blocks."""
+) -> tuple[str, list[MadeWhenRun], float]:
+    """Why a method cannot be used on this model here, or what stands in the blocks' places and how many bytes
+    that takes."""
     reason = missing(method.package)
     stacked = [
         name
@@ -140,11 +144,13 @@ def _copies(
             " no such layers"
         )
     if reason:
-        return reason, []
+        return reason, [], 0.0
     try:
-        return "", method.copies(model, blocks, group)
+        copies = method.copies(model, blocks, group)
+        held = sum(held_bytes(one.make()) for one in copies) if method.packed else 0.0
     except REFUSALS as error:
-        return " ".join(str(error).split()), []
+        return " ".join(str(error).split()), [], 0.0
+    return "", copies, held or sum(block_bytes(model, b, method.bits, group) for b in blocks)
 
 
 def _axes(model: Model, block: Block) -> dict[str, int]:
@@ -153,7 +159,7 @@ def _axes(model: Model, block: Block) -> dict[str, int]:
 
 @dataclass
 class _Measured:
-    """What one method gave; of its copies nothing is kept. `turns` and `beside` are seconds of it and of the
+    """What one method gave; of its blocks nothing is kept. `turns` and `beside` are seconds of it and of the
     model as loaded."""
 
     name: str
@@ -166,24 +172,23 @@ class _Measured:
 def _one_method(
     model: Model, text: Evaluation, blocks: list[Block], method: Method, group: int
 ) -> _Measured | str:
-    """Measure one method, whose copies are let go behind it; why it is left out, where it cannot be used."""
-    reason, copies = _copies(model, blocks, method, group)
+    """Measure one method; why it is left out, where it cannot be used."""
+    reason, copies, size = _copies(model, blocks, method, group)
     if reason:
         return reason
-    packed = [one for one in copies if isinstance(one, nn.Module)]
-    size = sum(map(held_bytes, packed)) or sum(block_bytes(model, b, method.bits, group) for b in blocks)
     result = _sweep(text, blocks, copies)
     if not np.isfinite(float(result.mean("loss")[0])):
         return f"its loss is not a number in {model.dtype}"
     one = _Measured(method.name, size, result)
-    swaps = [(block.module, copy.eval()) for block, copy in zip(blocks, packed, strict=bool(packed))]
-    for round_ in range(ROUNDS + 1 if swaps else 0):
-        beside = _turn(model, text)
-        with all_placed(model.hf, swaps):
-            turn = _turn(model, text)
-        if round_:
-            one.turns.append(turn)
-            one.beside.append(beside)
+    packing = Clock()
+    standing = {
+        block.module: PackedWhenTimed(made, packing) for block, made in zip(blocks, copies, strict=True)
+    }
+    inputs = text.recordings[0].inputs
+    for _ in range(ROUNDS if method.packed else 0):
+        one.beside.append(_turn(model, inputs))
+        with model.held(), packed(standing):
+            one.turns.append(_turn(model, inputs, packing))
     return one
 
 
@@ -193,20 +198,50 @@ def _sweep(text: Evaluation, blocks: list[Block], copies: list[Callable[..., Any
     return sweep(text.recordings, [Variant(route=route)], [loss(), top1_agreement()])
 
 
-def _turn(model: Model, text: Evaluation) -> tuple[float, float]:
-    """Seconds of reading the first recorded batch and of writing behind one prompt.
+class Clock:
+    """Seconds spent on what a measurement is not about."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWhenTimed(Forward):
+    """A block's forward while a method is timed: the block is packed while the clock of packing runs, and its
+    packed copy computes.
+
+    Each of its layers has run once by then: what libraries do at a layer's first call is a part of packing.
+    """
+
+    made: MadeWhenRun
+    packing: Clock
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the packed block computes."""
+        started = _now()
+        block, stream = self.made.make().eval(), main_tensor((args, kwargs))
+        assert stream is not None
+        for layer in block.modules():
+            if isinstance(layer, nn.Linear):
+                layer(stream.new_zeros(1, layer.in_features))
+        self.packing.seconds += _now() - started
+        return block.forward(*args, **kwargs)
+
+
+def _turn(model: Model, inputs: dict[str, torch.Tensor], packing: Clock | None = None) -> tuple[float, float]:
+    """Seconds of reading the inputs of a batch and of writing behind one prompt, without those of packing.
 
     What is read before writing is cut so that both fit into the model; where nothing fits, or it cannot
     generate, writing takes no time that could be told.
     """
-    inputs = text.recordings[0].inputs
     most = longest_input(model.hf.config) if not model.two_stacks else 0
     ids = inputs["input_ids"][:1, : max(1, most - WRITTEN) if most else None]
     prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     writes = isinstance(model.hf, GenerationMixin) and (not most or most > WRITTEN)
     with model.held():
-        reading = _seconds(lambda: model.hf(**inputs, **without_cache(model.hf)))
-        return reading, _seconds(lambda: _write(model.hf, prompt)) if writes else float("nan")
+        without = packing or Clock()
+        reading = _seconds(lambda: model.hf(**inputs, **without_cache(model.hf)), without)
+        return reading, _seconds(lambda: _write(model.hf, prompt), without) if writes else float("nan")
 
 
 def _speeds(model: Model, text: Evaluation, found: Sequence[_Measured]) -> tuple[list[float], list[float]]:
@@ -217,7 +252,8 @@ def _speeds(model: Model, text: Evaluation, found: Sequence[_Measured]) -> tuple
     a machine that slows down between two methods slows both sides.
     """
     loaded = np.median(
-        np.array([turn for one in found for turn in one.beside] or [_turn(model, text)]), axis=0
+        np.array([turn for one in found for turn in one.beside] or [_turn(model, text.recordings[0].inputs)]),
+        axis=0,
     )
     rates = [np.array([int(text.recordings[0].mask_BT.sum()), WRITTEN]) / loaded]
     for one in found:
@@ -233,10 +269,15 @@ def _write(hf: Any, prompt: dict[str, torch.Tensor]) -> None:
     hf.generate(**prompt, max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, do_sample=False)
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
+def _seconds(work: Callable[[], Any], packing: Clock) -> float:
+    started, before = _now(), packing.seconds
     with torch.no_grad():
         work()
+    return _now() - started - (packing.seconds - before)
+
+
+def _now() -> float:
+    """The time, behind all that a card still has to do."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter()
