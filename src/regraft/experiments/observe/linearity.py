@@ -94,7 +94,7 @@ def linearity(
     gap = np.full((*shape, len(STEPS)), np.nan)
     for column, block in enumerate(blocks):
         for row, part in enumerate(PARTS):
-            with plain_experts(model.hf):
+            with model.held(), plain_experts(model.hf):
                 measured = _measure(looked_at, block, part, (directions, seed), jacobian == "exact")
             if measured is not None:
                 gap[row, column] = measured.pop("gap")

@@ -144,7 +144,7 @@ def _walk(model: Model, group: Contrast) -> dict[str, Any]:
     for depth, stream in enumerate(streams):
         here = stream.double()
         whole = [here[row, span].mean(0) for row, span in enumerate(spans)]
-        says = [_lens(recording, stream[row, span]) for row, span in enumerate(spans)]
+        says = _lenses(recording, [stream[row, span] for row, span in enumerate(spans)])
         for c, (base_at, other_at) in enumerate(pivots):
             base_says, other_says = says[0], says[c + 1]
             spoken: list[Any] = [None, None]
@@ -198,11 +198,13 @@ def pivot(base: list[int], other: list[int]) -> tuple[int, int]:
     return len(base) - 1, len(other) - 1
 
 
-def _lens(recording: Recording, stream_nD: Tensor) -> Any:
-    """Probabilities (n, V) that the head gives to a stream; None where the model has no output matrix."""
+def _lenses(recording: Recording, streams: list[Tensor]) -> list[Any]:
+    """Probabilities (n, V) that the head gives to each of some streams (n, D), in one run; None where the
+    model has no output matrix."""
     if recording.model.parts.head is None:
-        return None
-    return log_softmax(recording.head(stream_nD[:, None])[:, 0].double(), -1).exp()
+        return [None] * len(streams)
+    logits_nV = recording.head(torch.cat(streams)[:, None])[:, 0]
+    return list(log_softmax(logits_nV.double(), -1).exp().split([len(one) for one in streams]))
 
 
 def compare(
