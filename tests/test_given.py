@@ -117,7 +117,12 @@ def test_a_report_reads_what_it_is_given(stories, tmp_path):
     assert given["corpus"] == told["corpus"] == str(file)
     assert Reading(pairs="p.json").options("patch", stories) == ({"pairs": "p.json"}, {"pairs": "p.json"})
     assert Reading(prompts=("a", "b")).options("ablate", stories)[0] == {"prompts": ["a", "b"]}
-    assert Reading().options("knockout", stories) == ({}, {})
+    twelve = ({"count": 12}, {"count": 12})
+    assert Reading().options("knockout", stories) == twelve
+    assert Reading().options("correlations", stories) == twelve, "what it gathers was measured on as many"
+    assert Reading().options("shuffle", stories) == ({}, {}), "it reads eight by itself"
+    assert Reading().options("ablate", stories) == ({}, {}), "it counts no suiting prompts"
+    assert Reading(prompts=("a", "b")).options("knockout", stories)[0] == {"prompts": ["a", "b"]}
 
 
 def test_prompts_that_ship_are_read_only_where_the_tokenizer_knows_them(stories, phonemes):
