@@ -14,7 +14,7 @@ from regraft.sweeps.metrics import (
     rank,
 )
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Add, Noise, Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Add, Apply, Noise, Replace, Route, Scale, Variant, Zero
 from small import METRIC, SHAPES, ids, opened, recorded, reference
 
 
@@ -194,3 +194,37 @@ def test_random_routes_and_edits_equal_the_naive_reference(drawn):
     result = sweep(recording, variants, METRIC)
     assert torch.allclose(result.values["d"], reference(model, recording, variants), atol=1e-5)
     assert result.work.executed == result.work.planned
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma2", "bert", "t5", "qwen3_5"])
+def test_a_function_of_ones_own_is_what_it_computes(name):
+    """At every kind of site, with the savings and without; beside the edit that says the same."""
+    model = opened(name)
+    recording = recorded(model, 7, 5)
+    at = "decoder.1" if model.two_stacks else "1"
+    shift = torch.randn(model.width, generator=torch.Generator().manual_seed(1))
+
+    def moved(x):
+        return x * 2 + shift
+
+    def doubled(x):
+        return x.mul_(2)
+
+    pairs = [
+        (
+            [Apply(f"{at}.resid_post", moved, 2)],
+            [Scale(f"{at}.resid_post", 2.0, 2), Add(f"{at}.resid_post", shift, 2)],
+        ),
+        ([Apply(f"{at}.mlp_out", moved)], [Scale(f"{at}.mlp_out", 2.0), Add(f"{at}.mlp_out", shift)]),
+        ([Apply(f"{at}.mlp_act", doubled, [0, -1])], [Scale(f"{at}.mlp_act", 2.0, [0, -1])]),
+        ([Apply(f"{at}.head.1", doubled)], [Scale(f"{at}.head.1", 2.0)]),
+        ([Apply("logits", doubled)], [Scale("logits", 2.0)]),
+    ]
+    own, known = ([Variant(pair[side]) for pair in pairs] for side in (0, 1))
+    for exact in (False, True):
+        found = sweep(recording, own, METRIC, exact=exact).values["d"]
+        assert torch.allclose(found, reference(model, recording, known), atol=2e-5), exact
+    with pytest.raises(ValueError, match=r"of the edit at .*resid_post returned numbers that are not finite"):
+        sweep(recording, Apply(f"{at}.resid_post", lambda x: x / 0), METRIC)
+    with pytest.raises(ValueError, match=r"it must return the same shape"):
+        sweep(recording, Apply(f"{at}.resid_post", lambda x: x[:1, :1]), METRIC)

@@ -102,7 +102,7 @@ def test_a_completion_stops_in_front_of_an_end_token(made):
     model, _, _ = made
     for ends, wanted in ((9, [5, 6]), ([6, 9], [5]), ([5], [5]), ([1], [5, 6, 9, 6]), (None, [5, 6, 9, 6])):
         model.hf.generation_config = GenerationConfig(eos_token_id=ends)
-        assert module._until_end(model, [5, 6, 9, 6]) == wanted
+        assert module.until_end(model, [5, 6, 9, 6]) == wanted
 
 
 def test_padding_is_the_models_own_or_its_end(made):

@@ -11,7 +11,6 @@ import pytest
 
 from machines import CHOSEN, FEWER, SENSITIVE, SINGLE, as_machine, environment
 
-
 LIKE_ANOTHER = ("ATEN_CPU_CAPABILITY=avx2", "MKL_CBWR=AVX2")
 """Settings under which the sums are nearly those of one of the others."""
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from regraft.experiments.observe.spectra import spectra as spectra
     from regraft.experiments.observe.trajectories import trajectories as trajectories
     from regraft.export.certificate import certify as certify
+    from regraft.export.changed_model import Generated as Generated
+    from regraft.export.changed_model import changed as changed
+    from regraft.export.changed_model import generate as generate
     from regraft.export.graft_folder import attach as attach
     from regraft.export.graft_folder import make_embedding as make_embedding
     from regraft.export.graft_folder import swaps_of as swaps_of
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from regraft.sweeps.metrics import top1_agreement as top1_agreement
     from regraft.sweeps.sweep import sweep as sweep
     from regraft.sweeps.variants import Add as Add
+    from regraft.sweeps.variants import Apply as Apply
     from regraft.sweeps.variants import Edit as Edit
     from regraft.sweeps.variants import Noise as Noise
     from regraft.sweeps.variants import Replace as Replace
@@ -88,7 +92,7 @@ _HOMES = {
     "model.model": ("Model",),
     "model.recording": ("Recording",),
     "sweeps.sweep": ("sweep",),
-    "sweeps.variants": ("Add", "Edit", "Noise", "Replace", "Route", "Scale", "Variant", "Zero"),
+    "sweeps.variants": ("Add", "Apply", "Edit", "Noise", "Replace", "Route", "Scale", "Variant", "Zero"),
     "sweeps.metrics": (
         "kl_to_clean",
         "log_probability",
@@ -104,6 +108,7 @@ _HOMES = {
     "modules.tree_head": ("TreeHead", "tree_head"),
     "export.graft_folder": ("attach", "make_embedding", "swaps_of"),
     "export.certificate": ("certify",),
+    "export.changed_model": ("Generated", "changed", "generate"),
     "export.grafted_model": ("write_grafted",),
     "training.trainer": ("TrainingPlan",),
     "jobs.graft_jobs": ("bake_embedding", "evaluate_grafts", "export_grafts", "fit_embedding"),
@@ -120,10 +125,12 @@ _HOMES = {
 
 __all__ = [
     "Add",
+    "Apply",
     "Build",
     "ByteConfig",
     "ByteEmbedding",
     "Edit",
+    "Generated",
     "InitSettings",
     "Model",
     "Noise",
@@ -143,6 +150,7 @@ __all__ = [
     "bake_embedding",
     "build_head",
     "certify",
+    "changed",
     "compare_tokenizers",
     "completions",
     "correlations",
@@ -150,6 +158,7 @@ __all__ = [
     "export_grafts",
     "fit_embedding",
     "fit_head",
+    "generate",
     "geometry",
     "inspect",
     "inspect_headers",

@@ -129,16 +129,9 @@ def completions(model: Model, prompts: Sequence[Prompt], limit: int = COMPLETION
     Raises:
         ValueError: the model has no tokenizer, no output matrix, or is not causal.
     """
-    if not model.causal:
-        raise ValueError(f"{model.name} does not write text from left to right, so it has no completions")
-    if model.parts.head is None:
-        raise ValueError(
-            f"{model.name} {model.parts.why_no_head}, so it writes no text and has no completions"
-        )
-    if model.parts.labels:
-        raise ValueError(f"{model.name} scores {model.parts.labels} labels, not tokens, so it writes no text")
+    check_writes(model)
     ids = [prompt_ids(model, prompt.text) for prompt in prompts]
-    limit = _room(model, ids, limit)
+    limit = room(model, ids, limit)
     config = hashlib.sha256(
         json.dumps(model.hf.config.to_dict(), sort_keys=True, default=str).encode()
     ).hexdigest()
@@ -163,7 +156,7 @@ def _kept(file: Path) -> list[Completion] | None:
     return None
 
 
-def _room(model: Model, ids: list[list[int]], limit: int) -> int:
+def room(model: Model, ids: list[list[int]], limit: int) -> int:
     """As many tokens as may follow every prompt, at most `limit`: what is read and written fits into the
     model together.
 
@@ -218,27 +211,76 @@ def _generate(model: Model, prompts: Sequence[Prompt], ids: list[list[int]], lim
             attention_mask="all",
         )
         batch = torch.tensor([ids[number] for number in numbers], device=model.device)
-        stated = (
-            _with_cache(model, batch, limit)
-            if isinstance(model.hf, GenerationMixin)
-            else _step_by_step(model, batch, limit)
-        )
-        for number, row in zip(numbers, stated, strict=True):
+        for number, row in zip(numbers, write_on(model, batch, Sampling(limit)), strict=True):
             prompt = prompts[number]
             found[number] = Completion(
-                prompt.text, prompt.category, tuple(ids[number]), tuple(_until_end(model, row))
+                prompt.text, prompt.category, tuple(ids[number]), tuple(until_end(model, row))
             )
         advance("completions", len(found), len(prompts))
     return [found[number] for number in range(len(prompts))]
 
 
-def _with_cache(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
-    """The most likely token at every step, by the model's own generation, without the checkpoint's sampling
-    settings."""
+@dataclass(frozen=True)
+class Sampling:
+    """How text is written: at most so many tokens, each the most likely one or drawn, with keys and values
+    kept or not."""
+
+    tokens: int
+    sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    cache: bool = True
+
+    def check(self) -> None:
+        """Refuse what means nothing.
+
+        Raises:
+            ValueError: no tokens, or numbers that are none of a draw.
+        """
+        if self.tokens < 1:
+            raise ValueError(f"{self.tokens} tokens cannot be written: ask for at least 1")
+        if not 0 < self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"a temperature of {self.temperature} with a share of {self.top_p} draws nothing: the first"
+                " is above 0, the second above 0 and at most 1"
+            )
+
+
+def check_writes(model: Model) -> None:
+    """Make sure that a model writes text.
+
+    Raises:
+        ValueError: it does not, with the reason.
+    """
+    if not model.causal:
+        raise ValueError(f"{model.name} does not write text from left to right, so it has no completions")
+    if model.parts.head is None:
+        raise ValueError(
+            f"{model.name} {model.parts.why_no_head}, so it writes no text and has no completions"
+        )
+    if model.parts.labels:
+        raise ValueError(f"{model.name} scores {model.parts.labels} labels, not tokens, so it writes no text")
+
+
+def write_on(model: Model, batch_BT: Tensor, how: Sampling) -> list[list[int]]:
+    """Token ids behind each prompt of a batch of one length, end tokens and what follows them included.
+
+    Draws come from PyTorch's own generator.
+    """
+    if isinstance(model.hf, GenerationMixin):
+        return _by_itself(model, batch_BT, how)
+    return _step_by_step(model, batch_BT, how)
+
+
+def _by_itself(model: Model, batch: Tensor, how: Sampling) -> list[list[int]]:
+    """By the model's own generation, without the checkpoint's sampling settings."""
     own = model.hf.generation_config
+    drawn = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.sample else {}
     greedy = GenerationConfig(
-        max_new_tokens=limit,
-        do_sample=False,
+        max_new_tokens=how.tokens,
+        do_sample=how.sample,
+        use_cache=how.cache,
+        **drawn,
         num_beams=1,
         pad_token_id=_pad(model),
         eos_token_id=own.eos_token_id,
@@ -255,14 +297,22 @@ def _with_cache(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
     return [row[start:] for row in out]
 
 
-def _step_by_step(model: Model, batch: Tensor, limit: int) -> list[list[int]]:
+def _step_by_step(model: Model, batch: Tensor, how: Sampling) -> list[list[int]]:
     """The same for a model that cannot generate: one whole forward for every token."""
     start = batch.shape[1]
     with torch.no_grad():
-        for _ in range(limit):
-            following = model.run(input_ids=batch).logits[:, -1].argmax(-1)
+        for _ in range(how.tokens):
+            logits_BV = model.run(input_ids=batch).logits[:, -1]
+            following = _drawn(logits_BV, how) if how.sample else logits_BV.argmax(-1)
             batch = torch.cat([batch, following[:, None]], dim=1)
     return batch[:, start:].tolist()
+
+
+def _drawn(logits_BV: Tensor, how: Sampling) -> Tensor:
+    """A token for each row, among the most likely ones that have the share together."""
+    share_BV, order_BV = (logits_BV.float() / how.temperature).softmax(-1).sort(descending=True)
+    share_BV = share_BV.masked_fill(share_BV.cumsum(-1) - share_BV >= how.top_p, 0.0)
+    return order_BV.gather(-1, torch.multinomial(share_BV, 1))[:, 0]
 
 
 def _pad(model: Model) -> int:
@@ -276,7 +326,8 @@ def _ends(model: Model) -> list[int]:
     return [end] if isinstance(end, int) else list(end or [])
 
 
-def _until_end(model: Model, ids: list[int]) -> list[int]:
+def until_end(model: Model, ids: list[int]) -> list[int]:
+    """What was written up to the end token, which is kept where nothing stands before it."""
     ends = set(_ends(model))
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     return ids[:stop] or ids[:1]

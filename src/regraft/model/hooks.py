@@ -16,22 +16,28 @@ from regraft.model.parts import Block
 from regraft.model.sites import Tap, addition
 
 Change = Callable[[Tensor], Tensor]
+Shape = tuple[int, int] | Callable[[Tensor], tuple[int, int]]
+"""(R, T) of what is tapped, or what tells it of the tensor at hand."""
 
 
 @contextmanager
-def writing(tap: Tap, change: Change, shape: tuple[int, int]) -> Iterator[None]:
+def writing(tap: Tap, change: Change, shape: Shape) -> Iterator[None]:
     """While inside, pass the tapped activation through `change`, which sees it as (R, T, W)."""
 
     def changed(tensor: Tensor) -> Tensor:
-        given = tensor.reshape(*shape, tensor.shape[-1])
+        given = tensor.reshape(*(shape(tensor) if callable(shape) else shape), tensor.shape[-1])
         if tap.factor == 1.0:
             return change(given).reshape(tensor.shape)
         scaled = tap.factor * given
         wanted = change(scaled)
         return given.where(wanted == scaled, wanted / tap.factor).reshape(tensor.shape)
 
-    def before(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (changed(args[0]), *args[1:])
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (changed(args[0]), *args[1:]), kwargs
+        tensor = main_tensor(kwargs)
+        assert tensor is not None
+        return args, with_main_tensor(kwargs, changed(tensor))
 
     def after(module: Any, args: tuple[Any, ...], outcome: Any) -> Any:
         tensor = main_tensor(outcome)
@@ -39,7 +45,7 @@ def writing(tap: Tap, change: Change, shape: tuple[int, int]) -> Iterator[None]:
         return with_main_tensor(outcome, changed(tensor))
 
     hook = (
-        tap.module.register_forward_pre_hook(before)
+        tap.module.register_forward_pre_hook(before, with_kwargs=True)
         if tap.side == "input"
         else tap.module.register_forward_hook(after)
     )

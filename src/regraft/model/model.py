@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.checkpoint.locate import weights_digest
+from regraft.core.later import later
 from regraft.core.structure import Path
 from regraft.core.tolerance import rounding
 from regraft.model.block_call import text_config, without_cache
@@ -298,6 +299,16 @@ class Model:
         """One forward pass of the Hugging Face model, in evaluation mode and without a cache."""
         with self.held():
             return self.hf(**inputs, **without_cache(self.hf))
+
+    def changed(self, variant: Any) -> AbstractContextManager[Model]:
+        """While inside, the live model takes a route and passes through edits, whoever runs it; see
+        `regraft.export.changed_model.changed`."""
+        return later("changed")(self, variant)
+
+    def generate(self, prompts: Any, **options: Any) -> Any:
+        """Write on behind prompts, under edits and along a route; see
+        `regraft.export.changed_model.generate`."""
+        return later("generate")(self, prompts, **options)
 
     def packed_layers(self, now: tuple[Any, ...]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
         """The packed layers, packed anew where a weight has changed since; `now` is the fingerprint as it

@@ -62,6 +62,11 @@ def edit_positions(edit: Edit, lengths: Sequence[int]) -> list[list[int]] | None
     wanted = listed(edit.position)
     if wanted is None:
         return None
+    if isinstance(edit.position, str):
+        raise ValueError(
+            f"position {edit.position!r} of the edit at {edit.site} is one of text that is being written"
+            " (model.generate, model.changed): in a recording, give numbers"
+        )
     if any(isinstance(position, (bool, np.bool_)) for position in wanted):
         raise ValueError(
             f"the position of the edit at {edit.site} is a mask: give the numbers of its positions, for"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from numbers import Integral
 from typing import Any
 
@@ -15,7 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Position = int | Sequence[int] | None
+Position = int | Sequence[int] | str | None
+PROMPT, NEW = "prompt", "new"
+"""Positions of an edit while text is written: those of the prompt, and those of what is written behind it."""
+MOST_STOPS = 10_000
+"""Calls on a route, more than any model has blocks: an iterator that goes on beyond them does not end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +28,7 @@ class Edit:
     """A change of the activation at `site`, at all positions (None), one, or several.
 
     A negative position counts from the end of each prompt. Positions are numbers; a mask of booleans is
-    refused.
+    refused. While text is written, `"prompt"` and `"new"` mean all tokens of either.
     """
 
     site: str
@@ -136,6 +141,52 @@ class Scale(Edit):
 
 
 @dataclass(frozen=True, eq=False)
+class Apply(Edit):
+    """Pass the activation through a function of one's own, from (..., W) to (..., W).
+
+    The function sees the edited positions alone, of one run, in any number; it answers for each position by
+    itself. (Where rows carry only what an edit can change, there is nothing else to see.)
+
+    >>> spliced = Apply("5.resid_post", lambda x: sae.decode(sae.encode(x)))
+    """
+
+    function: Callable[[Tensor], Tensor] | None = None
+
+    def __init__(self, site: str, function: Callable[[Tensor], Tensor], position: Position = None):
+        if not callable(function):
+            raise ValueError(
+                f"Apply({site!r}, ...) takes a function of the activation, not a {type(function).__name__}"
+            )
+        object.__setattr__(self, "site", site)
+        object.__setattr__(self, "function", function)
+        object.__setattr__(self, "position", position)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("Apply", self.site, id(self.function), _plain(self.position))
+
+    def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        assert self.function is not None
+        found = self.function(old_BkW.clone())
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        if shape != tuple(old_BkW.shape):
+            raise ValueError(
+                f"the function {name} of the edit at {self.site} returned {shape} for an activation of"
+                f" {tuple(old_BkW.shape)}: it must return the same shape"
+            )
+        if not bool(found.isfinite().all()):
+            raise ValueError(
+                f"the function {name} of the edit at {self.site} returned numbers that are not finite"
+            )
+        return found.to(old_BkW)
+
+    def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
+        assert value_BkW is not None
+        return value_BkW
+
+
+@dataclass(frozen=True, eq=False)
 class Noise(Edit):
     """Add Gaussian noise whose standard deviation is `scale` times the activation's root mean square at each
     position."""
@@ -165,12 +216,12 @@ class Noise(Edit):
 
 def listed(position: Any) -> list[Any] | None:
     """The positions of an edit one by one, as plain numbers where they come from a tensor or an array; None
-    for all."""
+    for all. A word is one position, which no recording has."""
     if isinstance(position, (Tensor, np.ndarray)):
         position = position.tolist()
     if position is None:
         return None
-    return list(position) if isinstance(position, Iterable) else [position]
+    return list(position) if isinstance(position, Iterable) and not isinstance(position, str) else [position]
 
 
 def _plain(position: Position) -> Any:
@@ -201,8 +252,17 @@ class Route:
 
     @classmethod
     def order(cls, blocks: Iterable[int]) -> Route:
-        """Blocks in the given order; any may be missing or come again."""
-        return cls(tuple(Stop(block) for block in blocks))
+        """Blocks in the given order; any may be missing or come again.
+
+        Raises:
+            ValueError: it does not end.
+        """
+        stops = tuple(Stop(block) for block in islice(blocks, MOST_STOPS + 1))
+        if len(stops) > MOST_STOPS:
+            raise ValueError(
+                f"this route goes on behind {MOST_STOPS:,} blocks and may never end: give a list of blocks"
+            )
+        return cls(stops)
 
     @classmethod
     def skip(cls, count: int, skipped: Iterable[int]) -> Route:

@@ -1,0 +1,278 @@
+"""Edits on the live model, whoever runs it: its own generation, another library, a plain forward.
+
+A sweep knows every position of a recording; here a call tells by its mask and its cache where its columns
+stand. Shapes: B prompts, T columns of one call, c of them at a tap, k positions of an edit, W features.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from regraft.model.block_call import split_call
+from regraft.model.hooks import writing
+from regraft.model.model import Model
+from regraft.model.parts import Block
+from regraft.model.sites import SiteError, Tap, addition
+from regraft.sweeps.batch_layout import edit_positions
+from regraft.sweeps.variants import NEW, PROMPT, Edit, Noise
+
+Copies = Mapping[nn.Module, Sequence[nn.Module]]
+"""For each module of a block that runs elsewhere, or several times, what runs in its place."""
+
+
+class Place:
+    """Where the columns of the call at hand stand in each prompt's text: position 0 is its first token.
+
+    The prompt is what the first call reads; what later calls add to it is new. Without a cache every call
+    reads everything again: one that begins with all that the call before it read goes on from there.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+        self.read_BT: Tensor | None = None
+        self.lengths_B = self.pads_B = torch.zeros(0, dtype=torch.long)
+        self.at_BT = torch.zeros(0, 0, dtype=torch.long)
+
+    def hears(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take in the arguments of a call."""
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        ids_BT, embeds = given.get(f"{self.prefix}input_ids"), given.get(f"{self.prefix}inputs_embeds")
+        shown = embeds if ids_BT is None else ids_BT
+        if shown is None:
+            raise ValueError(
+                f"{type(module).__name__} was called without {self.prefix}input_ids, so nothing tells which"
+                " positions an edit means"
+            )
+        rows, columns = shown.shape[:2]
+        mask = given.get(f"{self.prefix}attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= columns else None
+        past = given.get("past_key_values")
+        start = past.get_seq_length() if isinstance(past, Cache) else 0
+        start = mask.shape[1] - columns if mask is not None else start
+        if not start and not self._goes_on(ids_BT):
+            real = torch.ones(rows, columns, dtype=torch.long) if mask is None else mask.long().cpu()
+            self.pads_B, self.lengths_B = real.argmax(1), real.sum(1)
+        if not start:
+            self.read_BT = ids_BT
+        self.at_BT = torch.arange(start, start + columns) - self.pads_B[:, None]
+
+    def _goes_on(self, ids_BT: Tensor | None) -> bool:
+        before = self.read_BT
+        if ids_BT is None or before is None or ids_BT.shape[0] != before.shape[0]:
+            return False
+        count = before.shape[1]
+        return ids_BT.shape[1] > count and torch.equal(ids_BT[:, :count], before)
+
+    def wanted(self, edit: Edit) -> Tensor:
+        """Which columns an edit means, (B, T), true and false."""
+        if edit.position is None:
+            return self.at_BT >= 0
+        if isinstance(edit.position, str):
+            new = self.at_BT >= self.lengths_B[:, None]
+            return new if edit.position == NEW else (self.at_BT >= 0) & ~new
+        return (self.at_BT[:, :, None] == self.listed(edit)[:, None]).any(-1)
+
+    def listed(self, edit: Edit) -> Tensor:
+        """The positions that an edit names in each prompt, (B, k)."""
+        found = edit_positions(edit, self.lengths_B.tolist())
+        assert found is not None
+        wrong = next((p for row in found for p in row if p < 0), None)
+        if wrong is not None:
+            raise ValueError(
+                f"position {edit.position} of the edit at {edit.site} is outside the prompt of"
+                f" {int(self.lengths_B.min())} tokens"
+            )
+        return torch.tensor(found)
+
+    def spread(self, edit: Edit, value: Tensor, columns: int) -> Tensor:
+        """An edit's value for every column at hand, to be broadcast over (B, c, W).
+
+        Raises:
+            ValueError: it is neither one number or vector, nor one for each position that the edit names.
+        """
+        if value.dim() <= 1:
+            return value
+        named = None if edit.position is None or isinstance(edit.position, str) else self.listed(edit)
+        rows = len(self.lengths_B)
+        value = value[None] if value.dim() == 2 else value
+        if named is None or value.shape[1] not in (1, named.shape[1]) or value.shape[0] not in (1, rows):
+            count = "" if named is None else f", or ({named.shape[1]}, width) for its positions"
+            raise ValueError(
+                f"the value of the edit at {edit.site} has shape {tuple(value.shape)}: while text is written,"
+                f" give (width,){count}"
+            )
+        value = value.expand(rows, named.shape[1], -1)
+        which = (self.at_BT[:, -columns:, None] == named[:, None]).long().argmax(-1)
+        return value[torch.arange(rows)[:, None], which.to(value.device)]
+
+
+def changer(edit: Edit, place: Place, features: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """What an edit makes of an activation (B, c, W): as it was, but for the columns and features that it
+    means."""
+
+    def change(x_BcW: Tensor) -> Tensor:
+        columns = x_BcW.shape[1]
+        wanted_Bc = place.wanted(edit)[:, -columns:]
+        if not bool(wanted_Bc.any()):
+            return x_BcW
+        old = x_BcW if features is None else x_BcW[..., features.to(x_BcW.device)]
+        operand = edit.operand(old, lambda value: _as_wide(edit, place.spread(edit, value, columns), old))
+        new = edit.change(old, operand).to(old.dtype)
+        kept = old.where(~wanted_Bc[..., None].to(old.device), new)
+        if features is None:
+            return kept
+        return x_BcW.index_copy(-1, features.to(x_BcW.device), kept)
+
+    return change
+
+
+def _as_wide(edit: Edit, value: Tensor, old_BcW: Tensor) -> Tensor:
+    if value.dim() and value.shape[-1] not in (1, old_BcW.shape[-1]):
+        raise ValueError(
+            f"the value of the edit at {edit.site} is {value.shape[-1]} wide, the activation"
+            f" {old_BcW.shape[-1]}"
+        )
+    return value
+
+
+@contextmanager
+def live_edits(model: Model, edits: Sequence[Edit], copies: Copies | None = None) -> Iterator[None]:
+    """While inside, every run of the live model passes through the edits, at prompts and at new tokens.
+
+    Args:
+        model: the model; it is held.
+        edits: what to change; `position` counts over the prompt and what is written behind it.
+        copies: what runs in the place of a block's modules, where a route has put something there.
+
+    Raises:
+        ValueError: a site that no run passes, or that cannot be written.
+    """
+    check_live(model, edits)
+    with model.held(), ExitStack() as hooks:
+        places = _places(model, hooks)
+        for edit in edits:
+            for enter in _entered(model, edit, places, copies or {}):
+                hooks.enter_context(enter)
+        yield
+
+
+def check_live(model: Model, edits: Sequence[Edit]) -> None:
+    """Make sure that every edit can be made while the model runs by itself.
+
+    Raises:
+        SiteError: the site does not exist here, or is read only.
+        ValueError: noise, which would be another in every call.
+    """
+    for edit in edits:
+        if model.site(edit.site).name == "pattern":
+            raise SiteError(f"{edit.site} can be read but not edited: the model mixes values before")
+        if isinstance(edit, Noise):
+            raise ValueError(
+                f"the noise at {edit.site} would be drawn anew in every call: draw it once and add it with"
+                " Add(site, value)"
+            )
+        if isinstance(edit.position, str) and edit.position not in (PROMPT, NEW):
+            raise ValueError(
+                f"position {edit.position!r} of the edit at {edit.site} is not known: {PROMPT!r}, {NEW!r},"
+                " numbers, or none for all"
+            )
+
+
+def _places(model: Model, hooks: ExitStack) -> list[Place]:
+    """For each stack, where its columns stand: hooked to what is given their ids."""
+    stacks = model.parts.stacks
+    places = [Place() for _ in stacks]
+    listeners: list[nn.Module] = [model.hf]
+    if len(stacks) == 2:
+        places[1].prefix = "decoder_"
+        listeners = [stacks[0].owner, model.hf]
+    for listener, place in zip(listeners, places, strict=True):
+        handle = listener.register_forward_pre_hook(_hearing(place), with_kwargs=True)
+        hooks.callback(handle.remove)
+    return places
+
+
+def _hearing(place: Place) -> Callable[..., None]:
+    return lambda module, args, kwargs: place.hears(module, args, kwargs)
+
+
+def _entered(model: Model, edit: Edit, places: list[Place], copies: Copies) -> Iterator[Any]:
+    """The hooks of one edit: one for each place where its block runs."""
+    site = model.site(edit.site)
+    if site.block is None:
+        whole = {
+            "embed": model.parts.embedding,
+            "final_norm": model.parts.final_norm,
+            "logits": model.parts.head,
+        }[site.name]
+        assert whole is not None
+        place = places[0] if site.name == "embed" else places[-1]
+        yield _writing(Tap(whole, "output"), changer(edit, place), place)
+        return
+    stack = next(i for i, s in enumerate(model.parts.stacks) if s.first <= site.block < s.stop)
+    block, place = model.blocks[site.block], places[stack]
+    for number in range(len(copies.get(block.module, [block.module]))):
+
+        def here(module: nn.Module, number: int = number) -> nn.Module:
+            return copies[module][number] if module in copies else module
+
+        if site.name == "resid_mid":
+            yield _writing_middle(block, changer(edit, place), place, here)
+        else:
+            tap = model.taps[site]
+            moved = Tap(here(tap.module), tap.side, tap.features, tap.heads, tap.factor)
+            yield _writing(moved, changer(edit, place, tap.features), place)
+
+
+def _writing(tap: Tap, change: Callable[[Tensor], Tensor], place: Place) -> Any:
+    """Hooks that work at any length of call."""
+
+    def shape(tensor: Tensor) -> tuple[int, int]:
+        rows, columns = place.at_BT.shape
+        return (tensor.shape[0], tensor.shape[1]) if tensor.dim() == 3 else (rows, columns)
+
+    return writing(tap, change, shape)
+
+
+@contextmanager
+def _writing_middle(
+    block: Block, change: Callable[[Tensor], Tensor], place: Place, here: Callable[[nn.Module], nn.Module]
+) -> Iterator[None]:
+    """The stream between the last branch before the MLP and the MLP, by what that branch adds."""
+    *earlier, before, _ = block.branches
+    if before.sum_norm is not None:
+        with _writing(Tap(here(before.sum_norm), "output"), change, place):
+            yield
+        return
+    base: list[Tensor] = []
+
+    def enters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        base[:] = [split_call(args, kwargs)[1]]
+
+    def adds(x_BTD: Tensor) -> Tensor:
+        base[0] = base[0] + x_BTD
+        return x_BTD
+
+    def steer(out_BTD: Tensor) -> Tensor:
+        middle = base[0] + out_BTD
+        wanted = change(middle)
+        return out_BTD.where((wanted == middle).all(-1, keepdim=True), wanted - base[0])
+
+    handle = here(block.module).register_forward_pre_hook(enters, with_kwargs=True)
+    try:
+        with ExitStack() as hooks:
+            for branch, then in [*((b, adds) for b in earlier), (before, steer)]:
+                tap = addition(branch)
+                moved = Tap(here(tap.module), tap.side, tap.features, tap.heads, tap.factor)
+                hooks.enter_context(_writing(moved, then, place))
+            yield
+    finally:
+        handle.remove()
