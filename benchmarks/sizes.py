@@ -15,6 +15,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from regraft.modules.tree_start import from_states
 from regraft.modules.trees import by_scores, two_means
 
 VOCABULARY, WIDTH, STATES, BEST = 151_643, 1024, 4000, 50
+TOKENS, LENGTH = 1_000_000, 125
 PROMPTS = [" ".join(map(str, range(start, start + 24))) for start in range(5, 45, 5)]
 
 
@@ -93,6 +95,17 @@ def packed() -> dict[str, float]:
     """Eight bits by torchao, a block at a time; some 0.1 GiB are the library itself."""
     model = random_model(12, 1024, 3072)
     return experiment("quantizers", model, methods=["torchao int8"], prompts=PROMPTS, tokens=4)
+
+
+def many_activations() -> dict[str, float]:
+    """The stream behind the middle block at a million tokens, to a folder."""
+    model = load("specimen:qwen3", pack=False)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, model.vocabulary, (TOKENS // LENGTH, LENGTH), generator=draw)
+    middle = f"{len(model.blocks) // 2}.resid_post"
+    with tempfile.TemporaryDirectory() as folder:
+        most, seconds = over(lambda: model.activations(ids, middle, out=Path(folder) / "made"))
+    return {"tokens": ids.numel(), "width": model.width, "over_model_gib": most / 2**30, "seconds": seconds}
 
 
 def random_head() -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,6 +174,7 @@ CASES = {
     "shuffle by weights": shuffle,
     "quantizers, RTN 4 bits": rounding,
     "quantizers, torchao int8": packed,
+    "activations, 1,000,000 tokens": many_activations,
     "head build and top 50, V 151,643, D 1,024": head_build,
 }
 

@@ -136,7 +136,7 @@ def test_layers_with_a_forward_of_their_own_are_not_packed():
 def test_several_metrics_of_one_kind():
     model = opened("llama")
     result = sweep(recorded(model, 8), [], [probability(7), probability(9), rank(7)])
-    assert set(result.clean) == {"probability_1", "probability_2", "rank"}
+    assert set(result.clean) == {"probability(7)", "probability(9)", "rank"}
 
 
 def test_an_empty_completion_scores_nothing():

@@ -260,15 +260,19 @@ def test_pairs_of_several_metrics_are_read_once_and_averaged_by_prompt():
         assert torch.equal(suffix[:, at], streams[:, b, t - 2] if t >= 2 else clean[b, t].expand(3, -1))
 
 
-def test_metrics_of_one_kind_are_numbered():
+def test_metrics_of_one_kind_bear_their_targets_or_a_number():
     recording = faked(numbers(5, 9))
     chosen = [
         metrics.resolved(m, recording)
         for m in (metrics.token_logit(1), metrics.rank(2), metrics.token_logit(3))
     ]
     told = _told_apart(chosen)
-    assert [m.name for m in told] == ["logit_1", "rank", "logit_2"]
+    assert [m.name for m in told] == ["logit(1)", "rank", "logit(3)"]
     assert [m.token for m in told] == [1, 2, 3]
+    twice = _told_apart([metrics.resolved(metrics.token_logit(1), recording)] * 2)
+    assert [m.name for m in twice] == ["logit_1", "logit_2"]
+    at = [metrics.resolved(metrics.token_logit(1, position=p), recording) for p in (0, 1)]
+    assert [m.name for m in _told_apart(at)] == ["logit(1, position=0)", "logit(1, position=1)"]
 
 
 def test_means_are_weighted_by_positions_and_results_joined():
@@ -330,7 +334,8 @@ def test_edits_behind_the_last_block_are_made_where_a_metric_reads():
     found = sweep(recording, variants, [metrics.token_logit(7, position=place) for place in (None, 0, 2, 1)])
     clean = recording["logits"][..., 7]
     head = model.parts.head.weight.detach()[7]
-    last, first, second, other = (found.values[f"logit_{i}"] for i in (1, 2, 3, 4))
+    at = ("logit(7)", *(f"logit(7, position={place})" for place in (0, 2, 1)))
+    last, first, second, other = (found.values[name] for name in at)
     close = torch.testing.assert_close
     close(last[0], torch.stack([clean[0, 5], value[1, 3, 7]]))
     close(other[0], value[:, 1, 7])

@@ -12,10 +12,10 @@ import torch
 
 import naive
 from regraft.core.registry import experiments
-from regraft.experiments.intervene.attribution import gradients
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.figures.patch_figures import patch_finding
+from regraft.sweeps.metrics import logit_difference
 from regraft.sweeps.variants import Replace, Variant
 from small import ids, opened
 
@@ -144,7 +144,7 @@ def test_gradients_against_differences(name, site):
     recording = model.record(CLEAN)
     stack = model.parts.stacks[0]
     address = f"{stack.blocks[1].address}.{site}"
-    slope = gradients(recording, [address], (7, 9), None)[address]
+    slope = recording.gradients(logit_difference(7, 9), address)[address].flatten(2)[0]
     value = recording[address].flatten(2)
     assert slope.shape == value.shape[1:]
     change = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) * value.std() * 1e-2

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from regraft.export.graft_folder import make_embedding as make_embedding
     from regraft.export.graft_folder import swaps_of as swaps_of
     from regraft.export.grafted_model import write_grafted as write_grafted
+    from regraft.jobs.activations_job import activations as activations
     from regraft.jobs.graft_jobs import bake_embedding as bake_embedding
     from regraft.jobs.graft_jobs import evaluate_grafts as evaluate_grafts
     from regraft.jobs.graft_jobs import export_grafts as export_grafts
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from regraft.modules.tree_head import TreeHead as TreeHead
     from regraft.modules.tree_head import tree_head as tree_head
     from regraft.reference.verify import rebuild as rebuild
+    from regraft.sweeps.gradients import gradients as gradients
     from regraft.sweeps.metrics import kl_to_clean as kl_to_clean
     from regraft.sweeps.metrics import log_probability as log_probability
     from regraft.sweeps.metrics import logit_difference as logit_difference
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from regraft.sweeps.metrics import stream_distance as stream_distance
     from regraft.sweeps.metrics import token_logit as token_logit
     from regraft.sweeps.metrics import top1_agreement as top1_agreement
+    from regraft.sweeps.own_metrics import metric as metric
     from regraft.sweeps.sweep import sweep as sweep
     from regraft.sweeps.variants import Add as Add
     from regraft.sweeps.variants import Apply as Apply
@@ -104,6 +107,8 @@ _HOMES = {
         "token_logit",
         "top1_agreement",
     ),
+    "sweeps.own_metrics": ("metric",),
+    "sweeps.gradients": ("gradients",),
     "modules.byte_embedding": ("ByteConfig", "ByteEmbedding"),
     "modules.tree_head": ("TreeHead", "tree_head"),
     "export.graft_folder": ("attach", "make_embedding", "swaps_of"),
@@ -111,6 +116,7 @@ _HOMES = {
     "export.changed_model": ("Generated", "changed", "generate"),
     "export.grafted_model": ("write_grafted",),
     "training.trainer": ("TrainingPlan",),
+    "jobs.activations_job": ("activations",),
     "jobs.graft_jobs": ("bake_embedding", "evaluate_grafts", "export_grafts", "fit_embedding"),
     "jobs.head_jobs": ("Build", "build_head", "fit_head"),
     "jobs.tokenizer_jobs": ("compare_tokenizers", "train_tokenizer"),
@@ -146,6 +152,7 @@ __all__ = [
     "Zero",
     "__version__",  # pyright: ignore[reportUnsupportedDunderAll]
     "ablate",
+    "activations",
     "attach",
     "bake_embedding",
     "build_head",
@@ -160,6 +167,7 @@ __all__ = [
     "fit_head",
     "generate",
     "geometry",
+    "gradients",
     "inspect",
     "inspect_headers",
     "kl_to_clean",
@@ -171,6 +179,7 @@ __all__ = [
     "logit_difference",
     "loss",
     "make_embedding",
+    "metric",
     "neurons",
     "noise",
     "patch",

@@ -12,6 +12,8 @@ from typing import Any
 METHODS = {
     "generate": "export.changed_model",
     "changed": "export.changed_model",
+    "activations": "jobs.activations_job",
+    "gradients": "sweeps.gradients",
 }
 """Every such method and the module in `regraft` that has the function of its name."""
 

@@ -23,7 +23,7 @@ from regraft.export.live_route import live_route
 from regraft.model.block_call import CANNOT
 from regraft.model.inputs import rows_of
 from regraft.model.model import Model
-from regraft.sweeps.live_edits import check_live, live_edits
+from regraft.sweeps.live_edits import Copies, check_live, live_edits
 from regraft.sweeps.variants import Edit, Route, Variant, listed, variants_of, whole_number
 
 
@@ -43,12 +43,23 @@ def changed(model: Model, variant: Variant | Edit | Route | Sequence[Edit]) -> I
     Raises:
         ValueError: a site that a run does not pass, or a route that this model cannot run by itself.
     """
+    with changed_copies(model, variant):
+        yield model
+
+
+@contextmanager
+def changed_copies(model: Model, variant: Variant | Edit | Route | Sequence[Edit] | None) -> Iterator[Copies]:
+    """The same; yields what runs in the place of each module that a route has moved."""
+    if variant is None:
+        with model.held():
+            yield {}
+        return
     (wanted,) = variants_of(variant) if isinstance(variant, (Variant, Edit, Route)) else [Variant(variant)]
     _check_passed(model, wanted)
     with model.held(), ExitStack() as stack:
         copies = stack.enter_context(live_route(model, wanted.route)) if wanted.route else {}
         stack.enter_context(live_edits(model, wanted.edits, copies))
-        yield model
+        yield copies
 
 
 @dataclass(frozen=True)

@@ -305,6 +305,11 @@ class Model:
         `regraft.export.changed_model.changed`."""
         return later("changed")(self, variant)
 
+    def activations(self, prompts: Any, sites: Any, **options: Any) -> Any:
+        """Activations of many prompts at sites, in memory or in a folder; see
+        `regraft.jobs.activations_job.activations`."""
+        return later("activations")(self, prompts, sites, **options)
+
     def generate(self, prompts: Any, **options: Any) -> Any:
         """Write on behind prompts, under edits and along a route; see
         `regraft.export.changed_model.generate`."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from regraft.core.later import later
 from regraft.core.structure import Path, from_prompts
 from regraft.model.block_call import (
     Captured,
@@ -118,6 +119,10 @@ class Recording:
     def _lengths_at(self, address: str) -> tuple[int, ...]:
         block = parse_site(address, self.model.parts).block
         return self.lengths_of(len(self.model.blocks) - 1 if block is None else block)
+
+    def gradients(self, metric: Any, sites: Any) -> dict[str, Tensor]:
+        """Gradient of a metric with respect to activations; see `regraft.sweeps.gradients.gradients`."""
+        return later("gradients")(self, metric, sites)
 
     def still_holds(self, whole: bool = False) -> None:
         """Make sure that the model is the one that was recorded, by a glance or by all of its bytes.
@@ -291,15 +296,8 @@ def record(
         raise ValueError(
             f"{' and '.join(given.extra)} are known for the prompts only: write completions into the prompts"
         )
-    if model.two_stacks:
-        inputs, ids_BT, mask_BT, first = _two_stack_inputs(model, sources, follow)
-    else:
-        joined = [source + rest for source, rest in zip(sources, follow, strict=True)]
-        ids_BT, mask_BT = _padded(joined, model)
-        inputs = {"input_ids": ids_BT}
-        if not bool(mask_BT.all()):
-            inputs["attention_mask"] = mask_BT.long()
-        first = [1 if completions is None else len(source) for source in sources]
+    inputs, ids_BT, mask_BT = batch_inputs(model, sources, follow)
+    first = [1 if completions is None or model.two_stacks else len(source) for source in sources]
     inputs |= {name: _padded(rows, model, fill=0)[0] for name, rows in given.extra.items()}
     wanted = _which_count(scored, mask_BT, first)
     with model.held():
@@ -310,6 +308,18 @@ def record(
         )
     _refuse_nonfinite(made)
     return made
+
+
+def batch_inputs(
+    model: Model, sources: list[list[int]], follow: list[list[int]]
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What the model is given for a batch of prompts with what follows each; and the ids and the mask (B, T)
+    of the stack that makes the logits."""
+    if model.two_stacks:
+        return _two_stack_inputs(model, sources, follow)
+    ids_BT, mask_BT = _padded([source + rest for source, rest in zip(sources, follow, strict=True)], model)
+    padded = {} if bool(mask_BT.all()) else {"attention_mask": mask_BT.long()}
+    return {"input_ids": ids_BT, **padded}, ids_BT, mask_BT
 
 
 def _captured(model: Model, inputs: dict[str, Tensor], length: int) -> Captured:
@@ -374,7 +384,7 @@ def _two_stack_inputs(model: Model, sources: list[list[int]], follow: list[list[
         inputs["attention_mask"] = encoder_mask.long()
     if not bool(mask_BT.all()):
         inputs["decoder_attention_mask"] = mask_BT.long()
-    return inputs, ids_BT, mask_BT, [1] * len(sources)
+    return inputs, ids_BT, mask_BT
 
 
 def _padded(rows: list[list[int]], model: Model, fill: int | None = None) -> tuple[Tensor, Tensor]:

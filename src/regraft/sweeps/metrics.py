@@ -8,7 +8,7 @@ c logits of one chunk, V vocabulary, B prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -26,7 +26,8 @@ def measured_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _full(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
+    """In the type that numbers are measured in."""
     return tensor.to(measured_type(tensor.dtype))
 
 
@@ -42,6 +43,8 @@ class Metric:
     name: str
     unit: str
     larger_is_better: bool = True
+    label: str = field(default="", kw_only=True)
+    """What tells it from another of its name: the targets, as they were written."""
 
     @property
     def reads(self) -> Literal["logits", "stream"]:
@@ -73,11 +76,13 @@ class Loss(Metric):
         prompt, position = self.pairs(recording)
         shift = 1 if recording.model.causal else 0
         target = recording.ids_BT[prompt, position + shift][pair_c]
-        return cross_entropy(_full(logits_cV), target, reduction="none")
+        return cross_entropy(full(logits_cV), target, reduction="none")
 
 
 @dataclass(frozen=True)
-class _AtPosition(Metric):
+class AtPosition(Metric):
+    """A metric of one position of each prompt, by default the last."""
+
     position: int | None = None
 
     def pairs(self, recording: Recording) -> tuple[Tensor, Tensor]:
@@ -93,59 +98,79 @@ class _AtPosition(Metric):
 
 
 @dataclass(frozen=True)
-class LogitDifference(_AtPosition):
+class LogitDifference(AtPosition):
     """Logit of one token minus logit of another."""
 
     tokens: tuple[int, int] = (0, 0)
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        return _full(logits_cV[:, self.tokens[0]]) - _full(logits_cV[:, self.tokens[1]])
+        return full(logits_cV[:, self.tokens[0]]) - full(logits_cV[:, self.tokens[1]])
 
 
 @dataclass(frozen=True)
-class TokenLogit(_AtPosition):
+class TokenLogit(AtPosition):
     """Logit of a token."""
 
     token: int = 0
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        return _full(logits_cV[:, self.token])
+        return full(logits_cV[:, self.token])
 
 
 @dataclass(frozen=True)
-class Probability(_AtPosition):
+class Probability(AtPosition):
     """Probability of a token."""
 
     token: int = 0
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        return log_softmax(_full(logits_cV), -1)[:, self.token].exp()
+        return log_softmax(full(logits_cV), -1)[:, self.token].exp()
 
 
 @dataclass(frozen=True)
-class LogProbability(_AtPosition):
+class LogProbability(AtPosition):
     """Logarithm of a token's probability, in nats."""
 
     token: int = 0
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        return log_softmax(_full(logits_cV), -1)[:, self.token]
+        return log_softmax(full(logits_cV), -1)[:, self.token]
 
 
 @dataclass(frozen=True)
-class Rank(_AtPosition):
+class CompletionLogProbability(Metric):
+    """Logarithm of the probability of several tokens one after the other, in nats: the sum along the recorded
+    completion, which begins with them."""
+
+    tokens: tuple[int, ...] = ()
+
+    def pairs(self, recording: Recording) -> tuple[Tensor, Tensor]:
+        count, begins_B = len(self.tokens), recording.scored_BT.long().argmax(1)
+        rows = torch.arange(recording.prompts, device=begins_B.device).repeat_interleave(count)
+        steps = torch.arange(count, device=begins_B.device)
+        return rows, (begins_B[:, None] + steps - 1).flatten()
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        tokens = torch.tensor(self.tokens, device=logits_cV.device)[pair_c % len(self.tokens)]
+        own = log_softmax(full(logits_cV), -1).gather(-1, tokens[:, None])[:, 0]
+        # A prompt's value is the mean over its positions, so that each counts for all.
+        return own * len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Rank(AtPosition):
     """Rank of a token: how many tokens have a larger logit (0 is the first)."""
 
     token: int = 0
     larger_is_better: bool = False
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        logits = _full(logits_cV)
+        logits = full(logits_cV)
         return (logits > logits[:, self.token, None]).sum(-1).float()
 
 
 @dataclass(frozen=True)
-class _AgainstClean(_AtPosition):
+class _AgainstClean(AtPosition):
     """Reads every predicted position, or the last one where the recording scores none."""
 
     def pairs(self, recording: Recording) -> tuple[Tensor, Tensor]:
@@ -162,7 +187,7 @@ class KLToClean(_AgainstClean):
     larger_is_better: bool = False
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        ours, theirs = log_softmax(_full(logits_cV), -1), log_softmax(_full(clean(pair_c)), -1)
+        ours, theirs = log_softmax(full(logits_cV), -1), log_softmax(full(clean(pair_c)), -1)
         return kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
 
 
@@ -186,8 +211,8 @@ class StreamDistance(_AgainstClean):
         return "stream"
 
     def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
-        theirs = _full(clean(pair_c))
-        return (_full(logits_cV) - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+        theirs = full(clean(pair_c))
+        return (full(logits_cV) - theirs).norm(dim=-1) / theirs.norm(dim=-1)
 
 
 def predicted_pairs(recording: Recording) -> tuple[Tensor, Tensor]:
@@ -245,7 +270,8 @@ def probability(token: Target, position: int | None = None) -> _Named:
 
 
 def log_probability(token: Target, position: int | None = None) -> _Named:
-    """Logarithm of a token's probability (nats)."""
+    """Logarithm of a token's probability (nats); of a text of several tokens the sum along the recorded
+    completion."""
     return _Named("log_probability", (token,), position)
 
 
@@ -279,9 +305,30 @@ class _Named:
     position: int | None = None
     larger_is_better: bool = field(default=True)
 
+    @property
+    def label(self) -> str:
+        """The kind and its targets, as they were written: `probability(' morning')`."""
+        at = [] if self.position is None else [f"position={self.position}"]
+        return f"{self.kind}({', '.join([*map(repr, self.targets), *at])})"
+
     def resolve(self, recording: Recording) -> Metric:
+        """The metric with its targets as token ids."""
+        return replace(self._resolved(recording), label=self.label)
+
+    def _resolved(self, recording: Recording) -> Metric:
         model = recording.model
-        ids = [model.single_token(t) if isinstance(t, str) else t for t in self.targets]
+        try:
+            ids = [model.single_token(t) if isinstance(t, str) else t for t in self.targets]
+        except ValueError as error:
+            if self.kind != "log_probability" or self.position is not None:
+                raise
+            pieces = tuple(model.continuation(str(self.targets[0])))
+            if not _written_first(recording, pieces):
+                raise ValueError(
+                    f"{error}, or record the prompts with this text as their completion, along which its"
+                    " tokens are summed"
+                ) from error
+            return CompletionLogProbability(self.kind, "nats", True, pieces)
         wrong = next((i for i in ids if not 0 <= i < model.vocabulary), None)
         if wrong is not None:
             raise ValueError(f"the target token id {wrong} is outside the vocabulary of {model.vocabulary}")
@@ -294,6 +341,16 @@ class _Named:
         if self.kind == "log_probability":
             return LogProbability(self.kind, "nats", True, self.position, ids[0])
         return Rank("rank", "tokens ahead", False, self.position, ids[0])
+
+
+def _written_first(recording: Recording, tokens: tuple[int, ...]) -> bool:
+    """Whether every prompt's scored tokens begin with these."""
+    begins, count = recording.scored_BT.long().argmax(1).tolist(), len(tokens)
+    spans = [(row, slice(begin, begin + count)) for row, begin in enumerate(begins)]
+    return bool(tokens) and all(
+        tuple(recording.ids_BT[where].tolist()) == tokens and bool(recording.scored_BT[where].all())
+        for where in spans
+    )
 
 
 AnyMetric = Metric | _Named

@@ -320,13 +320,16 @@ def _touches(edit: Edit, prompt: int, position: int, recording: Recording) -> bo
 
 
 def _told_apart(metrics: list[Metric]) -> list[Metric]:
-    """Metrics of one kind get a number behind their name, so that several can be measured at once."""
+    """Metrics of one kind bear their targets, or a number behind their name, so that several can be measured
+    at once."""
     names = [m.name for m in metrics]
+    labels = [m.label for m in metrics]
     seen: dict[str, int] = {}
     told = []
     for m in metrics:
         seen[m.name] = seen.get(m.name, 0) + 1
-        told.append(replace(m, name=f"{m.name}_{seen[m.name]}") if names.count(m.name) > 1 else m)
+        own = m.label if m.label and labels.count(m.label) == 1 else f"{m.name}_{seen[m.name]}"
+        told.append(replace(m, name=own) if names.count(m.name) > 1 else m)
     return told
 
 

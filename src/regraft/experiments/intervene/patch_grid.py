@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from regraft.experiments.intervene.attribution import gradients
 from regraft.model.model import Model
 from regraft.model.parts import Block, in_width
 from regraft.model.recording import Recording
 from regraft.model.sites import SiteError, parse_site
+from regraft.sweeps.gradients import gradients
+from regraft.sweeps.metrics import LogitDifference
 from regraft.sweeps.variants import Replace, Variant
 
 
@@ -94,12 +95,14 @@ class Grid:
         read: int | None,
         shape: tuple[int, ...],
     ) -> np.ndarray:
-        """Difference times gradient for every cell, in logits; NaN for a site that no gradient reaches."""
+        """Attribution patching: difference times gradient for every cell, in logits; what the patch would do,
+        to first order, from one backward pass (Nanda, 2023; Kramar et al., "AtP*", 2024). NaN where a block
+        does not have the site."""
         estimate = np.full(shape, np.nan)
         chosen = [address for address in self.addresses if address]
-        if self.site == "resid_mid" and not all(b.sum_norms for b in self.rows):
-            return estimate
-        slope = gradients(target, chosen, tokens, read)
+        difference_of_logits = LogitDifference("difference", "logits", True, read, tokens)
+        found = gradients(target, difference_of_logits, chosen)
+        slope = {address: gradient.flatten(2)[0] for address, gradient in found.items()}
         froms, here = [a for a, _ in places], [b for _, b in places]
         single = np.zeros(shape)
         for row, address in enumerate(self.addresses):
