@@ -27,7 +27,8 @@ from torch import Tensor
 from regraft.model.load import load
 from regraft.model.model import Model
 from regraft.sweeps.metrics import logit_difference
-from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Replace, Variant
 
 SEED = 20240607

@@ -151,6 +151,11 @@ def test_a_folder_is_written_whole_in_batches_that_fit(tmp_path, monkeypatch):
     assert data.attrs["weights_sha256"] == model.weights_sha256
     assert set(data.coords) == {"prompt", "position", "token_id"}
     held.clear()
+    monkeypatch.setattr(activations_job, "HELD", 1 << 28)
+    monkeypatch.setattr(activations_job, "TOKENS", 30)
+    model.activations(texts, ["1.resid_post", "2.mlp_out"])
+    assert 20 < max(held) <= 30, "tokens of a batch are bounded, too"
+    held.clear()
     again = model.activations(texts, ["1.resid_post", "2.mlp_out"], out=tmp_path / "acts")
     assert not held, "the same activations are opened, not made again"
     assert np.array_equal(again["2.mlp_out"].values, wanted["2.mlp_out"].values)

@@ -14,7 +14,8 @@ from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
 from regraft.sweeps.executor import route_logits
 from regraft.sweeps.plan import Work
 from regraft.sweeps.recorded_layout import batch_rows, live_rows
-from regraft.sweeps.sweep import SweepResult, _joined, _Pairs, _told_apart, sweep
+from regraft.sweeps.sweep import _Pairs, _told_apart, sweep
+from regraft.sweeps.sweep_result import SweepResult, joined
 from regraft.sweeps.variants import Add, Noise, Replace, Route, Scale, Stop, Variant, Zero
 from small import METRIC, opened, recorded, reference
 
@@ -275,7 +276,7 @@ def test_metrics_of_one_kind_bear_their_targets_or_a_number():
     assert [m.name for m in _told_apart(at)] == ["logit(1, position=0)", "logit(1, position=1)"]
 
 
-def test_means_are_weighted_by_positions_and_results_joined():
+def test_means_are_weighted_by_positions_and_resultsjoined():
     def part(values, clean, weights, deviation, note):
         one = {"m": torch.tensor(values)}
         return SweepResult(
@@ -287,7 +288,7 @@ def test_means_are_weighted_by_positions_and_results_joined():
     first = part([[1.0, 2.0], [5.0, 6.0]], [1.0, 3.0], [1.0, 3.0], 0.5, "a")
     assert first.mean("m").tolist() == [1.75, 5.75]
     assert first.clean_mean("m") == 2.5
-    both = _joined([first, part([[9.0], [8.0]], [7.0], [4.0], 0.1, "a")])
+    both = joined([first, part([[9.0], [8.0]], [7.0], [4.0], 0.1, "a")])
     assert both.mean("m").tolist() == [(1 + 6 + 36) / 8, (5 + 18 + 32) / 8]
     assert both.clean_mean("m") == (1 + 9 + 28) / 8
     assert both.deviation == 0.5

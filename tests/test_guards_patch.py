@@ -14,7 +14,7 @@ from regraft.experiments.intervene.patch import Cells, _dataset, _pair, patch, r
 from regraft.experiments.intervene.patch_grid import Grid
 from regraft.model.sites import SiteError
 from regraft.sweeps.plan import Work
-from regraft.sweeps.sweep import SweepResult
+from regraft.sweeps.sweep_result import SweepResult
 from small import ids, opened
 
 

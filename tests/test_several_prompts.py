@@ -26,7 +26,7 @@ from regraft.reporting.figures.component_figures import (
     push_finding,
 )
 from regraft.sweeps.plan import Work
-from regraft.sweeps.sweep import SweepResult
+from regraft.sweeps.sweep_result import SweepResult
 from small import ids, opened
 
 NAMES = ("ablate", "push", "patch", "trajectories")

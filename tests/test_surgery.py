@@ -135,7 +135,7 @@ def test_greedy_pruning_remeasures(monkeypatch):
     """Planted: two blocks are harmless alone and ruinous together; ranking single costs would remove both."""
     from regraft.experiments.intervene import knockout as module
     from regraft.sweeps.plan import Work
-    from regraft.sweeps.sweep import SweepResult
+    from regraft.sweeps.sweep_result import SweepResult
 
     def planted(model, sets, text):
         cost = {0: 5.0, 1: 0.1, 2: 0.2, 3: 0.4}

@@ -13,7 +13,8 @@ from benchmarks.peers.worker import Outcome, Peer, serve, timed
 from regraft.model.load import load
 from regraft.model.model import Model
 from regraft.sweeps.metrics import logit_difference
-from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Replace, Route, Variant, Zero
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -43,9 +44,25 @@ from regraft.jobs.checks import check_model, check_parameters, check_prompts, ch
 app = typer.Typer(
     help="Take a transformer apart, see what every part does, replace one, and prove that it still works.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"regraft {version('regraft')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say which version this is.", callback=_tell_version, is_eager=True),
+    ] = False,
+) -> None:
+    """What stands in front of every command."""
+
 
 app.add_typer(graft, name="graft")
 app.add_typer(tokenizer, name="tokenizer")

@@ -21,15 +21,15 @@ from regraft.core.files import RunFolderError, check_empty, expanded, whole_fold
 from regraft.core.progress import advance
 from regraft.core.strict_json import json_text, opened_attributes
 from regraft.export.changed_model import changed_copies
-from regraft.model.inputs import completion_rows, rows_of
+from regraft.model.inputs import batch_inputs, completion_rows, rows_of
 from regraft.model.model import Model
-from regraft.model.recording import batch_inputs
 from regraft.sweeps.live_reads import checked, live_reads, run_heard
 from regraft.sweeps.provenance import provenance
 from regraft.sweeps.variants import Edit, Route, Variant, whole_number
 
-HELD = 1 << 28
-"""Bytes of activations that a batch keeps: 256 MiB, so that what is held does not grow with the prompts."""
+HELD, TOKENS = 1 << 28, 4096
+"""Bytes of activations that a batch keeps at most, 256 MiB, and tokens that it has: what is held, and what
+the model itself needs in a run, does not grow with the prompts."""
 MARK, STORE = "activations.json", "activations.zarr"
 
 
@@ -160,14 +160,14 @@ class _Reading:
         """How many of the following prompts fit into what may be held, padded to the longest among them."""
         first = next(iter(heard.values()))
         tokens = first[..., 0].numel()
-        room = HELD // max(1, sum(t.numel() * t.element_size() for t in heard.values()) // max(tokens, 1))
+        most = HELD // max(1, sum(t.numel() * t.element_size() for t in heard.values()) // max(tokens, 1))
         lengths = [
             len(s) + len(f) for s, f in zip(self.sources[following:], self.follow[following:], strict=True)
         ]
         longest = count = 0
         for length in lengths:
             longest = max(longest, length)
-            if (count + 1) * longest > room:
+            if (count + 1) * longest > min(most, TOKENS):
                 break
             count += 1
         return max(1, count)

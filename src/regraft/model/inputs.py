@@ -283,3 +283,45 @@ def _refuse_pads(model: Model, rows: list[list[int]]) -> None:
             f"the ids hold the pad token {found}: say which are tokens with attention_mask= (as the tokenizer"
             f" returns it), or attention_mask={ALL!r} where it is meant as one"
         )
+
+
+def batch_inputs(
+    model: Model, sources: list[list[int]], follow: list[list[int]]
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What the model is given for a batch of prompts with what follows each; and the ids and the mask (B, T)
+    of the stack that makes the logits."""
+    if model.two_stacks:
+        return _two_stack_inputs(model, sources, follow)
+    ids_BT, mask_BT = padded([source + rest for source, rest in zip(sources, follow, strict=True)], model)
+    with_mask = {} if bool(mask_BT.all()) else {"attention_mask": mask_BT.long()}
+    return {"input_ids": ids_BT, **with_mask}, ids_BT, mask_BT
+
+
+def _two_stack_inputs(
+    model: Model, sources: list[list[int]], follow: list[list[int]]
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    start = getattr(model.hf.config, "decoder_start_token_id", None)
+    if start is None:
+        raise ValueError(
+            f"{model.name} does not say which token its decoder starts with (decoder_start_token_id)"
+        )
+    encoder_BS, encoder_mask = padded(sources, model)
+    ids_BT, mask_BT = padded([[start, *rest] for rest in follow], model)
+    inputs = {"input_ids": encoder_BS, "decoder_input_ids": ids_BT}
+    if not bool(encoder_mask.all()):
+        inputs["attention_mask"] = encoder_mask.long()
+    if not bool(mask_BT.all()):
+        inputs["decoder_attention_mask"] = mask_BT.long()
+    return inputs, ids_BT, mask_BT
+
+
+def padded(rows: list[list[int]], model: Model, fill: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of numbers padded on the right with the pad token, and where they are real."""
+    length = max(map(len, rows))
+    pad = getattr(text_config(model.hf.config), "pad_token_id", None) if fill is None else fill
+    pad = pad if isinstance(pad, int) and pad >= 0 else 0
+    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=model.device)
+    mask = torch.tensor(
+        [[True] * len(row) + [False] * (length - len(row)) for row in rows], device=model.device
+    )
+    return ids, mask

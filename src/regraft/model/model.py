@@ -20,6 +20,7 @@ from regraft.core.structure import Path
 from regraft.core.tolerance import rounding
 from regraft.model.block_call import text_config, without_cache
 from regraft.model.cpu_pack import packed_layer
+from regraft.model.describe import model_in_words
 from regraft.model.parts import Block, Parts, in_width, is_linear, out_width
 from regraft.model.session import Hold, fingerprint, glance, hold_of, hooks
 from regraft.model.sites import Site, SiteError, Tap, Taps, parse_site
@@ -36,7 +37,7 @@ SEAMS = ("a", ".", "\n", "1")
 SPACE_MARK = "\u2581"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Model:
     """A transformer taken apart. Made by `regraft.load`.
 
@@ -70,6 +71,9 @@ class Model:
     def __post_init__(self) -> None:
         self.opened_at = self.packed_at = self.fingerprint()
         self._hold = hold_of(self.hf)
+
+    def __repr__(self) -> str:
+        return model_in_words(self)
 
     @property
     def blocks(self) -> tuple[Block, ...]:

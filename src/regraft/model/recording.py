@@ -26,16 +26,16 @@ from regraft.model.block_call import (
     run_bridge,
     run_head,
     run_prologue,
-    text_config,
     without_cache,
 )
+from regraft.model.describe import recording_in_words
 from regraft.model.hooks import reading
-from regraft.model.inputs import completion_rows, rows_of
+from regraft.model.inputs import batch_inputs, completion_rows, padded, rows_of
 from regraft.model.model import Model
 from regraft.model.sites import SiteError, Tap, addition, parse_site
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Recording:
     """One clean run of B prompts.
 
@@ -57,6 +57,9 @@ class Recording:
     notes: list[str] = field(default_factory=list)
     proved: dict[str, bool] = field(default_factory=dict)
     _cache: dict[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return recording_in_words(self)
 
     @property
     def prompts(self) -> int:
@@ -298,7 +301,7 @@ def record(
         )
     inputs, ids_BT, mask_BT = batch_inputs(model, sources, follow)
     first = [1 if completions is None or model.two_stacks else len(source) for source in sources]
-    inputs |= {name: _padded(rows, model, fill=0)[0] for name, rows in given.extra.items()}
+    inputs |= {name: padded(rows, model, fill=0)[0] for name, rows in given.extra.items()}
     wanted = _which_count(scored, mask_BT, first)
     with model.held():
         taken = _captured(model, inputs, max(inputs["input_ids"].shape[1], ids_BT.shape[1]))
@@ -308,18 +311,6 @@ def record(
         )
     _refuse_nonfinite(made)
     return made
-
-
-def batch_inputs(
-    model: Model, sources: list[list[int]], follow: list[list[int]]
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """What the model is given for a batch of prompts with what follows each; and the ids and the mask (B, T)
-    of the stack that makes the logits."""
-    if model.two_stacks:
-        return _two_stack_inputs(model, sources, follow)
-    ids_BT, mask_BT = _padded([source + rest for source, rest in zip(sources, follow, strict=True)], model)
-    padded = {} if bool(mask_BT.all()) else {"attention_mask": mask_BT.long()}
-    return {"input_ids": ids_BT, **padded}, ids_BT, mask_BT
 
 
 def _captured(model: Model, inputs: dict[str, Tensor], length: int) -> Captured:
@@ -369,30 +360,3 @@ def _refuse_nonfinite(made: Recording) -> None:
                 f"the stream that {where} is not finite: a weight is not a number, or half precision"
                 " overflows"
             )
-
-
-def _two_stack_inputs(model: Model, sources: list[list[int]], follow: list[list[int]]):
-    start = getattr(model.hf.config, "decoder_start_token_id", None)
-    if start is None:
-        raise ValueError(
-            f"{model.name} does not say which token its decoder starts with (decoder_start_token_id)"
-        )
-    encoder_BS, encoder_mask = _padded(sources, model)
-    ids_BT, mask_BT = _padded([[start, *rest] for rest in follow], model)
-    inputs = {"input_ids": encoder_BS, "decoder_input_ids": ids_BT}
-    if not bool(encoder_mask.all()):
-        inputs["attention_mask"] = encoder_mask.long()
-    if not bool(mask_BT.all()):
-        inputs["decoder_attention_mask"] = mask_BT.long()
-    return inputs, ids_BT, mask_BT
-
-
-def _padded(rows: list[list[int]], model: Model, fill: int | None = None) -> tuple[Tensor, Tensor]:
-    length = max(map(len, rows))
-    pad = getattr(text_config(model.hf.config), "pad_token_id", None) if fill is None else fill
-    pad = pad if isinstance(pad, int) and pad >= 0 else 0
-    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor(
-        [[True] * len(row) + [False] * (length - len(row)) for row in rows], device=model.device
-    )
-    return ids, mask

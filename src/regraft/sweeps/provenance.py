@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from regraft.sweeps.plan import Work
-from regraft.sweeps.sweep import SweepResult
+from regraft.sweeps.sweep_result import SweepResult
 
 
 def sweep_attributes(*results: SweepResult) -> dict[str, Any]:

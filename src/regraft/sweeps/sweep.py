@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,40 +27,11 @@ from regraft.sweeps.executor import Replay, State
 from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of, resolved
 from regraft.sweeps.plan import Leaf, Work, make_plan
 from regraft.sweeps.recorded_layout import batch_rows, layout_of, live_rows
+from regraft.sweeps.sweep_result import SweepResult, joined
 from regraft.sweeps.variants import Add, Edit, Noise, Replace, Scale, Variant, variants_of
 
 LOGITS_AT_ONCE = 1 << 25
 """Scores that are held at once: 128 MiB in float32."""
-
-
-@dataclass
-class SweepResult:
-    """What a sweep measured.
-
-    `values[metric]` is (variants, prompts), `clean[metric]` (prompts,); `weights[metric]` (prompts,) says how
-    many positions stand behind a prompt's mean. `deviation` is the largest difference of the control row's
-    stream from the recorded one, relative to the stream's largest value, and `control[metric]` what was
-    measured on the control row.
-    """
-
-    values: dict[str, Tensor]
-    clean: dict[str, Tensor]
-    control: dict[str, Tensor]
-    weights: dict[str, Tensor]
-    units: dict[str, str]
-    work: Work
-    deviation: float = 0.0
-    notes: list[str] = field(default_factory=list)
-
-    def mean(self, metric: str) -> Tensor:
-        """Mean over prompts, each weighted by its positions: (variants,)."""
-        weight = self.weights[metric]
-        return (self.values[metric] * weight).sum(1) / weight.sum()
-
-    def clean_mean(self, metric: str) -> float:
-        """The clean run's mean over prompts."""
-        weight = self.weights[metric]
-        return float((self.clean[metric] * weight).sum() / weight.sum())
 
 
 def sweep(
@@ -94,22 +65,7 @@ def sweep(
     with plain_numbers():
         for number, one in enumerate(recordings):
             parts.append(_Sweep(one, variants, metrics, exact, (number, len(recordings))).run())
-    return parts[0] if len(parts) == 1 else _joined(parts)
-
-
-def _joined(parts: list[SweepResult]) -> SweepResult:
-    first = parts[0]
-    work = Work.joined([part.work for part in parts])
-    return SweepResult(
-        {name: torch.cat([p.values[name] for p in parts], dim=1) for name in first.values},
-        {name: torch.cat([p.clean[name] for p in parts]) for name in first.clean},
-        {name: torch.cat([p.control[name] for p in parts]) for name in first.control},
-        {name: torch.cat([p.weights[name] for p in parts]) for name in first.weights},
-        first.units,
-        work,
-        max(p.deviation for p in parts),
-        list(dict.fromkeys(note for part in parts for note in part.notes)),
-    )
+    return parts[0] if len(parts) == 1 else joined(parts)
 
 
 class SweepError(RuntimeError):

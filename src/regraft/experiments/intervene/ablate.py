@@ -18,7 +18,8 @@ from regraft.model.model import Model
 from regraft.model.parts import Block, in_width
 from regraft.sweeps.metrics import probability, top1_agreement
 from regraft.sweeps.provenance import sweep_attributes
-from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Variant, Zero
 
 OURS = "She sells sea shells by the"

@@ -13,7 +13,8 @@ from regraft.data.evaluation import Evaluation, evaluation
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
-from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Route, Variant
 
 

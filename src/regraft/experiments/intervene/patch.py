@@ -20,7 +20,8 @@ from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.sweeps.metrics import logit_difference
 from regraft.sweeps.provenance import sweep_attributes
-from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.sweep_result import SweepResult
 
 METRIC = "logit_difference"
 

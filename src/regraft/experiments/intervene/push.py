@@ -19,7 +19,8 @@ from regraft.data.text_files import read_pairs
 from regraft.model.model import Model
 from regraft.sweeps.metrics import log_probability
 from regraft.sweeps.provenance import sweep_attributes
-from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Replace, Variant
 
 QUESTION, BASELINE = "Question: Is Madrid the capital of Spain? Answer:", "The day after Tuesday is"

@@ -36,7 +36,8 @@ from regraft.model.parts import Block
 from regraft.model.weights import live_weights
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
-from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Route, Variant
 
 WIDTHS = (8, 6, 4, 3, 2)

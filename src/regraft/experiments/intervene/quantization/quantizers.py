@@ -29,7 +29,8 @@ from regraft.model.model import Model
 from regraft.model.parts import Block
 from regraft.sweeps.metrics import loss, top1_agreement
 from regraft.sweeps.provenance import sweep_attributes
-from regraft.sweeps.sweep import SweepResult, sweep
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Route, Variant
 
 ROUNDS, WRITTEN = 3, 4
