@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from regraft.experiments.intervene.repeat import repeat as repeat
     from regraft.experiments.intervene.replacement import replacement as replacement
     from regraft.experiments.intervene.shuffle.shuffle import shuffle as shuffle
+    from regraft.experiments.intervene.steer import steer as steer
     from regraft.experiments.intervene.swap import swap as swap
     from regraft.experiments.intervene.transplant import transplant as transplant
     from regraft.experiments.observe.completions import completions as completions
@@ -196,6 +197,7 @@ __all__ = [
     "report",
     "shuffle",
     "spectra",
+    "steer",
     "stream_distance",
     "swap",
     "swaps_of",

@@ -52,6 +52,7 @@ EXPERIMENTS = {
     "repeat": "intervene.repeat",
     "replacement": "intervene.replacement",
     "shuffle": "intervene.shuffle.shuffle",
+    "steer": "intervene.steer",
     "swap": "intervene.swap",
     "transplant": "intervene.transplant",
 }

@@ -22,6 +22,7 @@ from regraft.reporting.figures import (
     patch_figures,
     rebuild_figures,
     route_figures,
+    steer_figures,
     text_figures,
     token_figures,
 )
@@ -48,6 +49,7 @@ DRAWINGS = {
     "transplant": route_figures.TRANSPLANT,
     "repeat": route_figures.REPEAT,
     "noise": route_figures.NOISE,
+    "steer": steer_figures.STEER,
     "shuffle": route_figures.SHUFFLE,
     "quantize": bit_figures.QUANTIZE,
     "quantizers": bit_figures.QUANTIZERS,
