@@ -172,12 +172,12 @@ def test_draws_are_those_of_the_seed_and_of_no_other_generator():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     one, two, other = (
-        model.generate(prompts, edits=edits, tokens=12, sample=True, seed=seed).ids for seed in (1, 1, 2)
+        model.generate(prompts, edits=edits, tokens=12, temperature=1.0, seed=seed).ids for seed in (1, 1, 2)
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert one == two != other
-    narrow = model.generate(prompts, edits=edits, tokens=12, sample=True, top_p=1e-6).ids
-    cold = model.generate(prompts, edits=edits, tokens=12, sample=True, temperature=1e-4).ids
+    narrow = model.generate(prompts, edits=edits, tokens=12, temperature=1.0, top_p=1e-6).ids
+    cold = model.generate(prompts, edits=edits, tokens=12, temperature=1e-4).ids
     assert narrow == cold == model.generate(prompts, edits=edits, tokens=12).ids
     torch.manual_seed(9)
     with model.changed(edits), torch.random.fork_rng():
@@ -259,8 +259,14 @@ def test_what_no_run_passes_is_refused_before_anything_is_written():
     refused("is no module", route=Route.replace(4, {1: lambda x: x}))
     refused("there is no block 7", route=Route.order([0, 7]))
     refused("0 tokens cannot be written", tokens=0)
-    refused("draws nothing", sample=True, temperature=0.0)
-    refused("draws nothing", sample=True, top_p=0.0)
+    with pytest.raises(ValueError, match="the ids hold the pad token 0"):
+        model.generate([[0, 5, 6]], tokens=3)
+    padded = model.generate([[0, 5, 6]], tokens=3, attention_mask=[[0, 1, 1]])
+    assert padded.ids == model.generate([[5, 6]], tokens=3).ids
+    assert padded.prompt_ids == ((5, 6),)
+    assert model.generate([[0, 5, 6]], tokens=3, attention_mask="all").prompt_ids == ((0, 5, 6),)
+    refused("draws nothing", temperature=-1.0)
+    refused("draws nothing", temperature=1.0, top_p=0.0)
     refused("tokens behind the longest prompt do not fit into the model: ask for 122", tokens=200)
     with pytest.raises(ValueError, match="may never end"):
         Route.order(iter(int, 1))

@@ -222,12 +222,11 @@ def _generate(model: Model, prompts: Sequence[Prompt], ids: list[list[int]], lim
 
 @dataclass(frozen=True)
 class Sampling:
-    """How text is written: at most so many tokens, each the most likely one or drawn, with keys and values
-    kept or not."""
+    """How text is written: at most so many tokens, each drawn at a temperature or, at 0, the most likely one,
+    with keys and values kept or not."""
 
     tokens: int
-    sample: bool = False
-    temperature: float = 1.0
+    temperature: float = 0.0
     top_p: float = 1.0
     cache: bool = True
 
@@ -239,11 +238,16 @@ class Sampling:
         """
         if self.tokens < 1:
             raise ValueError(f"{self.tokens} tokens cannot be written: ask for at least 1")
-        if not 0 < self.temperature < math.inf or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"a temperature of {self.temperature} with a share of {self.top_p} draws nothing: the first"
-                " is above 0, the second above 0 and at most 1"
+                " is 0 or more, the second above 0 and at most 1"
             )
+
+    @property
+    def drawn(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.temperature > 0
 
 
 def check_writes(model: Model) -> None:
@@ -275,10 +279,10 @@ def write_on(model: Model, batch_BT: Tensor, how: Sampling) -> list[list[int]]:
 def _by_itself(model: Model, batch: Tensor, how: Sampling) -> list[list[int]]:
     """By the model's own generation, without the checkpoint's sampling settings."""
     own = model.hf.generation_config
-    drawn = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.sample else {}
+    drawn = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.drawn else {}
     greedy = GenerationConfig(
         max_new_tokens=how.tokens,
-        do_sample=how.sample,
+        do_sample=how.drawn,
         use_cache=how.cache,
         **drawn,
         num_beams=1,
@@ -303,7 +307,7 @@ def _step_by_step(model: Model, batch: Tensor, how: Sampling) -> list[list[int]]
     with torch.no_grad():
         for _ in range(how.tokens):
             logits_BV = model.run(input_ids=batch).logits[:, -1]
-            following = _drawn(logits_BV, how) if how.sample else logits_BV.argmax(-1)
+            following = _drawn(logits_BV, how) if how.drawn else logits_BV.argmax(-1)
             batch = torch.cat([batch, following[:, None]], dim=1)
     return batch[:, start:].tolist()
 

@@ -81,11 +81,11 @@ def generate(
     edits: Edit | Sequence[Edit] = (),
     route: Route | None = None,
     tokens: int = COMPLETION_TOKENS,
-    sample: bool = False,
-    temperature: float = 1.0,
+    temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
     cache: bool = True,
+    attention_mask: Any = None,
 ) -> Generated:
     """Write on behind prompts while the model passes through edits and along a route.
 
@@ -98,19 +98,20 @@ def generate(
             all tokens of either, and none means all.
         route: another sequence of blocks.
         tokens: how many at most.
-        sample: draw each token, rather than take the most likely.
-        temperature: of the draw.
+        temperature: of the draw of each token; 0 takes the most likely one.
         top_p: draw among the most likely tokens that have this share.
         seed: of the draw.
         cache: keep keys and values between tokens.
+        attention_mask: for token ids, 1 on tokens and 0 on padding; "all" where the pad token is meant as
+            one.
 
     Raises:
         ValueError: a model that writes no text, an edit that no token passes, a route that cannot be run, no
             room for the tokens.
     """
-    rows = rows_of(model, prompts).ids
+    rows = rows_of(model, prompts, attention_mask).ids
     given = (edits,) if isinstance(edits, Edit) else tuple(edits)
-    how = Sampling(whole_number(tokens, "number of tokens"), sample, temperature, top_p, cache)
+    how = Sampling(whole_number(tokens, "number of tokens"), temperature, top_p, cache)
     how.check()
     check_writes(model)
     if room(model, rows, how.tokens) < how.tokens:

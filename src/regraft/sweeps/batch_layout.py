@@ -8,10 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regraft.sweeps.variants import (
-    Edit,
-    listed,
-)
+from regraft.sweeps.variants import NEW, PROMPT, Edit, listed
 
 LINEAR_SITES = {
     "mlp": ("mlp_out", "mlp_act", "neuron"),
@@ -62,7 +59,7 @@ def edit_positions(edit: Edit, lengths: Sequence[int]) -> list[list[int]] | None
     wanted = listed(edit.position)
     if wanted is None:
         return None
-    if isinstance(edit.position, str):
+    if isinstance(edit.position, str) and edit.position in (PROMPT, NEW):
         raise ValueError(
             f"position {edit.position!r} of the edit at {edit.site} is one of text that is being written"
             " (model.generate, model.changed): in a recording, give numbers"

@@ -172,7 +172,7 @@ def _written(
     """What the model writes behind a prompt under each strength, at every position."""
     ids = prompt_ids(model, prompt)
     edits = [Add(f"{block.address}.resid_post", s * vector_D) for s in strengths]
-    return [str(generate(model, [ids], edits=edit, tokens=tokens)) for edit in edits]
+    return [str(generate(model, [ids], edits=edit, tokens=tokens, attention_mask="all")) for edit in edits]
 
 
 def _dataset(
@@ -192,6 +192,7 @@ def _dataset(
         _written(model, block, vector, strengths, shown.prompt, longest)
         for block, vector in zip(behind, vectors, strict=True)
     ]
+    rows = np.stack([vector.float().cpu().numpy() for vector in vectors])
     units = "nats per token by which the texts steered to are preferred, above clean"
     return xr.Dataset(
         {
@@ -199,6 +200,7 @@ def _dataset(
             "held_out": (dims, found["held_out"], {"units": f"{units}, on other texts"}),
             "fluency": (dims, found["fluency"], {"units": NOTHING}),
             "written": (dims, np.array(texts, dtype=object).astype(str), {"units": "text behind the prompt"}),
+            "vector": (("block", "feature"), rows, {"units": "what one time the vector adds to the stream"}),
             "length": ("block", [float(v.norm()) for v in vectors], {"units": "length of the vector"}),
             "agreement": (
                 "block",

@@ -6,11 +6,18 @@ import xarray as xr
 
 from regraft.core.defaults import COMPLETION_TOKENS
 from regraft.data.evaluation import evaluation
+from regraft.export.changed_model import generate
 from regraft.model.model import Model
+from regraft.sweeps.edit_words import edit_of
+from regraft.sweeps.live_edits import check_live
 
 
 def completions(
-    model: Model, prompts: list[str] | None = None, count: int = 50, tokens: int = COMPLETION_TOKENS
+    model: Model,
+    prompts: list[str] | None = None,
+    count: int = 50,
+    tokens: int = COMPLETION_TOKENS,
+    edit: list[str] | None = None,
 ) -> xr.Dataset:
     """Write the model's own greedy completion of each prompt, with categories and token counts.
 
@@ -21,12 +28,23 @@ def completions(
         prompts: texts to complete; without them, prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
+        edit: changes under which each prompt is completed once more: SITE=0, SITE*FACTOR, SITE+VECTOR or
+            SITE+TIMES*VECTOR, with @prompt, @new or @-1,3 behind it; a vector is a file .npy or .safetensors,
+            or the folder of a run of steer.
 
     Raises:
-        ValueError: the model does not write text from left to right.
+        ValueError: the model does not write text from left to right, or an edit that is none.
     """
+    edits = [edit_of(word) for word in edit or ()]
+    check_live(model, edits)
     text = evaluation(model, prompts, count, tokens)
     texts = text.flat
+    changed = {}
+    if edits:
+        ids = [list(c.prompt_ids) for c in texts]
+        written = generate(model, ids, edits=edits, tokens=tokens, attention_mask="all")
+        units = f"what it says under {', '.join(edit or ())}"
+        changed["changed"] = ("prompt", list(written.texts), {"units": units})
     return xr.Dataset(
         {
             "text": ("prompt", [c.prompt for c in texts], {"units": "the prompt"}),
@@ -35,6 +53,7 @@ def completions(
                 ["".join(model.token_text(i) for i in c.completion_ids) for c in texts],
                 {"units": "what the model says next"},
             ),
+            **changed,
             "prompt_tokens": (
                 "prompt",
                 [len(c.prompt_ids) for c in texts],
