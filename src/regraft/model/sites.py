@@ -67,6 +67,13 @@ def behind(branch: Branch) -> Tap:
     return addition(branch) if branch.sum_norm is None else Tap(branch.sum_norm, "output")
 
 
+def outer_tap(parts: Parts, name: str) -> Tap:
+    """Where a site outside the blocks is read and written: embedding, final norm or logits."""
+    whole = {"embed": parts.embedding, "final_norm": parts.final_norm, "logits": parts.head}[name]
+    assert whole is not None
+    return Tap(whole, "output")
+
+
 def parse_site(address: str, parts: Parts) -> Site:
     """Read an address such as `5.head.2`.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from regraft.core.structure import main_tensor, with_main_tensor
 from regraft.model.model import Model
 from regraft.model.recording import Recording
-from regraft.model.sites import Tap, addition
+from regraft.model.sites import Tap, addition, outer_tap
 from regraft.sweeps.live_reads import checked
 from regraft.sweeps.metrics import AnyMetric, resolved
 
@@ -78,13 +78,7 @@ def _tap(model: Model, address: str) -> Tap:
     before the MLP adds, which has the same gradient."""
     site = checked(model, address)
     if site.block is None:
-        whole = {
-            "embed": model.parts.embedding,
-            "final_norm": model.parts.final_norm,
-            "logits": model.parts.head,
-        }[site.name]
-        assert whole is not None
-        return Tap(whole, "output")
+        return outer_tap(model.parts, site.name)
     block = model.blocks[site.block]
     if site.name == "resid_mid" and block.branches[-2].sum_norm is None:
         return addition(block.branches[-2])

@@ -19,7 +19,7 @@ from regraft.model.block_call import split_call
 from regraft.model.hooks import writing
 from regraft.model.model import Model
 from regraft.model.parts import Block
-from regraft.model.sites import SiteError, Tap, addition
+from regraft.model.sites import SiteError, Tap, addition, outer_tap
 from regraft.sweeps.batch_layout import edit_positions
 from regraft.sweeps.variants import NEW, PROMPT, Edit, Noise
 
@@ -208,14 +208,8 @@ def _entered(model: Model, edit: Edit, places: list[Place], copies: Copies) -> I
     """The hooks of one edit: one for each place where its block runs."""
     site = model.site(edit.site)
     if site.block is None:
-        whole = {
-            "embed": model.parts.embedding,
-            "final_norm": model.parts.final_norm,
-            "logits": model.parts.head,
-        }[site.name]
-        assert whole is not None
         place = places[0] if site.name == "embed" else places[-1]
-        yield _writing(Tap(whole, "output"), changer(edit, place), place)
+        yield _writing(outer_tap(model.parts, site.name), changer(edit, place), place)
         return
     stack = next(i for i, s in enumerate(model.parts.stacks) if s.first <= site.block < s.stop)
     block, place = model.blocks[site.block], places[stack]

@@ -15,7 +15,7 @@ from regraft.model.block_call import StopForward, split_call
 from regraft.model.hooks import writing
 from regraft.model.model import Model
 from regraft.model.parts import Block
-from regraft.model.sites import Site, SiteError, Tap, addition
+from regraft.model.sites import Site, SiteError, Tap, addition, outer_tap
 from regraft.sweeps.live_edits import Copies
 
 
@@ -62,13 +62,7 @@ def checked(model: Model, address: str) -> Site:
 
 def _hear(model: Model, site: Site, heard: dict[str, Tensor], hooks: ExitStack, copies: Copies) -> None:
     if site.block is None:
-        whole = {
-            "embed": model.parts.embedding,
-            "final_norm": model.parts.final_norm,
-            "logits": model.parts.head,
-        }[site.name]
-        assert whole is not None
-        hooks.enter_context(_kept(Tap(whole, "output"), heard, site.address, copies))
+        hooks.enter_context(_kept(outer_tap(model.parts, site.name), heard, site.address, copies))
         return
     block = model.blocks[site.block]
     if site.name == "resid_mid" and block.branches[-2].sum_norm is None:
