@@ -11,7 +11,7 @@ import pytest
 
 from machines import CHOSEN, FEWER, SENSITIVE, SINGLE, as_machine, environment
 
-LIKE_ANOTHER = ("ATEN_CPU_CAPABILITY=avx2", "MKL_CBWR=AVX2")
+LIKE_ANOTHER = ("ATEN_CPU_CAPABILITY=avx2", "MKL_CBWR=AVX2", "ONEDNN_MAX_CPU_ISA=AVX2")
 """Settings under which the sums are nearly those of one of the others."""
 
 
