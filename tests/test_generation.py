@@ -140,6 +140,25 @@ def test_a_function_of_ones_own_is_passed_while_text_is_written():
         Apply("2.resid_post", 2.0)
 
 
+def test_a_function_of_ones_own_sees_what_it_changes_and_nothing_else():
+    """No padding, whose numbers may be none, and no token that it was not asked to change."""
+    model, prompts, seen = opened("llama"), [ids(5, 3), ids(3, 4)], []
+    batch = torch.tensor([prompts[0], [0, 0, *prompts[1]]])
+    mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
+
+    def doubled(x):
+        seen.append(tuple(x.shape))
+        return 2 * x
+
+    for position, wanted in ((None, [(1, 8, 8)]), (-1, [(1, 2, 8)]), (NEW, []), ([0, 2], [(1, 4, 8)])):
+        seen.clear()
+        with model.changed(Apply("1.head.2", doubled, position)):
+            own = model.hf(batch, attention_mask=mask).logits
+        assert seen == wanted
+        with model.changed(Scale("1.head.2", 2.0, position)):
+            torch.testing.assert_close(own, model.hf(batch, attention_mask=mask).logits)
+
+
 def test_users_own_runs_pass_through_the_edits_of_a_padded_batch():
     """As other libraries call it: padded on the left, sampled or not, beams, plain forwards one after the
     other."""

@@ -21,7 +21,7 @@ from regraft.model.model import Model
 from regraft.model.parts import Block
 from regraft.model.sites import SiteError, Tap, addition, outer_tap
 from regraft.sweeps.batch_layout import edit_positions
-from regraft.sweeps.variants import NEW, PROMPT, Edit, Noise
+from regraft.sweeps.variants import NEW, PROMPT, Apply, Edit, Noise
 
 Copies = Mapping[nn.Module, Sequence[nn.Module]]
 """For each module of a block that runs elsewhere, or several times, what runs in its place."""
@@ -123,10 +123,16 @@ def changer(edit: Edit, place: Place, features: Tensor | None = None) -> Callabl
         wanted_Bc = place.wanted(edit)[:, -columns:]
         if not bool(wanted_Bc.any()):
             return x_BcW
+        wanted_Bc = wanted_Bc.to(x_BcW.device)
         old = x_BcW if features is None else x_BcW[..., features.to(x_BcW.device)]
+        if isinstance(edit, Apply):
+            # A function of the user's own sees what it changes and nothing else, as in a sweep.
+            kept = old.clone()
+            kept[wanted_Bc] = edit.operand(old[wanted_Bc][None], lambda value: value)[0]
+            return kept if features is None else x_BcW.index_copy(-1, features.to(x_BcW.device), kept)
         operand = edit.operand(old, lambda value: _as_wide(edit, place.spread(edit, value, columns), old))
         new = edit.change(old, operand).to(old.dtype)
-        kept = old.where(~wanted_Bc[..., None].to(old.device), new)
+        kept = old.where(~wanted_Bc[..., None], new)
         if features is None:
             return kept
         return x_BcW.index_copy(-1, features.to(x_BcW.device), kept)
