@@ -36,6 +36,7 @@ from regraft.experiments.observe.lens import _describe, _first_depth, _split, le
 from regraft.experiments.observe.linear_fit import LinearMap, fit_blocks, ridge_regression
 from regraft.experiments.observe.neurons import _consistent, _counted, neurons, top
 from regraft.experiments.observe.token_states import Observed, _of_texts, observed
+from regraft.model.inputs import padded
 from small import opened, recorded
 
 
@@ -340,8 +341,8 @@ def test_neurons_that_texts_have_in_common():
     assert [n.index for n in _consistent(0, block, "f", inside, outside, 2)] == [0]
     model = opened("llama")
     model.tokenizer = SimpleNamespace(all_special_ids=[9])
-    recording = model.record([[5, 6, 9, 7], [5], [9, 9], [9, 6]])
-    counted = [_counted(recording, row).tolist() for row in range(4)]
+    ids, real = padded([[5, 6, 9, 7], [5], [9, 9], [9, 6]], model)
+    counted = [_counted(model, *row).tolist() for row in zip(ids, real, strict=True)]
     assert counted == [
         [False, True, False, True],
         [True, False, False, False],

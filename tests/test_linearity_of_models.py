@@ -117,9 +117,9 @@ def test_tokens_on_suffixes_and_on_whole_prompts_are_the_same(looked, monkeypatc
         monkeypatch.undo()
 
 
-def test_a_part_at_a_token_is_run_twice(looked):
-    """Once for the steps both ways, once for all derivatives and their proof; and the numbers are those of
-    the single measures."""
+def test_a_part_at_a_token_is_run_three_times(looked):
+    """Once for the derivatives along all directions and their proof, once for the steps both ways, and one
+    row of it for all powers; and the numbers are those of the single measures."""
     _, tokens = looked("llama")
     g, x_D = tokens[0].function(1, "block")
     runs = []
@@ -129,7 +129,7 @@ def test_a_part_at_a_token_is_run_twice(looked):
             return (lambda rows: runs.append(len(rows)) or g(rows)), x_D
 
     found = linearity._measure([Counted()], 1, "block", (3, 0), False)
-    assert len(runs) == 2
+    assert runs == [3 + 1, 1 + 2 * len(STEPS) * 3, 1]
     generator = torch.Generator().manual_seed(0)
     drawn = unit_directions(3, len(x_D), generator, x_D)
     assert np.allclose(found["gap"], gaps(g, x_D, drawn).mean(1).numpy(), rtol=1e-9)

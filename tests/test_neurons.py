@@ -15,6 +15,7 @@ from regraft.experiments.observe.neurons import top
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.drawings import drawing_of
+from regraft.sweeps.live_reads import fitting
 from small import opened
 
 RUN = partial(run_experiment, experiments()["neurons"])
@@ -66,6 +67,30 @@ def test_a_planted_neuron_is_found_and_its_contexts_are_the_token(model, tmp_pat
     assert all("[ lamp]" in text for text in data.context.values[row])
     assert (data.context_activation.values[row] == 1e3).all()
     assert float(data.consistent.sel(feature="given prompts", block="2")) >= 1
+
+
+def test_texts_are_read_together_as_far_as_memory_allows_and_each_says_the_same(model, monkeypatch):
+    inside, outside = ["14 + 43 =", "31 + 12 =", "20 + 21 is what?"], ["The capital of France is"]
+    texts = {"prompts": inside, "control": outside, "k": 20}
+    forwards = []
+    handle = model.hf.register_forward_pre_hook(lambda module, args: forwards.append(1))
+    try:
+        together = RUN(model, **texts)
+        few = len(forwards)
+        monkeypatch.setattr("regraft.experiments.observe.neurons.HELD", 1)
+        alone = RUN(model, **texts)
+    finally:
+        handle.remove()
+    assert len(forwards) - few > few, "each text by itself"
+    assert together.neuron.values.tolist() == alone.neuron.values.tolist()
+    np.testing.assert_allclose(together.activation, alone.activation, rtol=1e-4, atol=1e-5)
+    assert together.context.values.tolist() == alone.context.values.tolist()
+
+
+def test_how_many_rows_go_together():
+    assert fitting([3, 5, 2], 10) == 2
+    assert fitting([3, 3, 3, 9], 9) == 3
+    assert fitting([11], 10) == 1
 
 
 def test_definition_by_a_plain_search(model):

@@ -45,6 +45,7 @@ from regraft.experiments.intervene.quantization.quantizers import (
 from regraft.experiments.intervene.quantization.rounding import (
     MadeWhenRun,
     matrix_axes,
+    quantized_block,
     round_to_nearest,
     rounded_when_run,
 )
@@ -192,6 +193,7 @@ def test_one_block_is_held_beside_the_model(name, monkeypatch):
         return found
 
     monkeypatch.setattr(copy, "deepcopy", copied)
+    monkeypatch.setattr("regraft.experiments.intervene.quantization.rounding.SMALL_BYTES", 0)
     before = model.fingerprint()
     gc.collect()
     gc.disable()
@@ -205,6 +207,25 @@ def test_one_block_is_held_beside_the_model(name, monkeypatch):
     assert max(most) == 0
     assert model.fingerprint() == before
     assert not any("forward" in vars(part) for part in model.hf.modules())
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_small_blocks_are_rounded_once_and_others_whenever_they_run(kept, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "regraft.experiments.intervene.quantization.rounding.quantized_block",
+        lambda *words: made.append(words) or quantized_block(*words),
+    )
+    model = opened("llama")
+    size = sum(p.numel() * p.element_size() for block in model.blocks for p in block.module.parameters())
+    monkeypatch.setattr(
+        "regraft.experiments.intervene.quantization.rounding.SMALL_BYTES", size if kept else size - 1
+    )
+    place = rounded_when_run(model, model.blocks[1], 3, group=16)
+    recording = model.record([[5, 6, 7]])
+    first, again = (recording.run_block(1, recording.pre(1), 1, module=place) for _ in range(2))
+    assert torch.equal(first, again)
+    assert len(made) == (1 if kept else 2)
 
 
 def test_seconds_of_packing_are_no_seconds_of_running(monkeypatch):
@@ -227,6 +248,7 @@ def test_seconds_of_packing_are_no_seconds_of_running(monkeypatch):
     monkeypatch.setattr(
         "regraft.experiments.intervene.quantization.quantizers._now", lambda: float(next(ticks))
     )
+    monkeypatch.setattr("regraft.experiments.intervene.quantization.rounding.SMALL_BYTES", 0)
     model = opened("llama")
     inputs = evaluation(model, TEXT["prompts"], 2, 4).recordings[0].inputs
     packing = Clock()

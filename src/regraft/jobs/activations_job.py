@@ -23,13 +23,13 @@ from regraft.core.strict_json import json_text, opened_attributes
 from regraft.export.changed_model import changed_copies
 from regraft.model.inputs import batch_inputs, completion_rows, rows_of
 from regraft.model.model import Model
-from regraft.sweeps.live_reads import checked, live_reads, run_heard
+from regraft.sweeps.live_reads import HELD, checked, fitting, live_reads, run_heard
 from regraft.sweeps.provenance import provenance
 from regraft.sweeps.variants import Edit, Route, Variant, whole_number
 
-HELD, TOKENS = 1 << 28, 4096
-"""Bytes of activations that a batch keeps at most, 256 MiB, and tokens that it has: what is held, and what
-the model itself needs in a run, does not grow with the prompts."""
+TOKENS = 4096
+"""Tokens that a batch has: with the bytes that it keeps bounded too, what the model itself needs in a run
+does not grow with the prompts."""
 MARK, STORE = "activations.json", "activations.zarr"
 
 
@@ -164,13 +164,7 @@ class _Reading:
         lengths = [
             len(s) + len(f) for s, f in zip(self.sources[following:], self.follow[following:], strict=True)
         ]
-        longest = count = 0
-        for length in lengths:
-            longest = max(longest, length)
-            if (count + 1) * longest > min(most, TOKENS):
-                break
-            count += 1
-        return max(1, count)
+        return fitting(lengths, min(most, TOKENS))
 
     def _rows_of(self, site: str, heard: Tensor, batch: _Batch) -> np.ndarray:
         """The rows (N, W) or (N, H, W) that are kept of a batch."""

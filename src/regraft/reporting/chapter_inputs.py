@@ -10,7 +10,7 @@ from regraft.core.registry import experiments
 from regraft.data.own_texts import given_prompts
 from regraft.model.model import Model
 
-LEAST = 12
+LEAST = 10
 """Passages of a text that are read, and prompts that suit the model that a chapter measures at most, where no
 number is asked for: a report of all chapters in the time in which one reads the first."""
 HANDS_ON = ("correlations",)

@@ -18,6 +18,9 @@ from regraft.model.parts import Block
 from regraft.model.sites import Site, SiteError, Tap, addition, outer_tap
 from regraft.sweeps.live_edits import Copies
 
+HELD = 1 << 28
+"""Bytes of activations that a batch keeps at most, 256 MiB."""
+
 
 @contextmanager
 def live_reads(
@@ -40,6 +43,17 @@ def live_reads(
         if len(blocks) == len(found):
             _end_behind(_moved(model.blocks[max(blocks)].module, copies or {}), hooks)
         yield heard
+
+
+def fitting(lengths: Sequence[int], most: int) -> int:
+    """How many rows go together, padded to the longest of them, into at most so many tokens; at least one."""
+    longest = count = 0
+    for length in lengths:
+        longest = max(longest, length)
+        if (count + 1) * longest > most:
+            break
+        count += 1
+    return max(1, count)
 
 
 def run_heard(model: Model, inputs: dict[str, Any]) -> None:

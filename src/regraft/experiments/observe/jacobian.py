@@ -158,13 +158,7 @@ def spectral_norm(g: Function, x_RD: Tensor, generator: torch.Generator, iterati
     """Largest singular value of the Jacobian at every row, (R,), by power iterations on its square: a bound
     from below."""
     v_RD = unit_directions(len(x_RD), x_RD.shape[1], generator, x_RD)
-    return norm_by_powers(*linearized(g, x_RD, v_RD), v_RD, iterations)
-
-
-def norm_by_powers(
-    push: Function, pull: Function, moved_RD: Tensor, v_RD: Tensor, iterations: int = 5
-) -> Tensor:
-    """The same from the maps of `linearized`, the directions that it was given and where they went."""
+    push, pull, moved_RD = linearized(g, x_RD, v_RD)
     for _ in range(iterations):
         w_RD = pull(moved_RD)
         size_R1 = w_RD.norm(dim=1, keepdim=True)

@@ -26,8 +26,8 @@ from regraft.experiments.observe.jacobian import (
     differences,
     linearized,
     missed,
-    norm_by_powers,
     order,
+    spectral_norm,
     unit_directions,
 )
 from regraft.experiments.observe.linear_fit import LinearMap, fit_blocks
@@ -127,16 +127,14 @@ def _measure(
         g, x_D = made
         drawn = unit_directions(directions, len(x_D), generator, x_D) if drawn is None else drawn
         length = x_D.norm()
-        # One linearization serves all of them: the directions, the way outwards, and where the powers start.
-        start = unit_directions(1, len(x_D), generator, x_D)
-        rows_RD = torch.cat([drawn, x_D[None] / length, start])
-        push, pull, moved_RD = linearized(g, x_D.expand_as(rows_RD).contiguous(), rows_RD)
+        rows_RD = torch.cat([drawn, x_D[None] / length])
+        _, _, moved_RD = linearized(g, x_D.expand_as(rows_RD).contiguous(), rows_RD)
         jd, outwards = moved_RD[:directions], moved_RD[directions]
         moves_ERD, central_ERD = differences(g, x_D, drawn)
         exactly_ERD = torch.stack([step * length * jd for step in STEPS])
         gap.append(missed(moves_ERD, exactly_ERD if exact else central_ERD))
         wrong.append((central_ERD[0] / (STEPS[0] * length) - jd).norm() / jd.norm())
-        norms.append(norm_by_powers(push, pull, moved_RD, rows_RD)[-1])
+        norms.append(spectral_norm(g, x_D[None], generator)[0])
         radial.append(outwards.norm() / jd.norm(dim=1).mean())
         along.append(jd)
     along_NRD = torch.stack(along)

@@ -6,7 +6,7 @@ Shapes: P prompts, W neurons of one block, T positions.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,13 +21,14 @@ from regraft.core.signatures import TextFile
 from regraft.data.corpus import corpus as suited_corpus
 from regraft.data.generation import suited_prompts
 from regraft.data.own_texts import first_of
+from regraft.model.inputs import batch_inputs
 from regraft.model.model import Model
 from regraft.model.parts import Block, in_width
-from regraft.model.recording import Recording
 from regraft.model.sites import SiteError
+from regraft.sweeps.live_reads import HELD, fitting, live_reads, run_heard
 
 BATCH, AROUND = 16, 6
-"""Passages recorded together, and tokens shown on either side of the one that a neuron answers."""
+"""Texts read together, and tokens shown on either side of the one that a neuron answers."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,7 @@ def neurons(
         raise ValueError(
             f"k is {k}, but a block has {width} neurons: all would count as active; choose fewer"
         )
-    values = []
-    for text, _ in texts:
-        values.append(_activations(model, blocks, text, at))
-        advance("prompts", len(values), len(texts))
+    values = _activations(model, blocks, [text for text, _ in texts], at)
     found: dict[str, list[Found]] = {}
     for feature in features:
         inside = [v for v, (_, label) in zip(values, texts, strict=True) if label == feature]
@@ -114,7 +112,7 @@ def neurons(
         found[feature] = sorted(every, key=lambda n: -float(np.mean([v[n.row][n.index] for v in inside])))
     kept = [n for every in found.values() for n in every[:show]]
     searchable, note = _searchable(model, corpus, seed) if kept else ([], "")
-    best = _contexts(model, kept, searchable, contexts)
+    best = _contexts(model, kept, searchable, contexts) if kept else {}
     attrs = {"k": k, "at": at, "control": len({label for _, label in texts}) > 1}
     attrs |= {"notes": note} if note else {}
     return _dataset(model, blocks, found, kept, best, (texts, values), attrs)
@@ -161,34 +159,57 @@ def _sets(model: Model, prompts: list[str] | None, control: list[str] | None, ca
     return kept, [category] if category else names
 
 
-def _counted(recording: Recording, row: int) -> Tensor:
-    """Positions of a prompt that count, (T,): real, not special, not the first unless it is the only one."""
-    model = recording.model
+@dataclass(frozen=True)
+class _Read:
+    """A batch of texts as the stack that is looked at reads them, their lengths, which positions count, and
+    what the neurons of each block were given there."""
+
+    ids_PT: Tensor
+    lengths_P: list[int]
+    counted_PT: Tensor
+    values_PTW: dict[str, Tensor]
+
+
+def _batches(model: Model, blocks: Iterable[Block], rows: list[list[int]]) -> Iterator[_Read]:
+    """Texts read some at a time, each batch in one run; behind an encoder, both stacks read them."""
+    sites = [f"{block.address}.mlp_act" for block in blocks]
+    floats = sum(in_width(model.tap(site).module) for site in sites)
+    begin = 0
+    with live_reads(model, sites) as heard:
+        while begin < len(rows):
+            following = rows[begin : begin + BATCH]
+            batch = following[: fitting([len(row) for row in following], HELD // (4 * floats))]
+            begin += len(batch)
+            inputs, ids_PT, mask_PT = batch_inputs(
+                model, batch, batch if model.two_stacks else [[]] * len(batch)
+            )
+            run_heard(model, inputs)
+            counted = [_counted(model, ids_T, mask_T) for ids_T, mask_T in zip(ids_PT, mask_PT, strict=True)]
+            shape = (*ids_PT.shape, -1)
+            values = {site.partition(".mlp_act")[0]: x.float().view(shape) for site, x in heard.items()}
+            yield _Read(ids_PT, mask_PT.sum(1).tolist(), torch.stack(counted), values)
+
+
+def _counted(model: Model, ids_T: Tensor, mask_T: Tensor) -> Tensor:
+    """Positions of a text that count, (T,): real, not special, not the first unless it is the only one."""
     special = torch.tensor(
         sorted(getattr(model.tokenizer, "all_special_ids", None) or [-1]), device=model.device
     )
-    keep = recording.mask_BT[row] & ~torch.isin(recording.ids_BT[row], special)
-    if int(keep.sum()) > 1:
-        keep[0] = False
-    return keep if bool(keep.any()) else recording.mask_BT[row]
+    keep_T = mask_T & ~torch.isin(ids_T, special)
+    if int(keep_T.sum()) > 1:
+        keep_T[0] = False
+    return keep_T if bool(keep_T.any()) else mask_T
 
 
-def _recorded(model: Model, ids: list[list[int]]) -> Recording:
-    """Texts as the stack that is looked at reads them; behind an encoder, both stacks read them."""
-    return model.record(ids, ids if model.two_stacks else None, attention_mask="all")
-
-
-def _neurons_of(recording: Recording, block: Block) -> Tensor:
-    """Activations of a block's neurons, (P, T, W)."""
-    return recording.read(block.index, recording.model.tap(f"{block.address}.mlp_act"))
-
-
-def _activations(model: Model, blocks: list[Block], text: str, at: str) -> list[np.ndarray]:
-    """One number for each neuron of each block: its largest, or its last, activation in a text."""
-    recording = _recorded(model, [model.encode(text)])
-    keep = _counted(recording, 0)
-    values = [_neurons_of(recording, block)[0, keep].float() for block in blocks]
-    return [(v[-1] if at == "last" else v.amax(0)).cpu().numpy() for v in values]
+def _activations(model: Model, blocks: list[Block], texts: list[str], at: str) -> list[list[np.ndarray]]:
+    """One number for each neuron of each block for each text: its largest, or its last, activation there."""
+    found = []
+    for read in _batches(model, blocks, [model.encode(text) for text in texts]):
+        for row, counted_T in enumerate(read.counted_PT):
+            values = [read.values_PTW[block.address][row, counted_T] for block in blocks]
+            found.append([(v[-1] if at == "last" else v.amax(0)).cpu().numpy() for v in values])
+        advance("prompts", len(found), len(texts))
+    return found
 
 
 def _consistent(
@@ -212,30 +233,28 @@ def _contexts(
     """For each neuron the passages' tokens at which it is most active, one of each passage, strongest
     first."""
     heaps: dict[Found, list[tuple[float, int, str]]] = {n: [] for n in kept}
-    by_block: dict[int, list[Found]] = {}
-    for neuron in kept:
-        by_block.setdefault(neuron.block.index, []).append(neuron)
     passages = sorted(texts, key=len)
-    for begin in range(0, len(passages), BATCH):
-        recording = _recorded(model, passages[begin : begin + BATCH])
-        masks = torch.stack([_counted(recording, row) for row in range(recording.prompts)])
-        for neurons_here in by_block.values():
-            values_PTW = _neurons_of(recording, neurons_here[0].block).float()
-            for neuron in neurons_here:
-                strongest, where = values_PTW[..., neuron.index].masked_fill(~masks, float("-inf")).max(1)
-                for row, (value, position) in enumerate(zip(strongest.tolist(), where.tolist(), strict=True)):
-                    entry = (value, -(begin + row), _around(recording, row, position))
-                    (heapq.heappush if len(heaps[neuron]) < count else heapq.heappushpop)(
-                        heaps[neuron], entry
-                    )
-        advance("passages", min(begin + BATCH, len(passages)), len(passages))
+    done = 0
+    for read in _batches(model, {n.block.address: n.block for n in kept}.values(), passages):
+        for neuron in kept:
+            values_PT = read.values_PTW[neuron.block.address][..., neuron.index]
+            strongest, where = values_PT.masked_fill(~read.counted_PT, float("-inf")).max(1)
+            for row, (value, position) in enumerate(zip(strongest.tolist(), where.tolist(), strict=True)):
+                entry = (
+                    value,
+                    -(done + row),
+                    _around(model, read.ids_PT[row, : read.lengths_P[row]], position),
+                )
+                (heapq.heappush if len(heaps[neuron]) < count else heapq.heappushpop)(heaps[neuron], entry)
+        done += len(read.ids_PT)
+        advance("passages", done, len(passages))
     return {n: [(value, text) for value, _, text in sorted(heap, reverse=True)] for n, heap in heaps.items()}
 
 
-def _around(recording: Recording, row: int, position: int) -> str:
+def _around(model: Model, ids_T: Tensor, position: int) -> str:
     """The tokens around a position, the token itself in brackets."""
-    ids = recording.ids_BT[row, : int(recording.lengths_B[row])].tolist()
-    text_of = recording.model.token_text
+    text_of = model.token_text
+    ids = ids_T.tolist()
     before = "".join(text_of(i) for i in ids[max(0, position - AROUND) : position])
     after = "".join(text_of(i) for i in ids[position + 1 : position + 1 + AROUND])
     return f"{before}[{text_of(ids[position])}]{after}"

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from regraft.core.silence import silent
 from regraft.data.corpus import corpus
-from regraft.experiments.intervene.quantization.rounding import MadeWhenRun, rounded_when_run
+from regraft.experiments.intervene.quantization.rounding import MadeWhenRun, all_small, rounded_when_run
 from regraft.model.cpu_pack import copied
 from regraft.model.model import Model
 from regraft.model.parts import Block, matrix_OI
@@ -104,10 +104,10 @@ def _nf4(model: Model, blocks: Sequence[Block], group: int) -> list[MadeWhenRun]
 def packed_when_run(
     blocks: Sequence[Block], small: Callable[[nn.Linear], nn.Module], kept: tuple[str, ...] = ()
 ) -> list[MadeWhenRun]:
-    """Stand-ins of blocks that put what `small` makes in the place of every linear map at each call, those
-    named `kept` excepted."""
-
-    return [MadeWhenRun(partial(replaced_linears, block.module, small, kept)) for block in blocks]
+    """Stand-ins of blocks that put what `small` makes in the place of every linear map, those named `kept`
+    excepted."""
+    keep = all_small(blocks)
+    return [MadeWhenRun(partial(replaced_linears, block.module, small, kept), keep) for block in blocks]
 
 
 def _gptq(model: Model, blocks: Sequence[Block], group: int) -> list[MadeWhenRun]:

@@ -51,7 +51,8 @@ def quantizers(
 
     Round to nearest (ours), torchao int8 and int4 weight-only, GPTQ by llmcompressor, NF4 by bitsandbytes.
     Methods stand in the blocks' places on routes, and a block is made when it is run and let go behind it:
-    one block is held beside the model. (GPTQ's library works on a model of its own.) Embedding and output
+    one block is held beside the model, or all of them where they are small. (GPTQ's library works on a model
+    of its own.) Embedding and output
     matrix stay as they are. Speed is the median of three rounds in which a method takes turns with the model
     as loaded, without the time in which blocks are packed; it is left empty for methods whose numbers run as
     plain floats here.
@@ -148,7 +149,7 @@ def _copies(
         return reason, [], 0.0
     try:
         copies = method.copies(model, blocks, group)
-        held = sum(held_bytes(one.make()) for one in copies) if method.packed else 0.0
+        held = sum(held_bytes(one.block()) for one in copies) if method.packed else 0.0
     except REFUSALS as error:
         return " ".join(str(error).split()), [], 0.0
     return "", copies, held or sum(block_bytes(model, b, method.bits, group) for b in blocks)
@@ -220,7 +221,7 @@ class PackedWhenTimed(Forward):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the packed block computes."""
         started = _now()
-        block, stream = self.made.make().eval(), main_tensor((args, kwargs))
+        block, stream = self.made.block().eval(), main_tensor((args, kwargs))
         assert stream is not None
         for layer in block.modules():
             if isinstance(layer, nn.Linear):

@@ -7,7 +7,7 @@ inputs, E experts, D width of the stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,8 @@ FEWEST_BITS, MOST_BITS = 2, 16
 """One bit has no zero between its two levels; beyond 16 a rounded number takes as much as a half-precision
 one."""
 
+SMALL_BYTES = 1 << 26
+"""Bytes of all blocks of a model, 64 MiB, up to which changed copies of them are kept."""
 SCALE_BYTES = 2
 """Bytes of a scale: a half-precision number."""
 
@@ -104,13 +106,28 @@ def quantized_block(
 @dataclass(frozen=True, eq=False)
 class MadeWhenRun:
     """What stands in a block's place on a route: a block made anew at each call, so that of a whole model's
-    changed blocks one is held at a time."""
+    changed blocks one is held at a time; or made once and kept, where all of them are small."""
 
     make: Callable[[], nn.Module]
+    small: bool = False
+    kept: list[nn.Module] = field(default_factory=list, init=False, repr=False)
+
+    def block(self) -> nn.Module:
+        """The block."""
+        if self.kept:
+            return self.kept[0]
+        made = self.make()
+        self.kept.extend([made] if self.small else [])
+        return made
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the block computes."""
-        return self.make()(*args, **kwargs)
+        return self.block()(*args, **kwargs)
+
+
+def all_small(blocks: Iterable[Block]) -> bool:
+    """Whether copies of all the blocks may be kept beside the model."""
+    return sum(p.numel() * p.element_size() for b in blocks for p in b.module.parameters()) <= SMALL_BYTES
 
 
 def rounded_when_run(
@@ -120,8 +137,8 @@ def rounded_when_run(
     only: Sequence[Matrix] | None = None,
     group: int = QUANTIZATION_GROUP,
 ) -> MadeWhenRun:
-    """`quantized_block` at each call."""
-    return MadeWhenRun(partial(quantized_block, model, block, bits, only, group))
+    """`quantized_block` at each call, or at the first one."""
+    return MadeWhenRun(partial(quantized_block, model, block, bits, only, group), all_small(model.blocks))
 
 
 def _write(weight: Tensor, rounded: Tensor, matrix: Matrix) -> None:
