@@ -36,8 +36,8 @@ FEWER = (
     "identity_edits or in_a_blocks_place or suffixes or reads_only_what_it_needs or (to_the_bit and not"
     " export)"
 )
-"""Those of them that run with several threads, which the runner's two processes and their threads make
-slow."""
+"""Those of them that run with several threads, which the runner's two processes and their threads make slow,
+and with the planted library, which is slow itself."""
 
 
 def as_machine(setting: str, arguments: list[str]) -> list[str]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.experiments.intervene.patch import Cells, _dataset, _pair, patch, read_cases
+from regraft.experiments.intervene.patch import Cells, _dataset, patch
+from regraft.experiments.intervene.patch_cases import pair_of, read_cases
 from regraft.experiments.intervene.patch_grid import Grid
 from regraft.model.sites import SiteError
 from regraft.sweeps.plan import Work
@@ -19,10 +20,10 @@ from small import ids, opened
 
 
 def test_positions_that_belong_together():
-    assert _pair("3:4", 4, 5) == (3, 4)
+    assert pair_of("3:4", 4, 5) == (3, 4)
     for wrong in ("34", "3:", "a:1", "4:0", "0:5"):
         with pytest.raises(ValueError, match=wrong.rstrip(":")):
-            _pair(wrong, 4, 5)
+            pair_of(wrong, 4, 5)
 
 
 def test_cases_are_read_from_a_file(tmp_path):

@@ -19,7 +19,7 @@ LIKE_ANOTHER = ("ATEN_CPU_CAPABILITY=avx2", "MKL_CBWR=AVX2", "ONEDNN_MAX_CPU_ISA
     "setting", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in SINGLE]
 )
 def test_the_sensitive_tests_hold_on_another_machine(setting, tmp_path):
-    chosen = FEWER if "--threads" in SINGLE[setting] else CHOSEN
+    chosen = FEWER if SINGLE[setting] else CHOSEN
     files = [str(Path(__file__).parent / name) for name in SENSITIVE]
     command = as_machine(
         setting, ["-p", "no:cacheprovider", "--basetemp", str(tmp_path / "t"), "-k", chosen, *files]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from regraft.experiments.intervene.knockout import knockout as knockout
     from regraft.experiments.intervene.noise import noise as noise
     from regraft.experiments.intervene.patch import patch as patch
+    from regraft.experiments.intervene.paths import paths as paths
     from regraft.experiments.intervene.prune import prune as prune
     from regraft.experiments.intervene.push import push as push
     from regraft.experiments.intervene.quantization.quantize import quantize as quantize
@@ -184,6 +185,7 @@ __all__ = [
     "neurons",
     "noise",
     "patch",
+    "paths",
     "probability",
     "prune",
     "push",

@@ -9,3 +9,11 @@ SEQUENCE_LENGTH = 128
 """Tokens of a sequence that a graft is trained and measured on."""
 QUANTIZATION_GROUP = 128
 """Inputs that share a scale."""
+CLEAN_PROMPT = "The time displayed is 9:00 am. Therefore, it is currently the"
+"""A sentence whose answer hangs on one token."""
+CORRUPT_PROMPT = "The time displayed is 9:00 pm. Therefore, it is currently the"
+"""The same with the other token."""
+ANSWER = " morning"
+"""What follows the one."""
+WRONG_ANSWER = " night"
+"""What follows the other."""

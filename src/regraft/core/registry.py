@@ -44,6 +44,7 @@ EXPERIMENTS = {
     "knockout": "intervene.knockout",
     "noise": "intervene.noise",
     "patch": "intervene.patch",
+    "paths": "intervene.paths",
     "prune": "intervene.prune",
     "push": "intervene.push",
     "quantize": "intervene.quantization.quantize",

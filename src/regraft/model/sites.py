@@ -22,6 +22,8 @@ BLOCK_SITES = (
     "z", "pattern",
     "mlp_act",
 )  # fmt: skip
+NUMBERED = ("head", "neuron", "q", "k", "v")
+"""Sites that may bear a number: a head's share of z, one neuron, a head's query, key or value."""
 MODEL_SITES = ("embed", "final_norm", "logits")
 _ADDRESS = re.compile(r"^(?:(encoder|decoder)\.)?(\d+)\.([a-z_]+)(?:\.(\d+))?$")
 
@@ -98,8 +100,11 @@ def parse_site(address: str, parts: Parts) -> Site:
         )
     if name in ("head", "neuron") and index is None:
         raise SiteError(f"{address!r} needs a number: for example {number}.{name}.0")
-    if name not in (*BLOCK_SITES, "head", "neuron") or (index is not None and name not in ("head", "neuron")):
-        raise SiteError(f"{address!r} is no site; a block has {', '.join(BLOCK_SITES)}, head.N and neuron.N")
+    if name not in (*BLOCK_SITES, "head", "neuron") or (index is not None and name not in NUMBERED):
+        raise SiteError(
+            f"{address!r} is no site; a block has {', '.join(BLOCK_SITES)}, and of single heads and neurons"
+            " head.N, q.N, k.N, v.N and neuron.N"
+        )
     return Site(address, stack.first + int(number), name, None if index is None else int(index))
 
 
@@ -146,19 +151,23 @@ class Taps:
     def _part_of(self, site: Site, tap: Tap) -> Tap:
         assert acts_linear(tap.module)
         assert site.index is not None
-        width = in_width(tap.module)
-        count = tap.heads if site.name == "head" else width
+        if tap.features is not None:
+            features = tap.features
+        else:
+            features = torch.arange((in_width if tap.side == "input" else out_width)(tap.module))
+        width = len(features)
+        count = width if site.name == "neuron" else tap.heads
         if count == 0:
             raise SiteError(
                 f"{site.address} does not exist here: the number of heads is not told by this block"
             )
         if site.index >= count:
-            noun = "heads" if site.name == "head" else "neurons"
+            noun = "neurons" if site.name == "neuron" else "heads"
             raise SiteError(
                 f"{site.address} does not exist here: this block has {count} {noun}, 0 to {count - 1}"
             )
         size = width // count
-        return Tap(tap.module, tap.side, torch.arange(site.index * size, (site.index + 1) * size))
+        return Tap(tap.module, tap.side, features[site.index * size : (site.index + 1) * size])
 
     def refuse(self, block: int, name: str, reason: str) -> None:
         """Strike a site whose identity failed."""

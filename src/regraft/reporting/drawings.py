@@ -41,6 +41,7 @@ DRAWINGS = {
     "knockout": intervene_figures.KNOCKOUT,
     "swap": intervene_figures.SWAP,
     "patch": patch_figures.PATCH,
+    "paths": patch_figures.PATHS,
     "replacement": intervene_figures.REPLACEMENT,
     "ablate": component_figures.ABLATE,
     "push": component_figures.PUSH,

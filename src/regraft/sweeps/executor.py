@@ -17,6 +17,7 @@ from regraft.model.hooks import writing, writing_mid
 from regraft.model.recording import Recording
 from regraft.model.sites import Tap
 from regraft.sweeps.batch_layout import BRANCH_OF
+from regraft.sweeps.changed_reads import ChangedReads
 from regraft.sweeps.edits import Carried, Placed, apply_edits
 from regraft.sweeps.linear_edits import CleanBlocks, corrected_stream
 from regraft.sweeps.plan import EntryEdit, Leaf, Node, SweepPlan
@@ -40,12 +41,20 @@ class Replay:
     """Runs one plan over one recording. `executed` counts the work in the plan's unit, `clean.runs` that for
     corrections."""
 
-    def __init__(self, recording: Recording, plan: SweepPlan, measure: Measure, most_rows: int):
+    def __init__(
+        self,
+        recording: Recording,
+        plan: SweepPlan,
+        measure: Measure,
+        most_rows: int,
+        reads: ChangedReads | None = None,
+    ):
         self.recording = recording
         self.model = recording.model
         self.plan = plan
         self.measure = measure
         self.most_rows = most_rows
+        self.reads = reads
         self.states: dict[int, State] = {}
         self.executed = 0
         self.clean = CleanBlocks(recording)
@@ -184,10 +193,12 @@ class Replay:
             memory = None
         with ExitStack() as hooks:
             self._hook_edits(hooks, nodes, stream)
+            seen = hooks.enter_context(self.reads.hearing(nodes, stream)) if self.reads else {}
             if first.start and self.cone is not None:
                 out = self.cone.run_block(block, stream, rows, first.start, first.stop.module)
             else:
                 out = self.recording.run_block(block, stream, rows, memory, first.stop.module)
+            seen["resid_post"] = out
         self.executed += out.shape[0] * out.shape[1]
         return [State(o, m) for o, m in zip(out.unflatten(0, (rows, -1)), memories, strict=True)]
 

@@ -22,6 +22,7 @@ from regraft.model.recording import Recording
 from regraft.model.session import plain_numbers
 from regraft.model.sites import SiteError, Tap
 from regraft.sweeps.batch_layout import edit_positions
+from regraft.sweeps.changed_reads import ChangedReads
 from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
 from regraft.sweeps.executor import Replay, State
 from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of, resolved
@@ -40,6 +41,7 @@ def sweep(
     metric: AnyMetric | Sequence[AnyMetric],
     *,
     exact: bool = False,
+    read: Sequence[str] = (),
 ) -> SweepResult:
     """Run every variant of one or several recordings and measure it.
 
@@ -51,6 +53,8 @@ def sweep(
             the clean run, with the same shapes, so that a row that changes nothing gives the recorded bits
             whatever the kernels make of other batches. Between machines, library versions or numbers of
             threads the last bits still differ.
+        read: sites of blocks whose activations in every variant are kept, in `SweepResult.reads`; edits at a
+            site are in what is read there. All positions are then run.
 
     Raises:
         ValueError: a site, position, target or route that does not exist here; the sentence says which.
@@ -64,7 +68,7 @@ def sweep(
     parts = []
     with plain_numbers():
         for number, one in enumerate(recordings):
-            parts.append(_Sweep(one, variants, metrics, exact, (number, len(recordings))).run())
+            parts.append(_Sweep(one, variants, metrics, exact, (number, len(recordings)), read).run())
     return parts[0] if len(parts) == 1 else joined(parts)
 
 
@@ -82,6 +86,7 @@ class _Sweep:
         metrics: Sequence[AnyMetric],
         exact: bool,
         share: tuple[int, int],
+        read: Sequence[str] = (),
     ):
         self.recording, self.model = recording, recording.model
         if not self.model.check.replays:
@@ -111,6 +116,8 @@ class _Sweep:
             for m in self.metrics
         }
         self.deviation = 0.0
+        read = [read] if isinstance(read, str) else read
+        self.reads = ChangedReads(recording, read, self.variants) if read else None
 
     def run(self) -> SweepResult:
         self.recording.still_holds(whole=True)
@@ -119,7 +126,9 @@ class _Sweep:
 
     def _run(self) -> SweepResult:
         layout = layout_of(
-            self.recording, {e.site for v in self.variants for e in v.edits}, cone=not self.exact
+            self.recording,
+            {e.site for v in self.variants for e in v.edits},
+            cone=not self.exact and self.reads is None,
         )
         work = Work()
         chunk = live_rows(self.recording)
@@ -133,11 +142,14 @@ class _Sweep:
             for which, numbers in enumerate(ranges):
                 control = numbers.start == 0
                 chosen = [self.variants[i] for i in numbers]
-                plan = make_plan(chosen, layout, control=control, linear=not self.exact)
-                replay = Replay(self.recording, plan, self._measure_into(numbers.start), rows)
+                linear = not self.exact and self.reads is None
+                plan = make_plan(chosen, layout, control=control, linear=linear)
+                replay = Replay(self.recording, plan, self._measure_into(numbers.start), rows, self.reads)
                 replay.run(self._progress(which / len(ranges), 1 / len(ranges), plan.work.planned))
                 work.executed += replay.executed
                 work.preparation += replay.clean.runs - plan.correction
+                if self.reads:
+                    self.reads.forget()
                 for name in ("planned", "preparation", "naive"):
                     setattr(work, name, getattr(work, name) + getattr(plan.work, name))
         limit = self.model.rounding
@@ -156,6 +168,7 @@ class _Sweep:
             work,
             self.deviation,
             self.notes,
+            {name: value[1:] for name, value in self.reads.results().items()} if self.reads else {},
         )
 
     def _progress(self, done: float, chunk: float, planned: int) -> Callable[[int], None]:
@@ -177,6 +190,9 @@ class _Sweep:
 
         def measure(leaves: list[Leaf], states: list[State]) -> None:
             numbers = [leaf.variant + offset for leaf in leaves]
+            for leaf, number in zip(leaves, numbers, strict=True) if self.reads else ():
+                assert self.reads is not None
+                self.reads.settle(leaf, number)
             streams = torch.stack([state.stream_BTD for state in states])
             if 0 in numbers:
                 self.deviation = max(self.deviation, gap(streams[numbers.index(0)], clean))

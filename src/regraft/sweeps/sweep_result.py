@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from regraft.sweeps.changed_reads import joined_reads
 from regraft.sweeps.plan import Work
 
 
@@ -20,7 +21,8 @@ class SweepResult:
     `values[metric]` is (variants, prompts), `clean[metric]` (prompts,); `weights[metric]` (prompts,) says how
     many positions stand behind a prompt's mean. `deviation` is the largest difference of the control row's
     stream from the recorded one, relative to the stream's largest value, and `control[metric]` what was
-    measured on the control row.
+    measured on the control row. `reads[address]` is what was read at a site in every variant, (variants,
+    prompts, positions, width) or (variants, prompts, positions, heads, width).
     """
 
     values: dict[str, Tensor]
@@ -31,6 +33,7 @@ class SweepResult:
     work: Work
     deviation: float = 0.0
     notes: list[str] = field(default_factory=list)
+    reads: dict[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         variants, prompts = next(iter(self.values.values())).shape
@@ -69,4 +72,5 @@ def joined(parts: list[SweepResult]) -> SweepResult:
         work,
         max(p.deviation for p in parts),
         list(dict.fromkeys(note for part in parts for note in part.notes)),
+        joined_reads([p.reads for p in parts]),
     )

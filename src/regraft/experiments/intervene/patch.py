@@ -5,35 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from regraft.core.defaults import ANSWER, CLEAN_PROMPT, CORRUPT_PROMPT, WRONG_ANSWER
 from regraft.core.progress import advance
 from regraft.core.signatures import TextFile
-from regraft.data.own_texts import check_sayable, first_of
-from regraft.data.text_files import read_pairs
+from regraft.experiments.intervene.patch_cases import (
+    PatchCase,
+    chosen_cases,
+    position_pairs,
+    read_position,
+)
 from regraft.experiments.intervene.patch_grid import Grid, stack_blocks
 from regraft.model.model import Model
-from regraft.model.recording import Recording
 from regraft.sweeps.metrics import logit_difference
 from regraft.sweeps.provenance import sweep_attributes
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
 
 METRIC = "logit_difference"
-
-
-@dataclass(frozen=True)
-class PatchCase:
-    """A clean prompt with its answer, and a corrupted one whose answer is another."""
-
-    clean: str
-    corrupt: str
-    answer: str
-    wrong: str
 
 
 @dataclass
@@ -52,15 +45,12 @@ class Cells:
     ids: list[int]
 
 
-OURS = "The time displayed is 9:00 am. Therefore, it is currently the"
-
-
 def patch(
     model: Model,
-    clean: str = "The time displayed is 9:00 am. Therefore, it is currently the",
-    corrupt: str = "The time displayed is 9:00 pm. Therefore, it is currently the",
-    answer: str = " morning",
-    wrong: str = " night",
+    clean: str = CLEAN_PROMPT,
+    corrupt: str = CORRUPT_PROMPT,
+    answer: str = ANSWER,
+    wrong: str = WRONG_ANSWER,
     grid: Literal["position", "head", "block", "neuron"] = "position",
     site: str = "resid_pre",
     direction: Literal["denoise", "noise"] = "denoise",
@@ -108,15 +98,7 @@ def patch(
         raise ValueError(f"direction {direction!r} is not known: choose denoise or noise")
     if not 1 <= window <= len(stack_blocks(model)):
         raise ValueError(f"a window of {window} blocks does not fit: choose 1 to {len(stack_blocks(model))}")
-    cases = first_of(
-        read_cases(Path(pairs)) if pairs else [PatchCase(clean, corrupt, answer, wrong)], count, "pairs"
-    )
-    if not pairs and clean == OURS:
-        check_sayable(
-            model,
-            [clean, corrupt, answer, wrong],
-            "the English sentences about clocks that ship with regraft",
-        )
+    cases = chosen_cases(model, PatchCase(clean, corrupt, answer, wrong), pairs, count)
     plan = Grid(model, grid, site, window, block)
     parts = []
     for case in cases:
@@ -130,26 +112,17 @@ def patch(
     return _dataset(plan, parts, direction)
 
 
-def read_cases(path: Path) -> list[PatchCase]:
-    """Cases from a JSON file.
-
-    Raises:
-        ValueError: it cannot be read, or is no list of cases.
-    """
-    return read_pairs(path, PatchCase, "write a list of objects with clean, corrupt, answer, wrong")
-
-
 def _measured(
     model: Model, plan: Grid, case: PatchCase, direction: str, given: list[str] | None, exact: bool
 ) -> Cells:
     """Run one case's grid, and its attribution where every cell's activation can be reached by a gradient."""
     runs = {"clean": model.record(case.clean), "corrupt": model.record(case.corrupt)}
-    places = _position_pairs(runs["clean"], runs["corrupt"], given)
+    places = position_pairs(runs["clean"], runs["corrupt"], given)
     source, target = runs["clean"], runs["corrupt"]
     if direction == "noise":
         source, target, places = target, source, [(b, a) for a, b in places]
     variants, columns = plan.variants(source, places)
-    read = _read_position(model, source, target)
+    read = read_position(model, source, target)
     metric = logit_difference(case.answer, case.wrong, read)
     result = sweep(target, variants, metric, exact=exact)
     source_value, target_value = (
@@ -177,54 +150,6 @@ def _measured(
         words,
         ids,
     )
-
-
-def _position_pairs(clean: Recording, corrupt: Recording, given: list[str] | None) -> list[tuple[int, int]]:
-    """Positions (clean, corrupt) that belong together."""
-    lengths = [run.inputs["input_ids"].shape[1] for run in (clean, corrupt)]
-    if given:
-        return [_pair(text, *lengths) for text in given]
-    if lengths[0] != lengths[1]:
-        model = clean.model
-        words = [
-            "|".join(model.token_text(int(i)) for i in run.inputs["input_ids"][0]) for run in (clean, corrupt)
-        ]
-        raise ValueError(
-            f"the prompts are {lengths[0]} and {lengths[1]} tokens long ({words[0]} and {words[1]}): make"
-            " them equally long, or map positions with --map CLEAN:CORRUPT"
-        )
-    return [(p, p) for p in range(lengths[0])]
-
-
-def _read_position(model: Model, source: Recording, target: Recording) -> int | None:
-    """Where the answer is read: at the last position, or at an encoder's one mask token.
-
-    Raises:
-        ValueError: an encoder's prompts do not hold one mask token each, at one position.
-    """
-    if model.causal:
-        return None
-    mask = getattr(model.tokenizer, "mask_token_id", None)
-    found = [
-        (run.ids_BT[0] == mask).nonzero()[:, 0].tolist() if mask is not None else []
-        for run in (source, target)
-    ]
-    if len(found[0]) != 1 or found[0] != found[1]:
-        raise ValueError(
-            f"{model.name} predicts masked tokens: write the mask token"
-            f" {getattr(model.tokenizer, 'mask_token', '')!r} once in each prompt, at the same position"
-        )
-    return found[0][0]
-
-
-def _pair(text: str, clean: int, corrupt: int) -> tuple[int, int]:
-    first, colon, second = text.partition(":")
-    if not colon or not first.strip().isdigit() or not second.strip().isdigit():
-        raise ValueError(f"{text!r} is no pair of positions: write CLEAN:CORRUPT, for example 3:4")
-    a, b = int(first), int(second)
-    if a >= clean or b >= corrupt:
-        raise ValueError(f"the pair {text} is outside the prompts of {clean} and {corrupt} tokens")
-    return a, b
 
 
 def _shared(found: Iterable[Any], none: Any = "") -> Any:

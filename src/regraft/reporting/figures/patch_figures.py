@@ -154,6 +154,54 @@ def _moved(effect: np.ndarray, words: list[str], names: np.ndarray) -> str:
     )
 
 
+def paths_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """The map of senders."""
+    figure = heatmap(
+        dataset.effect.values, axis_labels(dataset.sender.values), dataset.block.values, "normalised effect",
+        True, hovertemplate="block %{y}, %{x}<br>effect %{z:.3f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title="head that sends, or the MLP")
+    figure.update_yaxes(title="block of the sender")
+    over = f", mean over {dataset.attrs['pairs']} pairs" if dataset.attrs["pairs"] > 1 else ""
+    between = "MLPs between answer" if dataset.attrs["through"] == "mlps" else "all else held still"
+    name = (
+        f"Direct paths to {plain_text(dataset.attrs['receivers'])}, {between}, {dataset.attrs['direction']}"
+    )
+    return [(f"{name} direction{over}", figure)]
+
+
+def paths_finding(dataset: xr.Dataset) -> str:
+    """Which sender tells the receivers most, and what all of them tell together."""
+    effect, attrs = dataset.effect.values, dataset.attrs
+    known = np.isfinite(effect)
+    strongest = [int(i) for i in np.argsort(-np.abs(np.where(known, effect, 0.0)).ravel())[:3]]
+    told = []
+    for flat in strongest:
+        row, column = np.unravel_index(flat, effect.shape)
+        sender = str(dataset.sender.values[column])
+        name = f"head {sender}" if sender.isdigit() else f"the {sender}"
+        if f"{abs(effect[row, column]):.2f}" != "0.00":
+            told.append(f"{name} of block {dataset.block.values[row]} ({effect[row, column]:+.2f})")
+    if not told:
+        return f"No head or MLP tells {attrs['receivers']} any of the difference directly."
+    return (
+        f"Most of what {attrs['receivers']} are told directly comes from {', '.join(told)}; the"
+        f" {int(known.sum())} paths add up to {effect[known].sum():+.2f} of the difference."
+    )
+
+
+PATHS = Drawing(
+    "Path patching",
+    "Which part tells which other part directly?",
+    "Each cell lets one head or MLP say what it says in the other run, holds everything between it and the"
+    " receivers still, and gives the receivers alone what arrives: the share of the difference between the"
+    " two runs that goes this one way. What goes through other parts on its way is not in it.",
+    paths_figures,
+    paths_finding,
+    ("logit_difference", "effect", "effect_error"),
+)
+
+
 PATCH = Drawing(
     "Activation patching",
     "Where in the model is the answer's information, and when does it move?",

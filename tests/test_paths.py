@@ -1,0 +1,184 @@
+"""Path patching beside runs frozen by hand with plain hooks, and the identities of direct paths."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from regraft.core.defaults import ANSWER, CLEAN_PROMPT, CORRUPT_PROMPT, WRONG_ANSWER
+from regraft.core.registry import experiments
+from regraft.experiments.intervene.paths import _senders
+from regraft.experiments.running import run_experiment
+from regraft.model.load import load
+from regraft.model.sites import SiteError
+from regraft.reporting.drawings import drawing_of
+from small import opened
+
+RUN = partial(run_experiment, experiments()["paths"])
+
+
+@pytest.fixture(scope="module", params=["specimen:gpt2", "specimen:qwen3"])
+def model(request):
+    return load(request.param)
+
+
+def parts_of(model):
+    """For each block its attention's output projection, its MLP's, and that of its queries, found by hand."""
+    if model.name == "specimen:gpt2":
+        return [(b.attn.c_proj, b.mlp.c_proj, b.attn.c_attn) for b in model.hf.transformer.h]
+    return [(b.self_attn.o_proj, b.mlp.down_proj, b.self_attn.q_proj) for b in model.hf.model.layers]
+
+
+def heard(modules, run):
+    """What goes into and comes out of modules in a run."""
+    found = {}
+    with ExitStack() as hooks:
+        for module in modules:
+
+            def keep(module, args, outcome):
+                found[module] = args[0].clone(), outcome.clone()
+
+            hooks.callback(module.register_forward_hook(keep).remove)
+        run()
+    return found
+
+
+def by_hand(model, sender, receiver, through):
+    """The logit difference with one path patched: three plain runs with hooks, nothing of the engine.
+
+    The sender is (block, head) or (block, None) for the MLP; the receiver (block, head) of the queries.
+    """
+    parts = parts_of(model)
+    ids = [torch.tensor([model.encode(text)]) for text in (CLEAN_PROMPT, CORRUPT_PROMPT)]
+    everything = [m for one in parts for m in one]
+    source, target = (heard(everything, lambda row=row: model.hf(row)) for row in ids)
+    block, head = sender
+    width = 32
+    with ExitStack() as hooks, torch.no_grad():
+        for number, (attention, mlp, _) in enumerate(parts):
+            if number == block and head is not None:
+
+                def speak(module, args):
+                    z = args[0].clone()
+                    z[..., head * width : (head + 1) * width] = source[module][0][
+                        ..., head * width : (head + 1) * width
+                    ]
+                    return (z,)
+
+                hooks.callback(attention.register_forward_pre_hook(speak).remove)
+            elif number > block:
+                hooks.callback(attention.register_forward_hook(lambda m, a, o: target[m][1]).remove)
+            if number == block and head is None:
+                hooks.callback(mlp.register_forward_hook(lambda m, a, o: source[m][1]).remove)
+            elif number >= block and through == "nothing":
+                hooks.callback(mlp.register_forward_hook(lambda m, a, o: target[m][1]).remove)
+        arrived = heard([parts[receiver[0]][2]], lambda: model.hf(ids[1]))[parts[receiver[0]][2]][1]
+    begin = receiver[1] * width
+    with ExitStack() as hooks, torch.no_grad():
+
+        def told(module, args, outcome):
+            changed = outcome.clone()
+            changed[..., begin : begin + width] = arrived[..., begin : begin + width]
+            return changed
+
+        hooks.callback(parts[receiver[0]][2].register_forward_hook(told).remove)
+        logits = model.hf(ids[1]).logits[0, -1]
+    return float(logits[model.single_token(ANSWER)] - logits[model.single_token(WRONG_ANSWER)])
+
+
+@pytest.mark.parametrize("through", ["nothing", "mlps"])
+def test_paths_are_those_of_runs_frozen_by_hand(model, through):
+    blocks = len(model.blocks)
+    receiver = blocks - 2, 1
+    data = RUN(model, receivers=[f"{receiver[0]}.q.1"], through=through)
+    for block, column in ((0, "0"), (1, "2"), (blocks - 3, "1"), (0, "MLP"), (blocks - 3, "MLP")):
+        head = None if column == "MLP" else int(column)
+        wanted = by_hand(model, (block, head), receiver, through)
+        found = float(data.logit_difference.sel(block=str(block), sender=column))
+        assert found == pytest.approx(wanted, abs=2e-3), (block, column)
+    effect = data.effect.values
+    assert np.isnan(effect[receiver[0] :]).all(), "what stands beside or behind the receiver tells it nothing"
+    assert np.isfinite(effect[: receiver[0]]).all()
+    span = data.attrs["source_value"] - data.attrs["target_value"]
+    again = (data.logit_difference.values - data.attrs["target_value"]) / span
+    np.testing.assert_allclose(effect, again)
+
+
+def test_direct_paths_to_the_last_stream_add_up(model):
+    """Of a stream that parts are added to, the direct effects before the final norm are the differences of
+    what the parts say: together with the embedding they make up the other run's stream."""
+    clean, corrupt = model.record(CLEAN_PROMPT), model.record(CORRUPT_PROMPT)
+    last = len(model.blocks) - 1
+    parts = [f"{b.address}.{kind}" for b in model.blocks for kind in ("attn_out", "mlp_out")]
+    total = sum(clean[one] - corrupt[one] for one in parts) + clean["0.resid_pre"] - corrupt["0.resid_pre"]
+    torch.testing.assert_close(
+        corrupt[f"{last}.resid_post"] + total, clean[f"{last}.resid_post"], atol=2e-3, rtol=1e-3
+    )
+    data = RUN(model)
+    assert data.attrs["receivers"] == f"{last}.resid_post"
+    assert np.isfinite(data.effect.values).all(), "the last block's own parts reach it too"
+    corrupt_stream = corrupt[f"{last}.resid_post"]
+    said = clean[f"{last}.mlp_out"] - corrupt[f"{last}.mlp_out"]
+    logits = corrupt.head(corrupt_stream + said)[0, -1]
+    wanted = logits[model.single_token(ANSWER)] - logits[model.single_token(WRONG_ANSWER)]
+    assert float(data.logit_difference.sel(block=str(last), sender="MLP")) == pytest.approx(
+        float(wanted), abs=2e-3
+    )
+    drawing = drawing_of(data)
+    ((name, figure),) = drawing.figures(data)
+    assert f"Direct paths to {last}.resid_post" in name
+    assert figure.data[0].z.shape == data.effect.shape
+    assert "paths add up to" in drawing.finding(data)
+
+
+def test_a_run_patched_into_itself_changes_nothing_and_directions_mirror(model):
+    same = dict(clean=CLEAN_PROMPT, corrupt=CORRUPT_PROMPT)
+    there, back = RUN(model, direction="denoise", **same), RUN(model, direction="noise", **same)
+    assert there.attrs["source_value"] == pytest.approx(back.attrs["target_value"], abs=1e-4)
+    with pytest.raises(ValueError, match="both prompts give the same logit difference"):
+        RUN(model, clean=CLEAN_PROMPT, corrupt=CLEAN_PROMPT)
+
+
+def test_what_is_no_receiver_is_refused():
+    model = load("specimen:gpt2")
+    for receiver, said in (
+        ("2.mlp_out", "is what a branch answers, not what it is told"),
+        ("logits", "is outside the blocks that read the prompt"),
+        ("9.q", "there are 4 blocks"),
+        ("0.q", "no head or MLP stands in front of 0.q"),
+        ("2.q.99", "this block has 4 heads"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            RUN(model, receivers=[receiver])
+    with pytest.raises(SiteError, match="outside the blocks"):
+        RUN(load("specimen:t5"), receivers=["decoder.1.q"])
+    with pytest.raises(ValueError, match="choose nothing or mlps"):
+        RUN(model, through="all")
+
+
+def test_pairs_are_averaged(tmp_path):
+    model = load("specimen:gpt2")
+    file = tmp_path / "pairs.json"
+    words = CLEAN_PROMPT, CORRUPT_PROMPT, ANSWER, WRONG_ANSWER
+    names = "clean", "corrupt", "answer", "wrong"
+    swapped = words[1], words[0], words[3], words[2]
+    file.write_text(json.dumps([dict(zip(names, one, strict=True)) for one in (words, swapped)]))
+    both, one = RUN(model, pairs=str(file)), RUN(model)
+    assert both.attrs["pairs"] == 2
+    np.testing.assert_allclose(both.pair_effect.values[0], one.effect.values, atol=1e-4)
+    np.testing.assert_allclose(both.effect.values, both.pair_effect.values.mean(0))
+    assert np.isfinite(both.effect_error.values).all()
+
+
+def test_senders_of_other_models_are_told():
+    """Where a block has no heads that are told its attention or its mixer speaks as a whole."""
+    assert {s.column for s in _senders(opened("mamba2"))} == {"mixer"}
+    assert {"0", "MLP"} <= {s.column for s in _senders(opened("qwen3_5"))}
+    model = opened("llama")
+    model.taps.refuse(1, "z", "for a reason")
+    assert [s.column for s in _senders(model) if s.block.index == 1] == ["attention", "MLP"]
