@@ -15,6 +15,7 @@ from regraft.model.branches import _branch_choices
 from regraft.model.inputs import _masks
 from regraft.model.part_search import _labels
 from regraft.model.selfcheck import SelfCheck
+from regraft.model.sites import SiteError
 from regraft.model.trace import Call
 from regraft.tokenizers.init_methods import InitSettings
 from small import opened, recorded
@@ -41,10 +42,37 @@ def test_a_check_keeps_the_largest_of_what_it_finds(monkeypatch):
     apart, open_by = iter([0.1, 0.5, 0.2, 0.3, 0.1, 0.1, 0.1, 0.1]), iter([0.2, 0.7, 0.4, 0.1])
     monkeypatch.setattr(selfcheck, "_projection_gap", lambda *args: next(apart))
     monkeypatch.setattr(selfcheck, "gap", lambda *args: next(open_by))
+    monkeypatch.setattr(selfcheck, "_check_mlp_input", lambda *args: None)
     for block in model.blocks:
         selfcheck._check_block(model, recording, block, found, 1.0)
     assert (found.projections, found.closure) == (0.5, 0.7)
     assert not found.refused
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [("another number", "called alone does not give mlp_out"), ("refuses", "cannot be called alone")],
+)
+def test_an_mlp_that_is_not_told_by_what_it_is_given_has_no_such_site(does, said, monkeypatch):
+    model = opened("llama")
+    mlp, armed, found = model.blocks[1].module.mlp, [], SelfCheck()
+    plain = mlp.forward
+
+    def forward(x):
+        if armed and does == "refuses":
+            raise TypeError("it is called with more")
+        armed.extend(armed)
+        return plain(x) + len(armed)
+
+    monkeypatch.setattr(mlp, "forward", forward)
+    recording, limit = recorded(model, 5), model.rounding
+    selfcheck._check_mlp_input(model, recording, model.blocks[1], found, limit)
+    assert not found.refused
+    armed.append(1)
+    selfcheck._check_mlp_input(model, recording, model.blocks[1], found, limit)
+    assert said in found.refused["1.mlp_in"]
+    with pytest.raises(SiteError, match=said):
+        model.site("1.mlp_in")
 
 
 def test_labels_are_those_of_a_head_that_is_no_output_matrix():

@@ -23,6 +23,8 @@ from regraft.core.strict_json import json_text, opened_attributes
 from regraft.export.changed_model import changed_copies
 from regraft.model.inputs import batch_inputs, completion_rows, rows_of
 from regraft.model.model import Model
+from regraft.model.sites import DICTIONARY
+from regraft.sweeps.feature_edits import model_base
 from regraft.sweeps.live_reads import HELD, checked, fitting, live_reads, run_heard
 from regraft.sweeps.provenance import provenance
 from regraft.sweeps.variants import Edit, Route, Variant, whole_number
@@ -104,6 +106,7 @@ class _Reading:
     ):
         self.model, self.sites, self.stack, self.variant = model, sites, stack, variant
         self.sources, self.follow = sources, follow
+        self.bases = {site: model_base(model, model.site(site)) for site in sites}
 
     def rows(self) -> list[list[int]]:
         """Token ids of every prompt in the stack that is heard."""
@@ -141,7 +144,7 @@ class _Reading:
         """The activations batch by batch, one row for each token that is kept."""
         with (
             changed_copies(self.model, self.variant) as copies,
-            live_reads(self.model, self.sites, copies) as heard,
+            live_reads(self.model, list(dict.fromkeys(self.bases.values())), copies) as heard,
         ):
             begin, size = 0, 1
             while begin < len(kept):
@@ -151,7 +154,10 @@ class _Reading:
                 )
                 run_heard(self.model, inputs)
                 batch = _Batch(numbers, [kept[n] for n in numbers])
-                yield batch, {site: self._rows_of(site, heard[site], batch) for site in self.sites}
+                yield (
+                    batch,
+                    {site: self._rows_of(site, heard[base], batch) for site, base in self.bases.items()},
+                )
                 begin, size = begin + len(numbers), self._fitting(heard, begin + len(numbers))
                 heard.clear()
                 advance("prompts", begin, len(kept))
@@ -169,7 +175,10 @@ class _Reading:
     def _rows_of(self, site: str, heard: Tensor, batch: _Batch) -> np.ndarray:
         """The rows (N, W) or (N, H, W) that are kept of a batch."""
         x_BTW = heard.reshape(len(batch.numbers), -1, heard.shape[-1])
-        rows = torch.cat([x_BTW[row, places] for row, places in enumerate(batch.positions)]).cpu()
+        rows = torch.cat([x_BTW[row, places] for row, places in enumerate(batch.positions)])
+        if (found := self.model.site(site)).name == DICTIONARY:
+            rows = self.model.dictionary(found).encode(rows, found.index)
+        rows = rows.cpu()
         heads = _heads(self.model, site)
         rows = rows.unflatten(-1, (heads, -1)) if heads else rows
         return (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
@@ -207,7 +216,7 @@ def _heads(model: Model, address: str) -> int:
     site = model.site(address)
     return (
         model.taps[site].heads
-        if site.block is not None and site.index is None and site.name != "resid_mid"
+        if site.block is not None and site.index is None and site.name not in ("resid_mid", DICTIONARY)
         else 0
     )
 

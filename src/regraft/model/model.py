@@ -21,9 +21,11 @@ from regraft.core.tolerance import rounding
 from regraft.model.block_call import text_config, without_cache
 from regraft.model.cpu_pack import packed_layer
 from regraft.model.describe import model_in_words
+from regraft.model.dictionary import Dictionary
 from regraft.model.parts import Block, Parts, in_width, is_linear, out_width
+from regraft.model.sae_folder import attached
 from regraft.model.session import Hold, fingerprint, glance, hold_of, hooks
-from regraft.model.sites import Site, SiteError, Tap, Taps, parse_site
+from regraft.model.sites import DICTIONARY, Site, SiteError, Tap, Taps, parse_site
 
 if TYPE_CHECKING:
     from regraft.model.recording import Recording
@@ -66,6 +68,7 @@ class Model:
     opened_at: tuple[Any, ...] = ()
     packed_at: tuple[Any, ...] = ()
     hooks_at: tuple[Any, ...] = ()
+    dictionaries: dict[int, Dictionary] = field(default_factory=dict)
     _digests: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -135,7 +138,9 @@ class Model:
             SiteError: it does not, with the reason.
         """
         site = parse_site(address, self.parts)
-        if site.block is not None:
+        if site.name == DICTIONARY:
+            self.dictionary(site)
+        elif site.block is not None:
             self.taps[site]
         elif site.name == "final_norm" and self.parts.final_norm is None:
             raise SiteError("final_norm does not exist here: no norm follows the last block")
@@ -144,6 +149,41 @@ class Model:
         elif site.name == "embed" and self.two_stacks:
             raise SiteError("embed is not offered here: two stacks read one table; use encoder.0.resid_pre")
         return site
+
+    def dictionary(self, site: Site) -> Dictionary:
+        """The dictionary that a site of features belongs to.
+
+        Raises:
+            SiteError: none is attached to its block, or it has not so many features.
+        """
+        assert site.block is not None
+        if site.block not in self.dictionaries:
+            raise SiteError(
+                f"{site.address} does not exist here: attach a sparse autoencoder with model.add_sae(folder)"
+            )
+        known = self.dictionaries[site.block]
+        if site.index is not None and site.index >= known.features:
+            raise SiteError(
+                f"{site.address} does not exist here: the dictionary {known.source} has {known.features:,}"
+                f" features, 0 to {known.features - 1}"
+            )
+        return known
+
+    def add_sae(self, folder: FilePath | str, site: str = "") -> str:
+        """Attach a sparse autoencoder or a transcoder that SAELens saved: its features are sites from then on
+        (`5.sae`, `5.sae.317`), read and edited as others. The model itself is not changed.
+
+        Args:
+            folder: with `cfg.json` and `sae_weights.safetensors`.
+            site: where it reads, where the configuration does not tell or tells otherwise.
+
+        Returns:
+            The address of all its features.
+
+        Raises:
+            ValueError: it cannot be read, or its widths are not those of the activations.
+        """
+        return attached(self, folder, site)
 
     def tap(self, address: str) -> Tap:
         """Where a site inside a block is read and written."""

@@ -32,7 +32,7 @@ from regraft.model.describe import recording_in_words
 from regraft.model.hooks import reading
 from regraft.model.inputs import batch_inputs, completion_rows, padded, rows_of
 from regraft.model.model import Model
-from regraft.model.sites import SiteError, Tap, addition, parse_site
+from regraft.model.sites import DICTIONARY, SiteError, Tap, addition, parse_site
 
 
 @dataclass(eq=False, repr=False)
@@ -152,6 +152,10 @@ class Recording:
         if site.name == "final_norm":
             return self.hidden(self.post(len(self.model.blocks) - 1))
         assert site.block is not None
+        if site.name == DICTIONARY:
+            known = self.model.dictionary(site)
+            base = f"{self.model.blocks[site.block].address}.{known.reads}"
+            return known.encode(self[base].flatten(2), site.index)
         if site.name in ("resid_pre", "resid_post"):
             return self.pre(site.block) if site.name == "resid_pre" else self.post(site.block)
         block = self.model.blocks[site.block]

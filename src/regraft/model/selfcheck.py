@@ -1,8 +1,8 @@
 """Prove on a short input that what was found is what the model does; refuse the sites whose identity fails.
 
 Identities: replayed blocks and head give the model's own logits; two copies of the prompts in one batch give
-the same; `resid + attn_out + mlp_out` closes; `down_proj(mlp_act) == mlp_out`; `o_proj(z) == attn_out`; with
-one token, whose attention can only look at itself, a head's `z` is its `v`.
+the same; `resid + attn_out + mlp_out` closes; `mlp(mlp_in) == mlp_out`; `down_proj(mlp_act) == mlp_out`;
+`o_proj(z) == attn_out`; with one token, whose attention can only look at itself, a head's `z` is its `v`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.core.structure import largest_difference
+from regraft.core.structure import largest_difference, main_tensor
 from regraft.core.tolerance import gap
 from regraft.model.attention_inputs import roles_refused
-from regraft.model.block_call import capture, output_of, without_cache
+from regraft.model.block_call import CANNOT, capture, output_of, without_cache
 from regraft.model.model import Model
 from regraft.model.parts import Block, Branch, close, in_width
 from regraft.model.recording import Recording, record
@@ -139,6 +139,7 @@ def _check_block(model: Model, recording: Recording, block: Block, found: SelfCh
         )
         for name in ("attn_out", "cross_out", "mixer_out", "mlp_out", "resid_mid"):
             _strike(model, block, name, reason, found)
+    _check_mlp_input(model, recording, block, found, limit)
     for branch in block.branches:
         name = {"attn": "z", "mlp": "mlp_act"}.get(branch.kind)
         if name and model.taps.exists(block.index, name):
@@ -152,6 +153,35 @@ def _check_block(model: Model, recording: Recording, block: Block, found: SelfCh
                     f"its projection does not give {branch.kind}_out (differs by {off:.1e})",
                     found,
                 )
+
+
+def _check_mlp_input(
+    model: Model, recording: Recording, block: Block, found: SelfCheck, limit: float
+) -> None:
+    """The MLP, called alone with what it was given, adds what it added."""
+    branch = block.branch("mlp")
+    if branch is None or not model.taps.exists(block.index, "mlp_in"):
+        return
+    tap = model.tap(f"{block.address}.mlp_in")
+    try:
+        with torch.no_grad():
+            out = main_tensor(tap.module(recording.read(block.index, tap)))
+            assert out is not None
+            wanted = recording[f"{block.address}.mlp_out"]
+            out = branch.out_norm(out) if branch.out_norm is not None else out
+            off = gap(branch.factor * out.reshape(wanted.shape), wanted)
+    except CANNOT as error:
+        reason = f"the MLP cannot be called alone ({type(error).__name__})"
+        _strike(model, block, "mlp_in", reason, found)
+        return
+    if not off <= limit:
+        _strike(
+            model,
+            block,
+            "mlp_in",
+            f"the MLP called alone does not give mlp_out (differs by {off:.1e})",
+            found,
+        )
 
 
 def _projection_gap(recording: Recording, block: Block, branch: Branch) -> float:

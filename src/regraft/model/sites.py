@@ -15,16 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from regraft.checkpoint.roles import KEY_NAMES, PACKED_NAMES, QUERY_NAMES, VALUE_NAMES
-from regraft.model.parts import HEAD_COUNTS, Block, Branch, Parts, acts_linear, in_width, out_width
+from regraft.model.parts import (
+    HEAD_COUNTS,
+    MLP_MODULES,
+    Block,
+    Branch,
+    Parts,
+    acts_linear,
+    in_width,
+    out_width,
+)
 
 BLOCK_SITES = (
     "resid_pre", "resid_mid", "resid_post", "attn_out", "cross_out", "mixer_out", "mlp_out", "q", "k", "v",
     "z", "pattern",
+    "mlp_in",
     "mlp_act",
 )  # fmt: skip
-NUMBERED = ("head", "neuron", "q", "k", "v")
-"""Sites that may bear a number: a head's share of z, one neuron, a head's query, key or value."""
+NUMBERED = ("head", "neuron", "q", "k", "v", "sae")
+"""Sites that may bear a number: a head's share of z, a neuron, a head's query, key or value, a feature."""
 MODEL_SITES = ("embed", "final_norm", "logits")
+DICTIONARY = "sae"
+"""The features of a dictionary that was attached to a block."""
 _ADDRESS = re.compile(r"^(?:(encoder|decoder)\.)?(\d+)\.([a-z_]+)(?:\.(\d+))?$")
 
 
@@ -56,6 +68,15 @@ class Tap:
     features: Tensor | None = None
     heads: int = 0
     factor: float = 1.0
+
+
+def activation_width(tap: Tap, stream: int) -> int:
+    """How many numbers an activation has at each position, in a model whose stream has so many."""
+    if tap.features is not None:
+        return len(tap.features)
+    if not acts_linear(tap.module):
+        return stream
+    return (in_width if tap.side == "input" else out_width)(tap.module)
 
 
 def addition(branch: Branch) -> Tap:
@@ -100,7 +121,9 @@ def parse_site(address: str, parts: Parts) -> Site:
         )
     if name in ("head", "neuron") and index is None:
         raise SiteError(f"{address!r} needs a number: for example {number}.{name}.0")
-    if name not in (*BLOCK_SITES, "head", "neuron") or (index is not None and name not in NUMBERED):
+    if name not in (*BLOCK_SITES, "head", "neuron", DICTIONARY) or (
+        index is not None and name not in NUMBERED
+    ):
         raise SiteError(
             f"{address!r} is no site; a block has {', '.join(BLOCK_SITES)}, and of single heads and neurons"
             " head.N, q.N, k.N, v.N and neuron.N"
@@ -140,6 +163,8 @@ class Taps:
         """
         assert site.block is not None
         table = self.table[site.block]
+        if site.name == DICTIONARY:
+            raise SiteError(f"{site.address} is no activation of the model's own: edit it, or read it")
         base = {"head": "z", "neuron": "mlp_act"}.get(site.name, site.name)
         tap = table[base]
         if isinstance(tap, str):
@@ -191,6 +216,7 @@ def _block_taps(block: Block, config: Any, attention_kind: str) -> dict[str, Tap
     table["mixer_out"] = addition(mixer) if mixer else "this block has no recurrent mixer"
     table["mlp_out"] = addition(mlp) if mlp else no_mlp
     table["resid_mid"] = _mid_tap(block)
+    table["mlp_in"] = _mlp_input(block, mlp) if mlp else no_mlp
     table["mlp_act"] = _projection_input(mlp, "mlp") if mlp else no_mlp
     for name in ("z", "q", "k", "v", "pattern"):
         table[name] = no_attention
@@ -209,6 +235,17 @@ def _projection_input(branch: Branch, noun: str) -> Tap | str:
     if branch.projection is None:
         return f"this {noun} has no single output projection (a mixture of experts has one for each expert)"
     return Tap(branch.projection, "input")
+
+
+def _mlp_input(block: Block, mlp: Branch) -> Tap | str:
+    """What the module around an MLP's maps is given: a norm of the stream, in most models."""
+    inner = mlp.projection or mlp.module
+    path = next(name for name, module in block.module.named_modules() if module is inner)
+    names = path.split(".")
+    for length in range(len(names), 0, -1):
+        if names[length - 1] in MLP_MODULES:
+            return Tap(block.module.get_submodule(".".join(names[:length])), "input")
+    return "this block's MLP is no module of its own"
 
 
 def _mid_tap(block: Block) -> Tap | str:

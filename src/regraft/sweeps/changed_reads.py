@@ -13,9 +13,10 @@ from torch import Tensor
 
 from regraft.model.hooks import reading
 from regraft.model.recording import Recording
-from regraft.model.sites import Site, SiteError, Tap, addition
+from regraft.model.sites import DICTIONARY, Site, SiteError, Tap, addition
 from regraft.sweeps.batch_layout import STREAM_SITES
 from regraft.sweeps.edits import Carried, Placed, apply_edits
+from regraft.sweeps.feature_edits import model_base
 from regraft.sweeps.plan import Leaf, Node
 from regraft.sweeps.variants import Edit, Variant
 
@@ -29,7 +30,9 @@ class ChangedReads:
     def __init__(self, recording: Recording, addresses: Sequence[str], variants: Sequence[Variant]):
         self.recording, self.model = recording, recording.model
         self.variants = variants
-        self.sites = [self._checked(address) for address in dict.fromkeys(addresses)]
+        self.asked = {address: self._checked(address) for address in dict.fromkeys(addresses)}
+        based = [model_base(self.model, site) for site in self.asked.values()]
+        self.sites = [self.model.site(address) for address in dict.fromkeys(based)]
         self._check_passed()
         self.clean = {site.address: self._flat(site) for site in self.sites}
         count = len(variants) * sum(clean.numel() for clean in self.clean.values())
@@ -142,10 +145,15 @@ class ChangedReads:
     def results(self) -> dict[str, Tensor]:
         """The activations by address, (n, B, T, W), or (n, B, T, H, W) where the site divides into heads."""
         found = {}
-        for site in self.sites:
-            value = self.values[site.address]
-            shape = self.recording[site.address].shape
-            found[site.address] = value.unflatten(-1, shape[2:]) if len(shape) == 4 else value
+        for address, site in self.asked.items():
+            value = self.values[model_base(self.model, site)]
+            if site.name == DICTIONARY:
+                found[address] = (
+                    self.model.dictionary(site).encode(value.to(self.model.device), site.index).cpu()
+                )
+                continue
+            shape = self.recording[address].shape
+            found[address] = value.unflatten(-1, shape[2:]) if len(shape) == 4 else value
         return found
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.model.hooks import writing, writing_mid
+from regraft.model.hooks import reading, writing, writing_mid
 from regraft.model.recording import Recording
 from regraft.model.sites import Tap
 from regraft.sweeps.batch_layout import BRANCH_OF
 from regraft.sweeps.changed_reads import ChangedReads
 from regraft.sweeps.edits import Carried, Placed, apply_edits
+from regraft.sweeps.feature_edits import FeatureEdit
 from regraft.sweeps.linear_edits import CleanBlocks, corrected_stream
 from regraft.sweeps.plan import EntryEdit, Leaf, Node, SweepPlan
 from regraft.sweeps.prefix_cache import Cone
@@ -207,24 +208,38 @@ class Replay:
         rows, block = len(nodes), nodes[0].stop.block
         by_tap: dict[tuple[Any, ...], list[Placed]] = {}
         taps: dict[tuple[Any, ...], Tap | None] = {}
+        besides: dict[tuple[Any, ...], Tap | None] = {}
         for row, node in enumerate(nodes):
             for edit in node.inner:
                 site = self.model.site(edit.site)
                 tap = None if site.name == "resid_mid" else self.model.taps[site]
-                key = ("mid",) if tap is None else (id(tap.module), tap.side)
+                beside = edit.beside if isinstance(edit, FeatureEdit) else None
+                key = ("mid",) if tap is None else (id(tap.module), tap.side, beside and id(beside.module))
+                besides[key] = beside
                 taps.setdefault(key, tap)
                 by_tap.setdefault(key, []).append(Placed(row, edit, tap.features if tap else None))
         for key, placed in by_tap.items():
             carried = self._carried(placed[0].edit, nodes[0].start)
 
-            def change(x: Tensor, placed: list[Placed] = placed, carried: Carried = carried) -> Tensor:
-                return apply_edits(x.unflatten(0, (rows, -1)), placed, carried).flatten(0, 1)
+            shape = (stream.shape[0], stream.shape[1])
+            beside = besides[key]
+            heard = hooks.enter_context(reading({"it": beside}, shape)) if beside else {}
+
+            def change(
+                x: Tensor,
+                placed: list[Placed] = placed,
+                carried: Carried = carried,
+                heard: dict[str, Tensor] = heard,
+            ) -> Tensor:
+                joint = torch.cat([x, heard["it"]], dim=-1) if heard else x
+                done = apply_edits(joint.unflatten(0, (rows, -1)), placed, carried).flatten(0, 1)
+                return done[..., : x.shape[-1]]
 
             tap = taps[key]
             if tap is None:
                 hooks.enter_context(writing_mid(self.model.blocks[block], change, stream))
             else:
-                hooks.enter_context(writing(tap, change, (stream.shape[0], stream.shape[1])))
+                hooks.enter_context(writing(tap, change, shape))
 
 
 def is_out_of_memory(error: Exception) -> bool:

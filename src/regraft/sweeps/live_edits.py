@@ -21,7 +21,8 @@ from regraft.model.model import Model
 from regraft.model.parts import Block
 from regraft.model.sites import SiteError, Tap, addition, outer_tap
 from regraft.sweeps.batch_layout import edit_positions
-from regraft.sweeps.variants import NEW, PROMPT, Apply, Edit, Noise
+from regraft.sweeps.feature_edits import FeatureEdit, spliced
+from regraft.sweeps.variants import NEW, PROMPT, Apply, Edit, Noise, Variant
 
 Copies = Mapping[nn.Module, Sequence[nn.Module]]
 """For each module of a block that runs elsewhere, or several times, what runs in its place."""
@@ -114,9 +115,11 @@ class Place:
         return value[torch.arange(rows)[:, None], which.to(value.device)]
 
 
-def changer(edit: Edit, place: Place, features: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+def changer(
+    edit: Edit, place: Place, features: Tensor | None = None, beside: dict[str, Tensor] | None = None
+) -> Callable[[Tensor], Tensor]:
     """What an edit makes of an activation (B, c, W): as it was, but for the columns and features that it
-    means."""
+    means. `beside` keeps what another tap was heard at, where the edit needs that."""
 
     def change(x_BcW: Tensor) -> Tensor:
         columns = x_BcW.shape[1]
@@ -125,10 +128,12 @@ def changer(edit: Edit, place: Place, features: Tensor | None = None) -> Callabl
             return x_BcW
         wanted_Bc = wanted_Bc.to(x_BcW.device)
         old = x_BcW if features is None else x_BcW[..., features.to(x_BcW.device)]
-        if isinstance(edit, Apply):
+        if isinstance(edit, (Apply, FeatureEdit)):
             # A function of the user's own sees what it changes and nothing else, as in a sweep.
-            kept = old.clone()
-            kept[wanted_Bc] = edit.operand(old[wanted_Bc][None], lambda value: value)[0]
+            kept, seen = old.clone(), old if beside is None else torch.cat([old, beside["it"]], dim=-1)
+            meant = seen[wanted_Bc][None]
+            made = edit.change(meant, edit.operand(meant, lambda value: value))[0]
+            kept[wanted_Bc] = made[..., : old.shape[-1]].to(old.dtype)
             return kept if features is None else x_BcW.index_copy(-1, features.to(x_BcW.device), kept)
         operand = edit.operand(old, lambda value: _as_wide(edit, place.spread(edit, value, columns), old))
         new = edit.change(old, operand).to(old.dtype)
@@ -161,6 +166,7 @@ def live_edits(model: Model, edits: Sequence[Edit], copies: Copies | None = None
     Raises:
         ValueError: a site that no run passes, or that cannot be written.
     """
+    edits = spliced(model, Variant(edits)).edits
     check_live(model, edits)
     with model.held(), ExitStack() as hooks:
         places = _places(model, hooks)
@@ -180,6 +186,7 @@ def check_live(model: Model, edits: Sequence[Edit]) -> None:
     for edit in edits:
         if model.site(edit.site).name == "pattern":
             raise SiteError(f"{edit.site} can be read but not edited: the model mixes values before")
+        spliced(model, Variant((edit,)))
         if isinstance(edit, Noise):
             raise ValueError(
                 f"the noise at {edit.site} would be drawn anew in every call: draw it once and add it with"
@@ -229,7 +236,19 @@ def _entered(model: Model, edit: Edit, places: list[Place], copies: Copies) -> I
         else:
             tap = model.taps[site]
             moved = Tap(here(tap.module), tap.side, tap.features, tap.heads, tap.factor)
-            yield _writing(moved, changer(edit, place, tap.features), place)
+            heard: dict[str, Tensor] | None = None
+            if isinstance(edit, FeatureEdit) and edit.beside is not None:
+                heard = {}
+                yield _writing(Tap(here(edit.beside.module), edit.beside.side), _keeping(heard), place)
+            yield _writing(moved, changer(edit, place, tap.features, heard), place)
+
+
+def _keeping(heard: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def keep(x_BcW: Tensor) -> Tensor:
+        heard["it"] = x_BcW
+        return x_BcW
+
+    return keep
 
 
 def _writing(tap: Tap, change: Callable[[Tensor], Tensor], place: Place) -> Any:

@@ -328,6 +328,8 @@ def _corrects(run: _Planning, at: int, layout: BatchLayout) -> bool:
     stop = run.stops[at]
     if stop.block != at or stop.module is not None or run.before[at] or not run.inner[at]:
         return False
+    if any(edit.reads_beside for edit in run.inner[at]):
+        return False
     names = {layout.addresses[edit.site][1] for edit in run.inner[at]}
     if len(run.inner[at]) > 1 and len(names) > 1:
         return False

@@ -25,6 +25,7 @@ from regraft.sweeps.batch_layout import edit_positions
 from regraft.sweeps.changed_reads import ChangedReads
 from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
 from regraft.sweeps.executor import Replay, State
+from regraft.sweeps.feature_edits import spliced
 from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of, resolved
 from regraft.sweeps.plan import Leaf, Work, make_plan
 from regraft.sweeps.recorded_layout import batch_rows, layout_of, live_rows
@@ -105,6 +106,7 @@ class _Sweep:
                 "rows were run one at a time, without any saving inside a batch: three rows at once differ"
                 f" from one by {self.model.check.batch:.1e} in this model"
             )
+        variants = [spliced(self.model, variant) for variant in variants]
         self.variants, self.exact, self.share = [Variant(), *variants], exact, share
         self.metrics = _told_apart([resolved(m, recording) for m in metrics])
         _check_sites(self.model, variants)

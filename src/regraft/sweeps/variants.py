@@ -39,6 +39,11 @@ class Edit:
         """Two edits with one key do the same, so that variants can share their work."""
         return (type(self).__name__, id(self))
 
+    @property
+    def reads_beside(self) -> bool:
+        """Whether it needs another activation of the block beside the one that it changes."""
+        return False
+
     def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
         """The new activation, for all edits of one kind at once."""
         raise NotImplementedError
