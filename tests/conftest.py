@@ -9,10 +9,14 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 import transformers
+import typer.main
+import typer.testing
 import xarray as xr
 
 from other_library import misalign_weights, other_library
@@ -24,6 +28,15 @@ def pytest_addoption(parser):
         "--other-library", action="store_true", help="products whose last bits depend on rows and address"
     )
     parser.addoption("--threads", type=int, default=1, help="threads of the matrix library")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_built_once():
+    """Typer's runner builds every command of an app anew for each line that it runs; a process of the program
+    does so once, and here all of them together do."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(typer.testing, "_get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

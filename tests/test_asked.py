@@ -131,6 +131,7 @@ WRONG = [
 ]
 RUN = """
 import json, sys
+import typer.testing
 from typer.testing import CliRunner
 
 class Heavy:
@@ -139,7 +140,11 @@ class Heavy:
             raise SystemExit(77)
 
 sys.meta_path.insert(0, Heavy())
+from typer.main import get_command
 from regraft.cli.main import app
+# Built once: typer's runner builds every command anew for each line.
+command = get_command(app)
+typer.testing._get_command = lambda app: command
 said = [CliRunner().invoke(app, words) for words in json.loads(sys.stdin.read())]
 print(json.dumps([(one.exit_code, one.stderr, one.stdout) for one in said]))
 """

@@ -49,10 +49,8 @@ def test_help_names_every_command_and_loads_no_torch():
     shown = run("--help").stdout
     assert all(name in shown for name in ("report", "inspect", *experiments()))
     for name in experiments():
-        assert all(
-            f"--{p.name.replace('_', '-')}" in run(name, "--help").stdout
-            for p in experiments()[name].parameters
-        )
+        told = run(name, "--help").stdout
+        assert all(f"--{p.name.replace('_', '-')}" in told for p in experiments()[name].parameters)
 
 
 def test_the_package_offers_what_it_says():

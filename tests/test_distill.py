@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from regraft.core.interrupts import StoppedError
 from regraft.core.tolerance import gap
 from regraft.data.token_bytes import TokenBytes, token_bytes
 from regraft.data.windows import cut
@@ -206,6 +207,30 @@ def test_a_run_that_breaks_off_ends_with_the_same_weights(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == list(range(12)), "no step is logged twice"
     with pytest.raises(ValueError, match="holds a run with another plan"):
         train(EmbeddingTask(model, graft), text(), TrainingPlan(steps=13), tmp_path / "broken")
+
+
+def test_ctrl_c_lets_the_step_end_and_keeps_it(tmp_path):
+    """Of a run that nobody stopped the same weights; the step at which it came is not run twice."""
+
+    def stop(step):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    model, graft = made()
+    train(EmbeddingTask(model, graft), text(), PLAN, tmp_path / "whole")
+    wanted = {name: p.detach().clone() for name, p in graft.named_parameters()}
+    model, graft = made()
+    with pytest.raises(
+        StoppedError, match=r"stopped behind step 7 of 12, which is kept in .*: the same command goes on"
+    ):
+        train(EmbeddingTask(model, graft), text(), PLAN, tmp_path / "stopped", watch=stop)
+    assert newest(tmp_path / "stopped").name == "step-0000007"
+    model, graft = made()
+    torch.manual_seed(99)
+    train(EmbeddingTask(model, graft), text(), PLAN, tmp_path / "stopped")
+    assert all(torch.equal(p, wanted[name]) for name, p in graft.named_parameters())
+    lines = (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(12))
 
 
 ANYWHERE = replace(PLAN, matrices="adamw")

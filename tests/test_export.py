@@ -64,7 +64,9 @@ def outputs(hf, two_stacks):
 
 
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)], ids=["embedding", "head", "both"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "specimen:qwen3")) for name in NAMES]
+)
 def test_an_export_is_read_again(name, which, tmp_path):
     model = load(name, pack=False)
     grafts = [both(model)[i] for i in which]

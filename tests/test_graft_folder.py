@@ -74,7 +74,7 @@ def test_a_graft_alone_is_attached_again_to_the_bit(tmp_path):
         make_embedding(opened("llama"), SMALL)
 
 
-@pytest.mark.parametrize("name", ["specimen:qwen3", "specimen:gpt2"])
+@pytest.mark.parametrize("name", ["specimen:gpt2", pytest.param("specimen:qwen3", marks=pytest.mark.slow)])
 def test_a_baked_graft_is_a_plain_model_with_the_same_outputs(name, tmp_path):
     model, graft = prepared(name, tmp_path / "graft")
     with pytest.raises(CheckpointError, match="has no certificate: measure the graft first"):

@@ -53,7 +53,7 @@ def test_a_rebuilt_model_is_compared_written_and_shown(begun, capsys, out, as_js
     steps = [
         ("check_writable", out, "rebuild", "sum of it"),
         ("rebuild", "it", ["text"], "2.mlp", "float64"),
-        ("write_run", found, out),
+        ("write_run", found, out, None),
     ]
     wanted = steps if out else steps[1:2]
     assert [
@@ -83,7 +83,7 @@ def test_an_experiment_is_run_written_and_shown(begun, capsys, out, as_json, mon
     said = capsys.readouterr().out
     assert ran == [(model, 7, {"count": 3})]
     assert [step[:4] for step in seen if step[0] != "print_result"] == (
-        [("check_writable", out, "it", "sum"), ("write_run", found, out)] if out else []
+        [("check_writable", out, "it", "sum"), ("write_run", found, out, None)] if out else []
     )
     assert (("print_result", found) in seen) == (not as_json)
     assert ("written to out" in said) == (out is not None and not as_json)

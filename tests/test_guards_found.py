@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from families import FAMILIES
-from regraft.experiments.intervene.patch_grid import Grid
+from regraft.experiments.intervene.patch_grid import PatchGrid
 from regraft.model.load import load
 from regraft.model.part_search import _after_last_block
 from regraft.model.session import _sampled
@@ -126,8 +126,8 @@ def test_writes_without_a_version_are_seen_in_every_layout():
 def test_a_site_that_only_some_blocks_have_makes_a_grid_of_those():
     model = opened("t5")
     model.taps.table[0]["mlp_out"] = "it is not told"
-    plan = Grid(model, "block", "mlp_out", 1, -1)
+    plan = PatchGrid(model, "block", "mlp_out", 1, -1)
     assert plan.addresses[0] == ""
     assert all(plan.addresses[1:])
     with pytest.raises(SiteError):
-        Grid(model, "block", "mixer_out", 1, -1)
+        PatchGrid(model, "block", "mixer_out", 1, -1)

@@ -12,7 +12,7 @@ import torch
 
 from regraft.experiments.intervene.patch import Cells, _dataset, patch
 from regraft.experiments.intervene.patch_cases import pair_of, read_cases
-from regraft.experiments.intervene.patch_grid import Grid
+from regraft.experiments.intervene.patch_grid import PatchGrid
 from regraft.model.sites import SiteError
 from regraft.sweeps.plan import Work
 from regraft.sweeps.sweep_result import SweepResult
@@ -41,34 +41,34 @@ def test_cells_of_grids():
     source = model.record([ids(5, 3)])
     places = [(0, 1), (3, 2)]
     for grid, columns, cells in (("position", [1, 2], 8), ("block", ["all"], 4), ("head", [0, 1, 2, 3], 16)):
-        plan = Grid(model, grid, "attn_out", 2, -1)
+        plan = PatchGrid(model, grid, "attn_out", 2, -1)
         variants, named = plan.variants(source, places)
         assert named == columns
         assert len(variants) == len(plan.cells) == cells
         assert [len(v.edits) for v in variants] == [2 if row < 3 else 1 for row, _ in plan.cells]
-    plan = Grid(model, "position", "attn_out", 1, -1)
+    plan = PatchGrid(model, "position", "attn_out", 1, -1)
     edit = plan.variants(source, places)[0][plan.cells.index((2, 1))].edits[0]
     assert (edit.site, edit.position) == ("2.attn_out", 2)
     assert torch.equal(edit.value, source["2.attn_out"][0, 3])
-    plan = Grid(model, "block", "attn_out", 1, -1)
+    plan = PatchGrid(model, "block", "attn_out", 1, -1)
     edit = plan.variants(source, places)[0][2].edits[0]
     assert (edit.site, list(edit.position)) == ("2.attn_out", [1, 2])
     assert torch.equal(edit.value, source["2.attn_out"][0, [0, 3]])
-    plan = Grid(model, "head", "resid_pre", 1, -1)
+    plan = PatchGrid(model, "head", "resid_pre", 1, -1)
     edit = plan.variants(source, places)[0][plan.cells.index((1, 3))].edits[0]
     assert edit.site == "1.head.3"
     assert torch.equal(edit.value, source["1.z"][0, [0, 3], 3])
-    plan = Grid(model, "neuron", "resid_pre", 1, -2)
+    plan = PatchGrid(model, "neuron", "resid_pre", 1, -2)
     variants, named = plan.variants(source, places)
     assert (len(variants), named[-1], variants[7].edits[0].site) == (48, 47, "2.neuron.7")
     assert torch.equal(variants[7].edits[0].value[:, 0], source["2.mlp_act"][0, [0, 3], 7])
     for block in (4, -5):
         with pytest.raises(ValueError, match=f"no block {block}"):
-            Grid(model, "neuron", "", 1, block)
+            PatchGrid(model, "neuron", "", 1, block)
     with pytest.raises(ValueError, match="not known"):
-        Grid(model, "other", "resid_pre", 1, -1)
+        PatchGrid(model, "other", "resid_pre", 1, -1)
     with pytest.raises(SiteError, match="whole"):
-        Grid(model, "block", "pattern", 1, -1)
+        PatchGrid(model, "block", "pattern", 1, -1)
     for wrong in (dict(direction="up"), dict(window=0), dict(window=5)):
         with pytest.raises(ValueError, match=r"known|window"):
             patch(model, **wrong)

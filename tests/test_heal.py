@@ -28,7 +28,7 @@ def other():
     )
 
 
-@pytest.mark.parametrize("name", ["specimen:qwen3", "specimen:gpt2"])
+@pytest.mark.parametrize("name", ["specimen:gpt2", pytest.param("specimen:qwen3", marks=pytest.mark.slow)])
 def test_only_new_rows_move_and_the_text_is_predicted_better(name, other, tmp_path):
     model = load(name, pack=False)
     before = {key: tensor.clone() for key, tensor in model.hf.state_dict().items()}

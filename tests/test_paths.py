@@ -17,6 +17,9 @@ from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.model.sites import SiteError
 from regraft.reporting.drawings import drawing_of
+from regraft.sweeps.metrics import logit_difference, stream_distance
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.variants import Replace, Variant
 from small import opened
 
 RUN = partial(run_experiment, experiments()["paths"])
@@ -136,7 +139,8 @@ def test_direct_paths_to_the_last_stream_add_up(model):
     assert "paths add up to" in drawing.finding(data)
 
 
-def test_a_run_patched_into_itself_changes_nothing_and_directions_mirror(model):
+def test_a_run_patched_into_itself_changes_nothing_and_directions_mirror():
+    model = load("specimen:gpt2")
     same = dict(clean=CLEAN_PROMPT, corrupt=CORRUPT_PROMPT)
     there, back = RUN(model, direction="denoise", **same), RUN(model, direction="noise", **same)
     assert there.attrs["source_value"] == pytest.approx(back.attrs["target_value"], abs=1e-4)
@@ -159,6 +163,32 @@ def test_what_is_no_receiver_is_refused():
         RUN(load("specimen:t5"), receivers=["decoder.1.q"])
     with pytest.raises(ValueError, match="choose nothing or mlps"):
         RUN(model, through="all")
+
+
+def test_of_two_receivers_each_hears_what_it_hears_alone():
+    """What one is told goes nowhere in the run in which both listen: together they are told what each is."""
+    model = load("specimen:gpt2")
+    target, source = model.record(CORRUPT_PROMPT), model.record(CLEAN_PROMPT)
+    still = [
+        Replace(f"{b}.{kind}", target[f"{b}.{kind}"]) for b in (1, 2, 3) for kind in ("attn_out", "mlp_out")
+    ]
+    speaks = Variant([Replace("0.mlp_out", source["0.mlp_out"]), *still])
+    names = ["2.q.1", "3.k.0"]
+    together = sweep(target, speaks, stream_distance(), read=names).reads
+    told = [Replace(name, together[name][0]) for name in names]
+    metric = logit_difference(ANSWER, WRONG_ANSWER)
+    wanted = sweep(target, Variant(told), metric).mean("logit_difference")
+    data = RUN(model, receivers=names)
+    assert float(data.logit_difference.sel(block=0, sender="MLP")) == pytest.approx(float(wanted), abs=1e-4)
+    alone = sweep(
+        target, Variant([Replace("0.mlp_out", source["0.mlp_out"]), *still[:-4]]), metric, read="2.q.1"
+    )
+    torch.testing.assert_close(alone.reads["2.q.1"], together["2.q.1"], atol=1e-4, rtol=1e-4)
+    only_late = RUN(model, receivers=["3.k.0"])
+    both = data.logit_difference.sel(block=2, sender="MLP")
+    assert float(both) == pytest.approx(
+        float(only_late.logit_difference.sel(block=2, sender="MLP")), abs=1e-4
+    ), "who stands beside the first receiver reaches the second alone"
 
 
 def test_pairs_are_averaged(tmp_path):

@@ -43,7 +43,14 @@ def test_every_stage_of_every_configuration(name, tmp_path):
     assert ("pooler" in stages) == (name == "bert, pooler")
 
 
-@pytest.mark.parametrize("source", ["specimen:qwen3", "specimen:gpt2", "specimen:t5", MINILM])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "specimen:gpt2",
+        MINILM,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("specimen:qwen3", "specimen:t5")),
+    ],
+)
 def test_trained_models_against_a_process_of_its_own(source):
     data = rebuild(source)
     assert data.attrs["parted"] == "", data.attrs["causes"]

@@ -44,7 +44,7 @@ def make_environment(name: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q"]
     subprocess.run([*pip, "-c", str(CONSTRAINTS), torch], check=True)
-    subprocess.run([*pip, torch, PACKAGES[name]], check=True)
+    subprocess.run([*pip, torch, PACKAGES[name], "plotly", "pandas"], check=True)
     (folder / ".ready").touch()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.core.auto_classes import register
 
 if TYPE_CHECKING:
+    from regraft.core.runs import open_run as open_run
     from regraft.experiments.intervene.ablate import ablate as ablate
     from regraft.experiments.intervene.knockout import knockout as knockout
     from regraft.experiments.intervene.noise import noise as noise
@@ -67,7 +68,10 @@ if TYPE_CHECKING:
     from regraft.modules.tree_head import TreeHead as TreeHead
     from regraft.modules.tree_head import tree_head as tree_head
     from regraft.reference.verify import rebuild as rebuild
+    from regraft.reporting.notebook import figure as figure
     from regraft.sweeps.gradients import gradients as gradients
+    from regraft.sweeps.grids import grid as grid
+    from regraft.sweeps.metrics import Metric as Metric
     from regraft.sweeps.metrics import kl_to_clean as kl_to_clean
     from regraft.sweeps.metrics import log_probability as log_probability
     from regraft.sweeps.metrics import logit_difference as logit_difference
@@ -99,6 +103,7 @@ _HOMES = {
     "sweeps.sweep": ("sweep",),
     "sweeps.variants": ("Add", "Apply", "Edit", "Noise", "Replace", "Route", "Scale", "Variant", "Zero"),
     "sweeps.metrics": (
+        "Metric",
         "kl_to_clean",
         "log_probability",
         "logit_difference",
@@ -111,6 +116,9 @@ _HOMES = {
     ),
     "sweeps.own_metrics": ("metric",),
     "sweeps.gradients": ("gradients",),
+    "sweeps.grids": ("grid",),
+    "core.runs": ("open_run",),
+    "reporting.notebook": ("figure",),
     "modules.byte_embedding": ("ByteConfig", "ByteEmbedding"),
     "modules.tree_head": ("TreeHead", "tree_head"),
     "export.graft_folder": ("attach", "make_embedding", "swaps_of"),
@@ -140,6 +148,7 @@ __all__ = [
     "Edit",
     "Generated",
     "InitSettings",
+    "Metric",
     "Model",
     "Noise",
     "Recipe",
@@ -165,11 +174,13 @@ __all__ = [
     "correlations",
     "evaluate_grafts",
     "export_grafts",
+    "figure",
     "fit_embedding",
     "fit_head",
     "generate",
     "geometry",
     "gradients",
+    "grid",
     "inspect",
     "inspect_headers",
     "kl_to_clean",
@@ -184,6 +195,7 @@ __all__ = [
     "metric",
     "neurons",
     "noise",
+    "open_run",
     "patch",
     "paths",
     "probability",

@@ -7,7 +7,7 @@ import io
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from rich.table import Table
 
 from regraft.checkpoint.dissection import Component
 from regraft.checkpoint.hub import resolve
+from regraft.cli.common import common
 from regraft.cli.progress_bar import progress_bar
 from regraft.core.files import still_told, whole_folder
+from regraft.core.interrupts import kept_when_stopped
 from regraft.core.progress import listening
 from regraft.core.registry import Experiment
-from regraft.core.runs import check_writable, store
+from regraft.core.runs import check_writable, store, store_settings
 from regraft.core.strict_json import json_text, opened_attributes
 from regraft.data.own_texts import given_prompts
 from regraft.experiments.running import run_experiment
@@ -64,6 +66,7 @@ def make_report(
     options: dict[str, Any],
     debug: bool = False,
     reading: Reading | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> int:
     """Write the report, with a bar for its chapters, and say where it is and what is not on it; 1 where a
     chapter failed."""
@@ -79,8 +82,15 @@ def make_report(
         def work(name: str, done: int, total: int) -> None:
             bar.update(part, description=f"{name:<12}", completed=done, total=total)
 
-        with listening(work):
+        kept = kept_when_stopped(
+            lambda: (
+                f"stopped. {out / 'report.html'} and the folders beside it hold the chapters that were"
+                " measured; the same command begins anew"
+            )
+        )
+        with listening(work), kept:
             path, missing = report(model, out, seed=seed, reading=reading, options=options, chapter=chapter)
+        store_settings(settings or {}, out)
         bar.update(whole, description=f"{'done':<12}", completed=1, total=1)
         bar.remove_task(part)
     for one in missing:
@@ -171,11 +181,12 @@ def show_experiment(
     out: Path | None,
     seed: int,
     as_json: bool,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Run one experiment, write its run folder where one is asked for, and print a short table."""
     if out is not None:
         check_writable(out, experiment.name, model.weights_sha256, version("regraft"))
-    with still_told(lambda found: _told(found, out, as_json)), progress_bar() as bar:
+    with still_told(lambda found: _told(found, out, as_json, settings)), progress_bar() as bar:
         task = bar.add_task(experiment.name, total=None)
 
         def work(name: str, done: int, total: int) -> None:
@@ -183,11 +194,15 @@ def show_experiment(
 
         with listening(work):
             dataset = run_experiment(experiment, model, seed, **options)
-    _told(dataset, out, as_json)
+    _told(dataset, out, as_json, settings)
 
 
 def _told(
-    dataset: xr.Dataset, out: Path | None, as_json: bool, show: Callable[[xr.Dataset], None] | None = None
+    dataset: xr.Dataset,
+    out: Path | None,
+    as_json: bool,
+    settings: Mapping[str, Any] | None = None,
+    show: Callable[[xr.Dataset], None] | None = None,
 ) -> None:
     """Print a result, by `show` where it is no table, and then write its run folder where one is asked
     for."""
@@ -197,8 +212,8 @@ def _told(
     else:
         (show or print_result)(dataset)
     if out is not None:
-        write_run(dataset, out)
-        if not as_json:
+        write_run(dataset, out, settings)
+        if not as_json and not common().quiet:
             console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
 
 
@@ -210,6 +225,7 @@ def rebuild_model(
     skeleton: Path | None,
     out: Path | None,
     as_json: bool,
+    settings: Mapping[str, Any] | None = None,
 ) -> int:
     """Compare a rebuilt model stage by stage, or write a student's folder; 1 where a stage parts."""
     if skeleton is not None:
@@ -224,7 +240,7 @@ def rebuild_model(
     with progress_bar() as bar:
         bar.add_task("the official model, in a process of its own, then the rebuilt one", total=None)
         dataset = rebuild(source, texts, stage, dtype)
-    _told(dataset, out, as_json, print_stages)
+    _told(dataset, out, as_json, settings, print_stages)
     return 0 if dataset.attrs["agrees"] else 1
 
 
@@ -261,10 +277,13 @@ def print_stages(dataset: xr.Dataset) -> None:
     )
 
 
-def write_run(dataset: xr.Dataset, out: Path) -> None:
-    """The run folder: data, provenance, the numbers as CSV, and each figure as a page that opens offline."""
+def write_run(dataset: xr.Dataset, out: Path, settings: Mapping[str, Any] | None = None) -> None:
+    """The run folder: data, provenance, the options that make it again, the numbers as CSV, and each figure
+    as a page that opens offline."""
     with whole_folder(out) as folder:
         store(dataset, folder)
+        if settings:
+            store_settings(settings, folder)
         (folder / "data.csv").write_text(csv_text(dataset), encoding="utf-8")
         figures = folder / "figures"
         figures.mkdir()
@@ -284,6 +303,8 @@ def print_result(dataset: xr.Dataset) -> None:
         console.print(
             f"... {len(rows) - SHOWN_ROWS - 1:,} more rows (--out DIR keeps them all)", highlight=False
         )
+    if common().quiet:
+        return
     units = {str(n): v.attrs.get("units", "") for n, v in dataset.data_vars.items() if str(n) in rows[0]}
     console.print("units: " + "; ".join(f"{n}: {u}" for n, u in units.items()), highlight=False, style="dim")
     attrs = dataset.attrs

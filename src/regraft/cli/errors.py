@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -16,22 +17,36 @@ from regraft.core.registry import REFUSALS
 EXTRAS = {"accelerate": "train", "tensorboard": "train", "faiss": "tokens", "datasets": "tokens"}
 """Libraries that come with an extra of this package, for what needs them."""
 
+STOPPED = 130
+"""The exit code of what Ctrl-C has stopped, as shells have it."""
+
 
 @contextmanager
 def errors_in_one_sentence(debug: bool) -> Iterator[None]:
-    """Wrong use ends with exit code 2, a failed run with 1, each in one sentence; `--debug` shows where."""
+    """Wrong use ends with exit code 2, a failed run with 1, Ctrl-C with 130, each in one sentence; `--debug`
+    shows where."""
     try:
         yield
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    except KeyboardInterrupt as error:
+        _say(
+            str(error)
+            or "stopped. Nothing is kept but what was written whole before; the same command begins anew"
+        )
+        raise typer.Exit(STOPPED) from None
     except REFUSALS as error:
         if debug:
             traceback.print_exc()
-        typer.echo(
-            f"regraft: {' '.join(str(error).split()) or type(error).__name__}{_remedy(error)}", err=True
-        )
+        _say(f"{' '.join(str(error).split()) or type(error).__name__}{_remedy(error)}")
         raise typer.Exit(_code(error)) from None
+
+
+def _say(sentence: str) -> None:
+    if (logger := logging.getLogger("regraft")).handlers:
+        logger.error(sentence)
+    typer.echo(f"regraft: {sentence}", err=True)
 
 
 def _code(error: BaseException) -> int:

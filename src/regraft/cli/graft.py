@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from regraft.cli.common import push_saved, settings_of
 from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.options import (
     DebugOption,
@@ -24,7 +25,8 @@ from regraft.cli.options import (
 )
 from regraft.core.defaults import SEQUENCE_LENGTH
 from regraft.core.files import check_empty, still_told
-from regraft.export.graft_description import check_certified, read_about
+from regraft.core.runs import store_settings
+from regraft.export.graft_description import check_certified, model_of, read_about
 from regraft.jobs.checks import check_domains, check_least, check_texts
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ graft.add_typer(embedding, name="embedding")
 graft.add_typer(head, name="head")
 
 EMBEDDING_FOLDER, HEAD_FOLDER = Path("byte-embedding"), Path("tree-head")
+GraftsModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="The model; by default the one that the graft was made for.")
+]
 GraftOption = Annotated[Path, folder_option(help="Folder of a graft.")]
 WithOption = Annotated[
     Path | None, folder_option("--with", help="Folder of a second graft, in its place at the same time.")
@@ -65,6 +70,7 @@ CodeOption = Annotated[
 )
 def fit_embedding(
     *,
+    context: typer.Context,
     model: ModelOption = "specimen:qwen3",
     text: TrainOption = None,
     out: Annotated[Path, folder_option(help="Folder for the run and the graft.")] = EMBEDDING_FOLDER,
@@ -99,13 +105,14 @@ def fit_embedding(
         parts = (ByteConfig(**config), TrainingPlan(**plan), LossWeights(**losses))
         how_opened = {"device": device, "tokenizer": tokenizer}
         options = {"length": length, "warm": warm, "felt": felt, "seed": seed, "opened": how_opened}
-        _say(with_bar(lambda: fit_embedding(opened, out, text, *parts, **options)))
+        _told(with_bar(lambda: fit_embedding(opened, out, text, *parts, **options)), context, out)
 
 
 @head.command("build")
 @filling(how="jobs.head_jobs:Build")
 def build_head(
     *,
+    context: typer.Context,
     model: ModelOption = "specimen:qwen3",
     text: TrainOption = None,
     out: Annotated[Path, folder_option(help="Folder for the head.")] = HEAD_FOLDER,
@@ -129,18 +136,16 @@ def build_head(
         from regraft.jobs.head_jobs import Build, build_head
 
         built, how_opened = Build(**how), {"device": device, "tokenizer": tokenizer}
-        typer.echo(
-            with_bar(
-                lambda: build_head(opened, out, text, built, length=length, seed=seed, opened=how_opened)
-            )
-        )
+        told = {"length": length, "seed": seed, "opened": how_opened}
+        _told(with_bar(lambda: build_head(opened, out, text, built, **told)), context, out)
 
 
 @head.command("fit")
 @filling(plan="training.trainer:TrainingPlan")
 def fit_head(
     *,
-    model: ModelOption = "specimen:qwen3",
+    context: typer.Context,
+    model: GraftsModelOption = "",
     text: TrainOption = None,
     out: Annotated[
         Path, folder_option(help="Folder that `head build` has written; the run goes there too.")
@@ -160,7 +165,7 @@ def fit_head(
 ) -> None:
     """Train a tree head that was built before."""
     with errors_in_one_sentence(debug):
-        read_about(out / "graft")
+        model = model_of(out / "graft", model)
         _check_plan(plan, length)
         text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
@@ -174,7 +179,11 @@ def fit_head(
             "seed": seed,
             "opened": {"device": device, "tokenizer": tokenizer},
         }
-        _say(with_bar(lambda: fit_head(opened, out, text, TrainingPlan(**plan), **options)))
+        _told(
+            with_bar(lambda: fit_head(opened, out, text, TrainingPlan(**plan), **options)),
+            context,
+            out / "run",
+        )
 
 
 def _check_plan(plan: dict[str, Any], length: int) -> None:
@@ -184,10 +193,11 @@ def _check_plan(plan: dict[str, Any], length: int) -> None:
     check_least(2, length=length)
 
 
-def _say(text: str) -> None:
-    """Print a command's sentence; of several processes only the first has one."""
-    if text:
-        typer.echo(text)
+def _told(sentence: str, context: typer.Context, out: Path) -> None:
+    """Print a command's sentence and keep its options; of several processes only the first has one."""
+    if sentence:
+        typer.echo(sentence)
+        store_settings(settings_of(context, context.command_path.partition(" ")[2]), out)
 
 
 def _measured(
@@ -201,7 +211,8 @@ def _measured(
     tokenizer: str,
 ) -> None:
     folders = [graft, *([second] if second else [])]
-    for folder in folders:
+    model = model_of(folders[0], model)
+    for folder in folders[1:]:
         read_about(folder)
     check_domains(text)
     check_least(1, windows=windows)
@@ -230,10 +241,11 @@ def _exported(
     folders = [graft, *([second] if second else [])]
     check_certified(folders)
     check_empty(save, "--save")
-    opened = open_model(model, device, "", "", False, tokenizer)
+    opened = open_model(model_of(folders[0], model), device, "", "", False, tokenizer)
     from regraft.jobs.graft_jobs import export_grafts
 
     typer.echo(export_grafts(opened, folders, save, remote_code))
+    push_saved(save)
 
 
 def _add_measuring(app: typer.Typer, folder: Path, what: str) -> None:
@@ -245,7 +257,7 @@ def _add_measuring(app: typer.Typer, folder: Path, what: str) -> None:
     def _eval(
         graft: GraftOption = folder / "graft",
         second: WithOption = None,
-        model: ModelOption = "specimen:qwen3",
+        model: GraftsModelOption = "",
         text: DomainOption = None,
         length: LengthOption = SEQUENCE_LENGTH,
         windows: WindowsOption = 64,
@@ -263,7 +275,7 @@ def _add_measuring(app: typer.Typer, folder: Path, what: str) -> None:
         save: SaveOption,
         graft: GraftOption = folder / "graft",
         second: WithOption = None,
-        model: ModelOption = "specimen:qwen3",
+        model: GraftsModelOption = "",
         remote_code: CodeOption = False,
         device: DeviceOption = "cpu",
         tokenizer: TokenizerOption = "",
@@ -281,7 +293,7 @@ _add_measuring(head, HEAD_FOLDER, "a tree head")
 def bake_embedding(
     save: SaveOption,
     graft: GraftOption = EMBEDDING_FOLDER / "graft",
-    model: ModelOption = "specimen:qwen3",
+    model: GraftsModelOption = "",
     device: DeviceOption = "cpu",
     tokenizer: TokenizerOption = "",
     debug: DebugOption = False,
@@ -290,7 +302,8 @@ def bake_embedding(
     with errors_in_one_sentence(debug):
         check_certified([graft], "byte embedding")
         check_empty(save, "--save")
-        opened = open_model(model, device, "", "", False, tokenizer)
+        opened = open_model(model_of(graft, model), device, "", "", False, tokenizer)
         from regraft.jobs.graft_jobs import bake_embedding
 
         typer.echo(bake_embedding(opened, graft, save))
+        push_saved(save)

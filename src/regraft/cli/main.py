@@ -15,6 +15,18 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from regraft.checkpoint.locate import located
+from regraft.cli.common import (
+    COMMAND,
+    Common,
+    applied,
+    common,
+    default_map,
+    hoisted,
+    is_written,
+    push_saved,
+    read_options,
+    settings_of,
+)
 from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.graft import graft
 from regraft.cli.options import (
@@ -39,6 +51,7 @@ from regraft.cli.options import (
 from regraft.cli.tokenizer import tokenizer
 from regraft.core.files import check_empty, read_text
 from regraft.core.registry import Experiment, experiments
+from regraft.export.hub_upload import check_push
 from regraft.jobs.checks import check_model, check_parameters, check_prompts, check_run
 
 app = typer.Typer(
@@ -46,6 +59,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+PUSH = "Where --save saves a model, send it there afterwards: OWNER/NAME on the hub."
 
 
 def _tell_version(wanted: bool) -> None:
@@ -56,12 +72,53 @@ def _tell_version(wanted: bool) -> None:
 
 @app.callback()
 def _whole(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Say which version this is.", callback=_tell_version, is_eager=True),
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="The result and errors alone: no bars.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="What goes on, line by line, for bars.")] = False,
+    log_file: Annotated[str, typer.Option(help="The same to a file, errors too.", metavar="FILE")] = "",
+    config: Annotated[
+        str,
+        typer.Option(help="Options of the command from a YAML file, as run.yaml of a run.", metavar="FILE"),
+    ] = "",
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache", help="Keep no completions. (They lie in $REGRAFT_CACHE or ~/.cache/regraft.)"
+        ),
+    ] = False,
+    push_to_hub: Annotated[str, typer.Option(help=PUSH, metavar="OWNER/NAME")] = "",
 ) -> None:
     """What stands in front of every command."""
+    with errors_in_one_sentence(False):
+        if quiet and verbose:
+            raise ValueError("--quiet and --verbose contradict each other: choose one")
+        if config:
+            context.default_map = _defaults(context, config)
+        if push_to_hub:
+            check_push(push_to_hub)
+        said = Common(quiet, verbose, push_to_hub)
+        context.with_resource(applied(said, log_file, no_cache))
+
+
+def _defaults(context: typer.Context, file: str) -> dict[str, Any]:
+    """A file's options for the command that is called, as click takes them: one table in another for a
+    command in a group."""
+    words = [
+        word for word in read_options(file).get(COMMAND, context.invoked_subcommand or "").split() if word
+    ]
+    command: Any = context.command
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            raise ValueError(f"{file} says command {' '.join(words)!r}, which there is not")
+    found = default_map(file, {p.name: bool(getattr(p, "multiple", False)) for p in command.params})
+    for word in reversed(words):
+        found = {word: found}
+    return found
 
 
 app.add_typer(graft, name="graft")
@@ -70,6 +127,7 @@ app.add_typer(tokenizer, name="tokenizer")
 
 @app.command()
 def report(
+    context: typer.Context,
     model: ModelOption = "specimen:qwen3",
     out: Annotated[Path, folder_option(help="Folder to write report.html and the results to.")] = Path(
         "report"
@@ -114,7 +172,7 @@ def report(
         }
         options |= {"remote_code": remote_code, "target_tokenizer": target_tokenizer}
         reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
-        code = make_report(opened, out, seed, options, debug, reading)
+        code = make_report(opened, out, seed, options, debug, reading, settings_of(context, "report"))
     raise typer.Exit(code)
 
 
@@ -160,6 +218,7 @@ def _dissect(source: str, out: Path | None, as_json: bool) -> None:
 
 @app.command("rebuild")
 def rebuild_model(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="[MODEL]", help="The model; or use --model.")] = "",
     model: ModelOption = "specimen:qwen3",
     text: Annotated[
@@ -186,7 +245,8 @@ def rebuild_model(
             check_run(out, "rebuild")
         from regraft.cli.console import rebuild_model
 
-        code = rebuild_model(source or model, text or [], stage, dtype, skeleton, out, as_json)
+        settings = settings_of(context, "rebuild")
+        code = rebuild_model(source or model, text or [], stage, dtype, skeleton, out, as_json, settings)
     raise typer.Exit(code)
 
 
@@ -205,21 +265,26 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
     reads = any(parameter.name == "prompts" for parameter in experiment.parameters)
 
     def command(context: typer.Context, **given: Any) -> None:
-        common = {name: given.pop(name) for name in opening}
+        how_opened = {name: given.pop(name) for name in opening}
         out, seed, as_json, debug = (given.pop(name) for name in ("out", "seed", "as_json", "debug"))
         file, text = (given.pop(name) for name in ("prompts_file", "text")) if reads else ("", "")
         with errors_in_one_sentence(debug):
             check_parameters(experiment, given, out)
+            if common().push_to and not given.get("save"):
+                raise ValueError("--push-to-hub sends a saved model: name its folder with --save")
             check_prompts(given.get("prompts"), file, text)
-            opened = open_model(**common) if experiment.needs == "model" else open_matrices(**common)
+            opened = open_model(**how_opened) if experiment.needs == "model" else open_matrices(**how_opened)
             from regraft.cli.console import read_given, show_experiment
 
             if file or text or given.get("prompts"):
-                count, asked = given.get("count") or 0, _on_the_line(context, "count")
+                count, asked = given.get("count") or 0, is_written(context, "count")
                 given["prompts"] = read_given(
                     cast(Any, opened), given.get("prompts"), file, text, count, asked
                 )
-            show_experiment(experiment, opened, given, out, seed, as_json)
+            show_experiment(
+                experiment, opened, given, out, seed, as_json, settings_of(context, experiment.name)
+            )
+            push_saved(str(given.get("save") or ""))
 
     own = [option_of(parameter) for parameter in experiment.parameters]
     defaults = {"model": "specimen:qwen3", "device": "cpu", "remote_code": False}
@@ -234,18 +299,12 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
         ("debug", DebugOption, False),
     ]
     kind = inspect.Parameter.KEYWORD_ONLY
-    common = [inspect.Parameter(name, kind, default=default, annotation=a) for name, a, default in shared]
+    added = [inspect.Parameter(name, kind, default=default, annotation=a) for name, a, default in shared]
     context = inspect.Parameter("context", kind, annotation=typer.Context)
-    command.__signature__ = inspect.Signature([context, *own, *common])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in [context, *own, *common]}
+    command.__signature__ = inspect.Signature([context, *own, *added])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [context, *own, *added]}
     command.__doc__ = experiment.summary
     return command
-
-
-def _on_the_line(context: typer.Context, name: str) -> bool:
-    """Whether the user wrote an option, rather than that it has its default."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 for _experiment in experiments().values():
@@ -273,6 +332,34 @@ def spread_lists(words: list[str]) -> list[str]:
     return found
 
 
+def prepared(words: list[str]) -> list[str]:
+    """The command line as click takes it: common options in front, every value of a list behind its
+    option."""
+    found = hoisted(words)
+    if any(word.startswith("--push-to-hub") for word in found):
+        _check_saves(found)
+    at = next((i for i, word in enumerate(found) if word == "report" or word in experiments()), None)
+    return found if at is None else [*found[:at], *spread_lists(found[at:])]
+
+
+def _check_saves(words: list[str]) -> None:
+    """Make sure that a command saves a model, where one is to be sent somewhere.
+
+    Raises:
+        ValueError: it does not.
+    """
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = getattr(command, "commands", {}).get(word, command)
+    if "save" not in [parameter.name for parameter in command.params]:
+        raise ValueError(f"--push-to-hub sends a saved model, and `regraft {command.name}` saves none")
+
+
 def main() -> None:
     """The entry point."""
-    sys.exit(app(spread_lists(sys.argv[1:])))
+    try:
+        with errors_in_one_sentence("--debug" in sys.argv):
+            words = prepared(sys.argv[1:])
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    sys.exit(app(words))

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from regraft.cli.common import common
 from regraft.core.progress import listening
 
 Made = TypeVar("Made")
@@ -36,7 +37,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
     )
     to = Console(stderr=True)
-    plain = not to.is_terminal or "NO_COLOR" in os.environ
+    plain = not to.is_terminal or "NO_COLOR" in os.environ or common().quiet or common().verbose
     return Progress(*columns, console=to, transient=True, disable=plain)
 
 

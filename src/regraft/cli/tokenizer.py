@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regraft.checkpoint.locate import located
+from regraft.cli.common import push_saved
 from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.options import (
     DebugOption,
@@ -196,3 +197,4 @@ def transplant(
             )
         tell(data)
         typer.echo(sentence)
+        push_saved(save)

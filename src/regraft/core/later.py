@@ -1,4 +1,4 @@
-"""Methods of `Model` and `Recording` whose work lies in rooms further down: the one way back up.
+"""Methods of `Model`, `Recording` and results whose work lies in rooms further down: the one way back up.
 
 People look for `model.generate(...)` on the model, and writing text under edits needs edits and routes, which
 know the model. So the method is a name and a signature, and what it does is found here when it is called.
@@ -14,6 +14,11 @@ METHODS = {
     "changed": "export.changed_model",
     "activations": "jobs.activations_job",
     "gradients": "sweeps.gradients",
+    "run_experiment": "experiments.running",
+    "figure": "reporting.notebook",
+    "table": "reporting.notebook",
+    "model_html": "reporting.notebook",
+    "recording_html": "reporting.notebook",
 }
 """Every such method and the module in `regraft` that has the function of its name."""
 

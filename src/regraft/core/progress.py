@@ -6,16 +6,20 @@ happens.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+_log = logging.getLogger("regraft.progress")
 Listener = Callable[[str, int, int], None]
 _listener: ContextVar[Listener | None] = ContextVar("regraft_progress", default=None)
 
 
 def advance(work: str, done: int, total: int) -> None:
-    """Tell the listener that `done` of `total` parts of `work` are done."""
+    """Tell the listener that `done` of `total` parts of `work` are done; every tenth goes to the log."""
+    if total and (done >= total or 10 * done // total > 10 * (done - 1) // total):
+        _log.info("%s: %s of %s", work, done, total)
     listener = _listener.get()
     if listener is not None:
         listener(work, done, total)

@@ -14,6 +14,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regraft.core.later import later
 from regraft.core.signatures import Parameter, parameters_of_function, unfit
 
 if TYPE_CHECKING:
@@ -81,13 +83,15 @@ class Experiment:
         return getattr(importlib.import_module(self.module), self.name)
 
     def checked(self) -> Callable[..., xr.Dataset]:
-        """The function as Python offers it: what it is given is looked at before any work."""
+        """The function as Python offers it: what it is given is looked at before any work, and the result
+        says where it comes from."""
         function = self.function()
 
         @functools.wraps(function)
         def looked_at(model: Any, *args: Any, **options: Any) -> xr.Dataset:
             self.check(model, args, options)
-            return function(model, *args, **options)
+            given = inspect.signature(function).bind(model, *args, **options).arguments
+            return _run(self, given)
 
         return looked_at
 
@@ -108,6 +112,13 @@ class Experiment:
         for parameter in self.parameters:
             if parameter.name in given and (wanted := unfit(parameter.annotation, given[parameter.name])):
                 raise ValueError(f"{parameter.name}={given[parameter.name]!r} of {self.name} is not {wanted}")
+
+
+def _run(experiment: Experiment, given: dict[str, Any]) -> xr.Dataset:
+    model, *names = given
+    seed = {SEED: given[SEED]} if SEED in names else {}
+    options = {name: given[name] for name in names if name != SEED}
+    return later("run_experiment")(experiment, given[model], **seed, **options)
 
 
 @cache

@@ -1,9 +1,10 @@
-"""Run folders: `run.json`, `result.zarr` and figures. Nothing heavy is imported before a result is read or
-written."""
+"""Run folders: `run.json`, `run.yaml`, `result.zarr` and figures. Nothing heavy is imported before a result
+is read or written."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from regraft.core.strict_json import json_text, opened_attributes
 if TYPE_CHECKING:
     import xarray as xr
 
-OUR_MARK = "run.json"
+OUR_MARK, SETTINGS = "run.json", "run.yaml"
 
 
 def check_writable(out: Path, experiment: str, weights_sha256: str | None, version: str) -> None:
@@ -80,6 +81,14 @@ def store(dataset: xr.Dataset, folder: Path) -> None:
     )
 
 
+def store_settings(settings: Mapping[str, Any], folder: Path) -> None:
+    """Write the options that make a run again, as `--config` reads them."""
+    import yaml
+
+    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    (folder / SETTINGS).write_text(text, encoding="utf-8")
+
+
 def open_run(out: Path | str) -> xr.Dataset:
     """The result in a run folder.
 
@@ -88,8 +97,10 @@ def open_run(out: Path | str) -> xr.Dataset:
     """
     import xarray as xr
 
+    from regraft.core.results import as_result
+
     read_mark(Path(out))
-    return xr.open_zarr(place_of(out) / "result.zarr", consolidated=False).load()
+    return as_result(xr.open_zarr(place_of(out) / "result.zarr", consolidated=False).load())
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from regraft.data.generation import Completion, completions, spread, suited_prom
 from regraft.data.prompts import Prompt
 from regraft.model.model import Model
 from regraft.model.recording import Recording
+from regraft.model.regions import marker_of
 
 BATCH_TOKENS = 512
 """Tokens that are recorded together: enough for full-speed products, few enough to keep recordings small."""
@@ -28,8 +29,8 @@ class Recordings(Sequence[Recording]):
     """Batches of token ids, recorded when they are asked for; kept up to 1 GiB of float32 streams, else made
     again."""
 
-    def __init__(self, model: Model, batches: list[Batch]):
-        self.model, self.batches = model, batches
+    def __init__(self, model: Model, batches: list[Batch], regions: list[str] | None = None):
+        self.model, self.batches, self.regions = model, batches, regions
         self.kept: dict[int, Recording] = {}
         self.floats = 0
 
@@ -47,7 +48,7 @@ class Recordings(Sequence[Recording]):
             raise IndexError(index)
         if index in self.kept:
             return self.kept[index]
-        made = self.model.record(*self.batches[index], attention_mask="all")
+        made = self.model.record(*self.batches[index], attention_mask="all", regions=self.regions)
         size = sum(stream.numel() for stream in made.taken.stream)
         if self.floats + size <= KEPT_FLOATS:
             self.floats += size
@@ -135,13 +136,14 @@ def evaluation(
     prompts: str | Sequence[str] | None = None,
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
+    regions: list[str] | None = None,
 ) -> Evaluation:
     """Record `count` prompts (the user's, or those that suit the model) with greedy completions of up to
-    `tokens` tokens.
+    `tokens` tokens; `regions` are markers, for which sweeps report every metric by itself.
 
     Raises:
-        ValueError: there is nothing to measure on: no prompt, no tokenizer, or a model that does not write
-            text.
+        ValueError: there is nothing to measure on (no prompt, no tokenizer, a model that writes no text), or
+            something that marks no region.
     """
     if count < 1 or tokens < 1:
         raise ValueError(f"{min(count, tokens)} is too few: measure at least one prompt and one token")
@@ -156,7 +158,9 @@ def evaluation(
     ids: list[Batch] = [
         ([list(c.prompt_ids) for c in batch], [list(c.completion_ids) for c in batch]) for batch in order
     ]
-    return Evaluation(model, Recordings(model, ids), order)
+    for marker in regions or ():
+        marker_of(marker)
+    return Evaluation(model, Recordings(model, ids, regions or None), order)
 
 
 def batched(items: Sequence[Item], lengths: Sequence[int], most: int | None = None) -> list[list[Item]]:

@@ -1,7 +1,7 @@
 """A model's own greedy continuations: made once for a model and a set of prompts, then kept.
 
 The cache is keyed by the weights' hash, the prompts and the limit, so another model never gets these. It lies
-in `$REGRAFT_CACHE`, or in `~/.cache/regraft`.
+in `$REGRAFT_CACHE`, or in `~/.cache/regraft`; `--no-cache` neither reads nor writes it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 from regraft.checkpoint.locate import SPECIMENS
+from regraft.core.caching import cache_is_kept
 from regraft.core.defaults import COMPLETION_TOKENS
 from regraft.core.files import place_of, whole_file
 from regraft.core.progress import advance
@@ -137,6 +138,8 @@ def completions(model: Model, prompts: Sequence[Prompt], limit: int = COMPLETION
     ).hexdigest()
     told = [asdict(p) for p in prompts]
     key = json.dumps([model.weights_sha256, config, str(model.dtype), limit, told, ids, _ends(model)])
+    if not cache_is_kept():
+        return _generate(model, prompts, ids, limit)
     file = cache_folder() / "completions" / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".json")
     if (kept := _kept(file)) is not None:
         return kept

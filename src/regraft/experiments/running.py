@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from regraft.core.files import still_told
 from regraft.core.registry import Experiment, experiments
+from regraft.core.results import as_result
 from regraft.core.strict_json import json_text
 from regraft.sweeps.provenance import provenance
 
@@ -42,7 +43,7 @@ def run_experiment(
         dataset.attrs = {**provenance(model), **dataset.attrs, "experiment": experiment.name, "seed": seed}
         dataset.attrs["options"] = json_text(options, sort_keys=True)
         dataset.attrs["seconds"] = round(time.perf_counter() - started, 3)
-        return dataset
+        return as_result(dataset)
 
     drawn = {"seed": seed} if experiment.draws else {}
     with still_told(proved):

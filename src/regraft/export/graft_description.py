@@ -33,6 +33,17 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
+def model_of(folder: Path, named: str) -> str:
+    """The model that a command on a graft opens: the one that is named, else the one that the graft was made
+    for, as it was opened then.
+
+    Raises:
+        NoCheckpointError: there is no graft.
+    """
+    about = read_about(folder)
+    return named or about.get("source") or about["model"]
+
+
 def check_certified(folders: Sequence[Path], kind: str = "") -> None:
     """Make sure that some grafts (of one kind) are there and that a certificate stands beside the first.
 

@@ -86,6 +86,7 @@ def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **s
         **sizes(graft),
         **stated,
         "model": model.name,
+        "source": model.source or model.name,
         "weights_sha256": weights or model.weights_sha256,
         "parameters": sum(p.numel() for p in graft.parameters()),
     }
@@ -93,7 +94,7 @@ def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **s
         part.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-ADDED = ("model", "weights_sha256", "parameters", "tree")
+ADDED = ("model", "source", "weights_sha256", "parameters", "tree")
 
 
 def attach(folder: Path, model: Model, kind: str = "") -> Graft:

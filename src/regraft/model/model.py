@@ -78,6 +78,9 @@ class Model:
     def __repr__(self) -> str:
         return model_in_words(self)
 
+    def _repr_html_(self) -> str:
+        return later("model_html")(self)
+
     @property
     def blocks(self) -> tuple[Block, ...]:
         """Every block, counted over all stacks."""
@@ -309,11 +312,12 @@ class Model:
         completions: Any = None,
         scored: Tensor | None = None,
         attention_mask: Tensor | Literal["all"] | None = None,
+        regions: Any = None,
     ) -> Recording:
         """One clean run of one or several prompts; see `regraft.model.recording.record`."""
         from regraft.model.recording import record
 
-        return record(self, prompts, completions, scored, attention_mask)
+        return record(self, prompts, completions, scored, attention_mask, regions)
 
     def proof(self) -> dict[str, str]:
         """What was proved about the parts, for provenance: the kind of attention and the self-check as

@@ -32,6 +32,7 @@ from regraft.model.describe import recording_in_words
 from regraft.model.hooks import reading
 from regraft.model.inputs import batch_inputs, completion_rows, padded, rows_of
 from regraft.model.model import Model
+from regraft.model.regions import Regions, regions_of
 from regraft.model.sites import DICTIONARY, SiteError, Tap, addition, parse_site
 
 
@@ -55,6 +56,7 @@ class Recording:
     taken_at: tuple[Any, ...] = ()
     taken_of: tuple[Any, ...] = ()
     notes: list[str] = field(default_factory=list)
+    regions: Regions | None = None
     proved: dict[str, bool] = field(default_factory=dict)
     _cache: dict[str, Tensor] = field(default_factory=dict)
 
@@ -122,6 +124,9 @@ class Recording:
     def _lengths_at(self, address: str) -> tuple[int, ...]:
         block = parse_site(address, self.model.parts).block
         return self.lengths_of(len(self.model.blocks) - 1 if block is None else block)
+
+    def _repr_html_(self) -> str:
+        return later("recording_html")(self)
 
     def gradients(self, metric: Any, sites: Any) -> dict[str, Tensor]:
         """Gradient of a metric with respect to activations; see `regraft.sweeps.gradients.gradients`."""
@@ -275,6 +280,7 @@ def record(
     completions: Any = None,
     scored: Tensor | None = None,
     attention_mask: Tensor | Literal["all"] | None = None,
+    regions: Any = None,
 ) -> Recording:
     """Run the model once, cleanly, and keep the residual stream and every block's arguments.
 
@@ -287,10 +293,13 @@ def record(
         scored: (B, T) booleans that say which tokens count instead.
         attention_mask: for token ids, (B, T) of 1 on tokens and 0 on padding at either end; "all" where the
             pad token is meant as a token.
+        regions: parts of the texts for which a sweep reports every metric by itself: markers such as
+            "<think>...</think>", or for each prompt a label for each of its tokens.
 
     Raises:
         ValueError: an empty prompt, an id outside the vocabulary, ids that hold the pad token without a mask,
-            lists of different lengths, or numbers that are not finite.
+            lists of different lengths, numbers that are not finite, or a region's marker that is absent or
+            not closed.
     """
     given = rows_of(model, prompts, attention_mask)
     sources = given.ids
@@ -307,11 +316,13 @@ def record(
     first = [1 if completions is None or model.two_stacks else len(source) for source in sources]
     inputs |= {name: padded(rows, model, fill=0)[0] for name, rows in given.extra.items()}
     wanted = _which_count(scored, mask_BT, first)
+    real = [row[mask].tolist() for row, mask in zip(ids_BT, mask_BT, strict=True)]
+    parts = None if regions is None else regions_of(model, real, regions, ids_BT.shape[1])
     with model.held():
         taken = _captured(model, inputs, max(inputs["input_ids"].shape[1], ids_BT.shape[1]))
         at, of = model.state(), model.fingerprint()
         made = Recording(
-            model, inputs, ids_BT, mask_BT, wanted, taken, scored is not None, at, of, given.notes
+            model, inputs, ids_BT, mask_BT, wanted, taken, scored is not None, at, of, given.notes, parts
         )
     _refuse_nonfinite(made)
     return made

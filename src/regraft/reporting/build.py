@@ -12,14 +12,14 @@ from typing import Any
 import xarray as xr
 
 from regraft.core.registry import DOES_NOT_APPLY
-from regraft.core.runs import OUR_MARK, store, whole_folder, write_whole
+from regraft.core.runs import OUR_MARK, store, store_settings, whole_folder, write_whole
 from regraft.core.strict_json import json_text, opened_attributes
 from regraft.experiments.running import measured, refused
 from regraft.model.model import Model
 from regraft.reporting.chapter_inputs import Reading
 from regraft.reporting.drawings import title_for
 from regraft.reporting.page import Section, footer, heading, opening, plain_section, result_section, sheet
-from regraft.reporting.shell_commands import command_line
+from regraft.reporting.shell_commands import command_line, settings_of
 from regraft.sweeps.provenance import provenance
 
 Chapter = tuple[str, dict[str, Any]]
@@ -139,6 +139,7 @@ class Report:
         )
         with whole_folder(self.out / anchor) as folder:
             store(result, folder)
+            store_settings(settings_of(name, self.model, {**chosen, **told, **self.options}), folder)
         self.results.append(result)
         self.sections.append(section)
 

@@ -220,8 +220,13 @@ def least_width(figure: go.Figure) -> int:
 def csv_text(dataset: xr.Dataset) -> str:
     """The result's numbers as CSV: the drawing's own choice of columns, or every variable of one and the same
     shape."""
+    return table_of(dataset).to_csv(index=False)
+
+
+def table_of(dataset: xr.Dataset) -> Any:
+    """The same as a pandas table."""
     chosen = [name for name in drawing_of(dataset).table if name in dataset] or _largest_alike(dataset)
-    return dataset[list(chosen)].to_dataframe().reset_index().to_csv(index=False)
+    return dataset[list(chosen)].to_dataframe().reset_index()
 
 
 def _largest_alike(dataset: xr.Dataset) -> tuple[str, ...]:

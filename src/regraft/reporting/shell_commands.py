@@ -46,15 +46,26 @@ def source_words(model: Model, options: Mapping[str, Any]) -> list[str]:
     return ["--model", model.source or model.name, *option_words(options)]
 
 
+def settings_of(name: str, model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as a file of options."""
+    kept = {key: value for key, value in _own(name, options).items() if DEFAULTS.get(key) != value}
+    return {"command": name, "model": model.source or model.name, **kept}
+
+
 def command_line(name: str, model: Model, options: Mapping[str, Any]) -> str:
     """The command that makes a result again, options that are not the default included."""
+    return shlex.join(["regraft", name, *source_words(model, _own(name, options))])
+
+
+def _own(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options that a command has: one that reads matrices alone opens no model."""
     if name in experiments() and experiments()[name].needs == "weights":
-        options = {
+        return {
             key: value
             for key, value in options.items()
             if key not in ("dtype", "attention", "tokenizer", "target_tokenizer", "remote_code")
         }
-    return shlex.join(["regraft", name, *source_words(model, options)])
+    return options
 
 
 def next_step(words: list[str], model: Model, folder: tuple[str, Path], options: Mapping[str, Any]) -> str:

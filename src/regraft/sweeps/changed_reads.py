@@ -25,7 +25,8 @@ MOST_FLOATS = 1 << 28
 
 
 class ChangedReads:
-    """What is heard at sites of blocks in every variant; what a variant does not run is the clean run's."""
+    """What is heard at sites of blocks in every variant, of which the first is the control row; what a
+    variant does not run is the clean run's."""
 
     def __init__(self, recording: Recording, addresses: Sequence[str], variants: Sequence[Variant]):
         self.recording, self.model = recording, recording.model

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -26,29 +26,57 @@ from regraft.sweeps.changed_reads import ChangedReads
 from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
 from regraft.sweeps.executor import Replay, State
 from regraft.sweeps.feature_edits import spliced
+from regraft.sweeps.grids import Grid, as_dataset
 from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of, resolved
 from regraft.sweeps.plan import Leaf, Work, make_plan
 from regraft.sweeps.recorded_layout import batch_rows, layout_of, live_rows
+from regraft.sweeps.region_metrics import with_regions
 from regraft.sweeps.sweep_result import SweepResult, joined
-from regraft.sweeps.variants import Add, Edit, Noise, Replace, Scale, Variant, variants_of
+from regraft.sweeps.variants import Add, Edit, Noise, Replace, Route, Scale, Variant, variants_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 LOGITS_AT_ONCE = 1 << 25
 """Scores that are held at once: 128 MiB in float32."""
 
 
+@overload
 def sweep(
     recording: Recording | Sequence[Recording],
-    variants: Variant | Sequence[Variant],
+    variants: Grid,
     metric: AnyMetric | Sequence[AnyMetric],
     *,
     exact: bool = False,
-    read: Sequence[str] = (),
-) -> SweepResult:
+    read: str | Sequence[str] = (),
+) -> xr.Dataset: ...
+
+
+@overload
+def sweep(
+    recording: Recording | Sequence[Recording],
+    variants: Variant | Edit | Route | Sequence[Variant | Edit | Route],
+    metric: AnyMetric | Sequence[AnyMetric],
+    *,
+    exact: bool = False,
+    read: str | Sequence[str] = (),
+) -> SweepResult: ...
+
+
+def sweep(
+    recording: Recording | Sequence[Recording],
+    variants: Any,
+    metric: AnyMetric | Sequence[AnyMetric],
+    *,
+    exact: bool = False,
+    read: str | Sequence[str] = (),
+) -> SweepResult | xr.Dataset:
     """Run every variant of one or several recordings and measure it.
 
     Args:
         recording: what the variants vary; several (batches of prompts) are run in turn and joined.
-        variants: routes and edits. A control variant, which changes nothing, is always run beside them.
+        variants: routes and edits. A control variant, which changes nothing, is always run beside them. With
+            a `grid`, the result is an `xarray.Dataset` with its dimensions.
         metric: one metric or several.
         exact: rows one at a time with stock layers, no suffixes, no corrections: every block is called as in
             the clean run, with the same shapes, so that a row that changes nothing gives the recorded bits
@@ -57,20 +85,25 @@ def sweep(
         read: sites of blocks whose activations in every variant are kept, in `SweepResult.reads`; edits at a
             site are in what is read there. All positions are then run.
 
+    Returns:
+        A `SweepResult`; with a grid an `xarray.Dataset`.
+
     Raises:
         ValueError: a site, position, target or route that does not exist here; the sentence says which.
         SweepError: the control row, which changes nothing, came out different: no number of this sweep can be
             trusted.
     """
     recordings = [recording] if isinstance(recording, Recording) else recording
-    metrics, variants = metrics_of(metric), variants_of(variants)
+    metrics, cells = metrics_of(metric), variants if isinstance(variants, Grid) else None
+    variants = variants_of(variants)
     if isinstance(recordings, (str, bytes)) or not isinstance(recordings, Sequence) or not len(recordings):
         raise ValueError(f"a {type(recording).__name__} is no recording: make one with model.record(prompts)")
     parts = []
     with plain_numbers():
         for number, one in enumerate(recordings):
             parts.append(_Sweep(one, variants, metrics, exact, (number, len(recordings)), read).run())
-    return parts[0] if len(parts) == 1 else joined(parts)
+    result = parts[0] if len(parts) == 1 else joined(parts)
+    return result if cells is None else as_dataset(recordings[0].model, cells, result)
 
 
 class SweepError(RuntimeError):
@@ -108,7 +141,7 @@ class _Sweep:
             )
         variants = [spliced(self.model, variant) for variant in variants]
         self.variants, self.exact, self.share = [Variant(), *variants], exact, share
-        self.metrics = _told_apart([resolved(m, recording) for m in metrics])
+        self.metrics = with_regions(_told_apart([resolved(m, recording) for m in metrics]), recording)
         _check_sites(self.model, variants)
         self.pairs = _Pairs(recording, self.metrics)
         count = len(self.variants)
@@ -341,7 +374,7 @@ class _Pairs:
         keep = self.own_index[name] >= 0
         total = torch.zeros(len(scores_nP), self.prompts, device=scores_nP.device, dtype=scores_nP.dtype)
         total.index_add_(1, self.prompt[keep], scores_nP[:, keep])
-        return total / self.counts[name].clamp_min(1)
+        return total / self.counts[name]
 
 
 def _check_sites(model: Model, variants: Sequence[Variant]) -> None:

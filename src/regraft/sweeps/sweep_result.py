@@ -6,6 +6,7 @@ Shapes: variants by prompts, B prompts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ class SweepResult:
     """What a sweep measured.
 
     `values[metric]` is (variants, prompts), `clean[metric]` (prompts,); `weights[metric]` (prompts,) says how
-    many positions stand behind a prompt's mean. `deviation` is the largest difference of the control row's
-    stream from the recorded one, relative to the stream's largest value, and `control[metric]` what was
-    measured on the control row. `reads[address]` is what was read at a site in every variant, (variants,
-    prompts, positions, width) or (variants, prompts, positions, heads, width).
+    many positions stand behind a prompt's mean; one with none has no value (NaN) and counts nothing.
+    `deviation` is the largest difference of the control row's stream from the recorded one, relative to the
+    stream's largest value, and `control[metric]` what was measured on the control row. `reads[address]` is
+    what was read at a site in every variant, (variants, prompts, positions, width) or (variants, prompts,
+    positions, heads, width).
     """
 
     values: dict[str, Tensor]
@@ -48,15 +50,18 @@ class SweepResult:
             [*lines, f"  control row within {self.deviation:.0e}", *(f"  {n}" for n in self.notes)]
         )
 
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(repr(self))}</pre>"
+
     def mean(self, metric: str) -> Tensor:
         """Mean over prompts, each weighted by its positions: (variants,)."""
         weight = self.weights[metric]
-        return (self.values[metric] * weight).sum(1) / weight.sum()
+        return (self.values[metric] * weight).where(weight > 0, 0.0).sum(1) / weight.sum()
 
     def clean_mean(self, metric: str) -> float:
         """The clean run's mean over prompts."""
         weight = self.weights[metric]
-        return float((self.clean[metric] * weight).sum() / weight.sum())
+        return float((self.clean[metric] * weight).where(weight > 0, 0.0).sum() / weight.sum())
 
 
 def joined(parts: list[SweepResult]) -> SweepResult:

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 
 from regraft.core.files import whole_file, writing
+from regraft.core.interrupts import StoppedError, finishing_steps
 from regraft.core.progress import advance
 from regraft.data.windows import Windows
 from regraft.training.checkpointing import newest, restore, write_checkpoint
@@ -114,7 +115,8 @@ def train(
     """Train a graft; continue where an earlier run in `folder` was broken off. Returns a line of measurements
     a step.
 
-    On one device a run that was broken off ends with the weights of one that was not.
+    On one device a run that was broken off ends with the weights of one that was not. Ctrl-C lets the step
+    end, keeps it and stops.
 
     Args:
         watch: called behind every step.
@@ -142,18 +144,25 @@ def train(
         accelerator.wait_for_everyone()
         run = _TrainingRun(task, windows, plan, folder, accelerator, plain)
         same_everywhere(task.graft, accelerator)
-        with _writer(folder, history, accelerator.is_main_process) as write:
+        with (
+            _writer(folder, history, accelerator.is_main_process) as write,
+            finishing_steps(accelerator.num_processes == 1) as asked,
+        ):
             for step in range(started, plan.steps):
                 line = run.step(step)
                 history.append(line)
                 write(line)
+                stops = asked()
                 if accelerator.is_main_process and (
-                    (step + 1) % plan.save_every == 0 or step + 1 == plan.steps
+                    (step + 1) % plan.save_every == 0 or step + 1 == plan.steps or stops
                 ):
                     write_checkpoint(folder, step + 1, task.graft, plain, accelerator.scaler)
                 advance(words_of(line), step + 1, plan.steps)
                 if watch is not None:
                     watch(step)
+                if stops:
+                    kept = f"step {step + 1:,} of {plan.steps:,}, which is kept in {folder}"
+                    raise StoppedError(f"stopped behind {kept}: the same command goes on from there")
                 if plateau.reached(line["loss"]):
                     break
     return history

@@ -25,6 +25,7 @@ def knockout(
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
     limit: float = 2.0,
+    regions: list[str] | None = None,
 ) -> xr.Dataset:
     """Skip blocks and measure what the loss becomes.
 
@@ -38,11 +39,16 @@ def knockout(
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
         limit: greedy stops before the loss exceeds this multiple of the clean loss.
+        regions: markers of parts of the text for which the loss is told by itself, for example
+            <think>...</think>; with single.
 
     Raises:
-        ValueError: the model has no next-token loss, or the mode is not known.
+        ValueError: the model has no next-token loss, the mode is not known, or a region's marker is absent
+            from a text or not closed there.
     """
-    text = evaluation(model, prompts, count, tokens)
+    if regions and mode != "single":
+        raise ValueError("regions are told of blocks skipped alone: choose --mode single")
+    text = evaluation(model, prompts, count, tokens, regions)
     if mode == "single":
         return _single(model, text)
     if mode == "pairs":
@@ -68,8 +74,21 @@ def _attributes(model: Model, text: Evaluation, *results: SweepResult) -> dict[s
 def _single(model: Model, text: Evaluation) -> xr.Dataset:
     result = _skipping(model, [{block.index} for block in model.blocks], text)
     losses, clean = result.mean("loss").numpy(), result.clean_mean("loss")
+    named = {name[5:-1]: name for name in result.units if name.startswith("loss[")}
+    parts: dict[str, Any] = {}
+    if named:
+        units = {"units": "nats per token of the region"}
+        by_region = np.stack([result.mean(name).numpy() for name in named.values()])
+        clean_of = np.array([result.clean_mean(name) for name in named.values()])
+        above = {"units": f"{units['units']} above clean"}
+        parts = {
+            "region_loss": (("region", "block"), by_region, units),
+            "region_increase": (("region", "block"), by_region - clean_of[:, None], above),
+            "region_clean_loss": ("region", clean_of, units),
+        }
     return xr.Dataset(
         {
+            **parts,
             "loss": ("block", losses, {"units": "nats per token"}),
             "increase": (
                 "block",
@@ -79,7 +98,11 @@ def _single(model: Model, text: Evaluation) -> xr.Dataset:
             "ratio": ("block", losses / clean, {"units": "times the clean loss"}),
             "prompt_loss": (("block", "prompt"), result.values["loss"].numpy(), {"units": "nats per token"}),
         },
-        coords={"block": _addresses(model), "category": ("prompt", [c.category for c in text.flat])},
+        coords={
+            "block": _addresses(model),
+            "category": ("prompt", [c.category for c in text.flat]),
+            **({"region": list(named)} if named else {}),
+        },
         attrs=_attributes(model, text, result),
     )
 

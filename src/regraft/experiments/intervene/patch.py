@@ -19,7 +19,7 @@ from regraft.experiments.intervene.patch_cases import (
     position_pairs,
     read_position,
 )
-from regraft.experiments.intervene.patch_grid import Grid, stack_blocks
+from regraft.experiments.intervene.patch_grid import PatchGrid, stack_blocks
 from regraft.model.model import Model
 from regraft.sweeps.metrics import logit_difference
 from regraft.sweeps.provenance import sweep_attributes
@@ -99,7 +99,7 @@ def patch(
     if not 1 <= window <= len(stack_blocks(model)):
         raise ValueError(f"a window of {window} blocks does not fit: choose 1 to {len(stack_blocks(model))}")
     cases = chosen_cases(model, PatchCase(clean, corrupt, answer, wrong), pairs, count)
-    plan = Grid(model, grid, site, window, block)
+    plan = PatchGrid(model, grid, site, window, block)
     parts = []
     for case in cases:
         parts.append(_measured(model, plan, case, direction, map, exact))
@@ -113,7 +113,7 @@ def patch(
 
 
 def _measured(
-    model: Model, plan: Grid, case: PatchCase, direction: str, given: list[str] | None, exact: bool
+    model: Model, plan: PatchGrid, case: PatchCase, direction: str, given: list[str] | None, exact: bool
 ) -> Cells:
     """Run one case's grid, and its attribution where every cell's activation can be reached by a gradient."""
     runs = {"clean": model.record(case.clean), "corrupt": model.record(case.corrupt)}
@@ -158,7 +158,7 @@ def _shared(found: Iterable[Any], none: Any = "") -> Any:
     return first if all(other == first for other in others) else none
 
 
-def _dataset(plan: Grid, parts: list[Cells], direction: str) -> xr.Dataset:
+def _dataset(plan: PatchGrid, parts: list[Cells], direction: str) -> xr.Dataset:
     """One case's cells, or the mean over several cases with its standard error."""
     first, grid = parts[0], plan.grid
     name = {"position": "position", "head": "head", "block": "positions", "neuron": "neuron"}[grid]

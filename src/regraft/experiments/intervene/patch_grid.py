@@ -16,7 +16,7 @@ from regraft.sweeps.metrics import LogitDifference
 from regraft.sweeps.variants import Replace, Variant
 
 
-class Grid:
+class PatchGrid:
     """The cells of a grid: which blocks are rows, which addresses a cell patches, and what stands in a
     column."""
 

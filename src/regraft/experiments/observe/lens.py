@@ -194,6 +194,7 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
     depths = found["rank"].shape[0]
     data = xr.Dataset(
         {
+            "first": (dims, top_text[..., 0], {"units": "token that is ranked first"}),
             "rank": (dims, found["rank"], {"units": "tokens ahead of the true one"}),
             "probability": (dims, found["probability"], {"units": "probability of the true token"}),
             "entropy": (dims, found["entropy"], {"units": "nats"}),

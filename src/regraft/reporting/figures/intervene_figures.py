@@ -21,6 +21,7 @@ from regraft.reporting.theme import (
     bars,
     base,
     heatmap,
+    lines,
     plain_text,
 )
 from regraft.reporting.wording import (
@@ -59,12 +60,27 @@ def knockout_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         figure = bars(
             dataset.block.values, dataset.loss.values, "skipped block", "nats per token", "nats per token"
         )
-        return [("Loss with one block skipped; the whole model has none that could be a measure", figure)]
+        name = "Loss with one block skipped; the whole model has none that could be a measure"
+        return [(name, figure), *_by_region(dataset)]
     figure = bars(
         dataset.block.values, dataset.ratio.values, "skipped block", "loss / clean loss", "x clean", log=True
     )
     figure.add_hline(y=1.0, line_color=MUTED, line_width=1, line_dash="dot")
-    return [("Loss with one block skipped, relative to the whole model (logarithmic)", figure)]
+    name = "Loss with one block skipped, relative to the whole model (logarithmic)"
+    return [(name, figure), *_by_region(dataset)]
+
+
+def _by_region(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """What skipping a block adds to the loss of each region of the text."""
+    if "region" not in dataset.dims:
+        return []
+    added = {
+        str(name): dataset.region_increase.sel(region=name).values
+        for name in dataset.region.values
+        if np.isfinite(dataset.region_increase.sel(region=name).values).any()
+    }
+    figure = lines(dataset.block.values, added, "skipped block", "nats per token above clean")
+    return [("Loss added in each region of the text", figure)]
 
 
 def relative(dataset: xr.Dataset) -> bool:

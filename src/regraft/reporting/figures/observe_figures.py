@@ -259,7 +259,7 @@ LENS = Drawing(
     " watch one prediction form, and hover to see the first five tokens and how far the true one still is.",
     lens_figures,
     lens_finding,
-    ("rank", "probability", "entropy"),
+    ("first", "rank", "probability", "entropy"),
 )
 GEOMETRY = Drawing(
     "Residual geometry",

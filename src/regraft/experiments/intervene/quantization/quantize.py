@@ -185,7 +185,7 @@ def _plan(
     """Bits of every block by one recipe; what it goes by is measured on the prompts that are read here."""
     if recipe in ("rank-guided", "linearity-guided"):
         score = _mean_rank(model, read["seed"]) if recipe == "rank-guided" else _gap(model, read)
-        return by_score(score.reindex(block=[block.address for block in blocks]).values)
+        return by_score(score.sel(block=[block.address for block in blocks]).values)
     sensitivity = increase[:, widths.index(MATRIX_BITS)]
     plans: dict[str, Callable[[], list[int]]] = {
         "uniform": lambda: uniform(len(blocks)),
