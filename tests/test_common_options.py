@@ -22,6 +22,7 @@ from regraft.cli.main import app, prepared
 from regraft.core.interrupts import StoppedError, finishing_steps, kept_when_stopped
 from regraft.core.runs import open_run
 from regraft.data import generation
+from regraft.reporting.chapter_inputs import LEAST
 
 FEW = ["--prompts", "14 + 43 =", "The capital of France is", "--tokens", "4"]
 MODEL = ["--model", "specimen:gpt2"]
@@ -273,6 +274,11 @@ def test_a_report_that_is_stopped_says_what_it_holds(tmp_path):
     assert "report.html and the folders beside it hold the chapters that were measured" in done.stderr
     assert (out / "completions" / "run.json").is_file()
     assert "Not measured yet" in (out / "report.html").read_text()
+
+
+def test_the_help_of_a_report_says_how_many_prompts_it_measures():
+    told = " ".join(CliRunner().invoke(app, ["report", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert f"by default those given, or {LEAST}." in told
 
 
 def test_help_version_and_wrong_words_load_nothing_heavy():

@@ -49,6 +49,7 @@ from regraft.cli.options import (
     option_of,
 )
 from regraft.cli.tokenizer import tokenizer
+from regraft.core.defaults import REPORT_COUNT
 from regraft.core.files import check_empty, read_text
 from regraft.core.registry import Experiment, experiments
 from regraft.export.hub_upload import check_push
@@ -148,7 +149,9 @@ def report(
     ] = "",
     count: Annotated[
         int,
-        typer.Option(help="How many prompts a chapter measures; by default those given, or 12.", min=0),
+        typer.Option(
+            help=f"How many prompts a chapter measures; by default those given, or {REPORT_COUNT}.", min=0
+        ),
     ] = 0,
     seed: SeedOption = 0,
     debug: DebugOption = False,

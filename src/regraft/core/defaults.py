@@ -3,6 +3,9 @@ experiment."""
 
 PROMPT_COUNT = 20
 """Prompts that suit a model and are measured where nobody says how many."""
+REPORT_COUNT = 10
+"""Prompts that a chapter of a report measures, and passages of a text that it reads, where nobody says how
+many."""
 COMPLETION_TOKENS = 24
 """Longest completion, in tokens; a model that does not end by itself is cut there."""
 SEQUENCE_LENGTH = 128

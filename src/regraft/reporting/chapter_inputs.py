@@ -6,11 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from regraft.core.defaults import REPORT_COUNT
 from regraft.core.registry import experiments
 from regraft.data.own_texts import given_prompts
 from regraft.model.model import Model
 
-LEAST = 10
+LEAST = REPORT_COUNT
 """Passages of a text that are read, and prompts that suit the model that a chapter measures at most, where no
 number is asked for: a report of all chapters in the time in which one reads the first."""
 HANDS_ON = ("correlations",)
