@@ -175,6 +175,13 @@ def test_lens_summaries_follow_their_definitions(lens):
     assert np.allclose(lens.hurt_rate.values, worse)
 
 
+def test_lens_names_the_token_that_each_depth_ranks_first(lens, model):
+    """In the table that a terminal shows, too."""
+    assert lens["first"].values.tolist() == lens["top"].values[..., 0].tolist()
+    assert lens["first"].values[0, 0] == model.token_text(int(lens["top_id"].values[0, 0, 0]))
+    assert "first [token that is ranked first]" in lens.regraft.table().columns
+
+
 def test_lens_at_a_middle_depth_is_the_head_of_that_stream(model):
     text = evaluation(model, ["The capital of France is"], tokens=3)
     data = run_experiment(EXPERIMENTS["lens"], model, prompts=["The capital of France is"], tokens=3)
