@@ -10,10 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import xarray as xr
 from rich.console import Console
 from rich.progress import Progress
 
-from regraft.cli import progress_bar
+from regraft.cli import console, progress_bar
 from regraft.core.progress import advance
 
 
@@ -56,6 +57,50 @@ def test_a_bar_for_each_kind_of_step_goes_on(monkeypatch):
         ("variants", 10, 500),
         ("blocks", 3, 4),
     ]
+
+
+def test_an_experiment_and_a_report_have_such_bars_and_training_has_one(monkeypatch, tmp_path):
+    """What a step says of itself, as the loss, begins no bar anew."""
+    made = []
+
+    def bar():
+        made.append(Progress(disable=True))
+        return made[-1]
+
+    monkeypatch.setattr(progress_bar, "progress_bar", bar)
+    monkeypatch.setattr(console, "progress_bar", bar)
+
+    def shown():
+        return [(t.description.strip(), t.completed, t.total) for t in made[-1].tasks]
+
+    def work(*words, **options):
+        for block in range(1, 4):
+            advance("variants", 1000, 1000)
+            advance("variants", 10 * block, 1000)
+            advance("blocks", block, 4)
+        seen.append(shown())
+        return xr.Dataset()
+
+    seen = []
+    monkeypatch.setattr(console, "run_experiment", work)
+    monkeypatch.setattr(console, "print_result", lambda dataset: None)
+    console.show_experiment(None, None, {}, None, 0, False)
+    assert seen == [[("variants", 30, 1000), ("blocks", 3, 4)]]
+
+    def report(model, out, chapter, **options):
+        chapter("lens", 0, 2)
+        work()
+        chapter("swap", 1, 2)
+        seen.append(shown())
+        return out / "report.html", []
+
+    monkeypatch.setattr(console, "report", report)
+    assert console.make_report(None, tmp_path, 0, {}) == 0
+    assert seen[1:] == [[("lens", 0, 2), ("variants", 30, 1000), ("blocks", 3, 4)], [("swap", 1, 2)]]
+    steps = progress_bar.StepBars(bar())
+    for step in range(1, 4):
+        steps.heard(f"steps: loss {step}", step, 9)
+    assert shown() == [("steps: loss 3", 3, 9)]
 
 
 @pytest.mark.parametrize(

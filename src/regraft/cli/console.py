@@ -19,7 +19,7 @@ from rich.table import Table
 from regraft.checkpoint.dissection import Component
 from regraft.checkpoint.hub import resolve
 from regraft.cli.common import common
-from regraft.cli.progress_bar import progress_bar
+from regraft.cli.progress_bar import StepBars, progress_bar, with_bar
 from regraft.core.files import still_told, whole_folder
 from regraft.core.interrupts import kept_when_stopped
 from regraft.core.progress import listening
@@ -73,14 +73,11 @@ def make_report(
     started = time.perf_counter()
     with progress_bar() as bar:
         whole = bar.add_task("report", total=None)
-        part = bar.add_task("", total=None)
+        steps = StepBars(bar)
 
         def chapter(name: str, done: int, total: int) -> None:
-            bar.update(whole, description=f"{name:<12}", completed=done, total=total)
-            bar.update(part, description="", completed=0, total=None)
-
-        def work(name: str, done: int, total: int) -> None:
-            bar.update(part, description=f"{name:<12}", completed=done, total=total)
+            bar.update(whole, description=f"{name:<24}", completed=done, total=total)
+            steps.clear()
 
         kept = kept_when_stopped(
             lambda: (
@@ -88,11 +85,10 @@ def make_report(
                 " measured; the same command begins anew"
             )
         )
-        with listening(work), kept:
+        with listening(steps.heard), kept:
             path, missing = report(model, out, seed=seed, reading=reading, options=options, chapter=chapter)
         store_settings(settings or {}, out)
-        bar.update(whole, description=f"{'done':<12}", completed=1, total=1)
-        bar.remove_task(part)
+        bar.update(whole, description=f"{'done':<24}", completed=1, total=1)
     for one in missing:
         console.print(str(one), style="red" if one.trace else "yellow", highlight=False)
         if debug and one.trace:
@@ -186,14 +182,8 @@ def show_experiment(
     """Run one experiment, write its run folder where one is asked for, and print a short table."""
     if out is not None:
         check_writable(out, experiment.name, model.weights_sha256, version("regraft"))
-    with still_told(lambda found: _told(found, out, as_json, settings)), progress_bar() as bar:
-        task = bar.add_task(experiment.name, total=None)
-
-        def work(name: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{experiment.name}: {name}", completed=done, total=total)
-
-        with listening(work):
-            dataset = run_experiment(experiment, model, seed, **options)
+    with still_told(lambda found: _told(found, out, as_json, settings)):
+        dataset = with_bar(lambda: run_experiment(experiment, model, seed, **options))
     _told(dataset, out, as_json, settings)
 
 

@@ -41,16 +41,31 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=to, transient=True, disable=plain)
 
 
+class StepBars:
+    """A bar for each kind of step, so that blocks go on while the variants of each come and go.
+
+    What stands behind a colon tells of the step at hand, and is none of its kind: `steps: loss 1.2`.
+    """
+
+    def __init__(self, bar: Progress):
+        self.bar = bar
+        self.tasks: dict[str, TaskID] = {}
+
+    def heard(self, name: str, done: int, total: int) -> None:
+        """Show that so many of so many steps are done."""
+        kind = name.partition(": ")[0]
+        if kind not in self.tasks:
+            self.tasks[kind] = self.bar.add_task(kind, total=total)
+        self.bar.update(self.tasks[kind], description=f"{name:<24}", completed=done, total=total)
+
+    def clear(self) -> None:
+        """Take all of them away: other work begins."""
+        for task in self.tasks.values():
+            self.bar.remove_task(task)
+        self.tasks.clear()
+
+
 def with_bar(work: Callable[[], Made]) -> Made:
-    """Do some work while bars show how far along it is: one for each kind of step, so that blocks go on while
-    the variants of each come and go."""
-    with progress_bar() as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def heard(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(f"{name:<24}", total=total)
-            bar.update(tasks[name], completed=done, total=total)
-
-        with listening(heard):
-            return work()
+    """Do some work while bars show how far along it is."""
+    with progress_bar() as bar, listening(StepBars(bar).heard):
+        return work()

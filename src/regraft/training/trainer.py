@@ -157,7 +157,7 @@ def train(
                     (step + 1) % plan.save_every == 0 or step + 1 == plan.steps or stops
                 ):
                     write_checkpoint(folder, step + 1, task.graft, plain, accelerator.scaler)
-                advance(words_of(line), step + 1, plan.steps)
+                advance(f"steps: {words_of(line)}", step + 1, plan.steps)
                 if watch is not None:
                     watch(step)
                 if stops:
