@@ -48,21 +48,18 @@ def cache():
 
 def path_patch():
     with model.trace(tokens(CLEAN)):
-        said = nnsight.save(blocks[1].attn.c_proj.input)
+        said = nnsight.save(blocks[2].attn.c_proj.input)
     with model.trace(tokens(CORRUPT)):
-        mlp_1 = nnsight.save(blocks[1].mlp.output)
-        attention_2 = nnsight.save(blocks[2].attn.c_proj.output)
-        mlp_2 = nnsight.save(blocks[2].mlp.output)
+        still = nnsight.save(blocks[2].mlp.output)
+        unpatched = nnsight.save(difference(model.output.logits))
     with model.trace(tokens(CORRUPT)):
-        blocks[1].attn.c_proj.input[:, :, 64:96] = said[:, :, 64:96]
-        blocks[1].mlp.output = mlp_1
-        blocks[2].attn.c_proj.output = attention_2
-        blocks[2].mlp.output = mlp_2
+        blocks[2].attn.c_proj.input[:, :, 32:64] = said[:, :, 32:64]
+        blocks[2].mlp.output = still
         arrived = nnsight.save(blocks[3].attn.c_attn.output)
     with model.trace(tokens(CORRUPT)):
-        blocks[3].attn.c_attn.output[:, :, 32:64] = arrived[:, :, 32:64]
+        blocks[3].attn.c_attn.output[:, :, 288:320] = arrived[:, :, 288:320]
         value = nnsight.save(difference(model.output.logits))
-    return value
+    return value - unpatched
 
 
 def attribution():
@@ -93,7 +90,7 @@ def splice():
 
 
 def notebook():
-    values = torch.zeros(4, 4)
+    values = torch.zeros(4, 4, dtype=torch.float64)
     for block in range(4):
         with model.trace() as tracer:
             row = nnsight.save([])

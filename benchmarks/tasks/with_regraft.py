@@ -6,7 +6,7 @@ from benchmarks.tasks.shared import CHAT, CLEAN, CORRUPT, PROMPTS, STORY, answer
 from regraft import Add, Apply, Zero, grid, load, logit_difference, metric, paths, sweep, token_logit
 
 if __name__ == "__main__":
-    model, sae = load(opened()[2], attention="eager"), autoencoder()
+    model, sae = load(opened()[2], attention="eager", dtype="float64"), autoencoder()
 
 
 def steer():
@@ -19,7 +19,8 @@ def cache():
 
 
 def path_patch():
-    return paths(model, ["3.q.1"]).logit_difference.sel(block=1, sender="2")
+    data = paths(model, ["3.v.1"])
+    return data.logit_difference.sel(block=2, sender="1") - data.target_value
 
 
 def attribution():

@@ -50,27 +50,27 @@ def path_patch():
 
     def speak(z, hook):
         z = z.clone()
-        z[:, :, 2] = clean["blocks.1.attn.hook_z"][:, :, 2].view(z[:, :, 2].shape)
+        z[:, :, 1] = clean["blocks.2.attn.hook_z"][:, :, 1].view(z[:, :, 1].shape)
         return z
 
     def still(out, hook):
         return corrupt[hook.name]
 
-    hooks = [("blocks.1.attn.hook_z", speak), ("blocks.1.hook_mlp_out", still)]
-    hooks += [("blocks.2.hook_attn_out", still), ("blocks.2.hook_mlp_out", still)]
     arrived = {}
 
-    def listen(q, hook):
-        arrived["q"] = q.clone()
+    def listen(v, hook):
+        arrived["v"] = v.clone()
 
-    model.run_with_hooks(tokens(CORRUPT), fwd_hooks=[*hooks, ("blocks.3.attn.hook_q", listen)])
+    hooks = [("blocks.2.attn.hook_z", speak), ("blocks.2.hook_mlp_out", still)]
+    model.run_with_hooks(tokens(CORRUPT), fwd_hooks=[*hooks, ("blocks.3.attn.hook_v", listen)])
 
-    def tell(q, hook):
-        q = q.clone()
-        q[:, :, 1] = arrived["q"][:, :, 1]
-        return q
+    def tell(v, hook):
+        v = v.clone()
+        v[:, :, 1] = arrived["v"][:, :, 1]
+        return v
 
-    return difference(model.run_with_hooks(tokens(CORRUPT), fwd_hooks=[("blocks.3.attn.hook_q", tell)]))
+    told = model.run_with_hooks(tokens(CORRUPT), fwd_hooks=[("blocks.3.attn.hook_v", tell)])
+    return difference(told) - difference(model(tokens(CORRUPT)))
 
 
 def attribution():
@@ -102,7 +102,7 @@ def splice():
 
 
 def notebook():
-    values = torch.zeros(4, 4)
+    values = torch.zeros(4, 4, dtype=torch.float64)
     for block in range(4):
         for head in range(4):
 
