@@ -12,8 +12,9 @@ import torch
 
 from regraft.core.defaults import ANSWER, CLEAN_PROMPT, CORRUPT_PROMPT, WRONG_ANSWER
 from regraft.core.registry import experiments
-from regraft.experiments.intervene.paths import _senders
+from regraft.experiments.intervene.paths import Sender, _reaches, _senders
 from regraft.experiments.running import run_experiment
+from regraft.model.float64 import KeepFloat64
 from regraft.model.load import load
 from regraft.model.sites import SiteError
 from regraft.reporting.drawings import drawing_of
@@ -27,7 +28,9 @@ RUN = partial(run_experiment, experiments()["paths"])
 
 @pytest.fixture(scope="module", params=["specimen:gpt2", "specimen:qwen3"])
 def model(request):
-    return load(request.param)
+    """In float64 all the way: a single path moves a logit by a millionth of its size, less than float32
+    rounds."""
+    return load(request.param, dtype="float64")
 
 
 def parts_of(model):
@@ -97,13 +100,21 @@ def by_hand(model, sender, receiver, through):
 @pytest.mark.parametrize("through", ["nothing", "mlps"])
 def test_paths_are_those_of_runs_frozen_by_hand(model, through):
     blocks = len(model.blocks)
-    receiver = blocks - 2, 1
-    data = RUN(model, receivers=[f"{receiver[0]}.q.1"], through=through)
-    for block, column in ((0, "0"), (1, "2"), (blocks - 3, "1"), (0, "MLP"), (blocks - 3, "MLP")):
-        head = None if column == "MLP" else int(column)
-        wanted = by_hand(model, (block, head), receiver, through)
-        found = float(data.logit_difference.sel(block=str(block), sender=column))
-        assert found == pytest.approx(wanted, abs=2e-3), (block, column)
+    receiver = blocks - 1, 1
+    other = "mlps" if through == "nothing" else "nothing"
+    with KeepFloat64():
+        data = RUN(model, receivers=[f"{receiver[0]}.q.1"], through=through)
+        target = data.attrs["target_value"]
+        for block, column in ((0, "0"), (1, "2"), (blocks - 2, "1"), (0, "MLP"), (blocks - 2, "MLP")):
+            head = None if column == "MLP" else int(column)
+            wanted, wrong = (
+                by_hand(model, (block, head), receiver, how) - target for how in (through, other)
+            )
+            found = float(data.logit_difference.sel(block=block, sender=column)) - target
+            assert found == pytest.approx(wanted, rel=1e-6), (block, column)
+            assert abs(found) > 1e-8
+            if block == 0:
+                assert found != pytest.approx(wrong, rel=1e-2), "MLPs between the two are still, or are not"
     effect = data.effect.values
     assert np.isnan(effect[receiver[0] :]).all(), "what stands beside or behind the receiver tells it nothing"
     assert np.isfinite(effect[: receiver[0]]).all()
@@ -119,9 +130,7 @@ def test_direct_paths_to_the_last_stream_add_up(model):
     last = len(model.blocks) - 1
     parts = [f"{b.address}.{kind}" for b in model.blocks for kind in ("attn_out", "mlp_out")]
     total = sum(clean[one] - corrupt[one] for one in parts) + clean["0.resid_pre"] - corrupt["0.resid_pre"]
-    torch.testing.assert_close(
-        corrupt[f"{last}.resid_post"] + total, clean[f"{last}.resid_post"], atol=2e-3, rtol=1e-3
-    )
+    torch.testing.assert_close(corrupt[f"{last}.resid_post"] + total, clean[f"{last}.resid_post"])
     data = RUN(model)
     assert data.attrs["receivers"] == f"{last}.resid_post"
     assert np.isfinite(data.effect.values).all(), "the last block's own parts reach it too"
@@ -130,7 +139,7 @@ def test_direct_paths_to_the_last_stream_add_up(model):
     logits = corrupt.head(corrupt_stream + said)[0, -1]
     wanted = logits[model.single_token(ANSWER)] - logits[model.single_token(WRONG_ANSWER)]
     assert float(data.logit_difference.sel(block=str(last), sender="MLP")) == pytest.approx(
-        float(wanted), abs=2e-3
+        float(wanted), rel=1e-9
     )
     drawing = drawing_of(data)
     ((name, figure),) = drawing.figures(data)
@@ -139,13 +148,49 @@ def test_direct_paths_to_the_last_stream_add_up(model):
     assert "paths add up to" in drawing.finding(data)
 
 
-def test_a_run_patched_into_itself_changes_nothing_and_directions_mirror():
+def test_noise_is_denoising_with_the_prompts_exchanged():
     model = load("specimen:gpt2")
-    same = dict(clean=CLEAN_PROMPT, corrupt=CORRUPT_PROMPT)
-    there, back = RUN(model, direction="denoise", **same), RUN(model, direction="noise", **same)
-    assert there.attrs["source_value"] == pytest.approx(back.attrs["target_value"], abs=1e-4)
+    there = RUN(model, direction="noise")
+    back = RUN(model, clean=CORRUPT_PROMPT, corrupt=CLEAN_PROMPT)
+    np.testing.assert_allclose(there.logit_difference, back.logit_difference, rtol=1e-4)
+    assert there.attrs["source_value"] == pytest.approx(back.attrs["source_value"], rel=1e-4)
     with pytest.raises(ValueError, match="both prompts give the same logit difference"):
         RUN(model, clean=CLEAN_PROMPT, corrupt=CLEAN_PROMPT)
+
+
+def test_what_a_sender_reaches_in_its_own_block():
+    """Behind it, in the order in which a block computes; side by side neither hears the other."""
+    for name, beside in (("llama", False), ("gpt_neox", True)):
+        model = opened(name)
+        assert model.blocks[1].parallel is beside
+        head, mlp = (
+            Sender(model.blocks[1], "", f"1.{site}", kind)
+            for site, kind in (("head.0", "attn"), ("mlp_out", "mlp"))
+        )
+
+        def heard(sender, names, model=model):
+            return [name for name in names if _reaches(sender, model.site(f"1.{name}"))]
+
+        names = ["resid_pre", "q", "z", "mlp_act", "neuron.3", "resid_post"]
+        assert heard(head, names) == (["resid_post"] if beside else ["mlp_act", "neuron.3", "resid_post"])
+        assert heard(mlp, names) == ["resid_post"]
+        assert not beside or "resid_mid" not in names
+        assert all(_reaches(head, model.site(f"2.{name}")) for name in names)
+        assert not any(_reaches(head, model.site(f"0.{name}")) for name in names)
+
+
+def test_a_head_reaches_the_mlp_of_its_own_block():
+    model = load("specimen:gpt2", dtype="float64")
+    data = RUN(model, receivers=["2.mlp_act"])
+    clean, corrupt = model.record(CLEAN_PROMPT), model.record(CORRUPT_PROMPT)
+    spoken = sweep(
+        corrupt, Replace("2.head.1", clean["2.head.1"]), stream_distance(), read=["2.mlp_act"]
+    ).reads["2.mlp_act"][0]
+    wanted = sweep(corrupt, Replace("2.mlp_act", spoken), logit_difference(ANSWER, WRONG_ANSWER))
+    target = data.attrs["target_value"]
+    found = float(data.logit_difference.sel(block=2, sender="1")) - target
+    assert found == pytest.approx(float(wanted.mean("logit_difference")) - target, rel=1e-9)
+    assert np.isnan(data.effect.sel(block=2, sender="MLP"))
 
 
 def test_what_is_no_receiver_is_refused():
@@ -167,7 +212,7 @@ def test_what_is_no_receiver_is_refused():
 
 def test_of_two_receivers_each_hears_what_it_hears_alone():
     """What one is told goes nowhere in the run in which both listen: together they are told what each is."""
-    model = load("specimen:gpt2")
+    model = load("specimen:gpt2", dtype="float64")
     target, source = model.record(CORRUPT_PROMPT), model.record(CLEAN_PROMPT)
     still = [
         Replace(f"{b}.{kind}", target[f"{b}.{kind}"]) for b in (1, 2, 3) for kind in ("attn_out", "mlp_out")
@@ -179,15 +224,15 @@ def test_of_two_receivers_each_hears_what_it_hears_alone():
     metric = logit_difference(ANSWER, WRONG_ANSWER)
     wanted = sweep(target, Variant(told), metric).mean("logit_difference")
     data = RUN(model, receivers=names)
-    assert float(data.logit_difference.sel(block=0, sender="MLP")) == pytest.approx(float(wanted), abs=1e-4)
+    assert float(data.logit_difference.sel(block=0, sender="MLP")) == pytest.approx(float(wanted), rel=1e-9)
     alone = sweep(
         target, Variant([Replace("0.mlp_out", source["0.mlp_out"]), *still[:-4]]), metric, read="2.q.1"
     )
-    torch.testing.assert_close(alone.reads["2.q.1"], together["2.q.1"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(alone.reads["2.q.1"], together["2.q.1"], atol=1e-12, rtol=1e-9)
     only_late = RUN(model, receivers=["3.k.0"])
     both = data.logit_difference.sel(block=2, sender="MLP")
     assert float(both) == pytest.approx(
-        float(only_late.logit_difference.sel(block=2, sender="MLP")), abs=1e-4
+        float(only_late.logit_difference.sel(block=2, sender="MLP")), rel=1e-9
     ), "who stands beside the first receiver reaches the second alone"
 
 
