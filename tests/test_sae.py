@@ -226,7 +226,9 @@ def test_features_are_steered_while_text_is_written(tmp_path):
     try:
         with torch.no_grad():
             for _ in range(6):
-                ids_BT = torch.cat([ids_BT, model.hf(ids_BT).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+                likely = model.hf(ids_BT).logits[:, -1].topk(2)
+                assert float(likely.values.diff().abs()) > 1e-3, "the choice does not hang on rounding"
+                ids_BT = torch.cat([ids_BT, likely.indices[:, :1]], dim=1)
     finally:
         handle.remove()
     assert list(found.ids[0]) == ids_BT[0, start:].tolist()
@@ -265,6 +267,18 @@ def test_scaled_activations(scaled, tmp_path):
     torch.testing.assert_close(read, x + unit * w["W_dec"][2], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("hook", ["blocks.1.hook_resid_post", "model.layers.1"])
+def test_a_bias_that_is_not_subtracted_and_a_place_told_outside_the_metadata(hook, tmp_path):
+    model = opened("llama")
+    recording = model.record([ids(5, 3)])
+    w = weights(model.width, model.width)
+    model.add_sae(saved(tmp_path / "s", w, hook_name=hook, apply_b_dec_to_input=False))
+    x = recording["1.resid_post"]
+    plain = encoded(x, w, subtract=False)
+    torch.testing.assert_close(recording["1.sae"], plain, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(plain, encoded(x, w), atol=1e-2)
+
+
 def test_weights_that_were_made_on_centred_streams(tmp_path):
     """A model that writes centred (TransformerLens's default) is this one, each stream's mean off."""
     model = opened("gpt2")
@@ -279,6 +293,11 @@ def test_weights_that_were_made_on_centred_streams(tmp_path):
     torch.testing.assert_close(
         recording["1.sae"], encoded(x - x.mean(-1, keepdim=True), w), atol=1e-5, rtol=1e-4
     )
+    inside = recording["1.mlp_out"]
+    told["hook_name"] = "blocks.1.hook_mlp_out"
+    model.add_sae(saved(tmp_path / "m", w, metadata=told))
+    torch.testing.assert_close(recording["1.sae"], encoded(inside, w), atol=1e-5, rtol=1e-4)
+    assert not model.dictionaries[1].centred, "what is no stream has no mean that was taken off"
 
 
 def test_what_is_no_dictionary_is_refused(tmp_path):
