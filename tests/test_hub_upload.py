@@ -34,7 +34,8 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             status, answer = 200, {"errors": [], "warnings": []}
         elif "/preupload/" in self.path:
-            status, files = 200, [one["path"] for one in json.loads(body)["files"]]
+            status = 403 if "closed" in self.path else 200
+            files = [one["path"] for one in json.loads(body)["files"]]
             answer = {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]}
         elif "/commit/" in self.path:
             status = 200
@@ -86,6 +87,19 @@ def test_a_saved_model_is_sent_to_the_hub_with_its_card(hub, tmp_path, monkeypat
     there = {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir() if p.is_file()}
     assert {"README.md", "model.safetensors", "config.json"} <= set(there)
     assert {name: hub.files[name] for name in there} == there
+
+
+def test_a_hub_that_refuses_leaves_the_saved_model(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    words = ["--drop", "2", "--save", str(tmp_path / "m"), "--push-to-hub", "owner/closed"]
+    done = run("prune", *MODEL, *FEW, *words)
+    assert done.exit_code == 1, done.output
+    assert "owner/closed" in done.stderr
+    assert "hf_secret" not in done.output
+    assert (tmp_path / "m" / "model.safetensors").is_file(), "what was saved stays"
+    assert not hub.files
 
 
 def test_what_cannot_be_sent_is_told_before_the_work(hub, tmp_path, monkeypatch):
