@@ -19,7 +19,7 @@ from regraft.model.model import Model
 from regraft.reporting.chapter_inputs import Reading
 from regraft.reporting.drawings import title_for
 from regraft.reporting.page import Section, footer, heading, opening, plain_section, result_section, sheet
-from regraft.reporting.shell_commands import command_line, settings_of
+from regraft.reporting.shell_commands import command_line, settings_for
 from regraft.sweeps.provenance import provenance
 
 Chapter = tuple[str, dict[str, Any]]
@@ -139,7 +139,7 @@ class Report:
         )
         with whole_folder(self.out / anchor) as folder:
             store(result, folder)
-            store_settings(settings_of(name, self.model, {**chosen, **told, **self.options}), folder)
+            store_settings(settings_for(name, self.model, {**chosen, **told, **self.options}), folder)
         self.results.append(result)
         self.sections.append(section)
 

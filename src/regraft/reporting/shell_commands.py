@@ -46,7 +46,7 @@ def source_words(model: Model, options: Mapping[str, Any]) -> list[str]:
     return ["--model", model.source or model.name, *option_words(options)]
 
 
-def settings_of(name: str, model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
+def settings_for(name: str, model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
     """The same as a file of options."""
     kept = {key: value for key, value in _own(name, options).items() if DEFAULTS.get(key) != value}
     return {"command": name, "model": model.source or model.name, **kept}
