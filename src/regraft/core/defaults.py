@@ -3,7 +3,7 @@ experiment."""
 
 PROMPT_COUNT = 20
 """Prompts that suit a model and are measured where nobody says how many."""
-REPORT_COUNT = 10
+REPORT_COUNT = 8
 """Prompts that a chapter of a report measures, and passages of a text that it reads, where nobody says how
 many."""
 COMPLETION_TOKENS = 24
