@@ -141,7 +141,7 @@ def test_one_heads_query_key_or_value(name, kind):
     whole = recording[f"1.{kind}"]
     heads = model.tap(f"1.{kind}").heads
     for head in range(heads):
-        assert torch.equal(recording[f"1.{kind}.{head}"], whole[:, :, head])
+        torch.testing.assert_close(recording[f"1.{kind}.{head}"], whole[:, :, head], rtol=1e-5, atol=1e-6)
     changed = whole.clone()
     changed[:, :, 1] = 0.5
     one = Variant([Replace(f"1.{kind}.1", torch.full((whole.shape[-1],), 0.5))])

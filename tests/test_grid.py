@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -14,6 +16,8 @@ from regraft.core.results import as_result
 from regraft.core.runs import open_run, store
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
+from regraft.reporting import notebook
+from regraft.sweeps import grids
 from regraft.sweeps.grids import grid
 from regraft.sweeps.metrics import kl_to_clean, loss
 from regraft.sweeps.sweep import sweep
@@ -45,9 +49,10 @@ def test_a_grid_is_its_variants_in_order_and_a_dataset_of_its_shape():
     assert data.loss.dims == ("block", "position", "factor")
     assert data.loss.attrs["units"] == "nats per token"
     for name in ("loss", "kl_to_clean"):
-        assert np.array_equal(data[name].values.ravel(), plain.mean(name).numpy())
-        assert np.array_equal(data[f"{name}_by_prompt"].values.reshape(-1, 2), plain.values[name].numpy())
-        assert np.array_equal(data[f"clean_{name}"].values, plain.clean[name].numpy())
+        near = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+        near(data[name].values.ravel(), plain.mean(name).numpy())
+        near(data[f"{name}_by_prompt"].values.reshape(-1, 2), plain.values[name].numpy())
+        near(data[f"clean_{name}"].values, plain.clean[name].numpy())
     one = sweep(recording, Scale("2.mlp_out", 0.5, -1), loss()).mean("loss")
     for chosen in (
         data.loss.sel(block=2, position=-1, factor=0.5),
@@ -156,10 +161,14 @@ def test_a_result_of_python_says_where_it_comes_from_and_draws_itself():
             ask()
     seeded = regraft.noise(model, prompts=["14 + 43 =", "The capital of"], levels=[0.1], seed=3)
     assert seeded.attrs["seed"] == 3
-    again = run_experiment(
-        experiments()["noise"], model, 3, prompts=["14 + 43 =", "The capital of"], levels=[0.1]
+    again, unlike = (
+        run_experiment(
+            experiments()["noise"], model, seed, prompts=["14 + 43 =", "The capital of"], levels=[0.1]
+        )
+        for seed in (3, 4)
     )
-    assert np.array_equal(seeded.loss.values, again.loss.values), "the seed reaches the experiment"
+    np.testing.assert_allclose(again.loss, seeded.loss, rtol=1e-4)
+    assert not np.allclose(unlike.loss, seeded.loss, rtol=1e-2), "the seed reaches the experiment"
 
 
 def test_what_a_notebook_shows():
@@ -174,7 +183,17 @@ def test_what_a_notebook_shows():
     assert "<b>" not in shown
     assert shown.count("#cfe2ff") == int(recording.scored_BT.sum())
     assert shown.count("<span") == int(recording.lengths_B.sum())
+    long = model.record([ids(notebook.TOKENS + 3, 1), ids(notebook.TOKENS, 2)])._repr_html_()
+    assert long.count("<span") == 2 * notebook.TOKENS
+    assert long.count("… 3 more") == long.count("more</div>") == 1
     many = model.record([[5, 6, 7]] * 9)
     assert "and 3 more" in many._repr_html_()
     result = sweep(recording, Zero("0.mlp_out"), loss())
     assert "SweepResult of 1 variants" in result._repr_html_()
+
+
+def test_a_grid_of_too_many_cells_is_refused(monkeypatch):
+    monkeypatch.setattr(grids, "MOST", 6)
+    assert len(grid(lambda a, b: Zero("0.mlp_out"), a=range(2), b=range(3))) == 6
+    with pytest.raises(ValueError, match="the grid has 7 cells, more than 6"):
+        grid(lambda a: Zero("0.mlp_out"), a=range(7))

@@ -66,7 +66,7 @@ def test_every_metric_for_every_region_is_the_metric_on_these_tokens_alone(name)
     assert set(plain.values) < set(result.values)
     assert "logit_difference[a]" not in result.values, "one place of each prompt is in no region"
     for m in ("loss", "kl_to_clean", "top1_agreement", "entropy"):
-        torch.testing.assert_close(result.values[m], plain.values[m])
+        torch.testing.assert_close(result.values[m], plain.values[m], rtol=1e-4, atol=1e-6)
         total = sum(
             (result.values[f"{m}[{r}]"] * result.weights[f"{m}[{r}]"]).nan_to_num().sum(1)
             for r in (OUTSIDE, "a", "b")
@@ -125,7 +125,7 @@ def test_blocks_are_told_by_region(tuned):
     assert data.region.values.tolist() == [OUTSIDE, "think"]
     assert data.region_increase.dims == ("region", "block")
     plain = regraft.knockout(tuned, prompts=prompts, tokens=60)
-    np.testing.assert_allclose(data.loss, plain.loss, rtol=1e-5)
+    np.testing.assert_allclose(data.loss, plain.loss, rtol=1e-4)
     drawn = drawing_of(data).figures(data)
     assert drawn[-1][0] == "Loss added in each region of the text"
     assert [trace.name for trace in drawn[-1][1].data] == [OUTSIDE, "think"]
