@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "regraft"
 ORDER = [
     "core",
     "checkpoint",
+    "streaming",
     "specimens",
     "model",
     "sweeps",

@@ -26,7 +26,7 @@ from regraft.jobs.checks import (
     check_texts,
     named_texts,
 )
-from regraft.model.load import DTYPES
+from regraft.model.from_files import DTYPES
 
 TRANSPLANT = ["tokenizer", "transplant", "--tokenizer", "specimen:gpt2"]
 WRONG = [

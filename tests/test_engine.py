@@ -20,7 +20,9 @@ from regraft.sweeps.metrics import (
     token_logit,
     top1_agreement,
 )
+from regraft.sweeps.plan import keys_cost
 from regraft.sweeps.prefix_cache import cone_holds
+from regraft.sweeps.recorded_layout import key_share
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Noise, Replace, Route, Scale, Variant, Zero
 from small import METRIC, ids, opened, recorded, reference
@@ -37,9 +39,12 @@ def test_every_neuron_and_head_by_correction_equals_hooks(name):
     result = sweep(recording, variants, METRIC)
     assert torch.allclose(result.values["d"], reference(model, recording, variants), atol=1e-5)
     behind = len(model.main_blocks) - 2
-    heads = 4 * recording.positions * (behind + (0 if block.parallel else 1))
     control = sum(recording.positions_of(b.index) for b in model.blocks)
-    assert result.work.executed == control + len(neurons) * recording.positions * behind + heads
+    before = recording.positions - 1
+    last = 1 + keys_cost(before, key_share(model)) if cone_holds(model) else recording.positions
+    row = recording.positions * (behind - 1) + last
+    heads = 4 * (row + (0 if block.parallel else recording.positions))
+    assert result.work.executed == control + len(neurons) * row + heads
 
 
 def test_neurons_with_no_room_for_error():

@@ -12,7 +12,7 @@ from regraft.checkpoint.roles import side_of
 from regraft.model.block_call import over_rows
 from regraft.model.hooks import reading, writing
 from regraft.model.parts import close, matrix_OI
-from regraft.model.selfcheck import _replay_difference, check, sample_ids
+from regraft.model.selfcheck import _official, _replay_differences, check, sample_ids
 from regraft.model.sites import SiteError, Tap, head_count, packed_taps, parse_site
 from regraft.model.weights import live_weights
 from small import ids, opened, recorded
@@ -319,7 +319,8 @@ def test_identities_are_measured_and_what_fails_is_refused():
     assert model.check.batches
     assert model.check.causal
     assert model.check.width == 32
-    assert model.check.replay == _replay_difference(model.record([sample_ids(96, 8)]), 1) == 0
+    recording = model.record([sample_ids(96, 8)])
+    assert [model.check.replay] == _replay_differences(recording, _official(recording), (1,)) == [0]
     assert model.check.projections <= 1e-5
     assert not opened("bert").check.causal
     assert not model.check.refused

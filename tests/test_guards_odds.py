@@ -19,7 +19,8 @@ from regraft.core import registry as module
 from regraft.data.evaluation import evaluation
 from regraft.experiments.observe.lens import _token_coords, lens
 from regraft.model.float64 import KeepFloat64
-from regraft.model.load import _mismatch_sentence, _refuse_incomplete, _refuse_nonfinite, _refuse_truncated
+from regraft.model.from_files import _mismatch_sentence, _refuse_incomplete, _refuse_truncated
+from regraft.model.load import _refuse_nonfinite
 from regraft.reporting.anatomy_drawing import columns
 from regraft.reporting.figures.bit_figures import quantize_figures
 from regraft.reporting.figures.rebuild_figures import OUTSIDE, rebuild_figures, split

@@ -322,7 +322,7 @@ def test_the_command_builds_no_model(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("regraft.model.load.read_checkpoint", refuse)
+    monkeypatch.setattr("regraft.model.from_files.read_checkpoint", refuse)
     monkeypatch.setattr(weights_module, "layouts_from_config", refuse)
     done = CliRunner().invoke(app, ["spectra", "--roles", "q", "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from regraft.cli.main import app
 from regraft.core import progress
-from regraft.model.load import load, read_checkpoint
+from regraft.model.from_files import read_checkpoint
+from regraft.model.load import load
 from regraft.specimens import almanac
 from regraft.tokenizers.bits_per_byte import pieces, score
 from regraft.tokenizers.byte_codec import ByteIds

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from regraft.core.files import NotKeptError, RunFolderError
 from regraft.core.tolerance import gap
-from regraft.model.load import load, read_checkpoint
+from regraft.model.from_files import read_checkpoint
+from regraft.model.load import load
 from regraft.specimens import almanac
 from regraft.tokenizers import bits_per_byte as bits
 from regraft.tokenizers.bits_per_byte import pieces, score

@@ -13,8 +13,18 @@ METHOD = "compressed-tensors"
 
 def holds_integers(hf: nn.Module) -> bool:
     """Whether transformers opened a checkpoint of packed integers."""
-    stated = getattr(getattr(hf, "config", None), "quantization_config", None)
-    return getattr(stated, "quant_method", None) == METHOD
+    return states_integers(getattr(hf, "config", None))
+
+
+def states_integers(config: Any) -> bool:
+    """Whether a configuration says so.
+
+    Raises:
+        CheckpointError: it tells of another kind of codes, which nothing here writes out as numbers.
+    """
+    stated = getattr(config, "quantization_config", None)
+    told = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+    return told == METHOD
 
 
 def with_plain_weights(hf: Any, config: Any, attention: str | None) -> nn.Module:

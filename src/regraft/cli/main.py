@@ -35,11 +35,13 @@ from regraft.cli.options import (
     DeviceOption,
     DtypeOption,
     JsonOption,
+    MemoryOption,
     ModelOption,
     OutOption,
     PromptsFileOption,
     RemoteOption,
     SeedOption,
+    StreamOption,
     TargetTokenizerOption,
     TextOption,
     TokenizerOption,
@@ -153,6 +155,8 @@ def report(
             help=f"How many prompts a chapter measures; by default those given, or {REPORT_COUNT}.", min=0
         ),
     ] = 0,
+    stream: StreamOption = False,
+    memory: MemoryOption = "",
     seed: SeedOption = 0,
     debug: DebugOption = False,
 ) -> None:
@@ -162,7 +166,9 @@ def report(
         check_prompts(prompts, prompts_file, text)
         if pairs:
             read_text(pairs, "write a list of objects with clean, corrupt, answer, wrong")
-        opened = open_model(model, device, dtype, attention, remote_code, tokenizer, target_tokenizer)
+        opened = open_model(
+            model, device, dtype, attention, remote_code, tokenizer, target_tokenizer, stream, memory
+        )
         from regraft.cli.console import make_report
         from regraft.reporting.chapter_inputs import Reading
 
@@ -174,6 +180,7 @@ def report(
             "seed": seed,
         }
         options |= {"remote_code": remote_code, "target_tokenizer": target_tokenizer}
+        options |= {"stream": stream, "memory": memory}
         reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
         code = make_report(opened, out, seed, options, debug, reading, settings_of(context, "report"))
     raise typer.Exit(code)
@@ -188,6 +195,8 @@ def inspect_model(
     attention: AttentionOption = "",
     remote_code: RemoteOption = False,
     tokenizer: TokenizerOption = "",
+    stream: StreamOption = False,
+    memory: MemoryOption = "",
     weights_only: Annotated[
         bool, typer.Option("--weights-only", help="From the files' headers alone: no model is built.")
     ] = False,
@@ -204,7 +213,9 @@ def inspect_model(
             return
         if out is not None:
             raise ValueError("--out draws what the headers tell: add --weights-only")
-        opened = open_model(source or model, device, dtype, attention, remote_code, tokenizer)
+        opened = open_model(
+            source or model, device, dtype, attention, remote_code, tokenizer, stream=stream, memory=memory
+        )
         from regraft.cli.console import show_anatomy
 
         show_anatomy(opened, as_json)
@@ -263,6 +274,8 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
             "remote_code": RemoteOption,
             "tokenizer": TokenizerOption,
             "target_tokenizer": TargetTokenizerOption,
+            "stream": StreamOption,
+            "memory": MemoryOption,
         }
 
     reads = any(parameter.name == "prompts" for parameter in experiment.parameters)
@@ -290,7 +303,7 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
             push_saved(str(given.get("save") or ""))
 
     own = [option_of(parameter) for parameter in experiment.parameters]
-    defaults = {"model": "specimen:qwen3", "device": "cpu", "remote_code": False}
+    defaults = {"model": "specimen:qwen3", "device": "cpu", "remote_code": False, "stream": False}
     if experiment.needs == "weights":
         defaults["device"] = "auto"
     shared = [

@@ -45,6 +45,13 @@ TokenizerOption = Annotated[
 TargetTokenizerOption = Annotated[
     str, typer.Option(help="Tokenizer of what an encoder-decoder writes, if another.")
 ]
+StreamOption = Annotated[
+    bool, typer.Option("--stream", help="Leave the blocks on disk and read each one when it runs.")
+]
+MemoryOption = Annotated[
+    str,
+    typer.Option(help="Most that the process may hold, for example 3GiB; a larger model is streamed."),
+]
 OutOption = Annotated[Path | None, folder_option(help="Folder to write the run to.")]
 PromptsFileOption = Annotated[
     str, typer.Option(help="Prompts in a file: one on each line, or a JSON list.", metavar="FILE")
@@ -80,10 +87,12 @@ def open_model(
     remote_code: bool,
     tokenizer: str,
     target_tokenizer: str = "",
+    stream: bool = False,
+    memory: str = "",
 ) -> Model:
     """Open a model as the common options say; what is wrong with them is told before anything heavy is
     imported."""
-    check_opening(model, device, dtype, tokenizer)
+    check_opening(model, device, dtype, tokenizer, memory)
     from regraft.model.load import load
 
     return load(
@@ -94,6 +103,8 @@ def open_model(
         dtype=dtype or None,
         attention=attention or None,
         remote_code=remote_code,
+        stream=stream,
+        memory=memory or None,
     )
 
 

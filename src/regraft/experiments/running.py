@@ -45,6 +45,8 @@ def run_experiment(
         dataset.attrs["seconds"] = round(time.perf_counter() - started, 3)
         return as_result(dataset)
 
+    if options.get("save"):
+        model.check_whole("a model is written from all its weights")
     drawn = {"seed": seed} if experiment.draws else {}
     with still_told(proved):
         return proved(experiment.function()(model, **options, **drawn))

@@ -56,6 +56,7 @@ def bake(model: Model, graft: ByteEmbedding, source: Path, target: Path) -> str:
 
 def with_table(model: Model, graft: ByteEmbedding) -> Any:
     """A copy of the Hugging Face model whose embedding holds the graft's vectors, its head untied."""
+    model.check_whole("a model is written from all its weights")
     changed = copy.deepcopy(model.hf)
     rows = graft.table().to(model.dtype)
     scale = getattr(changed.get_input_embeddings(), "embed_scale", None)

@@ -51,6 +51,7 @@ def write_grafted(
         ValueError: read again, a tensor of the folder differs by a bit, or its outputs by more than rounding.
     """
     check_empty(target, "--save")
+    model.check_whole("a model is written from all its weights")
     swaps, inputs = swaps_of(model, grafts), probe_inputs(model, model.table_rows, seed=3)
     config = grafted_config(model, grafts, swaps)
     with all_placed(model.hf, swaps), torch.no_grad():

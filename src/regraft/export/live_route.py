@@ -64,6 +64,7 @@ def _blocks(model: Model, route: Route) -> list[Block | nn.Module]:
     Raises:
         ValueError: there are none, something is no module, or an encoder's blocks are changed.
     """
+    model.check_whole("a route of the live model shares the weights of all blocks")
     first = model.parts.stacks[-1].first
     before, own = list(route.stops[:first]), list(route.stops[first:])
     if any(stop.block != i or stop.module is not None for i, stop in enumerate(before)) or any(

@@ -186,6 +186,7 @@ def rebuilt(model: Model, blocks: Sequence[Block | nn.Module]) -> Any:
     As on the route, one of the model's own blocks keeps its kind (window, rotation) wherever it stands, and a
     module in a block's place is of that place's kind.
     """
+    model.check_whole("a model is written from all its weights")
     stack = model.parts.stacks[-1]
     modules = [b.module if isinstance(b, Block) else b for b in blocks]
     changed = copy.deepcopy(model.hf)

@@ -22,7 +22,7 @@ from regraft.export.readback import check_generation, check_outputs, check_tenso
 from regraft.export.sentence_files import copy_sentence_files
 from regraft.export.stored_types import rounding_note, settle, stored_types
 from regraft.model.block_call import without_cache
-from regraft.model.load import read_checkpoint
+from regraft.model.from_files import read_checkpoint
 from regraft.model.model import Model
 
 CARD, CERTIFICATE = "README.md", "certificate.json"

@@ -14,6 +14,7 @@ from regraft.checkpoint.locate import located, model_files
 from regraft.core.files import check_empty, expanded, place_of, read_text, reading
 from regraft.core.registry import Experiment
 from regraft.core.runs import check_writable
+from regraft.core.sizes import bytes_of
 from regraft.data.text_files import read_prompts, text_files, texts_in
 
 TYPES = ("float32", "float64", "bfloat16", "float16")
@@ -36,13 +37,17 @@ DEVICES = (
 """Names that PyTorch may know a device by; whether it is here, opening a model tells."""
 
 
-def check_opening(model: str, device: str = "", dtype: str = "", tokenizer: str = "") -> None:
+def check_opening(
+    model: str, device: str = "", dtype: str = "", tokenizer: str = "", memory: str = ""
+) -> None:
     """Make sure that a model may be opened as the common options say, as far as names and folders tell.
 
     Raises:
         ValueError: no model, tokenizer, device or type is called so, or the folder is no model's.
     """
     check_model(model)
+    if memory:
+        bytes_of(memory)
     if tokenizer:
         located(tokenizer)
     if device and re.sub(r":\d+$", "", device) not in DEVICES:

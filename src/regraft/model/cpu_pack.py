@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from regraft.model.parts import has_matrix, in_width, matrix_OI, out_width
+from regraft.streaming.block_store import Filling
 
 TRIAL_ROWS = 48
 """Rows of the trial: a few short prompts."""
@@ -68,6 +69,9 @@ def copied(module: nn.Module, instead: Mapping[int, nn.Module] | None = None) ->
     for part in made.modules():
         if isinstance(part.__dict__.get("forward"), Forward):
             del part.__dict__["forward"]
+        for number, hook in list(part._forward_pre_hooks.items()):
+            if isinstance(hook, Filling):  # a copy has numbers of its own
+                del part._forward_pre_hooks[number]
     return made
 
 

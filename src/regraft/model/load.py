@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 
-from regraft.checkpoint.compressed import holds_integers, with_plain_weights
 from regraft.checkpoint.hub import resolve
 from regraft.checkpoint.locate import DEFAULT_SPECIMEN, CheckpointError, check_folder
 from regraft.core.silence import silent
 from regraft.model.block_call import CANNOT, learn_batched, text_config, without_cache
 from regraft.model.cpu_pack import pack_if_it_pays
+from regraft.model.from_files import from_files
 from regraft.model.model import Model
 from regraft.model.part_search import find_parts
+from regraft.model.parts import Parts
 from regraft.model.selfcheck import LENGTH, check, sample_ids
 from regraft.model.session import hold_of
 from regraft.model.sites import Taps
+from regraft.model.streamed import Streamed
 from regraft.model.trace import Trace, trace
 from regraft.model.wrappers import refuse_adapter_folder, unwrapped
-
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 def load(
@@ -46,6 +38,8 @@ def load(
     attention: str | None = None,
     remote_code: bool = False,
     pack: bool = True,
+    stream: bool = False,
+    memory: str | int | None = None,
 ) -> Model:
     """Open a transformer, find its parts, and prove on a short input that they are what they seem.
 
@@ -63,13 +57,20 @@ def load(
         attention: `"sdpa"` (the default), or `"eager"`, which alone returns attention patterns.
         remote_code: run modelling code that comes with the checkpoint. Only where you trust it.
         pack: on a CPU, pack linear layers for sweeps where a trial shows that it pays.
+        stream: leave the blocks on disk and read each one when it runs; as many stay as memory allows.
+        memory: the most that the process may hold, `"3GiB"` or a number of bytes; by itself it streams a
+            checkpoint that does not fit.
 
     Raises:
-        ValueError: the checkpoint is damaged, incomplete, not safetensors, or no transformer was found in it.
+        ValueError: the checkpoint is damaged, incomplete, not safetensors, no transformer was found in it, or
+            two of its blocks do not fit into the memory.
     """
     notes: list[str] = []
     source, tokenizer = _source_of(source, tokenizer)
+    streamed: Streamed | None = None
     if isinstance(source, nn.Module):
+        if stream or memory:
+            raise ValueError("a live model is in memory already: to stream one, name its folder or hub id")
         if device or dtype:
             raise ValueError(
                 "a live model is opened as it is: move it or change its dtype before, then load it without"
@@ -84,12 +85,13 @@ def load(
         folder, name = resolve(source)
         refuse_adapter_folder(folder)
         check_folder(folder)
-        hf = read_checkpoint(folder, device or "cpu", dtype, attention, remote_code)
+        hf, streamed = from_files(folder, device or "cpu", dtype, attention, remote_code, stream, memory)
         tokenizer = tokenizer or read_tokenizer(folder, remote_code)
     tokenizer, target_tokenizer = (
         _named_tokenizer(one, remote_code) for one in (tokenizer, target_tokenizer)
     )
-    model = open_live(hf, tokenizer, name, folder, pack)
+    model = open_live(hf, tokenizer, name, folder, pack and streamed is None, streamed)
+    notes += [] if streamed is None else [streamed.in_words()]
     model.notes, model.target_tokenizer = notes, target_tokenizer
     if target_tokenizer is not None and not model.two_stacks:
         raise ValueError(
@@ -128,29 +130,38 @@ def _own_tokenizer(source: nn.Module, inner: nn.Module) -> Any:
     return None if source is inner else getattr(source, "tokenizer", None)
 
 
-def open_live(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool) -> Model:
+def open_live(
+    hf: nn.Module,
+    tokenizer: Any,
+    name: str,
+    folder: Path | None,
+    pack: bool,
+    streamed: Streamed | None = None,
+) -> Model:
     """Find the parts of a live model and check them; it is left in the mode, training or evaluation, that it
     was in."""
     with hold_of(hf).on(hf):
-        return _opened(hf, tokenizer, name, folder, pack)
+        return _opened(hf, tokenizer, name, folder, pack, streamed)
 
 
-def _opened(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool) -> Model:
-    _refuse_nonfinite(hf)
-    traced, probe = _probed(hf)
+def _opened(
+    hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack: bool, streamed: Streamed | None
+) -> Model:
+    if streamed is None:
+        _refuse_nonfinite(hf)
+    traced, probe = _probed(hf, _device(hf, streamed))
     parts = find_parts(hf, traced, torch.tensor([sample_ids(_table_rows(hf), probe)]))
+    del traced
+    if streamed is not None:
+        _refuse_other_blocks(parts, streamed)
     attention = getattr(hf.config, "_attn_implementation", None) or "eager"
+    with streamed.store.any_numbers() if streamed else nullcontext():
+        inputs_of = partial(_probe_inputs, hf, _device(hf, streamed), probe)
+        batched = learn_batched(hf, parts, inputs_of)
     model = Model(
-        hf,
-        tokenizer,
-        name,
-        folder,
-        parts,
-        Taps(parts, hf.config, attention),
-        learn_batched(hf, parts, partial(_probe_inputs, hf, probe)),
-        attention,
-        probe,
-    )
+        hf, tokenizer, name, folder, parts, Taps(parts, hf.config, attention), batched, attention, probe,
+        streamed=streamed,
+    )  # fmt: skip
     try:
         model.check = check(model)
     except CANNOT as error:
@@ -165,9 +176,23 @@ def _opened(hf: nn.Module, tokenizer: Any, name: str, folder: Path | None, pack:
     return model
 
 
-def _probe_inputs(hf: nn.Module, length: int, batch: int, padded: bool) -> dict[str, Any]:
+def _device(hf: nn.Module, streamed: Streamed | None) -> torch.device:
+    return next(hf.parameters()).device if streamed is None else streamed.device
+
+
+def _refuse_other_blocks(parts: Parts, streamed: Streamed) -> None:
+    """The blocks that are read one by one must be those that hand the stream on, in their order."""
+    found = [block.module for block in parts.blocks]
+    if found != [unit.module for unit in streamed.store.units]:
+        raise ValueError(
+            "this model has lists of modules beside its blocks, or in another order: it cannot be streamed"
+        )
+
+
+def _probe_inputs(
+    hf: nn.Module, device: torch.device, length: int, batch: int, padded: bool
+) -> dict[str, Any]:
     """The same few ids for every row; with `padded`, the last one is masked."""
-    device = next(hf.parameters()).device
     ids = torch.tensor([sample_ids(_table_rows(hf), length)] * batch, device=device)
     inputs: dict[str, Any] = {"input_ids": ids, **without_cache(hf)}
     if padded:
@@ -179,7 +204,7 @@ def _probe_inputs(hf: nn.Module, length: int, batch: int, padded: bool) -> dict[
     return inputs
 
 
-def _probed(hf: nn.Module) -> tuple[Trace, int]:
+def _probed(hf: nn.Module, device: torch.device) -> tuple[Trace, int]:
     """A traced run of a few ids, fewer where the model has fewer positions, and how many they were.
 
     Raises:
@@ -188,7 +213,9 @@ def _probed(hf: nn.Module) -> tuple[Trace, int]:
     first: Exception | None = None
     for length in range(LENGTH, 1, -1):
         try:
-            return trace(hf, _probe_inputs(hf, length, 1, False)), length
+            return trace(hf, _probe_inputs(hf, device, length, 1, False)), length
+        except CheckpointError:
+            raise
         except CANNOT as error:
             first = first or error
     reason = (str(first) or type(first).__name__).strip().splitlines()[0]
@@ -207,148 +234,6 @@ def _table_rows(hf: nn.Module) -> int:
     if not tables:
         raise ValueError("this model has no embedding table: it cannot be opened")
     return tables[0]
-
-
-def read_checkpoint(
-    folder: Path,
-    device: str,
-    dtype: str | torch.dtype | None,
-    attention: str | None,
-    remote_code: bool = False,
-) -> nn.Module:
-    """The Hugging Face model of a folder, by plain transformers, refused where it is not whole."""
-    check_device(device)
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not known: choose one of {', '.join(DTYPES)}")
-    wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
-    wanted = wanted or (torch.float32 if device == "cpu" else "auto")
-    extra = {"attn_implementation": attention} if attention else {}
-    with silent():
-        config = read_config(folder, remote_code)
-        chosen = _model_class(config, remote_code)
-        try:
-            hf, info = chosen.from_pretrained(
-                folder, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True,
-                trust_remote_code=remote_code, **extra,
-            )  # fmt: skip
-        except ImportError as error:
-            if not attention:
-                raise CheckpointError(
-                    f"{folder.name} cannot be opened here: {str(error).splitlines()[0]}"
-                ) from error
-            raise ValueError(
-                f"attention {attention!r} cannot be used here: {str(error).splitlines()[0]}"
-            ) from error
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"a weight file of {folder.name} is damaged: {error}: fetch it again"
-            ) from error
-        except RuntimeError as error:
-            if "size mismatch" in str(error) or "mismatch" in str(error).lower():
-                raise CheckpointError(_mismatch_sentence(folder, error)) from error
-            raise
-    _refuse_incomplete(folder, info)
-    _refuse_truncated(folder, hf, info)
-    if holds_integers(hf):
-        with silent():
-            hf = with_plain_weights(hf, read_config(folder, remote_code), attention)
-    return hf.to(device)
-
-
-def check_device(device: str) -> None:
-    """Make sure that there is such a device here.
-
-    Raises:
-        ValueError: there is not.
-    """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is not known: write cpu, cuda or cuda:1") from error
-    if kind == "meta":
-        raise ValueError("device 'meta' holds no numbers: write cpu, cuda or cuda:1")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but this PyTorch sees no GPU: use --device cpu")
-
-
-def read_config(folder: Path, remote_code: bool) -> Any:
-    """The configuration of a folder; code that comes with it is run only where it is asked for.
-
-    Raises:
-        CheckpointError: transformers cannot use it.
-    """
-    try:
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-        json.JSONDecodeError,
-        StrictDataclassError,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"the config.json of {folder.name} cannot be used: {reason}") from error
-
-
-def _model_class(config: Any, remote_code: bool) -> Any:
-    """The class that the checkpoint names, else the first general one that knows this kind of config."""
-    for architecture in config.architectures or ():
-        named = getattr(transformers, architecture, None)
-        if named is not None and issubclass(named, transformers.PreTrainedModel):
-            return named
-    for auto in (
-        transformers.AutoModelForCausalLM,
-        transformers.AutoModelForSeq2SeqLM,
-        transformers.AutoModelForMaskedLM,
-        transformers.AutoModel,
-    ):
-        if type(config) in auto._model_mapping or (
-            remote_code and auto.__name__ in getattr(config, "auto_map", {})
-        ):
-            return auto
-    raise CheckpointError(f"transformers knows no model for a config of type {type(config).__name__}")
-
-
-def _refuse_incomplete(folder: Path, info: Any) -> None:
-    missing = sorted(info["missing_keys"])
-    if missing:
-        named = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-        raise CheckpointError(
-            f"{folder.name} lacks {len(missing)} tensors that its config calls for ({named}): they would be"
-            " random, so the model is not opened"
-        )
-    wrong = sorted(str(key) for key in info["mismatched_keys"])
-    if wrong:
-        raise CheckpointError(
-            f"{folder.name}: the shapes of {', '.join(wrong[:4])} disagree with its config.json"
-        )
-
-
-def _refuse_truncated(folder: Path, hf: nn.Module, info: Any) -> None:
-    """Tensors of further blocks that the config does not call for: the config belongs to a smaller model."""
-
-    def pattern(name: str) -> str:
-        return re.sub(r"\.\d+\.", ".#.", name)
-
-    known = {pattern(name) for name in hf.state_dict()}
-    extra = sorted(
-        name for name in info["unexpected_keys"] if ".#." in pattern(name) and pattern(name) in known
-    )
-    if extra:
-        raise CheckpointError(
-            f"{folder.name} holds {len(extra)} tensors of blocks that its config does not call for, first"
-            f" {extra[0]}: the config belongs to a smaller model"
-        )
-
-
-def _mismatch_sentence(folder: Path, error: Exception) -> str:
-    lines = [
-        line.strip() for line in str(error).splitlines() if "torch.Size" in line or "shape" in line.lower()
-    ]
-    detail = lines[0] if lines else str(error).splitlines()[0]
-    return f"{folder.name}: the shapes in its weights disagree with its config.json: {detail}"
 
 
 def _refuse_nonfinite(hf: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from regraft.checkpoint.locate import weights_digest
 from regraft.core.later import later
+from regraft.core.sizes import in_words
 from regraft.core.structure import Path
 from regraft.core.tolerance import rounding
 from regraft.model.block_call import text_config, without_cache
@@ -24,8 +24,9 @@ from regraft.model.describe import model_in_words
 from regraft.model.dictionary import Dictionary
 from regraft.model.parts import Block, Parts, in_width, is_linear, out_width
 from regraft.model.sae_folder import attached
-from regraft.model.session import Hold, fingerprint, glance, hold_of, hooks
+from regraft.model.session import Hold, fingerprint, glance, hold_of, hooks, live_digest
 from regraft.model.sites import DICTIONARY, Site, SiteError, Tap, Taps, parse_site
+from regraft.model.streamed import Streamed
 
 if TYPE_CHECKING:
     from regraft.model.recording import Recording
@@ -69,6 +70,7 @@ class Model:
     packed_at: tuple[Any, ...] = ()
     hooks_at: tuple[Any, ...] = ()
     dictionaries: dict[int, Dictionary] = field(default_factory=dict)
+    streamed: Streamed | None = None
     _digests: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,11 +106,13 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.hf.parameters()).device
+        return next(self.hf.parameters()).device if self.streamed is None else self.streamed.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating type of the weights."""
+        if self.streamed is not None:
+            return self.streamed.dtype
         return next(p.dtype for p in self.hf.parameters() if p.is_floating_point())
 
     @cached_property
@@ -160,16 +164,12 @@ class Model:
             SiteError: none is attached to its block, or it has not so many features.
         """
         assert site.block is not None
-        if site.block not in self.dictionaries:
-            raise SiteError(
-                f"{site.address} does not exist here: attach a sparse autoencoder with model.add_sae(folder)"
-            )
-        known = self.dictionaries[site.block]
+        known, where = self.dictionaries.get(site.block), f"{site.address} does not exist here"
+        if known is None:
+            raise SiteError(f"{where}: attach a sparse autoencoder with model.add_sae(folder)")
         if site.index is not None and site.index >= known.features:
-            raise SiteError(
-                f"{site.address} does not exist here: the dictionary {known.source} has {known.features:,}"
-                f" features, 0 to {known.features - 1}"
-            )
+            raise SiteError(f"{where}: the dictionary {known.source} has {known.features:,} features, 0 to"
+                            f" {known.features - 1}")  # fmt: skip
         return known
 
     def add_sae(self, folder: FilePath | str, site: str = "") -> str:
@@ -327,11 +327,29 @@ class Model:
 
     def fingerprint(self) -> tuple[Any, ...]:
         """Changes when a weight is exchanged or written to; see `regraft.model.session`."""
-        return fingerprint(self.hf)
+        return fingerprint(self.hf) if self.streamed is None else self.streamed.state()
 
     def state(self) -> tuple[Any, ...]:
         """Weights and hooks at a glance: what a recording belongs to."""
-        return (glance(self.hf), hooks(self.hf))
+        return (glance(self.hf) if self.streamed is None else self.streamed.state(), hooks(self.hf))
+
+    def check_whole(self, why: str) -> None:
+        """Make sure that all blocks are in memory.
+
+        Raises:
+            ValueError: they are read from disk one by one; `why` says what needs them together.
+        """
+        if self.streamed is not None and not self.streamed.store.all_stay:
+            raise ValueError(
+                f"{why}, and this model is streamed: open it whole, without --stream, or allow"
+                f" {in_words(self.streamed.sizes.whole)} for its weights"
+            )
+
+    def filled(self, block: int) -> Block:
+        """A block whose weights are in memory, until other blocks have run: for who reads or copies them."""
+        if self.streamed is not None:
+            self.streamed.store.enter(block)
+        return self.blocks[block]
 
     @property
     def hooked_since(self) -> bool:
@@ -380,17 +398,6 @@ class Model:
             from_file = self.folder is not None and now == self.opened_at
             self._digests = {
                 "at": now,
-                "sha256": weights_digest(self.folder) if from_file and self.folder else self._live_digest(),
+                "sha256": weights_digest(self.folder) if from_file and self.folder else live_digest(self.hf),
             }
         return self._digests["sha256"]
-
-    def _live_digest(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.hf.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(
-                tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes()
-                if tensor.dim()
-                else b"0"
-            )
-        return digest.hexdigest()

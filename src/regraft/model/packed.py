@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from regraft.core.randomness import drawing_from
+from regraft.model.from_files import read_config
 from regraft.model.hooks import reading
-from regraft.model.load import open_live, read_config
+from regraft.model.load import open_live
 from regraft.model.model import Model
 from regraft.model.parts import Block, is_linear
 from regraft.model.recording import Recording, record

@@ -116,7 +116,7 @@ class Recording:
             ValueError: a weight or hook has changed since the recording was made.
         """
         self.still_holds()
-        if self.model.site(address).name == DICTIONARY:  # another one may be attached: never kept
+        if parse_site(address, self.model.parts).name == DICTIONARY:  # another may come: not kept
             return from_prompts(self._find(address), self._lengths_at(address))
         if address not in self._cache:
             with self.model.held():

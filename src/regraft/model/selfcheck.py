@@ -7,6 +7,7 @@ the same; `resid + attn_out + mlp_out` closes; `mlp(mlp_in) == mlp_out`; `down_p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -62,21 +63,25 @@ def sample_ids(model_rows: int, length: int, seed: int = 0) -> list[int]:
 
 
 def check(model: Model) -> SelfCheck:
-    """Run every identity; sites that fail are refused in `model.taps`."""
+    """Run every identity; sites that fail are refused in `model.taps`.
+
+    All that is asked of a block is asked while it is at hand, so that a streamed model is read five times.
+    """
     found, model.hooks_at = SelfCheck(), hooks(model.hf)
     ids = sample_ids(model.table_rows, model.probe)
     recording = _record(model, ids)
     found.width = recording.post(len(model.blocks) - 1).shape[-1]
-    found.largest = float(_official(recording).abs().max())
-    found.replay = _replay_difference(recording, 1)
-    found.batch = _replay_difference(recording, 3)
+    official = _official(recording)
+    found.largest = float(official.abs().max())
+    found.replay, found.batch = _replay_differences(recording, official, (1, 3))
     limit = model.rounding
     found.replays = found.replay <= limit * found.largest
     found.batches = found.batch <= limit * found.largest
     found.causal = _is_causal(model, recording, ids, limit)
+    single = _record(model, ids[:1])
     for block in model.blocks:
         _check_block(model, recording, block, found, limit)
-    _check_values(model, _record(model, ids[:1]), found, limit)
+        _check_values(model, single, block, found, limit)
     return found
 
 
@@ -84,22 +89,26 @@ def _record(model: Model, ids: list[int]) -> Recording:
     return record(model, [ids], [ids] if model.two_stacks else None, attention_mask="all")
 
 
-def _replay_difference(recording: Recording, rows: int) -> float:
-    """Largest difference between the model's own output and that of `rows` replayed copies."""
+def _replay_differences(recording: Recording, official: Tensor, counts: Sequence[int]) -> list[float]:
+    """Largest difference between the model's own output and that of so many replayed copies, for each
+    count."""
     model = recording.model
-    memory, stream = None, recording.pre(0)
+    memories: list[Tensor | None] = [None for _ in counts]
+    streams = [recording.pre(0) for _ in counts]
     with torch.no_grad():
         for stack in model.parts.stacks:
-            stream = recording.pre(stack.first).repeat(rows, 1, 1)
+            streams = [recording.pre(stack.first).repeat(rows, 1, 1) for rows in counts]
             for index in range(stack.first, stack.stop):
-                stream = recording.run_block(index, stream, rows, memory)
+                streams = [
+                    recording.run_block(index, stream, rows, memory)
+                    for stream, rows, memory in zip(streams, counts, memories, strict=True)
+                ]
             if stack is not model.parts.stacks[-1]:
-                memory = recording.bridge(stream, rows)
-        if model.parts.head is None:
-            mine = recording.hidden(stream)
-        else:
-            mine = recording.head(stream)
-    return largest_difference(mine, _official(recording).repeat(rows, 1, 1))
+                memories = [recording.bridge(s, rows) for s, rows in zip(streams, counts, strict=True)]
+        ends = [recording.hidden(s) if model.parts.head is None else recording.head(s) for s in streams]
+    return [
+        largest_difference(mine, official.repeat(rows, 1, 1)) for mine, rows in zip(ends, counts, strict=True)
+    ]
 
 
 def _official(recording: Recording) -> Tensor:
@@ -193,26 +202,25 @@ def _projection_gap(recording: Recording, block: Block, branch: Branch) -> float
     return gap(branch.factor * out, recording[f"{block.address}.{branch.kind}_out"])
 
 
-def _check_values(model: Model, single: Recording, found: SelfCheck, limit: float) -> None:
+def _check_values(model: Model, single: Recording, block: Block, found: SelfCheck, limit: float) -> None:
     """The first token of a causal stack sees itself alone, so a head's `z` is its `v`, or a share of it
     beside a sink."""
-    for block in model.blocks:
-        if not model.taps.exists(block.index, "v") or not model.taps.exists(block.index, "z"):
-            continue
-        if _value_gap(single, block) <= limit:
-            continue
-        attn = block.branch("attn")
-        tap = model.tap(f"{block.address}.v")
-        assert attn is not None
-        assert attn.projection is not None
-        if tap.features is not None:
-            heads = head_count(attn, model.hf.config, in_width(attn.projection))
-            width = in_width(attn.projection) // heads
-            model.taps.table[block.index] |= packed_taps(tap.module, heads, width, interleaved=True)
-            if model.taps.exists(block.index, "v") and _value_gap(single, block) <= limit:
-                continue
-        for name, reason in roles_refused(single, block).items():
-            _strike(model, block, name, reason, found)
+    if not model.taps.exists(block.index, "v") or not model.taps.exists(block.index, "z"):
+        return
+    if _value_gap(single, block) <= limit:
+        return
+    attn = block.branch("attn")
+    tap = model.tap(f"{block.address}.v")
+    assert attn is not None
+    assert attn.projection is not None
+    if tap.features is not None:
+        heads = head_count(attn, model.hf.config, in_width(attn.projection))
+        width = in_width(attn.projection) // heads
+        model.taps.table[block.index] |= packed_taps(tap.module, heads, width, interleaved=True)
+        if model.taps.exists(block.index, "v") and _value_gap(single, block) <= limit:
+            return
+    for name, reason in roles_refused(single, block).items():
+        _strike(model, block, name, reason, found)
 
 
 def _value_gap(single: Recording, block: Block) -> float:

@@ -7,6 +7,7 @@ model holds it.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -168,3 +169,14 @@ def hooks(hf: nn.Module) -> tuple[int, ...]:
         if "forward" in module.__dict__:
             found.append(-id(module.__dict__["forward"]))
     return tuple(found)
+
+
+def live_digest(hf: nn.Module) -> str:
+    """SHA-256 over the names and bytes of a live model's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(hf.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes() if tensor.dim() else b"0"
+        )
+    return digest.hexdigest()

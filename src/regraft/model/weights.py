@@ -22,7 +22,7 @@ from torch import Tensor
 from regraft.checkpoint.hub import resolve
 from regraft.checkpoint.locate import DEFAULT_SPECIMEN, check_folder, check_header, weights_digest
 from regraft.checkpoint.roles import ROLES, role_of
-from regraft.model.load import check_device
+from regraft.model.from_files import check_device
 from regraft.model.model import Model
 from regraft.model.packed import PackedLayout, layouts_from_config, layouts_of, pattern
 from regraft.model.parts import is_linear, matrix_OI
@@ -66,6 +66,9 @@ class Weights:
     def weights_sha256(self) -> str:
         """SHA-256 of the weights."""
         return self.digest()
+
+    def check_whole(self, why: str) -> None:
+        """Every matrix is read when it is asked for: nothing to refuse."""
 
     def fingerprint(self) -> tuple[Any, ...]:
         """Nothing changes here: the files are read as they are."""
@@ -141,13 +144,13 @@ def weights_of(model: Model | Weights) -> Weights:
     if isinstance(model, Weights):
         return model
     refuse_adapters(model)
-    live = _live_tensors(model)
-    read = _live_reader(live)
-    shapes: dict[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in live.items()}
     if model.folder is not None and model.fingerprint() == model.opened_at:
         headers = {file: check_header(file) for file in check_folder(model.folder)}
         _refuse_quantized(model.name, headers)
         shapes, read = _shapes(headers), _reader(headers)
+    else:
+        live = _live_tensors(model)
+        shapes, read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(live)
     return Weights(
         model.name, model.source, shapes, read, lambda: (layouts_of(model), ""), lambda: model.weights_sha256,
         model.device,
@@ -157,8 +160,11 @@ def weights_of(model: Model | Weights) -> Weights:
 
 
 def live_weights(model: Model) -> Weights:
-    """The matrices of the live tensors, whatever the files say."""
+    """The matrices of the live tensors, whatever the files say; those of the files where the model is
+    streamed, whose live tensors come from there."""
     made = weights_of(model)
+    if model.streamed is not None:
+        return made
     live = _live_tensors(model)
     made.shapes, made.read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(live)
     return made

@@ -24,7 +24,7 @@ from regraft.core.silence import silent
 from regraft.core.structure import main_tensor, walk_tensors
 from regraft.model.block_call import without_cache
 from regraft.model.float64 import KeepFloat64
-from regraft.model.load import read_checkpoint
+from regraft.model.from_files import read_checkpoint
 from regraft.reference.stages import PAIRS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -32,7 +32,9 @@ class BatchLayout:
     each block the branches whose outputs are added to the stream with nothing behind them but a norm,
     `columns` those of them whose projection is proved to be its matrix (None: all); `addresses` map a site's
     address to (block, name); `lengths` are each prompt's real tokens, stack by stack; `cone` says whether a
-    row may carry only the positions that an edit can change.
+    row may carry only the positions that an edit can change; `walks` that blocks are read from disk, so that
+    they are best run in their own order. `read_from` is the first position that a metric reads, `key_share`
+    what keys and values cost of the last block.
     """
 
     stacks: tuple[tuple[int, int], ...]
@@ -43,6 +45,9 @@ class BatchLayout:
     addresses: dict[str, tuple[int | None, str]]
     cone: bool
     columns: tuple[frozenset[str], ...] | None = None
+    walks: bool = False
+    read_from: int = 0
+    key_share: float = 1.0
 
     @property
     def blocks(self) -> int:

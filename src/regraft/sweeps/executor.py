@@ -21,8 +21,8 @@ from regraft.sweeps.changed_reads import ChangedReads
 from regraft.sweeps.edits import Carried, Placed, apply_edits
 from regraft.sweeps.feature_edits import FeatureEdit
 from regraft.sweeps.linear_edits import CleanBlocks, corrected_stream
-from regraft.sweeps.plan import EntryEdit, Leaf, Node, SweepPlan
-from regraft.sweeps.prefix_cache import Cone
+from regraft.sweeps.plan import EntryEdit, Leaf, Node, SweepPlan, keys_cost
+from regraft.sweeps.prefix_cache import cone_of
 from regraft.sweeps.variants import Edit, Route
 
 
@@ -39,8 +39,8 @@ Measure = Callable[[list[Leaf], list[State]], None]
 
 
 class Replay:
-    """Runs one plan over one recording. `executed` counts the work in the plan's unit, `clean.runs` that for
-    corrections."""
+    """Runs one plan over one recording. `executed` counts the work in the plan's unit, `prepared` that for
+    corrections and for keys and values."""
 
     def __init__(
         self,
@@ -59,7 +59,13 @@ class Replay:
         self.states: dict[int, State] = {}
         self.executed = 0
         self.clean = CleanBlocks(recording)
-        self.cone = Cone(recording) if plan.starts else None
+        self.cone = cone_of(recording) if plan.uses_cone else None
+        self._cone_before = 0 if self.cone is None else self.cone.runs
+
+    @property
+    def prepared(self) -> int:
+        """Work of what the rows needed beforehand, counted like theirs."""
+        return self.clean.runs + (0 if self.cone is None else self.cone.runs - self._cone_before)
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Execute every batch; `progress` hears how much work each one was."""
@@ -192,15 +198,21 @@ class Replay:
             memory = torch.cat([clean if m is None else m for m in memories])
         else:
             memory = None
+        if first.start and self.cone is not None:
+            self.cone.past(block)  # of the clean run: before any edit hangs on the block
         with ExitStack() as hooks:
             self._hook_edits(hooks, nodes, stream)
             seen = hooks.enter_context(self.reads.hearing(nodes, stream)) if self.reads else {}
-            if first.start and self.cone is not None:
+            if first.tail and self.cone is not None:
+                out = self.cone.run_tail(block, stream, rows, first.start, first.tail)
+            elif first.start and self.cone is not None:
                 out = self.cone.run_block(block, stream, rows, first.start, first.stop.module)
             else:
                 out = self.recording.run_block(block, stream, rows, memory, first.stop.module)
             seen["resid_post"] = out
         self.executed += out.shape[0] * out.shape[1]
+        if first.tail:
+            self.executed += out.shape[0] * keys_cost(first.tail - first.start, self.plan.key_share)
         return [State(o, m) for o, m in zip(out.unflatten(0, (rows, -1)), memories, strict=True)]
 
     def _hook_edits(self, hooks: ExitStack, nodes: list[Node], stream: Tensor) -> None:

@@ -42,6 +42,8 @@ def gradients(recording: Recording, metric: AnyMetric, sites: str | Sequence[str
     held: dict[str, Tensor] = {}
     last = f"{model.blocks[-1].address}.resid_post"
     with model.held(), ExitStack() as hooks, torch.enable_grad():
+        if model.streamed is not None:
+            hooks.enter_context(model.streamed.store.left_out_of_graphs())
         read = [last] if what.reads == "stream" and last not in addresses else []
         for address in [*addresses, *read]:
             _hold(_tap(model, address), held, address, hooks)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from regraft.core.structure import largest_difference
 from regraft.core.tolerance import rounding
 from regraft.model.model import Model
-from regraft.model.parts import Block, Branch, close, has_matrix, in_width, matrix_OI
+from regraft.model.parts import Block, close, has_matrix, in_width, matrix_OI
 from regraft.model.recording import Recording
 from regraft.model.sites import Tap, addition
 from regraft.sweeps.batch_layout import BRANCH_OF
@@ -52,9 +52,10 @@ def proved_columns(recording: Recording, block: int, kind: str) -> bool:
 
 @torch.no_grad()
 def _adds_columns(recording: Recording, block: int, projection: nn.Module) -> bool:
+    clean_BTW = recording.read(block, Tap(projection, "input"))
     if not has_matrix(projection):
         return False
-    matrix, clean_BTW = matrix_OI(projection), recording.read(block, Tap(projection, "input"))
+    matrix = matrix_OI(projection)
     noise = torch.randn(clean_BTW.shape, generator=torch.Generator().manual_seed(block)).to(clean_BTW)
     bound = rounding(matrix.dtype, 1, matrix.shape[1])
     with recording.model.held():
@@ -77,6 +78,7 @@ class CleanBlocks:
     def __init__(self, recording: Recording):
         self.recording, self.runs = recording, 0
         self._block, self._found = -1, {}
+        self._matrices: dict[str, Tensor] = {}
 
     def of(self, block: int) -> dict[str, Tensor]:
         """By branch: `attn_out`, what it adds; `attn_in`, what its projection is given; `attn_raw`, in front
@@ -90,8 +92,18 @@ class CleanBlocks:
                 if branch.out_norm is not None:
                     taps[f"{branch.kind}_raw"] = Tap(branch.module, "output")
             self._block, self._found = block, self.recording.read_all(block, taps)
+            # Held, since a block that is streamed may be gone before all rows were corrected.
+            self._matrices = {
+                branch.kind: matrix_OI(branch.projection).detach()
+                for branch in self.recording.model.blocks[block].branches
+                if branch.projection is not None and has_matrix(branch.projection)
+            }
             self.runs += self.recording.prompts * self.recording.positions_of(block)
         return self._found
+
+    def matrix(self, kind: str) -> Tensor:
+        """The matrix (outputs, inputs) of a branch's projection in the block that was asked for last."""
+        return self._matrices[kind]
 
 
 def corrected_stream(clean: CleanBlocks, block: int, edits: Sequence[Sequence[Edit]]) -> Tensor:
@@ -109,7 +121,8 @@ def corrected_stream(clean: CleanBlocks, block: int, edits: Sequence[Sequence[Ed
         placed = [Placed(row, edit) for row, own in enumerate(edits) for edit in own]
         outs = apply_edits(clean_out.expand(len(edits), *clean_out.shape), placed, carried)
     else:
-        delta = _projected_change(model, found[f"{branch.kind}_in"], branch, edits, carried)
+        matrix = clean.matrix(branch.kind)
+        delta = _projected_change(model, found[f"{branch.kind}_in"], matrix, edits, carried)
         if branch.out_norm is None:
             outs = clean_out + branch.factor * delta
         else:
@@ -127,7 +140,7 @@ def _closed(recording: Recording, part: Block, found: Mapping[str, Tensor]) -> T
 
 
 def _projected_change(
-    model: Model, clean_BTW: Tensor, branch: Branch, edits: Sequence[Sequence[Edit]], carried: Carried
+    model: Model, clean_BTW: Tensor, matrix_DW: Tensor, edits: Sequence[Sequence[Edit]], carried: Carried
 ) -> Tensor:
     """What the edits change in the projection's output, (n, B, T, D), from the changed features' columns
     alone.
@@ -140,7 +153,7 @@ def _projected_change(
         groups.setdefault(len(own), []).append(row)
     changes: list[Tensor] = [clean_BTW] * len(edits)
     for rows in groups.values():
-        some = _alike(model, clean_BTW, branch, [(edits[row], features[row]) for row in rows], carried)
+        some = _alike(model, clean_BTW, matrix_DW, [(edits[row], features[row]) for row in rows], carried)
         for row, change_BTD in zip(rows, some, strict=True):
             changes[row] = change_BTD
     return torch.stack(changes)
@@ -149,12 +162,11 @@ def _projected_change(
 def _alike(
     model: Model,
     clean_BTW: Tensor,
-    branch: Branch,
+    matrix_DW: Tensor,
     rows: Sequence[tuple[Sequence[Edit], Tensor]],
     carried: Carried,
 ) -> Tensor:
     """The same for rows that change equally many features."""
-    assert branch.projection is not None
     index_nw = torch.stack([features for _, features in rows]).to(clean_BTW.device)
     old_nBTw = clean_BTW[..., index_nw].permute(2, 0, 1, 3)
     placed = []
@@ -165,7 +177,7 @@ def _alike(
             local = None if tap.features is None else torch.tensor([place[int(f)] for f in tap.features])
             placed.append(Placed(row, edit, local))
     change_nBTw = apply_edits(old_nBTw, placed, carried) - old_nBTw
-    columns_nwD = matrix_OI(branch.projection).t()[index_nw]
+    columns_nwD = matrix_DW.t()[index_nw]
     return torch.einsum("nbtw,nwd->nbtd", change_nBTw, columns_nwD)
 
 

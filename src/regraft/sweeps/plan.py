@@ -50,7 +50,11 @@ class EntryEdit:
 @dataclass(eq=False)
 class Node:
     """One call of one block for one row, behind `parent` or, where that is None, behind the recorded stream
-    `source`."""
+    `source`.
+
+    The row carries the positions from `start` on; with a `tail`, only those from there on leave the block,
+    and in front of it there are keys and values alone.
+    """
 
     parent: Node | None
     source: Source
@@ -59,6 +63,7 @@ class Node:
     inner: tuple[Edit, ...]
     start: int
     children: int = 0
+    tail: int = 0
 
 
 @dataclass(eq=False)
@@ -71,6 +76,7 @@ class Leaf:
     entry_edits: tuple[EntryEdit, ...]
     final: tuple[Edit, ...]
     start: int
+    control: bool = False
 
 
 @dataclass
@@ -107,9 +113,9 @@ class SweepPlan:
     immediate: list[Leaf] = field(default_factory=list)
     work: Work = field(default_factory=Work)
     starts: set[int] = field(default_factory=set)
+    uses_cone: bool = False
+    key_share: float = 1.0
     corrected: set[int] = field(default_factory=set)
-    correction: int = 0
-    """Of the preparation, what is planned for corrections: each block that is corrected runs once."""
 
 
 def make_plan(
@@ -138,14 +144,19 @@ def make_plan(
     for number, (run, start) in enumerate(zip(runs, starts, strict=True)):
         _insert(plan, trie, number, run, start, layout, control and number == 0, linear)
     nodes = list(trie.values())
-    plan.batches = _schedule(nodes, batch_rows)
+    if layout.cone:
+        _cut_tails(plan, nodes, layout)
+    plan.batches = _schedule(nodes, batch_rows, layout.walks)
     plan.starts = {node.start for node in nodes if node.start}
-    plan.work.planned = sum(_cost(node.stop.block, layout, node.start) for node in nodes)
+    plan.uses_cone = any(node.start or node.tail for node in nodes)
+    plan.key_share = layout.key_share
+    plan.work.planned = sum(_cost_of(node, layout) for node in nodes)
     plan.work.naive = sum(sum(_cost(stop.block, layout, 0) for stop in run.stops) for run in runs)
-    if plan.starts:
-        plan.work.preparation += sum(_cost(block, layout, 0) for block in range(layout.blocks))
-    plan.correction = sum(_cost(block, layout, 0) for block in plan.corrected)
-    plan.work.preparation += plan.correction
+    plan.work.preparation = sum(
+        _cost(block, layout, 0)
+        for blocks in (plan.corrected, {node.stop.block for node in nodes if node.start})
+        for block in blocks
+    )
     return plan
 
 
@@ -227,6 +238,40 @@ def _cost(block: int, layout: BatchLayout, start: int) -> int:
     return layout.prompts * (layout.positions[layout.stack_of(block)] - start)
 
 
+def naive_cost(layout: BatchLayout) -> int:
+    """What one full forward counts for."""
+    return sum(_cost(block, layout, 0) for block in range(layout.blocks))
+
+
+def _cost_of(node: Node, layout: BatchLayout) -> int:
+    whole = _cost(node.stop.block, layout, node.tail or node.start)
+    if not node.tail:
+        return whole
+    return whole + layout.prompts * keys_cost(node.tail - node.start, layout.key_share)
+
+
+def keys_cost(positions: int, share: float) -> int:
+    """What keys and values of so many positions count for, in positions through the whole block."""
+    return round(share * positions)
+
+
+def _cut_tails(plan: SweepPlan, nodes: list[Node], layout: BatchLayout) -> None:
+    """At the last block, let only the positions leave that are read behind it.
+
+    Not where something is edited inside it or behind it, nor of the control row, which is compared whole.
+    """
+    inner = {id(node.parent) for node in nodes}
+    for node in nodes:
+        leaves = plan.leaves.get(id(node), ())
+        own = node.stop.block == layout.blocks - 1 and node.stop.module is None and not node.inner
+        plain = all(not leaf.entry_edits and not leaf.control for leaf in leaves)
+        saved = layout.read_from - node.start
+        if own and plain and id(node) not in inner and saved >= CONE_LEAST_STEP:
+            node.tail = layout.read_from
+            for leaf in leaves:
+                leaf.start = layout.read_from
+
+
 def _cone_starts(variants: Sequence[Variant], runs: list[_Planning], layout: BatchLayout) -> list[int]:
     """For each variant the first position that its rows carry, rounded down so that few different ones
     arise."""
@@ -286,7 +331,7 @@ def _insert(
         key, entry_edits = (id(parent),), _entry_edits(run.after[index])
     if stream_stack != len(layout.stacks) - 1:
         entry_edits = (*entry_edits, EntryEdit(bridge=True))
-    leaf = Leaf(number, parent, source, entry_edits, run.final, start)
+    leaf = Leaf(number, parent, source, entry_edits, run.final, start, control)
     if parent is None:
         plan.immediate.append(leaf)
     else:
@@ -339,8 +384,17 @@ def _corrects(run: _Planning, at: int, layout: BatchLayout) -> bool:
     )
 
 
-def _schedule(nodes: list[Node], batch_rows: int) -> list[list[Node]]:
-    """Greedy: the block that most rows wait for goes next, the earlier one where equally many wait."""
+def _corrected(node: Node) -> bool:
+    """Whether a row comes to its block from a corrected output of another one."""
+    return any(entry_edit.correct is not None for entry_edit in node.entry_edits)
+
+
+def _schedule(nodes: list[Node], batch_rows: int, walks: bool) -> list[list[Node]]:
+    """Greedy: the block that most rows wait for goes next, the earlier one where equally many wait.
+
+    Where blocks are read from disk (`walks`), they go in their own order instead, again from the first where
+    a route leads back: each is read once a walk, and there are as few walks as routes go back.
+    """
     waiting: dict[int, list[Node]] = defaultdict(list)
     for node in nodes:
         if node.parent is not None:
@@ -348,16 +402,25 @@ def _schedule(nodes: list[Node], batch_rows: int) -> list[list[Node]]:
     ready: dict[tuple[Any, ...], list[Node]] = defaultdict(list)
     for node in nodes:
         if node.parent is None:
-            ready[(node.stop.key, node.start)].append(node)
-    batches = []
+            ready[(node.stop.key, node.start, node.tail)].append(node)
+    batches: list[list[Node]] = []
     while ready:
-        group = max(ready, key=lambda key: (len(ready[key]), -key[0][0], -key[1]))
+        if walks:
+            at = batches[-1][0].stop.block if batches else 0
+            group = min(
+                ready,
+                key=lambda key: (key[0][0] < at, key[0][0], not any(map(_corrected, ready[key])), key[1]),
+            )
+        else:
+            group = max(ready, key=lambda key: (len(ready[key]), -key[0][0], -key[1]))
         members = ready.pop(group)
+        if walks:  # while the block in front, which they correct, is still there
+            members.sort(key=_corrected, reverse=True)
         batch, rest = members[:batch_rows], members[batch_rows:]
         if rest:
             ready[group] = rest
         batches.append(batch)
         for node in batch:
             for child in waiting.pop(id(node), ()):
-                ready[(child.stop.key, child.start)].append(child)
+                ready[(child.stop.key, child.start, child.tail)].append(child)
     return batches

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from regraft.model.model import Model
+from regraft.model.parts import in_width, is_linear, out_width
 from regraft.model.recording import Recording
 from regraft.sweeps.batch_layout import BRANCH_OF, BatchLayout
 from regraft.sweeps.linear_edits import linear_branches, proved_columns
@@ -17,12 +19,15 @@ LIVE_FLOATS = 1 << 29
 """Numbers of the streams of all variants under way: 2 GiB in float32."""
 
 
-def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> BatchLayout:
+def layout_of(
+    recording: Recording, addresses: set[str], cone: bool = True, read_from: int = 0
+) -> BatchLayout:
     """The numbers that the plan needs to know about a recording."""
     model = recording.model
     stacks = model.parts.stacks
     sites = {address: model.site(address) for address in addresses}
     trusted = not model.hooked_since
+    walks = model.streamed is not None and not model.streamed.store.all_stay
     linear = [linear_branches(block) if trusted else frozenset() for block in model.blocks]
     asked = {
         (s.block or 0, BRANCH_OF[s.name])
@@ -31,7 +36,7 @@ def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> B
     }
     proved = {
         (block, kind)
-        for block, kind in asked
+        for block, kind in sorted(asked)
         if kind in linear[block] and proved_columns(recording, block, kind)
     }
     return BatchLayout(
@@ -41,9 +46,23 @@ def layout_of(recording: Recording, addresses: set[str], cone: bool = True) -> B
         lengths=tuple(recording.lengths_of(stack.first) for stack in stacks),
         linear=tuple(linear),
         addresses={address: (site.block, site.name) for address, site in sites.items()},
-        cone=cone and trusted and bool(addresses) and cone_holds(model),
+        cone=cone and trusted and bool(addresses or (read_from and not walks)) and cone_holds(model),
         columns=tuple(frozenset(kind for at, kind in proved if at == block.index) for block in model.blocks),
+        read_from=read_from,
+        key_share=key_share(model),
+        walks=walks,
     )
+
+
+def key_share(model: Model) -> float:
+    """Share of the last block's matrices that stand between the stream and the keys and values."""
+    block = model.blocks[-1]
+    attn = block.branch("attn")
+    sizes = {id(m): out_width(m) * in_width(m) for m in block.module.modules() if is_linear(m)}
+    if attn is None or attn.attention is None or attn.projection is None:
+        return 1.0
+    given = [m for m in attn.attention.modules() if id(m) in sizes and m is not attn.projection]
+    return sum(sizes[id(m)] for m in given) / max(sum(sizes.values()), 1)
 
 
 def batch_rows(recording: Recording) -> int:

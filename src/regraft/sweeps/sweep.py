@@ -21,24 +21,26 @@ from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.model.session import plain_numbers
 from regraft.model.sites import SiteError, Tap
-from regraft.sweeps.batch_layout import edit_positions
+from regraft.sweeps.batch_layout import BatchLayout, edit_positions
 from regraft.sweeps.changed_reads import ChangedReads
 from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
 from regraft.sweeps.executor import Replay, State
 from regraft.sweeps.feature_edits import spliced
 from regraft.sweeps.grids import Grid, as_dataset
 from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of, resolved
-from regraft.sweeps.plan import Leaf, Work, make_plan
+from regraft.sweeps.plan import Leaf, Work, make_plan, naive_cost
+from regraft.sweeps.prefix_cache import why_no_cone
 from regraft.sweeps.recorded_layout import batch_rows, layout_of, live_rows
 from regraft.sweeps.region_metrics import with_regions
 from regraft.sweeps.sweep_result import SweepResult, joined
+from regraft.sweeps.unchanged import changes_nothing
 from regraft.sweeps.variants import Add, Edit, Noise, Replace, Route, Scale, Variant, variants_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
-LOGITS_AT_ONCE = 1 << 25
-"""Scores that are held at once: 128 MiB in float32."""
+LOGITS_AT_ONCE = 1 << 23
+"""Scores that are held at once: 32 MiB in float32, and a few times that while they become a metric."""
 
 
 @overload
@@ -164,28 +166,31 @@ class _Sweep:
             self.recording,
             {e.site for v in self.variants for e in v.edits},
             cone=not self.exact and self.reads is None,
+            read_from=int(self.pairs.position.min()),
         )
+        placed = any(edit.position is not None for variant in self.variants for edit in variant.edits)
+        if not self.exact and not layout.cone and placed and (why := self._why_whole()):
+            self.notes.append(f"every position is run, also in front of an edit: {why}")
         work = Work()
         chunk = live_rows(self.recording)
-        ranges = [
-            range(begin, min(begin + chunk, len(self.variants)))
-            for begin in range(0, len(self.variants), chunk)
-        ]
         rows = 1 if self.exact else batch_rows(self.recording)
         with nullcontext() if self.exact else packed(self.model.packed_layers(self.recording.taken_of)):
             clean = self._clean_values()
+            unchanged = self._answer_unchanged(clean, layout, work)
+            left = [number for number in range(len(self.variants)) if number not in unchanged]
+            ranges = [left[begin : begin + chunk] for begin in range(0, len(left), chunk)]
             for which, numbers in enumerate(ranges):
-                control = numbers.start == 0
+                control = numbers[0] == 0
                 chosen = [self.variants[i] for i in numbers]
                 linear = not self.exact and self.reads is None
                 plan = make_plan(chosen, layout, control=control, linear=linear)
-                replay = Replay(self.recording, plan, self._measure_into(numbers.start), rows, self.reads)
+                replay = Replay(self.recording, plan, self._measure_into(numbers), rows, self.reads)
                 replay.run(self._progress(which / len(ranges), 1 / len(ranges), plan.work.planned))
                 work.executed += replay.executed
-                work.preparation += replay.clean.runs - plan.correction
+                work.preparation += replay.prepared
                 if self.reads:
                     self.reads.forget()
-                for name in ("planned", "preparation", "naive"):
+                for name in ("planned", "naive"):
                     setattr(work, name, getattr(work, name) + getattr(plan.work, name))
         limit = self.model.rounding
         if not self.deviation <= limit:
@@ -219,12 +224,30 @@ class _Sweep:
 
         return note_call
 
-    def _measure_into(self, offset: int) -> Callable[[list[Leaf], list[State]], None]:
+    def _why_whole(self) -> str:
+        """Why rows carry all positions where an edit leaves those in front of it as they are; hooks that came
+        are told already."""
+        if self.reads is not None:
+            return "activations are read"
+        return "" if self.model.hooked_since else why_no_cone(self.model)
+
+    def _answer_unchanged(self, clean: dict[str, Tensor], layout: BatchLayout, work: Work) -> set[int]:
+        """Give the variants that put in what is there, to the bit, the clean run's values; returns their
+        numbers."""
+        if self.exact or self.reads is not None:
+            return set()
+        found = {n for n, v in enumerate(self.variants) if n and changes_nothing(self.recording, v, layout)}
+        for name, values in self.values.items():
+            values[sorted(found)] = clean[name]
+        work.naive += len(found) * naive_cost(layout)
+        return found
+
+    def _measure_into(self, order: Sequence[int]) -> Callable[[list[Leaf], list[State]], None]:
         last = len(self.model.blocks) - 1
         clean = self.recording.post(last)
 
         def measure(leaves: list[Leaf], states: list[State]) -> None:
-            numbers = [leaf.variant + offset for leaf in leaves]
+            numbers = [order[leaf.variant] for leaf in leaves]
             for leaf, number in zip(leaves, numbers, strict=True) if self.reads else ():
                 assert self.reads is not None
                 self.reads.settle(leaf, number)

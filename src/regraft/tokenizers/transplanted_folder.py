@@ -107,6 +107,7 @@ def check_target(model: Model, target: Path) -> None:
 def with_new_vocabulary(done: Transplant) -> Any:
     """A copy of the model with the new modules in place, its config and generation config saying so."""
     check_media(done.model, done.matching)
+    done.model.check_whole("a model is written from all its weights")
     with all_placed(done.model.hf, done.swaps):
         changed: Any = copy.deepcopy(done.model.hf)
     _share_bias(done.model, changed)

@@ -105,7 +105,7 @@ class Token:
     def _run(self, block: int, x_RD: Tensor) -> Tensor:
         rows, stream = len(x_RD), self._stream(block, x_RD)
         with KeepFloat64():
-            module = self.doubled.of(self.recording.model.blocks[block])
+            module = self.doubled.of(self.recording.model.filled(block))
             if self.cone is not None:
                 return self.cone.run_block(block, stream, rows, self.position, module)[:, 0]
             return self.recording.run_block(block, stream, rows, module=module)[:, self.position]

@@ -24,8 +24,8 @@ from regraft.sweeps.metrics import predicted_pairs
 
 SHOWN = 5
 """Tokens that are named at each depth."""
-FULL_LOGITS = 1 << 27
-"""Scores that are held at once: half a GiB in float32."""
+FULL_LOGITS = 1 << 23
+"""Scores that are held at once: 32 MiB in float32, and a few times that for what is made of them."""
 FUNCTION_WORDS = frozenset(
     [
         "a",
@@ -128,7 +128,7 @@ def lens(
     if k < 1:
         raise ValueError(f"k is {k}: the true token must be allowed at least rank 0, so k is 1 or more")
     text = evaluation(model, prompts, count, tokens)
-    parts = [_read(recording) for recording in text.recordings]
+    parts = [read_depths(recording) for recording in text.recordings]
     joined = {
         name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0] if name != "gap"
     }
@@ -138,9 +138,9 @@ def lens(
     return dataset
 
 
-def _read(recording: Recording) -> dict[str, Any]:
+def read_depths(recording: Recording) -> dict[str, Any]:
     """Every depth of one recording: arrays (S, N) and (S, N, K), and the last depth's distance from the
-    model's logits."""
+    model's logits. The scores of so many tokens are held at once as take 32 MiB."""
     model = recording.model
     prompt, position = predicted_pairs(recording)
     target_N = recording.ids_BT[prompt, position + 1]
@@ -150,17 +150,21 @@ def _read(recording: Recording) -> dict[str, Any]:
     found: dict[str, list[Any]] = {
         name: [] for name in ("rank", "probability", "entropy", "top", "top_probability")
     }
-    gap = 0.0
+    official_NV, gap = _official(recording)[prompt, position], 0.0
+    pieces = torch.arange(len(prompt)).split(
+        len(prompt) if whole else max(1, FULL_LOGITS // model.vocabulary)
+    )
     for depth, stream in enumerate(streams):
-        logits_NV = (
-            recording.head(stream)[prompt, position]
-            if whole
-            else recording.head(stream[prompt, position][:, None])[:, 0]
-        )
-        if depth == len(blocks):
-            gap = largest_difference(logits_NV, _official(recording)[prompt, position])
-        for name, value in _describe(logits_NV.float(), target_N).items():
-            found[name].append(value.cpu().numpy())
+        told: dict[str, list[np.ndarray]] = {name: [] for name in found}
+        for piece in pieces:
+            at = (prompt[piece], position[piece])
+            logits_nV = recording.head(stream)[at] if whole else recording.head(stream[at][:, None])[:, 0]
+            if depth == len(blocks):
+                gap = max(gap, largest_difference(logits_nV, official_NV[piece]))
+            for name, value in _describe(logits_nV.float(), target_N[piece]).items():
+                told[name].append(value.cpu().numpy())
+        for name, values in told.items():
+            found[name].append(np.concatenate(values))
     return {**{name: np.stack(values) for name, values in found.items()}, "gap": gap}
 
 

@@ -69,6 +69,7 @@ def quantizers(
         ValueError: an unknown method, or a model without a next-token loss.
     """
     chosen = _chosen(methods, group)
+    model.check_whole("quantizers lets libraries pack whole blocks and times them")
     text = evaluation(model, prompts, count, tokens)
     blocks = list(model.parts.stacks[-1].blocks)
     found = [_Measured("as loaded", sum(block_bytes(model, block, None) for block in blocks))]

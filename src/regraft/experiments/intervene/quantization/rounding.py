@@ -87,7 +87,7 @@ def quantized_block(
 ) -> nn.Module:
     """A copy of a block with all its matrices rounded, or only the given ones (a role of a packed matrix by
     its rows)."""
-    made = copied(block.module)
+    made = copied(model.filled(block.index).module)
     axes = matrix_axes(block, model.width)
     chosen = list(only) if only is not None else None
     with torch.no_grad():

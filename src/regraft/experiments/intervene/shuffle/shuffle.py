@@ -51,6 +51,7 @@ def shuffle(
         ValueError: an unknown method, fewer than three blocks, or a model without a next-token loss.
     """
     chosen = _methods(method)
+    model.check_whole("shuffle compares the weights of all blocks")
     stack = model.parts.stacks[-1]
     if len(stack.blocks) < 3:
         raise ValueError(f"{len(stack.blocks)} blocks are too few to lose their order: 3 or more are needed")

@@ -1,0 +1,1 @@
+"""Models larger than memory: how much is held, how much is read, how fast."""
