@@ -308,15 +308,16 @@ def test_what_was_measured_survives_a_full_disk(tmp_path, monkeypatch, name):
 
 
 def test_a_result_is_printed_before_its_run_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "store", lambda dataset, folder: disk_is_full())
-    words = ["--model", "specimen:gpt2", "--count", "2", "--tokens", "3", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(commands, "store", lambda *words: disk_is_full())
+    words = ["--model", "specimen:gpt2", "--count", "2", "--tokens", "3"]
     for command, shown in (("knockout", "units: loss"), ("prune", "units: loss")):
-        result = CliRunner().invoke(app, [command, *words, *(["--drop", "1"] if command == "prune" else [])])
+        own = ["--out", str(tmp_path / command), *(["--drop", "1"] if command == "prune" else [])]
+        result = CliRunner().invoke(app, [command, *words, *own])
         assert result.exit_code == 1
         assert shown in " ".join(result.stdout.split())
         assert result.stderr.count("\n") == 1
         assert (
-            f"{tmp_path / 'run'} could not be written (No space left on device): make room" in result.stderr
+            f"{tmp_path / command} could not be written (No space left on device): make room" in result.stderr
         )
     assert names(tmp_path) == []
 

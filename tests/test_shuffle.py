@@ -154,8 +154,8 @@ def test_candidates_share_the_prefix(model):
     one_block, three, shared, apart = (
         executed([1]),
         executed([1, 0, 2]),
-        executed([1, 0, 2], [1, 0, 3]),
-        executed([1, 0, 2], [2, 0, 3]),
+        executed([1, 0, 2], [1, 0, 1]),
+        executed([1, 0, 2], [2, 0, 1]),
     )
     call = (three - one_block) // 2
     assert call > 0

@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import gc
-import json
-import os
-import shutil
 import weakref
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-import regraft
 from families import FAMILIES
-from regraft.checkpoint.locate import CheckpointError
-from regraft.cli.main import app, prepared
 from regraft.core.sizes import bytes_of, in_words
 from regraft.model.cpu_pack import copied
 from regraft.model.load import load
-from regraft.streaming import block_store, placement, tables
+from regraft.streaming import block_store, disk_tables, residency
 from regraft.streaming.pages import Pages
-from regraft.streaming.placement import CHUNK, Placement, Sizes, place
+from regraft.streaming.residency import CHUNK, Placement, Sizes, place
 from regraft.sweeps.metrics import kl_to_clean, logit_difference, loss
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Add, Replace, Route, Scale, Variant, Zero
 from small import ids
+from streamed_models import PLENTY, bare, least, near, prompts_of, saved
 
-PLENTY = 1 << 40
-
-
-@pytest.fixture(autouse=True)
-def bare(monkeypatch):
-    """The limit is what weights may take: nothing is held yet, and nothing is kept free."""
-    monkeypatch.setattr("regraft.model.streamed.held_now", lambda device: 0)
-    monkeypatch.setattr("regraft.model.streamed.WORKING", 0)
-
-
-def saved(folder, name, **changes):
-    torch.manual_seed(1)
-    model = FAMILIES[name]().eval()
-    model.save_pretrained(folder, **changes)
-    return folder
-
-
-def least(folder):
-    """The model with two blocks at a time."""
-    whole = load(folder, stream=True, memory=PLENTY).streamed
-    return load(folder, stream=True, memory=whole.sizes.least)
-
-
-def prompts_of(model):
-    return [ids(6, 1), ids(4, 2)], ([ids(5, 3), ids(3, 4)] if model.two_stacks else None)
-
-
-def near(found, wanted, message=""):
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, msg=message or None)
-
+__all__ = ["bare"]
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_the_same_streamed(name, tmp_path):
@@ -133,9 +95,9 @@ def test_a_route_that_goes_back_costs_a_walk_more_and_not_one_for_each_variant(t
 def test_tables_that_stay_on_disk(name, tmp_path, monkeypatch):
     """Embedding rows by number, the head in pieces: both tables outside of memory, tied or not."""
     whole = load(saved(tmp_path, name), pack=False)
-    monkeypatch.setattr(placement, "CHUNK", 1024)
-    monkeypatch.setattr(tables, "CHUNK", 1024)
-    monkeypatch.setattr(tables, "KEPT_ROWS", 12)
+    monkeypatch.setattr(residency, "CHUNK", 1024)
+    monkeypatch.setattr(disk_tables, "CHUNK", 1024)
+    monkeypatch.setattr(disk_tables, "KEPT_ROWS", 12)
     model = least(tmp_path)
     stays, head = model.streamed.placement, model.parts.head
     assert (stays.embedding, stays.head) == (False, False)
@@ -220,7 +182,6 @@ def test_no_more_blocks_are_held_than_said(tmp_path, monkeypatch):
     def heard(self, path, module):
         real(self, path, module)
         alive.update(p for p in module.parameters() if p.dim() > 1)
-        gc.collect()
         most[0] = max(most[0], len(alive))
 
     monkeypatch.setattr(block_store.Loader, "hand_over", heard)
@@ -267,52 +228,6 @@ def test_a_copy_of_a_block_has_numbers_of_its_own(tmp_path):
     assert sum(model.streamed.reads) == before, "it reads nothing"
 
 
-EXPERIMENTS = {
-    "lens": {}, "geometry": {}, "knockout": {}, "swap": {}, "patch": {},
-    "quantize": {"count": 1, "tokens": 4, "bits": [4]},
-    "neurons": {}, "ablate": {}, "noise": {}, "replacement": {}, "prune": {}, "repeat": {}, "push": {},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiments_find_the_same(name):
-    whole = load("specimen:gpt2", pack=False)
-    model = least("specimen:gpt2")
-    taken = {p.name for p in regraft.core.registry.experiments()[name].parameters}
-    options = {"count": 2} if "count" in taken else {}
-    options |= EXPERIMENTS[name]
-    found, wanted = (getattr(regraft, name)(one, **options) for one in (model, whole))
-    for variable in wanted.data_vars:
-        if wanted[variable].dtype.kind == "f" and "second" not in variable:
-            size = float(np.nanmax(np.abs(wanted[variable]))) if wanted[variable].size else 0.0
-            np.testing.assert_allclose(
-                found[variable], wanted[variable], atol=1e-4 * max(size, 1e-3), err_msg=str(variable)
-            )
-    assert "streamed from disk" in found.attrs["opened"]
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("quantizers", "lets libraries pack whole blocks"), ("shuffle", "compares the weights of all blocks")],
-)
-def test_what_needs_all_blocks_is_refused_before_any_work(name, said):
-    model = least("specimen:gpt2")
-    before = sum(model.streamed.reads)
-    with pytest.raises(ValueError, match=rf"{said}.* and this model is streamed: open it whole"):
-        getattr(regraft, name)(model)
-    with pytest.raises(ValueError, match="a model is written from all its weights"):
-        regraft.prune(model, drop=[2], save="/nowhere/at/all")
-    assert sum(model.streamed.reads) == before
-
-
-def test_packed_integers_are_streamed(tmp_path):
-    regraft.quantize(load("specimen:qwen3"), count=1, tokens=4, bits=[4], save=str(tmp_path / "int"))
-    whole, model = load(tmp_path / "int", pack=False), least(tmp_path / "int")
-    clean, recording = (one.record([ids(6, 1)]) for one in (whole, model))
-    near(recording["logits"], clean["logits"])
-    assert any(name.endswith("weight_packed") for name in load_file(tmp_path / "int" / "model.safetensors"))
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64", "float16"])
 def test_any_type_in_the_file_and_any_to_compute_in(dtype, tmp_path):
     torch.manual_seed(1)
@@ -323,76 +238,6 @@ def test_any_type_in_the_file_and_any_to_compute_in(dtype, tmp_path):
     assert model.dtype == whole.dtype
     clean, recording = (one.record([ids(6, 1)]) for one in (whole, model))
     torch.testing.assert_close(recording["logits"], clean["logits"], rtol=1e-2, atol=1e-3)
-
-
-def test_shards_of_an_index_are_read(tmp_path):
-    folder = saved(tmp_path, "llama", max_shard_size="40KB")
-    assert len(list(folder.glob("*.safetensors"))) > 3
-    whole, model = load(folder, pack=False), least(folder)
-    near(model.record([ids(6, 1)])["logits"], whole.record([ids(6, 1)])["logits"])
-
-
-def test_damaged_files_are_named_before_any_work(tmp_path):
-    folder = saved(tmp_path / "m", "llama", max_shard_size="40KB")
-    shards = sorted(folder.glob("*.safetensors"))
-    kept = shards[2].read_bytes()
-    shards[2].write_bytes(kept[:-100])
-    with pytest.raises(CheckpointError, match=rf"{shards[2].name} is cut short"):
-        load(folder, stream=True)
-    shards[2].unlink()
-    with pytest.raises(CheckpointError, match=rf"lacks 1 of its \d+ shards: {shards[2].name}"):
-        load(folder, stream=True)
-    pickled = tmp_path / "p"
-    pickled.mkdir()
-    shutil.copy(folder / "config.json", pickled)
-    torch.save({}, pickled / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="holds its weights only as a pickle"):
-        load(pickled, stream=True)
-    with pytest.raises(ValueError, match="a live model is in memory already"):
-        load(FAMILIES["llama"](), stream=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda t: t.pop("model.layers.2.mlp.up_proj.weight"), r"lack model\.layers\.2\.mlp\.up_proj"),
-        (lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan")), "hold NaN .*layers.1.mlp"),
-        (lambda t: t["model.norm.weight"].fill_(float("inf")), "infinite values, first in model.norm.weight"),
-        (lambda t: t.pop("model.norm.weight"), r"the files lack model\.norm\.weight"),
-        (lambda t: t.update({"model.layers.9.mlp.up_proj.weight": torch.ones(3)}), "does not call for"),
-        (
-            lambda t: t.update({"model.layers.1.mlp.up_proj.weight": torch.ones(3, 5)}),
-            r"shapes of .*layers\.1\.mlp\.up_proj",
-        ),
-    ],
-)
-def test_tensors_that_do_not_make_the_model_are_refused(change, said, tmp_path):
-    file = saved(tmp_path, "llama") / "model.safetensors"
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=said):
-        least(tmp_path)
-
-
-def test_files_that_were_written_anew_are_noticed(tmp_path):
-    model = least(saved(tmp_path, "llama"))
-    recording = model.record([ids(5, 1)])
-    os.utime(tmp_path / "model.safetensors", (1, 1))
-    with pytest.raises(ValueError, match="have changed since this recording was made"):
-        sweep(recording, Zero("1.mlp_out"), loss())
-
-
-def test_the_command_line_streams(tmp_path):
-    words = ["knockout", "--model", "specimen:gpt2", "--prompts", "14 + 43 =", "--tokens", "4", "--json"]
-    done = CliRunner().invoke(app, prepared([*words, "--stream", "--memory", "10GiB"]))
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert "read from disk once" in told["attrs"]["opened"]
-    for memory, said in (("1MiB", "are left for weights: allow"), ("much", "is no size of memory")):
-        done = CliRunner().invoke(app, prepared([*words, "--stream", "--memory", memory]))
-        assert done.exit_code == 2 or (memory == "1MiB" and done.exit_code in (1, 2))
-        assert said in " ".join(done.stderr.split())
 
 
 def test_pages_are_written_over_when_nobody_holds_their_tensor():

@@ -20,16 +20,18 @@ from regraft.checkpoint.dissection import Component
 from regraft.checkpoint.hub import resolve
 from regraft.cli.common import common
 from regraft.cli.progress_bar import StepBars, progress_bar, with_bar
+from regraft.core.begun_runs import begun, ended, finished
 from regraft.core.files import still_told, whole_folder
 from regraft.core.interrupts import kept_when_stopped
 from regraft.core.progress import listening
 from regraft.core.registry import Experiment
-from regraft.core.runs import check_writable, store, store_settings
+from regraft.core.runs import check_writable, open_run, store, store_settings
 from regraft.core.strict_json import json_text, opened_attributes
 from regraft.data.own_texts import given_prompts
 from regraft.experiments.running import run_experiment
 from regraft.jobs.inspection import headers_json, inspect, inspect_headers
 from regraft.jobs.report_job import report
+from regraft.model.kept_packing import same_packing
 from regraft.model.model import Model
 from regraft.model.weights import Weights
 from regraft.reference.checkpoint_reader import open_rebuilt
@@ -40,6 +42,8 @@ from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
 from regraft.reporting.page import CHECKS, csv_text
 from regraft.reporting.theme import CONFIG
+from regraft.sweeps.kept_sweeps import keeping
+from regraft.sweeps.provenance import opened_told, provenance
 
 console = Console(markup=False)
 SHOWN_ROWS = 12
@@ -82,7 +86,7 @@ def make_report(
         kept = kept_when_stopped(
             lambda: (
                 f"stopped. {out / 'report.html'} and the folders beside it hold the chapters that were"
-                " measured; the same command begins anew"
+                " measured; the same command goes on from there"
             )
         )
         with listening(steps.heard), kept:
@@ -178,13 +182,48 @@ def show_experiment(
     seed: int,
     as_json: bool,
     settings: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> None:
-    """Run one experiment, write its run folder where one is asked for, and print a short table."""
-    if out is not None:
-        check_writable(out, experiment.name, model.weights_sha256, version("regraft"))
-    with still_told(lambda found: _told(found, out, as_json, settings)):
-        dataset = with_bar(lambda: run_experiment(experiment, model, seed, **options))
-    _told(dataset, out, as_json, settings)
+    """Run one experiment, write its run folder where one is asked for, and print a short table.
+
+    With a folder the run is kept as it is measured: the same command goes on with one that did not end,
+    prints one that did, and replaces it with `force`.
+    """
+    if out is None:
+        with still_told(lambda found: _told(found, None, as_json)):
+            dataset = with_bar(lambda: run_experiment(experiment, model, seed, **options))
+        _told(dataset, None, as_json)
+        return
+    check_writable(out, experiment.name, model.weights_sha256, version("regraft"), force)
+    told = run_told(experiment, model, options, seed)
+    if not force and finished(out, told):
+        _told(open_run(out), None, as_json)
+        if not as_json and not common().quiet:
+            console.print(f"{out} holds this run, finished: nothing was run (--force measures anew)")
+        return
+    mark = {**provenance(model), "experiment": experiment.name}
+    kept = kept_when_stopped(
+        lambda: f"stopped. {out} keeps what was measured; the same command goes on from there"
+    )
+    with begun(out, told, mark, force) as place, kept:
+        with (
+            still_told(lambda found: _told(found, None, as_json)),
+            keeping(place),
+            same_packing(model, place),
+        ):
+            dataset = with_bar(lambda: run_experiment(experiment, model, seed, **options))
+        _told(dataset, out, as_json, settings, begun=ended(told))
+
+
+def run_told(
+    experiment: Experiment, model: Model | Weights, options: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """What the numbers of a run hang on: weights, options, versions, and how the model was opened."""
+    return {
+        "experiment": experiment.name,
+        **opened_told(model, seed),
+        **{f"--{name.replace('_', '-')}": value for name, value in options.items()},
+    }
 
 
 def _told(
@@ -193,6 +232,7 @@ def _told(
     as_json: bool,
     settings: Mapping[str, Any] | None = None,
     show: Callable[[xr.Dataset], None] | None = None,
+    begun: Mapping[str, Any] | None = None,
 ) -> None:
     """Print a result, by `show` where it is no table, and then write its run folder where one is asked
     for."""
@@ -202,7 +242,7 @@ def _told(
     else:
         (show or print_result)(dataset)
     if out is not None:
-        write_run(dataset, out, settings)
+        write_run(dataset, out, settings, begun)
         if not as_json and not common().quiet:
             console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
 
@@ -267,11 +307,16 @@ def print_stages(dataset: xr.Dataset) -> None:
     )
 
 
-def write_run(dataset: xr.Dataset, out: Path, settings: Mapping[str, Any] | None = None) -> None:
+def write_run(
+    dataset: xr.Dataset,
+    out: Path,
+    settings: Mapping[str, Any] | None = None,
+    begun: Mapping[str, Any] | None = None,
+) -> None:
     """The run folder: data, provenance, the options that make it again, the numbers as CSV, and each figure
     as a page that opens offline."""
     with whole_folder(out) as folder:
-        store(dataset, folder)
+        store(dataset, folder, begun)
         if settings:
             store_settings(settings, folder)
         (folder / "data.csv").write_text(csv_text(dataset), encoding="utf-8")

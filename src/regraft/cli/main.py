@@ -34,6 +34,7 @@ from regraft.cli.options import (
     DebugOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
     JsonOption,
     MemoryOption,
     ModelOption,
@@ -283,9 +284,10 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
     def command(context: typer.Context, **given: Any) -> None:
         how_opened = {name: given.pop(name) for name in opening}
         out, seed, as_json, debug = (given.pop(name) for name in ("out", "seed", "as_json", "debug"))
+        force = given.pop("force")
         file, text = (given.pop(name) for name in ("prompts_file", "text")) if reads else ("", "")
         with errors_in_one_sentence(debug):
-            check_parameters(experiment, given, out)
+            check_parameters(experiment, given, out, force)
             if common().push_to and not given.get("save"):
                 raise ValueError("--push-to-hub sends a saved model: name its folder with --save")
             check_prompts(given.get("prompts"), file, text)
@@ -297,9 +299,8 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
                 given["prompts"] = read_given(
                     cast(Any, opened), given.get("prompts"), file, text, count, asked
                 )
-            show_experiment(
-                experiment, opened, given, out, seed, as_json, settings_of(context, experiment.name)
-            )
+            settings = settings_of(context, experiment.name)
+            show_experiment(experiment, opened, given, out, seed, as_json, settings, force)
             push_saved(str(given.get("save") or ""))
 
     own = [option_of(parameter) for parameter in experiment.parameters]
@@ -310,6 +311,7 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
         *([("prompts_file", PromptsFileOption, ""), ("text", TextOption, "")] if reads else []),
         *((name, annotation, defaults.get(name, "")) for name, annotation in opening.items()),
         ("out", OutOption, None),
+        ("force", ForceOption, False),
         ("seed", SeedOption, 0),
         ("as_json", JsonOption, False),
         ("debug", DebugOption, False),

@@ -53,6 +53,7 @@ MemoryOption = Annotated[
     typer.Option(help="Most that the process may hold, for example 3GiB; a larger model is streamed."),
 ]
 OutOption = Annotated[Path | None, folder_option(help="Folder to write the run to.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the run that --out holds.")]
 PromptsFileOption = Annotated[
     str, typer.Option(help="Prompts in a file: one on each line, or a JSON list.", metavar="FILE")
 ]

@@ -1,10 +1,14 @@
-"""Whether completions are kept between runs."""
+"""Whether something is kept between runs, and where."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
+
+from regraft.core.files import place_of
 
 _kept: ContextVar[bool] = ContextVar("regraft_cache", default=True)
 
@@ -22,3 +26,12 @@ def without_cache() -> Iterator[None]:
         yield
     finally:
         _kept.reset(token)
+
+
+def cache_folder() -> Path:
+    """Where it is kept: `$REGRAFT_CACHE`, or `~/.cache/regraft`.
+
+    Raises:
+        RunFolderError: the home that `$REGRAFT_CACHE` names is nobody's.
+    """
+    return place_of(os.environ.get("REGRAFT_CACHE") or "~/.cache/regraft")

@@ -14,6 +14,7 @@ METHODS = {
     "changed": "export.changed_model",
     "activations": "jobs.activations_job",
     "gradients": "sweeps.gradients",
+    "unfinished_run": "sweeps.kept_sweeps",
     "run_experiment": "experiments.running",
     "figure": "reporting.notebook",
     "table": "reporting.notebook",

@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     import xarray as xr
 
 OUR_MARK, SETTINGS = "run.json", "run.yaml"
+FINISHED, IDENTITY = "finished", "identity"
 
 
-def check_writable(out: Path, experiment: str, weights_sha256: str | None, version: str) -> None:
+def check_writable(
+    out: Path, experiment: str, weights_sha256: str | None, version: str, force: bool = False
+) -> None:
     """Make sure, before any work, that a run may be written to `out`; the model is not asked for where its
     hash is None.
+
+    Args:
+        out: the folder.
+        experiment: whose run it is.
+        weights_sha256: of the model.
+        version: of regraft.
+        force: whatever run is there, it is to be replaced.
 
     Raises:
         RunFolderError: the folder cannot be written to, holds something else, or a run of another experiment,
@@ -40,10 +50,10 @@ def check_writable(out: Path, experiment: str, weights_sha256: str | None, versi
         ("weights_sha256", weights_sha256, "of another model: weights"),
         ("regraft", version, "of another version of regraft:"),
     ):
-        if mine is not None and there.get(key) != mine:
+        if not force and mine is not None and there.get(key) != mine:
             raise RunFolderError(
                 f"the folder {out} holds a run {noun} {str(there.get(key))[:12]}, this one has {mine[:12]}:"
-                " choose another folder with --out"
+                " choose another folder with --out, or replace it with --force"
             )
 
 
@@ -71,13 +81,15 @@ def write_whole(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def store(dataset: xr.Dataset, folder: Path) -> None:
-    """Write a result's `run.json` and `result.zarr` into a folder."""
+def store(dataset: xr.Dataset, folder: Path, begun: Mapping[str, Any] | None = None) -> None:
+    """Write a result's `run.json` and `result.zarr` into a folder; `begun` is what tells the run from another
+    one, where it was begun."""
     attributes = {key: _plain(value) for key, value in dataset.attrs.items()}
     storable = dataset.assign_attrs(attributes)
     storable.to_zarr(folder / "result.zarr", mode="w", zarr_format=2, consolidated=False)
     (folder / OUR_MARK).write_text(
-        json_text(opened_attributes(attributes), indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        json_text({**opened_attributes(attributes), **(begun or {})}, indent=1, sort_keys=True) + "\n",
+        encoding="utf-8",
     )
 
 
@@ -90,16 +102,18 @@ def store_settings(settings: Mapping[str, Any], folder: Path) -> None:
 
 
 def open_run(out: Path | str) -> xr.Dataset:
-    """The result in a run folder.
+    """The result in a run folder; of a run that did not end, what was measured of its sweeps, NaN elsewhere.
 
     Raises:
         RunFolderError: it is no run folder.
     """
     import xarray as xr
 
+    from regraft.core.later import later
     from regraft.core.results import as_result
 
-    read_mark(Path(out))
+    if read_mark(Path(out)).get(FINISHED) is False:
+        return as_result(later("unfinished_run")(place_of(out), read_mark(Path(out))))
     return as_result(xr.open_zarr(place_of(out) / "result.zarr", consolidated=False).load())
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,9 +22,9 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 from regraft.checkpoint.locate import SPECIMENS
-from regraft.core.caching import cache_is_kept
+from regraft.core.caching import cache_folder, cache_is_kept
 from regraft.core.defaults import COMPLETION_TOKENS
-from regraft.core.files import place_of, whole_file
+from regraft.core.files import whole_file
 from regraft.core.progress import advance
 from regraft.data.own_texts import (
     MOST_UNKNOWN,
@@ -58,15 +57,6 @@ class Completion:
     category: str
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
-
-
-def cache_folder() -> Path:
-    """Where completions are kept between runs.
-
-    Raises:
-        RunFolderError: the home that `$REGRAFT_CACHE` names is nobody's.
-    """
-    return place_of(os.environ.get("REGRAFT_CACHE") or "~/.cache/regraft")
 
 
 def suited_prompts(model: Model) -> tuple[Prompt, ...]:

@@ -80,7 +80,9 @@ def check_beside(model: str, target: Path, option: str) -> None:
     check_empty(target, option)
 
 
-def check_parameters(experiment: Experiment, given: Mapping[str, Any], out: Path | None) -> None:
+def check_parameters(
+    experiment: Experiment, given: Mapping[str, Any], out: Path | None, force: bool = False
+) -> None:
     """Make sure that an experiment's files can be read, its models may be had, and its folders can be
     written.
 
@@ -97,7 +99,9 @@ def check_parameters(experiment: Experiment, given: Mapping[str, Any], out: Path
             check_empty(value, option)
         elif parameter.annotation == "ModelName":
             check_model(value)
-    check_run(out, experiment.name)
+    if force and out is None:
+        raise ValueError("--force replaces the run in a folder: name it with --out")
+    check_run(out, experiment.name, force)
 
 
 def check_prompts(prompts: Sequence[str] | None, file: str, text: str) -> None:
@@ -128,14 +132,14 @@ def check_least(least: int, **given: float) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {value}: write {least} or more")
 
 
-def check_run(out: Path | None, experiment: str) -> None:
+def check_run(out: Path | None, experiment: str, force: bool = False) -> None:
     """Make sure that a run may be written where it is asked for, as far as can be told without its model.
 
     Raises:
         RunFolderError: it may not.
     """
     if out is not None:
-        check_writable(out, experiment, None, version("regraft"))
+        check_writable(out, experiment, None, version("regraft"), force)
 
 
 def check_texts(sources: Sequence[str]) -> list[str]:

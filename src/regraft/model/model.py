@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 SEAMS = ("a", ".", "\n", "1")
 """Texts behind which another is cut; one of them is enough that does not grow together with it."""
-
-
 SPACE_MARK = "\u2581"
 
 
@@ -226,8 +224,7 @@ class Model:
 
     @property
     def writer(self) -> Any:
-        """The tokenizer of what the model writes: of an encoder-decoder it may be another than that of what
-        it reads."""
+        """The tokenizer of what the model writes, which may be another than that of what it reads."""
         return self.tokenizer if self.target_tokenizer is None else self.target_tokenizer
 
     def _closed_by_tokenizer(self, text: str, ids: list[int]) -> bool:
@@ -340,10 +337,9 @@ class Model:
             ValueError: they are read from disk one by one; `why` says what needs them together.
         """
         if self.streamed is not None and not self.streamed.store.all_stay:
-            raise ValueError(
-                f"{why}, and this model is streamed: open it whole, without --stream, or allow"
-                f" {in_words(self.streamed.sizes.whole)} for its weights"
-            )
+            size = in_words(self.streamed.sizes.whole)
+            remedy = f"open it whole, without --stream, or allow {size} for its weights"
+            raise ValueError(f"{why}, and this model is streamed: {remedy}")
 
     def filled(self, block: int) -> Block:
         """A block whose weights are in memory, until other blocks have run: for who reads or copies them."""

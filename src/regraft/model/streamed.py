@@ -14,10 +14,10 @@ from torch import nn
 from regraft.checkpoint.locate import CheckpointError
 from regraft.core.sizes import in_words
 from regraft.streaming.block_store import BlockStore, Unit, refuse_missing
+from regraft.streaming.disk_tables import HeadInPieces, RowsOnDemand
 from regraft.streaming.empty_model import Loader, empty_model
-from regraft.streaming.placement import WORKING, Placement, Sizes, free_now, held_now, place
+from regraft.streaming.residency import WORKING, Placement, Sizes, free_now, held_now, place
 from regraft.streaming.shards import Shards
-from regraft.streaming.tables import HeadInPieces, RowsOnDemand
 
 SHARE = 0.7
 """Of the memory that is free, what a streamed model takes where nobody says how much."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
+from regraft.core.begun_runs import ended, finished, identity_of
+from regraft.core.files import RunFolderError
 from regraft.core.registry import DOES_NOT_APPLY
-from regraft.core.runs import OUR_MARK, store, store_settings, whole_folder, write_whole
+from regraft.core.runs import OUR_MARK, open_run, store, store_settings, whole_folder, write_whole
 from regraft.core.strict_json import json_text, opened_attributes
 from regraft.experiments.running import measured, refused
 from regraft.model.model import Model
@@ -20,7 +24,8 @@ from regraft.reporting.chapter_inputs import Reading
 from regraft.reporting.drawings import title_for
 from regraft.reporting.page import Section, footer, heading, opening, plain_section, result_section, sheet
 from regraft.reporting.shell_commands import command_line, settings_for
-from regraft.sweeps.provenance import provenance
+from regraft.sweeps.kept_sweeps import keeping
+from regraft.sweeps.provenance import opened_told, provenance
 
 Chapter = tuple[str, dict[str, Any]]
 CHAPTERS: tuple[Chapter, ...] = (
@@ -48,6 +53,8 @@ CHAPTERS: tuple[Chapter, ...] = (
     ("quantizers", {}),
     ("correlations", {}),
 )
+BEGUN_CHAPTERS = ".begun"
+"""Folder of the sweeps of chapters that are not finished."""
 BEFORE = "report.before.html"
 """What an earlier page is called while a new one grows in its place."""
 
@@ -89,6 +96,7 @@ def build(
         report.write(CHAPTERS[number + 1 :])
     if not any(one.trace for one in report.missing):
         (out / BEFORE).unlink(missing_ok=True)
+        shutil.rmtree(out / BEGUN_CHAPTERS, ignore_errors=True)
     return out / "report.html", report.missing
 
 
@@ -105,6 +113,7 @@ class Report:
         page = out / "report.html"
         if page.exists() and not (out / BEFORE).exists():
             page.replace(out / BEFORE)
+        self.told = opened_told(model, seed)
         store_mark(model, out)
 
     def add(self, name: str, chosen: Mapping[str, Any]) -> None:
@@ -128,7 +137,7 @@ class Report:
         """Measure one chapter, keep its result in a run folder and its section for the page."""
         try:
             given, told = self.reading.options(name, self.model)
-            result = measured(self.model, name, self.seed, **{**chosen, **given})
+            result = self.found(name, {**chosen, **given}, anchor)
         except DOES_NOT_APPLY as error:
             if not refused(error, name):
                 raise
@@ -138,10 +147,24 @@ class Report:
             result, command_line(name, self.model, {**chosen, **told, **self.options}), anchor
         )
         with whole_folder(self.out / anchor) as folder:
-            store(result, folder)
+            store(result, folder, ended(self.chapter_told(name, {**chosen, **given})))
             store_settings(settings_for(name, self.model, {**chosen, **told, **self.options}), folder)
         self.results.append(result)
         self.sections.append(section)
+
+    def found(self, name: str, options: Mapping[str, Any], anchor: str) -> xr.Dataset:
+        """A chapter's result: from its folder where it was measured to its end with these options, else
+        measured, its sweeps kept as they are."""
+        told, place = self.chapter_told(name, options), self.out / anchor
+        with suppress(RunFolderError):
+            if finished(place, told):
+                return open_run(place)
+        with keeping(self.out / BEGUN_CHAPTERS / f"{anchor}-{identity_of(told)[:16]}"):
+            return measured(self.model, name, self.seed, **options)
+
+    def chapter_told(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What the numbers of a chapter hang on."""
+        return {**self.told, "experiment": name, "options": dict(options)}
 
     def write(self, to_come: Sequence[Chapter]) -> None:
         """The page as it is by now."""

@@ -19,7 +19,11 @@ DEFAULTS = {
     "target_tokenizer": "",
     "seed": 0,
     "remote_code": False,
+    "stream": False,
+    "memory": "",
 }
+OPENING = ("dtype", "attention", "tokenizer", "target_tokenizer", "remote_code", "stream", "memory")
+"""Options that say how a model is opened; a command that reads matrices alone has none of them."""
 
 
 def option_words(options: Mapping[str, Any]) -> list[str]:
@@ -60,11 +64,7 @@ def command_line(name: str, model: Model, options: Mapping[str, Any]) -> str:
 def _own(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options that a command has: one that reads matrices alone opens no model."""
     if name in experiments() and experiments()[name].needs == "weights":
-        return {
-            key: value
-            for key, value in options.items()
-            if key not in ("dtype", "attention", "tokenizer", "target_tokenizer", "remote_code")
-        }
+        return {key: value for key, value in options.items() if key not in OPENING}
     return options
 
 

@@ -21,7 +21,7 @@ from regraft.core.progress import advance
 from regraft.core.sizes import in_words
 from regraft.streaming.empty_model import Loader, empty
 from regraft.streaming.pages import all_finite
-from regraft.streaming.placement import Placement
+from regraft.streaming.residency import Placement
 from regraft.streaming.shards import Shards
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from regraft.checkpoint.locate import CheckpointError
 from regraft.core.silence import silent
 from regraft.streaming.empty_model import empty_model
-from regraft.streaming.shards import Place, Shards
+from regraft.streaming.shards import Shards, TensorPlace
 
 CODES = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 """What the format writes in a matrix's place."""
@@ -35,7 +35,7 @@ class PackedShards(Shards):
         stated = config.quantization_config
         del config.quantization_config
         self.schemes = _schemes(stated, make)
-        self.codes: dict[str, dict[str, Place]] = {}
+        self.codes: dict[str, dict[str, TensorPlace]] = {}
         for name in list(self.places):
             module, _, leaf = name.rpartition(".")
             if leaf in CODES:
@@ -45,7 +45,7 @@ class PackedShards(Shards):
                 raise CheckpointError(f"{folder.name}: nothing says how {module} is packed")
             shape = tuple(self.read_at(codes["weight_shape"]).tolist())
             first = next(iter(codes.values()))
-            self.places[f"{module}.weight"] = Place(first.file, first.begin, torch.float32, shape)
+            self.places[f"{module}.weight"] = TensorPlace(first.file, first.begin, torch.float32, shape)
 
     def read(self, name: str) -> Tensor:
         """A whole tensor; a packed one as plain numbers."""

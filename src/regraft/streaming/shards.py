@@ -26,7 +26,7 @@ TYPES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor lies: its file, its first byte there, its type and shape."""
 
     file: Path
@@ -50,7 +50,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path):
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, TensorPlace] = {}
         self.bytes_read = 0
         self.pages = Pages()
         self._files: dict[Path, int] = {}
@@ -65,13 +65,13 @@ class Shards:
                         f"{file.name} holds {name} as {entry['dtype']}, which cannot be streamed"
                     )
                 begin = first + entry["data_offsets"][0]
-                self.places[name] = Place(file, begin, TYPES[entry["dtype"]], tuple(entry["shape"]))
+                self.places[name] = TensorPlace(file, begin, TYPES[entry["dtype"]], tuple(entry["shape"]))
 
     def read(self, name: str) -> Tensor:
         """A whole tensor, in memory of its own."""
         return self.read_at(self.places[name])
 
-    def read_at(self, place: Place) -> Tensor:
+    def read_at(self, place: TensorPlace) -> Tensor:
         """The tensor that lies in a place."""
         found = self.pages.tensor(place.shape, place.dtype)
         self._into(found, place, 0)
@@ -88,7 +88,7 @@ class Shards:
         """Names, sizes and times of the files: another value where one of them was written anew."""
         return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.files)
 
-    def _into(self, tensor: Tensor, place: Place, offset: int) -> None:
+    def _into(self, tensor: Tensor, place: TensorPlace, offset: int) -> None:
         """Fill a tensor with the bytes that begin at an offset of its place."""
         flat: Any = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
         view = memoryview(flat)
@@ -122,5 +122,5 @@ def _head(file: Path) -> bytes:
         return stream.read(8)
 
 
-def _row_bytes(place: Place) -> int:
+def _row_bytes(place: TensorPlace) -> int:
     return torch.Size(place.shape[1:]).numel() * place.dtype.itemsize

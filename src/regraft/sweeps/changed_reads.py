@@ -17,7 +17,7 @@ from regraft.model.sites import DICTIONARY, Site, SiteError, Tap, addition
 from regraft.sweeps.batch_layout import STREAM_SITES
 from regraft.sweeps.edits import Carried, Placed, apply_edits
 from regraft.sweeps.feature_edits import model_base
-from regraft.sweeps.plan import Leaf, Node
+from regraft.sweeps.plan_nodes import Leaf, Node
 from regraft.sweeps.variants import Edit, Variant
 
 MOST_FLOATS = 1 << 28

@@ -21,7 +21,8 @@ from regraft.sweeps.changed_reads import ChangedReads
 from regraft.sweeps.edits import Carried, Placed, apply_edits
 from regraft.sweeps.feature_edits import FeatureEdit
 from regraft.sweeps.linear_edits import CleanBlocks, corrected_stream
-from regraft.sweeps.plan import EntryEdit, Leaf, Node, SweepPlan, keys_cost
+from regraft.sweeps.plan import SweepPlan, keys_cost
+from regraft.sweeps.plan_nodes import EntryEdit, Leaf, Node
 from regraft.sweeps.prefix_cache import cone_of
 from regraft.sweeps.variants import Edit, Route
 
@@ -39,8 +40,8 @@ Measure = Callable[[list[Leaf], list[State]], None]
 
 
 class Replay:
-    """Runs one plan over one recording. `executed` counts the work in the plan's unit, `prepared` that for
-    corrections and for keys and values."""
+    """Runs one plan over one recording. `executed` counts the work in the plan's unit, `clean.runs` that for
+    corrections."""
 
     def __init__(
         self,
@@ -60,12 +61,6 @@ class Replay:
         self.executed = 0
         self.clean = CleanBlocks(recording)
         self.cone = cone_of(recording) if plan.uses_cone else None
-        self._cone_before = 0 if self.cone is None else self.cone.runs
-
-    @property
-    def prepared(self) -> int:
-        """Work of what the rows needed beforehand, counted like theirs."""
-        return self.clean.runs + (0 if self.cone is None else self.cone.runs - self._cone_before)
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Execute every batch; `progress` hears how much work each one was."""

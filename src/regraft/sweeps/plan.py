@@ -23,60 +23,12 @@ from regraft.sweeps.batch_layout import (
     check_positions,
     edit_positions,
 )
+from regraft.sweeps.plan_nodes import EntryEdit, Leaf, Node, Source, scheduled
 from regraft.sweeps.variants import Edit, Route, Stop, Variant
 
 CONE_STEPS, CONE_LEAST_STEP = 8, 4
 """Rows that go together carry positions from the same place on: eight places, none of fewer than four
 positions, so that batches stay large."""
-Source = tuple[str, int]
-"""A recorded stream: `("pre", b)` enters block b, `("post", b)` leaves it."""
-
-
-@dataclass(frozen=True)
-class EntryEdit:
-    """Edits applied to the stream that enters a block; `correct` is the block whose output they correct
-    linearly."""
-
-    edits: tuple[Edit, ...] = ()
-    correct: int | None = None
-    bridge: bool = False
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Two of one key do the same."""
-        return (tuple(edit.key for edit in self.edits), self.correct, self.bridge)
-
-
-@dataclass(eq=False)
-class Node:
-    """One call of one block for one row, behind `parent` or, where that is None, behind the recorded stream
-    `source`.
-
-    The row carries the positions from `start` on; with a `tail`, only those from there on leave the block,
-    and in front of it there are keys and values alone.
-    """
-
-    parent: Node | None
-    source: Source
-    entry_edits: tuple[EntryEdit, ...]
-    stop: Stop
-    inner: tuple[Edit, ...]
-    start: int
-    children: int = 0
-    tail: int = 0
-
-
-@dataclass(eq=False)
-class Leaf:
-    """Where a variant is measured: behind `parent`, or at the recorded stream `source`."""
-
-    variant: int
-    parent: Node | None
-    source: Source
-    entry_edits: tuple[EntryEdit, ...]
-    final: tuple[Edit, ...]
-    start: int
-    control: bool = False
 
 
 @dataclass
@@ -115,6 +67,10 @@ class SweepPlan:
     starts: set[int] = field(default_factory=set)
     uses_cone: bool = False
     key_share: float = 1.0
+    keys: int = 0
+    """Of the preparation, what keys and values cost: every block that rows with a past pass runs once. It is
+    counted in full also where an earlier sweep of the recording has found them, so that a share of a sweep
+    counts for the same whoever ran before."""
     corrected: set[int] = field(default_factory=set)
 
 
@@ -146,17 +102,14 @@ def make_plan(
     nodes = list(trie.values())
     if layout.cone:
         _cut_tails(plan, nodes, layout)
-    plan.batches = _schedule(nodes, batch_rows, layout.walks)
+    plan.batches = scheduled(nodes, batch_rows, layout.walks)
     plan.starts = {node.start for node in nodes if node.start}
     plan.uses_cone = any(node.start or node.tail for node in nodes)
     plan.key_share = layout.key_share
     plan.work.planned = sum(_cost_of(node, layout) for node in nodes)
     plan.work.naive = sum(sum(_cost(stop.block, layout, 0) for stop in run.stops) for run in runs)
-    plan.work.preparation = sum(
-        _cost(block, layout, 0)
-        for blocks in (plan.corrected, {node.stop.block for node in nodes if node.start})
-        for block in blocks
-    )
+    plan.keys = sum(_cost(block, layout, 0) for block in {node.stop.block for node in nodes if node.start})
+    plan.work.preparation = plan.keys + sum(_cost(block, layout, 0) for block in plan.corrected)
     return plan
 
 
@@ -382,45 +335,3 @@ def _corrects(run: _Planning, at: int, layout: BatchLayout) -> bool:
     return kind is not None and (
         layout.columns is None or kind in layout.columns[at] or names == {f"{kind}_out"}
     )
-
-
-def _corrected(node: Node) -> bool:
-    """Whether a row comes to its block from a corrected output of another one."""
-    return any(entry_edit.correct is not None for entry_edit in node.entry_edits)
-
-
-def _schedule(nodes: list[Node], batch_rows: int, walks: bool) -> list[list[Node]]:
-    """Greedy: the block that most rows wait for goes next, the earlier one where equally many wait.
-
-    Where blocks are read from disk (`walks`), they go in their own order instead, again from the first where
-    a route leads back: each is read once a walk, and there are as few walks as routes go back.
-    """
-    waiting: dict[int, list[Node]] = defaultdict(list)
-    for node in nodes:
-        if node.parent is not None:
-            waiting[id(node.parent)].append(node)
-    ready: dict[tuple[Any, ...], list[Node]] = defaultdict(list)
-    for node in nodes:
-        if node.parent is None:
-            ready[(node.stop.key, node.start, node.tail)].append(node)
-    batches: list[list[Node]] = []
-    while ready:
-        if walks:
-            at = batches[-1][0].stop.block if batches else 0
-            group = min(
-                ready,
-                key=lambda key: (key[0][0] < at, key[0][0], not any(map(_corrected, ready[key])), key[1]),
-            )
-        else:
-            group = max(ready, key=lambda key: (len(ready[key]), -key[0][0], -key[1]))
-        members = ready.pop(group)
-        if walks:  # while the block in front, which they correct, is still there
-            members.sort(key=_corrected, reverse=True)
-        batch, rest = members[:batch_rows], members[batch_rows:]
-        if rest:
-            ready[group] = rest
-        batches.append(batch)
-        for node in batch:
-            for child in waiting.pop(id(node), ()):
-                ready[(child.stop.key, child.start, child.tail)].append(child)
-    return batches

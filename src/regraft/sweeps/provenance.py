@@ -58,3 +58,11 @@ def provenance(model: Proved) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def opened_told(model: Proved, seed: int) -> dict[str, Any]:
+    """What every number of a run hangs on beside its options: seed, weights, versions, how the model was
+    opened."""
+    proof = provenance(model)
+    same = ("weights_sha256", "regraft", "torch", "transformers", "dtype", "device", "attention")
+    return {"seed": seed, **{key: proof[key] for key in same if key in proof}}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -27,11 +26,13 @@ from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
 from regraft.sweeps.executor import Replay, State
 from regraft.sweeps.feature_edits import spliced
 from regraft.sweeps.grids import Grid, as_dataset
-from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of, resolved
-from regraft.sweeps.plan import Leaf, Work, make_plan, naive_cost
+from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of
+from regraft.sweeps.plan import Work, make_plan, naive_cost
+from regraft.sweeps.plan_nodes import Leaf
 from regraft.sweeps.prefix_cache import why_no_cone
+from regraft.sweeps.read_pairs import ReadPairs, named_metrics
 from regraft.sweeps.recorded_layout import batch_rows, layout_of, live_rows
-from regraft.sweeps.region_metrics import with_regions
+from regraft.sweeps.shares import in_shares, measured_in_shares
 from regraft.sweeps.sweep_result import SweepResult, joined
 from regraft.sweeps.unchanged import changes_nothing
 from regraft.sweeps.variants import Add, Edit, Noise, Replace, Route, Scale, Variant, variants_of
@@ -103,9 +104,31 @@ def sweep(
     parts = []
     with plain_numbers():
         for number, one in enumerate(recordings):
-            parts.append(_Sweep(one, variants, metrics, exact, (number, len(recordings)), read).run())
+            parts.append(_measured(one, variants, metrics, exact, (number, len(recordings)), read))
     result = parts[0] if len(parts) == 1 else joined(parts)
     return result if cells is None else as_dataset(recordings[0].model, cells, result)
+
+
+def _measured(
+    recording: Recording,
+    variants: list[Variant],
+    metrics: Sequence[AnyMetric],
+    exact: bool,
+    place: tuple[int, int],
+    read: str | Sequence[str],
+) -> SweepResult:
+    """One recording's share of a sweep; in shares of its variants where those are kept or others help.
+
+    `place` is the recording's number among how many.
+    """
+    if read or not in_shares():
+        return _Sweep(recording, variants, metrics, exact, place, read).run()
+
+    def here(some: Sequence[Variant], share: tuple[int, int]) -> SweepResult:
+        number, count = place[0] * share[1] + share[0], place[1] * share[1]
+        return _Sweep(recording, list(some), metrics, exact, (number, count)).run()
+
+    return measured_in_shares(recording, variants, metrics, exact, here)
 
 
 class SweepError(RuntimeError):
@@ -143,9 +166,9 @@ class _Sweep:
             )
         variants = [spliced(self.model, variant) for variant in variants]
         self.variants, self.exact, self.share = [Variant(), *variants], exact, share
-        self.metrics = with_regions(_told_apart([resolved(m, recording) for m in metrics]), recording)
+        self.metrics = named_metrics(metrics, recording)
         _check_sites(self.model, variants)
-        self.pairs = _Pairs(recording, self.metrics)
+        self.pairs = ReadPairs(recording, self.metrics)
         count = len(self.variants)
         kind = measured_type(self.model.dtype)
         self.values = {
@@ -187,7 +210,7 @@ class _Sweep:
                 replay = Replay(self.recording, plan, self._measure_into(numbers), rows, self.reads)
                 replay.run(self._progress(which / len(ranges), 1 / len(ranges), plan.work.planned))
                 work.executed += replay.executed
-                work.preparation += replay.prepared
+                work.preparation += replay.clean.runs + plan.keys
                 if self.reads:
                     self.reads.forget()
                 for name in ("planned", "naive"):
@@ -347,57 +370,6 @@ def _at_one_position(edit: Edit, prompt: int, position: int, recording: Recordin
 def _touches(edit: Edit, prompt: int, position: int, recording: Recording) -> bool:
     found = edit_positions(edit, recording.lengths_B.tolist())
     return found is None or position in found[prompt]
-
-
-def _told_apart(metrics: list[Metric]) -> list[Metric]:
-    """Metrics of one kind bear their targets, or a number behind their name, so that several can be measured
-    at once."""
-    names = [m.name for m in metrics]
-    labels = [m.label for m in metrics]
-    seen: dict[str, int] = {}
-    told = []
-    for m in metrics:
-        seen[m.name] = seen.get(m.name, 0) + 1
-        own = m.label if m.label and labels.count(m.label) == 1 else f"{m.name}_{seen[m.name]}"
-        told.append(replace(m, name=own) if names.count(m.name) > 1 else m)
-    return told
-
-
-class _Pairs:
-    """The union of all (prompt, position) pairs that the metrics read, and each metric's own among them."""
-
-    def __init__(self, recording: Recording, metrics: list[Metric]):
-        wanted = {m.name: torch.stack(m.pairs(recording), 1) for m in metrics}
-        union = torch.cat(list(wanted.values())).unique(dim=0)
-        self.prompt, self.position = union[:, 0], union[:, 1]
-        self.prompts = recording.prompts
-        self.own_index, self.places, self.counts = {}, {}, {}
-        self.clean_PD = torch.empty(0)
-        code = self.prompt * recording.positions + self.position
-        for name, pairs in wanted.items():
-            own = pairs[:, 0] * recording.positions + pairs[:, 1]
-            place = torch.searchsorted(code, own)
-            index = torch.full_like(code, -1)
-            index[place] = torch.arange(len(own), device=own.device)
-            self.own_index[name], self.places[name] = index, place
-            self.counts[name] = torch.bincount(pairs[:, 0], minlength=self.prompts).float()
-
-    def gather(self, streams_nBTD: Tensor, start: int, clean_BTD: Tensor) -> Tensor:
-        """The stream at the pairs, (n, P, D); in front of `start` the clean one."""
-        inside = self.position >= start
-        got = streams_nBTD[:, self.prompt, (self.position - start).clamp_min(0)]
-        return (
-            got
-            if start == 0
-            else torch.where(inside[None, :, None], got, clean_BTD[self.prompt, self.position])
-        )
-
-    def per_prompt(self, name: str, scores_nP: Tensor) -> Tensor:
-        """Mean over each prompt's pairs, (n, B)."""
-        keep = self.own_index[name] >= 0
-        total = torch.zeros(len(scores_nP), self.prompts, device=scores_nP.device, dtype=scores_nP.dtype)
-        total.index_add_(1, self.prompt[keep], scores_nP[:, keep])
-        return total / self.counts[name]
 
 
 def _check_sites(model: Model, variants: Sequence[Variant]) -> None:

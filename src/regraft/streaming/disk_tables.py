@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.streaming.pages import sparse_table
-from regraft.streaming.placement import CHUNK
+from regraft.streaming.residency import CHUNK
 from regraft.streaming.shards import Shards
 
 KEPT_ROWS = 1 << 14
