@@ -69,8 +69,10 @@ if TYPE_CHECKING:
     from regraft.modules.tree_head import tree_head as tree_head
     from regraft.reference.verify import rebuild as rebuild
     from regraft.reporting.notebook import figure as figure
+    from regraft.sweeps.cluster import Cluster as Cluster
     from regraft.sweeps.gradients import gradients as gradients
     from regraft.sweeps.grids import grid as grid
+    from regraft.sweeps.kept_sweeps import keeping as keeping
     from regraft.sweeps.metrics import Metric as Metric
     from regraft.sweeps.metrics import kl_to_clean as kl_to_clean
     from regraft.sweeps.metrics import log_probability as log_probability
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from regraft.sweeps.metrics import token_logit as token_logit
     from regraft.sweeps.metrics import top1_agreement as top1_agreement
     from regraft.sweeps.own_metrics import metric as metric
+    from regraft.sweeps.several_devices import Devices as Devices
     from regraft.sweeps.sweep import sweep as sweep
     from regraft.sweeps.variants import Add as Add
     from regraft.sweeps.variants import Apply as Apply
@@ -116,6 +119,9 @@ _HOMES = {
     ),
     "sweeps.own_metrics": ("metric",),
     "sweeps.gradients": ("gradients",),
+    "sweeps.cluster": ("Cluster",),
+    "sweeps.several_devices": ("Devices",),
+    "sweeps.kept_sweeps": ("keeping",),
     "sweeps.grids": ("grid",),
     "core.runs": ("open_run",),
     "reporting.notebook": ("figure",),
@@ -145,6 +151,8 @@ __all__ = [
     "Build",
     "ByteConfig",
     "ByteEmbedding",
+    "Cluster",
+    "Devices",
     "Edit",
     "Generated",
     "InitSettings",
@@ -183,6 +191,7 @@ __all__ = [
     "grid",
     "inspect",
     "inspect_headers",
+    "keeping",
     "kl_to_clean",
     "knockout",
     "lens",

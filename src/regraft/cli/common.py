@@ -137,7 +137,7 @@ def settings_of(context: typer.Context, name: str) -> dict[str, Any]:
     """The options that a command was called with, as a file that calls it again."""
     kept = {COMMAND: name}
     for option in [parameter.name or "" for parameter in context.command.params]:
-        if option not in ("out", "as_json", "debug", "force") and is_written(context, option):
+        if option not in ("out", "as_json", "debug", "force", "dry_run") and is_written(context, option):
             value = context.params[option]
             kept[option] = str(value) if isinstance(value, Path) else value
     return kept

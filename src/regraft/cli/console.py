@@ -42,6 +42,7 @@ from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
 from regraft.reporting.page import CHECKS, csv_text
 from regraft.reporting.theme import CONFIG
+from regraft.sweeps.forecast import PlannedError, planning
 from regraft.sweeps.kept_sweeps import keeping
 from regraft.sweeps.provenance import opened_told, provenance
 
@@ -213,6 +214,23 @@ def show_experiment(
         ):
             dataset = with_bar(lambda: run_experiment(experiment, model, seed, **options))
         _told(dataset, out, as_json, settings, begun=ended(told))
+
+
+def show_plan(experiment: Experiment, model: Model | Weights, options: dict[str, Any], seed: int) -> None:
+    """Print what an experiment's first sweep would run and hold. Completions that it reads are written, since
+    the plan hangs on them.
+
+    Raises:
+        ValueError: the experiment came to its end without a sweep.
+    """
+    try:
+        with planning():
+            with_bar(lambda: run_experiment(experiment, model, seed, **options))
+    except PlannedError as planned:
+        console.print(f"{experiment.name} would sweep {planned.forecast}.", highlight=False)
+        console.print("Nothing was measured; a sweep that follows may depend on this one.", style="dim")
+        return
+    raise ValueError(f"{experiment.name} makes no sweep with these options: there is no plan to show")
 
 
 def run_told(

@@ -31,8 +31,10 @@ from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.graft import graft
 from regraft.cli.options import (
     AttentionOption,
+    ClusterOption,
     DebugOption,
     DeviceOption,
+    DryRunOption,
     DtypeOption,
     ForceOption,
     JsonOption,
@@ -47,6 +49,7 @@ from regraft.cli.options import (
     TextOption,
     TokenizerOption,
     folder_option,
+    helping,
     open_matrices,
     open_model,
     option_of,
@@ -56,7 +59,7 @@ from regraft.core.defaults import REPORT_COUNT
 from regraft.core.files import check_empty, read_text
 from regraft.core.registry import Experiment, experiments
 from regraft.export.hub_upload import check_push
-from regraft.jobs.checks import check_model, check_parameters, check_prompts, check_run
+from regraft.jobs.checks import check_devices, check_model, check_parameters, check_prompts, check_run
 
 app = typer.Typer(
     help="Take a transformer apart, see what every part does, replace one, and prove that it still works.",
@@ -277,6 +280,7 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
             "target_tokenizer": TargetTokenizerOption,
             "stream": StreamOption,
             "memory": MemoryOption,
+            "cluster": ClusterOption,
         }
 
     reads = any(parameter.name == "prompts" for parameter in experiment.parameters)
@@ -284,15 +288,18 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
     def command(context: typer.Context, **given: Any) -> None:
         how_opened = {name: given.pop(name) for name in opening}
         out, seed, as_json, debug = (given.pop(name) for name in ("out", "seed", "as_json", "debug"))
-        force = given.pop("force")
+        force, dry_run = given.pop("force"), given.pop("dry_run")
         file, text = (given.pop(name) for name in ("prompts_file", "text")) if reads else ("", "")
         with errors_in_one_sentence(debug):
             check_parameters(experiment, given, out, force)
             if common().push_to and not given.get("save"):
                 raise ValueError("--push-to-hub sends a saved model: name its folder with --save")
             check_prompts(given.get("prompts"), file, text)
+            cluster, device = how_opened.pop("cluster", ""), how_opened["device"]
+            how_opened["device"] = device.partition(",")[0].replace("cuda:*", "cuda:0")
+            check_devices(device)
             opened = open_model(**how_opened) if experiment.needs == "model" else open_matrices(**how_opened)
-            from regraft.cli.console import read_given, show_experiment
+            from regraft.cli.console import read_given, show_experiment, show_plan
 
             if file or text or given.get("prompts"):
                 count, asked = given.get("count") or 0, is_written(context, "count")
@@ -300,7 +307,11 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
                     cast(Any, opened), given.get("prompts"), file, text, count, asked
                 )
             settings = settings_of(context, experiment.name)
-            show_experiment(experiment, opened, given, out, seed, as_json, settings, force)
+            if dry_run:
+                show_plan(experiment, opened, given, seed)
+                return
+            with helping(opened, device, cluster, how_opened):
+                show_experiment(experiment, opened, given, out, seed, as_json, settings, force)
             push_saved(str(given.get("save") or ""))
 
     own = [option_of(parameter) for parameter in experiment.parameters]
@@ -312,6 +323,7 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
         *((name, annotation, defaults.get(name, "")) for name, annotation in opening.items()),
         ("out", OutOption, None),
         ("force", ForceOption, False),
+        ("dry_run", DryRunOption, False),
         ("seed", SeedOption, 0),
         ("as_json", JsonOption, False),
         ("debug", DebugOption, False),

@@ -6,7 +6,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -30,7 +31,9 @@ def folder_option(*names: str, help: str) -> Any:
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="A folder, a hub id, or specimen:qwen3|tuned|gpt2|t5.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="Where to compute, for example cpu or cuda.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="Where to compute: cpu, cuda, or several (cuda:0,cuda:1; cuda:*).")
+]
 DtypeOption = Annotated[
     str, typer.Option(help="float32, float64, bfloat16 or float16; by default what suits the device.")
 ]
@@ -52,7 +55,13 @@ MemoryOption = Annotated[
     str,
     typer.Option(help="Most that the process may hold, for example 3GiB; a larger model is streamed."),
 ]
+ClusterOption = Annotated[
+    str, typer.Option(help="local, or the address of a Ray cluster whose machines share the sweeps.")
+]
 OutOption = Annotated[Path | None, folder_option(help="Folder to write the run to.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the first sweep would run and hold, and stop there.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace the run that --out holds.")]
 PromptsFileOption = Annotated[
     str, typer.Option(help="Prompts in a file: one on each line, or a JSON list.", metavar="FILE")
@@ -107,6 +116,28 @@ def open_model(
         stream=stream,
         memory=memory or None,
     )
+
+
+@contextmanager
+def helping(model: Model | Weights, device: str, cluster: str, opening: Mapping[str, Any]) -> Iterator[None]:
+    """While inside, other devices or a cluster measure shares of sweeps, where that is asked for."""
+    if not cluster and "," not in device and "*" not in device:
+        yield
+        return
+    from regraft.jobs.helping import devices_of, helpers_for
+    from regraft.model.model import Model
+    from regraft.sweeps.shares import helped_by
+
+    if not isinstance(model, Model):
+        raise ValueError("this command reads matrices from files: name one device, and no cluster")
+    told = {name: opening[name] for name in ("dtype", "attention", "remote_code") if opening.get(name)}
+    helpers = helpers_for(model, devices_of(device), cluster, told)
+    try:
+        with helped_by(helpers):
+            yield
+    finally:
+        if helpers is not None:
+            helpers.close()
 
 
 _TYPES: dict[str, Any] = {

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from regraft.cli.common import common
-from regraft.core.progress import listening
+from regraft.core.progress import listening, telling
 
 Made = TypeVar("Made")
 
@@ -67,5 +67,17 @@ class StepBars:
 
 def with_bar(work: Callable[[], Made]) -> Made:
     """Do some work while bars show how far along it is."""
-    with progress_bar() as bar, listening(StepBars(bar).heard):
+    with progress_bar() as bar, listening(StepBars(bar).heard), telling(_told_above(bar)):
         return work()
+
+
+def _told_above(bar: Progress) -> Callable[[str], None]:
+    """Writes each sentence once above the bars; nothing where there are none."""
+    told: set[str] = set()
+
+    def tell(sentence: str) -> None:
+        if not bar.disable and sentence not in told:
+            told.add(sentence)
+            bar.console.print(sentence, style="dim", highlight=False)
+
+    return tell

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 _log = logging.getLogger("regraft.progress")
 Listener = Callable[[str, int, int], None]
 _listener: ContextVar[Listener | None] = ContextVar("regraft_progress", default=None)
+_teller: ContextVar[Callable[[str], None] | None] = ContextVar("regraft_teller", default=None)
 
 
 def advance(work: str, done: int, total: int) -> None:
@@ -36,3 +37,21 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+def tell(sentence: str) -> None:
+    """Say what work is about to begin, to the log and to whoever listens to sentences."""
+    _log.info("%s", sentence)
+    teller = _teller.get()
+    if teller is not None:
+        teller(sentence)
+
+
+@contextmanager
+def telling(teller: Callable[[str], None]) -> Iterator[None]:
+    """While inside, `teller` is given what is told."""
+    token = _teller.set(teller)
+    try:
+        yield
+    finally:
+        _teller.reset(token)

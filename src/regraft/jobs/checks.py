@@ -50,10 +50,20 @@ def check_opening(
         bytes_of(memory)
     if tokenizer:
         located(tokenizer)
-    if device and re.sub(r":\d+$", "", device) not in DEVICES:
-        raise ValueError(f"device {device!r} is not known: write cpu, cuda or cuda:1")
+    check_devices(device)
     if dtype and dtype not in TYPES:
         raise ValueError(f"dtype {dtype!r} is not known: choose one of {', '.join(TYPES)}")
+
+
+def check_devices(devices: str) -> None:
+    """Make sure that a list of devices names such as there may be.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    for device in devices.split(","):
+        if device.strip() and re.sub(r":(\d+|\*)$", "", device.strip()) not in DEVICES:
+            raise ValueError(f"device {device.strip()!r} is not known: write cpu, cuda, cuda:1 or cuda:*")
 
 
 def check_model(name: str) -> None:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from regraft.core.structure import lengths_of_prompts
+from regraft.model.model import Model
+from regraft.model.sites import SiteError
 from regraft.sweeps.batch_layout import edit_positions
-from regraft.sweeps.variants import Edit, listed
+from regraft.sweeps.variants import Edit, Noise, Scale, Variant, listed
 
 
 @dataclass(eq=False)
@@ -139,3 +141,26 @@ def _check_ends(edit: Edit, came_from: tuple[int, ...] | None, carried: Carried)
             f" {list(carried.lengths)} tokens, its value comes from {there}: give the values at the edited"
             " positions, (prompts, positions, width)"
         )
+
+
+def check_edits(model: Model, variants: Sequence[Variant]) -> None:
+    """Make sure that a sweep can make every edit.
+
+    Raises:
+        ValueError: a size that is no finite number, or a site that a sweep cannot write to.
+    """
+    for edit in (edit for variant in variants for edit in variant.edits):
+        _check_outside(edit)
+        if model.site(edit.site).name == "pattern":
+            raise SiteError(
+                f"{edit.site} can be read but not edited: the model mixes values before it returns its"
+                " pattern"
+            )
+
+
+def _check_outside(edit: Edit) -> None:
+    size = edit.scale if isinstance(edit, Noise) else edit.factor if isinstance(edit, Scale) else 0.0
+    if not -float("inf") < size < float("inf"):
+        raise ValueError(f"the edit at {edit.site} has the size {size}: write a finite number")
+    if isinstance(edit, Noise) and edit.site in ("final_norm", "logits"):
+        raise SiteError(f"noise at {edit.site} is not offered: add it to the last block's resid_post")

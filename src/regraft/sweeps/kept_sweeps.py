@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from regraft.core.files import writing
+from regraft.core.files import place_of, writing
 from regraft.model.recording import Recording
 from regraft.sweeps.metrics import Metric
 from regraft.sweeps.plan import Work
@@ -55,9 +55,9 @@ _KEEPING: ContextVar[KeptRun | None] = ContextVar("regraft_keeping", default=Non
 
 
 @contextmanager
-def keeping(folder: Path | None) -> Iterator[None]:
+def keeping(folder: Path | str | None) -> Iterator[None]:
     """While inside, every sweep is kept in a folder, and what is there already is not measured again."""
-    token = _KEEPING.set(None if folder is None else KeptRun(folder))
+    token = _KEEPING.set(None if folder is None else KeptRun(place_of(folder)))
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -40,6 +41,10 @@ class Helpers(Protocol):
         exact: bool,
     ) -> Iterator[tuple[int, SweepResult]]:
         """Each share's number and result, in whatever order they come."""
+        ...
+
+    def close(self) -> None:
+        """Let them go."""
         ...
 
 
@@ -80,14 +85,21 @@ def measured_in_shares(
         return here(variants, (0, 1))
     found = {number: one for number in range(len(ranges)) if kept and (one := kept.read(number))}
     left = [(n, [variants[i] for i in rows]) for n, rows in enumerate(ranges) if n not in found]
-    ways = _measured_here(left, here, len(ranges))
-    if helpers is not None and left:
-        ways = helpers.measured(recording, left, metrics, exact)
-    for number, result in ways:
+    own = [job for job in left if helpers is None or any(map(_has_modules, job[1]))]
+    given = [job for job in left if job not in own]
+    ways = [_measured_here(own, here, len(ranges))]
+    if helpers is not None and given:
+        ways.append(helpers.measured(recording, given, metrics, exact))
+    for number, result in chain.from_iterable(ways):
         if kept is not None:
             kept.write(number, result)
         found[number] = result
     return stacked([found[number] for number in range(len(ranges))])
+
+
+def _has_modules(variant: Variant) -> bool:
+    """Whether a route passes modules that only this process has: a donor's block, a rounded one."""
+    return variant.route is not None and any(stop.module is not None for stop in variant.route.stops)
 
 
 def _measured_here(

@@ -16,26 +16,26 @@ from regraft.core.progress import advance
 from regraft.core.tolerance import gap
 from regraft.model.cpu_pack import packed
 from regraft.model.hooks import writing
-from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.model.session import plain_numbers
-from regraft.model.sites import SiteError, Tap
+from regraft.model.sites import Tap
 from regraft.sweeps.batch_layout import BatchLayout, edit_positions
 from regraft.sweeps.changed_reads import ChangedReads
-from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
+from regraft.sweeps.edits import Carried, Placed, apply_edits, check_edits, pick_value
 from regraft.sweeps.executor import Replay, State
 from regraft.sweeps.feature_edits import spliced
+from regraft.sweeps.forecast import announce
 from regraft.sweeps.grids import Grid, as_dataset
 from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of
-from regraft.sweeps.plan import Work, make_plan, naive_cost
+from regraft.sweeps.plan import SweepPlan, Work, make_plan, naive_cost
 from regraft.sweeps.plan_nodes import Leaf
 from regraft.sweeps.prefix_cache import why_no_cone
 from regraft.sweeps.read_pairs import ReadPairs, named_metrics
 from regraft.sweeps.recorded_layout import batch_rows, layout_of, live_rows
-from regraft.sweeps.shares import in_shares, measured_in_shares
+from regraft.sweeps.shares import Helpers, helped_by, in_shares, measured_in_shares
 from regraft.sweeps.sweep_result import SweepResult, joined
 from regraft.sweeps.unchanged import changes_nothing
-from regraft.sweeps.variants import Add, Edit, Noise, Replace, Route, Scale, Variant, variants_of
+from regraft.sweeps.variants import Add, Edit, Replace, Route, Variant, variants_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,6 +52,8 @@ def sweep(
     *,
     exact: bool = False,
     read: str | Sequence[str] = (),
+    cluster: Helpers | None = None,
+    alone: bool = False,
 ) -> xr.Dataset: ...
 
 
@@ -63,6 +65,8 @@ def sweep(
     *,
     exact: bool = False,
     read: str | Sequence[str] = (),
+    cluster: Helpers | None = None,
+    alone: bool = False,
 ) -> SweepResult: ...
 
 
@@ -73,6 +77,8 @@ def sweep(
     *,
     exact: bool = False,
     read: str | Sequence[str] = (),
+    cluster: Helpers | None = None,
+    alone: bool = False,
 ) -> SweepResult | xr.Dataset:
     """Run every variant of one or several recordings and measure it.
 
@@ -87,6 +93,8 @@ def sweep(
             threads the last bits still differ.
         read: sites of blocks whose activations in every variant are kept, in `SweepResult.reads`; edits at a
             site are in what is read there. All positions are then run.
+        cluster: who measures shares of the variants beside this process (`regraft.Cluster`).
+        alone: measure all of it here and now, whoever helps and whatever is kept.
 
     Returns:
         A `SweepResult`; with a grid an `xarray.Dataset`.
@@ -102,9 +110,14 @@ def sweep(
     if isinstance(recordings, (str, bytes)) or not isinstance(recordings, Sequence) or not len(recordings):
         raise ValueError(f"a {type(recording).__name__} is no recording: make one with model.record(prompts)")
     parts = []
-    with plain_numbers():
+    with plain_numbers(), helped_by(cluster) if cluster is not None else nullcontext():
         for number, one in enumerate(recordings):
-            parts.append(_measured(one, variants, metrics, exact, (number, len(recordings)), read))
+            place = (number, len(recordings))
+            parts.append(
+                _Sweep(one, variants, metrics, exact, place, read).run()
+                if alone
+                else _measured(one, variants, metrics, exact, place, read)
+            )
     result = parts[0] if len(parts) == 1 else joined(parts)
     return result if cells is None else as_dataset(recordings[0].model, cells, result)
 
@@ -167,7 +180,7 @@ class _Sweep:
         variants = [spliced(self.model, variant) for variant in variants]
         self.variants, self.exact, self.share = [Variant(), *variants], exact, share
         self.metrics = named_metrics(metrics, recording)
-        _check_sites(self.model, variants)
+        check_edits(self.model, variants)
         self.pairs = ReadPairs(recording, self.metrics)
         count = len(self.variants)
         kind = measured_type(self.model.dtype)
@@ -202,11 +215,12 @@ class _Sweep:
             unchanged = self._answer_unchanged(clean, layout, work)
             left = [number for number in range(len(self.variants)) if number not in unchanged]
             ranges = [left[begin : begin + chunk] for begin in range(0, len(left), chunk)]
+            first = self._plan(ranges[0], layout)
+            # The others are planned for their work and again when they run: all plans at once would be large.
+            works = [work, first.work, *(self._plan(numbers, layout).work for numbers in ranges[1:])]
+            announce(self.recording, len(self.variants) - 1, works, LOGITS_AT_ONCE)
             for which, numbers in enumerate(ranges):
-                control = numbers[0] == 0
-                chosen = [self.variants[i] for i in numbers]
-                linear = not self.exact and self.reads is None
-                plan = make_plan(chosen, layout, control=control, linear=linear)
+                plan = self._plan(numbers, layout) if which else first
                 replay = Replay(self.recording, plan, self._measure_into(numbers), rows, self.reads)
                 replay.run(self._progress(which / len(ranges), 1 / len(ranges), plan.work.planned))
                 work.executed += replay.executed
@@ -246,6 +260,11 @@ class _Sweep:
             advance("variants", round(1000 * (number + within) / recordings), 1000)
 
         return note_call
+
+    def _plan(self, numbers: Sequence[int], layout: BatchLayout) -> SweepPlan:
+        chosen = [self.variants[i] for i in numbers]
+        linear = not self.exact and self.reads is None
+        return make_plan(chosen, layout, control=numbers[0] == 0, linear=linear)
 
     def _why_whole(self) -> str:
         """Why rows carry all positions where an edit leaves those in front of it as they are; hooks that came
@@ -370,21 +389,3 @@ def _at_one_position(edit: Edit, prompt: int, position: int, recording: Recordin
 def _touches(edit: Edit, prompt: int, position: int, recording: Recording) -> bool:
     found = edit_positions(edit, recording.lengths_B.tolist())
     return found is None or position in found[prompt]
-
-
-def _check_sites(model: Model, variants: Sequence[Variant]) -> None:
-    for edit in (edit for variant in variants for edit in variant.edits):
-        _check_outside(edit)
-        if model.site(edit.site).name == "pattern":
-            raise SiteError(
-                f"{edit.site} can be read but not edited: the model mixes values before it returns its"
-                " pattern"
-            )
-
-
-def _check_outside(edit: Edit) -> None:
-    size = edit.scale if isinstance(edit, Noise) else edit.factor if isinstance(edit, Scale) else 0.0
-    if not -float("inf") < size < float("inf"):
-        raise ValueError(f"the edit at {edit.site} has the size {size}: write a finite number")
-    if isinstance(edit, Noise) and edit.site in ("final_norm", "logits"):
-        raise SiteError(f"noise at {edit.site} is not offered: add it to the last block's resid_post")

@@ -1,0 +1,82 @@
+"""Shares of a sweep spread over several devices of one machine, a copy of the model on each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from queue import Empty, Queue
+from threading import Thread
+
+from regraft.model.model import Model
+from regraft.model.recorded_again import Given, recorded_again
+from regraft.model.recording import Recording
+from regraft.sweeps.metrics import AnyMetric
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.sweep_result import SweepResult
+from regraft.sweeps.variants import Variant
+
+Job = tuple[int, Sequence[Variant]]
+
+
+class Devices:
+    """Copies of one model on other devices; the model itself measures, too.
+
+    Its own shares are measured by the thread that asks, which may hold the model already.
+    """
+
+    def __init__(self, copies: Sequence[Model]):
+        self.copies = list(copies)
+
+    def measured(
+        self, recording: Recording, shares: Sequence[Job], metrics: Sequence[AnyMetric], exact: bool
+    ) -> Iterator[tuple[int, SweepResult]]:
+        """Each share's number and result, in the order in which they are done."""
+        given, jobs = Given.of(recording), _queue_of(shares)
+        done: Queue[tuple[int, SweepResult] | BaseException] = Queue()
+
+        def work(copy: Model) -> None:
+            try:
+                own = recorded_again(copy, given)
+                while (job := _next(jobs)) is not None:
+                    result = sweep(own, list(job[1]), list(metrics), exact=exact)
+                    done.put((job[0], on_cpu(result)))
+            except BaseException as error:  # whatever it is, whoever asked hears of it
+                done.put(error)
+
+        threads = [Thread(target=work, args=(copy,), daemon=True) for copy in self.copies]
+        for thread in threads:
+            thread.start()
+        left = len(shares)
+        while left:
+            job = _next(jobs)
+            if job is not None:
+                done.put((job[0], sweep(recording, list(job[1]), list(metrics), exact=exact, alone=True)))
+            one = done.get()
+            if isinstance(one, BaseException):
+                raise one
+            left -= 1
+            yield one
+
+    def close(self) -> None:
+        """Let the copies go."""
+        self.copies.clear()
+
+
+def _queue_of(shares: Sequence[Job]) -> Queue[Job]:
+    jobs: Queue[Job] = Queue()
+    for job in shares:
+        jobs.put(job)
+    return jobs
+
+
+def _next(jobs: Queue[Job]) -> Job | None:
+    try:
+        return jobs.get_nowait()
+    except Empty:
+        return None
+
+
+def on_cpu(result: SweepResult) -> SweepResult:
+    """The same result with its tensors on the CPU."""
+    for part in (result.values, result.clean, result.control, result.weights):
+        part.update({name: tensor.cpu() for name, tensor in part.items()})
+    return result
