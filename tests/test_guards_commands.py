@@ -53,7 +53,7 @@ def test_a_rebuilt_model_is_compared_written_and_shown(begun, capsys, out, as_js
     steps = [
         ("check_writable", out, "rebuild", "sum of it"),
         ("rebuild", "it", ["text"], "2.mlp", "float64"),
-        ("write_run", found, out, None),
+        ("write_run", found, out, None, None),
     ]
     wanted = steps if out else steps[1:2]
     assert [
@@ -66,9 +66,10 @@ def test_a_rebuilt_model_is_compared_written_and_shown(begun, capsys, out, as_js
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-@pytest.mark.parametrize("out", [None, Path("out")])
-def test_an_experiment_is_run_written_and_shown(begun, capsys, out, as_json, monkeypatch):
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_experiment_is_run_written_and_shown(begun, capsys, kept, as_json, monkeypatch, tmp_path):
     seen, found = begun
+    out = tmp_path / "out" if kept else None
     ran = []
     experiment = SimpleNamespace(name="it")
 
@@ -78,7 +79,7 @@ def test_an_experiment_is_run_written_and_shown(begun, capsys, out, as_json, mon
         return found
 
     monkeypatch.setattr(commands, "run_experiment", run)
-    model = SimpleNamespace(weights_sha256="sum")
+    model = SimpleNamespace(weights_sha256="sum", name="m", dtype="float32", device="cpu", proof=dict)
     commands.show_experiment(experiment, model, {"count": 3}, out, 7, as_json)
     said = capsys.readouterr().out
     assert ran == [(model, 7, {"count": 3})]
@@ -86,6 +87,6 @@ def test_an_experiment_is_run_written_and_shown(begun, capsys, out, as_json, mon
         [("check_writable", out, "it", "sum"), ("write_run", found, out, None)] if out else []
     )
     assert (("print_result", found) in seen) == (not as_json)
-    assert ("written to out" in said) == (out is not None and not as_json)
+    assert ("written to" in said) == (out is not None and not as_json)
     if as_json:
         assert json.loads(said)["data_vars"]["it"]["data"] == [1.5]

@@ -13,8 +13,9 @@ from regraft.sweeps import sweep as module
 from regraft.sweeps.edits import Carried, Placed, apply_edits, pick_value
 from regraft.sweeps.executor import route_logits
 from regraft.sweeps.plan import Work
+from regraft.sweeps.read_pairs import ReadPairs, _told_apart
 from regraft.sweeps.recorded_layout import batch_rows, live_rows
-from regraft.sweeps.sweep import _Pairs, _told_apart, sweep
+from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult, joined
 from regraft.sweeps.variants import Add, Noise, Replace, Route, Scale, Stop, Variant, Zero
 from small import METRIC, opened, recorded, reference
@@ -246,7 +247,7 @@ def test_positions_that_metrics_read():
 def test_pairs_of_several_metrics_are_read_once_and_averaged_by_prompt():
     recording = faked(numbers(5, 9))
     chosen = [metrics.loss(), metrics.resolved(metrics.token_logit(1), recording), metrics.kl_to_clean(1)]
-    pairs = _Pairs(recording, chosen)
+    pairs = ReadPairs(recording, chosen)
     union = list(zip(pairs.prompt.tolist(), pairs.position.tolist(), strict=True))
     assert union == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]
     assert pairs.own_index["loss"].tolist() == [0, 1, 2, -1, 3, 4, -1]

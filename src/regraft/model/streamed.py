@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,9 @@ def open_streamed(
         raise ValueError(f"{type(hf).__name__} has no list of blocks: it cannot be streamed")
     table, head = hf.get_input_embeddings(), hf.get_output_embeddings()
     sizes = _sizes(hf, units, table, head)
+    if device.type != "cpu":  # a card looks rows up in its own memory
+        rest = sizes.rest + sizes.embedding
+        sizes = replace(sizes, rest=rest, embedding=0)
     limit = _limit(memory, device)
     placement = place(sizes, limit)
     shards.pages.most = max(unit.bytes for unit in units)

@@ -1,7 +1,7 @@
 """The resid_pre patch grid on one NVIDIA GPU, in bfloat16, beside a plain loop of hooks.
 
 Needs torch and transformers alone; regraft runs from its source: `PYTHONPATH=src python -m
-benchmarks.gpu_grid`. Both shapes have random weights, made on the device. The loop is timed on a random
+benchmarks.gpu.grid`. Both shapes have random weights, made on the device. The loop is timed on a random
 subset of the cells and scaled to all.
 """
 
