@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 
-from benchmarks.streaming.checkpoint import QWEN3_4B, write_checkpoint
-from benchmarks.streaming.run import LIMIT, in_process
 from regraft.core.sizes import bytes_of
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
-    **QWEN3_4B, "num_hidden_layers": 20, "vocab_size": 4096, "hidden_size": 1024, "intermediate_size": 3584,
+    "num_hidden_layers": 20, "vocab_size": 4096, "hidden_size": 1024, "intermediate_size": 3584,
     "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64,
 }  # fmt: skip
 """Twenty blocks of 28 MiB in bfloat16."""
@@ -18,10 +20,19 @@ ALLOWED = "1.25GiB"
 a quarter of a GiB for weights that take more than half a GiB."""
 
 
-def test_a_process_stays_below_what_it_was_allowed(tmp_path):
-    size = write_checkpoint(tmp_path, SMALL)
+@pytest.fixture
+def streaming(monkeypatch):
+    """The benchmark's checkpoint and its cases, each in a process of its own."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return (importlib.import_module(f"benchmarks.streaming.{name}") for name in ("checkpoint", "run"))
+
+
+def test_a_process_stays_below_what_it_was_allowed(streaming, tmp_path):
+    checkpoint, run = streaming
+    size = checkpoint.write_checkpoint(tmp_path, {**checkpoint.QWEN3_4B, **SMALL})
     assert size > 0.5 * 2**30
-    found = in_process(tmp_path, "knockout", 32, ALLOWED)
+    found = run.in_process(tmp_path, "knockout", 32, ALLOWED)
     assert found["peak_bytes"] < bytes_of(ALLOWED)
     assert found["blocks_that_stay"] < 10
     blocks = size - 4096 * 1024 * 2
@@ -34,11 +45,12 @@ def test_a_process_stays_below_what_it_was_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("what", "tokens", "walks"), [("record", 64, 1), ("lens", 256, 2), ("knockout", 64, 2)]
 )
-def test_the_shape_of_qwen3_4b_in_three_gib(what, tokens, walks, tmp_path_factory):
+def test_the_shape_of_qwen3_4b_in_three_gib(what, tokens, walks, streaming, tmp_path_factory):
+    checkpoint, run = streaming
     folder = tmp_path_factory.getbasetemp() / "qwen3-4b"
-    size = write_checkpoint(folder, QWEN3_4B)
+    size = checkpoint.write_checkpoint(folder, checkpoint.QWEN3_4B)
     assert size == 8_044_936_192
-    found = in_process(folder, what, tokens, LIMIT)
+    found = run.in_process(folder, what, tokens, run.LIMIT)
     assert found["peak_bytes"] < 3 * 2**30
     assert found["walks"] == walks
     each = (size - 151_936 * 2560 * 2 - 2560 * 2) / 36

@@ -26,9 +26,10 @@ from regraft.sweeps.batch_layout import (
 from regraft.sweeps.plan_nodes import EntryEdit, Leaf, Node, Source, scheduled
 from regraft.sweeps.variants import Edit, Route, Stop, Variant
 
-CONE_STEPS, CONE_LEAST_STEP = 8, 4
-"""Rows that go together carry positions from the same place on: eight places, none of fewer than four
-positions, so that batches stay large."""
+CONE_STEPS, CONE_LEAST_STEP = 16, 4
+"""Rows that go together carry positions from the same place on: sixteen places, none of fewer than four
+positions. In a grid of 12 blocks by 64 positions on a CPU sixteen are 3% faster than eight and as fast as
+thirty-two; fewer rows go together."""
 
 
 @dataclass
