@@ -29,7 +29,7 @@ from regraft.experiments.observe.lens import read_depths
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
 
-LIMIT = "2.75GiB"
+LIMIT = "2.4GiB"
 """What a case is given, so that the whole process stays under 3 GiB."""
 FITS = {**QWEN3_4B, "num_hidden_layers": 10, "vocab_size": 8192}
 """Ten blocks of the same shape: small enough to be in memory as a whole."""
