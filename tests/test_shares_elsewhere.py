@@ -40,7 +40,7 @@ def test_devices_give_what_one_gives(monkeypatch):
             asked.extend(number for number, _ in some)
             return super().measured(recording, some, *words)
 
-    others = Counted([load(copy.deepcopy(model.hf), pack=False) for _ in range(2)])
+    others = Counted(model, [load(copy.deepcopy(model.hf), pack=False) for _ in range(2)])
     with helped_by(others):
         together = sweep(recording, variants(model), [loss(), kl_to_clean()])
     assert asked == [0, 1, 2], "the share with a block of this model's own is measured here"
@@ -50,6 +50,23 @@ def test_devices_give_what_one_gives(monkeypatch):
     again = sweep(recording, variants(model), [loss()], cluster=others)
     torch.testing.assert_close(again.values["loss"], alone.values["loss"], rtol=1e-4, atol=1e-6)
     assert asked == [0, 1, 2, 0, 1, 2]
+
+
+def test_another_model_than_the_one_that_was_copied_is_measured_here(monkeypatch):
+    """A donor's recording, a model that was changed or hooked since: copies know nothing of it."""
+    monkeypatch.setattr(shares, "variants_at_once", lambda recording: 16)
+    model, donor = opened("llama"), opened("llama", seed=9)
+    others = Devices(model, [load(copy.deepcopy(model.hf), pack=False)])
+    monkeypatch.setattr(Devices, "measured", lambda *words: pytest.fail("the copies are asked"))
+    alone = sweep(donor.record([ids(7, 1)]), variants(donor)[:20], loss())
+    found = sweep(donor.record([ids(7, 1)]), variants(donor)[:20], loss(), cluster=others)
+    torch.testing.assert_close(found.values["loss"], alone.values["loss"], rtol=1e-4, atol=1e-6)
+    hook = model.blocks[1].module.register_forward_hook(lambda *words: None)
+    sweep(model.record([ids(7, 1)]), variants(model)[:20], loss(), cluster=others)
+    hook.remove()
+    with torch.no_grad():
+        model.blocks[1].module.mlp.up_proj.weight.mul_(2.0)
+    sweep(model.record([ids(7, 1)]), variants(model)[:20], loss(), cluster=others)
 
 
 def test_an_error_on_another_device_is_heard(monkeypatch):
@@ -63,7 +80,7 @@ def test_an_error_on_another_device_is_heard(monkeypatch):
 
     monkeypatch.setattr("regraft.sweeps.several_devices.recorded_again", broken)
     with pytest.raises(RuntimeError, match="the card fell out"):
-        sweep(recording, variants(model)[:40], [loss()], cluster=Devices([other]))
+        sweep(recording, variants(model)[:40], [loss()], cluster=Devices(model, [other]))
 
 
 def test_the_command_line_takes_several_devices():
@@ -105,7 +122,7 @@ def test_a_cluster_gives_the_same_bits_and_a_killed_worker_changes_nothing(two_n
     monkeypatch.setattr(shares, "variants_at_once", lambda recording: 16)
     model = load("specimen:gpt2")
     recording = model.record(["14 + 43 = 57 and more", "The capital of France is a city"])
-    with helped_by(Devices([])):
+    with helped_by(Devices(model, [])):
         here = sweep(recording, variants(model), [loss(), kl_to_clean()])
     workers = Cluster(model, two_nodes.address)
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -225,3 +228,13 @@ def test_keys_and_values_are_found_once_a_recording(monkeypatch):
     assert cone_of(recording).runs == runs > 0
     torch.testing.assert_close(first.values["d"], second.values["d"], atol=1e-5, rtol=1e-4)
     assert recorded_layout.layout_of(recording, {"1.mlp_out"}).cone
+
+
+def test_keys_and_values_go_with_their_recording():
+    model = opened("llama")
+    recording = model.record([ids(16, 1)])
+    cone_of(recording).past(1)
+    gone = weakref.ref(recording)
+    del recording
+    gc.collect()
+    assert gone() is None

@@ -54,7 +54,7 @@ def helpers_for(
         return None
     if model.streamed is not None:
         raise ValueError("a streamed model is read for one device: name one with --device")
-    return Devices([_copy(model, device, opening) for device in devices[1:]])
+    return Devices(model, [_copy(model, device, opening) for device in devices[1:]])
 
 
 def _copy(model: Model, device: str, opening: Mapping[str, Any]) -> Model:

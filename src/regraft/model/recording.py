@@ -58,6 +58,7 @@ class Recording:
     notes: list[str] = field(default_factory=list)
     regions: Regions | None = None
     proved: dict[str, bool] = field(default_factory=dict)
+    derived: dict[str, Any] = field(default_factory=dict)
     _cache: dict[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:

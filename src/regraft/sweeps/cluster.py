@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -24,7 +26,7 @@ from regraft.model.model import Model
 from regraft.model.recorded_again import Given, recorded_again
 from regraft.model.recording import Recording
 from regraft.sweeps.metrics import AnyMetric
-from regraft.sweeps.several_devices import Job, on_cpu
+from regraft.sweeps.several_devices import Job, on_cpu, served
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Variant
@@ -107,6 +109,8 @@ class Cluster:
             )
         if model.streamed is not None:
             raise ClusterError("a streamed model is read by one process: open it whole on a cluster")
+        self.model, self.taken_of = model, model.fingerprint()
+        self._keys: WeakKeyDictionary[Recording, str] = WeakKeyDictionary()
         self.ray = _connected(address)
         self.notes: list[str] = []
         names = {module: name for name, module in model.hf.named_modules()}
@@ -149,12 +153,16 @@ class Cluster:
         if len(kinds) > 1:
             self.notes.append(f"measured by machines of several kinds ({', '.join(kinds)})")
 
+    def serves(self, recording: Recording) -> bool:
+        """Whether the workers hold the recording's model as it is."""
+        return served(recording, self.model, self.taken_of)
+
     def measured(
         self, recording: Recording, shares: Sequence[Job], metrics: Sequence[AnyMetric], exact: bool
     ) -> Iterator[tuple[int, SweepResult]]:
         """Each share's number and result, in the order in which they come back."""
         given = self.ray.put(Given.of(recording))
-        key = f"{id(recording)} {len(recording.taken.calls)}"
+        key = self._keys.setdefault(recording, uuid4().hex)
         waiting, idle = list(shares), list(self.workers)
         running: dict[Any, tuple[int, Any]] = {}
         done = 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -199,12 +198,11 @@ class Cone:
         return calls, cache
 
 
-_CONES: WeakKeyDictionary[Recording, Cone] = WeakKeyDictionary()
-
-
 def cone_of(recording: Recording) -> Cone:
-    """The cone of a recording, which every sweep of it shares."""
-    return _CONES.setdefault(recording, Cone(recording))
+    """The cone of a recording, which every sweep of it shares, and which goes with it."""
+    if "cone" not in recording.derived:
+        recording.derived["cone"] = Cone(recording)
+    return recording.derived["cone"]
 
 
 def cone_holds(model: Model) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from queue import Empty, Queue
 from threading import Thread
+from typing import Any
 
 from regraft.model.model import Model
 from regraft.model.recorded_again import Given, recorded_again
@@ -23,8 +24,12 @@ class Devices:
     Its own shares are measured by the thread that asks, which may hold the model already.
     """
 
-    def __init__(self, copies: Sequence[Model]):
-        self.copies = list(copies)
+    def __init__(self, model: Model, copies: Sequence[Model]):
+        self.model, self.taken_of, self.copies = model, model.fingerprint(), list(copies)
+
+    def serves(self, recording: Recording) -> bool:
+        """Whether the copies are copies of the recording's model as it is."""
+        return served(recording, self.model, self.taken_of)
 
     def measured(
         self, recording: Recording, shares: Sequence[Job], metrics: Sequence[AnyMetric], exact: bool
@@ -59,6 +64,13 @@ class Devices:
     def close(self) -> None:
         """Let the copies go."""
         self.copies.clear()
+
+
+def served(recording: Recording, model: Model, taken_of: tuple[Any, ...]) -> bool:
+    """Whether a recording is of a model that was copied when its weights were these, and that nothing hangs
+    on: no hook and no dictionary, which the copies do not have."""
+    plain = not model.hooked_since and not model.dictionaries
+    return recording.model is model and plain and recording.taken_of == taken_of
 
 
 def _queue_of(shares: Sequence[Job]) -> Queue[Job]:

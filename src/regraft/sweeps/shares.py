@@ -33,6 +33,10 @@ Measure = Callable[[Sequence[Variant], tuple[int, int]], SweepResult]
 class Helpers(Protocol):
     """Others who measure shares: cards, or the machines of a cluster."""
 
+    def serves(self, recording: Recording) -> bool:
+        """Whether they hold the recording's model as it is."""
+        ...
+
     def measured(
         self,
         recording: Recording,
@@ -75,6 +79,7 @@ def measured_in_shares(
 ) -> SweepResult:
     """Measure what is not kept already, and put all of it together."""
     run, helpers = kept_run(), _HELPERS.get()
+    helpers = helpers if helpers is not None and helpers.serves(recording) else None
     at_once = variants_at_once(recording)
     kept: KeptSweep | None = None
     if run is not None:
