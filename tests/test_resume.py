@@ -26,7 +26,7 @@ from regraft.sweeps import kept_sweeps, shares
 from regraft.sweeps.kept_sweeps import keeping
 from regraft.sweeps.metrics import kl_to_clean, loss
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Scale, Variant
+from regraft.sweeps.variants import Apply, Replace, Route, Scale, Variant
 from small import ids, opened
 
 FEW = ["--model", "specimen:gpt2", "--prompts", "14 + 43 =", "The capital of France is", "--tokens", "4"]
@@ -116,6 +116,29 @@ def test_another_sweep_in_the_same_place_begins_anew(tmp_path, monkeypatch):
     found = measured(model, second, tmp_path)
     plain = sweep(second, variants(model), [loss()])
     torch.testing.assert_close(found.values["loss"], plain.values["loss"], rtol=1e-4, atol=1e-6)
+
+
+def test_other_values_in_the_same_place_begin_anew(tmp_path):
+    """A run of one's own in Python has no command that would tell it from another."""
+    model = opened("llama")
+    recording = model.record([ids(7, 1)])
+    ones, twos = torch.ones(model.width), torch.full((model.width,), 2.0)
+    block, other = model.blocks[1].module, model.blocks[2].module
+
+    def scaled(by):
+        return Apply("1.mlp_out", lambda x: x * by)
+
+    lists = [
+        [Scale("1.mlp_out", 0.5)], [Scale("1.mlp_out", 0.7)], [Scale("2.mlp_out", 0.7)],
+        [Scale("2.mlp_out", 0.7, 1)], [Replace("1.resid_pre", ones)], [Replace("1.resid_pre", twos)],
+        [Route.replace(4, {0: block})], [Route.replace(4, {0: other})], [scaled(2.0)], [scaled(3.0)],
+    ]  # fmt: skip
+    for some in lists:
+        with keeping(tmp_path):
+            kept = sweep(recording, some, loss())
+        torch.testing.assert_close(
+            kept.values["loss"], sweep(recording, some, loss()).values["loss"], rtol=1e-4, atol=1e-6
+        )
 
 
 def test_the_division_is_that_which_the_run_began_with(tmp_path, monkeypatch):

@@ -23,6 +23,8 @@ from regraft.model.recording import Recording
 from regraft.sweeps.metrics import Metric
 from regraft.sweeps.plan import Work
 from regraft.sweeps.sweep_result import SweepResult
+from regraft.sweeps.told_variants import digest_of
+from regraft.sweeps.variants import Variant
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -69,14 +71,15 @@ def kept_run() -> KeptRun | None:
     return _KEEPING.get()
 
 
-def told_apart(recording: Recording, metrics: Sequence[Metric], count: int, exact: bool) -> str:
-    """A digest of what a sweep measures, as far as it can be told without its variants' values: those follow
-    from the run's identity."""
+def told_apart(
+    recording: Recording, metrics: Sequence[Metric], variants: Sequence[Variant], exact: bool
+) -> str:
+    """A digest of what a sweep measures: prompts, metrics, variants with their values, weights."""
     told = {
         "ids": recording.ids_BT.tolist(),
         "scored": recording.scored_BT.tolist(),
         "metrics": [(m.name, m.unit) for m in metrics],
-        "variants": count,
+        "variants": digest_of(variants),
         "exact": exact,
         "weights": recording.model.weights_sha256,
         "dtype": str(recording.model.dtype),

@@ -83,7 +83,7 @@ def measured_in_shares(
     at_once = variants_at_once(recording)
     kept: KeptSweep | None = None
     if run is not None:
-        told = told_apart(recording, named_metrics(metrics, recording), len(variants), exact)
+        told = told_apart(recording, named_metrics(metrics, recording), variants, exact)
         kept = run.next_sweep(told, len(variants), at_once)
     ranges = kept.ranges if kept is not None else divided(len(variants), at_once)
     if not ranges:
