@@ -71,7 +71,7 @@ def test_an_experiment_is_run_written_and_shown(begun, capsys, kept, as_json, mo
     seen, found = begun
     out = tmp_path / "out" if kept else None
     ran = []
-    experiment = SimpleNamespace(name="it")
+    experiment = SimpleNamespace(name="it", parameters=())
 
     def run(of, model, seed, **options):
         assert of is experiment

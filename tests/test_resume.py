@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from regraft.core.runs import open_run
 from regraft.sweeps import kept_sweeps, shares
 from regraft.sweeps.kept_sweeps import keeping
 from regraft.sweeps.metrics import kl_to_clean, loss
+from regraft.sweeps.provenance import opened_told, option_told
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Apply, Replace, Route, Scale, Variant
 from small import ids, opened
@@ -193,6 +195,20 @@ def test_the_command_prints_a_finished_run_and_refuses_another(tmp_path, monkeyp
     assert bare.exit_code == 2
     assert "name it with --out" in bare.stderr
     assert "force" not in (tmp_path / "r" / "run.yaml").read_text()
+
+
+def test_what_a_file_holds_and_which_tokenizer_reads_belong_to_a_run(tmp_path):
+    file = tmp_path / "pairs.json"
+    file.write_text("one")
+    first = option_told("TextFile", str(file))
+    file.write_text("two")
+    assert option_told("TextFile", str(file)) != first
+    assert option_told("str", str(file)) == str(file)
+    model = regraft.load("specimen:gpt2")
+    own = opened_told(model, 0)
+    model.tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0})
+    assert opened_told(model, 0) != own
+    assert {**opened_told(model, 0), "tokenizers": 0} == {**own, "tokenizers": 0}
 
 
 def test_one_writer_a_folder(tmp_path):

@@ -44,7 +44,7 @@ from regraft.reporting.page import CHECKS, csv_text
 from regraft.reporting.theme import CONFIG
 from regraft.sweeps.forecast import PlannedError, planning
 from regraft.sweeps.kept_sweeps import keeping
-from regraft.sweeps.provenance import opened_told, provenance
+from regraft.sweeps.provenance import opened_told, option_told, provenance
 
 console = Console(markup=False)
 SHOWN_ROWS = 12
@@ -237,10 +237,14 @@ def run_told(
     experiment: Experiment, model: Model | Weights, options: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """What the numbers of a run hang on: weights, options, versions, and how the model was opened."""
+    kinds = {one.name: one.annotation.removesuffix(" | None") for one in experiment.parameters}
     return {
         "experiment": experiment.name,
         **opened_told(model, seed),
-        **{f"--{name.replace('_', '-')}": value for name, value in options.items()},
+        **{
+            f"--{name.replace('_', '-')}": option_told(kinds.get(name, ""), value)
+            for name, value in options.items()
+        },
     }
 
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 from regraft.core.begun_runs import ended, finished, identity_of
 from regraft.core.files import RunFolderError
-from regraft.core.registry import DOES_NOT_APPLY
+from regraft.core.registry import DOES_NOT_APPLY, experiments
 from regraft.core.runs import OUR_MARK, open_run, store, store_settings, whole_folder, write_whole
 from regraft.core.strict_json import json_text, opened_attributes
 from regraft.experiments.running import measured, refused
@@ -25,7 +25,7 @@ from regraft.reporting.drawings import title_for
 from regraft.reporting.page import Section, footer, heading, opening, plain_section, result_section, sheet
 from regraft.reporting.shell_commands import command_line, settings_for
 from regraft.sweeps.kept_sweeps import keeping
-from regraft.sweeps.provenance import opened_told, provenance
+from regraft.sweeps.provenance import opened_told, option_told, provenance
 
 Chapter = tuple[str, dict[str, Any]]
 CHAPTERS: tuple[Chapter, ...] = (
@@ -164,7 +164,9 @@ class Report:
 
     def chapter_told(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """What the numbers of a chapter hang on."""
-        return {**self.told, "experiment": name, "options": dict(options)}
+        kinds = {one.name: one.annotation.removesuffix(" | None") for one in experiments()[name].parameters}
+        told = {key: option_told(kinds.get(key, ""), value) for key, value in options.items()}
+        return {**self.told, "experiment": name, "options": told}
 
     def write(self, to_come: Sequence[Chapter]) -> None:
         """The page as it is by now."""

@@ -3,12 +3,16 @@ was counted."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from regraft.core.files import expanded
+from regraft.model.model import Model
 from regraft.sweeps.plan import Work
 from regraft.sweeps.sweep_result import SweepResult
 
@@ -65,4 +69,27 @@ def opened_told(model: Proved, seed: int) -> dict[str, Any]:
     opened."""
     proof = provenance(model)
     same = ("weights_sha256", "regraft", "torch", "transformers", "dtype", "device", "attention")
-    return {"seed": seed, **{key: proof[key] for key in same if key in proof}}
+    read = [model.tokenizer, model.target_tokenizer] if isinstance(model, Model) else []
+    tokenizers = {"tokenizers": [_vocabulary(one) for one in read]} if read else {}
+    return {"seed": seed, **{key: proof[key] for key in same if key in proof}, **tokenizers}
+
+
+def _vocabulary(tokenizer: Any) -> str:
+    """A digest of a tokenizer's tokens and their numbers; nothing where there is none."""
+    if tokenizer is None:
+        return ""
+    told = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{type(tokenizer).__name__} {told}".encode()).hexdigest()
+
+
+def option_told(annotation: str, value: Any) -> Any:
+    """An option as it counts for a run's identity: of a file or a folder its bytes, not its name alone."""
+    if annotation not in ("TextFile", "ModelName") or not value:
+        return value
+    place = expanded(value)
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    found = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            found.update(file.read_bytes())
+    return f"{value} ({found.hexdigest()})"
