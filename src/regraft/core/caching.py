@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from regraft.core.files import place_of
+from regraft.core.scoped import scoped
 
 _kept: ContextVar[bool] = ContextVar("regraft_cache", default=True)
 
@@ -21,11 +22,8 @@ def cache_is_kept() -> bool:
 @contextmanager
 def without_cache() -> Iterator[None]:
     """While inside, nothing is read from the cache or written to it."""
-    token = _kept.set(False)
-    try:
+    with scoped(_kept, False):
         yield
-    finally:
-        _kept.reset(token)
 
 
 def cache_folder() -> Path:

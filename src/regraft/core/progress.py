@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from regraft.core.scoped import scoped
+
 _log = logging.getLogger("regraft.progress")
 Listener = Callable[[str, int, int], None]
 _listener: ContextVar[Listener | None] = ContextVar("regraft_progress", default=None)
@@ -32,11 +34,8 @@ def advance(work: str, done: int, total: int) -> None:
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """While inside, `listener` hears of all progress."""
-    token = _listener.set(listener)
-    try:
+    with scoped(_listener, listener):
         yield
-    finally:
-        _listener.reset(token)
 
 
 def tell(sentence: str) -> None:
@@ -50,8 +49,5 @@ def tell(sentence: str) -> None:
 @contextmanager
 def telling(teller: Callable[[str], None]) -> Iterator[None]:
     """While inside, `teller` is given what is told."""
-    token = _teller.set(teller)
-    try:
+    with scoped(_teller, teller):
         yield
-    finally:
-        _teller.reset(token)

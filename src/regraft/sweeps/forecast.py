@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from regraft.core.progress import tell
+from regraft.core.scoped import scoped
 from regraft.core.sizes import in_words
 from regraft.model.parts import is_linear, out_width
 from regraft.model.recording import Recording
@@ -55,11 +56,8 @@ _PLANNING: ContextVar[bool] = ContextVar("regraft_planning", default=False)
 @contextmanager
 def planning() -> Iterator[None]:
     """While inside, the first sweep raises `PlannedError` where it would begin to measure."""
-    token = _PLANNING.set(True)
-    try:
+    with scoped(_PLANNING, True):
         yield
-    finally:
-        _PLANNING.reset(token)
 
 
 def bytes_beside(recording: Recording, variants: int, logits_at_once: int) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from regraft.core.files import place_of, writing
+from regraft.core.scoped import scoped
 from regraft.model.recording import Recording
 from regraft.sweeps.metrics import Metric
 from regraft.sweeps.plan import Work
@@ -59,11 +60,8 @@ _KEEPING: ContextVar[KeptRun | None] = ContextVar("regraft_keeping", default=Non
 @contextmanager
 def keeping(folder: Path | str | None) -> Iterator[None]:
     """While inside, every sweep is kept in a folder, and what is there already is not measured again."""
-    token = _KEEPING.set(None if folder is None else KeptRun(place_of(folder)))
-    try:
+    with scoped(_KEEPING, None if folder is None else KeptRun(place_of(folder))):
         yield
-    finally:
-        _KEEPING.reset(token)
 
 
 def kept_run() -> KeptRun | None:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from regraft.core.scoped import scoped
 from regraft.model.recording import Recording
 from regraft.sweeps.kept_sweeps import KeptSweep, divided, kept_run, told_apart
 from regraft.sweeps.metrics import AnyMetric
@@ -58,11 +59,8 @@ _HELPERS: ContextVar[Helpers | None] = ContextVar("regraft_helpers", default=Non
 @contextmanager
 def helped_by(helpers: Helpers | None) -> Iterator[None]:
     """While inside, shares of sweeps are measured by others."""
-    token = _HELPERS.set(helpers)
-    try:
+    with scoped(_HELPERS, helpers):
         yield
-    finally:
-        _HELPERS.reset(token)
 
 
 def in_shares() -> bool:
