@@ -249,9 +249,7 @@ def test_the_command_keeps_training_on_ctrl_c_and_goes_on(tmp_path):
         [sys.executable, "-c", code, *words, str(tmp_path / "b")], capture_output=True, text=True, check=False
     )
     assert whole.returncode == 0, whole.stderr
-    stopped, unbroken = (
-        load_file(next((tmp_path / name / "graft").glob("*.safetensors"))) for name in "ab"
-    )
+    stopped, unbroken = (load_file(next((tmp_path / name / "graft").glob("*.safetensors"))) for name in "ab")
     assert stopped.keys() == unbroken.keys()
     for name, values in unbroken.items():
         torch.testing.assert_close(stopped[name], values, rtol=1e-3, atol=1e-5, msg=name)

@@ -22,6 +22,7 @@ from streamed_models import PLENTY, bare, least, near, prompts_of, saved
 
 __all__ = ["bare"]
 
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_the_same_streamed(name, tmp_path):
     """Streams, logits, sites, hash and self-check; each block is read once by a forward pass."""

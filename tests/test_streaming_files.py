@@ -25,6 +25,7 @@ from streamed_models import PLENTY, bare, least, near, saved
 
 __all__ = ["bare"]
 
+
 def test_shards_of_an_index_are_read(tmp_path):
     folder = saved(tmp_path, "llama", max_shard_size="40KB")
     assert len(list(folder.glob("*.safetensors"))) > 3

@@ -15,9 +15,9 @@ SMALL = {
     "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64,
 }  # fmt: skip
 """Fourteen blocks of 28 MiB in bfloat16."""
-ALLOWED = "1.2GiB"
-"""What PyTorch and its libraries take in a process (half a GiB), what is kept free for scores (as much), and
-less than a quarter of a GiB for weights that take more than a third."""
+ALLOWED = "0.75GiB"
+"""Over what PyTorch and its libraries take: half a GiB that is kept free for scores, and a quarter for
+weights that take more than a third."""
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def test_a_process_stays_below_what_it_was_allowed(streaming, tmp_path):
     checkpoint, run = streaming
     size = checkpoint.write_checkpoint(tmp_path, {**checkpoint.QWEN3_4B, **SMALL})
     assert size > 0.36 * 2**30
-    found = run.in_process(tmp_path, "knockout", 32, ALLOWED)
-    assert found["peak_bytes"] < bytes_of(ALLOWED)
+    found = run.in_process(tmp_path, "knockout", 32, f"+{ALLOWED}")
+    assert found["peak_bytes"] - found["held_before"] < bytes_of(ALLOWED)
     assert found["blocks_that_stay"] < 10
     blocks = size - 4096 * 1024 * 2
     turning = blocks * (found["blocks"] - found["blocks_that_stay"]) / found["blocks"]

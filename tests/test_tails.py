@@ -138,7 +138,6 @@ def test_rows_that_put_in_what_is_there_are_not_run(monkeypatch):
     found = sweep(corrupt, variants, [METRIC, kl_to_clean()])
     run = [v for v in asked if v.edits]
 
-
     def is_there(edit):
         return torch.equal(edit.value[0, edit.position], corrupt[edit.site][0, edit.position])
 
