@@ -180,7 +180,7 @@ def test_the_command_prints_a_finished_run_and_refuses_another(tmp_path, monkeyp
     monkeypatch.setattr("regraft.cli.console.run_experiment", lambda *words, **more: pytest.fail("it is run"))
     again = run("knockout", *FEW, *out)
     assert again.exit_code == 0, again.output
-    assert "holds this run, finished: nothing was run" in again.stdout
+    assert "holds this run, finished: nothing was run" in " ".join(again.stdout.split())
     numbers = [line for line in first.stdout.splitlines() if line[:1].isdigit()]
     assert numbers == [line for line in again.stdout.splitlines() if line[:1].isdigit()]
     other = run("knockout", *FEW[:-1], "5", *out)

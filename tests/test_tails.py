@@ -17,6 +17,7 @@ from regraft.sweeps.plan import keys_cost
 from regraft.sweeps.prefix_cache import cone_holds, cone_of
 from regraft.sweeps.recorded_layout import key_share
 from regraft.sweeps.sweep import sweep
+from regraft.sweeps.unchanged import ASKED
 from regraft.sweeps.variants import Add, Replace, Route, Scale, Variant, Zero
 from small import METRIC, ids, opened, recorded, reference
 
@@ -153,6 +154,40 @@ def test_rows_that_put_in_what_is_there_are_not_run(monkeypatch):
     assert found.work.naive == len(model.blocks) * 10 * (len(variants) + 1)
 
 
+@pytest.mark.parametrize("site", ["attn_out", "mlp_out", "z", "resid_mid", "mlp_act"])
+def test_the_insides_of_a_block_are_compared_where_a_grid_asks(site, monkeypatch):
+    """One run of each block tells which cells put in what is there; those are not run."""
+    model = opened("llama")
+    first, second = ids(24, 1), ids(24, 1)
+    second[16] = (second[16] + 1) % 90
+    source, target = model.record([first]), model.record([second])
+    places = range(24)
+    variants = [
+        Variant([Replace(f"{b}.{site}", source[f"{b}.{site}"].flatten(2), p)])
+        for b in range(len(model.blocks)) for p in places
+    ]  # fmt: skip
+    asked = counted(monkeypatch)
+    found = sweep(target, variants, METRIC)
+    run = [v.edits[0].position for v in asked if v.edits]
+    assert len(run) <= len(model.blocks) * 12 * 2, "most cells in front of token 16 are answered"
+    assert set(range(16, 24)) <= set(run)
+    near(found, reference(model, target, variants))
+    assert found.work.preparation >= 24 * len(model.blocks)
+    asked.clear()
+    changed = source["1." + site].flatten(2)[0, 3].clone()
+    changed[0] = torch.nextafter(changed[0], torch.tensor(9.0))
+    few = sweep(target, [Variant([Replace(f"1.{site}", changed, 3)]), *variants[24:48]], METRIC)
+    assert any(v.edits and v.edits[0].value is changed for v in asked), "one bit is enough to run a row"
+    near(few, reference(model, target, [Variant([Replace(f"1.{site}", changed, 3)]), *variants[24:48]]))
+    asked.clear()
+    sweep(target, variants[24 : 24 + ASKED - 1], METRIC)
+    assert len([v for v in asked if v.edits]) == ASKED - 1, "a few cells do not pay for a run of the block"
+    whole = [Variant([Replace(f"1.{site}", target["1." + site].flatten(2))]) for _ in range(ASKED)]
+    asked.clear()
+    sweep(target, whole, METRIC)
+    assert len([v for v in asked if v.edits]) == ASKED, "nor do edits of all positions"
+
+
 def test_one_bit_is_enough_to_run_a_row(monkeypatch):
     model = opened("llama")
     recording = model.record([ids(8, 1), ids(5, 2)])
@@ -169,7 +204,7 @@ def test_one_bit_is_enough_to_run_a_row(monkeypatch):
         "two edits": (Variant([Replace("2.resid_pre", own), Zero("3.mlp_out", 1)]), True),
         "another kind": (Variant([Scale("2.resid_pre", 1.0)]), True),
         "another way": (Variant([Replace("2.resid_pre", own)], Route.order([0, 2, 3])), True),
-        "inside": (Variant([Replace("2.attn_out", recording["2.attn_out"])]), True),
+        "inside": (Variant([Replace("2.attn_out", recording["2.attn_out"], 1)]), True),
     }
     asked = counted(monkeypatch)
     variants = [variant for variant, _ in lists.values()]

@@ -34,7 +34,7 @@ from regraft.sweeps.read_pairs import ReadPairs, named_metrics
 from regraft.sweeps.recorded_layout import batch_rows, layout_of, live_rows
 from regraft.sweeps.shares import Helpers, helped_by, in_shares, measured_in_shares
 from regraft.sweeps.sweep_result import SweepResult, joined
-from regraft.sweeps.unchanged import changes_nothing
+from regraft.sweeps.unchanged import Unchanged
 from regraft.sweeps.variants import Add, Edit, Replace, Route, Variant, variants_of
 
 if TYPE_CHECKING:
@@ -210,9 +210,10 @@ class _Sweep:
         work = Work()
         chunk = live_rows(self.recording)
         rows = 1 if self.exact else batch_rows(self.recording)
+        found = None if self.exact or self.reads else Unchanged(self.recording, self.variants[1:], layout)
         with nullcontext() if self.exact else packed(self.model.packed_layers(self.recording.taken_of)):
             clean = self._clean_values()
-            unchanged = self._answer_unchanged(clean, layout, work)
+            unchanged = self._answer_unchanged(found, clean, layout, work)
             left = [number for number in range(len(self.variants)) if number not in unchanged]
             ranges = [left[begin : begin + chunk] for begin in range(0, len(left), chunk)]
             first = self._plan(ranges[0], layout)
@@ -273,16 +274,19 @@ class _Sweep:
             return "activations are read"
         return "" if self.model.hooked_since else why_no_cone(self.model)
 
-    def _answer_unchanged(self, clean: dict[str, Tensor], layout: BatchLayout, work: Work) -> set[int]:
+    def _answer_unchanged(
+        self, found: Unchanged | None, clean: dict[str, Tensor], layout: BatchLayout, work: Work
+    ) -> set[int]:
         """Give the variants that put in what is there, to the bit, the clean run's values; returns their
         numbers."""
-        if self.exact or self.reads is not None:
+        if found is None:
             return set()
-        found = {n for n, v in enumerate(self.variants) if n and changes_nothing(self.recording, v, layout)}
+        rows = {number + 1 for number in found.numbers}
         for name, values in self.values.items():
-            values[sorted(found)] = clean[name]
-        work.naive += len(found) * naive_cost(layout)
-        return found
+            values[sorted(rows)] = clean[name]
+        work.naive += len(rows) * naive_cost(layout)
+        work.preparation += found.runs
+        return rows
 
     def _measure_into(self, order: Sequence[int]) -> Callable[[list[Leaf], list[State]], None]:
         last = len(self.model.blocks) - 1
