@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -89,11 +90,26 @@ class Regraft(Peer):
         return Outcome({}, middle["record"], detail=middle)
 
 
+SQUARE = 2048
+"""Rows and columns of the product that tells this machine's rate: 48 MiB, out of any cache."""
+
+
+def matrix_rate() -> float:
+    """Multiply-adds a second of one float32 product on as many threads: the best of five."""
+    a, b = (torch.randn(SQUARE, SQUARE) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return SQUARE**3 / best
+
+
 def outcome(result: SweepResult, seconds: float, rows: list[str]) -> Outcome:
     """The values of a sweep in rows, and the work that it counted."""
     values = result.values["logit_difference"][:, 0].reshape(len(rows), -1)
     work = {name: getattr(result.work, name) for name in ("planned", "preparation", "naive", "executed")}
-    detail = {"control deviation": result.deviation}
+    detail = {"control deviation": result.deviation, "matrix_rate": matrix_rate()}
     return Outcome({row: values[i].tolist() for i, row in enumerate(rows)}, seconds, work, detail)
 
 

@@ -18,6 +18,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 PACKAGES = {"tl": "transformer_lens==4.3.0", "nn": "nnsight==0.8.1"}
 SCRIPTS = {
     "regraft": "peer_regraft",
+    "before": "peer_regraft",
     "hooks": "peer_hooks",
     "tl": "peer_transformerlens",
     "nn": "peer_nnsight",
@@ -48,6 +49,20 @@ def make_environment(name: str, folder: Path) -> None:
     (folder / ".ready").touch()
 
 
+def source_of(revision: str, folder: Path) -> Path:
+    """The source of regraft as it was at a revision, laid into a folder.
+
+    Raises:
+        Failed: there is no such revision here.
+    """
+    folder.mkdir()
+    tar = subprocess.run(["git", "archive", revision, "src"], cwd=ROOT, capture_output=True, check=False)
+    if tar.returncode:
+        raise Failed(tar.stderr.decode().strip())
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=tar.stdout, check=True)
+    return folder / "src"
+
+
 def quiet_variables() -> dict[str, str]:
     """The variables of every process that is measured: offline, no GPU, regraft's source on the path."""
     own = {
@@ -67,11 +82,13 @@ class Failed(Exception):
 class Worker:
     """A peer's process. Its stderr goes to a file beside the models."""
 
-    def __init__(self, name: str, python: Path, folder: Path):
+    def __init__(self, name: str, python: Path, folder: Path, revision: str = ""):
         self.name, self.log = name, folder / f"{name}.log"
         variables = quiet_variables()
         if name == "regraft":
             variables["PYTHONPATH"] = str(ROOT / "src")
+        if name == "before":
+            variables["PYTHONPATH"] = str(source_of(revision, folder / name))
         self.process = subprocess.Popen(
             [str(python), "-m", f"benchmarks.peers.{SCRIPTS[name]}"], cwd=ROOT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True,

@@ -17,6 +17,7 @@ COLUMNS = {
     "nnsight": "nnsight",
     "loop": "plain loop",
     "loop-last": "loop, last logits",
+    "before": "before",
 }
 NOTES = """\
 Seconds are medians over rounds in which the peers take turns, one process each; "8.1x": a peer's over
@@ -26,7 +27,9 @@ as one batch, as its guide says. 'work' is what regraft counted: block work of o
 over block work planned (planned + preparation). It leaves out the output matrix, the gain of large
 batches and all overhead; 'bound' counts multiply-adds with the output matrix, and is the most that a
 peer which batches its cells can be beaten by at equal efficiency. Values agree where they differ by at
-most {tolerance:g}, or {tolerance:g} of the largest; 'spread' is how far the cells lie apart. 'busy':
+most {tolerance:g}, or {tolerance:g} of the largest; 'spread' is how far the cells lie apart. 'rate':
+regraft's counted multiply-adds a second, over those of one float32 product of 2,048 squared beside it on
+as many threads. 'before': regraft as it was at the revision of --before, in the same rounds. 'busy':
 cores that other processes took meanwhile: two threads on two cores suffer a lot from that, so above 0.1
 run it again."""
 SAMPLED = "'~': timed on {count} of the blocks in each round, not the same every time, and scaled to all."
@@ -57,6 +60,16 @@ class Measured:
         work = next((answer["work"] for answer in self.answers.get("regraft", ())), None)
         return work["naive"] / max(work["planned"] + work["preparation"], 1) if work else None
 
+    def share_of_rate(self, quick: bool) -> float | None:
+        """Multiply-adds of the plan a second, over the machine's own in the same rounds (median)."""
+        planned = self.multiply_adds(quick)
+        answers = self.answers.get("regraft", ())
+        shares = [
+            planned[1] / answer["seconds"] / answer["detail"]["matrix_rate"]
+            for answer in answers if planned and "matrix_rate" in answer["detail"]
+        ]  # fmt: skip
+        return statistics.median(shares) if shares else None
+
     def agreement(self) -> dict[str, float]:
         """Largest difference between any two entrants, largest value, and the spread of the values over the
         cells."""
@@ -84,6 +97,11 @@ class Measured:
 
         A peer that runs cells in batches as large cannot be beaten by more than this at equal efficiency.
         """
+        counted = self.multiply_adds(quick)
+        return counted[0] / counted[1] if counted else None
+
+    def multiply_adds(self, quick: bool) -> tuple[float, float] | None:
+        """Of a full forward for each cell, and of regraft's plan: matrices of blocks and head, no scores."""
         work = next((answer["work"] for answer in self.answers.get("regraft", ())), None)
         if not work:
             return None
@@ -94,7 +112,7 @@ class Measured:
         cells = sum(len(values) for values in self.answers["regraft"][0]["values"].values()) + 1
         positions = QUICK_POSITIONS[self.case.positions] if quick else self.case.positions
         naive = work["naive"] * block + cells * positions * head
-        return naive / ((work["planned"] + work["preparation"]) * block + cells * head)
+        return naive, (work["planned"] + work["preparation"]) * block + cells * head
 
     @property
     def agrees(self) -> bool:
@@ -105,7 +123,8 @@ class Measured:
 
 def table(measured: list[Measured], record: Measured | None, startup: dict[str, float], quick: bool) -> str:
     """The whole report as text."""
-    rows = [["case", "target", "regraft", *COLUMNS.values(), "work", "bound", "largest difference", "busy"]]
+    counted = ("work", "bound", "rate", "largest difference", "busy")
+    rows = [["case", "target", "regraft", *COLUMNS.values(), *counted]]
     rows += [_row(m, quick) for m in measured]
     parts = [_aligned(rows)] if measured else []
     costs = [*_record_rows(record, quick), *_startup_rows(startup)]
@@ -127,6 +146,7 @@ def table(measured: list[Measured], record: Measured | None, startup: dict[str, 
 
 def _row(m: Measured, quick: bool) -> list[str]:
     own, saved, bound = m.seconds("regraft"), m.work_saved(), m.arithmetic_bound(quick)
+    rate = m.share_of_rate(quick)
     cells = [title(m.case, quick), f">= {m.case.target:g}x", "n/a" if own is None else f"{own:.3g} s"]
     cells += [_peer_cell(m, entrant) for entrant in COLUMNS]
     found = m.agreement()
@@ -135,6 +155,7 @@ def _row(m: Measured, quick: bool) -> list[str]:
         *cells,
         "n/a" if saved is None else f"{saved:.1f}x",
         "n/a" if bound is None else f"{bound:.1f}x",
+        "n/a" if rate is None else f"{rate:.0%}",
         agreement + ("" if m.agrees else " FAIL"),
         f"{m.others_cores:.2f}",
     ]
@@ -236,14 +257,14 @@ def save(
         "quick": prefix == "quick-",
         "machine": host,
         "versions": versions,
-        "cases": [_plain(m) for m in (*measured, *([record] if record else []))],
+        "cases": [_plain(m, prefix == "quick-") for m in (*measured, *([record] if record else []))],
         "startup_seconds": startup,
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
 
 
-def _plain(m: Measured) -> dict[str, Any]:
+def _plain(m: Measured, quick: bool) -> dict[str, Any]:
     entrants = {
         name: {
             "median_seconds": m.seconds(name),
@@ -258,5 +279,7 @@ def _plain(m: Measured) -> dict[str, Any]:
         "entrants": entrants,
         "refused": m.refused,
         "work": m.work_saved(),
+        "bound": m.arithmetic_bound(quick),
+        "share_of_matrix_rate": m.share_of_rate(quick),
         "values": agreement,
     }

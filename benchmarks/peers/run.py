@@ -24,8 +24,14 @@ ENTRANTS = {
     "nnsight": "nn",
     "loop": "hooks",
     "loop-last": "hooks",
+    "before": "before",
 }
-"""Every column of the table, and the process that it is measured in."""
+"""Every column of the table, and the process that it is measured in; the last where `--before` names a
+revision."""
+
+
+OWN = ("regraft", "before")
+"""They run a whole case where others run some of its blocks."""
 
 
 def main() -> int:
@@ -37,6 +43,8 @@ def main() -> int:
     startup = measure_startup(short(options.rounds)) if not options.only or "startup" in options.only else {}
     measured: list[Measured] = []
     record, versions = None, {}
+    if not options.before:
+        ENTRANTS.pop("before")
     if wanted or with_record:
         with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
             workers, versions, broken = start_workers(Path(folder), options)
@@ -72,6 +80,7 @@ def arguments() -> argparse.Namespace:
         "--rounds", type=int, default=3, help="rounds of the long cases (3); short ones run more"
     )
     parser.add_argument("--quick", action="store_true", help="tiny models, to try the script")
+    parser.add_argument("--before", default="", metavar="REVISION", help="regraft as it was then, in turns")
     parser.add_argument(
         "--env", action="append", default=[], metavar="PEER=FOLDER",
         help=f"use this environment for a peer ({', '.join(PACKAGES)}) instead of making"
@@ -101,7 +110,7 @@ def start_workers(
     for name, python in pythons.items():
         say(f"loading {name}")
         try:
-            worker = Worker(name, python, folder)
+            worker = Worker(name, python, folder, options.before)
             versions[name] = worker.ask({"do": "load", "models": models})["versions"]
             workers[name] = worker
         except (Failed, OSError) as error:
@@ -131,11 +140,11 @@ def measure(
 def answer_of(found: Measured, name: str, turn: int, worker: Worker, quick: bool) -> None:
     """One entrant's turn. Turn -1 is the warm-up: one block, or mere forwards where that is long; nothing of
     it is kept."""
-    blocks = None if name == "regraft" else sampled_blocks(found.case, turn, quick)
+    blocks = None if name in OWN else sampled_blocks(found.case, turn, quick)
     task = make_task(found.case, quick, blocks, last_only=name == "loop-last")
     if turn < 0:
         task.blocks = task.blocks[-1:]
-        if found.case.sampled and name != "regraft":
+        if found.case.sampled and name not in OWN:
             task.kind = RECORD.kind
     try:
         answer = worker.run(task)
