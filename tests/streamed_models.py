@@ -14,9 +14,10 @@ PLENTY = 1 << 40
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch):
-    """The limit is what weights may take: nothing is held yet, and nothing is kept free."""
+    """The limit is what weights may take: nothing is held yet, nothing kept free, and work needs nothing."""
     monkeypatch.setattr("regraft.model.streamed.held_now", lambda device: 0)
     monkeypatch.setattr("regraft.model.streamed.WORKING", 0)
+    monkeypatch.setattr("regraft.model.streamed.Streamed.make_room", lambda streamed, needed: None)
 
 
 def saved(folder, name, **changes):

@@ -15,7 +15,7 @@ from regraft import load
 from regraft.checkpoint.locate import CheckpointError
 from regraft.model import attention_inputs as attended
 from regraft.model.attention_inputs import Attended, roles_refused
-from regraft.model.wrappers import _refuse_elsewhere, refuse_adapter_folder, refuse_adapters, unwrapped
+from regraft.model.wrappers import refuse_adapter_folder, refuse_adapters, refuse_elsewhere, unwrapped
 from unknown_decoder import Attention, OwnConfig, OwnDecoder
 
 
@@ -67,15 +67,15 @@ def test_weights_on_two_devices_are_refused_and_so_is_one_without_numbers():
         }
         return SimpleNamespace(named_parameters=lambda: kept.items(), parameters=kept.values)
 
-    _refuse_elsewhere(holding(a="cpu", b="cpu"))
-    _refuse_elsewhere(holding(a="cuda:1", b="cuda:1"))
+    refuse_elsewhere(holding(a="cpu", b="cpu"))
+    refuse_elsewhere(holding(a="cuda:1", b="cuda:1"))
     with pytest.raises(ValueError, match="lie on cpu and cuda:0: put them on one device"):
-        _refuse_elsewhere(holding(a="cpu", b="cuda:0", c="cpu"))
+        refuse_elsewhere(holding(a="cpu", b="cuda:0", c="cpu"))
     with pytest.raises(ValueError, match=r"1 weights of this .* hold no numbers here \(first b\)"):
-        _refuse_elsewhere(holding(a="cpu", b="meta"))
+        refuse_elsewhere(holding(a="cpu", b="meta"))
     hf = llama()
     hf.lm_head.weight = nn.Parameter(torch.empty(96, 32, device="meta"))
-    with pytest.raises(ValueError, match=r"1 weights .*\(first lm_head.weight\).* without device_map"):
+    with pytest.raises(ValueError, match=r"1 weights .*\(first lm_head.weight\).* never read"):
         load(hf, pack=False)
 
 

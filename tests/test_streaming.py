@@ -11,6 +11,7 @@ from families import FAMILIES
 from regraft.core.sizes import bytes_of, in_words
 from regraft.model.cpu_pack import copied
 from regraft.model.load import load
+from regraft.model.streamed import Streamed
 from regraft.streaming import block_store, disk_tables, residency
 from regraft.streaming.pages import Pages
 from regraft.streaming.residency import CHUNK, Placement, Sizes, place
@@ -21,6 +22,8 @@ from small import ids
 from streamed_models import PLENTY, bare, least, near, prompts_of, saved
 
 __all__ = ["bare"]
+
+MAKE_ROOM = Streamed.make_room
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -164,6 +167,38 @@ def test_as_many_blocks_stay_as_fit(tmp_path):
     everything.record([ids(5, 1)])
     assert everything.streamed.reads == [1] * 4
     assert "read from disk once" in "; ".join(everything.notes)
+
+
+def test_prompts_that_take_much_make_blocks_leave(tmp_path, monkeypatch):
+    """What a recording and a sweep hold beside the weights is known from their shapes before they run."""
+    monkeypatch.setattr("regraft.model.streamed.Streamed.make_room", MAKE_ROOM)
+    folder = saved(tmp_path, "llama")
+    whole = load(folder, pack=False)
+    monkeypatch.setattr("regraft.model.streamed.WORKING", 1 << 30)
+    model = load(folder, stream=True, memory=(1 << 30) + PLENTY)
+    sizes = model.streamed.sizes
+    block, numbers = sizes.blocks[0], (len(model.blocks) + 1) * model.width + 2 * model.vocabulary
+    model.record([ids(9, 1)])
+    assert model.streamed.placement.pinned == 4, "less than is kept free: nothing leaves"
+    room = 9 * numbers * 4
+    model.streamed.limit = sizes.whole
+    monkeypatch.setattr("regraft.model.streamed.WORKING", room - block)
+    recording = model.record([ids(9, 1)])
+    assert model.streamed.placement == Placement(True, True, 1), "one more block's bytes: two take turns"
+    monkeypatch.setattr("regraft.model.streamed.WORKING", room - 1)
+    model.record([ids(9, 2)])
+    assert model.streamed.placement.pinned == 1, "those that left stay away"
+    monkeypatch.setattr("regraft.model.streamed.WORKING", 1 << 40)
+    before = model.streamed.reads
+    again = model.record([ids(9, 1)])
+    assert [a - b for a, b in zip(model.streamed.reads, before, strict=True)] == [0, 1, 1, 1]
+    near(again["logits"], whole.record([ids(9, 1)])["logits"])
+    monkeypatch.setattr("regraft.model.streamed.WORKING", 0)
+    model.streamed.limit = sizes.whole - 2 * block
+    with pytest.raises(ValueError, match="too little for two blocks: allow as much more with --memory"):
+        model.record([ids(9, 1)])
+    with pytest.raises(ValueError, match="what these prompts take at once leaves"):
+        sweep(recording, [Zero("1.mlp_out")], loss())
 
 
 def test_memory_alone_streams_what_does_not_fit(tmp_path):

@@ -16,6 +16,7 @@ from regraft.checkpoint.locate import DEFAULT_SPECIMEN, CheckpointError, check_f
 from regraft.core.silence import silent
 from regraft.model.block_call import CANNOT, learn_batched, text_config, without_cache
 from regraft.model.cpu_pack import pack_if_it_pays
+from regraft.model.dispatched import taken_over
 from regraft.model.from_files import from_files
 from regraft.model.model import Model
 from regraft.model.part_search import find_parts
@@ -25,7 +26,7 @@ from regraft.model.session import hold_of
 from regraft.model.sites import Taps
 from regraft.model.streamed import Streamed
 from regraft.model.trace import Trace, trace
-from regraft.model.wrappers import refuse_adapter_folder, unwrapped
+from regraft.model.wrappers import refuse_adapter_folder, refuse_elsewhere, unwrapped
 
 
 def load(
@@ -78,6 +79,9 @@ def load(
             )
         inner, notes = unwrapped(source)
         hf, folder, name = cast(Any, inner), None, type(inner).__name__
+        streamed = taken_over(hf)
+        if streamed is None:
+            refuse_elsewhere(hf)
         tokenizer = tokenizer or _own_tokenizer(source, inner)
         if attention:
             hf.set_attn_implementation(attention)

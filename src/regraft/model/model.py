@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ from regraft.core.later import later
 from regraft.core.sizes import in_words
 from regraft.core.structure import Path
 from regraft.core.tolerance import rounding
-from regraft.model.block_call import text_config, without_cache
+from regraft.model.block_call import without_cache
 from regraft.model.cpu_pack import packed_layer
 from regraft.model.describe import model_in_words
 from regraft.model.dictionary import Dictionary
@@ -27,19 +27,15 @@ from regraft.model.sae_folder import attached
 from regraft.model.session import Hold, fingerprint, glance, hold_of, hooks, live_digest
 from regraft.model.sites import DICTIONARY, Site, SiteError, Tap, Taps, parse_site
 from regraft.model.streamed import Streamed
+from regraft.model.tokenized import ReadsTexts
 
 if TYPE_CHECKING:
     from regraft.model.recording import Recording
     from regraft.model.selfcheck import SelfCheck
 
 
-SEAMS = ("a", ".", "\n", "1")
-"""Texts behind which another is cut; one of them is enough that does not grow together with it."""
-SPACE_MARK = "\u2581"
-
-
 @dataclass(eq=False, repr=False)
-class Model:
+class Model(ReadsTexts):
     """A transformer taken apart. Made by `regraft.load`.
 
     `hf` is the live Hugging Face model, `parts` what was found in it, `check` what the self-check measured,
@@ -70,6 +66,7 @@ class Model:
     dictionaries: dict[int, Dictionary] = field(default_factory=dict)
     streamed: Streamed | None = None
     _digests: dict[str, Any] = field(default_factory=dict)
+    _read_whole: tuple[Any, ...] = ((), ())
 
     def __post_init__(self) -> None:
         self.opened_at = self.packed_at = self.fingerprint()
@@ -190,119 +187,6 @@ class Model:
         """Where a site inside a block is read and written."""
         return self.taps[self.site(address)]
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, special tokens as the tokenizer adds them.
-
-        An encoder-decoder's input is closed with its end token where the tokenizer did not do so; of a model
-        that writes on, an end token that the tokenizer put behind the text is left out.
-
-        Raises:
-            ValueError: the text is empty, or the model was opened without a tokenizer.
-        """
-        if (
-            self.tokenizer is None
-            and text
-            and not all(word.isdigit() for word in text.replace(",", " ").split())
-        ):
-            raise ValueError(
-                f"{self.name} has no tokenizer: write token ids (5,6,7), or name a tokenizer with --tokenizer"
-                " (tokenizer=...)"
-            )
-        if self.tokenizer is None:
-            ids = [int(word) for word in text.replace(",", " ").split()]
-        else:
-            ids = list(self.tokenizer(text)["input_ids"]) if text else []
-        end = getattr(text_config(self.hf.config), "eos_token_id", None)
-        if ids and self.two_stacks and isinstance(end, int) and ids[-1] != end:
-            ids.append(end)
-        writes = self.causal and not self.two_stacks and self.parts.head is not None
-        if ids and writes and self._closed_by_tokenizer(text, ids):
-            ids.pop()
-        if not ids:
-            raise ValueError("the prompt is empty: write at least one token of text")
-        return ids
-
-    @property
-    def writer(self) -> Any:
-        """The tokenizer of what the model writes, which may be another than that of what it reads."""
-        return self.tokenizer if self.target_tokenizer is None else self.target_tokenizer
-
-    def _closed_by_tokenizer(self, text: str, ids: list[int]) -> bool:
-        """Whether the tokenizer put its end token behind a text: what follows is then asked behind the end of
-        everything."""
-        if self.tokenizer is None or ids[-1] != getattr(self.tokenizer, "eos_token_id", None):
-            return False
-        plain = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return ids[-1 - len(plain) : -1] == plain and len(plain) < len(ids)
-
-    def continuation(self, text: str) -> list[int]:
-        """Token ids of a text as it is cut behind other text, without special tokens.
-
-        Some tokenizers put a space mark in front of whatever they are given, be it the beginning of a text or
-        not: the ids are those that stand behind some other text, unless the tokenizer cuts the text alone in
-        the same way.
-        """
-        if not text:
-            return []
-        if self.writer is None:
-            return self.encode(text)
-        alone = self._cut(text)
-        behind = [
-            joined[len(first) :] for first, joined in self._joined(text) if joined[: len(first)] == first
-        ]
-        return alone if alone in behind or not behind else behind[0]
-
-    def _joined(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
-        """Ids of a few short texts, alone and with this one behind them."""
-        for first in SEAMS:
-            yield self._cut(first), self._cut(first + text)
-
-    def _cut(self, text: str) -> list[int]:
-        return list(self.writer(text, add_special_tokens=False)["input_ids"])
-
-    def single_token(self, text: str) -> int:
-        """The id of a text that must be one token behind others, as a target of a metric, with or without a
-        space in front.
-
-        As it is written comes first; where that is several tokens and the other spelling is one, it is that
-        one.
-
-        Raises:
-            ValueError: it is not one token; its pieces are shown.
-        """
-        if self.writer is None and not text.isdigit():
-            raise ValueError(f"{self.name} has no tokenizer: give the target as a token id")
-        if self.writer is None:
-            return int(text)
-        if self.parts.labels:
-            raise ValueError(
-                f"{self.name} scores {self.parts.labels} labels, not tokens: give the target as a label's"
-                " number"
-            )
-        ids, alone = self.continuation(text), self._cut(text)
-        ids = alone if len(ids) != 1 and len(alone) == 1 else ids
-        if len(ids) != 1 and text.strip():
-            other = self.continuation(text[1:] if text.startswith(" ") else f" {text}")
-            ids = other if len(other) == 1 else ids
-        if len(ids) != 1:
-            pieces = " ".join(repr(self.token_text(i)) for i in ids)
-            raise ValueError(
-                f"the target {text!r} is {len(ids)} tokens here ({pieces}): choose one that is one token"
-            )
-        return ids[0]
-
-    def token_text(self, token: int) -> str:
-        """How a token reads behind others, or its number where there is no tokenizer.
-
-        A piece that bears a mark for the space in front of it is read with that space, which decoding it
-        alone drops.
-        """
-        if self.writer is None:
-            return str(token)
-        text, piece = self.writer.decode([token]), self.writer.convert_ids_to_tokens(token)
-        marked = isinstance(piece, str) and piece.startswith(SPACE_MARK) and not text.startswith(" ")
-        return f" {text}" if marked else text
-
     def record(
         self,
         prompts: Any,
@@ -324,7 +208,14 @@ class Model:
 
     def fingerprint(self) -> tuple[Any, ...]:
         """Changes when a weight is exchanged or written to; see `regraft.model.session`."""
-        return fingerprint(self.hf) if self.streamed is None else self.streamed.state()
+        now = fingerprint(self.hf) if self.streamed is None else self.streamed.state()
+        self._read_whole = (self.state(), now)
+        return now
+
+    def fingerprint_at(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The fingerprint that goes with what `state` told: all is read again only where it tells another
+        than when all was read last."""
+        return self._read_whole[1] if self._read_whole[0] == state else self.fingerprint()
 
     def state(self) -> tuple[Any, ...]:
         """Weights and hooks at a glance: what a recording belongs to."""
@@ -392,8 +283,7 @@ class Model:
         now = self.fingerprint()
         if self._digests.get("at") != now:
             from_file = self.folder is not None and now == self.opened_at
-            self._digests = {
-                "at": now,
-                "sha256": weights_digest(self.folder) if from_file and self.folder else live_digest(self.hf),
-            }
+            read = self.streamed.store.shards.read if self.streamed else None
+            whole = weights_digest(self.folder) if from_file and self.folder else live_digest(self.hf, read)
+            self._digests = {"at": now, "sha256": whole}
         return self._digests["sha256"]

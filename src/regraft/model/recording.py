@@ -319,16 +319,27 @@ def record(
     first = [1 if completions is None or model.two_stacks else len(source) for source in sources]
     inputs |= {name: padded(rows, model, fill=0)[0] for name, rows in given.extra.items()}
     wanted = _which_count(scored, mask_BT, first)
+    if model.streamed is not None:
+        model.streamed.make_room(_bytes_taken(model, ids_BT))
     real = [row[mask].tolist() for row, mask in zip(ids_BT, mask_BT, strict=True)]
     parts = None if regions is None else regions_of(model, real, regions, ids_BT.shape[1])
     with model.held():
         taken = _captured(model, inputs, max(inputs["input_ids"].shape[1], ids_BT.shape[1]))
-        at, of = model.state(), model.fingerprint()
+        at = model.state()
+        of = model.fingerprint_at(at)
         made = Recording(
             model, inputs, ids_BT, mask_BT, wanted, taken, scored is not None, at, of, given.notes, parts
         )
     _refuse_nonfinite(made)
     return made
+
+
+def _bytes_taken(model: Model, ids_BT: Tensor) -> int:
+    """About what a recording holds, every block's stream, and the scores of all its tokens, which are there
+    twice when some are chosen of them."""
+    rows, width = model.parts.embedding.weight.shape
+    numbers = (len(model.blocks) + 1) * width + (2 * rows if model.parts.head is not None else 0)
+    return ids_BT.numel() * numbers * model.dtype.itemsize
 
 
 def _captured(model: Model, inputs: dict[str, Tensor], length: int) -> Captured:

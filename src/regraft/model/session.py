@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock, RLock
 from typing import Any
@@ -22,9 +22,12 @@ _GUARD = Lock()
 SAMPLED = 4096
 """Elements of a tensor that a glance reads: as every read of a recording looks, it may not cost what a sweep
 costs."""
-LARGEST, PAGE = 1 << 30, 1 << 16
-"""Bytes that a fingerprint reads at most, once a sweep, and those that it reads in one piece where there are
-more."""
+LARGEST, PAGE = 1 << 30, (1 << 16) - 8
+"""Bytes that a fingerprint reads at most, once a sweep, and those that it adds up in one piece: an odd number
+of words, a prime one, so that signs that all change do not add up to nothing, and rows of a matrix do not
+fall together with pages."""
+AT_ONCE = 64
+"""Pages that are added up together: 4 MiB, which a processor's own memory keeps from one sum to the other."""
 
 
 class Hold:
@@ -108,9 +111,12 @@ def fingerprint(hf: nn.Module) -> tuple[Any, ...]:
     """Changes when a weight is exchanged or written to, however that is done: addresses, versions, and a
     checksum of all bytes.
 
-    Of more than `LARGEST` bytes the checksum takes pages of `PAGE` at even distances from every tensor, as
-    many as make up `LARGEST`: there a write through `.data`, which raises no version, is seen where it
-    touches one of them.
+    Bytes are added up as whole numbers, along every page and across the pages, on the device that has them
+    (a sum is as fast as memory is read, a cyclic checksum a tenth of that): any number that is written
+    changes its page's sum, numbers that are exchanged within a page the sums across, rows the sums along. Of
+    more than `LARGEST` bytes pages of `PAGE` are taken at even distances from every tensor, as many as make
+    up `LARGEST`: there a write through `.data`, which raises no version, is seen where it touches one of
+    them.
     """
     parameters = list(hf.parameters())
     found = 0
@@ -118,8 +124,7 @@ def fingerprint(hf: nn.Module) -> tuple[Any, ...]:
     step = max(1, -(-sizes // LARGEST))
     for p in parameters:
         if not p.is_meta:
-            for page in _pages(p.detach(), step):
-                found = zlib.crc32(page.cpu().numpy().data, found)
+            found = zlib.crc32(_sums(p.detach(), step).cpu().numpy().data, found)
     return (_versions(parameters), found)
 
 
@@ -154,11 +159,21 @@ def _sampled(tensors: list[Tensor]) -> int:
     return found
 
 
-def _pages(tensor: Tensor, step: int) -> list[Tensor]:
-    """A tensor's bytes: all of them, or every so many-th page."""
+def _sums(tensor: Tensor, step: int) -> Tensor:
+    """Sums along every so many-th page of a tensor's bytes, and across those pages; what is behind the last
+    whole page is a page of its own."""
     whole = tensor if tensor.is_contiguous() else tensor.contiguous()
-    flat = whole.reshape(-1).view(torch.uint8)
-    return [flat] if step == 1 else list(flat.split(PAGE)[::step])
+    flat_b = whole.reshape(-1).view(torch.uint8)
+    full = len(flat_b) // PAGE * PAGE
+    found = [torch.zeros(0, dtype=torch.int64, device=tensor.device)]
+    across = torch.zeros(PAGE // 8, dtype=torch.int64, device=tensor.device)
+    for pages_bw in flat_b[:full].view(torch.int64).view(-1, PAGE // 8)[::step].split(AT_ONCE):
+        found.append(pages_bw.sum(1))
+        across += pages_bw.sum(0)
+    left_b = flat_b[full:] if (full // PAGE) % step == 0 else flat_b[:0]
+    words = len(left_b) // 8 * 8
+    found += [across] if full else []
+    return torch.cat([*found, left_b[:words].view(torch.int64), left_b[words:].to(torch.int64)])
 
 
 def hooks(hf: nn.Module) -> tuple[int, ...]:
@@ -171,10 +186,12 @@ def hooks(hf: nn.Module) -> tuple[int, ...]:
     return tuple(found)
 
 
-def live_digest(hf: nn.Module) -> str:
-    """SHA-256 over the names and bytes of a live model's tensors."""
+def live_digest(hf: nn.Module, elsewhere: Callable[[str], Tensor] | None = None) -> str:
+    """SHA-256 over the names and bytes of a live model's tensors; `elsewhere` reads those that are not in
+    memory."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(hf.state_dict().items()):
+    for name, here in sorted(hf.state_dict().items()):
+        tensor = elsewhere(name) if here.is_meta and elsewhere is not None else here
         digest.update(name.encode())
         digest.update(
             tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes() if tensor.dim() else b"0"

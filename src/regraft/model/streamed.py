@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,15 @@ from regraft.core.sizes import in_words
 from regraft.streaming.block_store import BlockStore, Unit, refuse_missing
 from regraft.streaming.disk_tables import HeadInPieces, RowsOnDemand
 from regraft.streaming.empty_model import Loader, empty_model
-from regraft.streaming.residency import WORKING, Placement, Sizes, free_now, held_now, place
+from regraft.streaming.residency import (
+    WORKING,
+    Placement,
+    Sizes,
+    fewer_blocks,
+    free_now,
+    held_now,
+    place,
+)  # fmt: skip
 from regraft.streaming.shards import Shards
 
 SHARE = 0.7
@@ -32,6 +41,20 @@ class Streamed:
     dtype: torch.dtype
     sizes: Sizes
     unknown: tuple[str, ...]
+    limit: int
+    told: str = ""
+
+    def make_room(self, needed: int) -> None:
+        """Let as many blocks go as work takes that holds more beside the weights than is kept free for it.
+
+        Args:
+            needed: bytes that it holds at its highest.
+
+        Raises:
+            ValueError: two blocks are too many then; the sentence says how much is missing.
+        """
+        if needed > WORKING:
+            self.store.place(fewer_blocks(self.sizes, self.placement, self.limit + WORKING - needed))
 
     @property
     def placement(self) -> Placement:
@@ -60,6 +83,8 @@ class Streamed:
         tables = [
             name for name, kept in (("the embedding", stays.embedding), ("the head", stays.head)) if not kept
         ]
+        if self.told:
+            return self.told
         more = f"; of {' and '.join(tables)} only what is asked for" if tables else ""
         if self.store.all_stay:
             return f"read from disk once, block by block ({in_words(self.sizes.whole)} of weights){more}"
@@ -91,7 +116,7 @@ def open_streamed(
     if not units:
         raise ValueError(f"{type(hf).__name__} has no list of blocks: it cannot be streamed")
     table, head = hf.get_input_embeddings(), hf.get_output_embeddings()
-    sizes = _sizes(hf, units, table, head)
+    sizes = sizes_of(hf, units, table, head)
     if device.type != "cpu":  # a card looks rows up in its own memory
         rest = sizes.rest + sizes.embedding
         sizes = replace(sizes, rest=rest, embedding=0)
@@ -102,7 +127,7 @@ def open_streamed(
     if (path := shards.folder / "generation_config.json").is_file():
         hf.generation_config = transformers.GenerationConfig.from_pretrained(path.parent)
     unknown = tuple(name for name, target in targets.items() if not target)
-    return hf, Streamed(BlockStore(units, shards, loader, placement), device, dtype, sizes, unknown)
+    return hf, Streamed(BlockStore(units, shards, loader, placement), device, dtype, sizes, unknown, limit)
 
 
 def own_type(config: Any, shards: Shards) -> torch.dtype:
@@ -124,6 +149,21 @@ def _limit(memory: int | None, device: torch.device) -> int:
 
 def _units(hf: nn.Module, targets: dict[str, str]) -> list[Unit]:
     """The elements of the outermost lists of modules, with the tensors that fill them."""
+    by_path: dict[str, list[str]] = {path: [] for path in outer_lists(hf)}
+    for name, target in targets.items():
+        words = target.split(".")
+        found = next((p for n in range(len(words)) if (p := ".".join(words[:n])) in by_path), None)
+        if found is not None:
+            by_path[found].append(name)
+    return [
+        Unit(path, module, tuple(names), bytes_of_module(module))
+        for path, names in by_path.items()
+        if (module := hf.get_submodule(path)) is not None
+    ]
+
+
+def outer_lists(hf: nn.Module) -> list[str]:
+    """Paths of the elements of the outermost lists of modules, which are a model's blocks."""
     lists: list[str] = []
     for name, module in hf.named_modules():
         if (
@@ -132,36 +172,28 @@ def _units(hf: nn.Module, targets: dict[str, str]) -> list[Unit]:
             and not any(name.startswith(f"{o}.") for o in lists)
         ):
             lists.append(name)
-    by_path: dict[str, list[str]] = {
-        f"{name}.{number}": []
+    return [
+        f"{name}.{number}"
         for name in lists
         for number in range(len(hf.get_submodule(name)))  # type: ignore[arg-type]
-    }
-    for name, target in targets.items():
-        words = target.split(".")
-        found = next((p for n in range(len(words)) if (p := ".".join(words[:n])) in by_path), None)
-        if found is not None:
-            by_path[found].append(name)
-    return [
-        Unit(path, module, tuple(names), _bytes(module))
-        for path, names in by_path.items()
-        if (module := hf.get_submodule(path)) is not None
     ]
 
 
-def _bytes(module: nn.Module | None, skipped: frozenset[int] = frozenset()) -> int:
+def bytes_of_module(module: nn.Module | None, skipped: frozenset[int] = frozenset()) -> int:
+    """Bytes of a module's parameters, but for those that are skipped by their identity."""
     parameters = [] if module is None else list(module.parameters())
     return sum(p.numel() * p.element_size() for p in parameters if id(p) not in skipped)
 
 
-def _sizes(hf: nn.Module, units: list[Unit], table: nn.Module, head: nn.Module | None) -> Sizes:
+def sizes_of(hf: nn.Module, units: list[Unit], table: nn.Module, head: nn.Module | None) -> Sizes:
+    """Bytes of a model's weights, block by block, and of its tables."""
     tied = head is not None and head._parameters.get("weight") is table._parameters["weight"]
     inner = [p for unit in units for p in unit.module.parameters()]
     skipped = frozenset(id(p) for p in (*inner, *table.parameters(), *(head.parameters() if head else ())))
     return Sizes(
-        _bytes(hf, skipped),
-        _bytes(table),
-        0 if tied else _bytes(head),
+        bytes_of_module(hf, skipped),
+        bytes_of_module(table),
+        0 if tied else bytes_of_module(head),
         tied,
         tuple(unit.bytes for unit in units),
     )
@@ -197,7 +229,11 @@ def _fill_the_rest(
         RowsOnDemand(table, shards, _named(by_target, paths, table, head), loader.dtype)
     if head is not None and head in left:
         _check_table(head, nn.Linear)
-        head.forward = HeadInPieces(head, shards, _named(by_target, paths, head, table), loader.dtype)
+        rows = partial(shards.rows, _named(by_target, paths, head, table))
+        head.forward = HeadInPieces(head, rows, loader.dtype)
+    elif type(head) is nn.Linear and head.weight.device.type == "cpu":
+        pieces: Any = HeadInPieces(head, lambda begin, end: head.weight[begin:end], loader.dtype)
+        head.forward = pieces
 
 
 def _check_table(module: nn.Module, kind: type[nn.Module]) -> None:

@@ -150,7 +150,7 @@ def weights_of(model: Model | Weights) -> Weights:
         shapes, read = _shapes(headers), _reader(headers)
     else:
         live = _live_tensors(model)
-        shapes, read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(live)
+        shapes, read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(model, live)
     return Weights(
         model.name, model.source, shapes, read, lambda: (layouts_of(model), ""), lambda: model.weights_sha256,
         model.device,
@@ -163,10 +163,10 @@ def live_weights(model: Model) -> Weights:
     """The matrices of the live tensors, whatever the files say; those of the files where the model is
     streamed, whose live tensors come from there."""
     made = weights_of(model)
-    if model.streamed is not None:
+    if model.streamed is not None and model.folder is not None:
         return made
     live = _live_tensors(model)
-    made.shapes, made.read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(live)
+    made.shapes, made.read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(model, live)
     return made
 
 
@@ -183,8 +183,15 @@ def _live_tensors(model: Model) -> dict[str, Tensor]:
     return {name: t for name, t in model.hf.state_dict().items() if t.is_floating_point()}
 
 
-def _live_reader(live: dict[str, Tensor]) -> Callable[[str, int], Tensor]:
-    return lambda name, expert: live[name] if expert < 0 or live[name].dim() == 2 else live[name][expert]
+def _live_reader(model: Model, live: dict[str, Tensor]) -> Callable[[str, int], Tensor]:
+    """Reads a live tensor, or one expert of it, also one that accelerate keeps elsewhere."""
+
+    def read(name: str, expert: int) -> Tensor:
+        here = live[name]
+        whole = model.streamed.store.shards.read(name) if here.is_meta and model.streamed else here
+        return whole if expert < 0 or whole.dim() == 2 else whole[expert]
+
+    return read
 
 
 def _shapes(headers: dict[Path, dict[str, Any]]) -> dict[str, tuple[int, ...]]:

@@ -44,7 +44,6 @@ def unwrapped(source: nn.Module) -> tuple[nn.Module, list[str]]:
     ]
     if adapted:
         notes.append(f"an adapter is in effect in {len(adapted)} layers, first {adapted[0]}")
-    _refuse_elsewhere(inner)
     return inner, notes
 
 
@@ -87,7 +86,7 @@ def _only_inside(source: nn.Module) -> nn.Module:
     raise ValueError(f"a Hugging Face model is wanted, and this {type(source).__name__} is none and {what}")
 
 
-def _refuse_elsewhere(hf: nn.Module) -> None:
+def refuse_elsewhere(hf: nn.Module) -> None:
     """Weights without numbers, or on several devices, cannot be run block by block.
 
     Raises:
@@ -97,7 +96,7 @@ def _refuse_elsewhere(hf: nn.Module) -> None:
     if empty:
         raise ValueError(
             f"{len(empty)} weights of this {type(hf).__name__} hold no numbers here (first {empty[0]}): they"
-            " were offloaded or never read; load it whole on one device, without device_map"
+            " were never read, or offloaded by others than accelerate; load it whole on one device"
         )
     devices = sorted({str(p.device) for p in hf.parameters()})
     if len(devices) > 1:

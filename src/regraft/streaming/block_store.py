@@ -6,12 +6,12 @@ filled. Blocks are called by number, counted over all stacks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,35 @@ from torch import Tensor, nn
 from regraft.checkpoint.locate import CheckpointError
 from regraft.core.progress import advance
 from regraft.core.sizes import in_words
-from regraft.streaming.empty_model import Loader, empty
+from regraft.streaming.empty_model import empty
 from regraft.streaming.pages import all_finite
 from regraft.streaming.residency import Placement
-from regraft.streaming.shards import Shards
+
+
+class Source(Protocol):
+    """Where tensors are read from, by name; `bytes_read` counts."""
+
+    bytes_read: int
+
+    def read(self, name: str) -> Tensor:
+        """A whole tensor."""
+        ...
+
+    def state(self) -> tuple[Any, ...]:
+        """Another value where they are other tensors."""
+        ...
+
+
+class Filler(Protocol):
+    """What brings tensors that were read into a module of the live model."""
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what was read, unseen."""
+        ...
+
+    def hand_over(self, path: str, module: nn.Module) -> None:
+        """Give the live module at a path what was read for it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,8 +68,8 @@ class BlockStore:
     """
 
     units: Sequence[Unit]
-    shards: Shards
-    loader: Loader
+    shards: Source
+    loader: Filler
     placement: Placement
     reads: list[int] = field(default_factory=list)
 
@@ -75,6 +100,14 @@ class BlockStore:
     def all_stay(self) -> bool:
         """Whether every block stays once it was read."""
         return self.placement.pinned >= len(self.units)
+
+    def place(self, placement: Placement) -> None:
+        """Another number of blocks that stay; those that no longer do leave at once, but for the one that ran
+        last."""
+        with self._lock:
+            self._arrive()
+            self.placement = placement
+            self._leave_all_but(1)
 
     def enter(self, number: int, ahead: bool = True) -> None:
         """Fill a block, unless it is; it stays until another one that takes turns has run.
@@ -131,7 +164,7 @@ class BlockStore:
                 self._arrive()
                 for number, unit in enumerate(self.units):
                     if number not in self._filled:
-                        _drop(unit.module)
+                        _drop(unit)
 
     def _first_alike(self, number: int, fill: bool) -> int:
         """The first block of the same shapes; this one is given its numbers."""
@@ -165,7 +198,7 @@ class BlockStore:
         turning = [number for number in self._filled if number >= self.placement.pinned]
         for number in turning[: max(0, len(turning) - most)]:
             self._filled.remove(number)
-            _drop(self.units[number].module)
+            _drop(self.units[number])
 
     def _ask_for_the_next(self, number: int) -> None:
         """Begin to read the block that a walk comes to next, of those that are not there."""
@@ -181,7 +214,7 @@ class BlockStore:
     def _leave_all_but_running(self, number: int) -> None:
         for other in [n for n in self._filled if n >= self.placement.pinned and n != number]:
             self._filled.remove(other)
-            _drop(self.units[other].module)
+            _drop(self.units[other])
 
     def _read(self, number: int) -> None:
         """Read a block from its files; nobody sees it yet."""
@@ -214,9 +247,10 @@ class Filling:
         return self
 
 
-def _drop(module: nn.Module) -> None:
+def _drop(unit: Unit) -> None:
     """Empty a block's matrices; vectors are next to nothing and stay, so that norms can be asked at any
-    time."""
+    time. A block that nothing fills stays as it is."""
+    module = unit.module if unit.names else nn.Module()
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             if parameter.dim() > 1:

@@ -56,13 +56,14 @@ class RowsOnDemand:
 
 
 class HeadInPieces:
-    """What an output matrix computes, read from its file piece by piece; put over the module's own forward.
+    """What an output matrix computes, piece by piece; put over the module's own forward.
 
-    Every call reads the whole matrix once.
+    `rows` gives the rows from one number to another: of the file, which every call then reads once, or of the
+    matrix in memory, of which some kernels would make a whole copy in an order of their own.
     """
 
-    def __init__(self, module: nn.Linear, shards: Shards, name: str, dtype: torch.dtype):
-        self.module, self.shards, self.name, self.dtype = module, shards, name, dtype
+    def __init__(self, module: nn.Linear, rows: Callable[[int, int], Tensor], dtype: torch.dtype):
+        self.module, self.rows, self.dtype = module, rows, dtype
         self.step = max(1, CHUNK // (module.in_features * dtype.itemsize))
 
     def __call__(self, x_ND: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class HeadInPieces:
         found = x_ND.new_empty((*x_ND.shape[:-1], count))
         for begin in range(0, count, self.step):
             end = min(begin + self.step, count)
-            piece_vD = self.shards.rows(self.name, begin, end).to(self.dtype).to(x_ND.device)
+            piece_vD = self.rows(begin, end).to(self.dtype).to(x_ND.device)
             found[..., begin:end] = nn.functional.linear(x_ND, piece_vD)
         return found if self.module.bias is None else found + self.module.bias
 

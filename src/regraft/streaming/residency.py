@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
@@ -13,8 +14,8 @@ from regraft.core.sizes import in_words
 CHUNK = 1 << 26
 """Bytes of an output matrix that are read at once where it is not kept: 64 MiB."""
 WORKING = 1 << 29
-"""Bytes kept free for activations and scores: 512 MiB. 256 tokens' scores of a vocabulary of 150,000 take 150
-MiB in float32, and are there a few times while they become probabilities."""
+"""Bytes kept free for activations and scores: 512 MiB. Work that says that it takes more makes blocks leave
+(`fewer_blocks`)."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,27 @@ def place(sizes: Sizes, limit: int) -> Placement:
         pinned += 1
     keeps_embedding = keeps_head if sizes.tied else sizes.embedding <= free
     return Placement(keeps_embedding, keeps_head, pinned)
+
+
+def fewer_blocks(sizes: Sizes, placed: Placement, limit: int) -> Placement:
+    """The same tables, and as many of the blocks as fit a limit that became lower.
+
+    Raises:
+        ValueError: not even two fit; the sentence says how much is missing.
+    """
+    tables = sizes.embedding if placed.embedding and not (sizes.tied and placed.head) else 0
+    head = (sizes.embedding if sizes.tied else sizes.head) if placed.head else CHUNK
+    whole = sizes.rest + tables + head + sum(sizes.blocks)
+    if whole <= limit:
+        return placed
+    free = limit - (sizes.rest + tables + head + 2 * max(sizes.blocks))
+    if free < 0:
+        raise ValueError(
+            f"what these prompts take at once leaves {in_words(-free)} too little for two blocks: allow as"
+            " much more with --memory (memory=), or give fewer or shorter prompts"
+        )
+    fitting = [total for total in accumulate(sizes.blocks[: len(sizes.blocks) - 2]) if total <= free]
+    return replace(placed, pinned=min(placed.pinned, len(fitting)))
 
 
 def held_now(device: torch.device) -> int:

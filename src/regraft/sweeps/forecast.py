@@ -88,6 +88,8 @@ def announce(recording: Recording, variants: int, works: Sequence[Work], logits_
     forecast = Forecast(variants, recording.prompts, recording.positions, Work.joined(works), needed)
     if _PLANNING.get():
         raise PlannedError(forecast)
+    if recording.model.streamed is not None:
+        recording.model.streamed.make_room(needed)
     free = free_now(recording.model.device)
     if needed > free:
         raise ValueError(
