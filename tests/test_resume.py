@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -30,21 +29,13 @@ from regraft.sweeps.provenance import opened_told, option_told
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Apply, Replace, Route, Scale, Variant
 from small import ids, opened
+from stores import chunks
 
 FEW = ["--model", "specimen:gpt2", "--prompts", "14 + 43 =", "The capital of France is", "--tokens", "4"]
 
 
 def run(*words):
     return CliRunner().invoke(app, prepared(list(words)))
-
-
-def chunks(folder):
-    """Digests of all chunks of a store, whatever says when it was written left out."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(("zarr", ".z")):
-            found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
 
 
 def variants(model, count=96):
@@ -331,31 +322,3 @@ def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path, monkeypatch):
     found = measured(model, recording, tmp_path)
     plain = sweep(recording, variants(model), [loss()])
     torch.testing.assert_close(found.values["loss"], plain.values["loss"], rtol=1e-4, atol=1e-6)
-
-
-def test_a_report_goes_on_with_its_chapters(tmp_path, monkeypatch):
-    from regraft.reporting import build
-
-    chapters = (("completions", {}), ("lens", {}), ("knockout", {}), ("swap", {}))
-    monkeypatch.setattr(build, "CHAPTERS", chapters)
-    model = regraft.load("specimen:gpt2")
-    done, real = [], build.measured
-
-    def heard(model, name, *words, **more):
-        done.append(name)
-        if name == "knockout" and done.count(name) == 1:
-            raise KeyboardInterrupt
-        return real(model, name, *words, **more)
-
-    monkeypatch.setattr(build, "measured", heard)
-    with pytest.raises(KeyboardInterrupt):
-        regraft.report(model, tmp_path / "r")
-    regraft.report(model, tmp_path / "r")
-    assert done == ["completions", "lens", "knockout", "knockout", "swap"]
-    assert not (tmp_path / "r" / build.BEGUN_CHAPTERS).exists()
-    page = (tmp_path / "r" / "report.html").read_text()
-    assert "Not measured yet" not in page
-    regraft.report(model, tmp_path / "r")
-    assert len(done) == 5, "finished chapters are read"
-    regraft.report(model, tmp_path / "r", seed=3)
-    assert len(done) == 9, "with another seed they are others"

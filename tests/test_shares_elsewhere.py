@@ -11,8 +11,11 @@ import ray
 import torch
 from typer.testing import CliRunner
 
+import regraft
 from regraft.cli.main import app, prepared
+from regraft.core.registry import experiments
 from regraft.model.load import load
+from regraft.reporting.build import measured_there
 from regraft.sweeps import shares
 from regraft.sweeps.metrics import kl_to_clean, loss
 from regraft.sweeps.several_devices import Devices
@@ -95,11 +98,40 @@ def test_the_command_line_takes_several_devices():
         (["--device", "cuda:*"], "sees no GPU"),
         (["--device", "cpu,gpu"], "device 'gpu' is not known"),
         (["--device", "cpu,cpu", "--cluster", "local"], "two ways to share the work: choose one"),
-        (["--device", "cpu,cpu", "--stream"], "is read for one device"),
     ):
         done = CliRunner().invoke(app, prepared([*words, *wrong]))
         assert done.exit_code in (1, 2)
         assert said in " ".join(done.stderr.split()), done.stderr
+
+
+def test_copies_of_a_streamed_model_are_streamed(monkeypatch):
+    """Where no copy fits, each device reads the blocks for itself, and the result says so."""
+    from regraft.jobs import helping
+
+    words = ["knockout", "--model", "specimen:gpt2", "--prompts", "14 + 43 =", "--tokens", "4", "--json"]
+    seen = []
+
+    class Kept(Devices):
+        def __init__(self, model, copies):
+            super().__init__(model, copies)
+            seen.extend([model, *copies])
+
+    monkeypatch.setattr(helping, "Devices", Kept)
+    told = []
+    for device, free in (("cpu", 0), ("cpu,cpu", 1 << 40), ("cpu,cpu", 10_000_000)):
+        monkeypatch.setattr(helping, "free_now", lambda device, free=free: free)
+        with monkeypatch.context() as bare:
+            bare.setattr("regraft.model.streamed.held_now", lambda device: 0)
+            bare.setattr("regraft.model.streamed.WORKING", 0)
+            bare.setattr("regraft.model.streamed.Streamed.make_room", lambda streamed, needed: None)
+            done = CliRunner().invoke(app, prepared([*words, "--device", device]))
+        assert done.exit_code == 0, done.output
+        told.append(json.loads(done.stdout)["data_vars"]["loss"]["data"])
+    assert [one.streamed is not None for one in seen] == [False, False, True, True]
+    assert told[1] == pytest.approx(told[0], rel=1e-4)
+    assert told[2] == pytest.approx(told[0], rel=1e-4)
+    assert helping.memory_of_each(["cpu"]) is None
+    assert helping.memory_of_each(["cpu", "cpu"]) == 5_000_000
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +167,10 @@ def test_a_cluster_gives_the_same_bits_and_a_killed_worker_changes_nothing(two_n
         again = sweep(recording, variants(model), [loss(), kl_to_clean()], cluster=workers)
         for name, values in here.values.items():
             assert torch.equal(again.values[name], values), name
+        results = dict(workers.each(measured_there, [("knockout", 0, {"count": 2}), ("lens", 0, {"k": 0})]))
+        assert results[1] is None, "what fails there is told"
+        alone = regraft.run_experiment(experiments()["knockout"], model, count=2)
+        assert results[0].drop_attrs().equals(alone.drop_attrs())
     finally:
         ray.shutdown()
 

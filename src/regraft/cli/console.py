@@ -37,6 +37,7 @@ from regraft.model.weights import Weights
 from regraft.reference.checkpoint_reader import open_rebuilt
 from regraft.reference.skeleton import write_skeleton
 from regraft.reference.verify import rebuild
+from regraft.reporting.build import SideBySide
 from regraft.reporting.chapter_inputs import LEAST, Reading
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
@@ -72,6 +73,7 @@ def make_report(
     debug: bool = False,
     reading: Reading | None = None,
     settings: Mapping[str, Any] | None = None,
+    cluster: SideBySide | None = None,
 ) -> int:
     """Write the report, with a bar for its chapters, and say where it is and what is not on it; 1 where a
     chapter failed."""
@@ -91,7 +93,8 @@ def make_report(
             )
         )
         with listening(steps.heard), kept:
-            path, missing = report(model, out, seed=seed, reading=reading, options=options, chapter=chapter)
+            told = {"reading": reading, "options": options, "chapter": chapter, "cluster": cluster}
+            path, missing = report(model, out, seed=seed, **told)
         store_settings(settings or {}, out)
         bar.update(whole, description=f"{'done':<24}", completed=1, total=1)
     for one in missing:

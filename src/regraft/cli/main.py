@@ -161,6 +161,7 @@ def report(
     ] = 0,
     stream: StreamOption = False,
     memory: MemoryOption = "",
+    cluster: ClusterOption = "",
     seed: SeedOption = 0,
     debug: DebugOption = False,
 ) -> None:
@@ -186,7 +187,10 @@ def report(
         options |= {"remote_code": remote_code, "target_tokenizer": target_tokenizer}
         options |= {"stream": stream, "memory": memory}
         reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
-        code = make_report(opened, out, seed, options, debug, reading, settings_of(context, "report"))
+        settings = settings_of(context, "report")
+        with helping(opened, device, cluster, options) as helpers:
+            beside = cast(Any, helpers) if cluster else None
+            code = make_report(opened, out, seed, options, debug, reading, settings, beside)
     raise typer.Exit(code)
 
 
@@ -296,7 +300,6 @@ def command_for(experiment: Experiment) -> Callable[..., None]:
                 raise ValueError("--push-to-hub sends a saved model: name its folder with --save")
             check_prompts(given.get("prompts"), file, text)
             cluster, device = how_opened.pop("cluster", ""), how_opened["device"]
-            how_opened["device"] = device.partition(",")[0].replace("cuda:*", "cuda:0")
             check_devices(device)
             opened = open_model(**how_opened) if experiment.needs == "model" else open_matrices(**how_opened)
             from regraft.cli.console import read_given, show_experiment, show_plan

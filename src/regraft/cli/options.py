@@ -20,6 +20,7 @@ from regraft.jobs.checks import check_opening
 if TYPE_CHECKING:
     from regraft.model.model import Model
     from regraft.model.weights import Weights
+    from regraft.sweeps.shares import Helpers
 
 
 def folder_option(*names: str, help: str) -> Any:
@@ -74,9 +75,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 
 def own_device(device: str) -> str:
-    """The device of this process: where a launcher has started several on one machine, `cuda` is a card for
-    each."""
-    rank = os.environ.get("LOCAL_RANK")
+    """The device of this process, the first of a list: where a launcher has started several on one machine,
+    `cuda` is a card for each."""
+    rank, device = os.environ.get("LOCAL_RANK"), device.partition(",")[0].replace("cuda:*", "cuda:0")
     return f"cuda:{rank}" if device == "cuda" and rank is not None else device
 
 
@@ -86,7 +87,7 @@ def open_matrices(model: str, device: str) -> Weights:
     check_opening(model, device)
     from regraft.model.weights import open_weights
 
-    return open_weights(model, device)
+    return open_weights(model, own_device(device))
 
 
 def open_model(
@@ -103,8 +104,10 @@ def open_model(
     """Open a model as the common options say; what is wrong with them is told before anything heavy is
     imported."""
     check_opening(model, device, dtype, tokenizer, memory)
+    from regraft.jobs.helping import devices_of, memory_of_each
     from regraft.model.load import load
 
+    room = None if stream or memory else memory_of_each(devices_of(device))
     return load(
         model,
         tokenizer or None,
@@ -114,15 +117,17 @@ def open_model(
         attention=attention or None,
         remote_code=remote_code,
         stream=stream,
-        memory=memory or None,
+        memory=memory or room,
     )
 
 
 @contextmanager
-def helping(model: Model | Weights, device: str, cluster: str, opening: Mapping[str, Any]) -> Iterator[None]:
+def helping(
+    model: Model | Weights, device: str, cluster: str, opening: Mapping[str, Any]
+) -> Iterator[Helpers | None]:
     """While inside, other devices or a cluster measure shares of sweeps, where that is asked for."""
     if not cluster and "," not in device and "*" not in device:
-        yield
+        yield None
         return
     from regraft.jobs.helping import devices_of, helpers_for
     from regraft.model.model import Model
@@ -134,7 +139,7 @@ def helping(model: Model | Weights, device: str, cluster: str, opening: Mapping[
     helpers = helpers_for(model, devices_of(device), cluster, told)
     try:
         with helped_by(helpers):
-            yield
+            yield helpers
     finally:
         if helpers is not None:
             helpers.close()

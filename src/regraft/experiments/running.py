@@ -6,6 +6,7 @@ from __future__ import annotations
 import linecache
 import time
 import traceback
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -61,13 +62,23 @@ def measured(model: Model | Weights, name: str, seed: int = 0, **options: Any) -
 
     An option that is given as it would be anyway is the same as none.
     """
-    kept, experiment = _RESULTS.setdefault(model, {}), experiments()[name]
-    usual = {parameter.name: parameter.default for parameter in experiment.parameters}
-    chosen = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
-    key = repr((name, seed, sorted(chosen.items()), model.fingerprint()))
+    kept, key = _RESULTS.setdefault(model, {}), _key(model, name, seed, options)
     if key not in kept:
-        kept[key] = run_experiment(experiment, model, seed, **options)
+        kept[key] = run_experiment(experiments()[name], model, seed, **options)
     return kept[key]
+
+
+def remember(
+    model: Model | Weights, name: str, seed: int, options: Mapping[str, Any], result: xr.Dataset
+) -> None:
+    """Keep what was measured elsewhere, or before, for those that ask for it with `measured`."""
+    _RESULTS.setdefault(model, {})[_key(model, name, seed, options)] = result
+
+
+def _key(model: Model | Weights, name: str, seed: int, options: Mapping[str, Any]) -> str:
+    usual = {parameter.name: parameter.default for parameter in experiments()[name].parameters}
+    chosen = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
+    return repr((name, seed, sorted(chosen.items()), model.fingerprint()))
 
 
 def refused(error: Exception, name: str) -> bool:

@@ -10,6 +10,7 @@ import torch
 from regraft.model.cpu_pack import packed_layer, packing_applies
 from regraft.model.load import load
 from regraft.model.model import Model
+from regraft.streaming.residency import free_now
 from regraft.sweeps.cluster import Cluster
 from regraft.sweeps.several_devices import Devices
 from regraft.sweeps.shares import Helpers
@@ -31,6 +32,19 @@ def devices_of(device: str) -> list[str]:
     return [one.strip() for one in device.split(",") if one.strip()]
 
 
+def memory_of_each(devices: Sequence[str]) -> int | None:
+    """Bytes that a copy of the model may take where several share the work; None for one device, which is
+    asked for without a thought of memory.
+
+    A model that does not fit is streamed then, on each device by itself.
+    """
+    if len(devices) < 2:
+        return None
+    first = torch.device(devices[0])
+    sharing = sum(torch.device(one) == first for one in devices)
+    return free_now(first) // sharing
+
+
 def helpers_for(
     model: Model, devices: Sequence[str], cluster: str, opening: Mapping[str, Any]
 ) -> Helpers | None:
@@ -43,7 +57,7 @@ def helpers_for(
         opening: how the model was opened: dtype, attention, remote_code.
 
     Raises:
-        ValueError: both are asked for, or a model that is streamed.
+        ValueError: both are asked for.
         ClusterError: the cluster cannot be used.
     """
     if cluster and len(devices) > 1:
@@ -52,14 +66,13 @@ def helpers_for(
         return Cluster(model, cluster, opening)
     if len(devices) < 2:
         return None
-    if model.streamed is not None:
-        raise ValueError("a streamed model is read for one device: name one with --device")
     return Devices(model, [_copy(model, device, opening) for device in devices[1:]])
 
 
 def _copy(model: Model, device: str, opening: Mapping[str, Any]) -> Model:
-    """The same model on another device, its layers packed as there."""
-    made = load(model.source, device=device, pack=False, **opening)
+    """The same model on another device, its layers packed as there; streamed where it is."""
+    streams = model.streamed is not None
+    made = load(model.source, device=device, pack=False, stream=streams, **opening)
     names = {module: name for name, module in model.hf.named_modules()}
     wanted = {names[module] for module in model.packed}
     chosen = [m for name, m in made.hf.named_modules() if name in wanted and packing_applies(m)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from regraft.core.runs import check_writable
 from regraft.model.model import Model
-from regraft.reporting.build import Missing, build
+from regraft.reporting.build import Missing, SideBySide, build
 from regraft.reporting.chapter_inputs import Reading
 
 
@@ -21,6 +21,7 @@ def report(
     reading: Reading | None = None,
     options: Mapping[str, Any] | None = None,
     chapter: Callable[[str, int, int], None] | None = None,
+    cluster: SideBySide | None = None,
 ) -> tuple[Path, list[Missing]]:
     """Run what suits a model and write one page that explains it, with a run folder for each result.
 
@@ -31,6 +32,7 @@ def report(
         reading: prompts, a text and pairs of one's own.
         options: how the model was opened, for the commands on the page.
         chapter: called with the chapter's name, chapters done, chapters in all.
+        cluster: whose workers measure chapters side by side (`regraft.Cluster`).
 
     Returns:
         The page, and the chapters that are not on it, each with the reason.
@@ -39,4 +41,4 @@ def report(
         RunFolderError: the folder holds something else, or a report of another model or version.
     """
     check_writable(Path(out), "report", model.weights_sha256, version("regraft"))
-    return build(model, Path(out), seed, chapter, options, reading)
+    return build(model, Path(out), seed, chapter, options, reading, cluster)

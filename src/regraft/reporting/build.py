@@ -5,20 +5,21 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import xarray as xr
 
 from regraft.core.begun_runs import ended, finished, identity_of
 from regraft.core.files import RunFolderError
+from regraft.core.progress import advance
 from regraft.core.registry import DOES_NOT_APPLY, experiments
 from regraft.core.runs import OUR_MARK, open_run, store, store_settings, whole_folder, write_whole
 from regraft.core.strict_json import json_text, opened_attributes
-from regraft.experiments.running import measured, refused
+from regraft.experiments.running import measured, refused, remember
 from regraft.model.model import Model
 from regraft.reporting.chapter_inputs import Reading
 from regraft.reporting.drawings import title_for
@@ -59,6 +60,18 @@ BEFORE = "report.before.html"
 """What an earlier page is called while a new one grows in its place."""
 
 
+READS_OTHERS = ("correlations",)
+"""Chapters that are made of other chapters' results."""
+
+
+class SideBySide(Protocol):
+    """Who runs a function on copies of the model, as `regraft.Cluster` does."""
+
+    def each(self, function: Callable[..., Any], jobs: Sequence[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        """Each job's number and result as they come; None where the function failed."""
+        ...
+
+
 @dataclass(frozen=True)
 class Missing:
     """A chapter that is not on the page and why; `trace` where it failed, nothing where it does not apply."""
@@ -79,16 +92,20 @@ def build(
     chapter: Callable[[str, int, int], None] | None = None,
     options: Mapping[str, Any] | None = None,
     reading: Reading | None = None,
+    cluster: SideBySide | None = None,
 ) -> tuple[Path, list[Missing]]:
     """Run the chapters, write `report.html` and a run folder for each result, and say what is missing and
     why.
 
     The page and the folder are written anew behind each chapter: whatever ends the work, they hold all that
     was done. `chapter` is called with (name, chapters done, chapters in all); `reading` is what the user
-    wants read. Returns the page's path and the chapters not on it.
+    wants read; with a `cluster` its workers measure chapters side by side, and what fails there is tried
+    here. Returns the page's path and the chapters not on it.
     """
     report = Report(model, out, seed, options or {}, reading or Reading())
     report.write(CHAPTERS)
+    if cluster is not None:
+        report.measure_side_by_side(cluster)
     for number, (name, chosen) in enumerate(CHAPTERS):
         if chapter is not None:
             chapter(name, number, len(CHAPTERS))
@@ -122,7 +139,7 @@ class Report:
         This is the one place where any error is caught: a fault in one of many chapters, whatever it is, must
         not take the others with it. It is named on the page and by the command, which ends with code 1.
         """
-        anchor = "-".join([name, *map(str, chosen.values())])
+        anchor = anchor_of(name, chosen)
         try:
             self.make(name, chosen, anchor)
         except Exception as error:
@@ -146,19 +163,48 @@ class Report:
         section = result_section(
             result, command_line(name, self.model, {**chosen, **told, **self.options}), anchor
         )
+        self.keep(name, chosen, result, anchor)
+        self.results.append(result)
+        self.sections.append(section)
+
+    def keep(self, name: str, chosen: Mapping[str, Any], result: xr.Dataset, anchor: str) -> None:
+        """Write a chapter's run folder."""
+        given, told = self.reading.options(name, self.model)
         with whole_folder(self.out / anchor) as folder:
             store(result, folder, ended(self.chapter_told(name, {**chosen, **given})))
             store_settings(settings_for(name, self.model, {**chosen, **told, **self.options}), folder)
-        self.results.append(result)
-        self.sections.append(section)
+
+    def measure_side_by_side(self, cluster: SideBySide) -> None:
+        """Let the workers measure all chapters that stand alone and are not there yet; each is kept as it
+        comes."""
+        waiting = []
+        for name, chosen in CHAPTERS:
+            with suppress(*DOES_NOT_APPLY):
+                options = {**chosen, **self.reading.options(name, self.model)[0]}
+                anchor = anchor_of(name, chosen)
+                if name not in READS_OTHERS and not self.is_there(name, options, anchor):
+                    waiting.append((name, chosen, options, anchor))
+        jobs = [(name, self.seed, options) for name, _, options, _ in waiting]
+        for done, (number, result) in enumerate(cluster.each(measured_there, jobs)):
+            name, chosen, _, anchor = waiting[number]
+            advance("chapters side by side", done + 1, len(jobs))
+            if result is not None:
+                self.keep(name, chosen, result, anchor)
+
+    def is_there(self, name: str, options: Mapping[str, Any], anchor: str) -> bool:
+        """Whether a chapter was measured to its end with these options."""
+        with suppress(RunFolderError):
+            return finished(self.out / anchor, self.chapter_told(name, options))
+        return False
 
     def found(self, name: str, options: Mapping[str, Any], anchor: str) -> xr.Dataset:
         """A chapter's result: from its folder where it was measured to its end with these options, else
         measured, its sweeps kept as they are."""
-        told, place = self.chapter_told(name, options), self.out / anchor
-        with suppress(RunFolderError):
-            if finished(place, told):
-                return open_run(place)
+        told = self.chapter_told(name, options)
+        if self.is_there(name, options, anchor):
+            result = open_run(self.out / anchor)
+            remember(self.model, name, self.seed, options, result)
+            return result
         with keeping(self.out / BEGUN_CHAPTERS / f"{anchor}-{identity_of(told)[:16]}"):
             return measured(self.model, name, self.seed, **options)
 
@@ -179,6 +225,16 @@ class Report:
             sections.append(plain_section("to-come", "Not measured yet", f"{AWAITED} {titles(to_come)}."))
         foot = footer(self.results, time.perf_counter() - self.started)
         write_whole(self.out / "report.html", sheet(heading(self.model), sections, foot))
+
+
+def anchor_of(name: str, chosen: Mapping[str, Any]) -> str:
+    """What a chapter's folder and its place on the page are called."""
+    return "-".join([name, *map(str, chosen.values())])
+
+
+def measured_there(model: Model, name: str, seed: int, options: Mapping[str, Any]) -> xr.Dataset:
+    """One chapter's result, on whichever copy of the model this is."""
+    return measured(model, name, seed, **options)
 
 
 AWAITED = (

@@ -10,10 +10,10 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -35,6 +35,7 @@ SMALL = 1 << 31
 """Bytes of files that are shipped to workers that do not have them: 2 GiB, what an object store holds on a
 laptop."""
 LOCAL = "local"
+Asked = TypeVar("Asked")
 
 
 class ClusterError(ValueError):
@@ -83,6 +84,10 @@ class Worker:
         if key not in self.recordings:
             self.recordings = {key: recorded_again(self.model, given)}
         return on_cpu(sweep(self.recordings[key], list(variants), list(metrics), exact=exact))
+
+    def run(self, function: Callable[..., Any], words: Sequence[Any]) -> Any:
+        """What a function makes of this copy of the model."""
+        return function(self.model, *words)
 
 
 class Cluster:
@@ -163,23 +168,38 @@ class Cluster:
         """Each share's number and result, in the order in which they come back."""
         given = self.ray.put(Given.of(recording))
         key = self._keys.setdefault(recording, uuid4().hex)
-        waiting, idle = list(shares), list(self.workers)
-        running: dict[Any, tuple[int, Any]] = {}
-        done = 0
-        while waiting or running:
-            while waiting and idle:
-                number, variants = waiting.pop(0)
-                worker = idle.pop()
-                future = worker.measure.remote(key, given, list(variants), list(metrics), exact)
-                running[future] = (number, worker)
-            (future, *_), _ = self.ray.wait(list(running))
-            number, worker = running.pop(future)
+
+        def ask(worker: Any, job: Job) -> Any:
+            return worker.measure.remote(key, given, list(job[1]), list(metrics), exact)
+
+        for done, (job, future) in enumerate(self._in_turns(shares, ask)):
             result: SweepResult = self.ray.get(future)
             result.notes += [note for note in self.notes if note not in result.notes]
+            advance("shares", done + 1, len(shares))
+            yield job[0], result
+
+    def each(self, function: Callable[..., Any], jobs: Sequence[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        """What a function of an importable module makes of a worker's model and of each job's words, as the
+        results come back: the job's number, and None where the function failed there."""
+        numbered = list(enumerate(jobs))
+        for (number, _), future in self._in_turns(numbered, lambda w, job: w.run.remote(function, job[1])):
+            try:
+                yield number, self.ray.get(future)
+            except self.ray.exceptions.RayTaskError:
+                yield number, None
+
+    def _in_turns(self, jobs: Sequence[Asked], ask: Callable[[Any, Asked], Any]) -> Iterator[Any]:
+        """Each job with the worker's answer, as they come; every worker has one job at a time."""
+        waiting, idle = list(jobs), list(self.workers)
+        running: dict[Any, tuple[Asked, Any]] = {}
+        while waiting or running:
+            while waiting and idle:
+                job, worker = waiting.pop(0), idle.pop()
+                running[ask(worker, job)] = (job, worker)
+            (future, *_), _ = self.ray.wait(list(running))
+            job, worker = running.pop(future)
             idle.append(worker)
-            done += 1
-            advance("shares", done, len(shares))
-            yield number, result
+            yield job, future
 
     def close(self) -> None:
         """Let the workers go, and a cluster that was started here."""
