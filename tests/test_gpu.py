@@ -19,6 +19,7 @@ from regraft.data.generation import completions
 from regraft.data.prompts import Prompt
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
+from regraft.streaming.residency import WORKING
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Replace, Scale, Variant, Zero
 from regraft.training.tasks.embedding_task import EmbeddingTask
@@ -190,3 +191,19 @@ def test_greedy_text_on_the_card_is_the_argmax_of_full_forwards():
                 logits_V = model.hf(torch.tensor([tokens], device=CARD)).logits[0, -1]
             assert float(logits_V.max() - logits_V[token]) <= model.rounding * float(logits_V.abs().max())
             tokens.append(token)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral", "t5"])
+def test_blocks_streamed_to_the_card_compute_what_they_do_in_its_memory(name, tmp_path):
+    """Pinned pages, copies on a side stream; again and again, so that memory reused too early would show."""
+    torch.manual_seed(1)
+    FAMILIES[name]().eval().save_pretrained(tmp_path)
+    whole = load(tmp_path, device=CARD, dtype="float32", pack=False)
+    sizes = load(tmp_path, device=CARD, dtype="float32", stream=True, memory=1 << 40).streamed.sizes
+    limit = sizes.least + sizes.embedding + WORKING + torch.cuda.memory_allocated()
+    model = load(tmp_path, device=CARD, dtype="float32", stream=True, memory=limit)
+    assert not model.streamed.store.all_stay
+    for seed in range(20):
+        found, wanted = (recorded(one, 9, 6, seed=seed) for one in (model, whole))
+        for block in range(len(model.blocks)):
+            assert gap(found.pre(block), wanted.pre(block)) <= model.rounding

@@ -271,7 +271,7 @@ def test_one_number_written_behind_autograds_back_is_seen_by_the_next_sweep_and_
 
 
 def test_a_write_that_a_glance_missed_before_the_recording_is_refused_once(monkeypatch):
-    """Recording trusts the glance; the sweep reads all and refuses; the next recording knows what is there."""
+    """Recording trusts the glance; the sweep reads all and refuses; the next recording knows."""
     model = load(FAMILIES["llama"]().eval(), pack=False)
     monkeypatch.setattr(session, "SAMPLED", 4)
     model.fingerprint()

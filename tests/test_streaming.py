@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from regraft.core.sizes import bytes_of, in_words
 from regraft.model.cpu_pack import copied
 from regraft.model.load import load
 from regraft.model.streamed import Streamed
-from regraft.streaming import block_store, disk_tables, residency
+from regraft.streaming import block_store, disk_tables, pages, residency
+from regraft.streaming.empty_model import Loader
 from regraft.streaming.pages import Pages
 from regraft.streaming.residency import CHUNK, Placement, Sizes, place
 from regraft.sweeps.metrics import kl_to_clean, logit_difference, loss
@@ -274,6 +276,51 @@ def test_any_type_in_the_file_and_any_to_compute_in(dtype, tmp_path):
     assert model.dtype == whole.dtype
     clean, recording = (one.record([ids(6, 1)]) for one in (whole, model))
     torch.testing.assert_close(recording["logits"], clean["logits"], rtol=1e-2, atol=1e-3)
+
+
+def test_blocks_are_copied_by_the_side_and_handed_over(tmp_path, monkeypatch):
+    """What a card needs, told by a stand-in: copies inside the side's context, weights named when they are
+    handed over; pages are pinned when they are made and let go when they are not kept."""
+    told, reader = [], []
+
+    class Side:
+        def __init__(self, device):
+            pass
+
+        @contextmanager
+        def copying(self):
+            reader.append("in")
+            yield
+            reader.append("out")
+
+        def handed_over(self, module):
+            assert reader[-1] == "out", "read to the end"
+            told.append(sum(not p.is_meta for p in module.parameters()))
+
+    monkeypatch.setattr(block_store, "SideStream", Side)
+    real = Loader.fill
+
+    def inside(self, tensors):
+        assert not reader or reader[-1] == "in" or not any("layers" in name for name in tensors)
+        return real(self, tensors)
+
+    monkeypatch.setattr(Loader, "fill", inside)
+    model = least(saved(tmp_path, "llama"))
+    told.clear()
+    model.record([ids(6, 1)])
+    model.streamed.store.settle()
+    assert len(told) >= len(model.blocks)
+    assert all(told)
+    pinned = []
+    monkeypatch.setattr(pages, "pin", lambda address, size: pinned.append((address, size)))
+    monkeypatch.setattr(pages, "unpin", lambda address: pinned.remove((address, 1 << 20)))
+    some = Pages(most=1 << 20, pinned=True)
+    first, second = (some.tensor((1 << 18,), torch.float32) for _ in range(2))
+    assert [address for address, _ in pinned] == [first.data_ptr(), second.data_ptr()]
+    del first
+    assert len(pinned) == 2, "kept for the next"
+    del second
+    assert len(pinned) == 1
 
 
 def test_pages_are_written_over_when_nobody_holds_their_tensor():

@@ -85,7 +85,7 @@ def taken_over(hf: Any) -> Streamed | None:
     weights.fill({name: weights.read(name) for name in places if name not in inside})
     weights.hand_over("", hf)
     hf.tie_weights()
-    store = BlockStore(units, weights, weights, Placement(True, True, 0))
+    store = BlockStore(units, weights, weights, Placement(True, True, 0), weights.device)
     sizes = sizes_of(hf, units, hf.get_input_embeddings(), hf.get_output_embeddings())
     kind = next(p.dtype for p in hf.parameters())
     told = f"offloaded by accelerate: {len(units)} blocks are brought to {weights.device} when they run"

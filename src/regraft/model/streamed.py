@@ -122,12 +122,14 @@ def open_streamed(
         sizes = replace(sizes, rest=rest, embedding=0)
     limit = _limit(memory, device)
     placement = place(sizes, limit)
-    shards.pages.most = max(unit.bytes for unit in units)
+    shards.pages.most, shards.pages.pinned = max(unit.bytes for unit in units), device.type == "cuda"
     _fill_the_rest(hf, loader, shards, targets, units, placement)
     if (path := shards.folder / "generation_config.json").is_file():
         hf.generation_config = transformers.GenerationConfig.from_pretrained(path.parent)
     unknown = tuple(name for name, target in targets.items() if not target)
-    return hf, Streamed(BlockStore(units, shards, loader, placement), device, dtype, sizes, unknown, limit)
+    return hf, Streamed(
+        BlockStore(units, shards, loader, placement, device), device, dtype, sizes, unknown, limit
+    )
 
 
 def own_type(config: Any, shards: Shards) -> torch.dtype:

@@ -22,6 +22,7 @@ from regraft.core.sizes import in_words
 from regraft.streaming.empty_model import empty
 from regraft.streaming.pages import all_finite
 from regraft.streaming.residency import Placement
+from regraft.streaming.side_stream import SideStream
 
 
 class Source(Protocol):
@@ -71,6 +72,7 @@ class BlockStore:
     shards: Source
     loader: Filler
     placement: Placement
+    device: torch.device
     reads: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -80,6 +82,7 @@ class BlockStore:
         self._proved: set[int] = set()
         self._alike = False
         self._lock = RLock()
+        self._side = SideStream(self.device)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="regraft-blocks")
         for number, unit in enumerate(self.units):
             unit.module.register_forward_pre_hook(Filling(self, number))
@@ -219,13 +222,15 @@ class BlockStore:
     def _read(self, number: int) -> None:
         """Read a block from its files; nobody sees it yet."""
         unit = self.units[number]
-        self.loader.fill({name: self.shards.read(name) for name in unit.names})
+        with self._side.copying():
+            self.loader.fill({name: self.shards.read(name) for name in unit.names})
         self.reads[number] += 1
 
     def _take(self, number: int) -> None:
         """Give the live block what was read for it."""
         unit = self.units[number]
         self.loader.hand_over(unit.path, unit.module)
+        self._side.handed_over(unit.module)
         if number not in self._proved:
             for name, parameter in unit.module.named_parameters():
                 refuse_missing(f"{unit.path}.{name}", parameter)

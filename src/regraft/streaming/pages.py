@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regraft.streaming.side_stream import pin, unpin
+
 LARGE = 1 << 20
 """Bytes from which on a tensor gets pages of its own: below, a page's rounding would cost more."""
 
@@ -24,11 +26,12 @@ LARGE = 1 << 20
 class Pages:
     """Gives out tensors on pages of their own, and takes the pages back when nobody holds the tensor.
 
-    At most `most` bytes wait to be given out again; what is more goes back to the system.
+    At most `most` bytes wait to be given out again; what is more goes back to the system. `pinned` ones a
+    card reads by itself.
     """
 
-    def __init__(self, most: int = 0):
-        self.most = most
+    def __init__(self, most: int = 0, pinned: bool = False):
+        self.most, self.pinned = most, pinned
         self._waiting: dict[int, list[mmap.mmap]] = defaultdict(list)
 
     @property
@@ -42,14 +45,22 @@ class Pages:
         if size < LARGE:
             return torch.empty(tuple(shape), dtype=dtype)
         waiting = self._waiting[size]
-        pages = waiting.pop() if waiting else _pages(size, mmap.MADV_HUGEPAGE)
+        pages = waiting.pop() if waiting else self._new(size)
         array: np.ndarray[Any, Any] = np.frombuffer(pages, dtype=np.uint8)
         weakref.finalize(array, self._back, size, pages).atexit = False
         return torch.from_numpy(array).view(dtype).view(tuple(shape))
 
+    def _new(self, size: int) -> mmap.mmap:
+        pages = _pages(size, mmap.MADV_HUGEPAGE)
+        if self.pinned:
+            pin(_address(pages), size)
+        return pages
+
     def _back(self, size: int, pages: mmap.mmap) -> None:
         if self.waiting + size <= self.most:
             self._waiting[size].append(pages)
+        elif self.pinned:
+            unpin(_address(pages))
 
     def copy(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """A copy on pages of its own, in another type where that is asked."""
@@ -68,6 +79,10 @@ def _pages(size: int, advice: int) -> mmap.mmap:
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages.madvise(advice)
     return pages
+
+
+def _address(pages: mmap.mmap) -> int:
+    return np.frombuffer(pages, dtype=np.uint8).ctypes.data
 
 
 def all_finite(tensor: Tensor) -> bool:
