@@ -215,14 +215,14 @@ def test_memory_alone_streams_what_does_not_fit(tmp_path):
 def test_no_more_blocks_are_held_than_said(tmp_path, monkeypatch):
     """Matrices that are alive at once, counted by weak references: two blocks and the one that is read."""
     model = least(saved(tmp_path, "llama"))
-    alive, most, real = weakref.WeakSet(), [0], block_store.Loader.hand_over
+    alive, most, real = weakref.WeakSet(), [0], Loader.hand_over
 
     def heard(self, path, module):
         real(self, path, module)
         alive.update(p for p in module.parameters() if p.dim() > 1)
         most[0] = max(most[0], len(alive))
 
-    monkeypatch.setattr(block_store.Loader, "hand_over", heard)
+    monkeypatch.setattr(Loader, "hand_over", heard)
     each = len([p for p in model.blocks[0].module.parameters() if p.dim() > 1])
     recording = model.record([ids(6, 1), ids(6, 2)])
     sweep(recording, variants_for(model), loss())
@@ -321,6 +321,18 @@ def test_blocks_are_copied_by_the_side_and_handed_over(tmp_path, monkeypatch):
     assert len(pinned) == 2, "kept for the next"
     del second
     assert len(pinned) == 1
+
+
+def test_free_memory_goes_back_where_the_process_comes_near_what_it_was_allowed(monkeypatch):
+    given = []
+    monkeypatch.setattr(residency, "give_free_memory_back", lambda: given.append(1))
+    for held, most, wanted in ((800, 1000, 1), (700, 1000, 0), (1, None, 0)):
+        monkeypatch.setattr(residency, "WORKING", 500)
+        monkeypatch.setattr(residency, "held_now", lambda device, held=held: held)
+        given.clear()
+        residency.Ceiling(most, torch.device("cpu")).mind()
+        assert len(given) == wanted
+    pages.give_free_memory_back()
 
 
 def test_pages_are_written_over_when_nobody_holds_their_tensor():

@@ -116,3 +116,30 @@ def test_what_cannot_be_streamed_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(streamed, "_units", lambda *words: found(*words)[::-1])
     with pytest.raises(ValueError, match="lists of modules beside its blocks, or in another order"):
         load(folder, stream=True)
+
+
+def test_large_tensors_are_the_files_own_pages(tmp_path, monkeypatch):
+    """Nothing is copied where it need not be; a write stays with the tensor; what cannot be mapped is
+    copied."""
+    torch.manual_seed(0)
+    tensors = {name: torch.randn(600, 600) for name in ("a", "b")} | {"odd": torch.ones(3, dtype=torch.int8)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    copied, real = [], shards.Shards._into
+    monkeypatch.setattr(
+        shards.Shards, "_into", lambda self, *words: copied.append(words[1]) or real(self, *words)
+    )
+    opened_shards = shards.Shards(tmp_path)
+    found = {name: opened_shards.read(name) for name in tensors}
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert [place.shape for place in copied] == [(3,)]
+    assert opened_shards.bytes_read == sum(t.numel() * t.element_size() for t in tensors.values())
+    found["a"].add_(1)
+    assert torch.equal(opened_shards.read("a"), tensors["a"])
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    opened_shards.pages.pinned = True
+    monkeypatch.setattr("regraft.streaming.pages.pin", lambda address, size: None)
+    monkeypatch.setattr("regraft.streaming.pages.unpin", lambda address: None)
+    assert torch.equal(opened_shards.read("b"), tensors["b"])
+    assert len(copied) == 2, "for a card they are copied into pages that it reads by itself"

@@ -51,7 +51,7 @@ def test_the_shape_of_qwen3_4b_in_three_gib(what, tokens, walks, streaming, tmp_
     size = checkpoint.write_checkpoint(folder, checkpoint.QWEN3_4B)
     assert size == 8_044_936_192
     found = run.in_process(folder, what, tokens, run.LIMIT)
-    assert found["peak_bytes"] < 3 * 2**30
+    assert found["peak_bytes"] < bytes_of(run.LIMIT) < 3 * 2**30
     assert found["walks"] == walks
     each = (size - 151_936 * 2560 * 2 - 2560 * 2) / 36
     turning = found["blocks"] - found["blocks_that_stay"]

@@ -30,8 +30,8 @@ from regraft.experiments.observe.lens import read_depths
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
 
-LIMIT = "2.4GiB"
-"""What a case is given, so that the whole process stays under 3 GiB."""
+LIMIT = "2.75GiB"
+"""What the process of a case is given."""
 FITS = {**QWEN3_4B, "num_hidden_layers": 10, "vocab_size": 8192}
 """Ten blocks of the same shape: small enough to be in memory as a whole."""
 TINY = {
@@ -124,6 +124,19 @@ def beside_memory(folder: Path, what: str, tokens: int, rounds: int) -> dict[str
     }  # fmt: skip
 
 
+def with_airllm(python: str, folder: Path) -> dict[str, Any]:
+    """A forward pass of 64 tokens by AirLLM and by this package in turns, files in the page cache for
+    both."""
+    script = Path(__file__).with_name("with_airllm.py")
+    done = subprocess.run(
+        [python, str(script), str(folder), "64"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return {"failed": (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}
+    theirs = json.loads(done.stdout.strip().splitlines()[-1])
+    return {**theirs, "beside": in_process(folder, "record", 64, LIMIT)}
+
+
 def _seconds(action: Callable[[], None]) -> float:
     start = time.perf_counter()
     action()
@@ -133,6 +146,9 @@ def _seconds(action: Callable[[], None]) -> float:
 def main() -> None:
     """Write the checkpoints, run the cases, keep the results."""
     words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument(
+        "--airllm", metavar="PYTHON", help="of an environment with airllm: one forward pass of it beside"
+    )
     words.add_argument("--folder", type=Path, help="where the checkpoints are, or are written (9 GB)")
     given = words.parse_args()
     with tempfile.TemporaryDirectory() as nowhere:
@@ -144,6 +160,8 @@ def main() -> None:
         for what, tokens in (("record", 64), ("lens", 256), ("knockout", 64)):
             found["under_3_GiB"].append(in_process(folder / "qwen3-4b", what, tokens, LIMIT))
             print(found["under_3_GiB"][-1], flush=True)
+        if given.airllm:
+            found["airllm"] = with_airllm(given.airllm, folder / "qwen3-4b")
         found["beside_memory"] = [
             beside_memory(folder / "fits", what, tokens, 3)
             for what, tokens in (("lens", 256), ("knockout", 64))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,8 +243,11 @@ def _stopping(block: Block, take: Callable[[tuple[Any, ...], dict[str, Any]], No
     return StandIn(block.module, reply)
 
 
-def run_head(hf: nn.Module, parts: Parts, calls: list[BlockCall], resid_NKD: Tensor) -> Any:
-    """Run what follows the last block on a residual stream and return the model's own output object."""
+def run_head(
+    hf: nn.Module, parts: Parts, calls: list[BlockCall], resid_NKD: Tensor, graph: bool = False
+) -> Any:
+    """Run what follows the last block on a residual stream and return the model's own output object; with
+    `graph`, one that gradients flow back from."""
     rows, positions = resid_NKD.shape[:2]
     ids = torch.zeros(rows, positions, dtype=torch.long, device=resid_NKD.device)
     last = parts.stacks[-1]
@@ -254,8 +257,39 @@ def run_head(hf: nn.Module, parts: Parts, calls: list[BlockCall], resid_NKD: Ten
         encoder = parts.stacks[0]
         standing.append((encoder, [_answering(encoder.blocks[0], calls[0].outcome, None)]))
         inputs = {"input_ids": ids[:, :1], "decoder_input_ids": ids}
-    with torch.no_grad(), stacks_replaced(standing):
+    with nullcontext() if graph else torch.no_grad(), stacks_replaced(standing):
         return hf(**inputs, **without_cache(hf))
+
+
+def passed_through(hf: nn.Module, parts: Parts, calls: list[BlockCall], inputs: dict[str, Any]) -> Captured:
+    """What every block of the last stack would be called with, and the stream that enters the first: the
+    model is run with blocks that hand on what they are given, at the cost of no block.
+
+    Args:
+        calls: of an earlier run, whose outcomes tell in what form a block answers.
+    """
+    taken, stack = Captured(), parts.stacks[-1]
+
+    def hands_on(block: Block) -> StandIn:
+        outcome = calls[block.index].outcome
+
+        def reply(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call, stream = split_call(args, kwargs)
+            call.outcome = outcome
+            taken.calls.append(call)
+            taken.stream.append(stream)
+            if block is stack.blocks[-1]:
+                raise StopForward
+            return with_main_tensor(outcome, stream)
+
+        return StandIn(block.module, reply)
+
+    try:
+        with torch.no_grad(), stacks_replaced([(stack, [hands_on(block) for block in stack.blocks])]):
+            hf(**inputs, **without_cache(hf))
+    except StopForward:
+        pass
+    return taken
 
 
 def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:

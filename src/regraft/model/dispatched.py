@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from regraft.model.streamed import Streamed, bytes_of_module, outer_lists, sizes_of
 from regraft.streaming.block_store import BlockStore, Unit
-from regraft.streaming.residency import Placement
+from regraft.streaming.residency import Ceiling, Placement
 
 NO_LIMIT = 1 << 62
 """Bytes that nobody's prompts take: what stays and what does not, accelerate decided."""
@@ -85,7 +85,7 @@ def taken_over(hf: Any) -> Streamed | None:
     weights.fill({name: weights.read(name) for name in places if name not in inside})
     weights.hand_over("", hf)
     hf.tie_weights()
-    store = BlockStore(units, weights, weights, Placement(True, True, 0), weights.device)
+    store = BlockStore(units, weights, weights, Placement(True, True, 0), Ceiling(None, weights.device))
     sizes = sizes_of(hf, units, hf.get_input_embeddings(), hf.get_output_embeddings())
     kind = next(p.dtype for p in hf.parameters())
     told = f"offloaded by accelerate: {len(units)} blocks are brought to {weights.device} when they run"

@@ -19,6 +19,7 @@ from regraft.streaming.disk_tables import HeadInPieces, RowsOnDemand
 from regraft.streaming.empty_model import Loader, empty_model
 from regraft.streaming.residency import (
     WORKING,
+    Ceiling,
     Placement,
     Sizes,
     fewer_blocks,
@@ -123,12 +124,13 @@ def open_streamed(
     limit = _limit(memory, device)
     placement = place(sizes, limit)
     shards.pages.most, shards.pages.pinned = max(unit.bytes for unit in units), device.type == "cuda"
-    _fill_the_rest(hf, loader, shards, targets, units, placement)
+    ceiling = Ceiling(memory, device)
+    _fill_the_rest(hf, loader, shards, targets, units, placement, ceiling)
     if (path := shards.folder / "generation_config.json").is_file():
         hf.generation_config = transformers.GenerationConfig.from_pretrained(path.parent)
     unknown = tuple(name for name, target in targets.items() if not target)
     return hf, Streamed(
-        BlockStore(units, shards, loader, placement, device), device, dtype, sizes, unknown, limit
+        BlockStore(units, shards, loader, placement, ceiling), device, dtype, sizes, unknown, limit
     )
 
 
@@ -208,6 +210,7 @@ def _fill_the_rest(
     targets: dict[str, str],
     units: list[Unit],
     placement: Placement,
+    ceiling: Ceiling,
 ) -> None:
     """Read what is in no block, but for tables that stay on disk."""
     table, head = hf.get_input_embeddings(), hf.get_output_embeddings()
@@ -232,9 +235,9 @@ def _fill_the_rest(
     if head is not None and head in left:
         _check_table(head, nn.Linear)
         rows = partial(shards.rows, _named(by_target, paths, head, table))
-        head.forward = HeadInPieces(head, rows, loader.dtype)
+        head.forward = HeadInPieces(head, rows, loader.dtype, ceiling)
     elif type(head) is nn.Linear and head.weight.device.type == "cpu":
-        pieces: Any = HeadInPieces(head, lambda begin, end: head.weight[begin:end], loader.dtype)
+        pieces: Any = HeadInPieces(head, lambda begin, end: head.weight[begin:end], loader.dtype, ceiling)
         head.forward = pieces
 
 

@@ -21,7 +21,7 @@ from regraft.core.progress import advance
 from regraft.core.sizes import in_words
 from regraft.streaming.empty_model import empty
 from regraft.streaming.pages import all_finite
-from regraft.streaming.residency import Placement
+from regraft.streaming.residency import Ceiling, Placement
 from regraft.streaming.side_stream import SideStream
 
 
@@ -72,7 +72,7 @@ class BlockStore:
     shards: Source
     loader: Filler
     placement: Placement
-    device: torch.device
+    ceiling: Ceiling
     reads: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class BlockStore:
         self._proved: set[int] = set()
         self._alike = False
         self._lock = RLock()
-        self._side = SideStream(self.device)
+        self._side = SideStream(self.ceiling.device)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="regraft-blocks")
         for number, unit in enumerate(self.units):
             unit.module.register_forward_pre_hook(Filling(self, number))
@@ -130,6 +130,7 @@ class BlockStore:
             self._filled.append(number)
             if ahead:
                 self._ask_for_the_next(number)
+        self.ceiling.mind()
         told = f"{sum(self.reads):,} read, {in_words(self.shards.bytes_read)}"
         advance(f"blocks: {told}", number + 1, len(self.units))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.streaming.pages import sparse_table
-from regraft.streaming.residency import CHUNK
+from regraft.streaming.residency import CHUNK, Ceiling
 from regraft.streaming.shards import Shards
 
 KEPT_ROWS = 1 << 14
@@ -62,12 +62,15 @@ class HeadInPieces:
     matrix in memory, of which some kernels would make a whole copy in an order of their own.
     """
 
-    def __init__(self, module: nn.Linear, rows: Callable[[int, int], Tensor], dtype: torch.dtype):
-        self.module, self.rows, self.dtype = module, rows, dtype
+    def __init__(
+        self, module: nn.Linear, rows: Callable[[int, int], Tensor], dtype: torch.dtype, ceiling: Ceiling
+    ):
+        self.module, self.rows, self.dtype, self.ceiling = module, rows, dtype, ceiling
         self.step = max(1, CHUNK // (module.in_features * dtype.itemsize))
 
     def __call__(self, x_ND: Tensor) -> Tensor:
         """Scores (N, V)."""
+        self.ceiling.mind()
         count = self.module.out_features
         found = x_ND.new_empty((*x_ND.shape[:-1], count))
         for begin in range(0, count, self.step):

@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 
 from regraft.core.sizes import in_words
+from regraft.streaming.pages import give_free_memory_back
 
 CHUNK = 1 << 26
 """Bytes of an output matrix that are read at once where it is not kept: 64 MiB."""
@@ -106,6 +107,20 @@ def fewer_blocks(sizes: Sizes, placed: Placement, limit: int) -> Placement:
         )
     fitting = [total for total in accumulate(sizes.blocks[: len(sizes.blocks) - 2]) if total <= free]
     return replace(placed, pinned=min(placed.pinned, len(fitting)))
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What a process is to stay below on a device; None where nobody said."""
+
+    most: int | None
+    device: torch.device
+
+    def mind(self) -> None:
+        """Where the process comes near it, let it give back what it has freed."""
+        near = self.most is not None and held_now(self.device) > self.most - WORKING // 2
+        if near and self.device.type == "cpu":
+            give_free_memory_back()
 
 
 def held_now(device: torch.device) -> int:

@@ -1,28 +1,34 @@
-"""Tensors read straight from the safetensors files of a checkpoint, counted, and never mapped into memory.
+"""Tensors read straight from the safetensors files of a checkpoint, and counted.
 
-A mapped file's pages count as the process's own as long as they are there. Here bytes go from the file into
-the tensor that keeps them, so that what is resident is what is held. Shapes: R rows of a table, D width.
+Large ones are the file's own pages, mapped for as long as their tensor is held, so that what is resident is
+what is held, and nothing is copied. Shapes: R rows of a table, D width.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from regraft.checkpoint.locate import CheckpointError, check_header, weight_files
-from regraft.streaming.pages import Pages
+from regraft.streaming.pages import LARGE, Pages
 
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+
+
+POPULATE_READ = 22
+"""Linux' number of the advice to fetch all pages of a mapping."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,29 @@ class Shards:
         return self.read_at(self.places[name])
 
     def read_at(self, place: TensorPlace) -> Tensor:
-        """The tensor that lies in a place."""
+        """The tensor that lies in a place: the file's own pages where that can be, else a copy."""
+        if place.bytes >= LARGE and place.begin % place.dtype.itemsize == 0 and not self.pages.pinned:
+            return self._mapped(place)
         found = self.pages.tensor(place.shape, place.dtype)
         self._into(found, place, 0)
         return found
+
+    def _mapped(self, place: TensorPlace) -> Tensor:
+        """A tensor on the file's pages, all of them fetched; they are let go with the tensor. Who writes to
+        it writes to copies."""
+        before = place.begin % mmap.PAGESIZE
+        pages = mmap.mmap(
+            self._handle(place.file), before + place.bytes, flags=mmap.MAP_PRIVATE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=place.begin - before,
+        )  # fmt: skip
+        try:
+            pages.madvise(POPULATE_READ)
+        except OSError:  # a kernel before 5.14: read a number of each page instead
+            np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE].sum()
+        with self._lock:
+            self.bytes_read += place.bytes
+        flat: np.ndarray[Any, Any] = np.frombuffer(pages, np.uint8, place.bytes, before)
+        return torch.from_numpy(flat).view(place.dtype).view(place.shape)
 
     def rows(self, name: str, begin: int, end: int) -> Tensor:
         """Rows `begin` to `end` of a table, (R, D)."""

@@ -25,7 +25,10 @@ from regraft.sweeps.metrics import predicted_pairs
 SHOWN = 5
 """Tokens that are named at each depth."""
 FULL_LOGITS = 1 << 23
-"""Scores that are held at once: 32 MiB in float32, and a few times that for what is made of them."""
+"""Scores that are held at once: 32 MiB in float32."""
+DESCRIBED = 1 << 21
+"""Scores of which probabilities, ranks and entropies are made at once: 8 MiB, and a few times that in
+between."""
 FUNCTION_WORDS = frozenset(
     [
         "a",
@@ -159,10 +162,11 @@ def read_depths(recording: Recording) -> dict[str, Any]:
         for piece in pieces:
             at = (prompt[piece], position[piece])
             logits_nV = recording.head(stream)[at] if whole else recording.head(stream[at][:, None])[:, 0]
-            if depth == len(blocks):
-                gap = max(gap, largest_difference(logits_nV, official_NV[piece]))
-            for name, value in _describe(logits_nV.float(), target_N[piece]).items():
-                told[name].append(value.cpu().numpy())
+            for some in torch.arange(len(piece)).split(max(1, DESCRIBED // model.vocabulary)):
+                if depth == len(blocks):
+                    gap = max(gap, largest_difference(logits_nV[some], official_NV[piece[some]]))
+                for name, value in _describe(logits_nV[some].float(), target_N[piece[some]]).items():
+                    told[name].append(value.cpu().numpy())
         for name, values in told.items():
             found[name].append(np.concatenate(values))
     return {**{name: np.stack(values) for name, values in found.items()}, "gap": gap}
