@@ -25,6 +25,7 @@ ORDER = [
     "tokenizers",
     "experiments",
     "reference",
+    "features",
     "reporting",
     "jobs",
     "cli",

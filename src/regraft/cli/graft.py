@@ -1,4 +1,5 @@
-"""The command line of the grafts: `regraft graft embedding | head`; heavy imports wait for a command.
+"""The command line of the grafts: `regraft graft embedding | head | transcoder`; heavy imports wait for a
+command.
 
 A command opens its model before it imports more: opening silences what the libraries behind transformers say
 as they load.
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from regraft.cli.adapters import transcoder
 from regraft.cli.common import push_saved, settings_of
 from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.options import (
@@ -39,6 +41,7 @@ embedding = typer.Typer(help="A token embedding computed from each token's bytes
 head = typer.Typer(help="A tree of decisions in place of the output matrix.", no_args_is_help=True)
 graft.add_typer(embedding, name="embedding")
 graft.add_typer(head, name="head")
+graft.add_typer(transcoder, name="transcoder")
 
 EMBEDDING_FOLDER, HEAD_FOLDER = Path("byte-embedding"), Path("tree-head")
 GraftsModelOption = Annotated[

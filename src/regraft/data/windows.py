@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,33 @@ from regraft.model.model import Model
 AT_ONCE, CHARACTERS_AT_ONCE = 256, 4_000_000
 """Texts and characters that a tokenizer is given at once, so that its threads have work and memory stays
 small."""
+
+
+class TrainingText(Protocol):
+    """What a trainer reads: which sequences make a step's batch follows from seed and step alone."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """All tokens in a row."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the order."""
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of what is read."""
+        ...
+
+    def batch(self, step: int, size: int) -> Tensor:
+        """A step's batch, as the task takes it."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def graft_card(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, baked: str = "") -> str:
     """The card of a model with grafts; `baked` says that they stand in it as plain tensors, and how
     exactly."""
+    if certificate.attrs.get("experiment") == "transcoder":
+        return transcoder_card(model, certificate)
     kinds = " and ".join(kind_of(graft) for graft in grafts)
     ours = sum(p.numel() for graft in grafts for p in graft.parameters())
     before = int(certificate.part_parameters.sel(state="before"))
@@ -53,6 +55,25 @@ def graft_card(model: Model, grafts: Sequence[Graft], certificate: xr.Dataset, b
         *worst_rows(certificate),
     ]
     return card(model, f"{model.name} with a {kinds}", made, body, certificate.attrs)
+
+
+def transcoder_card(model: Model, certificate: xr.Dataset) -> str:
+    """The card of a model with adapters beside its MLPs."""
+    made = (
+        f": {certificate.attrs['parameters']:,} parameters of adapters beside its MLPs, which are those of"
+        f" {certificate.attrs['pair_base']}, taught by {certificate.attrs['pair_target']}. Open it behind"
+        " `import regraft`, which makes its type known to transformers."
+    )
+    names = list(map(str, certificate.model.values))
+    rows = [
+        [name, *(f"{float(one.loss.sel(model=m)):.4f}" for m in names), f"{float(one.recovered):.1%}",
+         f"{float(one.kl.sel(model='adapted')):.4f}", f"{float(one.active.mean()):.1f}"]
+        for name, one in ((str(d), certificate.sel(domain=d)) for d in certificate.domain.values)
+    ]  # fmt: skip
+    heads = ["text", *(f"loss, {m}, nats per token" for m in names), "recovered of the gain over the hybrid",
+             "divergence from the target, nats per token", "active features of a token"]  # fmt: skip
+    title = f"{certificate.attrs['pair_base']} with transcoder adapters"
+    return card(model, title, made, table(heads, rows), certificate.attrs, "transcoder")
 
 
 def domain_rows(certificate: xr.Dataset) -> list[str]:

@@ -20,9 +20,10 @@ from regraft.core.strict_json import json_text, numbers_again
 from regraft.data.token_bytes import token_bytes
 from regraft.export.graft_description import ABOUT, CERTIFICATE, MEASURE, check_certified, read_about
 from regraft.model.model import Model
+from regraft.modules.backbone import mlps_of
 from regraft.modules.byte_codes import byte_embedding
 from regraft.modules.byte_embedding import ByteConfig, ByteEmbedding
-from regraft.modules.graft_kinds import EMBEDDING, Graft, fresh, kind_of, sizes, standing
+from regraft.modules.graft_kinds import EMBEDDING, TRANSCODER, Graft, fresh, kind_of, sizes, standing
 from regraft.modules.placement import Swaps
 from regraft.modules.tree_head import TreeHead, check_tree
 
@@ -46,7 +47,7 @@ def make_embedding(model: Model, config: ByteConfig) -> ByteEmbedding:
 
 
 def swaps_of(model: Model, grafts: Sequence[Graft]) -> Swaps:
-    """Each graft with the part of the model that it takes the place of.
+    """Every part of the model that a graft takes the place of, with what stands there then.
 
     Raises:
         ValueError: two grafts for one part, or the model lacks the part.
@@ -55,12 +56,25 @@ def swaps_of(model: Model, grafts: Sequence[Graft]) -> Swaps:
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"two grafts of the kind {kinds[0]} cannot stand in one place")
     found: list[tuple[nn.Module, nn.Module]] = []
-    for graft, kind in zip(grafts, kinds, strict=True):
-        old = model.parts.embedding if kind == EMBEDDING else model.parts.head
-        if old is None:
-            raise ValueError(f"{model.name} has no output matrix that a tree could replace")
-        found.append((old, standing(graft)))
+    for graft in grafts:
+        olds = parts_of(model, graft)
+        found += zip(olds, standing(graft, olds), strict=True)
     return found
+
+
+def parts_of(model: Model, graft: Graft) -> list[nn.Module]:
+    """The parts of a model that a graft takes the place of.
+
+    Raises:
+        ValueError: the model lacks one.
+    """
+    kind = kind_of(graft)
+    if kind == TRANSCODER:
+        return mlps_of(model)
+    old = model.parts.embedding if kind == EMBEDDING else model.parts.head
+    if old is None:
+        raise ValueError(f"{model.name} has no output matrix that a tree could replace")
+    return [old]
 
 
 def save_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **stated: Any) -> None:
@@ -94,7 +108,7 @@ def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **s
         part.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-ADDED = ("model", "source", "weights_sha256", "parameters", "tree")
+ADDED = ("model", "source", "weights_sha256", "parameters", "tree", "pair")
 
 
 def attach(folder: Path, model: Model, kind: str = "") -> Graft:

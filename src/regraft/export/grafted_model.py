@@ -29,9 +29,12 @@ from regraft.export.verified_folder import (
 from regraft.model.model import Model
 from regraft.modules.graft_kinds import Graft, sizes
 from regraft.modules.hf_model import GraftedConfig, GraftedModel, shared
-from regraft.modules.placement import Swaps, all_placed
+from regraft.modules.placement import all_placed
 
-CODE = ("hf_model.py", "graft_kinds.py", "byte_embedding.py", "tree_head.py", "trees.py", "logits_view.py")
+CODE = (
+    "hf_model.py", "graft_kinds.py", "byte_embedding.py", "tree_head.py", "trees.py", "logits_view.py",
+    "transcoder.py",
+)  # fmt: skip
 """What a folder carries for remote code."""
 OTHERWISE = "read again, the folder's outputs differ from the grafts' by {gap} of the largest: it is not kept"
 
@@ -53,7 +56,7 @@ def write_grafted(
     check_empty(target, "--save")
     model.check_whole("a model is written from all its weights")
     swaps, inputs = swaps_of(model, grafts), probe_inputs(model, model.table_rows, seed=3)
-    config = grafted_config(model, grafts, swaps)
+    config = grafted_config(model, grafts)
     with all_placed(model.hf, swaps), torch.no_grad():
         probe = Probe(inputs, model.run(**inputs)[0], OTHERWISE)
         config.ties = shared(model.hf)
@@ -87,15 +90,18 @@ def write_grafted(
     )
 
 
-def grafted_config(model: Model, grafts: Sequence[Graft], swaps: Swaps) -> GraftedConfig:
+def grafted_config(model: Model, grafts: Sequence[Graft]) -> GraftedConfig:
     """The config of the whole: the plain one, untied where a graft has parted embedding and head, and the
     grafts' places."""
     base = model.hf.config.to_dict()
     base["architectures"] = [type(model.hf).__name__]
     base["tie_word_embeddings"] = False
     stated = [
-        {"sizes": sizes(graft), "places": _places(model, old, new)}
-        for graft, (old, new) in zip(grafts, swaps, strict=True)
+        {
+            "sizes": sizes(graft),
+            "places": [place for old, new in swaps_of(model, [graft]) for place in _places(model, old, new)],
+        }
+        for graft in grafts
     ]
     names = (
         "vocab_size",

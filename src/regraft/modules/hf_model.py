@@ -26,8 +26,9 @@ from transformers import (
 )
 
 from .byte_embedding import ByteEmbedding
-from .graft_kinds import fresh, standing
+from .graft_kinds import fresh, put
 from .logits_view import LogitsView
+from .transcoder import Transcoders
 
 
 class GraftedConfig(PreTrainedConfig):
@@ -55,7 +56,7 @@ class GraftedConfig(PreTrainedConfig):
 
 
 class GraftedModel(PreTrainedModel):
-    """A plain model whose embedding, head or both are grafts."""
+    """A plain model whose embedding or head is a graft, or whose MLPs have adapters beside them."""
 
     config_class = GraftedConfig
     base_model_prefix = "base"
@@ -71,11 +72,10 @@ class GraftedModel(PreTrainedModel):
             graft = fresh(stated["sizes"])
             if isinstance(graft, ByteEmbedding) and self.base.dtype != torch.float32:
                 graft.answers_in = self.base.dtype
-            new = standing(graft)
-            for place in stated["places"]:
-                parent, _, name = place.rpartition(".")
-                setattr(self.base.get_submodule(parent), name, new)
-                kept |= {f"base.{place}.{name}" for name, _ in new.named_parameters()}
+            placed = put(graft, self.base, stated["places"])
+            if not isinstance(graft, Transcoders):
+                for place, new in zip(stated["places"], placed, strict=True):
+                    kept |= {f"base.{place}.{name}" for name, _ in new.named_parameters()}
         self._keep_in_fp32_modules_strict = kept
         for module in self.base.modules():
             if isinstance(module, PreTrainedModel):

@@ -25,6 +25,7 @@ from regraft.reporting.figures import (
     steer_figures,
     text_figures,
     token_figures,
+    transcoder_figures,
 )
 from regraft.reporting.theme import Drawing, bars, heatmap
 
@@ -56,6 +57,7 @@ DRAWINGS = {
     "quantizers": bit_figures.QUANTIZERS,
     "rebuild": rebuild_figures.REBUILD,
     "certificate": graft_figures.CERTIFICATE,
+    "transcoder": transcoder_figures.TRANSCODER,
     "tokenizers": token_figures.TOKENIZERS,
     "tokenizer transplant": token_figures.TOKENIZER_TRANSPLANT,
 }

@@ -28,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 from regraft.core.files import whole_file, writing
 from regraft.core.interrupts import StoppedError, finishing_steps
 from regraft.core.progress import advance
-from regraft.data.windows import Windows
+from regraft.data.windows import TrainingText
 from regraft.training.checkpointing import newest, restore, write_checkpoint
 from regraft.training.distributed import average, mean_over, same_everywhere, trunk_spread
 from regraft.training.optimizers import optimisers, set_rates
@@ -94,7 +94,7 @@ class Task(Protocol):
         """The frozen trunk's blocks, which can be spread over processes."""
         ...
 
-    def losses(self, ids_BT: Tensor) -> Mapping[str, Tensor]:
+    def losses(self, batch: Tensor, /) -> Mapping[str, Tensor]:
         """Parts of the loss by name, weighted, to be added up; names that begin with _ are measured and not
         trained on."""
         ...
@@ -106,7 +106,7 @@ class NotANumberError(RuntimeError):
 
 def train(
     task: Task,
-    windows: Windows,
+    windows: TrainingText,
     plan: TrainingPlan,
     folder: Path,
     watch: Callable[[int], None] | None = None,
@@ -209,7 +209,7 @@ class _TrainingRun:
     """What a training run holds on to."""
 
     task: Task
-    windows: Windows
+    windows: TrainingText
     plan: TrainingPlan
     folder: Path
     accelerator: Accelerator
@@ -361,7 +361,7 @@ def _checksum(tensor: Tensor) -> int:
 PLAN = "plan.json"
 
 
-def _plan_of(plan: TrainingPlan, windows: Windows, share: int, origin: Mapping[str, Any]) -> str:
+def _plan_of(plan: TrainingPlan, windows: TrainingText, share: int, origin: Mapping[str, Any]) -> str:
     """Everything that a run must have in common with the one that it continues."""
     text = {
         "tokens": len(windows.ids),

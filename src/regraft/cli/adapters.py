@@ -1,0 +1,202 @@
+"""`regraft graft transcoder`: adapters that learn what the tuning of a model changed; heavy imports wait for
+a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from regraft.cli.common import push_saved, settings_of
+from regraft.cli.errors import errors_in_one_sentence
+from regraft.cli.options import DebugOption, DeviceOption, SeedOption, filling, folder_option, open_model
+from regraft.core.files import check_empty
+from regraft.core.runs import store_settings
+from regraft.export.graft_description import check_certified, read_about
+from regraft.jobs.checks import check_domains, check_least, check_texts
+
+transcoder = typer.Typer(
+    help="The difference between two models, made of sparse features beside every MLP.", no_args_is_help=True
+)
+FOLDER = Path("transcoder")
+KIND = "transcoder adapters"
+BaseOption = Annotated[str, typer.Option(help="The model before it was tuned; its MLPs stay.")]
+TargetOption = Annotated[str, typer.Option(help="The tuned model, which teaches.")]
+GraftOption = Annotated[Path, folder_option(help="Folder of the adapters.")]
+TextOption = Annotated[
+    list[str] | None, typer.Option(help="File or folder to train on; again for several. None: worked sums.")
+]
+DomainOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=PATH of a domain; again for several. None: worked sums.")
+]
+LengthOption = Annotated[int, typer.Option(help="Tokens of a sequence.")]
+PromptsOption = Annotated[bool, typer.Option(help="Count predictions of the questions' tokens, too.")]
+
+
+@transcoder.command("fit")
+@filling(plan="training.trainer:TrainingPlan", weights="training.tasks.transcoder_task:TranscoderLoss")
+def fit(
+    *,
+    context: typer.Context,
+    base: BaseOption = "specimen:qwen3",
+    target: TargetOption = "specimen:tuned",
+    backbone: Annotated[
+        Literal["base", "target"], typer.Option(help="Whose attention, norms, embeddings and head.")
+    ] = "target",
+    features: Annotated[int, typer.Option(help="Features of every block.")] = 1024,
+    text: TextOption = None,
+    out: Annotated[Path, folder_option(help="Folder for the run and the adapters.")] = FOLDER,
+    plan: dict[str, Any],
+    weights: dict[str, Any],
+    length: LengthOption = 256,
+    prompts_count: PromptsOption = True,
+    device: DeviceOption = "cpu",
+    seed: SeedOption = 0,
+    debug: DebugOption = False,
+) -> None:
+    """Train an adapter beside every MLP on what tuning changed."""
+    with errors_in_one_sentence(debug):
+        check_empty(out / "graft", "--out")
+        check_least(1, features=features, steps=plan["steps"], batch=plan["batch"])
+        check_least(0, **{name: value for name, value in weights.items() if name != "by_layer"})
+        check_least(2, length=length)
+        named = check_texts(text or [])
+        models = [open_model(name, device, "", "", False, "") for name in (base, target)]
+        from regraft.cli.progress_bar import with_bar
+        from regraft.jobs.transcoder_jobs import fit_transcoder
+        from regraft.training.tasks.transcoder_task import TranscoderLoss
+        from regraft.training.trainer import TrainingPlan
+
+        options = {"weights": TranscoderLoss(**weights), "plan": TrainingPlan(**plan)}
+        options |= {"backbone": backbone, "features": features, "length": length}
+        options |= {"prompts_count": prompts_count, "seed": seed}
+        told = with_bar(lambda: fit_transcoder(models[0], models[1], out, named, **options))
+        if told:
+            typer.echo(told)
+            store_settings(settings_of(context, "graft transcoder fit"), out)
+
+
+@transcoder.command("eval")
+def evaluate(
+    *,
+    context: typer.Context,
+    graft: GraftOption = FOLDER / "graft",
+    base: BaseOption = "",
+    target: TargetOption = "",
+    text: DomainOption = None,
+    length: LengthOption = 256,
+    windows: Annotated[int, typer.Option(help="Sequences read of each domain.")] = 200,
+    prompts_count: PromptsOption = True,
+    device: DeviceOption = "cpu",
+    debug: DebugOption = False,
+) -> None:
+    """Measure what adapters recover of the target's gain, and write their certificate."""
+    with errors_in_one_sentence(debug):
+        _check_adapters(graft)
+        check_domains(text or [])
+        check_least(1, windows=windows)
+        from regraft.cli.progress_bar import with_bar
+        from regraft.jobs.transcoder_jobs import evaluate_transcoder, transcoder_sentences
+
+        options: dict[str, Any] = {"base": base, "target": target, "length": length, "most": windows}
+        options |= {"prompts_count": prompts_count, "device": device}
+        data = with_bar(lambda: evaluate_transcoder(graft, text or [], **options))
+        for line in transcoder_sentences(data):
+            typer.echo(line)
+
+
+@transcoder.command("export")
+def export(
+    *,
+    context: typer.Context,
+    graft: GraftOption = FOLDER / "graft",
+    save: Annotated[Path, folder_option(help="Folder to write the model to.")],
+    remote_code: Annotated[
+        bool, typer.Option("--remote-code", help="Carry the code along, to open the folder without regraft.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write the model with the adapters in it as a Hugging Face folder."""
+    with errors_in_one_sentence(debug):
+        check_certified([graft], KIND)
+        check_empty(save, "--save")
+        from regraft.jobs.transcoder_jobs import export_transcoder
+
+        typer.echo(export_transcoder(graft, save, remote_code))
+        push_saved(save)
+
+
+def _check_adapters(folder: Path) -> None:
+    """Make sure that a folder holds adapters.
+
+    Raises:
+        ValueError: it holds another graft.
+    """
+    found = read_about(folder)["kind"]
+    if found != KIND:
+        raise ValueError(f"{folder} holds a {found}, not {KIND}")
+
+
+@transcoder.command("features")
+def features(
+    *,
+    context: typer.Context,
+    graft: GraftOption = FOLDER / "graft",
+    out: Annotated[Path, folder_option(help="New folder for the page.")] = FOLDER / "features",
+    text: DomainOption = None,
+    length: LengthOption = 256,
+    sequences: Annotated[int, typer.Option(help="Sequences read of each domain.")] = 500,
+    kept: Annotated[int, typer.Option(help="Activations of each feature that are kept, of each kind.")] = 20,
+    neighbours: Annotated[
+        bool, typer.Option("--neighbours", help="Also write the files of circuit-tracer and SAELens.")
+    ] = False,
+    device: DeviceOption = "cpu",
+    seed: SeedOption = 0,
+    debug: DebugOption = False,
+) -> None:
+    """Tell of every feature where it is active and what it pushes: a page to browse and search."""
+    with errors_in_one_sentence(debug):
+        _check_adapters(graft)
+        check_empty(out, "--out")
+        check_domains(text or [])
+        check_least(1, sequences=sequences, kept=kept)
+        from regraft.cli.progress_bar import with_bar
+        from regraft.jobs.feature_jobs import PAGE, describe_features, feature_sentences
+
+        options: dict[str, Any] = {"most": sequences, "length": length, "k": kept, "seed": seed}
+        options |= {"device": device, "neighbours": neighbours}
+        data = with_bar(lambda: describe_features(graft, out, text or [], **options))
+        typer.echo(feature_sentences(data)[0])
+        typer.echo(f"open {out / PAGE / 'index.html'} in a browser")
+
+
+@transcoder.command("attribute")
+def attribute(
+    *,
+    context: typer.Context,
+    prompt: Annotated[str, typer.Option(help="Text whose next token is explained.")],
+    graft: GraftOption = FOLDER / "graft",
+    out: Annotated[Path, folder_option(help="New folder for the graph.")] = FOLDER / "graph",
+    nodes: Annotated[float, typer.Option(help="Share of all influence that kept nodes make up.")] = 0.8,
+    edges: Annotated[float, typer.Option(help="Share of it that kept edges make up.")] = 0.98,
+    most: Annotated[int, typer.Option(help="Features at tokens that are looked at.")] = 512,
+    device: DeviceOption = "cpu",
+    debug: DebugOption = False,
+) -> None:
+    """Explain one prediction by a graph of features, tokens and logits."""
+    with errors_in_one_sentence(debug):
+        _check_adapters(graft)
+        check_empty(out, "--out")
+        check_least(1, most=most)
+        for name, share in (("nodes", nodes), ("edges", edges)):
+            if not 0 < share <= 1:
+                raise ValueError(f"--{name} is {share}: write a share above 0 and at most 1")
+        from regraft.cli.progress_bar import with_bar
+        from regraft.jobs.feature_jobs import attribute_prompt, graph_sentences
+
+        options: dict[str, Any] = {"nodes": nodes, "edges": edges, "most": most, "device": device}
+        graph = with_bar(lambda: attribute_prompt(graft, prompt, out, **options))
+        for line in graph_sentences(graph):
+            typer.echo(line)
+        typer.echo(f"open {out / 'graph.html'} in a browser")

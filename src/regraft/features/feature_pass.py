@@ -1,0 +1,168 @@
+"""One pass over text that tells of every feature where it is active, how often, and how strongly.
+
+Shapes: B sequences, T tokens, N real tokens of a batch, F features, L blocks, k kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regraft.core.progress import advance
+from regraft.data.records import PADDING, Records
+from regraft.data.windows import Windows
+from regraft.features.running_top import RunningSample, RunningTop
+from regraft.model.model import Model
+from regraft.modules.backbone import mlps_of
+from regraft.modules.transcoder import Transcoders, beside
+from regraft.training.tasks.transcoder_task import inputs_of, split_batch
+
+QUESTION, THINK_START, THINKING, ANSWER = REGIONS = ("question", "think start", "thinking", "answer")
+OPENS, CLOSES = "<think>", "</think>"
+BINS = 24
+BATCH = 16
+EDGES = np.concatenate([[0.0], np.geomspace(1e-3, 1e3, BINS)])
+"""Edges of the histogram: from a thousandth to a thousand in equal ratios; what is outside counts in the
+first or the last."""
+
+
+@dataclass
+class BlockFeatures:
+    """What was found of one block's features."""
+
+    top: RunningTop
+    sample: RunningSample
+    counts_FDR: np.ndarray
+    histogram_FH: np.ndarray
+    largest_F: np.ndarray
+
+
+@dataclass
+class FeaturePass:
+    """What one pass found: for each block its features; the tokens that were read, in a row, with the row and
+    the region of each."""
+
+    blocks: list[BlockFeatures]
+    domains: list[str]
+    ids: list[np.ndarray] = field(default_factory=list)
+    rows: list[np.ndarray] = field(default_factory=list)
+    regions: list[np.ndarray] = field(default_factory=list)
+    tokens_DR: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were read."""
+        return int(self.tokens_DR.sum())
+
+    def frequency_F(self, block: int) -> np.ndarray:
+        """Share of the tokens at which each feature of a block is above zero."""
+        return self.blocks[block].counts_FDR.sum((1, 2)) / max(self.tokens, 1)
+
+    def whole(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, row numbers and regions of all tokens that were read, by place."""
+        return tuple(np.concatenate(part) for part in (self.ids, self.rows, self.regions))  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def feature_pass(
+    model: Model,
+    graft: Transcoders,
+    domains: Mapping[str, Windows | Records],
+    most: int,
+    k: int = 20,
+    seed: int = 0,
+) -> FeaturePass:
+    """Read text with the adapters in place and keep, for every feature, its largest and some of its other
+    activations, in memory that hangs on the number of features alone.
+
+    Args:
+        model: what the adapters stand in.
+        domains: text by name.
+        most: sequences of each domain.
+        k: activations kept of each kind.
+
+    Raises:
+        ValueError: no domain is given, or none has a token.
+    """
+    count, shape = len(domains), graft.shape
+    found = FeaturePass(
+        [
+            BlockFeatures(
+                RunningTop(shape.features, k), RunningSample(shape.features, k, seed + block),
+                np.zeros((shape.features, count, len(REGIONS)), np.int64),
+                np.zeros((shape.features, BINS + 1), np.int64), np.zeros(shape.features),
+            )
+            for block in range(shape.blocks)
+        ],
+        list(domains),
+    )  # fmt: skip
+    found.tokens_DR = np.zeros((count, len(REGIONS)), np.int64)
+    row = 0
+    with beside(model.hf, mlps_of(model), graft):
+        for domain, (name, text) in enumerate(domains.items()):
+            total = min(most, len(text))
+            for start in range(0, total, BATCH):
+                batch = text.rows(range(start, min(start + BATCH, total))).to(model.device)
+                _read(model, graft, batch, found, domain, row)
+                row += len(batch)
+                advance(f"reading {name}", min(start + BATCH, total), total)
+    if not found.tokens:
+        raise ValueError("the text holds no token: there is nothing to look for features in")
+    return found
+
+
+def _read(model: Model, graft: Transcoders, batch: Tensor, found: FeaturePass, domain: int, row: int) -> None:
+    ids_BT, kind_BT = split_batch(batch)
+    real_BT, first = kind_BT > PADDING, found.tokens
+    with graft.hearing() as heard:
+        model.run(**inputs_of(ids_BT, kind_BT))
+    region_BT = torch.stack([regions_of(model, ids) for ids in ids_BT])
+    regions = region_BT[real_BT.cpu()].numpy()
+    rows_N = (torch.arange(len(batch))[:, None] + row).expand_as(real_BT)[real_BT.cpu()]
+    for block, own in zip(found.blocks, heard, strict=True):
+        values_NF = own[0][1][real_BT].float().cpu()
+        block.top.add(values_NF, values_NF, rows_N, first)
+        block.sample.sample(values_NF, rows_N, first)
+        _count(block, values_NF.numpy(), regions, domain)
+    found.ids.append(ids_BT[real_BT].cpu().numpy().astype(np.int32))
+    found.rows.append(rows_N.numpy().astype(np.int32))
+    found.regions.append(regions.astype(np.int8))
+    found.tokens_DR[domain] += np.bincount(regions, minlength=len(REGIONS))
+
+
+def _count(block: BlockFeatures, values_NF: np.ndarray, regions: np.ndarray, domain: int) -> None:
+    active_NF = values_NF > 0
+    for region in np.unique(regions):
+        block.counts_FDR[:, domain, region] += active_NF[regions == region].sum(0)
+    token, feature = np.nonzero(active_NF)
+    slot = np.clip(np.searchsorted(EDGES, values_NF[token, feature], side="right") - 1, 0, BINS)
+    np.add.at(block.histogram_FH, (feature, slot), 1)
+    block.largest_F = np.maximum(block.largest_F, values_NF.max(0, initial=0.0))
+
+
+def regions_of(model: Model, ids: Tensor) -> Tensor:
+    """Which part of a record each token belongs to, (T,): by the text of the tokens up to each, so that a
+    marker may be cut in any way. Without a marker all of it is question."""
+    text, places = "", []
+    for token in ids.tolist():
+        text += model.token_text(token)
+        places.append(len(text))
+    opens = text.find(OPENS)
+    closes = text.find(CLOSES, opens) if opens >= 0 else -1
+    found = []
+    begin = 0
+    for end in places:
+        if opens < 0 or end <= opens:
+            found.append(0)
+        elif begin < opens + len(OPENS):
+            found.append(1)
+        elif closes < 0 or begin < closes:
+            found.append(2)
+        else:
+            found.append(3)
+        begin = end
+    return torch.tensor(found)

@@ -1,0 +1,166 @@
+"""What `regraft graft transcoder features | attribute` do once their options are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import xarray as xr
+
+from regraft.core.files import check_empty, expanded
+from regraft.data.records import Records
+from regraft.data.windows import Windows, windows
+from regraft.export.graft_folder import read_about
+from regraft.export.transcoder_certificate import Standing
+from regraft.features.attribution import AttributionGraph, attribute, pruned
+from regraft.features.feature_facts import Facts
+from regraft.features.feature_pass import feature_pass
+from regraft.features.neighbour_files import (
+    write_circuit_tracer_weights,
+    write_graph,
+    write_packed_features,
+    write_saelens,
+)
+from regraft.jobs.checks import named_texts
+from regraft.jobs.transcoder_jobs import LONGEST, opened_pair, worked_sums
+from regraft.reporting.feature_page import write_feature_page
+from regraft.reporting.graph_page import write_graph_page
+from regraft.sweeps.provenance import provenance
+
+PAGE, PACKED, WEIGHTS, SAELENS = "page", "features", "circuit-tracer", "saelens"
+
+
+def describe_features(
+    folder: Path | str,
+    out: Path | str,
+    texts: Sequence[str] = (),
+    *,
+    most: int = 500,
+    length: int = LONGEST,
+    k: int = 20,
+    seed: int = 0,
+    device: str = "cpu",
+    neighbours: bool = False,
+) -> xr.Dataset:
+    """Read text once and write the page that tells of every feature; with `neighbours` also the files of
+    circuit-tracer and SAELens.
+
+    Args:
+        folder: of the adapters.
+        out: a new folder; `page/index.html` opens without a server.
+        texts: by domain (NAME=PATH); without them worked sums.
+        most: sequences of each domain.
+        length: tokens of a sequence of a named text.
+        k: activations of each feature that are kept, of the largest and of a random sample.
+        seed: of the sample.
+        device: where to run.
+        neighbours: write the neighbours' files, too.
+
+    Returns:
+        Numbers of all features.
+
+    Raises:
+        RunFolderError: the folder is not empty.
+        ValueError: a text without a token.
+    """
+    folder, out = expanded(folder), expanded(out)
+    check_empty(out, "--out")
+    standing = opened_pair(folder, device=device)
+    domains = _domains(standing, texts, length, folder)
+    found = feature_pass(standing.carrier, standing.graft, domains, most, k, seed)
+    facts = Facts(standing.carrier, standing.graft, found)
+    data = facts.table()
+    about = read_about(folder)
+    data.attrs = {
+        **provenance(standing.carrier), "experiment": "features",
+        "pair_base": about["pair"]["base"], "pair_target": about["pair"]["target"],
+    }  # fmt: skip
+    blocks = range(standing.graft.shape.blocks)
+    write_feature_page(
+        out / PAGE, f"What tuning added: {about['pair']['base']} to {about['pair']['target']}",
+        list(feature_sentences(data)), (facts.of_block(block) for block in blocks),
+    )  # fmt: skip
+    if neighbours:
+        scan = about["pair"]["target"]
+        write_packed_features(
+            out / PACKED, (facts.of_block(block) for block in blocks), standing.graft.shape.features
+        )
+        write_circuit_tracer_weights(standing.graft, out / WEIGHTS, about["pair"]["target"], scan)
+        write_saelens(standing.graft, out / SAELENS, about["pair"]["target"])
+    return data
+
+
+def feature_sentences(data: xr.Dataset) -> list[str]:
+    """What was read, how many features live, and how often they are above zero."""
+    live = data.frequency.values > 0
+    tokens = int(data.tokens.sum())
+    shown = data.frequency.values[live]
+    middle = float(sorted(shown)[len(shown) // 2]) if len(shown) else 0.0
+    often = f", half of them at fewer than {middle:.2%} of the tokens" if len(shown) else ""
+    return [
+        f"{tokens:,} tokens were read. {int(live.sum()):,} of {live.size:,} features were above zero{often}.",
+        "Shades show how strongly a feature is active at a token; the outlined token is the one that the"
+        " context is shown for.",
+    ]
+
+
+def attribute_prompt(
+    folder: Path | str,
+    prompt: str,
+    out: Path | str,
+    *,
+    nodes: float = 0.8,
+    edges: float = 0.98,
+    most: int = 512,
+    device: str = "cpu",
+) -> AttributionGraph:
+    """The graph of features, tokens and logits of the token behind a prompt, pruned, drawn on a page, and
+    written as circuit-tracer's front end reads it.
+
+    Args:
+        folder: of the adapters.
+        prompt: the text.
+        out: a new folder.
+        nodes, edges: shares of all influence that are kept.
+        most: features at tokens that are looked at.
+        device: where to run.
+
+    Raises:
+        RunFolderError: the folder is not empty.
+        ValueError: an empty prompt, or a model that no rule makes linear.
+    """
+    folder, out = expanded(folder), expanded(out)
+    check_empty(out, "--out")
+    standing = opened_pair(folder, device=device)
+    ids = standing.carrier.encode(prompt)
+    graph = pruned(attribute(standing.carrier, standing.graft, ids, most), nodes, edges)
+    scan = read_about(folder)["pair"]["target"]
+    out.mkdir(parents=True, exist_ok=True)
+    write_graph(graph, out, "graph", scan, nodes)
+    write_graph_page(out / "graph.html", graph)
+    return graph
+
+
+def graph_sentences(graph: AttributionGraph) -> list[str]:
+    """What the graph holds, how much of the prediction it explains, and which features matter most."""
+    count = sum(node.kind == "feature" for node in graph.nodes)
+    influence = graph.influence()
+    best = sorted(range(count), key=lambda i: -influence[i])[:5]
+    named = ", ".join(f"{graph.nodes[i].name} at {graph.nodes[i].text!r}" for i in best)
+    logit = next(node for node in graph.nodes if node.kind == "logit")
+    return [
+        f"next token {logit.text!r} ({logit.value:.1%}): {count} of {graph.active:,} active features and"
+        f" {len(graph.ids)} tokens; before pruning, features, tokens and biases added up to the score within"
+        f" {graph.left_over:.1e} of it (errors are zero by construction: the MLPs stay in the model)",
+        f"most influential: {named}" if named else "no feature matters: the adapters were not trained",
+    ]
+
+
+def _domains(
+    standing: Standing, texts: Sequence[str], length: int, folder: Path
+) -> dict[str, Windows | Records]:
+    named: dict[str, Windows | Records] = {
+        name: windows(standing.target, paths, length, folder / "text")
+        for name, paths in named_texts(texts).items()
+    }
+    return named or {"worked sums": worked_sums(standing.target, 1000, 7)}

@@ -1,0 +1,214 @@
+"""What `regraft graft transcoder fit | eval | export` do once their options are read."""
+
+from __future__ import annotations
+
+import random
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from regraft.core.files import check_empty, expanded, keeping, whole_file
+from regraft.core.randomness import drawing_from
+from regraft.data.records import Records, records_of
+from regraft.data.windows import Windows, windows
+from regraft.export.graft_description import read_about
+from regraft.export.graft_folder import attach, read_certificate, save_graft, write_certificate
+from regraft.export.grafted_model import write_grafted
+from regraft.export.transcoder_certificate import Standing, certify_transcoders
+from regraft.jobs.checks import named_texts
+from regraft.model.load import load
+from regraft.model.model import Model
+from regraft.modules.backbone import Backbone, carrier_of, check_pair, mlps_of
+from regraft.modules.graft_kinds import TRANSCODER, sizes
+from regraft.modules.transcoder import Transcoders, TranscoderShape
+from regraft.reporting.page import page
+from regraft.specimens import almanac
+from regraft.training.distributed import processes
+from regraft.training.tasks.transcoder_task import TranscoderLoss, TranscoderTask
+from regraft.training.trainer import TrainingPlan, train
+
+THINKS = " <think>"
+TRAINED, HELD = 4000, 200
+"""Worked sums that are trained on and measured on where no text is named."""
+LONGEST = 256
+"""Tokens of a record, behind which it is cut."""
+
+
+def worked_sums(model: Model, count: int, seed: int, prompts_count: bool = True) -> Records:
+    """Worked sums with hesitations, which the embedded pair of models differs in; question and answer part in
+    front of the thinking."""
+    drawn = random.Random(seed)
+    parted = [almanac.reasoning(drawn).partition(THINKS) for _ in range(count)]
+    pairs = [(question, begins + answer) for question, begins, answer in parted]
+    return records_of(model.tokenizer, pairs, LONGEST, seed, prompts_count)
+
+
+def fit_transcoder(
+    base: Model,
+    target: Model,
+    out: Path | str,
+    texts: Sequence[str] = (),
+    *,
+    backbone: Backbone = "target",
+    features: int = 1024,
+    weights: TranscoderLoss | None = None,
+    plan: TrainingPlan | None = None,
+    length: int = LONGEST,
+    prompts_count: bool = True,
+    seed: int = 0,
+) -> str:
+    """Train an adapter beside every MLP on what tuning changed, and write them to `out/graft`; the run's
+    checkpoints and log stand in `out/run`.
+
+    Args:
+        base: the model before it was tuned, whose MLPs stay.
+        target: the tuned model, which teaches.
+        out: the folder.
+        texts: files and folders to train on; without them worked sums.
+        backbone: whose attention, norms, embeddings and head.
+        features: of every block.
+        weights: how much each part of the loss counts.
+        plan: how long and how fast.
+        length: tokens of a sequence.
+        prompts_count: whether predictions of the questions' tokens count.
+        seed: of everything drawn at random.
+
+    Returns:
+        What came out, in a sentence or two.
+
+    Raises:
+        ValueError: the models are no pair, or the text has no token.
+        RunFolderError: there are adapters already.
+    """
+    weights, plan, out = weights or TranscoderLoss(), plan or TrainingPlan(batch=8), expanded(out)
+    check_empty(out / "graft", "--out")
+    if features < 1:
+        raise ValueError(f"features is {features}: an adapter has at least 1")
+    carrier = carrier_of(base, target, backbone)
+    with drawing_from(seed):
+        graft = Transcoders(TranscoderShape(carrier.width, features, len(mlps_of(carrier))))
+    graft = graft.to(carrier.device)
+    pair = pair_of(base, target, backbone) | {"loss": asdict(weights)}
+    text = _text_of(target, texts, length, out / "run", seed, prompts_count)
+    task = TranscoderTask(carrier, target, graft, weights, batches=plan.steps * plan.accumulate)
+    with drawing_from(seed):
+        log = train(task, text, plan, out / "run", origin={**pair, "graft": sizes(graft), "seed": seed})
+    if not processes().is_main_process:
+        return ""
+    save_graft(graft, carrier, out / "graft", pair=pair)
+    last = {name: float(np.mean([line[name] for line in log[-20:]])) for name in log[-1]}
+    words = ["regraft", "graft", "transcoder", "eval", "--graft", str(out / "graft")]
+    return (
+        f"{sum(p.numel() for p in graft.parameters()):,} parameters beside {graft.shape.blocks} MLPs; after"
+        f" {len(log)} steps the divergence from {target.name} is"
+        f" {last['kl'] / (weights.kl or 1):.4f} nats per token, the same first token in"
+        f" {last['agreement']:.1%} of cases, {last['active']:.1f} of {features} features are active. Next:"
+        f" `{shlex.join(words)}`"
+    )
+
+
+def pair_of(base: Model, target: Model, backbone: Backbone) -> dict[str, Any]:
+    """What adapters say of the models that they were made for."""
+    return {
+        "base": base.source, "base_sha256": base.weights_sha256,
+        "target": target.source, "target_sha256": target.weights_sha256, "backbone": backbone,
+    }  # fmt: skip
+
+
+def opened_pair(folder: Path, base: str = "", target: str = "", device: str = "cpu") -> Standing:
+    """The models that the adapters of a folder were made for, and the adapters.
+
+    Args:
+        base, target: other names of the same weights, where the folder's do not open here.
+
+    Raises:
+        CheckpointError: no adapters are there, or they were made for other weights.
+    """
+    about = read_about(folder)
+    told = about.get("pair", {})
+    first, second = (load(name, device=device) for name in (base or told["base"], target or told["target"]))
+    check_pair(first, second)
+    carrier = carrier_of(first, second, told["backbone"])
+    graft = attach(folder, carrier, TRANSCODER)
+    assert isinstance(graft, Transcoders)
+    hybrid = carrier if told["backbone"] == "target" else carrier_of(first, second, "target")
+    return Standing(first, second, hybrid, carrier, graft)
+
+
+def evaluate_transcoder(
+    folder: Path | str,
+    texts: Sequence[str] = (),
+    *,
+    base: str = "",
+    target: str = "",
+    length: int = LONGEST,
+    most: int = HELD,
+    prompts_count: bool = True,
+    device: str = "cpu",
+) -> xr.Dataset:
+    """Measure what adapters recover, on text by domain (NAME=PATH), by default on worked sums that they were
+    not trained on. The certificate is written beside them, as JSON and as a page."""
+    folder = expanded(folder)
+    standing = opened_pair(folder, base, target, device)
+    domains: dict[str, Windows | Records] = {
+        name: windows(standing.target, paths, length, folder / "text")
+        for name, paths in named_texts(texts).items()
+    }
+    domains = domains or {"worked sums": worked_sums(standing.target, HELD, 99, prompts_count)}
+    data = certify_transcoders(standing, domains, most)
+    about = read_about(folder)
+    data.attrs |= {"grafts": TRANSCODER, **{f"pair_{k}": v for k, v in about["pair"].items() if k != "loss"}}
+    data.attrs |= {f"loss_{name}": value for name, value in about["pair"]["loss"].items()}
+    with keeping(data):
+        write_certificate(data, [folder])
+    words = [
+        "regraft",
+        "graft",
+        "transcoder",
+        "eval",
+        "--graft",
+        str(folder),
+        *(f"--text={t}" for t in texts),
+    ]
+    text = page(standing.carrier, [data], [shlex.join(words)], data.attrs["seconds"], {})
+    with keeping(data), whole_file(folder / "certificate.html") as part:
+        part.write_text(text, encoding="utf-8")
+    return data
+
+
+def export_transcoder(folder: Path | str, target: Path | str, remote_code: bool = False) -> str:
+    """Write the model with the adapters in it as a Hugging Face folder."""
+    folder, target = expanded(folder), expanded(target)
+    standing = opened_pair(folder)
+    return write_grafted(standing.carrier, [standing.graft], read_certificate([folder]), target, remote_code)
+
+
+def transcoder_sentences(data: xr.Dataset) -> list[str]:
+    """What was measured, in words."""
+    lines = []
+    for name in map(str, data.domain.values):
+        one = data.sel(domain=name)
+        losses = ", ".join(f"{m} {float(one.loss.sel(model=m)):.4f}" for m in map(str, data.model.values))
+        lines.append(
+            f"{name}: loss {losses} nats per token; {float(one.recovered):.1%} of the target's gain over the"
+            f" hybrid, {float(one.recovered_from_base):.1%} of that over the base is recovered; divergence"
+            f" {float(one.kl.sel(model='adapted')):.4f} nats per token,"
+            f" {float(one.active.mean()):.1f} active features of {data.attrs['features']}"
+        )
+    return lines
+
+
+def _text_of(
+    model: Model, texts: Sequence[str], length: int, folder: Path, seed: int, prompts_count: bool
+) -> Windows | Records:
+    if model.tokenizer is None:
+        raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
+    with processes().main_process_first():
+        if texts:
+            return windows(model, texts, length, folder, seed)
+        return worked_sums(model, TRAINED, seed, prompts_count)

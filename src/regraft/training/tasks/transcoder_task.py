@@ -1,0 +1,250 @@
+"""Training transcoder adapters: the target model teaches them what its tuning changed.
+
+Target and adapted model are walked block by block in lockstep, so that no model's states are all held; the
+runs that switch from one to the other at a cutoff go on from the states that the walk passes there. Shapes: B
+sequences, T tokens, D width, F features, V vocabulary, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from regraft.data.records import COUNTED, PADDING
+from regraft.model.block_call import BlockCall, call_block, passed_through, run_head
+from regraft.model.model import Model
+from regraft.modules.backbone import mlps_of
+from regraft.modules.transcoder import Transcoders, beside
+
+
+@dataclass(frozen=True)
+class TranscoderLoss:
+    """How much each part of the loss counts."""
+
+    kl: float = 1.0
+    """Weight of the divergence of the target's predictions from the adapted model's."""
+    bridge: float = 2.0
+    """Weight of the mean divergence of the two runs that switch models at a cutoff."""
+    nmse: float = 1.0
+    """Weight of the stream's squared error over the target's mean square, mean over depths."""
+    l1: float = 0.001
+    """Weight of the features' sizes, each times the length of its decoder column."""
+    ramp: float = 0.0
+    """Share of the steps over which the weight of the sizes rises from 0."""
+    by_layer: bool = False
+    """Divide each block's sizes by the root mean square length of the stream there."""
+    dead: float = 0.0
+    """Weight of how far below zero the encoder is for features that have been silent."""
+    silent_for: int = 100
+    """Steps without a token above zero after which a feature is taken for dead."""
+    next_token: float = 0.0
+    """Weight of the loss on the text itself, which asks for no target."""
+
+    def __post_init__(self) -> None:
+        """Make sure that nothing counts less than nothing.
+
+        Raises:
+            ValueError: a weight below 0, or a ramp longer than the run.
+        """
+        names = ("kl", "bridge", "nmse", "l1", "dead", "next_token", "silent_for")
+        wrong = next((name for name in names if not getattr(self, name) >= 0), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong} is {getattr(self, wrong)}: write 0 or more")
+        if not 0 <= self.ramp <= 1:
+            raise ValueError(f"ramp is {self.ramp}: it is a share of the steps, 0 to 1")
+
+
+@dataclass(eq=False)
+class _Walker:
+    """A model whose blocks are called one by one, on any stream."""
+
+    model: Model
+    calls: list[BlockCall] = field(default_factory=list)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        recording = self.model.record([[0, 1, 2, 3]], attention_mask="all")
+        self.known = recording.taken.calls
+
+    def begin(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Learn what the blocks are called with for some inputs; returns the stream that enters the first."""
+        taken = passed_through(self.model.hf, self.model.parts, self.known, inputs)
+        self.calls = taken.calls
+        return taken.stream[0]
+
+    def block(self, number: int, stream_BTD: Tensor) -> Tensor:
+        """One block's output."""
+        self.count += 1
+        module = self.model.main_blocks[number].module
+        return call_block(module, self.calls[number], stream_BTD, lambda path, tensor: tensor)
+
+    def rest(self, number: int, stream_BTD: Tensor) -> Tensor:
+        """Log-probabilities (B, T, V) of a stream in front of a block, through that and all that follow."""
+        for later in range(number, len(self.model.main_blocks)):
+            stream_BTD = self.block(later, stream_BTD)
+        return self.log_probabilities(stream_BTD)
+
+    def log_probabilities(self, stream_BTD: Tensor) -> Tensor:
+        """Log-probabilities (B, T, V) of the stream that leaves the last block."""
+        head = run_head(self.model.hf, self.model.parts, self.calls, stream_BTD, graph=True)
+        return head.logits.float().log_softmax(-1)
+
+
+class TranscoderTask:
+    """Adapters beside a model's MLPs, taught by another model of its build.
+
+    A batch is ids (B, T), all of which count, or (B, 2, T) with what each token is (`PADDING`, `PROMPT`,
+    `COUNTED`) beside. `cutoff` fixes where the mixed runs switch, for tests; by default each batch draws one
+    of 0 to L evenly. `calls` counts the blocks that were called.
+
+    Raises:
+        ValueError: a cutoff outside 0 to L.
+    """
+
+    def __init__(
+        self,
+        carrier: Model,
+        target: Model,
+        graft: Transcoders,
+        weights: TranscoderLoss | None = None,
+        batches: int = 0,
+        cutoff: int | None = None,
+    ):
+        self.weights, self.transcoders, self.steps = weights or TranscoderLoss(), graft, batches
+        self.graft: nn.Module = graft
+        self.root: nn.Module = nn.ModuleList([carrier.hf, target.hf])
+        self.carrier, self.mlps = carrier, mlps_of(carrier)
+        self.adapted, self.target = _Walker(carrier), _Walker(target)
+        self.depth = len(carrier.main_blocks)
+        if cutoff is not None and not 0 <= cutoff <= self.depth:
+            raise ValueError(f"the cutoff {cutoff} is outside 0 to {self.depth}, the number of blocks")
+        self.cutoff = cutoff
+
+    @property
+    def calls(self) -> int:
+        """Blocks that were called since the task was made."""
+        return self.adapted.count + self.target.count
+
+    def blocks(self) -> list[nn.Module]:
+        """Blocks of both trunks."""
+        return [block.module for w in (self.adapted, self.target) for block in w.model.main_blocks]
+
+    def losses(self, batch: Tensor) -> Mapping[str, Tensor]:
+        """Parts of the loss on a batch, and what is measured beside: the active features of a token (mean
+        over blocks), and the share of tokens whose most probable next one is the target's."""
+        ids_BT, kind_BT = split_batch(batch)
+        real_BT, inputs = kind_BT > PADDING, inputs_of(ids_BT, kind_BT)
+        cutoff = int(torch.randint(self.depth + 1, ())) if self.cutoff is None else self.cutoff
+        with beside(self.carrier.hf, self.mlps, self.transcoders):
+            with self.transcoders.hearing() as heard:
+                walk = self._walk(inputs, real_BT, cutoff)
+            parts = self._predictions(walk, ids_BT, kind_BT, cutoff)
+        parts["nmse"] = self.weights.nmse * walk["nmse"]
+        parts |= self._sparsity([own[0] for own in heard], walk, real_BT)
+        self.transcoders.batches += 1
+        return parts
+
+    def _walk(self, inputs: dict[str, Tensor], real_BT: Tensor, cutoff: int) -> dict[str, Tensor]:
+        """Both models, block by block: the streams at the cutoff and at the end, the error over all depths,
+        and the mean square of the stream in front of every block."""
+        wanted, found = self.target.begin(inputs), self.adapted.begin(inputs)
+        errors, sizes, kept = [pooled_error(found, wanted, real_BT)], [], {}
+        for number in range(self.depth):
+            if number == cutoff:
+                kept = {"wanted_cut": wanted, "found_cut": found}
+            sizes.append(found.detach()[real_BT].float().pow(2).sum(-1).mean())
+            with torch.no_grad():
+                wanted = self.target.block(number, wanted)
+            found = self.adapted.block(number, found)
+            errors.append(pooled_error(found, wanted, real_BT))
+        if cutoff == self.depth:
+            kept = {"wanted_cut": wanted, "found_cut": found}
+        return {
+            **kept, "wanted": wanted, "found": found, "nmse": torch.stack(errors).mean(),
+            "sizes": torch.stack(sizes), "errors": torch.stack(errors).detach(),
+        }  # fmt: skip
+
+    def _predictions(
+        self, walk: Mapping[str, Tensor], ids_BT: Tensor, kind_BT: Tensor, cutoff: int
+    ) -> dict[str, Tensor]:
+        """What is asked of the predictions of the adapted run and of the two mixed ones."""
+        weights, counted_BT = self.weights, predicts_counted(kind_BT)
+        with torch.no_grad():
+            wanted_RV = self.target.log_probabilities(walk["wanted"])[counted_BT]
+        found_BTV = self.adapted.log_probabilities(walk["found"])
+        found_RV = found_BTV[counted_BT]
+        parts = {"kl": weights.kl * divergence(wanted_RV, found_RV)}
+        if weights.bridge:
+            to_target = self.target.rest(cutoff, walk["found_cut"])[counted_BT]
+            to_adapted = self.adapted.rest(cutoff, walk["wanted_cut"])[counted_BT]
+            both = divergence(wanted_RV, to_target) + divergence(wanted_RV, to_adapted)
+            parts["bridge"] = weights.bridge * both / 2
+        if weights.next_token:
+            next_R = ids_BT.roll(-1, 1)[counted_BT]
+            parts["next_token"] = -weights.next_token * found_RV.gather(-1, next_R[:, None]).mean()
+        parts["_agreement"] = (found_RV.argmax(-1) == wanted_RV.argmax(-1)).float().mean()
+        return parts
+
+    def _sparsity(
+        self, heard: list[tuple[Tensor, Tensor]], walk: Mapping[str, Tensor], real_BT: Tensor
+    ) -> dict[str, Tensor]:
+        """The features' sizes, how far silent ones are below zero, and how many are active."""
+        weights, sums, active, fired, below = self.weights, [], [], [], []
+        for adapter, (before_BTF, found_BTF), size in zip(
+            self.transcoders, heard, walk["sizes"], strict=True
+        ):
+            kept_NF = found_BTF[real_BT].float()
+            column_F = adapter.dec.weight.float().norm(dim=0)
+            mean = (kept_NF * column_F).sum(-1).mean()
+            sums.append(mean / size.sqrt() if weights.by_layer else mean)
+            active.append((kept_NF > 0).float().sum(-1).mean())
+            fired.append((kept_NF > 0).any(0))
+            if weights.dead:
+                below.append(torch.relu(-before_BTF[real_BT].float()).mean(0))
+        silent_LF = self.transcoders.silent_LF
+        silent_LF.copy_(torch.where(torch.stack(fired), 0, silent_LF + 1))
+        dead_LF = silent_LF >= weights.silent_for
+        parts = {"l1": weights.l1 * self._risen() * torch.stack(sums).sum()}
+        if weights.dead:
+            parts["dead"] = weights.dead * (torch.stack(below) * dead_LF).sum() / max(1, int(dead_LF.sum()))
+        return {**parts, "_active": torch.stack(active).mean(), "_dead": dead_LF.float().mean()}
+
+    def _risen(self) -> float:
+        """Share of the weight of the sizes that is reached."""
+        rising = self.weights.ramp * self.steps
+        return min(1.0, float(self.transcoders.batches) / rising) if rising else 1.0
+
+
+def split_batch(batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) and what each token is (B, T)."""
+    if batch.dim() == 3:
+        return batch[:, 0], batch[:, 1]
+    return batch, torch.full_like(batch, COUNTED)
+
+
+def inputs_of(ids_BT: Tensor, kind_BT: Tensor) -> dict[str, Tensor]:
+    """Arguments of a forward pass; a mask where something is padding."""
+    mask_BT = kind_BT > PADDING
+    whole = bool(mask_BT.all())
+    return {"input_ids": ids_BT} if whole else {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
+
+
+def predicts_counted(kind_BT: Tensor) -> Tensor:
+    """True at positions (B, T) whose next token counts."""
+    found_BT = torch.zeros_like(kind_BT, dtype=torch.bool)
+    found_BT[:, :-1] = (kind_BT[:, 1:] == COUNTED) & (kind_BT[:, :-1] > PADDING)
+    return found_BT
+
+
+def pooled_error(found_BTD: Tensor, wanted_BTD: Tensor, real_BT: Tensor) -> Tensor:
+    """Mean square error over the mean square of what is wanted, over all real tokens together."""
+    wanted_ND = wanted_BTD[real_BT].detach().float()
+    return (found_BTD[real_BT].float() - wanted_ND).pow(2).sum() / (wanted_ND.pow(2).sum() + 1e-8)
+
+
+def divergence(wanted_RV: Tensor, found_RV: Tensor) -> Tensor:
+    """KL of found log-probabilities from wanted ones, nats a row."""
+    return nn.functional.kl_div(found_RV, wanted_RV, log_target=True, reduction="batchmean")
