@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from regraft.export.graft_folder import swaps_of as swaps_of
     from regraft.export.grafted_model import write_grafted as write_grafted
     from regraft.jobs.activations_job import activations as activations
+    from regraft.jobs.feature_jobs import attribute_prompt as attribute_prompt
+    from regraft.jobs.feature_jobs import describe_features as describe_features
     from regraft.jobs.graft_jobs import bake_embedding as bake_embedding
     from regraft.jobs.graft_jobs import evaluate_grafts as evaluate_grafts
     from regraft.jobs.graft_jobs import export_grafts as export_grafts
@@ -58,6 +60,10 @@ if TYPE_CHECKING:
     from regraft.jobs.report_job import report as report
     from regraft.jobs.tokenizer_jobs import compare_tokenizers as compare_tokenizers
     from regraft.jobs.tokenizer_jobs import train_tokenizer as train_tokenizer
+    from regraft.jobs.transcoder_jobs import evaluate_transcoder as evaluate_transcoder
+    from regraft.jobs.transcoder_jobs import export_transcoder as export_transcoder
+    from regraft.jobs.transcoder_jobs import fit_transcoder as fit_transcoder
+    from regraft.jobs.transcoder_jobs import open_transcoder as open_transcoder
     from regraft.jobs.transplant_job import Sources as Sources
     from regraft.jobs.transplant_job import transplant_tokenizer as transplant_tokenizer
     from regraft.model.load import load as load
@@ -134,6 +140,8 @@ _HOMES = {
     "training.trainer": ("TrainingPlan",),
     "jobs.activations_job": ("activations",),
     "jobs.graft_jobs": ("bake_embedding", "evaluate_grafts", "export_grafts", "fit_embedding"),
+    "jobs.feature_jobs": ("attribute_prompt", "describe_features"),
+    "jobs.transcoder_jobs": ("evaluate_transcoder", "export_transcoder", "fit_transcoder", "open_transcoder"),
     "jobs.head_jobs": ("Build", "build_head", "fit_head"),
     "jobs.tokenizer_jobs": ("compare_tokenizers", "train_tokenizer"),
     "tokenizers.training": ("Recipe",),
@@ -169,10 +177,11 @@ __all__ = [
     "TreeHead",
     "Variant",
     "Zero",
-    "__version__",  # pyright: ignore[reportUnsupportedDunderAll]
+    "__version__",  # pyright: ignore[reportUnsupportedDunderAll]",
     "ablate",
     "activations",
     "attach",
+    "attribute_prompt",
     "bake_embedding",
     "build_head",
     "certify",
@@ -180,11 +189,15 @@ __all__ = [
     "compare_tokenizers",
     "completions",
     "correlations",
+    "describe_features",
     "evaluate_grafts",
+    "evaluate_transcoder",
     "export_grafts",
+    "export_transcoder",
     "figure",
     "fit_embedding",
     "fit_head",
+    "fit_transcoder",
     "generate",
     "geometry",
     "gradients",
@@ -205,6 +218,7 @@ __all__ = [
     "neurons",
     "noise",
     "open_run",
+    "open_transcoder",
     "patch",
     "paths",
     "probability",

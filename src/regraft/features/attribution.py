@@ -144,7 +144,7 @@ class _Linear:
             torch.zeros(self.start.shape[1]) if tokens is None else (tokens * self.start).detach()[0].sum(-1)
         )
         biases = sum(
-            float((g * b).sum())
+            float((g * b).detach().sum())
             for g, b in zip(found[count + 1 :], self.biases, strict=True)
             if g is not None
         )
@@ -168,6 +168,11 @@ def attribute(
             linear.
     """
     run = _Linear(model, graft, ids)
+    if not run.logits_V.requires_grad:
+        raise ValueError(
+            f"{model.name} has a function that no rule makes linear (a cap on its scores, for one): nothing"
+            " flows to its scores"
+        )
     probability_V = run.logits_V.detach().softmax(-1)
     chosen = salient(probability_V)
     middle = run.logits_V.mean()

@@ -38,6 +38,7 @@ class Facts:
     def __init__(self, model: Model, graft: Transcoders, found: FeaturePass):
         self.model, self.graft, self.found = model, graft, found
         self.ids, self.rows, self.regions = found.whole()
+        self.words: dict[int, str] = {}
         self.blank = model.record([[0, 1, 2, 3]], attention_mask="all")
 
     def table(self) -> xr.Dataset:
@@ -82,8 +83,8 @@ class Facts:
                 "transcoder_id": f"{self.graft.shape.features} features beside block {number}",
                 "index": feature,
                 "examples_quantiles": examples,
-                "top_logits": [self.model.token_text(int(t)) for t in up[feature]],
-                "bottom_logits": [self.model.token_text(int(t)) for t in down[feature]],
+                "top_logits": [self.word(int(t)) for t in up[feature]],
+                "bottom_logits": [self.word(int(t)) for t in down[feature]],
                 "act_min": 0.0,
                 "act_max": round(float(block.largest_F[feature]), 4),
                 "quantile_values": bounds,
@@ -129,6 +130,12 @@ class Facts:
                 bounds.append(round(float(windows[some][:, BEFORE].min()), 4))
         return found, bounds
 
+    def word(self, token: int) -> str:
+        """How a token reads, asked once of the tokenizer."""
+        if token not in self.words:
+            self.words[token] = self.model.token_text(token)
+        return self.words[token]
+
     def _told(self, places_k: Tensor, windows_kW: Tensor) -> list[dict[str, Any]]:
         told = []
         for place, window_W in zip(places_k.tolist(), windows_kW, strict=True):
@@ -140,7 +147,7 @@ class Facts:
                 "tokens_acts_list": [round(float(window_W[i]), 4) for i in inside],
                 "train_token_ind": inside.index(BEFORE),
                 "is_repeated_datapoint": False,
-                "tokens": [self.model.token_text(int(self.ids[i])) for i in at],
+                "tokens": [self.word(int(self.ids[i])) for i in at],
             })  # fmt: skip
         return told
 

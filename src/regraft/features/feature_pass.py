@@ -21,10 +21,14 @@ from regraft.modules.backbone import mlps_of
 from regraft.modules.transcoder import Transcoders, beside
 from regraft.training.tasks.transcoder_task import inputs_of, split_batch
 
-QUESTION, THINK_START, THINKING, ANSWER = REGIONS = ("question", "think start", "thinking", "answer")
+REGIONS = ("question", "think start", "thinking", "answer")
+"""Parts of a record."""
 OPENS, CLOSES = "<think>", "</think>"
+"""What thinking stands between."""
 BINS = 24
+"""Bins of a histogram above the lowest."""
 BATCH = 16
+"""Sequences read together."""
 EDGES = np.concatenate([[0.0], np.geomspace(1e-3, 1e3, BINS)])
 """Edges of the histogram: from a thousandth to a thousand in equal ratios; what is outside counts in the
 first or the last."""

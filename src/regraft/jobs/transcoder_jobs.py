@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from regraft.core.files import check_empty, expanded, keeping, whole_file
@@ -17,10 +18,11 @@ from regraft.core.randomness import drawing_from
 from regraft.data.records import Records, records_of
 from regraft.data.windows import Windows, windows
 from regraft.export.graft_description import read_about
-from regraft.export.graft_folder import attach, read_certificate, save_graft, write_certificate
+from regraft.export.graft_folder import attach, read_certificate, save_graft, swaps_of, write_certificate
 from regraft.export.grafted_model import write_grafted
 from regraft.export.transcoder_certificate import Standing, certify_transcoders
 from regraft.jobs.checks import named_texts
+from regraft.model.dictionary import Dictionary
 from regraft.model.load import load
 from regraft.model.model import Model
 from regraft.modules.backbone import Backbone, carrier_of, check_pair, mlps_of
@@ -138,6 +140,37 @@ def opened_pair(folder: Path, base: str = "", target: str = "", device: str = "c
     assert isinstance(graft, Transcoders)
     hybrid = carrier if told["backbone"] == "target" else carrier_of(first, second, "target")
     return Standing(first, second, hybrid, carrier, graft)
+
+
+def open_transcoder(
+    folder: Path | str, base: str = "", target: str = "", device: str = "cpu"
+) -> tuple[Model, Transcoders]:
+    """The adapted model of a folder, opened with its adapters in their places, and the adapters.
+
+    Its features are sites (`5.feature`, `5.feature.317`), read and edited in sweeps and while text is
+    written; `graft.switch(...)` turns adapters off, scales them, ablates or clamps features, whoever runs
+    the model.
+
+    Raises:
+        CheckpointError: no adapters are there, or they were made for other weights.
+    """
+    standing = opened_pair(expanded(folder), base, target, device)
+    carrier, graft = standing.carrier, standing.graft
+    for old, new in swaps_of(carrier, [graft]):
+        for parent in list(carrier.hf.modules()):
+            for name, child in list(parent._modules.items()):
+                if child is old and parent is not new:
+                    setattr(parent, name, new)
+    model = load((carrier.hf, standing.target.tokenizer), pack=False)
+    model.name = f"{carrier.name} with adapters"
+    for block, adapter in zip(model.main_blocks, graft, strict=True):
+        bias = adapter.dec.bias
+        model.dictionaries[block.index] = Dictionary(
+            "standard", "mlp_in", "mlp_out", adapter.enc.weight.detach().T.float(),
+            adapter.enc.bias.detach().float(), adapter.dec.weight.detach().T.float(),
+            torch.zeros(graft.shape.width) if bias is None else bias.detach().float(), source=str(folder),
+        )  # fmt: skip
+    return model, graft
 
 
 def evaluate_transcoder(

@@ -36,6 +36,8 @@ NUMBERED = ("head", "neuron", "q", "k", "v", "sae")
 """Sites that may bear a number: a head's share of z, a neuron, a head's query, key or value, a feature."""
 MODEL_SITES = ("embed", "final_norm", "logits")
 DICTIONARY = "sae"
+FEATURE = "feature"
+"""Another word for a dictionary's features in addresses."""
 """The features of a dictionary that was attached to a block."""
 _ADDRESS = re.compile(r"^(?:(encoder|decoder)\.)?(\d+)\.([a-z_]+)(?:\.(\d+))?$")
 
@@ -111,6 +113,8 @@ def parse_site(address: str, parts: Parts) -> Site:
             f"{address!r} is no site: write BLOCK.NAME, for example 5.resid_pre, 5.head.2 or 5.neuron.26"
         )
     stack_name, number, name, index = match.groups()
+    if name == FEATURE:
+        address, name = address.replace(f".{FEATURE}", f".{DICTIONARY}"), DICTIONARY
     stack = next((stack for stack in parts.stacks if stack.name == (stack_name or "")), None)
     if stack is None:
         known = " or ".join(repr(s.name) if s.name else "no stack name" for s in parts.stacks)
@@ -242,7 +246,7 @@ def _mlp_input(block: Block, mlp: Branch) -> Tap | str:
     inner = mlp.projection or mlp.module
     path = next(name for name, module in block.module.named_modules() if module is inner)
     names = path.split(".")
-    for length in range(len(names), 0, -1):
+    for length in range(1, len(names) + 1):  # the outermost: an adapter may stand around an MLP in its place
         if names[length - 1] in MLP_MODULES:
             return Tap(block.module.get_submodule(".".join(names[:length])), "input")
     return "this block's MLP is no module of its own"

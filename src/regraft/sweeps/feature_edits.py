@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regraft.model.dictionary import Dictionary
 from regraft.model.model import Model
-from regraft.model.sites import DICTIONARY, Site, Tap
+from regraft.model.sites import DICTIONARY, FEATURE, Site, Tap
 from regraft.sweeps.variants import Add, Apply, Edit, Replace, Scale, Variant, Zero
 
 
@@ -80,7 +80,7 @@ def spliced(model: Model, variant: Variant) -> Variant:
         ValueError: a feature's edit is noise, or has a value that is neither one number nor one for each
             feature.
     """
-    if not any(f".{DICTIONARY}" in edit.site for edit in variant.edits):
+    if not any(f".{word}" in edit.site for edit in variant.edits for word in (DICTIONARY, FEATURE)):
         return variant
     return replace(variant, edits=[_spliced(model, edit) for edit in variant.edits])
 

@@ -1,0 +1,83 @@
+"""The losses of transcoder adapters by whole forward passes with hooks, as one writes them first: the
+target, the adapted model with all hidden states of both, and two mixed runs."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.core.structure import main_tensor, with_main_tensor
+from regraft.model.model import Model
+from regraft.modules.backbone import mlps_of
+from regraft.modules.transcoder import Transcoders, beside
+from regraft.training.tasks.transcoder_task import (
+    TranscoderLoss,
+    divergence,
+    inputs_of,
+    pooled_error,
+    predicts_counted,
+    split_batch,
+)
+
+
+def forward(
+    model: Model, inputs: dict[str, Tensor], start: int = -1, stream: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Log-probabilities and all streams of a whole forward pass; from a block on, the stream is another."""
+    seen: list[Tensor] = []
+    blocks = [block.module for block in model.main_blocks]
+
+    def put(module: Any, args: Any, kwargs: Any) -> Any:
+        return ((stream, *args[1:]), kwargs) if args else (args, with_main_tensor(kwargs, stream))
+
+    def before(module: Any, args: Any, kwargs: Any) -> None:
+        found = main_tensor((args, kwargs))
+        assert found is not None
+        seen.append(found)
+
+    def after(module: Any, args: Any, outcome: Any) -> Any:
+        outcome = with_main_tensor(outcome, stream) if start == len(blocks) else outcome
+        found = main_tensor(outcome)
+        assert found is not None
+        seen.append(found)
+        return outcome
+
+    with ExitStack() as hooks:
+        for number, block in enumerate(blocks):
+            if number == start:
+                hooks.callback(block.register_forward_pre_hook(put, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+        hooks.callback(blocks[-1].register_forward_hook(after).remove)
+        logits = model.hf(**inputs, use_cache=False).logits
+    return logits.float().log_softmax(-1), seen
+
+
+def plain_losses(
+    carrier: Model, target: Model, graft: Transcoders, batch: Tensor, weights: TranscoderLoss, cutoff: int
+) -> dict[str, Tensor]:
+    """What `TranscoderTask.losses` gives, by four whole passes."""
+    ids_BT, kind_BT = split_batch(batch)
+    inputs, real_BT, counted_BT = inputs_of(ids_BT, kind_BT), kind_BT > 0, predicts_counted(kind_BT)
+    with torch.no_grad():
+        wanted, taught = forward(target, inputs)
+    with beside(carrier.hf, mlps_of(carrier), graft):
+        with graft.hearing() as heard:
+            found, learnt = forward(carrier, inputs)
+        to_adapted, _ = forward(carrier, inputs, cutoff, taught[cutoff])
+    to_target, _ = forward(target, inputs, cutoff, learnt[cutoff])
+    wanted_RV = wanted[counted_BT]
+    both = divergence(wanted_RV, to_target[counted_BT]) + divergence(wanted_RV, to_adapted[counted_BT])
+    errors = [pooled_error(a, t, real_BT) for a, t in zip(learnt, taught, strict=True)]
+    sizes = [
+        (own[0][1][real_BT] * adapter.dec.weight.norm(dim=0)).sum(-1).mean()
+        for adapter, own in zip(graft, heard, strict=True)
+    ]
+    return {
+        "kl": weights.kl * divergence(wanted_RV, found[counted_BT]),
+        "bridge": weights.bridge * both / 2,
+        "nmse": weights.nmse * torch.stack(errors).mean(),
+        "l1": weights.l1 * torch.stack(sizes).sum(),
+    }
