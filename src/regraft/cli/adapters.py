@@ -51,6 +51,10 @@ def fit(
     weights: dict[str, Any],
     length: LengthOption = 256,
     prompts_count: PromptsOption = True,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(help="DOMAIN=SHARE of chat records; again for each. None: as they come."),
+    ] = None,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     debug: DebugOption = False,
@@ -61,7 +65,7 @@ def fit(
         check_least(1, features=features, steps=plan["steps"], batch=plan["batch"])
         check_least(0, **{name: value for name, value in weights.items() if name != "by_layer"})
         check_least(2, length=length)
-        named = check_texts(text or [])
+        named, shares = check_texts(text or []), _shares(share or [])
         models = [open_model(name, device, "", "", False, "") for name in (base, target)]
         from regraft.cli.progress_bar import with_bar
         from regraft.jobs.transcoder_jobs import fit_transcoder
@@ -70,7 +74,7 @@ def fit(
 
         options = {"weights": TranscoderLoss(**weights), "plan": TrainingPlan(**plan)}
         options |= {"backbone": backbone, "features": features, "length": length}
-        options |= {"prompts_count": prompts_count, "seed": seed}
+        options |= {"prompts_count": prompts_count, "seed": seed, "shares": shares}
         told = with_bar(lambda: fit_transcoder(models[0], models[1], out, named, **options))
         if told:
             typer.echo(told)
@@ -125,6 +129,24 @@ def export(
 
         typer.echo(export_transcoder(graft, save, remote_code))
         push_saved(save)
+
+
+def _shares(given: list[str]) -> dict[str, float]:
+    """Shares by domain.
+
+    Raises:
+        ValueError: one is no DOMAIN=SHARE.
+    """
+    found = {}
+    for one in given:
+        name, _, number = one.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError as error:
+            raise ValueError(
+                f"--share {one} is no share: write DOMAIN=SHARE, for example math=0.7"
+            ) from error
+    return found
 
 
 def _check_adapters(folder: Path) -> None:

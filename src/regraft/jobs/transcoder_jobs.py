@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import torch
 import xarray as xr
 
 from regraft.core.files import check_empty, expanded, keeping, whole_file
+from regraft.core.progress import tell
 from regraft.core.randomness import drawing_from
+from regraft.data.chat_records import chat_records, exchanges_in, is_chat_file, kept
 from regraft.data.records import Records, records_of
+from regraft.data.text_files import text_files
 from regraft.data.windows import Windows, windows
 from regraft.export.graft_description import read_about
 from regraft.export.graft_folder import attach, read_certificate, save_graft, swaps_of, write_certificate
 from regraft.export.grafted_model import write_grafted
+from regraft.export.published_adapters import is_published, read_published
 from regraft.export.transcoder_certificate import Standing, certify_transcoders
 from regraft.jobs.checks import named_texts
 from regraft.model.dictionary import Dictionary
@@ -62,6 +67,7 @@ def fit_transcoder(
     plan: TrainingPlan | None = None,
     length: int = LONGEST,
     prompts_count: bool = True,
+    shares: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> str:
     """Train an adapter beside every MLP on what tuning changed, and write them to `out/graft`; the run's
@@ -71,13 +77,16 @@ def fit_transcoder(
         base: the model before it was tuned, whose MLPs stay.
         target: the tuned model, which teaches.
         out: the folder.
-        texts: files and folders to train on; without them worked sums.
+        texts: files and folders to train on, plain text or chat records (JSONL with `conversations` or
+            `messages`: complete reasoning traces of at most `length` tokens are kept); without them worked
+            sums.
         backbone: whose attention, norms, embeddings and head.
         features: of every block.
         weights: how much each part of the loss counts.
         plan: how long and how fast.
         length: tokens of a sequence.
         prompts_count: whether predictions of the questions' tokens count.
+        shares: of the domains that chat records name.
         seed: of everything drawn at random.
 
     Returns:
@@ -96,7 +105,7 @@ def fit_transcoder(
         graft = Transcoders(TranscoderShape(carrier.width, features, len(mlps_of(carrier))))
     graft = graft.to(carrier.device)
     pair = pair_of(base, target, backbone) | {"loss": asdict(weights)}
-    text = _text_of(target, texts, length, out / "run", seed, prompts_count)
+    text = _text_of(target, texts, length, out / "run", seed, prompts_count, shares)
     task = TranscoderTask(carrier, target, graft, weights, batches=plan.steps * plan.accumulate)
     with drawing_from(seed):
         log = train(task, text, plan, out / "run", origin={**pair, "graft": sizes(graft), "seed": seed})
@@ -151,17 +160,22 @@ def open_transcoder(
     written; `graft.switch(...)` turns adapters off, scales them, ablates or clamps features, whoever runs
     the model.
 
+    A folder in the layout of the published adapters, a whole model with adapters in it, opens too.
+
     Raises:
         CheckpointError: no adapters are there, or they were made for other weights.
     """
-    standing = opened_pair(expanded(folder), base, target, device)
-    carrier, graft = standing.carrier, standing.graft
+    if is_published(expanded(folder)):
+        carrier, graft = read_published(expanded(folder), device)
+    else:
+        standing = opened_pair(expanded(folder), base, target, device)
+        carrier, graft = standing.carrier, standing.graft
     for old, new in swaps_of(carrier, [graft]):
         for parent in list(carrier.hf.modules()):
             for name, child in list(parent._modules.items()):
                 if child is old and parent is not new:
                     setattr(parent, name, new)
-    model = load((carrier.hf, standing.target.tokenizer), pack=False)
+    model = load((carrier.hf, carrier.tokenizer) if carrier.tokenizer is not None else carrier.hf, pack=False)
     model.name = f"{carrier.name} with adapters"
     for block, adapter in zip(model.main_blocks, graft, strict=True):
         bias = adapter.dec.bias
@@ -189,7 +203,7 @@ def evaluate_transcoder(
     folder = expanded(folder)
     standing = opened_pair(folder, base, target, device)
     domains: dict[str, Windows | Records] = {
-        name: windows(standing.target, paths, length, folder / "text")
+        name: _read(standing.target, paths, length, folder / "text", 0, prompts_count)
         for name, paths in named_texts(texts).items()
     }
     domains = domains or {"worked sums": worked_sums(standing.target, HELD, 99, prompts_count)}
@@ -237,11 +251,27 @@ def transcoder_sentences(data: xr.Dataset) -> list[str]:
 
 
 def _text_of(
-    model: Model, texts: Sequence[str], length: int, folder: Path, seed: int, prompts_count: bool
-) -> Windows | Records:
+    model: Model, texts: Sequence[str], length: int, folder: Path, seed: int, prompts_count: bool,
+    shares: Mapping[str, float] | None,
+) -> Windows | Records:  # fmt: skip
     if model.tokenizer is None:
         raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
     with processes().main_process_first():
-        if texts:
-            return windows(model, texts, length, folder, seed)
-        return worked_sums(model, TRAINED, seed, prompts_count)
+        if not texts:
+            return worked_sums(model, TRAINED, seed, prompts_count)
+        return _read(model, texts, length, folder, seed, prompts_count, shares)
+
+
+def _read(
+    model: Model, texts: Sequence[str], length: int, folder: Path, seed: int, prompts_count: bool,
+    shares: Mapping[str, float] | None = None,
+) -> Windows | Records:  # fmt: skip
+    """Chat records where every file holds some, else windows of plain text."""
+    files = text_files(texts)
+    if not all(is_chat_file(file) for file in files):
+        if shares:
+            raise ValueError("domains have shares in chat records alone: the text holds other files")
+        return windows(model, texts, length, folder, seed)
+    found = kept(model.tokenizer, chain.from_iterable(map(exchanges_in, files)), length, shares, seed=seed)
+    tell(str(found))
+    return chat_records(model.tokenizer, found.exchanges, length, seed, prompts_count)

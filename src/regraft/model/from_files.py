@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from regraft.checkpoint.compressed import holds_integers, states_integers, with_plain_weights
-from regraft.checkpoint.locate import CheckpointError
+from regraft.checkpoint.locate import CheckpointError, check_header, weight_files
 from regraft.core.silence import silent
 from regraft.core.sizes import bytes_of
 from regraft.model.streamed import Streamed, open_streamed, own_type
@@ -57,6 +57,24 @@ def from_files(
         return read_checkpoint(folder, device, dtype, attention, remote_code), None
     _refuse_truncated(folder, hf, {"unexpected_keys": streamed.unknown})
     return hf, streamed
+
+
+ADAPTER_WEIGHTS = re.compile(r"\.transcoder_(enc|dec)\.(weight|bias)$")
+"""Names of the tensors of published transcoder adapters, which stand in a folder with the whole model."""
+
+
+def refuse_adapted_folder(folder: Path) -> None:
+    """A folder whose adapters beside the MLPs plain transformers would drop without a word.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    names = [name for file in weight_files(folder) for name in check_header(file)]
+    if any(ADAPTER_WEIGHTS.search(name) for name in names):
+        raise CheckpointError(
+            f"{folder.name} holds transcoder adapters beside its MLPs, which a plain model would drop: open"
+            " it with regraft.open_transcoder"
+        )
 
 
 def type_of(dtype: str | torch.dtype | None, device: str) -> torch.dtype | None:

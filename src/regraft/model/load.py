@@ -17,7 +17,7 @@ from regraft.core.silence import silent
 from regraft.model.block_call import CANNOT, learn_batched, text_config, without_cache
 from regraft.model.cpu_pack import pack_if_it_pays
 from regraft.model.dispatched import taken_over
-from regraft.model.from_files import from_files
+from regraft.model.from_files import from_files, refuse_adapted_folder
 from regraft.model.model import Model
 from regraft.model.part_search import find_parts
 from regraft.model.parts import Parts
@@ -89,6 +89,7 @@ def load(
         folder, name = resolve(source)
         refuse_adapter_folder(folder)
         check_folder(folder)
+        refuse_adapted_folder(folder)
         hf, streamed = from_files(folder, device or "cpu", dtype, attention, remote_code, stream, memory)
         tokenizer = tokenizer or read_tokenizer(folder, remote_code)
     tokenizer, target_tokenizer = (

@@ -1,0 +1,164 @@
+"""Questions and answers with reasoning traces, from JSONL: complete ones, short enough, in wanted shares.
+
+A line has `conversations` (objects with `value`) or `messages` (objects with `content`), the question first
+and the answer second, and perhaps a `domain`. Source of filter and shares: the published adapters' training
+text, 70% maths, 20% code, 10% science.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regraft.data.records import Records, records_of
+
+OPENS, CLOSES = "<think>", "</think>"
+"""What a reasoning trace stands between; a complete one has both, in this order."""
+PUBLISHED = {"math": 0.7, "code": 0.2, "science": 0.1}
+"""Shares of the published mix by domain."""
+
+
+ROUNDING = 1e-6
+"""By how much shares written as decimals may miss 1."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question, the answer to it, and the domain that the line names ("" for none)."""
+
+    question: str
+    answer: str
+    domain: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a filter left: the exchanges, and how many were left out for what reason."""
+
+    exchanges: tuple[Exchange, ...]
+    incomplete: int
+    too_long: int
+    beyond_share: int
+
+    def __str__(self) -> str:
+        out = f"{self.incomplete:,} without a complete trace, {self.too_long:,} too long"
+        beyond = f"{self.beyond_share:,} beyond their domain's share"
+        return f"{len(self.exchanges):,} exchanges kept; {out}, {beyond}"
+
+
+def is_chat_file(file: Path) -> bool:
+    """Whether the first line of a file is an exchange."""
+    if file.suffix != ".jsonl":
+        return False
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            if line.strip():
+                try:
+                    found = json.loads(line)
+                except ValueError:
+                    return False
+                return isinstance(found, dict) and bool({"conversations", "messages"} & set(found))
+    return False
+
+
+def exchanges_in(file: Path) -> Iterator[Exchange]:
+    """Every line's question and answer.
+
+    Raises:
+        ValueError: a line is no JSON, or has not two turns with text.
+    """
+    with file.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield _exchange(line, f"line {number} of {file}")
+
+
+def _exchange(line: str, where: str) -> Exchange:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is no JSON: {error}") from error
+    turns = found.get("conversations", found.get("messages")) if isinstance(found, dict) else None
+    if not isinstance(turns, list) or len(turns) < 2:
+        raise ValueError(
+            f"{where} has no question and answer: write conversations or messages with two turns"
+        )
+    texts = [turn.get("value", turn.get("content")) if isinstance(turn, dict) else None for turn in turns[:2]]
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"{where} has a turn without text")
+    return Exchange(str(texts[0]), str(texts[1]), str(found.get("domain", "")))
+
+
+def is_complete(answer: str) -> bool:
+    """Whether a reasoning trace that is opened is closed, too."""
+    opens = answer.find(OPENS)
+    return opens >= 0 and answer.find(CLOSES, opens) >= 0
+
+
+def kept(
+    tokenizer: Any,
+    exchanges: Iterable[Exchange],
+    longest: int,
+    shares: Mapping[str, float] | None = None,
+    count: int = 0,
+    seed: int = 0,
+) -> Kept:
+    """The exchanges with a complete trace and at most `longest` tokens; with `shares`, as many of each domain
+    as its share of `count` (by default of as many as the scarcest domain allows).
+
+    Raises:
+        ValueError: shares that do not sum to 1, or a domain of them that has no exchange.
+    """
+    incomplete, too_long, left = 0, 0, []
+    for one in exchanges:
+        if not is_complete(one.answer):
+            incomplete += 1
+        elif len(tokenizer(one.question + one.answer, add_special_tokens=False)["input_ids"]) > longest:
+            too_long += 1
+        else:
+            left.append(one)
+    if not shares:
+        return Kept(tuple(left), incomplete, too_long, 0)
+    if abs(sum(shares.values()) - 1) > ROUNDING or min(shares.values()) <= 0:
+        raise ValueError(f"the shares of the domains sum to {sum(shares.values()):g}: they must sum to 1")
+    by_domain = {name: [one for one in left if one.domain == name] for name in shares}
+    missing = next((name for name, some in by_domain.items() if not some), None)
+    if missing is not None:
+        named = ", ".join(sorted({one.domain for one in left})) or "none"
+        raise ValueError(f"no exchange of the domain {missing!r} is left: the text has {named}")
+    most = min(int(len(by_domain[name]) / share + ROUNDING) for name, share in shares.items())
+    total = min(count, most) if count else most
+    drawn = random.Random(seed)
+    chosen = [
+        one
+        for name, share in shares.items()
+        for one in drawn.sample(by_domain[name], int(total * share + ROUNDING))
+    ]
+    drawn.shuffle(chosen)
+    return Kept(tuple(chosen), incomplete, too_long, len(left) - len(chosen))
+
+
+def chat_records(
+    tokenizer: Any, exchanges: Sequence[Exchange], longest: int, seed: int = 0, prompts_count: bool = True
+) -> Records:
+    """Exchanges as the tokenizer's chat template writes them, else one behind the other with a space between.
+
+    Raises:
+        ValueError: there is none.
+    """
+    pairs = [_written(tokenizer, one) for one in exchanges]
+    return records_of(tokenizer, pairs, longest, seed, prompts_count)
+
+
+def _written(tokenizer: Any, one: Exchange) -> tuple[str, str]:
+    if not getattr(tokenizer, "chat_template", None):
+        return one.question, f" {one.answer}"
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": one.question}], tokenize=False, add_generation_prompt=True
+    )
+    end = tokenizer.eos_token or ""
+    return asked, one.answer + end
