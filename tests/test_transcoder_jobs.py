@@ -259,3 +259,16 @@ def test_features_are_sites_of_the_adapted_model(folder):
     assert list(written)[-8:] == wanted.tolist()
     with pytest.raises(ValueError, match="has 16 features"):
         model.site("5.feature.16")
+
+
+def test_pages_are_written_without_an_endpoint_that_does_not_answer(folder, tmp_path):
+    from regraft.features.descriptions import Endpoint
+
+    nobody = Endpoint("http://127.0.0.1:9", "m")
+    data = regraft.describe_features(folder, tmp_path / "f", most=8, k=8, endpoint=nobody, described=2)
+    page = (tmp_path / "f" / "page" / "index.html").read_text()
+    if data.attrs["described"] == 0 and "does not answer" in data.attrs["descriptions"]:
+        assert "does not answer" in page
+    else:
+        assert "0 features are described" in data.attrs["descriptions"]
+        assert "0 features are described" in page

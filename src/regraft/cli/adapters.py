@@ -173,6 +173,14 @@ def features(
     neighbours: Annotated[
         bool, typer.Option("--neighbours", help="Also write the files of circuit-tracer and SAELens.")
     ] = False,
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            help="Address of a language model that describes features (key: OPENAI_API_KEY). None: off."
+        ),
+    ] = "",
+    describer: Annotated[str, typer.Option(help="Name of that model at the endpoint.")] = "",
+    described: Annotated[int, typer.Option(help="Features of each block that it describes.")] = 20,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     debug: DebugOption = False,
@@ -182,14 +190,22 @@ def features(
         _check_adapters(graft)
         check_empty(out, "--out")
         check_domains(text or [])
-        check_least(1, sequences=sequences, kept=kept)
+        check_least(1, sequences=sequences, kept=kept, described=described)
+        if bool(endpoint) != bool(describer):
+            raise ValueError("--endpoint and --describer go together: where, and which model there")
         from regraft.cli.progress_bar import with_bar
         from regraft.jobs.feature_jobs import PAGE, describe_features, feature_sentences
 
         options: dict[str, Any] = {"most": sequences, "length": length, "k": kept, "seed": seed}
-        options |= {"device": device, "neighbours": neighbours}
+        options |= {"device": device, "neighbours": neighbours, "described": described}
+        if endpoint:
+            from regraft.features.descriptions import Endpoint
+
+            options["endpoint"] = Endpoint(endpoint, describer)
         data = with_bar(lambda: describe_features(graft, out, text or [], **options))
         typer.echo(feature_sentences(data)[0])
+        if endpoint:
+            typer.echo(str(data.attrs["descriptions"]))
         typer.echo(f"open {out / PAGE / 'index.html'} in a browser")
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import xarray as xr
 
 from regraft.core.files import check_empty, expanded
+from regraft.core.progress import advance
 from regraft.data.records import Records
 from regraft.data.windows import Windows, windows
 from regraft.export.graft_folder import read_about
 from regraft.export.transcoder_certificate import Standing
 from regraft.features.attribution import AttributionGraph, attribute, pruned
+from regraft.features.descriptions import Description, Endpoint, EndpointError
+from regraft.features.descriptions import described as description
 from regraft.features.feature_facts import Facts
 from regraft.features.feature_pass import feature_pass
 from regraft.features.neighbour_files import (
@@ -27,6 +30,8 @@ from regraft.reporting.feature_page import write_feature_page
 from regraft.reporting.graph_page import write_graph_page
 from regraft.sweeps.provenance import provenance
 
+OFTEN = 0.1
+"""Share of the tokens from which on a feature is no feature of something, and is not described."""
 PAGE, PACKED, WEIGHTS, SAELENS = "page", "features", "circuit-tracer", "saelens"
 
 
@@ -41,6 +46,8 @@ def describe_features(
     seed: int = 0,
     device: str = "cpu",
     neighbours: bool = False,
+    endpoint: Endpoint | None = None,
+    described: int = 20,
 ) -> xr.Dataset:
     """Read text once and write the page that tells of every feature; with `neighbours` also the files of
     circuit-tracer and SAELens.
@@ -55,6 +62,9 @@ def describe_features(
         seed: of the sample.
         device: where to run.
         neighbours: write the neighbours' files, too.
+        endpoint: a language model that describes features; none by default, and nothing is sent anywhere.
+        described: features of each block that it describes, the most frequent of those that are above zero
+            at fewer than a tenth of the tokens.
 
     Returns:
         Numbers of all features.
@@ -76,10 +86,13 @@ def describe_features(
         "pair_base": about["pair"]["base"], "pair_target": about["pair"]["target"],
     }  # fmt: skip
     blocks = range(standing.graft.shape.blocks)
+    said, why = _descriptions(facts, blocks, endpoint, described) if endpoint else ({}, "")
     write_feature_page(
         out / PAGE, f"What tuning added: {about['pair']['base']} to {about['pair']['target']}",
-        list(feature_sentences(data)), (facts.of_block(block) for block in blocks),
+        [*feature_sentences(data), *([why] if why else [])], (facts.of_block(block) for block in blocks),
+        {place: (one.text, one.score) for place, one in said.items()},
     )  # fmt: skip
+    data.attrs |= {"described": len(said), "descriptions": why or "none were asked for"}
     if neighbours:
         scan = about["pair"]["target"]
         write_packed_features(
@@ -88,6 +101,29 @@ def describe_features(
         write_circuit_tracer_weights(standing.graft, out / WEIGHTS, about["pair"]["target"], scan)
         write_saelens(standing.graft, out / SAELENS, about["pair"]["target"])
     return data
+
+
+def _descriptions(
+    facts: Facts, blocks: Sequence[int], endpoint: Endpoint, most: int
+) -> tuple[dict[tuple[int, int], Description], str]:
+    """Descriptions by block and feature, and a sentence on them; those that came before an endpoint stopped
+    answering are kept."""
+    found: dict[tuple[int, int], Description] = {}
+    try:
+        for block in blocks:
+            rare = [one for one in facts.of_block(block) if one["activation_frequency"] < OFTEN]
+            rare.sort(key=lambda one: -one["activation_frequency"])
+            for one in rare[:most]:
+                if len(rare) > 1:
+                    found[block, one["index"]] = description(endpoint, one, rare)
+            advance("describing", block + 1, len(blocks))
+    except (EndpointError, ValueError) as error:
+        return found, f"{len(found)} features are described; then it ended: {error}."
+    mean = sum(one.score for one in found.values()) / max(1, len(found))
+    return found, (
+        f"{len(found)} features are described by {endpoint.model}, each with the share of contexts that its"
+        f" description tells rightly (0.5 is chance); mean {mean:.2f}."
+    )
 
 
 def feature_sentences(data: xr.Dataset) -> list[str]:
