@@ -291,6 +291,15 @@ def test_a_write_that_a_glance_missed_before_the_recording_is_refused_once(monke
     assert asked == [1]
 
 
+def test_a_weight_that_begins_amid_a_word_is_added_up():
+    layer = torch.nn.Module()
+    whole = torch.randn(50_001).to(torch.bfloat16)
+    layer.weight = torch.nn.Parameter(whole[1:])
+    before = session.fingerprint(layer)
+    whole[7] += 1
+    assert session.fingerprint(layer)[1] != before[1]
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(3,), (40, 33), (700, 64), (64, 2048)])
 def test_every_write_and_every_exchange_changes_the_sums(kind, shape, monkeypatch):

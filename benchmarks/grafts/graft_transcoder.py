@@ -44,7 +44,8 @@ WEIGHTS = (0.01, 0.003, 0.001, 0.0003, 0.0001)
 FEATURES = 1024
 PROBLEMS, CHOSEN = 200, (1, 4, 16, 64)
 """Held-out problems, and numbers of features that are ablated or clamped."""
-WAIT = " Wait"
+WAIT, THEN = " Wait", " Then"
+"""How a hesitation begins, and how the text goes on without one."""
 
 
 def main() -> None:
@@ -116,30 +117,31 @@ def hesitation(standing: Standing) -> dict[str, Any]:
 
 
 def _before_wait(standing: Standing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every feature: how much more often it is above zero in front of "Wait" than elsewhere, its mean
-    there, and how often it is above zero at all."""
+    """For every feature: what it adds to the difference of the scores of " Wait" and " Then" in front of a
+    "Wait" (value times gradient, mean), its mean value there, and how often it is above zero at all."""
     text = worked_sums(standing.target, 400, 31)
-    wait = standing.target.tokenizer(WAIT, add_special_tokens=False)["input_ids"][0]
+    wait, then = (
+        standing.target.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in (WAIT, THEN)
+    )
     shape = (standing.graft.shape.blocks, standing.graft.shape.features)
-    sums = {name: np.zeros(shape) for name in ("wait", "other", "value")}
-    counts = {"wait": 0, "other": 0}
+    adds, value, above = (np.zeros(shape) for _ in range(3))
+    waits, tokens = 0, 0
     with beside(standing.carrier.hf, mlps_of(standing.carrier), standing.graft):
         for start in range(0, len(text), 16):
             ids_BT, kind_BT = split_batch(text.rows(range(start, min(start + 16, len(text)))))
-            before_BT = (ids_BT.roll(-1, 1) == wait) & (kind_BT > PADDING)
-            other_BT = (kind_BT > PADDING) & ~before_BT
-            with standing.graft.hearing() as heard:
-                standing.carrier.run(**inputs_of(ids_BT, kind_BT))
-            for block, own in enumerate(heard):
-                found_BTF = own[0][1]
-                sums["wait"][block] += (found_BTF[before_BT] > 0).sum(0).numpy()
-                sums["value"][block] += found_BTF[before_BT].sum(0).numpy()
-                sums["other"][block] += (found_BTF[other_BT] > 0).sum(0).numpy()
-            counts["wait"] += int(before_BT.sum())
-            counts["other"] += int(other_BT.sum())
-    rates = sums["wait"] / counts["wait"] - sums["other"] / counts["other"]
-    frequency = (sums["wait"] + sums["other"]) / sum(counts.values())
-    return rates, sums["value"] / counts["wait"], frequency
+            before_BT, real_BT = (ids_BT.roll(-1, 1) == wait) & (kind_BT > PADDING), kind_BT > PADDING
+            with torch.enable_grad(), standing.graft.hearing() as heard:
+                logits_BTV = standing.carrier.run(**inputs_of(ids_BT, kind_BT)).logits
+                difference = (logits_BTV[..., wait] - logits_BTV[..., then])[before_BT].sum()
+            features = [own[0][1] for own in heard]
+            gradients = torch.autograd.grad(difference, features)
+            for block, (found_BTF, slope_BTF) in enumerate(zip(features, gradients, strict=True)):
+                here = found_BTF.detach()
+                adds[block] += (here * slope_BTF)[before_BT].sum(0).numpy()
+                value[block] += here[before_BT].sum(0).numpy()
+                above[block] += (here > 0)[real_BT].sum(0).numpy()
+            waits, tokens = waits + int(before_BT.sum()), tokens + int(real_BT.sum())
+    return adds / waits, value / waits, above / tokens
 
 
 def _like(

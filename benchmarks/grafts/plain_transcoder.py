@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.core.structure import main_tensor, with_main_tensor
+from regraft.core.structure import main_tensor
+from regraft.model.block_call import stacks_replaced
 from regraft.model.model import Model
 from regraft.modules.backbone import mlps_of
 from regraft.modules.transcoder import Transcoders, beside
@@ -23,32 +24,28 @@ from regraft.training.tasks.transcoder_task import (
 )
 
 
-def forward(
-    model: Model, inputs: dict[str, Tensor], start: int = -1, stream: Tensor | None = None
-) -> tuple[Tensor, list[Tensor]]:
-    """Log-probabilities and all streams of a whole forward pass; from a block on, the stream is another."""
+def forward(model: Model, inputs: dict[str, Tensor], first: Model | None = None, until: int = 0):
+    """Log-probabilities and all streams of a whole forward pass; with `first`, its blocks are run up to
+    `until`, and the model's own from there."""
     seen: list[Tensor] = []
-    blocks = [block.module for block in model.main_blocks]
-
-    def put(module: Any, args: Any, kwargs: Any) -> Any:
-        return ((stream, *args[1:]), kwargs) if args else (args, with_main_tensor(kwargs, stream))
+    stack = model.parts.stacks[-1]
+    blocks = [b.module for b in (first or model).main_blocks][:until] + [b.module for b in model.main_blocks][
+        until:
+    ]
 
     def before(module: Any, args: Any, kwargs: Any) -> None:
         found = main_tensor((args, kwargs))
         assert found is not None
         seen.append(found)
 
-    def after(module: Any, args: Any, outcome: Any) -> Any:
-        outcome = with_main_tensor(outcome, stream) if start == len(blocks) else outcome
+    def after(module: Any, args: Any, outcome: Any) -> None:
         found = main_tensor(outcome)
         assert found is not None
         seen.append(found)
-        return outcome
 
     with ExitStack() as hooks:
-        for number, block in enumerate(blocks):
-            if number == start:
-                hooks.callback(block.register_forward_pre_hook(put, with_kwargs=True).remove)
+        hooks.enter_context(stacks_replaced([(stack, blocks)]))
+        for block in blocks:
             hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
         hooks.callback(blocks[-1].register_forward_hook(after).remove)
         logits = model.hf(**inputs, use_cache=False).logits
@@ -66,8 +63,8 @@ def plain_losses(
     with beside(carrier.hf, mlps_of(carrier), graft):
         with graft.hearing() as heard:
             found, learnt = forward(carrier, inputs)
-        to_adapted, _ = forward(carrier, inputs, cutoff, taught[cutoff])
-    to_target, _ = forward(target, inputs, cutoff, learnt[cutoff])
+        to_adapted, _ = forward(carrier, inputs, target, cutoff)
+        to_target, _ = forward(target, inputs, carrier, cutoff)
     wanted_RV = wanted[counted_BT]
     both = divergence(wanted_RV, to_target[counted_BT]) + divergence(wanted_RV, to_adapted[counted_BT])
     errors = [pooled_error(a, t, real_BT) for a, t in zip(learnt, taught, strict=True)]

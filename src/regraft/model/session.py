@@ -162,7 +162,8 @@ def _sampled(tensors: list[Tensor]) -> int:
 def _sums(tensor: Tensor, step: int) -> Tensor:
     """Sums along every so many-th page of a tensor's bytes, and across those pages; what is behind the last
     whole page is a page of its own."""
-    whole = tensor if tensor.is_contiguous() else tensor.contiguous()
+    begins_at_a_word = tensor.storage_offset() * tensor.element_size() % 8 == 0
+    whole = tensor if tensor.is_contiguous() and begins_at_a_word else tensor.contiguous().clone()
     flat_b = whole.reshape(-1).view(torch.uint8)
     full = len(flat_b) // PAGE * PAGE
     found = [torch.zeros(0, dtype=torch.int64, device=tensor.device)]
