@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -253,10 +254,12 @@ PATCH = ["patch", "--model", "specimen:gpt2", "--site", "resid_pre"]
 
 
 def started(out, **more):
+    """The command in a process of its own, which hears Ctrl-C also where the tests themselves do not."""
     environment = {**os.environ, **more}
     return subprocess.Popen(
         [sys.executable, "-c", SLOWED, *PATCH, "--out", str(out)], env=environment, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

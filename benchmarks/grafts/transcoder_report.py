@@ -57,7 +57,7 @@ def hesitations(one: dict[str, Any]) -> list[str]:
     lines = ["| features | hesitates | right answers |", "|---|---|---|"]
     for name, rate in one.items():
         if isinstance(rate, dict) and name != "made":
-            lines.append(f"| {name} | {rate['waits']:.0%} | {rate['right']:.0%} |")
+            lines.append(f"| {name} | {rate['waits']:.1%} | {rate['right']:.1%} |")
     return [*lines, "", f"First of them: {', '.join(f'`{name}`' for name in one['features'][:6])}."]
 
 
@@ -67,10 +67,12 @@ def pareto(found: dict[str, Any]) -> go.Figure:
     figure = base(HEIGHT, width=820)
     figure.add_scatter(
         x=[statistics.fmean(r["active"]) for r in fits.values()], y=[r["kl"] for r in fits.values()],
-        text=[n.replace("l1", "λ") for n in fits], mode="lines+markers+text", textposition="top right",
+        text=[n.replace("l1", "λ") for n in fits], mode="lines+markers+text",
+        textposition=["top right"] * (len(fits) - 1) + ["top left"],
         line_color=FIRST, showlegend=False,
     )  # fmt: skip
-    figure.update_xaxes(title="active features of a token, mean over blocks", type="log")
+    ticks = [1, 2, 5, 10, 20, 50]
+    figure.update_xaxes(title="active features of a token, mean over blocks", type="log", tickvals=ticks)
     figure.update_yaxes(title="divergence from the target, nats per token")
     return figure
 

@@ -150,7 +150,7 @@ def weights_of(model: Model | Weights) -> Weights:
         shapes, read = _shapes(headers), _reader(headers)
     else:
         live = _live_tensors(model)
-        shapes, read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(model, live)
+        shapes, read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(live, model)
     return Weights(
         model.name, model.source, shapes, read, lambda: (layouts_of(model), ""), lambda: model.weights_sha256,
         model.device,
@@ -166,7 +166,7 @@ def live_weights(model: Model) -> Weights:
     if model.streamed is not None and model.folder is not None:
         return made
     live = _live_tensors(model)
-    made.shapes, made.read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(model, live)
+    made.shapes, made.read = {name: tuple(t.shape) for name, t in live.items()}, _live_reader(live, model)
     return made
 
 
@@ -183,12 +183,13 @@ def _live_tensors(model: Model) -> dict[str, Tensor]:
     return {name: t for name, t in model.hf.state_dict().items() if t.is_floating_point()}
 
 
-def _live_reader(model: Model, live: dict[str, Tensor]) -> Callable[[str, int], Tensor]:
+def _live_reader(live: dict[str, Tensor], model: Model | None = None) -> Callable[[str, int], Tensor]:
     """Reads a live tensor, or one expert of it, also one that accelerate keeps elsewhere."""
+    elsewhere = None if model is None else model.streamed
 
     def read(name: str, expert: int) -> Tensor:
         here = live[name]
-        whole = model.streamed.store.shards.read(name) if here.is_meta and model.streamed else here
+        whole = elsewhere.store.shards.read(name) if here.is_meta and elsewhere else here
         return whole if expert < 0 or whole.dim() == 2 else whole[expert]
 
     return read
