@@ -11,9 +11,9 @@ import ray
 import torch
 from typer.testing import CliRunner
 
-import regraft
 from regraft.cli.main import app, prepared
 from regraft.core.registry import experiments
+from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.build import measured_there
 from regraft.sweeps import shares
@@ -169,7 +169,7 @@ def test_a_cluster_gives_the_same_bits_and_a_killed_worker_changes_nothing(two_n
             assert torch.equal(again.values[name], values), name
         results = dict(workers.each(measured_there, [("knockout", 0, {"count": 2}), ("lens", 0, {"k": 0})]))
         assert results[1] is None, "what fails there is told"
-        alone = regraft.run_experiment(experiments()["knockout"], model, count=2)
+        alone = run_experiment(experiments()["knockout"], model, count=2)
         assert results[0].drop_attrs().equals(alone.drop_attrs())
     finally:
         ray.shutdown()

@@ -61,11 +61,14 @@ class Worker:
         self, source: str, opening: dict[str, Any], sha256: str, shipped: Mapping[str, bytes] | None
     ) -> Model:
         """The model under its own name here, or from the files that came along."""
-        if shipped is not None and not Path(source).expanduser().exists():
+        here = source.startswith("specimen") or Path(source).expanduser().exists()
+        if shipped is not None and not here:
             self.where = tempfile.TemporaryDirectory(prefix="regraft-")
             for name, content in shipped.items():
                 (Path(self.where.name) / name).write_bytes(content)
-            source = self.where.name
+            made = load(self.where.name, pack=False, **opening)
+            made.name, made.source = Path(source).name, source  # not those of a folder that is gone tomorrow
+            return made
         return load(source, pack=False, **opening)
 
     def told(self) -> dict[str, str]:
@@ -120,7 +123,8 @@ class Cluster:
         self.notes: list[str] = []
         names = {module: name for name, module in model.hf.named_modules()}
         threads, packed = torch.get_num_threads(), sorted(names[module] for module in model.packed)
-        shipped = self.ray.put(_files(model.folder)) if _small(model) else None
+        # Held as long as the workers: one that dies is made again from it.
+        self._shipped = self.ray.put(_files(model.folder)) if _small(model) else None
         source = model.source if model.source.startswith("specimen") else str(model.folder)
         source = source if Path(source).exists() or source.startswith("specimen") else model.source
         actor = self.ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0)(Worker)
@@ -129,7 +133,7 @@ class Cluster:
         options: dict[str, Any] = {"scheduling_strategy": "SPREAD", **({"num_gpus": 1} if gpus else {})}
         self.workers = [
             actor.options(**options).remote(
-                source, dict(opening or {}), threads, packed, model.weights_sha256, shipped
+                source, dict(opening or {}), threads, packed, model.weights_sha256, self._shipped
             )
             for _ in range(count)
         ]
