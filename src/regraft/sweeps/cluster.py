@@ -123,8 +123,9 @@ class Cluster:
         self.notes: list[str] = []
         names = {module: name for name, module in model.hf.named_modules()}
         threads, packed = torch.get_num_threads(), sorted(names[module] for module in model.packed)
-        # Held as long as the workers: one that dies is made again from it.
-        self._shipped = self.ray.put(_files(model.folder)) if _small(model) else None
+        # Held as long as the workers: one that dies is made again from it. This machine's have the files.
+        ships = address != LOCAL and not model.source.startswith("specimen") and _small(model)
+        self._shipped = self.ray.put(_files(model.folder)) if ships else None
         source = model.source if model.source.startswith("specimen") else str(model.folder)
         source = source if Path(source).exists() or source.startswith("specimen") else model.source
         actor = self.ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0)(Worker)
