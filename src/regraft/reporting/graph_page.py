@@ -49,9 +49,12 @@ def graph_figure(graph: AttributionGraph) -> go.Figure:
     )  # fmt: skip
     last = max(node.block for node in graph.nodes)
     words = [node.text for node in graph.nodes if node.kind == "token"]
-    figure.update_xaxes(tickvals=list(range(len(words))), ticktext=words, title="token")
+    figure.update_xaxes(tickvals=list(range(len(words))), ticktext=words, title="token", zeroline=False)
     figure.update_yaxes(
-        tickvals=[-1, *range(last), last], ticktext=["token", *map(str, range(last)), "logit"], title="block"
+        tickvals=[-1, *range(last), last],
+        ticktext=["token", *map(str, range(last)), "logit"],
+        title="block",
+        zeroline=False,
     )
     return figure
 
