@@ -84,7 +84,7 @@ def test_an_endpoint_that_does_not_answer_is_said():
     some = [feature(0, "cats"), feature(1, "dogs")]
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9 does not answer"):
         described(Endpoint("http://127.0.0.1:9", "m"), some[0], some)
-    with pytest.raises(EndpointError, match="is no address: write http"):
-        Endpoint("file:///etc", "m").ask("a", "b")
+    with pytest.raises(ValueError, match="is no address of an endpoint: write http"):
+        Endpoint("file:///etc", "m")
     with pytest.raises(ValueError, match="too few contexts without the feature"):
         described(Endpoint("http://127.0.0.1:9", "m"), some[0], some[:1])

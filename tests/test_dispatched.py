@@ -12,6 +12,7 @@ from regraft.core.registry import experiments
 from regraft.experiments.running import run_experiment
 from regraft.model.dispatched import taken_over
 from small import ids
+from stores import alike
 
 CPU = torch.device("cpu")
 
@@ -22,9 +23,9 @@ def made(name):
 
 
 def in_part(hf, folder):
-    """Half of the blocks on disk, hooks on everything."""
+    """All blocks but the first on disk, hooks on everything."""
     blocks = [n for n, m in hf.named_modules() if n.rpartition(".")[2].isdigit() and n.count(".") <= 3]
-    half = blocks[len(blocks) // 2 :]
+    half = blocks[1:]
     rest = [n for n, m in hf.named_modules() if not list(m.children()) and not n.startswith(tuple(half))]
     owners = [n.rpartition(".")[0] for n, _ in hf.named_parameters() if not n.startswith(tuple(half))]
     places = {n: "cpu" for n in (*rest, *owners)} | {n: "disk" for n in half}
@@ -66,9 +67,8 @@ def test_blocks_that_were_elsewhere_leave_again(way, tmp_path):
     model = load(WAYS[way](made("llama"), tmp_path))
     model.record([ids(7, 1)])
     filled = [any(not p.is_meta for p in b.module.parameters() if p.dim() > 1) for b in model.blocks]
-    assert sum(filled) <= (2 if way == "memory" else 4)
-    if way == "part":
-        assert filled[:2] == [True, True], "what was in memory stays"
+    assert sum(filled) <= (2 if way == "memory" else 3) < len(model.blocks)
+    assert way == "memory" or filled[0], "what was in memory stays"
     assert model.streamed.bytes_read > 0
 
 
@@ -88,7 +88,7 @@ def test_experiments_of_a_dispatched_model(tmp_path):
 def test_matrices_of_a_dispatched_model_are_read_where_they_are():
     plain, model = load(made("llama")), load(cpu_offload(made("llama"), CPU))
     wanted, found = (run_experiment(experiments()["spectra"], one) for one in (plain, model))
-    assert found.drop_attrs().identical(wanted.drop_attrs())
+    alike(found, wanted)
     with pytest.raises(ValueError, match="shuffle compares the weights of all blocks, and this model is"):
         run_experiment(experiments()["shuffle"], model)
 

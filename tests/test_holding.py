@@ -305,6 +305,7 @@ def test_a_weight_that_begins_amid_a_word_is_added_up():
 def test_every_write_and_every_exchange_changes_the_sums(kind, shape, monkeypatch):
     monkeypatch.setattr(session, "PAGE", 4088)
     layer = torch.nn.Module()
+    torch.manual_seed(0)
     layer.weight = torch.nn.Parameter(torch.randn(*shape).to(kind))
     seen = [session.fingerprint(layer)]
     flat = layer.weight.data.view(-1)

@@ -135,6 +135,8 @@ def test_large_tensors_are_the_files_own_pages(tmp_path, monkeypatch):
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     assert [place.shape for place in copied] == [(3,)]
     assert opened_shards.bytes_read == sum(t.numel() * t.element_size() for t in tensors.values())
+    monkeypatch.setattr(shards, "POPULATE_READ", 12345)
+    assert torch.equal(opened_shards.read("b"), tensors["b"]), "on a kernel that does not know the advice"
     found["a"].add_(1)
     assert torch.equal(opened_shards.read("a"), tensors["a"])
     assert (tmp_path / "model.safetensors").read_bytes() == before

@@ -20,7 +20,8 @@ from regraft.core.interrupts import StoppedError
 from regraft.data.records import COUNTED
 from regraft.export.graft_folder import attach
 from regraft.export.transcoder_certificate import certify_transcoders
-from regraft.jobs import transcoder_jobs
+from regraft.features.descriptions import Endpoint
+from regraft.jobs import feature_jobs, transcoder_jobs
 from regraft.jobs.transcoder_jobs import fit_transcoder, opened_pair, worked_sums
 from regraft.modules.backbone import mlps_of
 from regraft.modules.transcoder import beside
@@ -47,6 +48,14 @@ def folder(models, tmp_path_factory):
 
 def weights_of(folder):
     return load_file(folder / "graft.safetensors")
+
+
+def margins_of(hf, ids, written):
+    """How far each written token's score lies over the next best."""
+    with torch.no_grad():
+        logits = hf(torch.cat([ids[0], written])[None]).logits[0, ids.shape[1] - 1 : -1]
+    best = logits.topk(2, dim=-1).values
+    return best[:, 0] - best[:, 1]
 
 
 def same(first, second):
@@ -109,7 +118,7 @@ def test_the_certificate_is_what_plain_runs_give(models, folder):
     assert float(data.recovered_from_base) == pytest.approx(from_base, rel=1e-3)
     assert float(data.kl.sel(model="adapted")) == pytest.approx(np.mean(divergences), rel=1e-3)
     assert float(data.kl.sel(model="target")) == 0.0
-    assert float(data.off_difference) == 0.0, "off, they are the hybrid"
+    assert float(data.off_difference) <= standing.carrier.rounding, "off, they are the hybrid"
     assert int(data.tokens) == len(divergences)
     assert float(data.nmse[0]) == 0.0, "the embedding is the target's"
 
@@ -252,23 +261,30 @@ def test_features_are_sites_of_the_adapted_model(folder):
         assert not torch.allclose(wanted, clean)
         torch.testing.assert_close(stream, wanted, atol=1e-4, rtol=1e-4)
     prompt = "Problem: Tom has 3 coins, buys 4 and finds 5. How many? <think>"
-    written = model.generate(prompt, edits=regraft.Replace(f"5.feature.{feature}", 9.0), tokens=8).ids[0]
+    written = model.generate(prompt, edits=regraft.Replace(f"5.feature.{feature}", 1.0), tokens=8).ids[0]
     ids = torch.tensor([model.encode(prompt)])
-    with graft.switch(clamped={(5, feature): 9.0}):
+    with graft.switch(clamped={(5, feature): 1.0}):
         wanted = model.hf.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-    assert list(written)[-8:] == wanted.tolist()
+        margins = margins_of(model.hf, ids, wanted)
+    sure = int((margins > 1e-2).cumprod(0).sum())
+    assert sure >= 3, "what follows is not decided by rounding"
+    assert list(written)[-8:][:sure] == wanted.tolist()[:sure]
     with pytest.raises(ValueError, match="has 16 features"):
         model.site("5.feature.16")
 
 
-def test_pages_are_written_without_an_endpoint_that_does_not_answer(folder, tmp_path):
-    from regraft.features.descriptions import Endpoint
-
+def test_pages_are_written_without_an_endpoint_that_does_not_answer(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_jobs, "OFTEN", 1.1)
     nobody = Endpoint("http://127.0.0.1:9", "m")
     data = regraft.describe_features(folder, tmp_path / "f", most=8, k=8, endpoint=nobody, described=2)
-    page = (tmp_path / "f" / "page" / "index.html").read_text()
-    if data.attrs["described"] == 0 and "does not answer" in data.attrs["descriptions"]:
-        assert "does not answer" in page
-    else:
-        assert "0 features are described" in data.attrs["descriptions"]
-        assert "0 features are described" in page
+    assert data.attrs["described"] == 0
+    assert "127.0.0.1:9 does not answer" in data.attrs["descriptions"]
+    assert "127.0.0.1:9 does not answer" in (tmp_path / "f" / "page" / "index.html").read_text()
+
+
+def test_adapters_train_beside_models_in_half_precision(tmp_path):
+    """As on a card, where a checkpoint is opened in its own type: the adapters stay in theirs."""
+    models = [regraft.load(f"specimen:{name}", dtype="bfloat16") for name in ("qwen3", "tuned")]
+    told = fit_transcoder(*models, tmp_path / "t", features=4, plan=SHORT)
+    assert "of 4 features are active" in told
+    assert weights_of(tmp_path / "t" / "graft")["adapters.0.enc.weight"].dtype == torch.float32

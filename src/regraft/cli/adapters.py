@@ -14,6 +14,7 @@ from regraft.cli.options import DebugOption, DeviceOption, SeedOption, filling, 
 from regraft.core.files import check_empty
 from regraft.core.runs import store_settings
 from regraft.export.graft_description import check_certified, read_about
+from regraft.features.descriptions import Endpoint
 from regraft.jobs.checks import check_domains, check_least, check_texts
 
 transcoder = typer.Typer(
@@ -193,15 +194,12 @@ def features(
         check_least(1, sequences=sequences, kept=kept, described=described)
         if bool(endpoint) != bool(describer):
             raise ValueError("--endpoint and --describer go together: where, and which model there")
+        asked = Endpoint(endpoint, describer) if endpoint else None
         from regraft.cli.progress_bar import with_bar
         from regraft.jobs.feature_jobs import PAGE, describe_features, feature_sentences
 
         options: dict[str, Any] = {"most": sequences, "length": length, "k": kept, "seed": seed}
-        options |= {"device": device, "neighbours": neighbours, "described": described}
-        if endpoint:
-            from regraft.features.descriptions import Endpoint
-
-            options["endpoint"] = Endpoint(endpoint, describer)
+        options |= {"device": device, "neighbours": neighbours, "described": described, "endpoint": asked}
         data = with_bar(lambda: describe_features(graft, out, text or [], **options))
         typer.echo(feature_sentences(data)[0])
         if endpoint:

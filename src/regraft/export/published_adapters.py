@@ -20,7 +20,7 @@ from regraft.checkpoint.locate import CheckpointError, weight_files
 from regraft.model.from_files import ADAPTER_WEIGHTS, read_checkpoint
 from regraft.model.load import load, read_tokenizer
 from regraft.model.model import Model
-from regraft.modules.backbone import mlps_of
+from regraft.modules.backbone import mlp_paths
 from regraft.modules.transcoder import Transcoders, TranscoderShape
 
 
@@ -49,8 +49,7 @@ def read_published(folder: Path, device: str = "cpu") -> tuple[Model, Transcoder
     model = load(source, pack=False)
     model.name = folder.name
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    names = {id(module): name for name, module in model.hf.named_modules()}
-    places = [names[id(mlp)] for mlp in mlps_of(model)]
+    places = mlp_paths(model)
     features = int(config["transcoder_n_features"])
     biased = any(name.endswith("transcoder_dec.bias") for name in tensors)
     graft = Transcoders(TranscoderShape(model.width, features, len(places), biased))

@@ -148,7 +148,7 @@ class _Linear:
             for g, b in zip(found[count + 1 :], self.biases, strict=True)
             if g is not None
         )
-        return torch.stack(features).float(), tokens_T.float(), biases
+        return torch.stack(features).float().cpu(), tokens_T.float().cpu(), biases
 
 
 def attribute(
@@ -167,6 +167,10 @@ def attribute(
         ValueError: the parts of a score do not add up to it: this model has a function that no rule makes
             linear.
     """
+    if model.dtype.itemsize < torch.float32.itemsize:
+        raise ValueError(
+            f"{model.name} computes in half precision, whose rounding hides what adds up: open it in float32"
+        )
     run = _Linear(model, graft, ids)
     if not run.logits_V.requires_grad:
         raise ValueError(
@@ -186,8 +190,8 @@ def attribute(
             f"the parts of the prediction miss {left_over:.1%} of it: {model.name} has a function that no"
             " rule makes linear (a cap on its scores, for one)"
         )
-    active_LTF = torch.stack([f[0].detach() for f in run.features]) > 0
-    places = _chosen_features(run, rows, probability_V[chosen], active_LTF, most_features)
+    active_LTF = torch.stack([f[0].detach() for f in run.features]).cpu() > 0
+    places = _chosen_features(run, rows, probability_V[chosen].cpu(), active_LTF, most_features)
     return _graph(run, places, rows, chosen, probability_V, scores, biases, left_over, int(active_LTF.sum()))
 
 

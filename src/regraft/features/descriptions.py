@@ -51,6 +51,15 @@ class Endpoint:
     address: str
     model: str
 
+    def __post_init__(self) -> None:
+        """Make sure that it can be asked.
+
+        Raises:
+            ValueError: the address is none.
+        """
+        if not self.address.startswith(("http://", "https://")):
+            raise ValueError(f"{self.address} is no address of an endpoint: write http://... or https://...")
+
     def ask(self, instruction: str, text: str) -> str:
         """One answer.
 
@@ -65,8 +74,6 @@ class Endpoint:
         if key := os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {key}"
         address = f"{self.address.rstrip('/')}/chat/completions"
-        if not address.startswith(("http://", "https://")):
-            raise EndpointError(f"{self.address} is no address: write http://... or https://...")
         request = Request(address, json.dumps(body).encode(), headers)
         try:
             with urlopen(request, timeout=SECONDS) as answer:

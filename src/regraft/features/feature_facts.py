@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from regraft.features.feature_pass import BINS, EDGES, REGIONS, BlockFeatures, FeaturePass
+from regraft.features.feature_pass import EDGES, REGIONS, BlockFeatures, FeaturePass
 from regraft.features.running_top import BEFORE
 from regraft.model.model import Model
 from regraft.modules.transcoder import Transcoder, Transcoders
@@ -37,7 +37,7 @@ class Facts:
 
     def __init__(self, model: Model, graft: Transcoders, found: FeaturePass):
         self.model, self.graft, self.found = model, graft, found
-        self.ids, self.rows, self.regions = found.whole()
+        self.ids = np.concatenate(found.ids)
         self.words: dict[int, str] = {}
         self.blank = model.record([[0, 1, 2, 3]], attention_mask="all")
 
@@ -160,9 +160,3 @@ def nearest(adapter: Transcoder) -> tuple[np.ndarray, np.ndarray]:
     cosine_FF.fill_diagonal_(-2.0)
     top = cosine_FF.topk(min(NEAREST, len(cosine_FF) - 1), dim=1)
     return top.indices.cpu().numpy(), top.values.cpu().numpy()
-
-
-def histogram_edges() -> list[float]:
-    """Edges of the histogram's bins; there is one count for each edge, from it to the next."""
-    assert len(EDGES) == BINS + 1
-    return [float(edge) for edge in EDGES]

@@ -47,14 +47,12 @@ class BlockFeatures:
 
 @dataclass
 class FeaturePass:
-    """What one pass found: for each block its features; the tokens that were read, in a row, with the row and
-    the region of each."""
+    """What one pass found: for each block its features; the ids of all tokens that were read, in the
+    order of their places."""
 
     blocks: list[BlockFeatures]
     domains: list[str]
     ids: list[np.ndarray] = field(default_factory=list)
-    rows: list[np.ndarray] = field(default_factory=list)
-    regions: list[np.ndarray] = field(default_factory=list)
     tokens_DR: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     @property
@@ -65,10 +63,6 @@ class FeaturePass:
     def frequency_F(self, block: int) -> np.ndarray:
         """Share of the tokens at which each feature of a block is above zero."""
         return self.blocks[block].counts_FDR.sum((1, 2)) / max(self.tokens, 1)
-
-    def whole(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, row numbers and regions of all tokens that were read, by place."""
-        return tuple(np.concatenate(part) for part in (self.ids, self.rows, self.regions))  # type: ignore[return-value]
 
 
 @torch.no_grad()
@@ -133,8 +127,6 @@ def _read(model: Model, graft: Transcoders, batch: Tensor, found: FeaturePass, d
         block.sample.sample(values_NF, rows_N, first)
         _count(block, values_NF.numpy(), regions, domain)
     found.ids.append(ids_BT[real_BT].cpu().numpy().astype(np.int32))
-    found.rows.append(rows_N.numpy().astype(np.int32))
-    found.regions.append(regions.astype(np.int8))
     found.tokens_DR[domain] += np.bincount(regions, minlength=len(REGIONS))
 
 

@@ -22,7 +22,7 @@ from regraft.data.records import Records, records_of
 from regraft.data.text_files import text_files
 from regraft.data.windows import Windows, windows
 from regraft.export.graft_description import read_about
-from regraft.export.graft_folder import attach, read_certificate, save_graft, swaps_of, write_certificate
+from regraft.export.graft_folder import attach, read_certificate, save_graft, write_certificate
 from regraft.export.grafted_model import write_grafted
 from regraft.export.published_adapters import is_published, read_published
 from regraft.export.transcoder_certificate import Standing, certify_transcoders
@@ -30,8 +30,8 @@ from regraft.jobs.checks import named_texts
 from regraft.model.dictionary import Dictionary
 from regraft.model.load import load
 from regraft.model.model import Model
-from regraft.modules.backbone import Backbone, carrier_of, check_pair, mlps_of
-from regraft.modules.graft_kinds import TRANSCODER, sizes
+from regraft.modules.backbone import Backbone, carrier_of, check_pair, mlp_paths, mlps_of
+from regraft.modules.graft_kinds import TRANSCODER, put, sizes
 from regraft.modules.transcoder import Transcoders, TranscoderShape
 from regraft.reporting.page import page
 from regraft.specimens import almanac
@@ -170,11 +170,7 @@ def open_transcoder(
     else:
         standing = opened_pair(expanded(folder), base, target, device)
         carrier, graft = standing.carrier, standing.graft
-    for old, new in swaps_of(carrier, [graft]):
-        for parent in list(carrier.hf.modules()):
-            for name, child in list(parent._modules.items()):
-                if child is old and parent is not new:
-                    setattr(parent, name, new)
+    put(graft, carrier.hf, mlp_paths(carrier))
     model = load((carrier.hf, carrier.tokenizer) if carrier.tokenizer is not None else carrier.hf, pack=False)
     model.name = f"{carrier.name} with adapters"
     for block, adapter in zip(model.main_blocks, graft, strict=True):

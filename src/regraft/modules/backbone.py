@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from regraft.core.silence import silent
+from regraft.model.cpu_pack import copied
 from regraft.model.load import load
 from regraft.model.model import Model
 
@@ -54,6 +54,12 @@ def mlps_of(model: Model) -> list[nn.Module]:
     return found
 
 
+def mlp_paths(model: Model) -> list[str]:
+    """Where in the Hugging Face model those modules stand."""
+    names = {id(module): name for name, module in model.hf.named_modules()}
+    return [names[id(mlp)] for mlp in mlps_of(model)]
+
+
 def carrier_of(base: Model, target: Model, backbone: Backbone) -> Model:
     """The model that adapters stand in: the base itself, or the target with the base's MLPs (the hybrid).
 
@@ -63,12 +69,12 @@ def carrier_of(base: Model, target: Model, backbone: Backbone) -> Model:
     check_pair(base, target)
     if backbone == "base":
         return base
-    with silent():
-        opened = load(target.source if target.folder is None else target.folder, device=str(target.device),
-                      dtype=target.dtype, pack=False)  # fmt: skip
+    target.check_whole("adapters stand in a copy of the target")
+    base.check_whole("adapters stand beside the base's MLPs")
+    hf = copied(target.hf)
     with torch.no_grad():
-        for theirs, ours in zip(mlps_of(opened), mlps_of(base), strict=True):
-            theirs.load_state_dict(ours.state_dict())
-    made = load((opened.hf, target.tokenizer), pack=False)
+        for place, ours in zip(mlp_paths(target), mlps_of(base), strict=True):
+            hf.get_submodule(place).load_state_dict(ours.state_dict())
+    made = load(hf if target.tokenizer is None else (hf, target.tokenizer), pack=False)
     made.name = f"{target.name} with the MLPs of {base.name}"
     return made

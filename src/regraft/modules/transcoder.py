@@ -61,16 +61,17 @@ class Transcoder(nn.Module):
         return found_BTF
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """What is added to the MLP's output, (B, T, D)."""
+        """What is added to the MLP's output, (B, T, D): computed in the adapter's own type, given in the
+        MLP's."""
         if self.strength == 0.0 and self.heard is None:
             return torch.zeros_like(x_BTD)
-        before_BTF = self.enc(x_BTD)
+        before_BTF = self.enc(x_BTD.to(self.enc.weight.dtype))
         found_BTF = self.features(before_BTF)
         if self.cuts:
             found_BTF = found_BTF.detach().requires_grad_(True)
         if self.heard is not None:
             self.heard.append((before_BTF, found_BTF))
-        added_BTD = self.dec(found_BTF)
+        added_BTD = self.dec(found_BTF).to(x_BTD.dtype)
         return added_BTD if self.strength == 1.0 else self.strength * added_BTD
 
 

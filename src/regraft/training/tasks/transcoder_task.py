@@ -164,7 +164,7 @@ class TranscoderTask:
             kept = {"wanted_cut": wanted, "found_cut": found}
         return {
             **kept, "wanted": wanted, "found": found, "nmse": torch.stack(errors).mean(),
-            "sizes": torch.stack(sizes), "errors": torch.stack(errors).detach(),
+            "sizes": torch.stack(sizes),
         }  # fmt: skip
 
     def _predictions(
