@@ -218,6 +218,12 @@ def test_pruning_keeps_what_matters_and_the_files_tell_it(tmp_path):
     assert len({cantor(b, f) for b in range(20) for f in range(50)}) == 1000
 
 
+def test_salient_logits_are_those_of_most_of_the_probability_or_ten():
+    assert salient(torch.tensor([0.1, 0.5, 0.04, 0.3, 0.06])).tolist() == [1, 3, 0, 4]
+    assert salient(torch.tensor([0.96, 0.02, 0.02])).tolist() == [0]
+    assert len(salient(torch.full((40,), 1 / 40))) == 10
+
+
 def test_gradients_end_at_features():
     base, _ = pair("llama")
     graft = trained(base)

@@ -303,6 +303,7 @@ def test_a_weight_that_begins_amid_a_word_is_added_up():
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(3,), (40, 33), (700, 64), (64, 2048)])
 def test_every_write_and_every_exchange_changes_the_sums(kind, shape, monkeypatch):
+    assert session.PAGE % 16 == 8, "an odd number of words, or signs that all change would not be seen"
     monkeypatch.setattr(session, "PAGE", 4088)
     layer = torch.nn.Module()
     torch.manual_seed(0)

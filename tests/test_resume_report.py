@@ -12,9 +12,13 @@ import time
 from contextlib import suppress
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 import regraft
+from regraft.cli.main import app, prepared
 from regraft.core.runs import open_run
+from regraft.experiments import running
 from stores import alike, chunks
 
 SHORT = (("completions", {}), ("lens", {}), ("knockout", {}), ("correlations", {}))
@@ -165,3 +169,38 @@ def test_chapters_side_by_side_make_the_same_report(tmp_path, monkeypatch):
     regraft.report(model, tmp_path / "beside", cluster=again)
     assert again.asked == [], "what is there is not asked for"
     assert "Not measured yet" not in (tmp_path / "beside" / "report.html").read_text()
+
+
+def test_what_was_measured_elsewhere_is_not_measured_again():
+    """What other chapters ask for is what came back from them."""
+    model = regraft.load("specimen:gpt2")
+    result = regraft.knockout(model, count=2)
+    running.remember(model, "knockout", 0, {"count": 2}, result)
+    assert running.measured(model, "knockout", 0, count=2) is result
+    assert running.measured(model, "knockout", 0, count=2, mode="single") is result, "mode is single anyway"
+    with torch.no_grad():
+        model.blocks[0].branch("mlp").projection.weight.mul_(2)
+    assert running.measured(model, "knockout", 0, count=2) is not result, "of other weights"
+
+
+def test_a_report_shares_its_sweeps_with_other_devices(tmp_path, monkeypatch):
+    from regraft.jobs import helping
+    from regraft.reporting import build
+
+    monkeypatch.setattr(build, "CHAPTERS", (("knockout", {}),))
+    made, real = [], helping.Devices
+
+    def counted(model, copies):
+        made.append(len(copies))
+        return real(model, copies)
+
+    monkeypatch.setattr(helping, "Devices", counted)
+    found = []
+    for device in ("cpu", "cpu,cpu"):
+        out = tmp_path / device.replace(",", "-")
+        words = ["report", "--model", "specimen:gpt2", "--count", "2", "--device", device, "--out", str(out)]
+        done = CliRunner().invoke(app, prepared(words))
+        assert done.exit_code == 0, done.output
+        found.append(open_run(out / "knockout"))
+    assert made == [1]
+    alike(*found)

@@ -171,6 +171,18 @@ def test_as_many_blocks_stay_as_fit(tmp_path):
     assert "read from disk once" in "; ".join(everything.notes)
 
 
+def test_a_grid_inside_blocks_does_not_cost_a_streamed_model_a_walk(tmp_path):
+    """Cells that put in what is there are not looked for where looking would read the block once more."""
+    model = least(saved(tmp_path, "llama"))
+    recording, count = model.record([ids(9, 1)]), len(model.blocks)
+    value = torch.ones(model.width)
+    cells = [Variant([Replace(f"{b}.attn_out", value, p)]) for b in range(count) for p in range(9)]
+    sweep(recording, cells, loss())  # proofs are made once a model
+    before = model.streamed.reads
+    sweep(recording, cells, loss())
+    assert [a - b for a, b in zip(model.streamed.reads, before, strict=True)] == [1] * count
+
+
 def test_prompts_that_take_much_make_blocks_leave(tmp_path, monkeypatch):
     """What a recording and a sweep hold beside the weights is known from their shapes before they run."""
     monkeypatch.setattr("regraft.model.streamed.Streamed.make_room", MAKE_ROOM)

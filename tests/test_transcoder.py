@@ -215,6 +215,17 @@ def test_the_hybrid_is_the_target_with_the_bases_mlps():
     assert [base.weights_sha256, target.weights_sha256] == before
 
 
+def test_adapters_of_another_number_of_blocks_are_refused():
+    base, other = pair("llama")
+    graft = trained(base)
+    for mlps, said in (
+        (mlps_of(base)[:2], "this model has 2"),
+        (mlps_of(other), "does not hold all of these"),
+    ):
+        with pytest.raises(ValueError, match=said), beside(base.hf, mlps, graft):
+            pass
+
+
 def test_other_tokenizers_are_refused():
     base, target = pair("llama")
     base.tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0})

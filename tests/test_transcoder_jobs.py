@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import regraft
 from regraft.cli.main import app, prepared
 from regraft.core.interrupts import StoppedError
-from regraft.data.records import COUNTED
+from regraft.data.records import COUNTED, PROMPT
 from regraft.export.graft_folder import attach
 from regraft.export.transcoder_certificate import certify_transcoders
 from regraft.features.descriptions import Endpoint
@@ -121,6 +121,15 @@ def test_the_certificate_is_what_plain_runs_give(models, folder):
     assert float(data.off_difference) <= standing.carrier.rounding, "off, they are the hybrid"
     assert int(data.tokens) == len(divergences)
     assert float(data.nmse[0]) == 0.0, "the embedding is the target's"
+
+
+def test_text_without_a_token_that_counts_is_refused(models, folder):
+    standing, text = opened_pair(folder), worked_sums(models[1], 2, 1)
+    with pytest.raises(ValueError, match="there is no text to measure on"):
+        certify_transcoders(standing, {})
+    text.kinds_NT[:] = PROMPT
+    with pytest.raises(ValueError, match="the text sums has no token whose prediction counts"):
+        certify_transcoders(standing, {"sums": text})
 
 
 def test_adapters_belong_to_their_pair(models, folder, tmp_path):
@@ -274,8 +283,11 @@ def test_features_are_sites_of_the_adapted_model(folder):
 
 
 def test_pages_are_written_without_an_endpoint_that_does_not_answer(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_jobs, "OFTEN", 1.1)
     nobody = Endpoint("http://127.0.0.1:9", "m")
+    monkeypatch.setattr(feature_jobs, "OFTEN", 0.0)
+    none = regraft.describe_features(folder, tmp_path / "none", most=8, k=8, endpoint=nobody)
+    assert none.attrs["descriptions"].startswith("0 features are described by m"), "all are too frequent"
+    monkeypatch.setattr(feature_jobs, "OFTEN", 1.1)
     data = regraft.describe_features(folder, tmp_path / "f", most=8, k=8, endpoint=nobody, described=2)
     assert data.attrs["described"] == 0
     assert "127.0.0.1:9 does not answer" in data.attrs["descriptions"]
