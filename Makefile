@@ -2,8 +2,9 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+VLLM := .vllm
 
-.PHONY: report test test-slow lint bench mutants clean
+.PHONY: report test test-slow test-vllm lint bench mutants clean
 
 report: $(READY)
 	$(VENV)/bin/regraft report --out report
@@ -15,6 +16,11 @@ test-slow: $(READY)
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[browser]"
 	$(PYTHON) -m pytest -n 2 -q -m slow
 	$(PYTHON) tests/machines.py
+
+# vLLM wants an older transformers than ours, so it has an environment of its own; three packages that it
+# brings along do not import beside PyTorch for the CPU
+test-vllm: $(READY) $(VLLM)/.ready
+	$(PYTHON) -m pytest -q -m vllm tests/test_vllm.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check src tests benchmarks tools
@@ -31,6 +37,12 @@ $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || python3 -m venv $(VENV)
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[test]"
 	touch $(READY)
+
+$(VLLM)/.ready: pyproject.toml
+	test -d $(VLLM) || python3.11 -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q -e ".[vllm]"
+	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $(VLLM)/.ready
 
 clean:
 	rm -rf report

@@ -20,6 +20,7 @@ ORDER = [
     "sweeps",
     "data",
     "modules",
+    "serving",
     "training",
     "export",
     "tokenizers",

@@ -20,9 +20,13 @@ JOBS = """transplant_tokenizer train_tokenizer compare_tokenizers fit_embedding 
     report""".split()
 
 
+ELSEWHERE = {"regraft.__main__", "regraft.serving.vllm_model"}
+"""Files that do something when they are imported, or that only vLLM's environment can import."""
+
+
 def modules():
     for found in pkgutil.walk_packages(regraft.__path__, "regraft."):
-        if found.name != "regraft.__main__":
+        if found.name not in ELSEWHERE:
             yield found.name
 
 

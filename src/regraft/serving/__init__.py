@@ -1,0 +1,1 @@
+"""Models with adapters served by other engines."""
