@@ -13,7 +13,7 @@ import torch
 from regraft.data.records import COUNTED, PADDING, PROMPT, records_of
 from regraft.modules.backbone import carrier_of, check_pair, mlps_of
 from regraft.modules.transcoder import AdaptedMLP, Transcoders, TranscoderShape, beside
-from regraft.training.tasks.transcoder_task import TranscoderLoss, TranscoderTask
+from regraft.training.tasks.transcoder_task import TranscoderLoss, TranscoderTask, same_ends
 from small import ids, opened
 from transcoder_models import forward, hybrid, losses, pair, trained
 
@@ -49,14 +49,16 @@ def test_the_walk_gives_the_losses_of_whole_forward_passes(name, backbone):
             wanted = losses(carrier, target, graft, batch[:, 0], batch[:, 1], cutoff)
         for part, value in wanted.items():
             assert found[part] == pytest.approx(float(value), rel=2e-4, abs=2e-6), (part, cutoff)
-        assert task.calls == 2 * depth + 2 * (depth - cutoff), "less than four whole passes"
+        ends = backbone == "target" and cutoff in (0, depth)
+        expected = 2 * depth if ends else 2 * depth + 2 * (depth - cutoff)
+        assert task.calls == expected, "less than four whole passes"
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
 def test_a_padded_batch_has_the_losses_of_its_rows(name):
     base, target = pair(name)
     carrier, depth = hybrid(base, target), len(base.main_blocks)
-    graft, batch = trained(carrier), padded(9, 6, 4)
+    graft, batch = trained(carrier), torch.nn.functional.pad(padded(9, 6, 4), (0, 3))
     whole = parts_of(TranscoderTask(carrier, target, graft, ONES, cutoff=1), batch)
     rows, tokens, counted = [], [], []
     for row in range(3):
@@ -268,3 +270,23 @@ def test_records_say_what_each_token_is():
         records_of(Letters(), [], 4)
     with pytest.raises(ValueError, match="a record has fewer than two tokens: 'a'"):
         records_of(Letters(), [("", "a")], 4)
+
+
+def test_mixed_runs_are_spared_only_where_all_outside_the_blocks_is_the_same():
+    base, target = pair("llama")
+    carrier = hybrid(base, target)
+    assert same_ends(carrier, target)
+    assert not same_ends(base, target)
+    inside = {id(p) for block in carrier.main_blocks for p in block.module.parameters()}
+    outside = [p for p in carrier.hf.parameters() if id(p) not in inside]
+    assert len(outside) >= 2, "embedding and final norm at least"
+    with torch.no_grad():
+        for parameter in outside:
+            parameter.view(-1)[0] += 1.0
+            assert not same_ends(carrier, target)
+            parameter.copy_(dict(target.hf.named_parameters())[name_of(carrier, parameter)])
+    assert same_ends(carrier, target)
+
+
+def name_of(model, wanted):
+    return next(name for name, parameter in model.hf.named_parameters() if parameter is wanted)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regraft.core.structure import main_tensor
 from regraft.model.block_call import stacks_replaced
@@ -16,9 +16,7 @@ from regraft.modules.backbone import mlps_of
 from regraft.modules.transcoder import Transcoders, beside
 from regraft.training.tasks.transcoder_task import (
     TranscoderLoss,
-    divergence,
     inputs_of,
-    pooled_error,
     predicts_counted,
     split_batch,
 )
@@ -52,6 +50,11 @@ def forward(model: Model, inputs: dict[str, Tensor], first: Model | None = None,
     return logits.float().log_softmax(-1), seen
 
 
+def divergence(wanted_RV: Tensor, found_RV: Tensor) -> Tensor:
+    """KL of found log-probabilities from wanted ones, nats a row."""
+    return nn.functional.kl_div(found_RV, wanted_RV, log_target=True, reduction="batchmean")
+
+
 def plain_losses(
     carrier: Model, target: Model, graft: Transcoders, batch: Tensor, weights: TranscoderLoss, cutoff: int
 ) -> dict[str, Tensor]:
@@ -67,7 +70,10 @@ def plain_losses(
         to_target, _ = forward(target, inputs, carrier, cutoff)
     wanted_RV = wanted[counted_BT]
     both = divergence(wanted_RV, to_target[counted_BT]) + divergence(wanted_RV, to_adapted[counted_BT])
-    errors = [pooled_error(a, t, real_BT) for a, t in zip(learnt, taught, strict=True)]
+    errors = []
+    for ours, theirs in zip(learnt, taught, strict=True):
+        wanted_ND = theirs[real_BT]
+        errors.append((ours[real_BT] - wanted_ND).pow(2).sum() / (wanted_ND.pow(2).sum() + 1e-8))
     sizes = [
         (own[0][1][real_BT] * adapter.dec.weight.norm(dim=0)).sum(-1).mean()
         for adapter, own in zip(graft, heard, strict=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,34 +64,32 @@ class _Walker:
 
     model: Model
     calls: list[BlockCall] = field(default_factory=list)
+    times: int = 1
     count: int = 0
 
     def __post_init__(self) -> None:
         recording = self.model.record([[0, 1, 2, 3]], attention_mask="all")
         self.known = recording.taken.calls
 
-    def begin(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Learn what the blocks are called with for some inputs; returns the stream that enters the first."""
-        taken = passed_through(self.model.hf, self.model.parts, self.known, inputs)
-        self.calls = taken.calls
+    def begin(self, inputs: dict[str, Tensor], times: int = 1) -> Tensor:
+        """Learn what the blocks are called with for some inputs, set `times` times one below the other;
+        returns the stream that enters the first."""
+        repeated = {name: torch.cat([tensor] * times) for name, tensor in inputs.items()}
+        taken = passed_through(self.model.hf, self.model.parts, self.known, repeated)
+        self.calls, self.times = taken.calls, times
         return taken.stream[0]
 
     def block(self, number: int, stream_BTD: Tensor) -> Tensor:
         """One block's output."""
-        self.count += 1
+        self.count += self.times
         module = self.model.main_blocks[number].module
         return call_block(module, self.calls[number], stream_BTD, lambda path, tensor: tensor)
 
-    def rest(self, number: int, stream_BTD: Tensor) -> Tensor:
-        """Log-probabilities (B, T, V) of a stream in front of a block, through that and all that follow."""
-        for later in range(number, len(self.model.main_blocks)):
-            stream_BTD = self.block(later, stream_BTD)
-        return self.log_probabilities(stream_BTD)
-
-    def log_probabilities(self, stream_BTD: Tensor) -> Tensor:
-        """Log-probabilities (B, T, V) of the stream that leaves the last block."""
-        head = run_head(self.model.hf, self.model.parts, self.calls, stream_BTD, graph=True)
-        return head.logits.float().log_softmax(-1)
+    def scores(self, state_RD: Tensor) -> Tensor:
+        """Scores (R, V) of states that leave the last block: each is a row of its own to the head, since a
+        model may read fewer positions than there are states."""
+        head = run_head(self.model.hf, self.model.parts, self.calls, state_RD[:, None], graph=True)
+        return head.logits[:, 0].float()
 
 
 class TranscoderTask:
@@ -98,7 +97,8 @@ class TranscoderTask:
 
     A batch is ids (B, T), all of which count, or (B, 2, T) with what each token is (`PADDING`, `PROMPT`,
     `COUNTED`) beside. `cutoff` fixes where the mixed runs switch, for tests; by default each batch draws one
-    of 0 to L evenly. `calls` counts the blocks that were called.
+    of 0 to L evenly. `calls` counts the blocks that a batch went through; one that two runs go
+    through together counts twice.
 
     Raises:
         ValueError: a cutoff outside 0 to L.
@@ -118,14 +118,14 @@ class TranscoderTask:
         self.root: nn.Module = nn.ModuleList([carrier.hf, target.hf])
         self.carrier, self.mlps = carrier, mlps_of(carrier)
         self.adapted, self.target = _Walker(carrier), _Walker(target)
-        self.depth = len(carrier.main_blocks)
+        self.depth, self.same_ends = len(carrier.main_blocks), same_ends(carrier, target)
         if cutoff is not None and not 0 <= cutoff <= self.depth:
             raise ValueError(f"the cutoff {cutoff} is outside 0 to {self.depth}, the number of blocks")
         self.cutoff = cutoff
 
     @property
     def calls(self) -> int:
-        """Blocks that were called since the task was made."""
+        """Blocks that batches went through since the task was made."""
         return self.adapted.count + self.target.count
 
     def blocks(self) -> list[nn.Module]:
@@ -135,56 +135,69 @@ class TranscoderTask:
     def losses(self, batch: Tensor) -> Mapping[str, Tensor]:
         """Parts of the loss on a batch, and what is measured beside: the active features of a token (mean
         over blocks), and the share of tokens whose most probable next one is the target's."""
-        ids_BT, kind_BT = split_batch(batch)
+        ids_BT, kind_BT = split_batch(_trimmed(batch))
         real_BT, inputs = kind_BT > PADDING, inputs_of(ids_BT, kind_BT)
         cutoff = int(torch.randint(self.depth + 1, ())) if self.cutoff is None else self.cutoff
         with beside(self.carrier.hf, self.mlps, self.transcoders):
             with self.transcoders.hearing() as heard:
                 walk = self._walk(inputs, real_BT, cutoff)
-            parts = self._predictions(walk, ids_BT, kind_BT, cutoff)
+            parts = self._predictions(walk, ids_BT, kind_BT)
         parts["nmse"] = self.weights.nmse * walk["nmse"]
         parts |= self._sparsity([own[0] for own in heard], walk, real_BT)
         self.transcoders.batches += 1
         return parts
 
     def _walk(self, inputs: dict[str, Tensor], real_BT: Tensor, cutoff: int) -> dict[str, Tensor]:
-        """Both models, block by block: the streams at the cutoff and at the end, the error over all depths,
-        and the mean square of the stream in front of every block."""
+        """Both models, block by block, and from the cutoff on the runs that switch there: the streams at the
+        end, the error over all depths, and the mean square of the stream in front of every block.
+
+        What enters the adapted model's blocks behind the cutoff, its own run and the one that comes from the
+        target, goes through them together.
+        """
         wanted, found = self.target.begin(inputs), self.adapted.begin(inputs)
-        errors, sizes, kept = [pooled_error(found, wanted, real_BT)], [], {}
+        rows, bridged = len(found), self._bridges(cutoff)
+        errors, sizes, switched = [pooled_error(found, wanted, real_BT)], [], found
         for number in range(self.depth):
-            if number == cutoff:
-                kept = {"wanted_cut": wanted, "found_cut": found}
-            sizes.append(found.detach()[real_BT].float().pow(2).sum(-1).mean())
+            if number == cutoff and bridged:
+                self.adapted.begin(inputs, times=2)
+                found, switched = torch.cat([found, wanted]), found
+            sizes.append(_mean(found[:rows].detach().float().pow(2).sum(-1), real_BT))
+            if number >= cutoff and bridged:
+                switched = self.target.block(number, switched)
             with torch.no_grad():
                 wanted = self.target.block(number, wanted)
             found = self.adapted.block(number, found)
-            errors.append(pooled_error(found, wanted, real_BT))
-        if cutoff == self.depth:
-            kept = {"wanted_cut": wanted, "found_cut": found}
+            errors.append(pooled_error(found[:rows], wanted, real_BT))
+        if cutoff == self.depth and bridged:
+            found, switched = torch.cat([found, wanted]), found
         return {
-            **kept, "wanted": wanted, "found": found, "nmse": torch.stack(errors).mean(),
+            "wanted": wanted, "found": found, "switched": switched, "nmse": torch.stack(errors).mean(),
             "sizes": torch.stack(sizes),
         }  # fmt: skip
 
-    def _predictions(
-        self, walk: Mapping[str, Tensor], ids_BT: Tensor, kind_BT: Tensor, cutoff: int
-    ) -> dict[str, Tensor]:
+    def _bridges(self, cutoff: int) -> bool:
+        """Whether there are mixed runs of their own: where embedding and head are the same, a run that
+        switches in front of the first block or behind the last is one model's own from end to end."""
+        return bool(self.weights.bridge) and not (self.same_ends and cutoff in (0, self.depth))
+
+    def _predictions(self, walk: Mapping[str, Tensor], ids_BT: Tensor, kind_BT: Tensor) -> dict[str, Tensor]:
         """What is asked of the predictions of the adapted run and of the two mixed ones."""
         weights, counted_BT = self.weights, predicts_counted(kind_BT)
         with torch.no_grad():
-            wanted_RV = self.target.log_probabilities(walk["wanted"])[counted_BT]
-        found_BTV = self.adapted.log_probabilities(walk["found"])
-        found_RV = found_BTV[counted_BT]
+            wanted_RV = self.target.scores(walk["wanted"][counted_BT]).log_softmax(-1)
+        runs = walk["found"].split(len(ids_BT))
+        scores_RV = self.adapted.scores(torch.cat([run[counted_BT] for run in runs]))
+        found_RV, *mixed = scores_RV.split(len(wanted_RV))
         parts = {"kl": weights.kl * divergence(wanted_RV, found_RV)}
-        if weights.bridge:
-            to_target = self.target.rest(cutoff, walk["found_cut"])[counted_BT]
-            to_adapted = self.adapted.rest(cutoff, walk["wanted_cut"])[counted_BT]
+        if weights.bridge and not mixed:
+            parts["bridge"] = weights.bridge * divergence(wanted_RV, found_RV) / 2
+        elif weights.bridge:
+            (to_adapted,), to_target = mixed, self.target.scores(walk["switched"][counted_BT])
             both = divergence(wanted_RV, to_target) + divergence(wanted_RV, to_adapted)
             parts["bridge"] = weights.bridge * both / 2
         if weights.next_token:
             next_R = ids_BT.roll(-1, 1)[counted_BT]
-            parts["next_token"] = -weights.next_token * found_RV.gather(-1, next_R[:, None]).mean()
+            parts["next_token"] = weights.next_token * nn.functional.cross_entropy(found_RV, next_R)
         parts["_agreement"] = (found_RV.argmax(-1) == wanted_RV.argmax(-1)).float().mean()
         return parts
 
@@ -196,12 +209,13 @@ class TranscoderTask:
         for adapter, (before_BTF, found_BTF), size in zip(
             self.transcoders, heard, walk["sizes"], strict=True
         ):
-            kept_NF = found_BTF[real_BT].float()
-            column_F = adapter.dec.weight.float().norm(dim=0)
-            mean = (kept_NF * column_F).sum(-1).mean()
+            before_BTF, found_BTF = before_BTF[: len(real_BT)], found_BTF[: len(real_BT)]
+            # a product with the columns' lengths, so that no second tensor of all features is made
+            mean = _mean((found_BTF @ adapter.dec.weight.norm(dim=0)).float(), real_BT)
             sums.append(mean / size.sqrt() if weights.by_layer else mean)
-            active.append((kept_NF > 0).float().sum(-1).mean())
-            fired.append((kept_NF > 0).any(0))
+            above_BTF = (found_BTF.detach() > 0) & real_BT[..., None]
+            active.append(above_BTF.sum() / real_BT.sum())
+            fired.append(above_BTF.flatten(0, 1).any(0))
             if weights.dead:
                 below.append(torch.relu(-before_BTF[real_BT].float()).mean(0))
         silent_LF = self.transcoders.silent_LF
@@ -216,6 +230,27 @@ class TranscoderTask:
         """Share of the weight of the sizes that is reached."""
         rising = self.weights.ramp * self.steps
         return min(1.0, float(self.transcoders.batches) / rising) if rising else 1.0
+
+
+def same_ends(first: Model, second: Model) -> bool:
+    """Whether two models of one build are the same, to the bit, in all that is outside their blocks."""
+
+    def outside(model: Model) -> dict[str, Tensor]:
+        inside = {
+            id(t) for block in model.main_blocks for t in block.module.state_dict(keep_vars=True).values()
+        }
+        return {name: t for name, t in model.hf.state_dict(keep_vars=True).items() if id(t) not in inside}
+
+    ours, theirs = outside(first), outside(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(t, theirs[name]) for name, t in ours.items())
+
+
+def _trimmed(batch: Tensor) -> Tensor:
+    """A batch without the columns at its end in which no row has a token."""
+    if batch.dim() == 2:
+        return batch
+    filled = (batch[:, 1] > PADDING).any(0).nonzero()
+    return batch[..., : int(filled[-1]) + 1] if len(filled) else batch
 
 
 def split_batch(batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,10 +276,32 @@ def predicts_counted(kind_BT: Tensor) -> Tensor:
 
 def pooled_error(found_BTD: Tensor, wanted_BTD: Tensor, real_BT: Tensor) -> Tensor:
     """Mean square error over the mean square of what is wanted, over all real tokens together."""
-    wanted_ND = wanted_BTD[real_BT].detach().float()
-    return (found_BTD[real_BT].float() - wanted_ND).pow(2).sum() / (wanted_ND.pow(2).sum() + 1e-8)
+    wanted_BTD = wanted_BTD.detach().float()
+    error_BT = (found_BTD.float() - wanted_BTD).pow(2).sum(-1)
+    return _mean(error_BT, real_BT) / (_mean(wanted_BTD.pow(2).sum(-1), real_BT) + 1e-8)
 
 
-def divergence(wanted_RV: Tensor, found_RV: Tensor) -> Tensor:
-    """KL of found log-probabilities from wanted ones, nats a row."""
-    return nn.functional.kl_div(found_RV, wanted_RV, log_target=True, reduction="batchmean")
+def _mean(values_BT: Tensor, real_BT: Tensor) -> Tensor:
+    """Mean over the real tokens: sums first, so that no tensor of theirs alone is made of all tokens'."""
+    return values_BT.where(real_BT, 0.0).sum() / real_BT.sum()
+
+
+def divergence(wanted_RV: Tensor, scores_RV: Tensor) -> Tensor:
+    """KL of the distributions that scores tell from wanted log-probabilities, nats, mean over the rows."""
+    return _Divergence.apply(scores_RV, wanted_RV).mean()  # type: ignore[no-any-return]
+
+
+class _Divergence(torch.autograd.Function):
+    """KL row by row, (R,). The gradient of the scores is what they tell less what is wanted; written so,
+    since taken through logarithms it costs several passes more over what is the largest tensor of a step."""
+
+    @staticmethod
+    def forward(ctx: Any, scores_RV: Tensor, wanted_RV: Tensor) -> Tensor:
+        found_RV, share_RV = scores_RV.log_softmax(-1), wanted_RV.exp()
+        ctx.save_for_backward(found_RV, share_RV)
+        return (wanted_RV - found_RV).mul_(share_RV).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        found_RV, share_RV = ctx.saved_tensors
+        return found_RV.exp().sub_(share_RV).mul_(grads[0][:, None]), None
