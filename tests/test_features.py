@@ -12,6 +12,7 @@ from regraft import load
 from regraft.data.records import Records
 from regraft.features.attribution import _Linear, attribute, pruned, salient
 from regraft.features.feature_pass import EDGES, feature_pass, regions_of
+from regraft.features.feature_sources import adapter_features
 from regraft.features.linear_model import RULES
 from regraft.features.neighbour_files import cantor, write_graph
 from regraft.features.running_top import BEFORE, BEHIND, RunningSample, RunningTop
@@ -76,7 +77,7 @@ def text_of(count, length=9):
 def test_a_pass_counts_what_a_plain_loop_finds():
     base, _ = pair("llama")
     graft, text = trained(base), text_of(20)
-    found = feature_pass(base, graft, {"one": text, "two": text}, most=20, k=3)
+    found = feature_pass(base, adapter_features(base, graft), {"one": text, "two": text}, most=20, k=3)
     batch = text.rows(range(20))
     active = np.zeros((4, 24))
     largest = np.zeros((4, 24))
@@ -100,7 +101,7 @@ def test_a_pass_counts_what_a_plain_loop_finds():
         difference = np.abs(found.blocks[block].histogram_FH - 2 * histogram[block]).sum()
         assert difference <= 8, "a value at an edge may fall either way"
     with pytest.raises(ValueError, match=r"there is no text|holds no token"):
-        feature_pass(base, graft, {}, most=3)
+        feature_pass(base, adapter_features(base, graft), {}, most=3)
 
 
 class Spelled:

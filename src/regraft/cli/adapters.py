@@ -93,6 +93,13 @@ def evaluate(
     length: LengthOption = 256,
     windows: Annotated[int, typer.Option(help="Sequences read of each domain.")] = 200,
     prompts_count: PromptsOption = True,
+    solve: Annotated[
+        int, typer.Option(help="Held-out problems that every model solves. 0: none, or all of --problems.")
+    ] = 0,
+    problems: Annotated[
+        str, typer.Option(help="JSONL file with question and answer on each line. None: worked sums.")
+    ] = "",
+    new_tokens: Annotated[int, typer.Option(help="Tokens written behind a problem at most.")] = 96,
     device: DeviceOption = "cpu",
     debug: DebugOption = False,
 ) -> None:
@@ -100,12 +107,14 @@ def evaluate(
     with errors_in_one_sentence(debug):
         _check_adapters(graft)
         check_domains(text or [])
-        check_least(1, windows=windows)
+        check_least(1, windows=windows, new_tokens=new_tokens)
+        check_least(0, solve=solve)
         from regraft.cli.progress_bar import with_bar
         from regraft.jobs.transcoder_jobs import evaluate_transcoder, transcoder_sentences
 
         options: dict[str, Any] = {"base": base, "target": target, "length": length, "most": windows}
-        options |= {"prompts_count": prompts_count, "device": device}
+        options |= {"prompts_count": prompts_count, "device": device, "solve": solve}
+        options |= {"problems": problems, "new_tokens": new_tokens}
         data = with_bar(lambda: evaluate_transcoder(graft, text or [], **options))
         for line in transcoder_sentences(data):
             typer.echo(line)
@@ -182,6 +191,12 @@ def features(
     ] = "",
     describer: Annotated[str, typer.Option(help="Name of that model at the endpoint.")] = "",
     described: Annotated[int, typer.Option(help="Features of each block that it describes.")] = 20,
+    of: Annotated[
+        Literal["adapters", "random", "neurons"],
+        typer.Option(
+            help="Whose features; random directions and the MLPs' neurons are what adapters are held to."
+        ),
+    ] = "adapters",
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     debug: DebugOption = False,
@@ -199,7 +214,13 @@ def features(
         from regraft.jobs.feature_jobs import PAGE, describe_features, feature_sentences
 
         options: dict[str, Any] = {"most": sequences, "length": length, "k": kept, "seed": seed}
-        options |= {"device": device, "neighbours": neighbours, "described": described, "endpoint": asked}
+        options |= {
+            "device": device,
+            "neighbours": neighbours,
+            "described": described,
+            "endpoint": asked,
+            "of": of,
+        }
         data = with_bar(lambda: describe_features(graft, out, text or [], **options))
         typer.echo(feature_sentences(data)[0])
         if endpoint:

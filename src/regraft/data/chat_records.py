@@ -155,10 +155,16 @@ def chat_records(
 
 
 def _written(tokenizer: Any, one: Exchange) -> tuple[str, str]:
+    asked = asked_by_template(tokenizer, one.question)
     if not getattr(tokenizer, "chat_template", None):
-        return one.question, f" {one.answer}"
-    asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": one.question}], tokenize=False, add_generation_prompt=True
+        return asked, f" {one.answer}"
+    return asked, one.answer + (tokenizer.eos_token or "")
+
+
+def asked_by_template(tokenizer: Any, question: str) -> str:
+    """A question as the tokenizer's chat template asks it; as it stands where there is none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return question
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
     )
-    end = tokenizer.eos_token or ""
-    return asked, one.answer + end

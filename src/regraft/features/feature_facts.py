@@ -15,9 +15,9 @@ import xarray as xr
 from torch import Tensor
 
 from regraft.features.feature_pass import EDGES, REGIONS, BlockFeatures, FeaturePass
+from regraft.features.feature_sources import FeatureSource
 from regraft.features.running_top import BEFORE
 from regraft.model.model import Model
-from regraft.modules.transcoder import Transcoder, Transcoders
 
 PUSHED, NEAREST, SHOWN = 10, 5, 5
 """Tokens pushed up and down, features nearest to one, and examples shown of each quantile."""
@@ -35,21 +35,21 @@ UNITS = {
 class Facts:
     """What a pass found, told feature by feature."""
 
-    def __init__(self, model: Model, graft: Transcoders, found: FeaturePass):
-        self.model, self.graft, self.found = model, graft, found
+    def __init__(self, model: Model, source: FeatureSource, found: FeaturePass):
+        self.model, self.source, self.found = model, source, found
         self.ids = np.concatenate(found.ids)
         self.words: dict[int, str] = {}
         self.blank = model.record([[0, 1, 2, 3]], attention_mask="all")
 
     def table(self) -> xr.Dataset:
         """Numbers of all features: how often they are above zero, where, how strongly, how long a column."""
-        blocks = range(self.graft.shape.blocks)
+        blocks = range(self.source.blocks)
         counts = np.stack([block.counts_FDR for block in self.found.blocks])
         active = np.maximum(counts.sum((2, 3), keepdims=True), 1)
         values = {
             "frequency": np.stack([self.found.frequency_F(block) for block in blocks]),
             "largest": np.stack([block.largest_F for block in self.found.blocks]),
-            "length": np.stack([a.dec.weight.detach().float().norm(dim=0).cpu() for a in self.graft]),
+            "length": np.stack([self.source.columns(block).norm(dim=1).cpu() for block in blocks]),
         }
         shares = {
             "share_by_region": (counts.sum(2) / active[..., 0], "region"),
@@ -59,7 +59,7 @@ class Facts:
             {name: (("block", "feature"), value) for name, value in values.items()}
             | {name: (("block", "feature", dim), value) for name, (value, dim) in shares.items()},
             coords={
-                "block": [str(b) for b in blocks], "feature": range(self.graft.shape.features),
+                "block": [str(b) for b in blocks], "feature": range(self.source.features),
                 "region": list(REGIONS), "domain": self.found.domains,
             },
         )  # fmt: skip
@@ -71,16 +71,16 @@ class Facts:
     def of_block(self, number: int) -> Iterator[dict[str, Any]]:
         """Every feature of a block that was ever above zero, in the layout of circuit-tracer's feature files,
         with a few entries more (`share_by_region`, `share_by_domain`, `nearest`)."""
-        block, adapter = self.found.blocks[number], self.graft[number]
-        up, down = self.pushed(adapter)
-        near, likeness = nearest(adapter)
+        block, columns_FD = self.found.blocks[number], self.source.columns(number)
+        up, down = self.pushed(columns_FD)
+        near, likeness = nearest(columns_FD)
         frequency = self.found.frequency_F(number)
         for feature in np.nonzero(block.largest_F > 0)[0].tolist():
             counts_DR = block.counts_FDR[feature]
             total = max(int(counts_DR.sum()), 1)
             examples, bounds = self._examples(block, feature)
             yield {
-                "transcoder_id": f"{self.graft.shape.features} features beside block {number}",
+                "transcoder_id": f"{self.source.features} features beside block {number}",
                 "index": feature,
                 "examples_quantiles": examples,
                 "top_logits": [self.word(int(t)) for t in up[feature]],
@@ -102,10 +102,10 @@ class Facts:
                 ],
             }
 
-    def pushed(self, adapter: Transcoder) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens (F, PUSHED) whose scores the decoder's columns raise and lower most, through the model's
+    def pushed(self, columns_FD: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens (F, PUSHED) whose scores what features write raises and lowers most, through the model's
         own final norm and head alone."""
-        columns_FD = adapter.dec.weight.detach().T
+        columns_FD = columns_FD.to(self.model.dtype)
         floor_V = self.blank.head(torch.zeros_like(columns_FD[None, :1]))[0, 0].float()
         up, down = [], []
         for some in columns_FD.split(256):
@@ -152,10 +152,9 @@ class Facts:
         return told
 
 
-def nearest(adapter: Transcoder) -> tuple[np.ndarray, np.ndarray]:
-    """The features (F, NEAREST) of the same block whose decoder columns point most the same way, and the
-    cosines."""
-    columns_FD = torch.nn.functional.normalize(adapter.dec.weight.detach().float().T, dim=1)
+def nearest(columns_FD: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The features (F, NEAREST) of the same block that write most the same way, and the cosines."""
+    columns_FD = torch.nn.functional.normalize(columns_FD, dim=1)
     cosine_FF = columns_FD @ columns_FD.T
     cosine_FF.fill_diagonal_(-2.0)
     top = cosine_FF.topk(min(NEAREST, len(cosine_FF) - 1), dim=1)

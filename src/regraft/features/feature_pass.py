@@ -15,10 +15,9 @@ from torch import Tensor
 from regraft.core.progress import advance
 from regraft.data.records import PADDING, Records
 from regraft.data.windows import Windows
+from regraft.features.feature_sources import FeatureSource
 from regraft.features.running_top import RunningSample, RunningTop
 from regraft.model.model import Model
-from regraft.modules.backbone import mlps_of
-from regraft.modules.transcoder import Transcoders, beside
 from regraft.training.tasks.transcoder_task import inputs_of, split_batch
 
 REGIONS = ("question", "think start", "thinking", "answer")
@@ -68,7 +67,7 @@ class FeaturePass:
 @torch.no_grad()
 def feature_pass(
     model: Model,
-    graft: Transcoders,
+    source: FeatureSource,
     domains: Mapping[str, Windows | Records],
     most: int,
     k: int = 20,
@@ -79,6 +78,7 @@ def feature_pass(
 
     Args:
         model: what the adapters stand in.
+        source: whose features.
         domains: text by name.
         most: sequences of each domain.
         k: activations kept of each kind.
@@ -86,43 +86,43 @@ def feature_pass(
     Raises:
         ValueError: no domain is given, or none has a token.
     """
-    count, shape = len(domains), graft.shape
+    count, features = len(domains), source.features
     found = FeaturePass(
         [
             BlockFeatures(
-                RunningTop(shape.features, k), RunningSample(shape.features, k, seed + block),
-                np.zeros((shape.features, count, len(REGIONS)), np.int64),
-                np.zeros((shape.features, BINS + 1), np.int64), np.zeros(shape.features),
+                RunningTop(features, k), RunningSample(features, k, seed + block),
+                np.zeros((features, count, len(REGIONS)), np.int64),
+                np.zeros((features, BINS + 1), np.int64), np.zeros(features),
             )
-            for block in range(shape.blocks)
+            for block in range(source.blocks)
         ],
         list(domains),
     )  # fmt: skip
     found.tokens_DR = np.zeros((count, len(REGIONS)), np.int64)
     row = 0
-    with beside(model.hf, mlps_of(model), graft):
-        for domain, (name, text) in enumerate(domains.items()):
-            total = min(most, len(text))
-            for start in range(0, total, BATCH):
-                batch = text.rows(range(start, min(start + BATCH, total))).to(model.device)
-                _read(model, graft, batch, found, domain, row)
-                row += len(batch)
-                advance(f"reading {name}", min(start + BATCH, total), total)
+    for domain, (name, text) in enumerate(domains.items()):
+        total = min(most, len(text))
+        for start in range(0, total, BATCH):
+            batch = text.rows(range(start, min(start + BATCH, total))).to(model.device)
+            _read(model, source, batch, found, domain, row)
+            row += len(batch)
+            advance(f"reading {name}", min(start + BATCH, total), total)
     if not found.tokens:
         raise ValueError("the text holds no token: there is nothing to look for features in")
     return found
 
 
-def _read(model: Model, graft: Transcoders, batch: Tensor, found: FeaturePass, domain: int, row: int) -> None:
+def _read(
+    model: Model, source: FeatureSource, batch: Tensor, found: FeaturePass, domain: int, row: int
+) -> None:
     ids_BT, kind_BT = split_batch(batch)
     real_BT, first = kind_BT > PADDING, found.tokens
-    with graft.hearing() as heard:
-        model.run(**inputs_of(ids_BT, kind_BT))
+    values = source.values(inputs_of(ids_BT, kind_BT))
     region_BT = torch.stack([regions_of(model, ids) for ids in ids_BT])
     regions = region_BT[real_BT.cpu()].numpy()
     rows_N = (torch.arange(len(batch))[:, None] + row).expand_as(real_BT)[real_BT.cpu()]
-    for block, own in zip(found.blocks, heard, strict=True):
-        values_NF = own[0][1][real_BT].float().cpu()
+    for block, values_BTF in zip(found.blocks, values, strict=True):
+        values_NF = values_BTF[real_BT].float().cpu()
         block.top.add(values_NF, values_NF, rows_N, first)
         block.sample.sample(values_NF, rows_N, first)
         _count(block, values_NF.numpy(), regions, domain)

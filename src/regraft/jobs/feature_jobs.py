@@ -18,6 +18,13 @@ from regraft.features.descriptions import Description, Endpoint, EndpointError
 from regraft.features.descriptions import described as description
 from regraft.features.feature_facts import Facts
 from regraft.features.feature_pass import feature_pass
+from regraft.features.feature_sources import (
+    FeatureSource,
+    Of,
+    adapter_features,
+    neuron_features,
+    random_features,
+)
 from regraft.features.neighbour_files import (
     write_circuit_tracer_weights,
     write_graph,
@@ -32,6 +39,12 @@ from regraft.sweeps.provenance import provenance
 
 OFTEN = 0.1
 """Share of the tokens from which on a feature is no feature of something, and is not described."""
+TITLES: dict[Of, str] = {
+    "adapters": "What tuning added: {base} to {target}",
+    "random": "Random directions in the place of features: {base} to {target}",
+    "neurons": "Neurons of the MLPs: {base} to {target}",
+}
+"""Of the page, by whose features it shows."""
 PAGE, PACKED, WEIGHTS, SAELENS = "page", "features", "circuit-tracer", "saelens"
 
 
@@ -48,6 +61,7 @@ def describe_features(
     neighbours: bool = False,
     endpoint: Endpoint | None = None,
     described: int = 20,
+    of: Of = "adapters",
 ) -> xr.Dataset:
     """Read text once and write the page that tells of every feature; with `neighbours` also the files of
     circuit-tracer and SAELens.
@@ -65,30 +79,35 @@ def describe_features(
         endpoint: a language model that describes features; none by default, and nothing is sent anywhere.
         described: features of each block that it describes, the most frequent of those that are above zero
             at fewer than a tenth of the tokens.
+        of: whose features: the adapters', or what they are held against, read by the same code: `random`
+            directions, as frequent and as long as theirs, or the `neurons` of the MLPs.
 
     Returns:
         Numbers of all features.
 
     Raises:
         RunFolderError: the folder is not empty.
-        ValueError: a text without a token.
+        ValueError: a text without a token, or neighbours' files of what are no adapters.
     """
     folder, out = expanded(folder), expanded(out)
     check_empty(out, "--out")
+    if neighbours and of != "adapters":
+        raise ValueError(f"neighbours' files hold adapters, not {of}: leave out --neighbours")
     standing = opened_pair(folder, device=device)
     domains = _domains(standing, texts, length, folder)
-    found = feature_pass(standing.carrier, standing.graft, domains, most, k, seed)
-    facts = Facts(standing.carrier, standing.graft, found)
+    source = _source(standing, of, next(iter(domains.values())), seed)
+    found = feature_pass(standing.carrier, source, domains, most, k, seed)
+    facts = Facts(standing.carrier, source, found)
     data = facts.table()
     about = read_about(folder)
     data.attrs = {
-        **provenance(standing.carrier), "experiment": "features",
+        **provenance(standing.carrier), "experiment": "features", "of": of,
         "pair_base": about["pair"]["base"], "pair_target": about["pair"]["target"],
     }  # fmt: skip
-    blocks = range(standing.graft.shape.blocks)
+    blocks = range(source.blocks)
     said, why = _descriptions(facts, blocks, endpoint, described) if endpoint else ({}, "")
     write_feature_page(
-        out / PAGE, f"What tuning added: {about['pair']['base']} to {about['pair']['target']}",
+        out / PAGE, TITLES[of].format(**about["pair"]),
         [*feature_sentences(data), *([why] if why else [])], (facts.of_block(block) for block in blocks),
         {place: (one.text, one.score) for place, one in said.items()},
     )  # fmt: skip
@@ -101,6 +120,14 @@ def describe_features(
         write_circuit_tracer_weights(standing.graft, out / WEIGHTS, about["pair"]["target"], scan)
         write_saelens(standing.graft, out / SAELENS, about["pair"]["target"])
     return data
+
+
+def _source(standing: Standing, of: Of, text: Windows | Records, seed: int) -> FeatureSource:
+    if of == "adapters":
+        return adapter_features(standing.carrier, standing.graft)
+    if of == "neurons":
+        return neuron_features(standing.carrier, standing.graft)
+    return random_features(standing.carrier, standing.graft, text, seed)
 
 
 def _descriptions(

@@ -18,6 +18,7 @@ from regraft.core.files import check_empty, expanded, keeping, whole_file
 from regraft.core.progress import tell
 from regraft.core.randomness import drawing_from
 from regraft.data.chat_records import chat_records, exchanges_in, is_chat_file, kept
+from regraft.data.problems import THINKS, Problem, read_problems, worked_problems
 from regraft.data.records import Records, records_of
 from regraft.data.text_files import text_files
 from regraft.data.windows import Windows, windows
@@ -25,6 +26,7 @@ from regraft.export.graft_description import read_about
 from regraft.export.graft_folder import attach, read_certificate, save_graft, write_certificate
 from regraft.export.grafted_model import write_grafted
 from regraft.export.published_adapters import is_published, read_published
+from regraft.export.solved_problems import add_problem_rates, problem_sentence
 from regraft.export.transcoder_certificate import Standing, certify_transcoders
 from regraft.jobs.checks import named_texts
 from regraft.model.dictionary import Dictionary
@@ -39,7 +41,10 @@ from regraft.training.distributed import processes
 from regraft.training.tasks.transcoder_task import TranscoderLoss, TranscoderTask
 from regraft.training.trainer import TrainingPlan, train
 
-THINKS = " <think>"
+UNSEEN = 4711
+"""Seed of the worked sums that models are asked to solve."""
+NEW_TOKENS = 96
+"""Tokens written behind a problem at most; a worked sum takes fewer."""
 TRAINED, HELD = 4000, 200
 """Worked sums that are trained on and measured on where no text is named."""
 LONGEST = 256
@@ -192,10 +197,24 @@ def evaluate_transcoder(
     length: int = LONGEST,
     most: int = HELD,
     prompts_count: bool = True,
+    solve: int = 0,
+    problems: Path | str = "",
+    new_tokens: int = NEW_TOKENS,
     device: str = "cpu",
 ) -> xr.Dataset:
     """Measure what adapters recover, on text by domain (NAME=PATH), by default on worked sums that they were
-    not trained on. The certificate is written beside them, as JSON and as a page."""
+    not trained on. The certificate is written beside them, as JSON and as a page.
+
+    Args:
+        folder: of the adapters.
+        base, target: other names of the same weights.
+        length, most: tokens of a sequence, sequences of each domain.
+        prompts_count: whether predictions of the questions' tokens count.
+        solve: held-out problems that every model writes on behind; 0: none, or all of `problems`.
+        problems: JSONL with `question` and `answer`; without it worked sums.
+        new_tokens: tokens written behind a problem at most.
+        device: where to run.
+    """
     folder = expanded(folder)
     standing = opened_pair(folder, base, target, device)
     domains: dict[str, Windows | Records] = {
@@ -203,21 +222,18 @@ def evaluate_transcoder(
         for name, paths in named_texts(texts).items()
     }
     domains = domains or {"worked sums": worked_sums(standing.target, HELD, 99, prompts_count)}
+    tried = _problems(standing, solve, problems)
     data = certify_transcoders(standing, domains, most)
+    if tried:
+        add_problem_rates(data, standing, tried, new_tokens)
     about = read_about(folder)
     data.attrs |= {"grafts": TRANSCODER, **{f"pair_{k}": v for k, v in about["pair"].items() if k != "loss"}}
     data.attrs |= {f"loss_{name}": value for name, value in about["pair"]["loss"].items()}
     with keeping(data):
         write_certificate(data, [folder])
-    words = [
-        "regraft",
-        "graft",
-        "transcoder",
-        "eval",
-        "--graft",
-        str(folder),
-        *(f"--text={t}" for t in texts),
-    ]
+    words = ["regraft", "graft", "transcoder", "eval", "--graft", str(folder)]
+    words += [*(f"--text={t}" for t in texts), *([f"--solve={len(tried)}"] if tried else [])]
+    words += [f"--problems={problems}"] if problems else []
     text = page(standing.carrier, [data], [shlex.join(words)], data.attrs["seconds"], {})
     with keeping(data), whole_file(folder / "certificate.html") as part:
         part.write_text(text, encoding="utf-8")
@@ -229,6 +245,13 @@ def export_transcoder(folder: Path | str, target: Path | str, remote_code: bool 
     folder, target = expanded(folder), expanded(target)
     standing = opened_pair(folder)
     return write_grafted(standing.carrier, [standing.graft], read_certificate([folder]), target, remote_code)
+
+
+def _problems(standing: Standing, solve: int, file: Path | str) -> list[Problem]:
+    if not file:
+        return worked_problems(solve, UNSEEN)
+    found = read_problems(expanded(file), standing.target.tokenizer)
+    return found[:solve] if solve else found
 
 
 def transcoder_sentences(data: xr.Dataset) -> list[str]:
@@ -243,6 +266,8 @@ def transcoder_sentences(data: xr.Dataset) -> list[str]:
             f" {float(one.kl.sel(model='adapted')):.4f} nats per token,"
             f" {float(one.active.mean()):.1f} active features of {data.attrs['features']}"
         )
+    if "right" in data:
+        lines.append(problem_sentence(data))
     return lines
 
 

@@ -64,5 +64,5 @@ TRANSCODER = Drawing(
     " the difference is sparse and that the adapted model reaches the target's answers by the target's way.",
     transcoder_figures,
     transcoder_finding,
-    ("loss", "kl", "top1", "recovered", "recovered_from_base"),
+    ("loss", "kl", "top1", "recovered", "recovered_from_base", "right", "closed", "length"),
 )

@@ -1,0 +1,119 @@
+"""Problems with one right answer: how they are read, when an answer counts, what models solve."""
+
+from __future__ import annotations
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import regraft
+from regraft.data.problems import Problem, judged, of_one_length, read_problems, worked_problems
+from regraft.export.solved_problems import MODELS, solve
+from regraft.jobs.transcoder_jobs import opened_pair, transcoder_sentences
+from regraft.modules.backbone import mlps_of
+from regraft.modules.transcoder import beside
+from test_transcoder_jobs import SHORT
+
+
+@pytest.mark.parametrize(
+    ("written", "closed", "right"),
+    [
+        (" 3 + 4 = 7. </think> Answer: 7.", True, True),
+        (" 3 + 4 = 7. </think> Answer: 8.", True, False),
+        (" </think> Answer: 17.", True, False),
+        (" </think> Answer: 70.", True, False),
+        (" </think> Answer: 7.5", True, False),
+        (" </think> Answer: 1.7", True, False),
+        (" </think> It is 7, I think", True, True),
+        (" 3 + 4 = 7. Answer: 7.", False, False),
+        (" 7 </think> I do not know", True, False),
+    ],
+)
+def test_an_answer_counts_by_itself_and_behind_a_closed_thought(written, closed, right):
+    found = judged(Problem("3 + 4? <think>", "7"), written)
+    assert (found.closed, found.right) == (closed, right)
+
+
+def test_a_thought_that_the_text_opens_must_close_and_none_need_not():
+    asked = Problem("3 + 4?", "7")
+    assert judged(asked, " 7").right
+    assert not judged(asked, "<think> 7").right
+    assert judged(asked, "<think> 8 </think> 7").right
+    assert not judged(Problem("7 + 0?", "7"), " 8").right, "what the question says is no answer"
+
+
+def test_worked_problems_have_the_answer_of_the_almanac():
+    made = worked_problems(50, 3)
+    assert made == worked_problems(50, 3) != worked_problems(50, 4)
+    for problem in made:
+        assert problem.prompt.endswith(" <think>")
+        assert sum(map(int, re.findall(r"\d+", problem.prompt))) == int(problem.answer)
+
+
+def test_a_file_of_problems_is_read_by_the_template_and_wrong_lines_are_named(tmp_path):
+    file = tmp_path / "problems.jsonl"
+    file.write_text('{"question": "2 + 2?", "answer": 4}\n\n{"question": "3 + 4?", "answer": " 7 "}\n')
+    plain = SimpleNamespace(chat_template=None)
+    assert read_problems(file, plain) == [Problem("2 + 2?", "4"), Problem("3 + 4?", "7")]
+
+    def template(turns, tokenize, add_generation_prompt):
+        return f"<user>{turns[0]['content']}<assistant>" if add_generation_prompt and not tokenize else ""
+
+    asked = SimpleNamespace(chat_template="x", apply_chat_template=template)
+    assert read_problems(file, asked)[0].prompt == "<user>2 + 2?<assistant>"
+    for text, said in (
+        ('{"question": "a"}\n', "line 1 of .* is no problem: write question and answer"),
+        ('{"question": "a", "answer": "b"}\nnothing\n', "line 2 of .* is no problem"),
+        ('["a", "b"]\n', "line 1 of .* is no problem"),
+        ('{"question": " ", "answer": "b"}\n', "line 1 of .* has an empty question or answer"),
+        ("\n", "holds no problem"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_problems(file, plain)
+    with pytest.raises(ValueError, match=r"there is no file .*name one with a question"):
+        read_problems(tmp_path / "none.jsonl", plain)
+
+
+def test_the_certificate_says_what_each_model_solves(tmp_path):
+    base, target = regraft.load("specimen:qwen3"), regraft.load("specimen:tuned")
+    regraft.fit_transcoder(base, target, tmp_path, features=8, plan=SHORT)
+    file = tmp_path / "p.jsonl"
+    made = worked_problems(7, 9)
+    file.write_text("".join(json.dumps({"question": p.prompt, "answer": p.answer}) + "\n" for p in made))
+    options = {"most": 2, "new_tokens": 60}
+    data = regraft.evaluate_transcoder(tmp_path / "graft", problems=file, **options)
+    assert data.attrs["problems"] == 7
+    standing = opened_pair(tmp_path / "graft")
+    tokenizer = target.tokenizer
+    for name, hf in (("target", target.hf), ("base", base.hf), ("hybrid", standing.hybrid.hf)):
+        right, tokens = 0, 0
+        for problem in made:
+            ids = torch.tensor([tokenizer(problem.prompt, add_special_tokens=False)["input_ids"]])
+            row = hf.generate(ids, max_new_tokens=60, do_sample=False)[0, ids.shape[1] :].tolist()
+            end = hf.generation_config.eos_token_id
+            row = row[: row.index(end)] if end in row else row
+            right += f"</think> Answer: {problem.answer}." in tokenizer.decode(row)
+            tokens += len(row)
+        assert float(data.right.sel(model=name)) == pytest.approx(right / 7), name
+        assert float(data.length.sel(model=name)) == pytest.approx(tokens / 7, abs=2), name
+    assert float(data.right.sel(model="target")) > 0.8 > float(data.right.sel(model="base"))
+    with beside(standing.carrier.hf, mlps_of(standing.carrier), standing.graft):
+        adapted = solve(standing.carrier.hf, tokenizer, made, 60)
+    assert float(data.right.sel(model="adapted")) == sum(one.attempt.right for one in adapted) / 7
+    told = transcoder_sentences(data)[-1]
+    assert told.startswith("7 held-out problems: base 0.0% right, 0.0% of the thoughts closed")
+    assert all(name in told for name in MODELS)
+    assert "--problems=" in (tmp_path / "graft" / "certificate.html").read_text()
+    fewer = regraft.evaluate_transcoder(tmp_path / "graft", problems=file, solve=3, **options)
+    assert fewer.attrs["problems"] == 3
+    assert "right" not in regraft.evaluate_transcoder(tmp_path / "graft", most=2)
+
+
+def test_problems_of_one_length_go_together():
+    tokens = lambda text, add_special_tokens: {"input_ids": list(text)}  # noqa: E731
+    problems = [Problem(text, "1") for text in ("aa", "b", "cc", "d")]
+    assert of_one_length(tokens, problems) == [[0, 2], [1, 3]]
