@@ -44,13 +44,8 @@ def test_common_options_go_to_the_front_from_wherever_they_stand(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("command: graft head fit\nsteps: 3\n")
     assert hoisted([f"--config={file}", "--out", "o"]) == [
-        f"--config={file}",
-        "graft",
-        "head",
-        "fit",
-        "--out",
-        "o",
-    ]
+        f"--config={file}", "--config-for", "graft head fit", "graft", "head", "fit", "--out", "o",
+    ]  # fmt: skip
     with pytest.raises(
         ValueError, match="holds the options of `regraft graft head fit`, not of `regraft graft head build`"
     ):
@@ -79,7 +74,7 @@ def test_a_run_folder_holds_the_options_that_make_it_again(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("modee: pairs", "says 'modee', which is no option of this command: it has"),
+        ("modee: pairs", "says 'modee', which is no option of this command (nearest: mode): it has"),
         ("- a\n- b", "is no table of options"),
         ("a: [", "cannot be read"),
         ("command: graft head\nsteps: 3", "says 'steps', which is no option of this command"),
@@ -99,6 +94,17 @@ def test_a_file_that_holds_no_options_is_told(text, said, tmp_path):
     assert done.stderr.startswith("regraft: ")
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["graft", "head", "fit"], ["knockout", "specimen:gpt2"]])
+def test_a_file_need_not_name_the_command_of_a_group(words, tmp_path):
+    """Its options are those of the command on the line, however deep in groups that is."""
+    file = tmp_path / "run.yaml"
+    file.write_text("nothing: 3\n")
+    done = run(*words, "--config", str(file))
+    assert done.exit_code == 2
+    assert "says 'nothing', which is no option of this command" in " ".join(done.stderr.split())
+    assert ("steps" if words[0] == "graft" else "prompts") in done.stderr
 
 
 def test_one_value_of_a_list_may_stand_alone_in_a_file(tmp_path):

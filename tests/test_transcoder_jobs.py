@@ -22,7 +22,8 @@ from regraft.export.graft_folder import attach
 from regraft.export.transcoder_certificate import certify_transcoders
 from regraft.features.descriptions import Endpoint
 from regraft.jobs import feature_jobs, transcoder_jobs
-from regraft.jobs.transcoder_jobs import fit_transcoder, opened_pair, worked_sums
+from regraft.jobs.transcoder_jobs import fit_transcoder, opened_pair
+from regraft.jobs.transcoder_text import worked_sums
 from regraft.modules.backbone import mlps_of
 from regraft.modules.transcoder import beside
 from regraft.training.tasks.transcoder_task import TranscoderLoss

@@ -31,8 +31,8 @@ from regraft.jobs.transcoder_jobs import (
     evaluate_transcoder,
     fit_transcoder,
     opened_pair,
-    worked_sums,
 )
+from regraft.jobs.transcoder_text import worked_sums
 from regraft.modules.backbone import carrier_of, mlps_of
 from regraft.modules.transcoder import Transcoders, TranscoderShape, beside
 from regraft.specimens import almanac

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from regraft.jobs.head_jobs import fit_head as fit_head
     from regraft.jobs.inspection import inspect as inspect
     from regraft.jobs.inspection import inspect_headers as inspect_headers
+    from regraft.jobs.pareto_job import pareto_transcoder as pareto_transcoder
     from regraft.jobs.report_job import report as report
     from regraft.jobs.tokenizer_jobs import compare_tokenizers as compare_tokenizers
     from regraft.jobs.tokenizer_jobs import train_tokenizer as train_tokenizer
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from regraft.sweeps.variants import Zero as Zero
     from regraft.tokenizers.init_methods import InitSettings as InitSettings
     from regraft.tokenizers.training import Recipe as Recipe
+    from regraft.training.tasks.transcoder_task import TranscoderLoss as TranscoderLoss
     from regraft.training.trainer import TrainingPlan as TrainingPlan
 
 _HOMES = {
@@ -138,9 +140,11 @@ _HOMES = {
     "export.changed_model": ("Generated", "changed", "generate"),
     "export.grafted_model": ("write_grafted",),
     "training.trainer": ("TrainingPlan",),
+    "training.tasks.transcoder_task": ("TranscoderLoss",),
     "jobs.activations_job": ("activations",),
     "jobs.graft_jobs": ("bake_embedding", "evaluate_grafts", "export_grafts", "fit_embedding"),
     "jobs.feature_jobs": ("attribute_prompt", "describe_features"),
+    "jobs.pareto_job": ("pareto_transcoder",),
     "jobs.transcoder_jobs": ("evaluate_transcoder", "export_transcoder", "fit_transcoder", "open_transcoder"),
     "jobs.head_jobs": ("Build", "build_head", "fit_head"),
     "jobs.tokenizer_jobs": ("compare_tokenizers", "train_tokenizer"),
@@ -174,6 +178,7 @@ __all__ = [
     "Scale",
     "Sources",
     "TrainingPlan",
+    "TranscoderLoss",
     "TreeHead",
     "Variant",
     "Zero",
@@ -219,6 +224,7 @@ __all__ = [
     "noise",
     "open_run",
     "open_transcoder",
+    "pareto_transcoder",
     "patch",
     "paths",
     "probability",

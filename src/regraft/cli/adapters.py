@@ -56,6 +56,13 @@ def fit(
         list[str] | None,
         typer.Option(help="DOMAIN=SHARE of chat records; again for each. None: as they come."),
     ] = None,
+    dataset: Annotated[
+        str, typer.Option(help="Data set to train on instead: folder or hub id; rows of turns or text.")
+    ] = "",
+    rows: Annotated[int, typer.Option(help="Rows of it that are read.")] = 10_000,
+    random_features: Annotated[
+        bool, typer.Option("--random-features", help="Encoders stay as drawn; only decoders learn.")
+    ] = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     debug: DebugOption = False,
@@ -63,7 +70,7 @@ def fit(
     """Train an adapter beside every MLP on what tuning changed."""
     with errors_in_one_sentence(debug):
         check_empty(out / "graft", "--out")
-        check_least(1, features=features, steps=plan["steps"], batch=plan["batch"])
+        check_least(1, features=features, steps=plan["steps"], batch=plan["batch"], rows=rows)
         check_least(0, **{name: value for name, value in weights.items() if name != "by_layer"})
         check_least(2, length=length)
         named, shares = check_texts(text or []), _shares(share or [])
@@ -76,10 +83,59 @@ def fit(
         options = {"weights": TranscoderLoss(**weights), "plan": TrainingPlan(**plan)}
         options |= {"backbone": backbone, "features": features, "length": length}
         options |= {"prompts_count": prompts_count, "seed": seed, "shares": shares}
+        options |= {"random_features": random_features, "dataset": dataset, "rows": rows}
         told = with_bar(lambda: fit_transcoder(models[0], models[1], out, named, **options))
         if told:
             typer.echo(told)
             store_settings(settings_of(context, "graft transcoder fit"), out)
+
+
+@transcoder.command("pareto")
+@filling(plan="training.trainer:TrainingPlan")
+def pareto(
+    *,
+    context: typer.Context,
+    base: BaseOption = "specimen:qwen3",
+    target: TargetOption = "specimen:tuned",
+    l1: Annotated[
+        list[float] | None, typer.Option(help="A weight of the features' sizes; again for each. None: five.")
+    ] = None,
+    control: Annotated[
+        list[str] | None, typer.Option(help="Fit beside: base, next-token or random; again for several.")
+    ] = None,
+    features: Annotated[int, typer.Option(help="Features of every block.")] = 1024,
+    text: TextOption = None,
+    held: DomainOption = None,
+    out: Annotated[Path, folder_option(help="Folder of all fits.")] = FOLDER / "pareto",
+    plan: dict[str, Any],
+    length: LengthOption = 256,
+    solve: Annotated[int, typer.Option(help="Held-out worked sums that every model solves.")] = 0,
+    device: DeviceOption = "cpu",
+    seed: SeedOption = 0,
+    debug: DebugOption = False,
+) -> None:
+    """Fit and measure several weights of sparsity: one table, and divergence over active features."""
+    with errors_in_one_sentence(debug):
+        check_least(1, features=features, steps=plan["steps"], batch=plan["batch"])
+        check_least(0, solve=solve, **{"l1": min(l1 or [0.0])})
+        check_least(2, length=length)
+        controls = _controls(control or [])
+        named = check_texts(text or [])
+        check_domains(held or [])
+        models = [open_model(name, device, "", "", False, "") for name in (base, target)]
+        from regraft.cli.console import show_rows
+        from regraft.cli.progress_bar import with_bar
+        from regraft.jobs.pareto_job import PUBLISHED_L1, pareto_table, pareto_transcoder
+        from regraft.training.trainer import TrainingPlan
+
+        options: dict[str, Any] = {"l1": l1 or PUBLISHED_L1, "controls": controls, "held": held or []}
+        options |= {"plan": TrainingPlan(**plan), "features": features, "length": length}
+        options |= {"solve": solve, "seed": seed}
+        data = with_bar(lambda: pareto_transcoder(models[0], models[1], out, named, **options))
+        head, rows = pareto_table(data)
+        show_rows("adapters of several weights", head, rows, range(2, len(head)))
+        typer.echo(f"open {out / 'pareto.html'} in a browser")
+        store_settings(settings_of(context, "graft transcoder pareto"), out)
 
 
 @transcoder.command("eval")
@@ -139,6 +195,19 @@ def export(
 
         typer.echo(export_transcoder(graft, save, remote_code))
         push_saved(save)
+
+
+def _controls(given: list[str]) -> list[str]:
+    """Controls by name.
+
+    Raises:
+        ValueError: one is not known.
+    """
+    known = ("base", "next-token", "random")
+    wrong = next((one for one in given if one not in known), None)
+    if wrong is not None:
+        raise ValueError(f"--control {wrong} is not known: choose of {', '.join(known)}")
+    return given
 
 
 def _shares(given: list[str]) -> dict[str, float]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,11 @@ def hoisted(words: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     file = _value(front, "--config")
-    return [*front, *(_with_command(rest, file) if file else rest)]
+    if file:
+        rest = _with_command(rest, file)
+        written = " ".join(takewhile(lambda word: not word.startswith("-"), rest))
+        front += ["--config-for", str(read_options(file).get(COMMAND, written))]
+    return [*front, *rest]
 
 
 def _value(front: Sequence[str], name: str) -> str:
@@ -110,6 +116,24 @@ def read_options(file: str) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in found.items()}
 
 
+def defaults_of(context: typer.Context, file: str, written: str) -> dict[str, Any]:
+    """A file's options for the command that it names or that is written on the line (its words, and what may
+    follow them), as click takes them: one table in another for a command in a group."""
+    command: Any = context.command
+    words: list[str] = []
+    for word in written.split():
+        inside = getattr(command, "commands", {})
+        if not inside:
+            break
+        if word not in inside:
+            raise ValueError(f"{file} is for the command {written!r}, which there is not")
+        command, words = inside[word], [*words, word]
+    found = default_map(file, {p.name: bool(getattr(p, "multiple", False)) for p in command.params})
+    for word in reversed(words):
+        found = {word: found}
+    return found
+
+
 def default_map(file: str, known: Mapping[str, bool]) -> dict[str, Any]:
     """What a file of options says of its command, as click takes it.
 
@@ -123,8 +147,10 @@ def default_map(file: str, known: Mapping[str, bool]) -> dict[str, Any]:
     options = {name: value for name, value in read_options(file).items() if name != COMMAND}
     unknown = [name for name in options if name not in known]
     if unknown:
+        near = get_close_matches(unknown[0], known, 1)
+        meant = f" (nearest: {near[0]})" if near else ""
         raise ValueError(
-            f"{file} says {unknown[0]!r}, which is no option of this command: it has"
+            f"{file} says {unknown[0]!r}, which is no option of this command{meant}: it has"
             f" {', '.join(sorted(known))}"
         )
     return {

@@ -119,19 +119,25 @@ def show_anatomy(model: Model, as_json: bool) -> None:
     if as_json:
         console.print_json(json_text(found.as_dict()))
         return
-    table = _table(f"{model.name}: parts", ("part", "module", "shape", "parameters", "bytes"), right=(3, 4))
-    for row in found.parts:
-        table.add_row(row.part, row.path, row.shape, f"{row.parameters:,}", f"{row.bytes:,}")
-    console.print(table)
-    table = _table("sites", ("site", "blocks", "why not in the others"))
-    for row in found.sites:
-        table.add_row(row.site, f"{row.blocks} of {row.total}", row.reason)
-    console.print(table)
+    parts = [[row.part, row.path, row.shape, f"{row.parameters:,}", f"{row.bytes:,}"] for row in found.parts]
+    show_rows(f"{model.name}: parts", ("part", "module", "shape", "parameters", "bytes"), parts, (3, 4))
+    sites = [[row.site, f"{row.blocks} of {row.total}", row.reason] for row in found.sites]
+    show_rows("sites", ("site", "blocks", "why not in the others"), sites)
     check = found.self_check
     table = _table("self-check", ("check", "what is compared", "measured", "unit"), right=(2,))
     for name, what, unit in CHECKS:
         table.add_row(name, what, f"{check[name]:.2g}", unit)
     table.add_row("causal", "no position sees a later one", "yes" if check["causal"] else "no", "")
+    console.print(table)
+
+
+def show_rows(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
+) -> None:
+    """Print a table; columns in `right` are set as figures."""
+    table = _table(title, tuple(head), tuple(right))
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 

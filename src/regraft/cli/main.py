@@ -16,15 +16,13 @@ import typer
 
 from regraft.checkpoint.locate import located
 from regraft.cli.common import (
-    COMMAND,
     Common,
     applied,
     common,
-    default_map,
+    defaults_of,
     hoisted,
     is_written,
     push_saved,
-    read_options,
     settings_of,
 )
 from regraft.cli.errors import errors_in_one_sentence
@@ -91,6 +89,7 @@ def _whole(
         str,
         typer.Option(help="Options of the command from a YAML file, as run.yaml of a run.", metavar="FILE"),
     ] = "",
+    config_for: Annotated[str, typer.Option(hidden=True)] = "",
     no_cache: Annotated[
         bool,
         typer.Option(
@@ -104,28 +103,11 @@ def _whole(
         if quiet and verbose:
             raise ValueError("--quiet and --verbose contradict each other: choose one")
         if config:
-            context.default_map = _defaults(context, config)
+            context.default_map = defaults_of(context, config, config_for)
         if push_to_hub:
             check_push(push_to_hub)
         said = Common(quiet, verbose, push_to_hub)
         context.with_resource(applied(said, log_file, no_cache))
-
-
-def _defaults(context: typer.Context, file: str) -> dict[str, Any]:
-    """A file's options for the command that is called, as click takes them: one table in another for a
-    command in a group."""
-    words = [
-        word for word in read_options(file).get(COMMAND, context.invoked_subcommand or "").split() if word
-    ]
-    command: Any = context.command
-    for word in words:
-        command = getattr(command, "commands", {}).get(word)
-        if command is None:
-            raise ValueError(f"{file} says command {' '.join(words)!r}, which there is not")
-    found = default_map(file, {p.name: bool(getattr(p, "multiple", False)) for p in command.params})
-    for word in reversed(words):
-        found = {word: found}
-    return found
 
 
 app.add_typer(graft, name="graft")

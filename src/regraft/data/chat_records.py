@@ -61,8 +61,13 @@ def is_chat_file(file: Path) -> bool:
                     found = json.loads(line)
                 except ValueError:
                     return False
-                return isinstance(found, dict) and bool({"conversations", "messages"} & set(found))
+                return isinstance(found, dict) and is_exchange(found)
     return False
+
+
+def is_exchange(row: Mapping[str, Any]) -> bool:
+    """Whether an object, or a data set's row, has turns."""
+    return bool({"conversations", "messages"} & set(row))
 
 
 def exchanges_in(file: Path) -> Iterator[Exchange]:
@@ -74,14 +79,20 @@ def exchanges_in(file: Path) -> Iterator[Exchange]:
     with file.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
-                yield _exchange(line, f"line {number} of {file}")
+                where = f"line {number} of {file}"
+                try:
+                    found = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{where} is no JSON: {error}") from error
+                yield exchange_of(found, where)
 
 
-def _exchange(line: str, where: str) -> Exchange:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is no JSON: {error}") from error
+def exchange_of(found: Any, where: str) -> Exchange:
+    """The question and the answer of an object.
+
+    Raises:
+        ValueError: it has not two turns with text; the sentence says where it stands.
+    """
     turns = found.get("conversations", found.get("messages")) if isinstance(found, dict) else None
     if not isinstance(turns, list) or len(turns) < 2:
         raise ValueError(

@@ -10,7 +10,7 @@ import xarray as xr
 from regraft.core.files import check_empty, expanded
 from regraft.core.progress import advance
 from regraft.data.records import Records
-from regraft.data.windows import Windows, windows
+from regraft.data.windows import Windows
 from regraft.export.graft_folder import read_about
 from regraft.export.transcoder_certificate import Standing
 from regraft.features.attribution import AttributionGraph, attribute, pruned
@@ -32,7 +32,8 @@ from regraft.features.neighbour_files import (
     write_saelens,
 )
 from regraft.jobs.checks import named_texts
-from regraft.jobs.transcoder_jobs import LONGEST, opened_pair, worked_sums
+from regraft.jobs.transcoder_jobs import opened_pair
+from regraft.jobs.transcoder_text import LONGEST, TextSource, text_of_source, worked_sums
 from regraft.reporting.feature_page import write_feature_page
 from regraft.reporting.graph_page import write_graph_page
 from regraft.sweeps.provenance import provenance
@@ -223,7 +224,7 @@ def _domains(
     standing: Standing, texts: Sequence[str], length: int, folder: Path
 ) -> dict[str, Windows | Records]:
     named: dict[str, Windows | Records] = {
-        name: windows(standing.target, paths, length, folder / "text")
+        name: text_of_source(standing.target, TextSource(paths, length=length), folder / "text")
         for name, paths in named_texts(texts).items()
     }
     return named or {"worked sums": worked_sums(standing.target, 1000, 7)}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,10 @@ import torch
 import xarray as xr
 
 from regraft.core.files import check_empty, expanded, keeping, whole_file
-from regraft.core.progress import tell
 from regraft.core.randomness import drawing_from
-from regraft.data.chat_records import chat_records, exchanges_in, is_chat_file, kept
-from regraft.data.problems import THINKS, Problem, read_problems, worked_problems
-from regraft.data.records import Records, records_of
-from regraft.data.text_files import text_files
-from regraft.data.windows import Windows, windows
+from regraft.data.problems import Problem, read_problems, worked_problems
+from regraft.data.records import Records
+from regraft.data.windows import Windows
 from regraft.export.graft_description import read_about
 from regraft.export.graft_folder import attach, read_certificate, save_graft, write_certificate
 from regraft.export.grafted_model import write_grafted
@@ -29,6 +24,7 @@ from regraft.export.published_adapters import is_published, read_published
 from regraft.export.solved_problems import add_problem_rates, problem_sentence
 from regraft.export.transcoder_certificate import Standing, certify_transcoders
 from regraft.jobs.checks import named_texts
+from regraft.jobs.transcoder_text import LONGEST, ROWS, TextSource, text_of_source, worked_sums
 from regraft.model.dictionary import Dictionary
 from regraft.model.load import load
 from regraft.model.model import Model
@@ -36,7 +32,6 @@ from regraft.modules.backbone import Backbone, carrier_of, check_pair, mlp_paths
 from regraft.modules.graft_kinds import TRANSCODER, put, sizes
 from regraft.modules.transcoder import Transcoders, TranscoderShape
 from regraft.reporting.page import page
-from regraft.specimens import almanac
 from regraft.training.distributed import processes
 from regraft.training.tasks.transcoder_task import TranscoderLoss, TranscoderTask
 from regraft.training.trainer import TrainingPlan, train
@@ -45,19 +40,8 @@ UNSEEN = 4711
 """Seed of the worked sums that models are asked to solve."""
 NEW_TOKENS = 96
 """Tokens written behind a problem at most; a worked sum takes fewer."""
-TRAINED, HELD = 4000, 200
-"""Worked sums that are trained on and measured on where no text is named."""
-LONGEST = 256
-"""Tokens of a record, behind which it is cut."""
-
-
-def worked_sums(model: Model, count: int, seed: int, prompts_count: bool = True) -> Records:
-    """Worked sums with hesitations, which the embedded pair of models differs in; question and answer part in
-    front of the thinking."""
-    drawn = random.Random(seed)
-    parted = [almanac.reasoning(drawn).partition(THINKS) for _ in range(count)]
-    pairs = [(question, begins + answer) for question, begins, answer in parted]
-    return records_of(model.tokenizer, pairs, LONGEST, seed, prompts_count)
+HELD = 200
+"""Worked sums that are measured on where no text is named."""
 
 
 def fit_transcoder(
@@ -73,7 +57,10 @@ def fit_transcoder(
     length: int = LONGEST,
     prompts_count: bool = True,
     shares: Mapping[str, float] | None = None,
+    dataset: str = "",
+    rows: int = ROWS,
     seed: int = 0,
+    random_features: bool = False,
 ) -> str:
     """Train an adapter beside every MLP on what tuning changed, and write them to `out/graft`; the run's
     checkpoints and log stand in `out/run`.
@@ -92,7 +79,12 @@ def fit_transcoder(
         length: tokens of a sequence.
         prompts_count: whether predictions of the questions' tokens count.
         shares: of the domains that chat records name.
+        dataset: a folder or hub id that the library `datasets` opens, in the place of `texts`: rows with
+            turns, as chat records have, or with `text`.
+        rows: read of it at most.
         seed: of everything drawn at random.
+        random_features: encoders stay as they were drawn, and only decoders learn: what trained features are
+            held against.
 
     Returns:
         What came out, in a sentence or two.
@@ -109,11 +101,14 @@ def fit_transcoder(
     with drawing_from(seed):
         graft = Transcoders(TranscoderShape(carrier.width, features, len(mlps_of(carrier))))
     graft = graft.to(carrier.device)
-    pair = pair_of(base, target, backbone) | {"loss": asdict(weights)}
-    text = _text_of(target, texts, length, out / "run", seed, prompts_count, shares)
+    for adapter in graft:
+        adapter.enc.requires_grad_(not random_features)
+    pair = pair_of(base, target, backbone) | trained_how(weights, plan, seed, random_features)
+    source = TextSource(texts, dataset, rows, length, prompts_count, shares or {}, seed)
+    text = text_of_source(target, source, out / "run")
     task = TranscoderTask(carrier, target, graft, weights, batches=plan.steps * plan.accumulate)
     with drawing_from(seed):
-        log = train(task, text, plan, out / "run", origin={**pair, "graft": sizes(graft), "seed": seed})
+        log = train(task, text, plan, out / "run", origin={**pair, "graft": sizes(graft)})
     if not processes().is_main_process:
         return ""
     save_graft(graft, carrier, out / "graft", pair=pair)
@@ -128,12 +123,21 @@ def fit_transcoder(
     )
 
 
+PAIR = ("base", "base_sha256", "target", "target_sha256", "backbone")
+"""What a certificate says of the pair."""
+
+
 def pair_of(base: Model, target: Model, backbone: Backbone) -> dict[str, Any]:
     """What adapters say of the models that they were made for."""
     return {
         "base": base.source, "base_sha256": base.weights_sha256,
         "target": target.source, "target_sha256": target.weights_sha256, "backbone": backbone,
     }  # fmt: skip
+
+
+def trained_how(weights: TranscoderLoss, plan: TrainingPlan, seed: int, random: bool) -> dict[str, Any]:
+    """What adapters say of how they were trained."""
+    return {"loss": asdict(weights), "plan": asdict(plan), "seed": seed, "random_features": random}
 
 
 def opened_pair(folder: Path, base: str = "", target: str = "", device: str = "cpu") -> Standing:
@@ -218,7 +222,11 @@ def evaluate_transcoder(
     folder = expanded(folder)
     standing = opened_pair(folder, base, target, device)
     domains: dict[str, Windows | Records] = {
-        name: _read(standing.target, paths, length, folder / "text", 0, prompts_count)
+        name: text_of_source(
+            standing.target,
+            TextSource(paths, length=length, prompts_count=prompts_count),
+            folder / "text",
+        )
         for name, paths in named_texts(texts).items()
     }
     domains = domains or {"worked sums": worked_sums(standing.target, HELD, 99, prompts_count)}
@@ -227,7 +235,7 @@ def evaluate_transcoder(
     if tried:
         add_problem_rates(data, standing, tried, new_tokens)
     about = read_about(folder)
-    data.attrs |= {"grafts": TRANSCODER, **{f"pair_{k}": v for k, v in about["pair"].items() if k != "loss"}}
+    data.attrs |= {"grafts": TRANSCODER, **{f"pair_{k}": about["pair"][k] for k in PAIR}}
     data.attrs |= {f"loss_{name}": value for name, value in about["pair"]["loss"].items()}
     with keeping(data):
         write_certificate(data, [folder])
@@ -269,30 +277,3 @@ def transcoder_sentences(data: xr.Dataset) -> list[str]:
     if "right" in data:
         lines.append(problem_sentence(data))
     return lines
-
-
-def _text_of(
-    model: Model, texts: Sequence[str], length: int, folder: Path, seed: int, prompts_count: bool,
-    shares: Mapping[str, float] | None,
-) -> Windows | Records:  # fmt: skip
-    if model.tokenizer is None:
-        raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
-    with processes().main_process_first():
-        if not texts:
-            return worked_sums(model, TRAINED, seed, prompts_count)
-        return _read(model, texts, length, folder, seed, prompts_count, shares)
-
-
-def _read(
-    model: Model, texts: Sequence[str], length: int, folder: Path, seed: int, prompts_count: bool,
-    shares: Mapping[str, float] | None = None,
-) -> Windows | Records:  # fmt: skip
-    """Chat records where every file holds some, else windows of plain text."""
-    files = text_files(texts)
-    if not all(is_chat_file(file) for file in files):
-        if shares:
-            raise ValueError("domains have shares in chat records alone: the text holds other files")
-        return windows(model, texts, length, folder, seed)
-    found = kept(model.tokenizer, chain.from_iterable(map(exchanges_in, files)), length, shares, seed=seed)
-    tell(str(found))
-    return chat_records(model.tokenizer, found.exchanges, length, seed, prompts_count)

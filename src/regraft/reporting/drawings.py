@@ -58,6 +58,7 @@ DRAWINGS = {
     "rebuild": rebuild_figures.REBUILD,
     "certificate": graft_figures.CERTIFICATE,
     "transcoder": transcoder_figures.TRANSCODER,
+    "transcoder_pareto": transcoder_figures.PARETO,
     "tokenizers": token_figures.TOKENIZERS,
     "tokenizer transplant": token_figures.TOKENIZER_TRANSPLANT,
 }

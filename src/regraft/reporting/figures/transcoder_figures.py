@@ -55,6 +55,49 @@ def transcoder_finding(data: xr.Dataset) -> str:
     )
 
 
+def pareto_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """Divergence over active features, and active features by block."""
+    figure = base(420)
+    swept = np.array(["," not in str(name) for name in data.fit.values])
+    one = data.isel(domain=0)
+    for chosen, mode, colour in ((swept, "lines+markers+text", FIRST), (~swept, "markers+text", MUTED)):
+        some = one.isel(fit=chosen)
+        figure.add_scatter(
+            x=some.active_mean.values.tolist(), y=some.kl.values.tolist(), mode=mode, line_color=colour,
+            text=axis_labels(some.fit.values), textposition="top center",
+            hovertemplate="%{text}: %{x:.2f} features, %{y:.4f} nats per token<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="active features of a token, mean over blocks", type="log")
+    figure.update_yaxes(title="divergence from the target, nats per token")
+    active = {str(name): one.active.sel(fit=name).values for name in data.fit.values}
+    return [
+        (f"Divergence from the target over active features, {one.domain.item()}", figure),
+        ("Active features of a token, by block", lines(data.block.values, active, "block", "features")),
+    ]
+
+
+def pareto_finding(data: xr.Dataset) -> str:
+    """What the sparsest fit recovers, and what the densest adds."""
+    one = data.isel(domain=0)
+    order = np.argsort(one.active_mean.values)
+    few, many = (one.isel(fit=int(place)) for place in (order[0], order[-1]))
+    return (
+        f"With {float(few.active_mean):.1f} active features of a token ({few.fit.item()}) adapters recover"
+        f" {float(few.recovered):.1%} of the target's gain over the hybrid, with"
+        f" {float(many.active_mean):.1f} ({many.fit.item()}) {float(many.recovered):.1%}."
+    )
+
+
+PARETO = Drawing(
+    "Sparsity of transcoder adapters",
+    "How much does it cost to say the difference with fewer features?",
+    "Each point is a set of adapters that was trained with one weight of the features' sizes, measured on"
+    " text that it was not trained on. Down and to the left is better: fewer features, nearer to the target."
+    " Grey points are controls.",
+    pareto_figures,
+    pareto_finding,
+    ("l1", "loss", "kl", "recovered", "recovered_from_base", "active_mean", "never", "error"),
+)
 TRANSCODER = Drawing(
     "Transcoder adapters",
     "How much of what tuning changed do sparse features beside the MLPs say?",

@@ -1,0 +1,210 @@
+"""What `regraft graft transcoder pareto` does: adapters of several weights of sparsity, and the controls,
+fitted, measured, and set side by side."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from regraft.core.files import expanded, keeping, whole_file
+from regraft.core.progress import tell
+from regraft.core.strict_json import json_text
+from regraft.export.graft_folder import read_about
+from regraft.jobs.transcoder_jobs import evaluate_transcoder, fit_transcoder, pair_of, trained_how
+from regraft.model.model import Model
+from regraft.modules.backbone import Backbone
+from regraft.reporting.page import page
+from regraft.training.tasks.transcoder_task import TranscoderLoss
+from regraft.training.trainer import TrainingPlan
+
+PUBLISHED_L1 = (0.01, 0.003, 0.001, 0.0003, 0.0001)
+"""The published weights of the features' sizes, the sparsest first."""
+Control = Literal["base", "next-token", "random"]
+"""What the adapters are held against: the base's backbone, the loss on the text alone, encoders as drawn."""
+CONTROLS: dict[Control, str] = {
+    "base": "base's backbone", "next-token": "next-token loss alone", "random": "random features",
+}  # fmt: skip
+"""Each in words."""
+UNITS = {
+    "l1": "weight of the features' sizes",
+    "loss": "nats per token that counts",
+    "kl": "nats per token from the target",
+    "recovered": "share of the target's gain over the hybrid",
+    "recovered_from_base": "share of the target's gain over the base",
+    "active": "features above zero, of a token",
+    "active_mean": "features above zero, of a token, mean over blocks",
+    "never": "share of features that no token raised",
+    "error": "squared error of the last stream over the target's",
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fit of several: its name, where it lies, and how it differs."""
+
+    name: str
+    folder: Path
+    backbone: Backbone
+    weights: TranscoderLoss
+    random_features: bool
+
+
+def pareto_transcoder(
+    base: Model,
+    target: Model,
+    out: Path | str,
+    texts: Sequence[str] = (),
+    *,
+    l1: Sequence[float] = PUBLISHED_L1,
+    controls: Sequence[Control] = (),
+    control_l1: float = 0.001,
+    held: Sequence[str] = (),
+    backbone: Backbone = "target",
+    features: int = 1024,
+    weights: TranscoderLoss | None = None,
+    plan: TrainingPlan | None = None,
+    length: int = 256,
+    solve: int = 0,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Fit adapters for several weights of sparsity and measure each: one table, and the curve of divergence
+    over active features. Fits that lie in the folder already are measured and not made again; one that was
+    broken off goes on.
+
+    Args:
+        base, target: the pair of models.
+        out: a folder; each fit has one of its own in it, and `pareto.json` and `pareto.html` stand beside.
+        texts: files and folders to train on; without them worked sums.
+        l1: the weights of the features' sizes.
+        controls: fits at `control_l1` beside: the `base`'s backbone, the loss on the text alone
+            (`next-token`), encoders that stay as they were drawn (`random`).
+        control_l1: the weight of the sizes for the controls.
+        held: NAME=PATH of text to measure on; without it other worked sums.
+        backbone, features, weights, plan, length, seed: of every fit, as in `fit_transcoder`.
+        solve: held-out worked sums that every model solves.
+
+    Raises:
+        ValueError: no weight, a folder that holds adapters made otherwise, or what `fit_transcoder` refuses.
+    """
+    out, weights, plan = expanded(out), weights or TranscoderLoss(), plan or TrainingPlan(batch=8)
+    if not l1:
+        raise ValueError("there is no weight of sparsity to fit: name at least one")
+    fits = _fits(out, l1, controls, control_l1, backbone, weights)
+    for fit in fits:
+        _check_made_so(fit, pair_of(base, target, fit.backbone), plan, features, seed)
+    found = []
+    for fit in fits:
+        if not (fit.folder / "graft").exists():
+            tell(f"fitting {fit.name}")
+            fit_transcoder(
+                base, target, fit.folder, texts, backbone=fit.backbone, features=features,
+                weights=fit.weights, plan=plan, length=length, seed=seed,
+                random_features=fit.random_features,
+            )  # fmt: skip
+        names: dict[str, Any] = {
+            "base": base.source, "target": target.source, "device": str(base.device),
+        }  # fmt: skip
+        found.append(evaluate_transcoder(fit.folder / "graft", held, length=length, solve=solve, **names))
+    data = _side_by_side(fits, found)
+    with keeping(data), whole_file(out / "pareto.json") as part:
+        part.write_text(json_text(data.to_dict(), indent=1) + "\n", encoding="utf-8")
+    command = shlex.join(["regraft", "graft", "transcoder", "pareto", "--out", str(out)])
+    with keeping(data), whole_file(out / "pareto.html") as part:
+        part.write_text(page(target, [data], [command], data.attrs["seconds"], {}), encoding="utf-8")
+    return data
+
+
+def _fits(
+    out: Path, l1: Sequence[float], controls: Sequence[Control], control_l1: float, backbone: Backbone,
+    weights: TranscoderLoss,
+) -> list[Fit]:  # fmt: skip
+    fits = [
+        Fit(f"{one:g}", out / f"l1-{one:g}", backbone, replace(weights, l1=one), random_features=False)
+        for one in dict.fromkeys(l1)
+    ]
+    alone = TranscoderLoss(kl=0, bridge=0, nmse=0, l1=control_l1, next_token=1)
+    for control in dict.fromkeys(controls):
+        fits.append(
+            Fit(
+                f"{control_l1:g}, {CONTROLS[control]}", out / f"l1-{control_l1:g}-{control}",
+                "base" if control == "base" else backbone,
+                alone if control == "next-token" else replace(weights, l1=control_l1),
+                random_features=control == "random",
+            )
+        )  # fmt: skip
+    return fits
+
+
+def _check_made_so(fit: Fit, pair: Mapping[str, Any], plan: TrainingPlan, features: int, seed: int) -> None:
+    """Make sure that adapters which lie in a folder already are the ones that are asked for.
+
+    Raises:
+        ValueError: they were made for other models, or otherwise.
+    """
+    if not (fit.folder / "graft").exists():
+        return
+    about = read_about(fit.folder / "graft")
+    wanted = {**pair, **trained_how(fit.weights, plan, seed, fit.random_features)}
+    other = [name for name, value in wanted.items() if about["pair"].get(name) != value]
+    if about["shape"]["features"] != features:
+        other.append("features")
+    if other:
+        raise ValueError(
+            f"{fit.folder} holds adapters that were made otherwise ({', '.join(other)}): name another --out"
+        )
+
+
+def _side_by_side(fits: Sequence[Fit], found: Sequence[xr.Dataset]) -> xr.Dataset:
+    """One result of all fits, along `fit`."""
+    rows = []
+    for one in found:
+        last = one.nmse.isel(depth=-1, drop=True)
+        row = xr.Dataset({
+            "loss": one.loss.sel(model="adapted", drop=True), "kl": one.kl.sel(model="adapted", drop=True),
+            "recovered": one.recovered, "recovered_from_base": one.recovered_from_base, "active": one.active,
+            "active_mean": one.active.mean("block"), "never": one.never.mean("block"), "error": last,
+        })  # fmt: skip
+        for name in ("right", "closed", "length"):
+            if name in one:
+                row[name] = one[name].sel(model="adapted", drop=True)
+        rows.append(row)
+    data = xr.concat(rows, dim=xr.DataArray([fit.name for fit in fits], dims="fit", name="fit"))
+    assert isinstance(data, xr.Dataset)
+    data["l1"] = ("fit", [fit.weights.l1 for fit in fits])
+    data["beside"] = found[0].loss.sel(model=["base", "target", "hybrid"])
+    for name, units in UNITS.items():
+        data[name].attrs["units"] = units
+    data["beside"].attrs["units"] = UNITS["loss"]
+    data.attrs = {name: value for name, value in found[0].attrs.items() if not name.startswith("loss_")}
+    seconds = float(sum(one.attrs["seconds"] for one in found))
+    data.attrs |= {"experiment": "transcoder_pareto", "seconds": seconds}
+    return data
+
+
+def pareto_table(data: xr.Dataset) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, a row for each fit and domain."""
+    head = ["λ_l1", "domain", "loss", "recovered", "of base's", "KL", "active", "never", "error"]
+    rows = []
+    for fit in map(str, data.fit.values):
+        for domain in map(str, data.domain.values):
+            one = data.sel(fit=fit, domain=domain)
+            rows.append([
+                fit, domain, f"{float(one.loss):.4f}", f"{float(one.recovered):.2%}",
+                f"{float(one.recovered_from_base):.2%}", f"{float(one.kl):.4f}",
+                f"{float(one.active_mean):.2f}", f"{float(one.never):.0%}", f"{float(one.error):.3f}",
+            ])  # fmt: skip
+    return head, rows
+
+
+def sparser_is_fewer(data: xr.Dataset) -> bool:
+    """Whether active features fall as the weight of their sizes rises, controls left out."""
+    swept = [place for place, name in enumerate(map(str, data.fit.values)) if "," not in name]
+    one = data.isel(fit=swept)
+    order = np.argsort(one.l1.values)
+    return bool((np.diff(one.active_mean.mean("domain").values[order]) <= 0).all())

@@ -1,0 +1,165 @@
+"""Adapters of several weights of sparsity side by side, and the options of these commands from a file."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import regraft
+from regraft.cli.main import app, prepared
+from regraft.core.interrupts import StoppedError
+from regraft.jobs import pareto_job, transcoder_jobs
+from regraft.jobs.pareto_job import pareto_table, sparser_is_fewer
+from regraft.jobs.transcoder_jobs import fit_transcoder
+from regraft.training.trainer import TrainingPlan
+
+PLAN = TrainingPlan(steps=8, batch=2, warmup=1, rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return regraft.load("specimen:qwen3"), regraft.load("specimen:tuned")
+
+
+def told(*words):
+    return CliRunner().invoke(app, prepared([*words]))
+
+
+def test_weights_and_controls_stand_side_by_side_and_are_made_once(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(transcoder_jobs, "HELD", 6)
+    options = {"features": 12, "plan": PLAN}
+    controls = ("base", "next-token", "random")
+    data = regraft.pareto_transcoder(*models, tmp_path, l1=(0.5, 0.0001), controls=controls, **options)
+    names = [
+        "0.5",
+        "0.0001",
+        "0.001, base's backbone",
+        "0.001, next-token loss alone",
+        "0.001, random features",
+    ]
+    assert list(data.fit.values) == names
+    assert data.l1.values.tolist() == [0.5, 0.0001, 0.001, 0.001, 0.001]
+    alone = regraft.evaluate_transcoder(tmp_path / "l1-0.5" / "graft")
+    for name, wanted in (
+        ("loss", alone.loss.sel(model="adapted")), ("recovered", alone.recovered), ("active", alone.active),
+        ("never", alone.never.mean("block")), ("error", alone.nmse.isel(depth=-1)),
+    ):  # fmt: skip
+        np.testing.assert_allclose(data[name].sel(fit="0.5"), wanted, rtol=1e-3, atol=1e-6)
+    assert sparser_is_fewer(data), "a large weight leaves fewer features"
+    assert not sparser_is_fewer(data.assign(active_mean=-data.active_mean))
+    head, rows = pareto_table(data)
+    assert [len(row) for row in rows] == [len(head)] * 5
+    assert json.loads((tmp_path / "pareto.json").read_text())["attrs"]["experiment"] == "transcoder_pareto"
+    page = (tmp_path / "pareto.html").read_text()
+    assert "active features of a token (0.5) adapters recover" in page or "(0.001" in page
+    drawn = load_file(tmp_path / "l1-0.001-random" / "graft" / "graft.safetensors")
+    start = load_file(tmp_path / "l1-0.001-next-token" / "graft" / "graft.safetensors")
+    fresh = first_weights(models, tmp_path / "fresh")
+    encoders = [name for name in drawn if ".enc." in name]
+    assert encoders
+    assert all(torch.equal(drawn[name], fresh[name]) for name in encoders), "encoders stay as drawn"
+    assert not any(torch.equal(start[name], fresh[name]) for name in encoders), "others learn"
+    assert all(float(drawn[name].abs().sum()) > 0 for name in drawn if ".dec." in name), "decoders learn"
+
+    def never(*words, **more):
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr(pareto_job, "fit_transcoder", never)
+    again = regraft.pareto_transcoder(*models, tmp_path, l1=(0.5, 0.0001), controls=controls, **options)
+    np.testing.assert_allclose(again.kl, data.kl, rtol=1e-3)
+    for other, said in (
+        ({"plan": TrainingPlan(steps=9, batch=2)}, "plan"), ({"seed": 1}, "seed"),
+        ({"features": 13}, "features"), ({"backbone": "base"}, "backbone"),
+        ({"weights": regraft.TranscoderLoss(nmse=0.5)}, "loss"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"l1-0\.5 holds adapters that were made otherwise \({said}\)"):
+            regraft.pareto_transcoder(*models, tmp_path, l1=(0.5,), **{**options, **other})
+    with pytest.raises(ValueError, match="there is no weight of sparsity to fit"):
+        regraft.pareto_transcoder(*models, tmp_path, l1=())
+
+
+def first_weights(models, out):
+    """What adapters of that seed start with: the encoders that one step at no rate leaves."""
+    plan = TrainingPlan(steps=1, batch=2, rate=0.0)
+    fit_transcoder(*models, out, features=12, plan=plan)
+    return load_file(out / "graft" / "graft.safetensors")
+
+
+def test_a_sweep_that_was_broken_off_goes_on_where_it_was(models, tmp_path, monkeypatch):
+    """The first fit is kept, the second continues from its checkpoint: the same weights as unbroken."""
+    monkeypatch.setattr(transcoder_jobs, "HELD", 2)
+    plan = TrainingPlan(steps=6, batch=2, warmup=1, rate=1e-2, save_every=2)
+    options = {"l1": (0.1, 0.01), "features": 8, "plan": plan}
+    regraft.pareto_transcoder(*models, tmp_path / "whole", **options)
+    real, fits = transcoder_jobs.train, []
+
+    def broken(*words, **more):
+        def watch(step):
+            if len(fits) == 2 and step == 3:
+                raise StoppedError("stopped")
+
+        fits.append(1)
+        return real(*words, watch=watch, **more)
+
+    monkeypatch.setattr(transcoder_jobs, "train", broken)
+    with pytest.raises(StoppedError):
+        regraft.pareto_transcoder(*models, tmp_path / "broken", **options)
+    assert (tmp_path / "broken" / "l1-0.1" / "graft").exists()
+    assert not (tmp_path / "broken" / "l1-0.01" / "graft").exists()
+    regraft.pareto_transcoder(*models, tmp_path / "broken", **options)
+    assert len(fits) == 3, "the first fit was not made again"
+    for name in ("l1-0.1", "l1-0.01"):
+        one, other = (
+            load_file(tmp_path / run / name / "graft" / "graft.safetensors") for run in ("whole", "broken")
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+def test_options_come_from_a_file_and_the_line_goes_first(tmp_path):
+    file, out = tmp_path / "fit.yaml", tmp_path / "out"
+    file.write_text(
+        "command: graft transcoder fit\nfeatures: 6\nsteps: 2\nbatch: 2\nl1: 0.25\nrandom-features: true\n"
+    )
+    done = told("--config", str(file), "graft", "transcoder", "fit", "--out", str(out), "--features", "7")
+    assert done.exit_code == 0, done.output
+    about = json.loads((out / "graft" / "graft.json").read_text())
+    assert about["shape"]["features"] == 7, "the line goes first"
+    assert about["pair"]["loss"]["l1"] == 0.25
+    assert about["pair"]["random_features"] is True
+    assert "features: 7" in (out / "run.yaml").read_text()
+    for text, said in (
+        ("featurs: 6\n", "says 'featurs', which is no option of this command (nearest: features): it has"),
+        ("steps: many\n", "Invalid value for '--steps'"),
+        ("l1: -1\n", "--l1 is -1.0: write 0 or more"),
+        ("backbone: both\n", "Invalid value for '--backbone'"),
+    ):
+        file.write_text(text)
+        done = told("--config", str(file), "graft", "transcoder", "fit", "--out", str(tmp_path / "none"))
+        assert done.exit_code == 2, done.output
+        assert said in " ".join(done.stderr.replace("│", " ").split()), done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_prints_one_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(transcoder_jobs, "HELD", 2)
+    words = ["--features", "6", "--steps", "2", "--batch", "2", "--l1", "0.1", "--control", "random"]
+    done = told("graft", "transcoder", "pareto", "--out", str(tmp_path / "p"), *words)
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.stdout.split())
+    assert "domain loss recovered" in text.replace("base's ", "")
+    kept = json.loads((tmp_path / "p" / "pareto.json").read_text())
+    for (divergence,) in kept["data_vars"]["kl"]["data"]:
+        assert f" {divergence:.4f} " in text
+    assert "command: graft transcoder pareto" in (tmp_path / "p" / "run.yaml").read_text()
+    for wrong, said in (
+        (["--control", "none"], "--control none is not known: choose of base, next-token, random"),
+        (["--l1", "-0.1"], "--l1 is -0.1: write 0 or more"),
+    ):
+        done = told("graft", "transcoder", "pareto", "--out", str(tmp_path / "q"), *wrong)
+        assert done.exit_code == 2, done.output
+        assert said in " ".join(done.stderr.split())
