@@ -21,9 +21,11 @@ from regraft.modules.tree_head import tree_head
 from regraft.modules.trees import by_id
 from regraft.training.tasks.embedding_task import EmbeddingTask
 from regraft.training.tasks.head_task import HeadTask
+from regraft.training.tasks.transcoder_task import TranscoderLoss, TranscoderTask
 from regraft.training.trainer import TrainingPlan, train
 from small import opened
 from test_distill import TABLE
+from transcoder_models import hybrid, pair, trained
 
 STEPS = 4
 
@@ -33,6 +35,16 @@ def task(kind):
     torch.manual_seed(0)
     if kind == "embedding":
         return EmbeddingTask(model, byte_embedding(TABLE, model.width, ByteConfig(4, 8, 1, 2, 16)))
+    if kind == "transcoder":
+        base, target = pair("llama")
+        carrier = hybrid(base, target)
+        graft = trained(carrier)
+        with torch.no_grad():
+            graft[0].enc.bias[0] = -1e6
+            graft[0].enc.weight[1], graft[0].enc.bias[1] = 0.0, 1.0
+        # dead features are counted, not lifted: that depends on which batch comes first
+        weights = TranscoderLoss(l1=0.01, dead=1e-9, silent_for=1)
+        return TranscoderTask(carrier, target, graft, weights, cutoff=2)
     head = tree_head(by_id(model.table_rows), model.width, 8)
     with torch.no_grad():
         head.rows.weight[:-1].normal_(std=0.3)
@@ -70,7 +82,8 @@ from test_many import *
 made, log = run(sys.argv[2], sys.argv[3], 1, sys.argv[4] == "shard")
 rank = PartialState().process_index
 kinds = {type(p).__name__ for p in made.blocks()[0].parameters()}
-torch.save((learnt(made), kinds, len(log)), f"{sys.argv[3]}/rank-{rank}.pt")
+buffers = [*made.graft.buffers()]
+torch.save((learnt(made), kinds, len(log), buffers), f"{sys.argv[3]}/rank-{rank}.pt")
 torch.distributed.destroy_process_group()
 """
 
@@ -79,7 +92,10 @@ torch.distributed.destroy_process_group()
     ("kind", "how"),
     [
         ("embedding", "whole"),
-        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("embedding", "shard"), ("head", "whole"))),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (("embedding", "shard"), ("head", "whole"), ("transcoder", "whole"))
+        ),
     ],
 )
 def test_two_processes_make_one_run_of_both_their_batches(kind, how, tmp_path):
@@ -108,10 +124,13 @@ def test_two_processes_make_one_run_of_both_their_batches(kind, how, tmp_path):
     arguments = [str(script), str(Path(__file__).parent), kind, str(tmp_path / "many"), how]
     done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
-    (first, kinds, steps), (second, _, _) = (
+    (first, kinds, steps, kept), (second, _, _, others) = (
         torch.load(tmp_path / "many" / f"rank-{rank}.pt") for rank in (0, 1)
     )
     assert all(torch.equal(p, q) for p, q in zip(first, second, strict=True)), "both hold one graft"
+    assert all(torch.equal(p, q) for p, q in zip(kept, others, strict=True)), "and what it counts"
+    if kind == "transcoder":
+        assert kept[0][0, :2].tolist() == [STEPS, 0], "one feature was silent in every batch, one in none"
     assert kinds == ({"DTensor"} if how == "shard" else {"Parameter"})
     assert steps == STEPS
     with own_library():

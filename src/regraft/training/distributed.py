@@ -45,6 +45,15 @@ def mean_over(value: float, accelerator: Accelerator) -> float:
     return float(found)  # pyright: ignore[reportArgumentType]
 
 
+def anywhere(flags: Tensor) -> Tensor:
+    """What is true in any process."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return flags
+    found = flags.int()
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return found.bool()
+
+
 def average(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
     """Gradients averaged over the processes; of sparse ones the rows of all are put together."""
     if accelerator.num_processes == 1:

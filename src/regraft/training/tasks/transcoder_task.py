@@ -19,6 +19,7 @@ from regraft.model.block_call import BlockCall, call_block, passed_through, run_
 from regraft.model.model import Model
 from regraft.modules.backbone import mlps_of
 from regraft.modules.transcoder import Transcoders, beside
+from regraft.training.distributed import anywhere
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TranscoderLoss:
     dead: float = 0.0
     """Weight of how far below zero the encoder is for features that have been silent."""
     silent_for: int = 100
-    """Steps without a token above zero after which a feature is taken for dead."""
+    """Batches, one of each process together, without a token above zero after which a feature is dead."""
     next_token: float = 0.0
     """Weight of the loss on the text itself, which asks for no target."""
 
@@ -219,7 +220,7 @@ class TranscoderTask:
             if weights.dead:
                 below.append(torch.relu(-before_BTF[real_BT].float()).mean(0))
         silent_LF = self.transcoders.silent_LF
-        silent_LF.copy_(torch.where(torch.stack(fired), 0, silent_LF + 1))
+        silent_LF.copy_(torch.where(anywhere(torch.stack(fired)), 0, silent_LF + 1))
         dead_LF = silent_LF >= weights.silent_for
         parts = {"l1": weights.l1 * self._risen() * torch.stack(sums).sum()}
         if weights.dead:
