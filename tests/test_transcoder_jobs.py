@@ -173,6 +173,26 @@ def test_the_exported_folder_opens_and_generates(folder, tmp_path):
     assert float(done.stdout) == pytest.approx(float(wanted.sum()), rel=1e-4)
 
 
+def test_adapters_that_were_not_measured_are_measured_before_they_are_written(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(transcoder_jobs, "HELD", 3)
+    fit_transcoder(*models, tmp_path, features=4, plan=SHORT)
+    assert not (tmp_path / "graft" / "certificate.json").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "other").touch()
+    with pytest.raises(regraft.core.files.RunFolderError, match="is not empty"):
+        regraft.export_transcoder(tmp_path / "graft", tmp_path / "full")
+    assert not (tmp_path / "graft" / "certificate.json").exists(), "refused before the expensive step"
+    regraft.export_transcoder(tmp_path / "graft", tmp_path / "model")
+    measured = (tmp_path / "graft" / "certificate.json").read_text()
+    assert '"experiment": "transcoder"' in measured
+    assert (tmp_path / "model" / "certificate.json").exists()
+    (tmp_path / "graft" / "certificate.json").write_text(
+        measured.replace('"grafts_sha256": "', '"grafts_sha256": "0')
+    )
+    with pytest.raises(ValueError, match="was measured on other tensors: measure again"):
+        regraft.export_transcoder(tmp_path / "graft", tmp_path / "again")
+
+
 def test_the_commands_go_from_two_checkpoints_to_pages(tmp_path):
     def run(*words):
         done = CliRunner().invoke(app, prepared(["graft", "transcoder", *words]))

@@ -13,7 +13,7 @@ from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.options import DebugOption, DeviceOption, SeedOption, filling, folder_option, open_model
 from regraft.core.files import check_empty
 from regraft.core.runs import store_settings
-from regraft.export.graft_description import check_certified, read_about
+from regraft.export.graft_description import read_about
 from regraft.features.descriptions import Endpoint
 from regraft.jobs.checks import check_domains, check_least, check_texts
 
@@ -187,13 +187,14 @@ def export(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write the model with the adapters in it as a Hugging Face folder."""
+    """Write the model with the adapters in it as a Hugging Face folder; measure them first if need be."""
     with errors_in_one_sentence(debug):
-        check_certified([graft], KIND)
+        _check_adapters(graft)
         check_empty(save, "--save")
+        from regraft.cli.progress_bar import with_bar
         from regraft.jobs.transcoder_jobs import export_transcoder
 
-        typer.echo(export_transcoder(graft, save, remote_code))
+        typer.echo(with_bar(lambda: export_transcoder(graft, save, remote_code)))
         push_saved(save)
 
 

@@ -17,7 +17,7 @@ from regraft.core.randomness import drawing_from
 from regraft.data.problems import Problem, read_problems, worked_problems
 from regraft.data.records import Records
 from regraft.data.windows import Windows
-from regraft.export.graft_description import read_about
+from regraft.export.graft_description import CERTIFICATE, read_about
 from regraft.export.graft_folder import attach, read_certificate, save_graft, write_certificate
 from regraft.export.grafted_model import write_grafted
 from regraft.export.published_adapters import is_published, read_published
@@ -249,8 +249,12 @@ def evaluate_transcoder(
 
 
 def export_transcoder(folder: Path | str, target: Path | str, remote_code: bool = False) -> str:
-    """Write the model with the adapters in it as a Hugging Face folder."""
+    """Write the model with the adapters in it as a Hugging Face folder; adapters that were not measured are
+    measured first, on worked sums."""
     folder, target = expanded(folder), expanded(target)
+    check_empty(target, "--save")
+    if not (folder / CERTIFICATE).exists():
+        evaluate_transcoder(folder)
     standing = opened_pair(folder)
     return write_grafted(standing.carrier, [standing.graft], read_certificate([folder]), target, remote_code)
 
