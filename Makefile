@@ -3,8 +3,9 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 VLLM := .vllm
+READERS := .readers
 
-.PHONY: report test test-slow test-vllm lint bench mutants clean
+.PHONY: report test test-slow test-vllm test-readers lint bench mutants clean
 
 report: $(READY)
 	$(VENV)/bin/regraft report --out report
@@ -21,6 +22,10 @@ test-slow: $(READY)
 # brings along do not import beside PyTorch for the CPU
 test-vllm: $(READY) $(VLLM)/.ready
 	$(PYTHON) -m pytest -q -m vllm tests/test_vllm.py
+
+# neighbours that read our files and install beside an older transformers alone
+test-readers: $(READY) $(READERS)/.ready
+	$(PYTHON) -m pytest -q -m readers tests/test_neighbour_readers.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check src tests benchmarks tools
@@ -43,6 +48,11 @@ $(VLLM)/.ready: pyproject.toml
 	$(VLLM)/bin/pip install -q -e ".[vllm]"
 	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $(VLLM)/.ready
+
+$(READERS)/.ready:
+	test -d $(READERS) || python3.11 -m venv $(READERS)
+	$(READERS)/bin/pip install -q circuit-tracer==0.5.0 sae-lens==6.54.12
+	touch $(READERS)/.ready
 
 clean:
 	rm -rf report

@@ -11,10 +11,11 @@ import torch
 from regraft import load
 from regraft.data.records import Records
 from regraft.features.attribution import _Linear, attribute, pruned, salient
-from regraft.features.feature_pass import EDGES, feature_pass, regions_of
+from regraft.features.feature_pass import feature_pass, regions_of
 from regraft.features.feature_sources import adapter_features
 from regraft.features.linear_model import RULES
 from regraft.features.neighbour_files import cantor, write_graph
+from regraft.features.running_histogram import RunningHistogram
 from regraft.features.running_top import BEFORE, BEHIND, RunningSample, RunningTop
 from regraft.modules.backbone import mlps_of
 from regraft.modules.transcoder import beside
@@ -49,6 +50,25 @@ def test_the_largest_of_a_stream_are_those_of_all_of_it():
                     assert bool(window[BEFORE + offset].isnan())
 
 
+def test_a_histogram_is_exact_whatever_the_order():
+    """Beside numpy's, for values of very different sizes, in pieces; a dead feature has one empty bin."""
+    draw = np.random.default_rng(0)
+    values = np.maximum(draw.normal(size=(500, 5)), 0.0) * [1e-5, 1.0, 40.0, 1e4, 0.0]
+    for order in (np.arange(500), np.argsort(values[:, 1]), np.argsort(-values[:, 2])):
+        counted = RunningHistogram(5)
+        for some in np.array_split(order, 7):
+            counted.add(values[some])
+        for feature in range(4):
+            width, above = counted.width_F[feature], values[:, feature][values[:, feature] > 0]
+            assert np.log2(width) % 1 == 0
+            wanted = np.histogram(above, 64, (0, 64 * width))[0]
+            assert counted.counts_FH[feature].tolist() == wanted.tolist()
+            assert 32 <= len(counted.of(feature)) <= 64, "the larger half is used"
+            assert counted.of(feature)[-1] > 0, "the last bin holds the largest"
+            assert counted.of(feature).sum() == len(above)
+        assert counted.of(4).tolist() == [0]
+
+
 def test_a_sample_is_even_and_holds_what_is_above_zero():
     values = torch.zeros(400, 2)
     values[::2, 0] = torch.arange(200.0) + 1
@@ -81,7 +101,7 @@ def test_a_pass_counts_what_a_plain_loop_finds():
     batch = text.rows(range(20))
     active = np.zeros((4, 24))
     largest = np.zeros((4, 24))
-    histogram = np.zeros((4, 24, len(EDGES)))
+    every = [[[] for _ in range(24)] for _ in range(4)]
     with beside(base.hf, mlps_of(base), graft), graft.hearing() as heard, torch.no_grad():
         for row in batch:
             base.hf(row[:1, : int((row[1] > 0).sum())])
@@ -92,14 +112,17 @@ def test_a_pass_counts_what_a_plain_loop_finds():
                 active[block] += above
                 largest[block] = np.maximum(largest[block], value.numpy())
                 for feature in np.nonzero(above)[0]:
-                    histogram[block, feature, int((float(value[feature]) >= EDGES).sum()) - 1] += 1
+                    every[block][feature].append(float(value[feature]))
     tokens = 19 * 9 + 6
     assert found.tokens == 2 * tokens
     for block in range(4):
         np.testing.assert_allclose(found.frequency_F(block), active[block] / tokens, atol=2 / tokens)
         np.testing.assert_allclose(found.blocks[block].largest_F, largest[block], rtol=1e-3, atol=1e-5)
-        difference = np.abs(found.blocks[block].histogram_FH - 2 * histogram[block]).sum()
-        assert difference <= 8, "a value at an edge may fall either way"
+        counted = found.blocks[block].histogram
+        for feature, values in enumerate(every[block]):
+            bins = np.histogram(values, 64, (0, 64 * counted.width_F[feature]))[0]
+            difference = np.abs(counted.counts_FH[feature] - 2 * bins).sum()
+            assert difference <= 8, "a value at an edge may fall either way"
     with pytest.raises(ValueError, match=r"there is no text|holds no token"):
         feature_pass(base, adapter_features(base, graft), {}, most=3)
 

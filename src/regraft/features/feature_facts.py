@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from regraft.features.feature_pass import EDGES, REGIONS, BlockFeatures, FeaturePass
+from regraft.features.feature_pass import REGIONS, BlockFeatures, FeaturePass
 from regraft.features.feature_sources import FeatureSource
 from regraft.features.running_top import BEFORE
 from regraft.model.model import Model
@@ -88,7 +88,7 @@ class Facts:
                 "act_min": 0.0,
                 "act_max": round(float(block.largest_F[feature]), 4),
                 "quantile_values": bounds,
-                "histogram": [block.histogram_FH[feature].tolist(), [round(float(e), 5) for e in EDGES]],
+                "histogram": block.histogram.of(feature).tolist(),
                 "activation_frequency": float(frequency[feature]),
                 "share_by_region": dict(
                     zip(REGIONS, (counts_DR.sum(0) / total).round(4).tolist(), strict=True)

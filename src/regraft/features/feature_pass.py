@@ -16,6 +16,7 @@ from regraft.core.progress import advance
 from regraft.data.records import PADDING, Records
 from regraft.data.windows import Windows
 from regraft.features.feature_sources import FeatureSource
+from regraft.features.running_histogram import RunningHistogram
 from regraft.features.running_top import RunningSample, RunningTop
 from regraft.model.model import Model
 from regraft.training.tasks.transcoder_task import inputs_of, split_batch
@@ -24,13 +25,8 @@ REGIONS = ("question", "think start", "thinking", "answer")
 """Parts of a record."""
 OPENS, CLOSES = "<think>", "</think>"
 """What thinking stands between."""
-BINS = 24
-"""Bins of a histogram above the lowest."""
 BATCH = 16
 """Sequences read together."""
-EDGES = np.concatenate([[0.0], np.geomspace(1e-3, 1e3, BINS)])
-"""Edges of the histogram: from a thousandth to a thousand in equal ratios; what is outside counts in the
-first or the last."""
 
 
 @dataclass
@@ -40,8 +36,12 @@ class BlockFeatures:
     top: RunningTop
     sample: RunningSample
     counts_FDR: np.ndarray
-    histogram_FH: np.ndarray
-    largest_F: np.ndarray
+    histogram: RunningHistogram
+
+    @property
+    def largest_F(self) -> np.ndarray:
+        """The largest value of every feature."""
+        return self.histogram.largest_F
 
 
 @dataclass
@@ -92,7 +92,7 @@ def feature_pass(
             BlockFeatures(
                 RunningTop(features, k), RunningSample(features, k, seed + block),
                 np.zeros((features, count, len(REGIONS)), np.int64),
-                np.zeros((features, BINS + 1), np.int64), np.zeros(features),
+                RunningHistogram(features),
             )
             for block in range(source.blocks)
         ],
@@ -134,10 +134,7 @@ def _count(block: BlockFeatures, values_NF: np.ndarray, regions: np.ndarray, dom
     active_NF = values_NF > 0
     for region in np.unique(regions):
         block.counts_FDR[:, domain, region] += active_NF[regions == region].sum(0)
-    token, feature = np.nonzero(active_NF)
-    slot = np.clip(np.searchsorted(EDGES, values_NF[token, feature], side="right") - 1, 0, BINS)
-    np.add.at(block.histogram_FH, (feature, slot), 1)
-    block.largest_F = np.maximum(block.largest_F, values_NF.max(0, initial=0.0))
+    block.histogram.add(values_NF)
 
 
 def regions_of(model: Model, ids: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def _node(graph: AttributionGraph, number: int, name: str, influence: float) -> 
         "feature": (cantor(node.block, node.index), str(node.block), "cross layer transcoder",
                     f"{node.block}_{node.index}-0", ""),
         "token": (node.position, "E", "embedding", f"E_{node.index}-{node.position}", f'Emb: "{node.text}"'),
-        "logit": (node.index, name.partition("_")[0], "logit", f"{name.rpartition('_')[0]}-0",
+        "logit": (node.index, name.partition("_")[0], "logit", f"L_{node.index}-{node.position}",
                   f'Output "{node.text}" (p={node.value:.3f})'),
     }[node.kind]  # fmt: skip
     feature, layer, kind, js_id, clerp = told
