@@ -3,7 +3,8 @@ own.
 
 `.readers/bin/python tools/read_as_neighbours.py FOLDER REQUEST.pt ANSWER.pt`, run by
 `tests/test_neighbour_readers.py` (`make test-readers`). FOLDER is what `graft transcoder features
---neighbours` wrote, with `graph.json` beside; the request holds inputs for every block. Imports nothing of regraft.
+--neighbours` wrote, with `graph.json` beside; the request holds inputs for every block. Imports nothing of
+regraft.
 """
 
 from __future__ import annotations
