@@ -78,14 +78,16 @@ def test_a_page_of_each_kind_and_no_files_of_what_is_no_adapter(tmp_path):
     base, target = regraft.load("specimen:qwen3"), regraft.load("specimen:tuned")
     regraft.fit_transcoder(base, target, tmp_path / "a", features=8, plan=SHORT)
     folder = tmp_path / "a" / "graft"
-    for of, count, title in (
-        ("neurons", 512, "Neurons of the MLPs"),
-        ("random", 8, "Random directions in the"),
+    for of, count, title, noun in (
+        ("neurons", 512, "Neurons of the MLPs", "neuron"),
+        ("random", 8, "Random directions in the", "random"),
     ):
         data = regraft.describe_features(folder, tmp_path / of, most=4, k=2, of=of)
         assert data.sizes["feature"] == count
         assert data.attrs["of"] == of
-        assert title in (tmp_path / of / "page" / "index.html").read_text()
+        page = (tmp_path / of / "page" / "index.html").read_text()
+        assert title in page
+        assert f'NOUN = "{noun}"' in page
     with pytest.raises(ValueError, match="neighbours' files hold adapters, not neurons: leave out --neigh"):
         regraft.describe_features(folder, tmp_path / "n", most=4, of="neurons", neighbours=True)
     assert not (tmp_path / "n").exists()

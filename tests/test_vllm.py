@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
 import subprocess
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -138,3 +144,42 @@ def test_wrong_switches_are_refused(folder, switches, switchable, said):
     done, _, _ = served(folder, [switches], switchable=switchable)
     assert done.returncode != 0
     assert said in done.stderr
+
+
+def test_the_server_of_the_readme_answers(folder):
+    """As the README starts it; `vllm serve` itself does not start from the build for CPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (line,) = re.findall(r"python (-m vllm\.\S+) --model adapted", (ROOT / "README.md").read_text())
+    words = [str(PYTHON), *line.split(), "--model", str(folder), "--served-model-name", "adapted"]
+    words += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--port", str(port)]
+    words += ["--hf-overrides", json.dumps({"switched": {"strength": 0.5}})]
+    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    log = folder.parent / "server.log"
+    with log.open("w") as stream, subprocess.Popen(words, stdout=stream, stderr=stream, env=env) as server:
+        try:
+            found = asked_of(port, server, {"model": "adapted", "prompt": PROMPTS[0], "max_tokens": WRITTEN,
+                                            "temperature": 0, "ignore_eos": True})  # fmt: skip
+        finally:
+            server.terminate()
+    assert found is not None, log.read_text()[-3000:]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor(tokenizer([PROMPTS[0]], add_special_tokens=False)["input_ids"])
+    model = opened(folder, {"strength": 0.5})
+    wanted = model.generate(ids, max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, do_sample=False)
+    assert found == tokenizer.decode(wanted[0, ids.shape[1] :])
+
+
+def asked_of(port, server, question):
+    """The text that a server answers with once it is up; None where it ends before."""
+    address = f"http://127.0.0.1:{port}/v1/completions"
+    body = json.dumps(question).encode()
+    while server.poll() is None:
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return json.loads(answer.read())["choices"][0]["text"]
+        except urllib.error.URLError:
+            time.sleep(2)
+    return None

@@ -46,6 +46,8 @@ TITLES: dict[Of, str] = {
     "neurons": "Neurons of the MLPs: {base} to {target}",
 }
 """Of the page, by whose features it shows."""
+NOUNS: dict[Of, str] = {"adapters": "feature", "random": "random", "neurons": "neuron"}
+"""What one is called in its address."""
 PAGE, PACKED, WEIGHTS, SAELENS = "page", "features", "circuit-tracer", "saelens"
 
 
@@ -110,7 +112,7 @@ def describe_features(
     write_feature_page(
         out / PAGE, TITLES[of].format(**about["pair"]),
         [*feature_sentences(data), *([why] if why else [])], (facts.of_block(block) for block in blocks),
-        {place: (one.text, one.score) for place, one in said.items()},
+        {place: (one.text, one.score) for place, one in said.items()}, NOUNS[of],
     )  # fmt: skip
     data.attrs |= {"described": len(said), "descriptions": why or "none were asked for"}
     if neighbours:

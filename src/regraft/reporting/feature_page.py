@@ -25,6 +25,7 @@ def write_feature_page(
     told: Iterable[str],
     blocks: Iterable[Iterable[dict[str, Any]]],
     said: Mapping[tuple[int, int], tuple[str, float]] | None = None,
+    noun: str = "feature",
 ) -> None:
     """Write `index.html` and `block-{i}.js` into a new folder.
 
@@ -33,6 +34,7 @@ def write_feature_page(
         told: sentences for the top of the page.
         blocks: features of each block, as `Facts.of_block` tells them.
         said: descriptions of features with their scores, by block and feature.
+        noun: what one is called in its address, `5.feature.317`.
     """
     said = said or {}
     with whole_folder(folder) as fresh:
@@ -49,6 +51,7 @@ def write_feature_page(
         template = resources.files("regraft.reporting").joinpath("features.html").read_text(encoding="utf-8")
         page = template.replace("__TITLE__", html.escape(title))
         page = page.replace("__TOLD__", "".join(f"<p>{html.escape(line)}</p>" for line in told))
+        page = page.replace("__NOUN__", json.dumps(noun))
         data = json.dumps(index, ensure_ascii=False).replace("</", "<\\/")
         (fresh / "index.html").write_text(page.replace("__INDEX__", data), encoding="utf-8")
 
