@@ -7,7 +7,8 @@ import json
 import pytest
 
 import regraft
-from regraft.data.chat_records import PUBLISHED, Exchange, chat_records, exchanges_in, is_chat_file, kept
+from regraft.data.chat_records import PUBLISHED, chat_records, kept
+from regraft.data.exchanges import Exchange, exchanges_in, is_chat_file
 from regraft.data.records import COUNTED
 from regraft.jobs.transcoder_jobs import fit_transcoder
 from regraft.training.trainer import TrainingPlan

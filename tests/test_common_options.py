@@ -107,6 +107,15 @@ def test_a_file_need_not_name_the_command_of_a_group(words, tmp_path):
     assert ("steps" if words[0] == "graft" else "prompts") in done.stderr
 
 
+def test_a_command_that_there_is_not_is_told_with_the_nearest(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("steps: 3\n")
+    done = run("graft", "transcodr", "fit", "--config", str(file))
+    assert done.exit_code == 2
+    assert "there is no command 'graft transcodr' for the options of" in " ".join(done.stderr.split())
+    assert "write one of transcoder, embedding, head" in " ".join(done.stderr.split())
+
+
 def test_one_value_of_a_list_may_stand_alone_in_a_file(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(

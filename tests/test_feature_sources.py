@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from regraft.features.feature_pass import feature_pass
 from regraft.features.feature_sources import adapter_features, neuron_features, random_features
 from regraft.modules.backbone import mlps_of
 from regraft.modules.transcoder import beside
+from small import opened
 from test_features import text_of
 from transcoder_models import pair, trained
 
@@ -47,7 +50,7 @@ def test_random_directions_are_as_frequent_and_as_long_as_the_features():
     base, _ = pair("llama")
     graft, text = trained(base), text_of(40)
     own = feature_pass(base, adapter_features(base, graft), {"all": text}, most=40)
-    drawn = random_features(base, graft, text, seed=3)
+    drawn = random_features(base, graft, [text], seed=3)
     found = feature_pass(base, drawn, {"all": text}, most=40)
     for block in range(4):
         np.testing.assert_allclose(found.frequency_F(block), own.frequency_F(block), atol=1 / own.tokens)
@@ -56,8 +59,8 @@ def test_random_directions_are_as_frequent_and_as_long_as_the_features():
         cosine = torch.cosine_similarity(drawn.columns(block), graft[block].dec.weight.detach().T)
         assert float(cosine.mean().abs()) < 0.2, "they point elsewhere"
     assert 0.02 < np.mean([own.frequency_F(block).mean() for block in range(4)]) < 0.98
-    again = random_features(base, graft, text, seed=3)
-    other = random_features(base, graft, text, seed=4)
+    again = random_features(base, graft, [text], seed=3)
+    other = random_features(base, graft, [text], seed=4)
     assert torch.equal(again.columns(2), drawn.columns(2))
     assert not torch.equal(other.columns(2), drawn.columns(2))
 
@@ -67,7 +70,7 @@ def test_a_direction_in_the_place_of_a_dead_feature_is_dead():
     graft, text = trained(base), text_of(20)
     with torch.no_grad():
         graft[1].enc.bias[5] = -1e6
-    found = feature_pass(base, random_features(base, graft, text), {"all": text}, most=20)
+    found = feature_pass(base, random_features(base, graft, [text]), {"all": text}, most=20)
     assert found.frequency_F(1)[5] == 0.0
     assert found.frequency_F(1)[6] > 0.0
 
@@ -90,4 +93,20 @@ def test_a_page_of_each_kind_and_no_files_of_what_is_no_adapter(tmp_path):
         assert f'NOUN = "{noun}"' in page
     with pytest.raises(ValueError, match="neighbours' files hold adapters, not neurons: leave out --neigh"):
         regraft.describe_features(folder, tmp_path / "n", most=4, of="neurons", neighbours=True)
+    with pytest.raises(ValueError, match="of is 'neuron': choose of adapters, random, neurons"):
+        regraft.describe_features(folder, tmp_path / "n", most=4, of="neuron")
     assert not (tmp_path / "n").exists()
+
+
+def test_blocks_of_other_widths_have_no_common_page():
+    model = opened("llama")
+    small = torch.nn.Linear(5, model.width, bias=False)
+    model.blocks[1].module.mlp.down_proj = small
+    taps = SimpleNamespace(
+        main_blocks=model.main_blocks,
+        tap=lambda site: SimpleNamespace(
+            module=small if site.startswith("1.") else model.blocks[0].module.mlp.down_proj
+        ),
+    )
+    with pytest.raises(ValueError, match=r"the blocks' MLPs have \[5, \d+\] neurons: one page needs equally"):
+        neuron_features(taps, None)

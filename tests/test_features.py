@@ -127,6 +127,20 @@ def test_a_pass_counts_what_a_plain_loop_finds():
         feature_pass(base, adapter_features(base, graft), {}, most=3)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_features_that_are_no_numbers_are_refused(value):
+    """As half precision overflows: a histogram has no bin for them."""
+    base, _ = pair("llama")
+    graft = trained(base)
+    with torch.no_grad():
+        graft[2].enc.bias[3] = value
+    source = adapter_features(base, graft)
+    with pytest.raises(
+        ValueError, match="features of block 2 are no numbers at some token of sequences 0 to 15"
+    ):
+        feature_pass(base, source, {"all": text_of(20)}, most=20)
+
+
 class Spelled:
     def token_text(self, token):
         return ["What", " is", " it", "?", " <", "think", ">", " It", " is", " 3", " </", "think", ">", " 3"][

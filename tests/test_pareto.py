@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from regraft.core.interrupts import StoppedError
 from regraft.jobs import pareto_job, transcoder_jobs
 from regraft.jobs.pareto_job import pareto_table, sparser_is_fewer
 from regraft.jobs.transcoder_jobs import fit_transcoder
+from regraft.reporting.figures.transcoder_figures import pareto_finding
 from regraft.training.trainer import TrainingPlan
 
 PLAN = TrainingPlan(steps=8, batch=2, warmup=1, rate=1e-2)
@@ -56,7 +60,7 @@ def test_weights_and_controls_stand_side_by_side_and_are_made_once(models, tmp_p
     assert [len(row) for row in rows] == [len(head)] * 5
     assert json.loads((tmp_path / "pareto.json").read_text())["attrs"]["experiment"] == "transcoder_pareto"
     page = (tmp_path / "pareto.html").read_text()
-    assert "active features of a token (0.5) adapters recover" in page or "(0.001" in page
+    assert html.escape(pareto_finding(data)) in page
     drawn = load_file(tmp_path / "l1-0.001-random" / "graft" / "graft.safetensors")
     start = load_file(tmp_path / "l1-0.001-next-token" / "graft" / "graft.safetensors")
     fresh = first_weights(models, tmp_path / "fresh")
@@ -73,14 +77,56 @@ def test_weights_and_controls_stand_side_by_side_and_are_made_once(models, tmp_p
     again = regraft.pareto_transcoder(*models, tmp_path, l1=(0.5, 0.0001), controls=controls, **options)
     np.testing.assert_allclose(again.kl, data.kl, rtol=1e-3)
     for other, said in (
-        ({"plan": TrainingPlan(steps=9, batch=2)}, "plan"), ({"seed": 1}, "seed"),
+        ({"plan": TrainingPlan(steps=9, batch=2)}, "plan"), ({"seed": 1}, "text_sha256, seed"),
         ({"features": 13}, "features"), ({"backbone": "base"}, "backbone"),
         ({"weights": regraft.TranscoderLoss(nmse=0.5)}, "loss"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"l1-0\.5 holds adapters that were made otherwise \({said}\)"):
             regraft.pareto_transcoder(*models, tmp_path, l1=(0.5,), **{**options, **other})
-    with pytest.raises(ValueError, match="there is no weight of sparsity to fit"):
-        regraft.pareto_transcoder(*models, tmp_path, l1=())
+    (tmp_path / "other.txt").write_text("some other text " * 400)
+    with pytest.raises(ValueError, match=r"made otherwise \(text_sha256\)"):
+        regraft.pareto_transcoder(*models, tmp_path, [str(tmp_path / "other.txt")], l1=(0.5,), **options)
+    with pytest.raises(ValueError, match=r"made otherwise \(text_sha256\)"):
+        regraft.pareto_transcoder(*models, tmp_path, l1=(0.5,), length=30, **options)
+    assert "pair_backbone" not in data.attrs, "fits differ in it"
+    assert data.attrs["pair_target_sha256"] == models[1].weights_sha256
+    (line,) = re.findall(r"regraft graft transcoder pareto [^<]*", html.unescape(page))
+    for word in (
+        "--l1=0.5",
+        "--l1=0.0001",
+        "--control=next-token",
+        "--features=12",
+        "--steps=8",
+        "--rate=0.01",
+    ):
+        assert word in line.split(), line
+
+
+def test_what_cannot_be_fitted_or_measured_is_refused_before_the_first_fit(models, tmp_path, monkeypatch):
+    def never(*words, **more):
+        raise AssertionError("fitted")
+
+    monkeypatch.setattr(pareto_job, "fit_transcoder", never)
+    live = regraft.load((models[0].hf, models[0].tokenizer), pack=False)
+    short = tmp_path / "short.txt"
+    short.write_text("few words")
+    for pair_, given, said in (
+        (models, {"l1": ()}, "there is no weight of sparsity to fit"),
+        (models, {"l1": (0.1, -1.0)}, "there is no weight of sparsity to fit: name at least one, 0 or more"),
+        (
+            models,
+            {"controls": ["rand"]},
+            "the control 'rand' is not known: choose of base, next-token, random",
+        ),
+        (models, {"held": ["books"]}, "'books' names no domain"),
+        (models, {"held": [f"a={short}"]}, "less than one sequence of 256"),
+        ((live, models[1]), {}, "is a live model, which is not found again: save it to a folder"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            regraft.pareto_transcoder(*pair_, tmp_path / "p", **given)
+    monkeypatch.setattr(pareto_job, "processes", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="fits are made one after the other: start without a launcher"):
+        regraft.pareto_transcoder(*models, tmp_path / "p")
 
 
 def first_weights(models, out):

@@ -29,12 +29,40 @@ from test_transcoder_jobs import SHORT
         (" </think> Answer: 1.7", True, False),
         (" </think> It is 7, I think", True, True),
         (" 3 + 4 = 7. Answer: 7.", False, False),
+        (" x </think> Answer: -7.", True, False),
+        (" x </think> Answer: 2*7", True, False),
+        (" x </think> it is 7/3", True, False),
+        (" x </think> that is 7%", True, False),
+        (" x </think> Answer: 8. Problem: Tom has 7 cups", True, False),
+        (" x </think> Answer: 7. Problem: 1 + 1? <think> 2", True, True),
+        (" x </think> Answer: 7. Problem: 1 + 1? <think> 2 </think> Answer: 2.", True, True),
+        (" x </think> 3 + 4 = 7", True, True),
+        (" x </think> 7 is more than 3 + 3 = 6", True, False),
+        (" x </think> so \\boxed{7} of 9", True, True),
+        (" x </think> The answer is 7, not 8", True, True),
         (" 7 </think> I do not know", True, False),
     ],
 )
 def test_an_answer_counts_by_itself_and_behind_a_closed_thought(written, closed, right):
     found = judged(Problem("3 + 4? <think>", "7"), written)
     assert (found.closed, found.right) == (closed, right)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told", "right"),
+    [
+        ("1200", "Answer: 1,200", True),
+        ("1,200", "it makes 1200", True),
+        ("-7", "Answer: \N{MINUS SIGN}7", True),
+        ("Paris", "The answer is Paris.", True),
+        ("Paris", "The answer is Parisian.", False),
+        ("x + 1", "so (x + 1) it is", True),
+        ("7.5", "7.5", True),
+        ("7", "7.5", False),
+    ],
+)
+def test_numbers_are_compared_as_numbers_and_words_as_words(answer, told, right):
+    assert judged(Problem("?", answer), told).right is right
 
 
 def test_a_thought_that_the_text_opens_must_close_and_none_need_not():
@@ -102,7 +130,7 @@ def test_the_certificate_says_what_each_model_solves(tmp_path):
         assert float(data.length.sel(model=name)) == pytest.approx(tokens / 7, abs=2), name
     assert float(data.right.sel(model="target")) > 0.8 > float(data.right.sel(model="base"))
     with beside(standing.carrier.hf, mlps_of(standing.carrier), standing.graft):
-        adapted = solve(standing.carrier.hf, tokenizer, made, 60)
+        adapted = solve(standing.carrier, made, 60)
     assert float(data.right.sel(model="adapted")) == sum(one.attempt.right for one in adapted) / 7
     told = transcoder_sentences(data)[-1]
     assert told.startswith("7 held-out problems: base 0.0% right, 0.0% of the thoughts closed")
@@ -111,6 +139,30 @@ def test_the_certificate_says_what_each_model_solves(tmp_path):
     fewer = regraft.evaluate_transcoder(tmp_path / "graft", problems=file, solve=3, **options)
     assert fewer.attrs["problems"] == 3
     assert "right" not in regraft.evaluate_transcoder(tmp_path / "graft", most=2)
+    for wrong, said in (
+        ({"solve": -1}, "solve is -1: write 0 or more"),
+        (
+            {"solve": 2, "new_tokens": 10**6},
+            r"make 10000\d\d, more than the \d+ that .* reads: lower --new-tok",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            regraft.evaluate_transcoder(tmp_path / "graft", **wrong)
+
+
+def test_models_are_asked_greedily_whatever_their_settings_are(tmp_path):
+    """Repetition penalties and other ends of one model would make another contest of it."""
+    model, problems = regraft.load("specimen:tuned"), worked_problems(4, 5)
+    plain = solve(model, problems, 50)
+    own = model.hf.generation_config
+    model.hf.generation_config = type(own)(
+        repetition_penalty=3.0, num_beams=2, do_sample=True, temperature=9.0, eos_token_id=own.eos_token_id
+    )
+    assert [one.text for one in solve(model, problems, 50)] == [one.text for one in plain]
+    (wait,) = model.tokenizer(" Then", add_special_tokens=False)["input_ids"][:1]
+    for one, short in zip(plain, solve(model, problems, 50, {wait}), strict=True):
+        assert short.text == one.text.partition(" Then")[0], "another model's end ends this text, too"
+        assert short.tokens < one.tokens
 
 
 def test_problems_of_one_length_go_together():

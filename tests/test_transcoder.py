@@ -77,17 +77,19 @@ def test_a_padded_batch_has_the_losses_of_its_rows(name):
     assert depth >= 2
 
 
-def test_gradients_are_those_of_whole_forward_passes():
+@pytest.mark.parametrize("backbone", ["base", "target"])
+@pytest.mark.parametrize("cutoff", [0, 2, 4])
+def test_gradients_are_those_of_whole_forward_passes(cutoff, backbone):
     base, target = pair("llama")
-    carrier = hybrid(base, target)
+    carrier = base if backbone == "base" else hybrid(base, target)
     graft, batch = trained(carrier), padded(7, 5)
     for model in (carrier, target):
         model.hf.requires_grad_(False)
-    task = TranscoderTask(carrier, target, graft, ONES, cutoff=2)
+    task = TranscoderTask(carrier, target, graft, ONES, cutoff=cutoff)
     sum(value for name, value in task.losses(batch).items() if not name.startswith("_")).backward()
     found = [p.grad.clone() for p in graft.parameters()]
     graft.zero_grad()
-    wanted = losses(carrier, target, graft, batch[:, 0], batch[:, 1], 2)
+    wanted = losses(carrier, target, graft, batch[:, 0], batch[:, 1], cutoff)
     sum(value for name, value in wanted.items() if not name.startswith("_")).backward()
     for mine, theirs in zip(found, [p.grad for p in graft.parameters()], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-3)
@@ -166,6 +168,24 @@ def test_silent_features_are_counted_and_lifted():
     assert float(graft[1].enc.bias.grad[3]) == pytest.approx(-1 / count), "upwards"
     last = len(dead_LF) - 1
     assert not bool((graft[last].enc.bias.grad[~dead_LF[last]] != 0).any()), "those that live are left alone"
+
+
+def test_sizes_are_added_up_in_single_precision_whatever_the_step_is_in(monkeypatch):
+    """Beside a sum in double precision of the very features that the step heard."""
+    base, target = pair("llama")
+    graft, batch = trained(base), padded(6, 6)
+    task, kept = TranscoderTask(base, target, graft, TranscoderLoss(l1=1.0), cutoff=0), []
+    own = task._sparsity
+    monkeypatch.setattr(task, "_sparsity", lambda heard, *rest: kept.append(heard) or own(heard, *rest))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = parts_of(task, batch)["l1"]
+    features = [own_BTF[:2].detach() for _, own_BTF in kept[0]]
+    assert features[0].dtype == torch.bfloat16, "the step is in half precision"
+    wanted = sum(
+        float((one.double() @ adapter.dec.weight.detach().double().norm(dim=0)).mean())
+        for one, adapter in zip(features, graft, strict=True)
+    )
+    assert found == pytest.approx(wanted, rel=2e-5)
 
 
 def test_the_weight_of_sizes_rises_and_counts_by_layer():

@@ -321,3 +321,27 @@ def test_adapters_train_beside_models_in_half_precision(tmp_path):
     told = fit_transcoder(*models, tmp_path / "t", features=4, plan=SHORT)
     assert "of 4 features are active" in told
     assert weights_of(tmp_path / "t" / "graft")["adapters.0.enc.weight"].dtype == torch.float32
+    told = regraft.export_transcoder(tmp_path / "t" / "graft", tmp_path / "model")
+    assert "its tensors are the grafts' to the bit" in told, "opened again in the type that they stand beside"
+    assert opened_pair(tmp_path / "t" / "graft").carrier.dtype == torch.bfloat16
+
+
+def test_chat_records_are_named_on_the_line_and_wrong_words_are_told_before_models_are_opened(tmp_path):
+    file = tmp_path / "chat.jsonl"
+    line = {"messages": [{"content": "1 + 1?"}, {"content": "<think> 2 </think> 2"}]}
+    file.write_text(json.dumps(line) + "\n" + json.dumps(line) + "\n")
+    words = ["fit", "--text", str(file), "--features", "4", "--steps", "1", "--batch", "2"]
+    done = CliRunner().invoke(app, prepared(["graft", "transcoder", *words, "--out", str(tmp_path / "t")]))
+    assert done.exit_code == 0, done.output
+    missing = ["--base", "no-such-model"]
+    for wrong, said in (
+        (["fit", *missing, "--text", str(file), "--dataset", "x"], "--text and --dataset are both given"),
+        (["fit", *missing, "--share", "math=1"], "--share is for chat records: name some with --text or"),
+        (["fit", *missing, "--text", str(file), "--share", "math=0.5"], "sum to 0.5: they must sum to 1"),
+        (["fit", *missing, "--ramp", "2"], "ramp is 2.0: it is a share of the steps, 0 to 1"),
+        (["eval", "--graft", str(tmp_path / "t" / "graft"), *missing, "--problems", "none.jsonl"],
+         "there is no file none.jsonl: name one with a question"),
+    ):  # fmt: skip
+        done = CliRunner().invoke(app, prepared(["graft", "transcoder", *wrong]))
+        assert done.exit_code == 2, done.output
+        assert said in " ".join(done.stderr.split()), done.stderr

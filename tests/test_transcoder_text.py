@@ -72,4 +72,9 @@ def test_two_sources_none_and_one_without_rows_are_refused(model, tmp_path):
         text_of_source(model, TextSource(["a.txt"], dataset="b"), tmp_path)
     with pytest.raises(ValueError, match=r"the data set .* does not open"):
         text_of_source(model, TextSource(dataset=str(tmp_path / "none")), tmp_path)
-    assert len(text_of_source(model, TextSource(), tmp_path)) == 4000, "worked sums"
+    with pytest.raises(ValueError, match=r"the data set .* has no row"):
+        text_of_source(model, TextSource(dataset=folder_of(tmp_path / "set", CHATS), rows=0), tmp_path)
+    with pytest.raises(ValueError, match="domains have shares in chat records alone"):
+        text_of_source(model, TextSource(shares={"math": 1.0}), tmp_path)
+    sums = text_of_source(model, TextSource(length=20), tmp_path)
+    assert (len(sums), sums.length) == (4000, 20), "worked sums, cut"

@@ -180,6 +180,8 @@ def asked_of(port, server, question):
         try:
             with urllib.request.urlopen(request) as answer:
                 return json.loads(answer.read())["choices"][0]["text"]
+        except urllib.error.HTTPError:
+            raise
         except urllib.error.URLError:
             time.sleep(2)
     return None

@@ -11,8 +11,9 @@ import typer
 from regraft.cli.common import push_saved, settings_of
 from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.options import DebugOption, DeviceOption, SeedOption, filling, folder_option, open_model
-from regraft.core.files import check_empty
+from regraft.core.files import check_empty, expanded
 from regraft.core.runs import store_settings
+from regraft.data.exchanges import check_shares
 from regraft.export.graft_description import read_about
 from regraft.features.descriptions import Endpoint
 from regraft.jobs.checks import check_domains, check_least, check_texts
@@ -74,13 +75,17 @@ def fit(
         check_least(0, **{name: value for name, value in weights.items() if name != "by_layer"})
         check_least(2, length=length)
         named, shares = check_texts(text or []), _shares(share or [])
-        models = [open_model(name, device, "", "", False, "") for name in (base, target)]
+        if text and dataset:
+            raise ValueError("--text and --dataset are both given: choose one")
+        if shares and not (text or dataset):
+            raise ValueError("--share is for chat records: name some with --text or --dataset")
         from regraft.cli.progress_bar import with_bar
         from regraft.jobs.transcoder_jobs import fit_transcoder
         from regraft.training.tasks.transcoder_task import TranscoderLoss
         from regraft.training.trainer import TrainingPlan
 
-        options = {"weights": TranscoderLoss(**weights), "plan": TrainingPlan(**plan)}
+        options: dict[str, Any] = {"weights": TranscoderLoss(**weights), "plan": TrainingPlan(**plan)}
+        models = [open_model(name, device, "", "", False, "") for name in (base, target)]
         options |= {"backbone": backbone, "features": features, "length": length}
         options |= {"prompts_count": prompts_count, "seed": seed, "shares": shares}
         options |= {"random_features": random_features, "dataset": dataset, "rows": rows}
@@ -165,6 +170,8 @@ def evaluate(
         check_domains(text or [])
         check_least(1, windows=windows, new_tokens=new_tokens)
         check_least(0, solve=solve)
+        if problems and not expanded(problems).is_file():
+            raise ValueError(f"there is no file {problems}: name one with a question and an answer on a line")
         from regraft.cli.progress_bar import with_bar
         from regraft.jobs.transcoder_jobs import evaluate_transcoder, transcoder_sentences
 
@@ -226,6 +233,7 @@ def _shares(given: list[str]) -> dict[str, float]:
             raise ValueError(
                 f"--share {one} is no share: write DOMAIN=SHARE, for example math=0.7"
             ) from error
+    check_shares(found)
     return found
 
 

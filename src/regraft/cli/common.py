@@ -126,7 +126,11 @@ def defaults_of(context: typer.Context, file: str, written: str) -> dict[str, An
         if not inside:
             break
         if word not in inside:
-            raise ValueError(f"{file} is for the command {written!r}, which there is not")
+            near = get_close_matches(word, inside, 1)
+            raise ValueError(
+                f"there is no command {' '.join([*words, word])!r} for the options of {file}: write one of"
+                f" {', '.join([*near, *(name for name in sorted(inside) if name not in near)])}"
+            )
         command, words = inside[word], [*words, word]
     found = default_map(file, {p.name: bool(getattr(p, "multiple", False)) for p in command.params})
     for word in reversed(words):

@@ -1,38 +1,20 @@
-"""Questions and answers with reasoning traces, from JSONL: complete ones, short enough, in wanted shares.
+"""Questions and answers with reasoning traces: complete ones, short enough, in wanted shares.
 
-A line has `conversations` (objects with `value`) or `messages` (objects with `content`), the question first
-and the answer second, and perhaps a `domain`. Source of filter and shares: the published adapters' training
-text, 70% maths, 20% code, 10% science.
+Source of filter and shares: the published adapters' training text, 70% maths, 20% code, 10% science.
 """
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from regraft.data.exchanges import CLOSES, OPENS, ROUNDING, Exchange, check_shares
 from regraft.data.records import Records, records_of
 
-OPENS, CLOSES = "<think>", "</think>"
-"""What a reasoning trace stands between; a complete one has both, in this order."""
 PUBLISHED = {"math": 0.7, "code": 0.2, "science": 0.1}
 """Shares of the published mix by domain."""
-
-
-ROUNDING = 1e-6
-"""By how much shares written as decimals may miss 1."""
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A question, the answer to it, and the domain that the line names ("" for none)."""
-
-    question: str
-    answer: str
-    domain: str
 
 
 @dataclass(frozen=True)
@@ -48,60 +30,6 @@ class Kept:
         out = f"{self.incomplete:,} without a complete trace, {self.too_long:,} too long"
         beyond = f"{self.beyond_share:,} beyond their domain's share"
         return f"{len(self.exchanges):,} exchanges kept; {out}, {beyond}"
-
-
-def is_chat_file(file: Path) -> bool:
-    """Whether the first line of a file is an exchange."""
-    if file.suffix != ".jsonl":
-        return False
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            if line.strip():
-                try:
-                    found = json.loads(line)
-                except ValueError:
-                    return False
-                return isinstance(found, dict) and is_exchange(found)
-    return False
-
-
-def is_exchange(row: Mapping[str, Any]) -> bool:
-    """Whether an object, or a data set's row, has turns."""
-    return bool({"conversations", "messages"} & set(row))
-
-
-def exchanges_in(file: Path) -> Iterator[Exchange]:
-    """Every line's question and answer.
-
-    Raises:
-        ValueError: a line is no JSON, or has not two turns with text.
-    """
-    with file.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                where = f"line {number} of {file}"
-                try:
-                    found = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{where} is no JSON: {error}") from error
-                yield exchange_of(found, where)
-
-
-def exchange_of(found: Any, where: str) -> Exchange:
-    """The question and the answer of an object.
-
-    Raises:
-        ValueError: it has not two turns with text; the sentence says where it stands.
-    """
-    turns = found.get("conversations", found.get("messages")) if isinstance(found, dict) else None
-    if not isinstance(turns, list) or len(turns) < 2:
-        raise ValueError(
-            f"{where} has no question and answer: write conversations or messages with two turns"
-        )
-    texts = [turn.get("value", turn.get("content")) if isinstance(turn, dict) else None for turn in turns[:2]]
-    if not all(isinstance(text, str) and text for text in texts):
-        raise ValueError(f"{where} has a turn without text")
-    return Exchange(str(texts[0]), str(texts[1]), str(found.get("domain", "")))
 
 
 def is_complete(answer: str) -> bool:
@@ -124,6 +52,7 @@ def kept(
     Raises:
         ValueError: shares that do not sum to 1, or a domain of them that has no exchange.
     """
+    check_shares(shares or {})
     incomplete, too_long, left = 0, 0, []
     for one in exchanges:
         if not is_complete(one.answer):
@@ -134,8 +63,6 @@ def kept(
             left.append(one)
     if not shares:
         return Kept(tuple(left), incomplete, too_long, 0)
-    if abs(sum(shares.values()) - 1) > ROUNDING or min(shares.values()) <= 0:
-        raise ValueError(f"the shares of the domains sum to {sum(shares.values()):g}: they must sum to 1")
     by_domain = {name: [one for one in left if one.domain == name] for name in shares}
     missing = next((name for name, some in by_domain.items() if not some), None)
     if missing is not None:

@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regraft.data.chat_records import CLOSES, OPENS, asked_by_template
+from regraft.data.chat_records import asked_by_template
+from regraft.data.exchanges import CLOSES, OPENS
 from regraft.specimens import almanac
 
 THINKS = f" {OPENS}"
 """How a worked sum goes on behind its question."""
+
+
+NAMED = re.compile(r"\\boxed\{|\banswer(?: is)?\b\s*:?\s*", re.IGNORECASE)
+"""What stands in front of the answer in a text that names one."""
+NUMBER = re.compile("[-\N{MINUS SIGN}]?" + r"\d+(?:,\d{3})*(?:\.\d+)?(?:[/*^:]\d+)?%?")
+"""A number, with what would make another one of it."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +80,38 @@ def read_problems(file: Path, tokenizer: Any) -> list[Problem]:
 def judged(problem: Problem, written: str) -> Attempt:
     """What a text that was written on behind a problem shows.
 
-    A thought that is opened, by the problem or by the text, must be closed before an answer counts; the
-    answer must stand by itself, so that 42 is not found in 142 or 42.5.
+    A thought that the problem leaves open, or that the text opens first, must be closed before an answer
+    counts; what follows another opening is another problem's. An answer that is a number is compared with the
+    number that the text names as its answer (behind "answer" or in a box), else with its last number; any
+    other must stand in the text by itself.
 
     >>> judged(Problem("3 + 4? <think>", "7"), " 3 + 4 = 7. </think> Answer: 7.")
     Attempt(closed=True, right=True)
     >>> judged(Problem("3 + 4? <think>", "7"), " 3 + 4 = 7. Wait")
     Attempt(closed=False, right=False)
     """
-    whole = problem.prompt + written
-    opened = whole.rfind(OPENS)
-    closes = whole.find(CLOSES, opened) if opened >= 0 else -1
-    closed = opened < 0 or closes >= 0
-    told = whole[closes + len(CLOSES) :] if closes >= 0 else written
-    alone = rf"(?<![\w.,]){re.escape(problem.answer)}(?![\w]|[.,]\w)"
-    return Attempt(closed, closed and re.search(alone, told) is not None)
+    begun = 0 if problem.prompt.rfind(OPENS) > problem.prompt.rfind(CLOSES) else written.find(OPENS)
+    told = written
+    if begun >= 0:
+        closes = written.find(CLOSES, begun)
+        if closes < 0:
+            return Attempt(closed=False, right=False)
+        told = written[closes + len(CLOSES) :]
+    return Attempt(closed=True, right=_says(told.partition(OPENS)[0], problem.answer))
+
+
+def _says(told: str, answer: str) -> bool:
+    named = NAMED.search(told)
+    span = told[named.end() :] if named else told
+    if NUMBER.fullmatch(answer):
+        numbers = NUMBER.findall(span)
+        return bool(numbers) and _plain(numbers[0 if named else -1]) == _plain(answer)
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", span) is not None
+
+
+def _plain(number: str) -> str:
+    """A number without what only groups its digits."""
+    return number.replace(",", "").replace("\N{MINUS SIGN}", "-")
 
 
 def of_one_length(tokenizer: Any, problems: Sequence[Problem]) -> list[list[int]]:

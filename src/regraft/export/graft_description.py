@@ -11,7 +11,7 @@ from regraft.checkpoint.locate import NoCheckpointError
 from regraft.core.files import expanded
 
 ABOUT, CERTIFICATE = "graft.json", "certificate.json"
-MEASURE = "`regraft graft embedding eval` or `head eval`"
+MEASURE = "`regraft graft embedding eval`, `head eval` or `transcoder eval`"
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -24,7 +24,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         about = json.loads((expanded(folder) / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise NoCheckpointError(
-            f"{folder} holds no graft: make one with `regraft graft embedding fit` or `head build`"
+            f"{folder} holds no graft: make one with `regraft graft embedding fit`, `head build` or"
+            " `transcoder fit`"
         ) from error
     if not isinstance(about, dict) or not {"kind", "model", "weights_sha256"} <= set(about):
         raise NoCheckpointError(

@@ -3,17 +3,19 @@ length."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from itertools import takewhile
 
 import torch
 import xarray as xr
 
 from regraft.core.progress import advance
+from regraft.data.generation import Sampling, write_on
 from regraft.data.problems import Attempt, Problem, judged, of_one_length
 from regraft.export.transcoder_certificate import MODELS, Standing
+from regraft.model.model import Model
 
 BATCH = 64
 """Problems that are written on together."""
@@ -33,30 +35,30 @@ class Solution:
     attempt: Attempt
 
 
-def solve(hf: Any, tokenizer: Any, problems: Sequence[Problem], new_tokens: int) -> list[Solution]:
-    """Write on behind every problem, greedily, as the model runs now; those of one length together."""
+def solve(
+    model: Model, problems: Sequence[Problem], new_tokens: int, ends: Collection[int] = ()
+) -> list[Solution]:
+    """Write on behind every problem, greedily whatever the model's own settings are, as the model runs now;
+    those of one length together. A text ends in front of the first of `ends` or of the model's own."""
     found: dict[int, Solution] = {}
-    device = next(hf.parameters()).device
+    tokenizer, stops = model.tokenizer, {*ends, *end_tokens(model)}
     for numbers in of_one_length(tokenizer, problems):
         for start in range(0, len(numbers), BATCH):
             some = numbers[start : start + BATCH]
             prompts = [problems[number].prompt for number in some]
-            ids = torch.tensor(tokenizer(prompts, add_special_tokens=False)["input_ids"], device=device)
-            mask = torch.ones_like(ids)
-            with torch.no_grad():
-                rows = hf.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False)
-            for number, row in zip(some, rows[:, ids.shape[1] :].tolist(), strict=True):
-                kept = _until_end(row, hf.generation_config.eos_token_id)
+            ids = torch.tensor(tokenizer(prompts, add_special_tokens=False)["input_ids"], device=model.device)
+            for number, row in zip(some, write_on(model, ids, Sampling(new_tokens)), strict=True):
+                kept = list(takewhile(lambda token: token not in stops, row))
                 text = tokenizer.decode(kept)
                 found[number] = Solution(text, len(kept), judged(problems[number], text))
             advance("solving problems", len(found), len(problems))
     return [found[number] for number in range(len(problems))]
 
 
-def _until_end(ids: list[int], ends: int | list[int] | None) -> list[int]:
-    """Ids in front of the first that ends a text."""
-    stops = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
-    return ids[: next((place for place, token in enumerate(ids) if token in stops), len(ids))]
+def end_tokens(model: Model) -> set[int]:
+    """Ids that end a text by the model's settings."""
+    stated = model.hf.generation_config.eos_token_id
+    return set(stated if isinstance(stated, list) else [] if stated is None else [stated])
 
 
 def add_problem_rates(
@@ -67,7 +69,7 @@ def add_problem_rates(
     solved: dict[str, list[Solution]] = {}
     for name, model, placed in (("target", standing.target, nullcontext()), *standing.named()):
         with placed:
-            solved[name] = solve(model.hf, standing.target.tokenizer, problems, new_tokens)
+            solved[name] = solve(model, problems, new_tokens, end_tokens(standing.target))
     rates = {
         "right": [[one.attempt.right for one in solved[name]] for name in MODELS],
         "closed": [[one.attempt.closed for one in solved[name]] for name in MODELS],

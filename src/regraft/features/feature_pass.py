@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regraft.core.progress import advance
+from regraft.data.exchanges import CLOSES, OPENS
 from regraft.data.records import PADDING, Records
 from regraft.data.windows import Windows
 from regraft.features.feature_sources import FeatureSource
@@ -23,8 +24,6 @@ from regraft.training.tasks.transcoder_task import inputs_of, split_batch
 
 REGIONS = ("question", "think start", "thinking", "answer")
 """Parts of a record."""
-OPENS, CLOSES = "<think>", "</think>"
-"""What thinking stands between."""
 BATCH = 16
 """Sequences read together."""
 
@@ -119,6 +118,12 @@ def _read(
     real_BT, first = kind_BT > PADDING, found.tokens
     values = source.values(inputs_of(ids_BT, kind_BT))
     region_BT = torch.stack([regions_of(model, ids) for ids in ids_BT])
+    for number, one in enumerate(values):
+        if not bool(one[real_BT].isfinite().all()):
+            raise ValueError(
+                f"features of block {number} are no numbers at some token of sequences {row} to"
+                f" {row + len(batch) - 1}: open the models in a wider type"
+            )
     regions = region_BT[real_BT.cpu()].numpy()
     rows_N = (torch.arange(len(batch))[:, None] + row).expand_as(real_BT)[real_BT.cpu()]
     for block, values_BTF in zip(found.blocks, values, strict=True):

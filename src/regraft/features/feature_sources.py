@@ -26,8 +26,8 @@ from regraft.training.tasks.transcoder_task import inputs_of, split_batch
 
 Of = Literal["adapters", "random", "neurons"]
 """What features are read from, as people name it."""
-MATCHED = 64
-"""Sequences by which random directions are made as frequent as the adapters' features."""
+MATCHED, BATCH = 64, 16
+"""Sequences of each text by which random directions are made as frequent as features; those read together."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,16 @@ def neuron_features(model: Model, graft: Transcoders) -> FeatureSource:
 
 
 def random_features(
-    model: Model, graft: Transcoders, text: Windows | Records, seed: int = 0
+    model: Model, graft: Transcoders, texts: Sequence[Windows | Records], seed: int = 0
 ) -> FeatureSource:
-    """Directions drawn at random, as many as the adapters have features, each above zero at as many of some
-    text's tokens as the feature in whose place it stands, and writing a random direction as long as its."""
+    """Directions drawn at random, as many as the adapters have features, each above zero at as many tokens of
+    the first sequences of some texts as the feature in whose place it stands (never, where that never is),
+    and writing a random direction as long as its."""
     with drawing_from(seed):
         read = [_like(adapter.enc.weight) for adapter in graft]
         written = [_like(adapter.dec.weight.T) for adapter in graft]
     given, own = _reading(model, graft, "mlp_in"), adapter_features(model, graft)
-    floors = _floors(text, given, own.values, read)
+    floors = _floors(texts, given, own.values, read)
 
     def values(inputs: dict[str, Tensor]) -> list[Tensor]:
         return [
@@ -120,19 +121,29 @@ def _like(rows_FD: Tensor) -> Tensor:
     return drawn_FD * rows_FD.norm(dim=1, keepdim=True)
 
 
+@torch.no_grad()
 def _floors(
-    text: Windows | Records,
+    texts: Sequence[Windows | Records],
     given: Callable[[dict[str, Tensor]], Sequence[Tensor]],
     features: Callable[[dict[str, Tensor]], Sequence[Tensor]],
     read: Sequence[Tensor],
 ) -> list[Tensor]:
     """For each direction (F,) the value over which it is as often as the feature in whose place it stands."""
-    ids_BT, kind_BT = split_batch(text.rows(range(min(MATCHED, len(text)))).to(read[0].device))
-    inputs, real_BT = inputs_of(ids_BT, kind_BT), kind_BT > PADDING
+    states: list[list[Tensor]] = [[] for _ in read]
+    active: list[Tensor | float] = [0.0 for _ in read]
+    for text in texts:
+        for start in range(0, min(MATCHED, len(text)), BATCH):
+            rows = range(start, min(start + BATCH, MATCHED, len(text)))
+            ids_BT, kind_BT = split_batch(text.rows(rows).to(read[0].device))
+            inputs, real_BT = inputs_of(ids_BT, kind_BT), kind_BT > PADDING
+            for block, (x_BTD, found_BTF) in enumerate(zip(given(inputs), features(inputs), strict=True)):
+                states[block].append(x_BTD[real_BT].float())
+                active[block] = active[block] + (found_BTF[real_BT] > 0).sum(0)
     floors = []
-    for x_BTD, found_BTF, direction_FD in zip(given(inputs), features(inputs), read, strict=True):
-        active_F = (found_BTF[real_BT] > 0).sum(0)
-        falling_NF = (x_BTD[real_BT].float() @ direction_FD.T).sort(dim=0, descending=True).values
-        # behind the last one that is to be above zero; of a feature that never is, the largest
-        floors.append(falling_NF.gather(0, active_F.clamp_max(len(falling_NF) - 1)[None])[0])
+    for some, active_F, direction_FD in zip(states, active, read, strict=True):
+        assert isinstance(active_F, Tensor)
+        falling_NF = (torch.cat(some) @ direction_FD.T).sort(dim=0, descending=True).values
+        # behind the last one that is to be above zero
+        floor_F = falling_NF.gather(0, active_F.clamp_max(len(falling_NF) - 1)[None])[0]
+        floors.append(torch.where(active_F > 0, floor_F, float("inf")))
     return floors

@@ -15,6 +15,7 @@ from regraft.core.files import check_empty, expanded, place_of, read_text, readi
 from regraft.core.registry import Experiment
 from regraft.core.runs import check_writable
 from regraft.core.sizes import bytes_of
+from regraft.data.exchanges import exchanges_in, is_chat_file
 from regraft.data.text_files import read_prompts, text_files, texts_in
 
 TYPES = ("float32", "float64", "bfloat16", "float16")
@@ -167,7 +168,7 @@ def check_texts(sources: Sequence[str]) -> list[str]:
             if not any([_begins(file) for file in files]):
                 raise ValueError(f"{source} is empty: name some text")
             if not Path(source).is_dir():
-                next(texts_in(files[0]), None)
+                next(iter(exchanges_in(files[0]) if is_chat_file(files[0]) else texts_in(files[0])), None)
     return found
 
 

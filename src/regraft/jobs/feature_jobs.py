@@ -94,11 +94,13 @@ def describe_features(
     """
     folder, out = expanded(folder), expanded(out)
     check_empty(out, "--out")
+    if of not in NOUNS:
+        raise ValueError(f"of is {of!r}: choose of {', '.join(NOUNS)}")
     if neighbours and of != "adapters":
         raise ValueError(f"neighbours' files hold adapters, not {of}: leave out --neighbours")
     standing = opened_pair(folder, device=device)
     domains = _domains(standing, texts, length, folder)
-    source = _source(standing, of, next(iter(domains.values())), seed)
+    source = _source(standing, of, list(domains.values()), seed)
     found = feature_pass(standing.carrier, source, domains, most, k, seed)
     facts = Facts(standing.carrier, source, found)
     data = facts.table()
@@ -125,12 +127,12 @@ def describe_features(
     return data
 
 
-def _source(standing: Standing, of: Of, text: Windows | Records, seed: int) -> FeatureSource:
+def _source(standing: Standing, of: Of, texts: Sequence[Windows | Records], seed: int) -> FeatureSource:
     if of == "adapters":
         return adapter_features(standing.carrier, standing.graft)
     if of == "neurons":
         return neuron_features(standing.carrier, standing.graft)
-    return random_features(standing.carrier, standing.graft, text, seed)
+    return random_features(standing.carrier, standing.graft, texts, seed)
 
 
 def _descriptions(

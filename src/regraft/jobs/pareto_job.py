@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +16,13 @@ from regraft.core.files import expanded, keeping, whole_file
 from regraft.core.progress import tell
 from regraft.core.strict_json import json_text
 from regraft.export.graft_folder import read_about
+from regraft.jobs.checks import named_texts
 from regraft.jobs.transcoder_jobs import evaluate_transcoder, fit_transcoder, pair_of, trained_how
+from regraft.jobs.transcoder_text import TextSource, text_of_source
 from regraft.model.model import Model
 from regraft.modules.backbone import Backbone
 from regraft.reporting.page import page
+from regraft.training.distributed import processes
 from regraft.training.tasks.transcoder_task import TranscoderLoss
 from regraft.training.trainer import TrainingPlan
 
@@ -93,11 +96,12 @@ def pareto_transcoder(
         ValueError: no weight, a folder that holds adapters made otherwise, or what `fit_transcoder` refuses.
     """
     out, weights, plan = expanded(out), weights or TranscoderLoss(), plan or TrainingPlan(batch=8)
-    if not l1:
-        raise ValueError("there is no weight of sparsity to fit: name at least one")
+    _check_asked(base, target, l1, controls, held, length, out)
     fits = _fits(out, l1, controls, control_l1, backbone, weights)
+    text = text_of_source(target, TextSource(texts, length=length, seed=seed), out / "text").digest()
     for fit in fits:
-        _check_made_so(fit, pair_of(base, target, fit.backbone), plan, features, seed)
+        made_so = {**pair_of(base, target, fit.backbone), "text_sha256": text}
+        _check_made_so(fit, made_so, plan, features, seed)
     found = []
     for fit in fits:
         if not (fit.folder / "graft").exists():
@@ -114,10 +118,40 @@ def pareto_transcoder(
     data = _side_by_side(fits, found)
     with keeping(data), whole_file(out / "pareto.json") as part:
         part.write_text(json_text(data.to_dict(), indent=1) + "\n", encoding="utf-8")
-    command = shlex.join(["regraft", "graft", "transcoder", "pareto", "--out", str(out)])
+    words = ["regraft", "graft", "transcoder", "pareto", f"--out={out}", f"--base={base.source}"]
+    words += [f"--target={target.source}", *(f"--l1={one:g}" for one in l1)]
+    words += [f"--control={one}" for one in controls] + [f"--text={one}" for one in texts]
+    words += [f"--held={one}" for one in held]
+    given = {"features": features, "length": length, "solve": solve, "seed": seed, **asdict(plan)}
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not False]
+    command = shlex.join(words)
     with keeping(data), whole_file(out / "pareto.html") as part:
         part.write_text(page(target, [data], [command], data.attrs["seconds"], {}), encoding="utf-8")
     return data
+
+
+def _check_asked(
+    base: Model, target: Model, l1: Sequence[float], controls: Sequence[Control], held: Sequence[str],
+    length: int, out: Path,
+) -> None:  # fmt: skip
+    """Make sure, before the first fit, that all can be fitted and measured.
+
+    Raises:
+        ValueError: several processes, no weight or one below 0, a control that is not known, a live model, or
+            text that cannot be measured on.
+    """
+    if processes().num_processes > 1:
+        raise ValueError("fits are made one after the other: start without a launcher, or fit each by itself")
+    if not l1 or min(l1) < 0:
+        raise ValueError("there is no weight of sparsity to fit: name at least one, 0 or more")
+    wrong = next((one for one in controls if one not in CONTROLS), None)
+    if wrong is not None:
+        raise ValueError(f"the control {wrong!r} is not known: choose of {', '.join(CONTROLS)}")
+    for model in (base, target):
+        if model.folder is None:
+            raise ValueError(f"{model.name} is a live model, which is not found again: save it to a folder")
+    for paths in named_texts(held).values():
+        text_of_source(target, TextSource(paths, length=length), out / "text")
 
 
 def _fits(
@@ -125,14 +159,14 @@ def _fits(
     weights: TranscoderLoss,
 ) -> list[Fit]:  # fmt: skip
     fits = [
-        Fit(f"{one:g}", out / f"l1-{one:g}", backbone, replace(weights, l1=one), random_features=False)
+        Fit(f"{one!r}", out / f"l1-{one!r}", backbone, replace(weights, l1=one), random_features=False)
         for one in dict.fromkeys(l1)
     ]
-    alone = TranscoderLoss(kl=0, bridge=0, nmse=0, l1=control_l1, next_token=1)
+    alone = replace(weights, kl=0, bridge=0, nmse=0, l1=control_l1, next_token=1)
     for control in dict.fromkeys(controls):
         fits.append(
             Fit(
-                f"{control_l1:g}, {CONTROLS[control]}", out / f"l1-{control_l1:g}-{control}",
+                f"{control_l1!r}, {CONTROLS[control]}", out / f"l1-{control_l1!r}-{control}",
                 "base" if control == "base" else backbone,
                 alone if control == "next-token" else replace(weights, l1=control_l1),
                 random_features=control == "random",
@@ -181,7 +215,11 @@ def _side_by_side(fits: Sequence[Fit], found: Sequence[xr.Dataset]) -> xr.Datase
     for name, units in UNITS.items():
         data[name].attrs["units"] = units
     data["beside"].attrs["units"] = UNITS["loss"]
-    data.attrs = {name: value for name, value in found[0].attrs.items() if not name.startswith("loss_")}
+    data.attrs = {
+        name: value
+        for name, value in found[0].attrs.items()
+        if all(one.attrs.get(name) == value for one in found)
+    }
     seconds = float(sum(one.attrs["seconds"] for one in found))
     data.attrs |= {"experiment": "transcoder_pareto", "seconds": seconds}
     return data

@@ -25,6 +25,7 @@ from regraft.export.solved_problems import add_problem_rates, problem_sentence
 from regraft.export.transcoder_certificate import Standing, certify_transcoders
 from regraft.jobs.checks import named_texts
 from regraft.jobs.transcoder_text import LONGEST, ROWS, TextSource, text_of_source, worked_sums
+from regraft.model.block_call import longest_input
 from regraft.model.dictionary import Dictionary
 from regraft.model.load import load
 from regraft.model.model import Model
@@ -106,6 +107,7 @@ def fit_transcoder(
     pair = pair_of(base, target, backbone) | trained_how(weights, plan, seed, random_features)
     source = TextSource(texts, dataset, rows, length, prompts_count, shares or {}, seed)
     text = text_of_source(target, source, out / "run")
+    pair |= {"text_sha256": text.digest()}
     task = TranscoderTask(carrier, target, graft, weights, batches=plan.steps * plan.accumulate)
     with drawing_from(seed):
         log = train(task, text, plan, out / "run", origin={**pair, "graft": sizes(graft)})
@@ -114,16 +116,16 @@ def fit_transcoder(
     save_graft(graft, carrier, out / "graft", pair=pair)
     last = {name: float(np.mean([line[name] for line in log[-20:]])) for name in log[-1]}
     words = ["regraft", "graft", "transcoder", "eval", "--graft", str(out / "graft")]
+    divergence = f"the divergence from {target.name} is {last['kl'] / (weights.kl or 1):.4f} nats per token, "
     return (
         f"{sum(p.numel() for p in graft.parameters()):,} parameters beside {graft.shape.blocks} MLPs; after"
-        f" {len(log)} steps the divergence from {target.name} is"
-        f" {last['kl'] / (weights.kl or 1):.4f} nats per token, the same first token in"
+        f" {len(log)} steps {divergence if weights.kl else ''}the same first token in"
         f" {last['agreement']:.1%} of cases, {last['active']:.1f} of {features} features are active. Next:"
         f" `{shlex.join(words)}`"
     )
 
 
-PAIR = ("base", "base_sha256", "target", "target_sha256", "backbone")
+PAIR = ("base", "base_sha256", "target", "target_sha256", "backbone", "dtype")
 """What a certificate says of the pair."""
 
 
@@ -132,6 +134,7 @@ def pair_of(base: Model, target: Model, backbone: Backbone) -> dict[str, Any]:
     return {
         "base": base.source, "base_sha256": base.weights_sha256,
         "target": target.source, "target_sha256": target.weights_sha256, "backbone": backbone,
+        "dtype": str(target.dtype).removeprefix("torch."),
     }  # fmt: skip
 
 
@@ -151,7 +154,9 @@ def opened_pair(folder: Path, base: str = "", target: str = "", device: str = "c
     """
     about = read_about(folder)
     told = about.get("pair", {})
-    first, second = (load(name, device=device) for name in (base or told["base"], target or told["target"]))
+    # in the type that they were trained beside: the hybrid is known by its numbers, which differ in another
+    how = {"device": device, "dtype": told.get("dtype", "")}
+    first, second = (load(name, **how) for name in (base or told["base"], target or told["target"]))
     check_pair(first, second)
     carrier = carrier_of(first, second, told["backbone"])
     graft = attach(folder, carrier, TRANSCODER)
@@ -220,6 +225,8 @@ def evaluate_transcoder(
         device: where to run.
     """
     folder = expanded(folder)
+    if solve < 0:
+        raise ValueError(f"solve is {solve}: write 0 or more")
     standing = opened_pair(folder, base, target, device)
     domains: dict[str, Windows | Records] = {
         name: text_of_source(
@@ -230,18 +237,21 @@ def evaluate_transcoder(
         for name, paths in named_texts(texts).items()
     }
     domains = domains or {"worked sums": worked_sums(standing.target, HELD, 99, prompts_count)}
-    tried = _problems(standing, solve, problems)
+    tried = _problems(standing, solve, problems, new_tokens)
     data = certify_transcoders(standing, domains, most)
     if tried:
         add_problem_rates(data, standing, tried, new_tokens)
     about = read_about(folder)
-    data.attrs |= {"grafts": TRANSCODER, **{f"pair_{k}": about["pair"][k] for k in PAIR}}
+    data.attrs |= {"grafts": TRANSCODER, **{f"pair_{k}": about["pair"].get(k, "") for k in PAIR}}
     data.attrs |= {f"loss_{name}": value for name, value in about["pair"]["loss"].items()}
     with keeping(data):
         write_certificate(data, [folder])
     words = ["regraft", "graft", "transcoder", "eval", "--graft", str(folder)]
     words += [*(f"--text={t}" for t in texts), *([f"--solve={len(tried)}"] if tried else [])]
-    words += [f"--problems={problems}"] if problems else []
+    given = {"problems": problems, "base": base, "target": target}
+    words += [f"--{name}={value}" for name, value in given.items() if value]
+    words += [f"--length={length}", f"--windows={most}", f"--new-tokens={new_tokens}"]
+    words += [] if prompts_count else ["--no-prompts-count"]
     text = page(standing.carrier, [data], [shlex.join(words)], data.attrs["seconds"], {})
     with keeping(data), whole_file(folder / "certificate.html") as part:
         part.write_text(text, encoding="utf-8")
@@ -255,15 +265,27 @@ def export_transcoder(folder: Path | str, target: Path | str, remote_code: bool 
     check_empty(target, "--save")
     if not (folder / CERTIFICATE).exists():
         evaluate_transcoder(folder)
-    standing = opened_pair(folder)
-    return write_grafted(standing.carrier, [standing.graft], read_certificate([folder]), target, remote_code)
+    certificate, standing = read_certificate([folder]), opened_pair(folder)
+    return write_grafted(standing.carrier, [standing.graft], certificate, target, remote_code)
 
 
-def _problems(standing: Standing, solve: int, file: Path | str) -> list[Problem]:
-    if not file:
-        return worked_problems(solve, UNSEEN)
-    found = read_problems(expanded(file), standing.target.tokenizer)
-    return found[:solve] if solve else found
+def _problems(standing: Standing, solve: int, file: Path | str, new_tokens: int) -> list[Problem]:
+    """Problems to solve, looked at before anything is measured.
+
+    Raises:
+        ValueError: a problem that is longer, with what is written behind it, than a model reads.
+    """
+    tokenizer = standing.target.tokenizer
+    found = read_problems(expanded(file), tokenizer) if file else worked_problems(solve, UNSEEN)
+    found = found[:solve] if solve else found
+    longest = longest_input(standing.target.hf.config)
+    needed = max((len(tokenizer(one.prompt)["input_ids"]) for one in found), default=0) + new_tokens
+    if longest and found and needed > longest:
+        raise ValueError(
+            f"a problem and {new_tokens} tokens behind it make {needed}, more than the {longest} that"
+            f" {standing.target.name} reads: lower --new-tokens, or leave the problem out"
+        )
+    return found
 
 
 def transcoder_sentences(data: xr.Dataset) -> list[str]:

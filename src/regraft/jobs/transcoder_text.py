@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft.core.progress import tell
-from regraft.data.chat_records import (
-    Exchange,
-    chat_records,
-    exchange_of,
-    exchanges_in,
-    is_chat_file,
-    is_exchange,
-    kept,
-)
+from regraft.data.chat_records import chat_records, kept
+from regraft.data.exchanges import Exchange, exchange_of, exchanges_in, is_chat_file, is_exchange
 from regraft.data.problems import THINKS
 from regraft.data.records import Records, records_of
 from regraft.data.text_files import dataset_rows, text_files
@@ -55,13 +48,15 @@ class TextSource:
     seed: int = 0
 
 
-def worked_sums(model: Model, count: int, seed: int, prompts_count: bool = True) -> Records:
+def worked_sums(
+    model: Model, count: int, seed: int, prompts_count: bool = True, longest: int = LONGEST
+) -> Records:
     """Worked sums with hesitations, which the embedded pair of models differs in; question and answer part in
     front of the thinking."""
     drawn = random.Random(seed)
     parted = [almanac.reasoning(drawn).partition(THINKS) for _ in range(count)]
     pairs = [(question, begins + answer) for question, begins, answer in parted]
-    return records_of(model.tokenizer, pairs, LONGEST, seed, prompts_count)
+    return records_of(model.tokenizer, pairs, longest, seed, prompts_count)
 
 
 def text_of_source(model: Model, source: TextSource, folder: Path) -> Windows | Records:
@@ -71,7 +66,7 @@ def text_of_source(model: Model, source: TextSource, folder: Path) -> Windows | 
         ValueError: a model without a tokenizer, two sources, or a source without text.
     """
     if model.tokenizer is None:
-        raise ValueError(f"{model.name} has no tokenizer to read text with: name one with --tokenizer")
+        raise ValueError(f"{model.name} has no tokenizer to read text with: put its files into the folder")
     if source.texts and source.dataset:
         raise ValueError("--text and --dataset are both given: choose one")
     with processes().main_process_first():
@@ -79,7 +74,8 @@ def text_of_source(model: Model, source: TextSource, folder: Path) -> Windows | 
             return _of_rows(model, source, folder)
         if source.texts:
             return _of_files(model, source, folder)
-        return worked_sums(model, TRAINED, source.seed, source.prompts_count)
+        _check_no_shares(source)
+        return worked_sums(model, TRAINED, source.seed, source.prompts_count, source.length)
 
 
 def _of_files(model: Model, source: TextSource, folder: Path) -> Windows | Records:
@@ -103,7 +99,8 @@ def _of_rows(model: Model, source: TextSource, folder: Path) -> Windows | Record
         return _chats(model, named, source)
     _check_no_shares(source)
     file = folder / "dataset.ids"
-    file.unlink(missing_ok=True)  # a stream does not tell whether it is what it was
+    if processes().is_main_process:
+        file.unlink(missing_ok=True)  # a stream does not tell whether it is what it was
     return windows_over(model.tokenizer, every, source.length, file, source.seed)
 
 

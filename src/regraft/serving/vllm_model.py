@@ -26,7 +26,15 @@ from vllm.model_executor.models.utils import (  # pyright: ignore[reportMissingI
     maybe_prefix,
 )
 
-from regraft.serving.vllm_plugin import Switches, adapters_of, place_of
+from regraft.serving.vllm_plugin import (
+    Switches,
+    adapters_of,
+    check_features,
+    mlp_at,
+    place_of,
+    share_of,
+    switches_of,
+)
 
 
 class ServedAdapter(nn.Module):
@@ -43,15 +51,10 @@ class ServedAdapter(nn.Module):
     def __init__(self, width: int, features: int, dec_bias: bool, prefix: str):
         super().__init__()
         parts, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
-        if features % parts:
-            raise ValueError(
-                f"{features} features do not part evenly over {parts} processes: choose a tensor parallel"
-                f" size that divides {features}"
-            )
+        self.own = share_of(features, parts, rank)
         self.enc = ColumnParallelLinear(width, features, bias=True, prefix=f"{prefix}.enc")
         self.dec = RowParallelLinear(features, width, bias=dec_bias, prefix=f"{prefix}.dec")
-        self.features, own = features, features // parts
-        self.own = range(rank * own, (rank + 1) * own)
+        own = len(self.own)
         for name, start in (("factor_f", torch.ones(own)), ("fixed_f", torch.zeros(own))):
             self.register_buffer(name, start, persistent=False)
         self.register_buffer("is_fixed_f", torch.zeros(own, dtype=torch.bool), persistent=False)
@@ -101,6 +104,8 @@ class ServedModel(nn.Module):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.shape, places = adapters_of(config)
+        switches = switches_of(config.switched)
+        check_features(switches, len(places), self.shape["features"])
         plain = config.get_text_config()
         self.base = init_vllm_registered_model(
             vllm_config, prefix=maybe_prefix(prefix, "base"), hf_config=plain,
@@ -108,39 +113,21 @@ class ServedModel(nn.Module):
         )  # fmt: skip
         self.adapters = [self._put(place, maybe_prefix(prefix, f"base.{place}")) for place in places]
         self.make_empty_intermediate_tensors = self.base.make_empty_intermediate_tensors
-        self.switch(Switches(**config.switched))
+        self.switch(switches)
 
     def _put(self, place: str, prefix: str) -> ServedAdapter:
-        where, _, name = place.rpartition(".")
-        try:
-            parent = self.base.get_submodule(where)
-            mlp = parent.get_submodule(name)
-        except AttributeError as error:
-            raise ValueError(
-                f"vLLM's {type(self.base).__name__} has no module {place}, which an adapter could stand"
-                " beside"
-            ) from error
+        parent, name, mlp = mlp_at(self.base, place)
         shape = self.shape
         adapter = ServedAdapter(shape["width"], shape["features"], shape["dec_bias"], f"{prefix}.adapter")
         setattr(parent, name, ServedMLP(mlp, adapter))
         return adapter
 
     def switch(self, switches: Switches) -> None:
-        """Run the adapters so from now on.
-
-        Raises:
-            ValueError: there is no such block or feature.
-        """
+        """Run the adapters so from now on; there are such features."""
         chosen = {
             kind: {place_of(name): value for name, value in given.items()}
             for kind, given in (("scaled", switches.scaled), ("clamped", switches.clamped))
         }
-        for block, feature in (*chosen["scaled"], *chosen["clamped"]):
-            if block >= len(self.adapters) or feature >= self.shape["features"]:
-                raise ValueError(
-                    f"there is no feature {block}.feature.{feature}: there are blocks 0 to"
-                    f" {len(self.adapters) - 1} with features 0 to {self.shape['features'] - 1}"
-                )
         for number, adapter in enumerate(self.adapters):
             own = {
                 kind: {feature: value for (block, feature), value in given.items() if block == number}

@@ -8,12 +8,14 @@ imports vLLM, so that the entry point costs a process nothing where no such mode
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from regraft.modules.graft_kinds import TRANSCODER
 from regraft.modules.hf_model import GraftedConfig, GraftedModel
@@ -32,16 +34,77 @@ class Switches:
     clamped: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Make sure that every feature's name can be read, and none is switched twice.
+        """Make sure that every feature's name can be read, none is switched twice, and all are numbers.
 
         Raises:
-            ValueError: one cannot, or one is both scaled and clamped.
+            ValueError: one cannot, one is both scaled and clamped, or one is no finite number.
         """
+        for value in (self.strength, *self.scaled.values(), *self.clamped.values()):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{value!r} is no finite number: a strength, factor or value is one")
         both = sorted(set(self.scaled) & set(self.clamped))
         if both:
             raise ValueError(f"{both[0]} is to be scaled and clamped: choose one")
         for name in (*self.scaled, *self.clamped):
             place_of(name)
+
+
+def switches_of(stated: Mapping[str, Any]) -> Switches:
+    """Switches as `--hf-overrides` states them.
+
+    Raises:
+        ValueError: a word that is none of theirs, or what `Switches` refuses.
+    """
+    known = [one.name for one in fields(Switches)]
+    wrong = next((name for name in stated if name not in known), None)
+    if wrong is not None:
+        raise ValueError(f"switched says {wrong!r}: it may say {', '.join(known)}")
+    return Switches(**stated)
+
+
+def check_features(switches: Switches, blocks: int, features: int) -> None:
+    """Make sure that there are such features.
+
+    Raises:
+        ValueError: there is no such block or feature.
+    """
+    for block, feature in map(place_of, (*switches.scaled, *switches.clamped)):
+        if block >= blocks or feature >= features:
+            raise ValueError(
+                f"there is no feature {block}.feature.{feature}: there are blocks 0 to {blocks - 1} with"
+                f" features 0 to {features - 1}"
+            )
+
+
+def share_of(features: int, parts: int, rank: int) -> range:
+    """Which features one of several parallel processes holds.
+
+    Raises:
+        ValueError: they do not part evenly.
+    """
+    if features % parts:
+        raise ValueError(
+            f"{features} features do not part evenly over {parts} processes: choose a tensor parallel size"
+            f" that divides {features}"
+        )
+    own = features // parts
+    return range(rank * own, (rank + 1) * own)
+
+
+def mlp_at(root: nn.Module, place: str) -> tuple[nn.Module, str, nn.Module]:
+    """Parent, name and module of an MLP by its place in the plain model.
+
+    Raises:
+        ValueError: the class that serves it has no module there.
+    """
+    where, _, name = place.rpartition(".")
+    try:
+        parent = root.get_submodule(where)
+        return parent, name, parent.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(
+            f"vLLM's {type(root).__name__} has no module {place}, which an adapter could stand beside"
+        ) from error
 
 
 def place_of(name: str) -> tuple[int, int]:
@@ -102,9 +165,17 @@ def register() -> None:
     """Make exported folders known to vLLM: their config, and the class that runs them. A second call changes
     nothing."""
     registry = importlib.import_module("vllm").ModelRegistry
-    AutoConfig.register(GraftedConfig.model_type, ServedConfig, exist_ok=True)
+    known_to_transformers()
     if GraftedModel.__name__ not in registry.get_supported_archs():
         registry.register_model(GraftedModel.__name__, "regraft.serving.vllm_model:ServedModel")
+
+
+def known_to_transformers() -> None:
+    """Open exported folders with the config that vLLM asks for, by transformers, too, which must know a class
+    of models for it: the same one under the same name."""
+    AutoConfig.register(GraftedConfig.model_type, ServedConfig, exist_ok=True)
+    opened = type(GraftedModel.__name__, (GraftedModel,), {"config_class": ServedConfig})
+    AutoModelForCausalLM.register(ServedConfig, opened, exist_ok=True)
 
 
 def switch(
@@ -122,14 +193,17 @@ def switch(
         scaled, clamped: factors and fixed values of single features by name, `{"5.feature.317": 0.0}`.
 
     Raises:
-        ValueError: a feature that does not exist, one that is both scaled and clamped, or an engine made
-            without the extension.
+        ValueError: a feature that does not exist, one that is both scaled and clamped, an engine made without
+            the extension, or one that is still writing.
     """
-    given = Switches(strength, dict(scaled or {}), dict(clamped or {}))
-    if engine.llm_engine.vllm_config.parallel_config.worker_extension_cls != EXTENSION:
+    given, config = Switches(strength, dict(scaled or {}), dict(clamped or {})), engine.llm_engine.vllm_config
+    shape, places = adapters_of(config.model_config.hf_config)
+    check_features(given, len(places), shape["features"])
+    if config.parallel_config.worker_extension_cls != EXTENSION:
         raise ValueError(f"this engine cannot be switched while it runs: make it with {OPTION}")
     engine.collective_rpc(SwitchedWorker.switch_adapters.__name__, kwargs=asdict(given))
-    engine.reset_prefix_cache()
+    if not engine.reset_prefix_cache():
+        raise ValueError("what was kept of earlier texts is still in use: switch when nothing is written")
 
 
 class SwitchedWorker:

@@ -211,8 +211,11 @@ class TranscoderTask:
             self.transcoders, heard, walk["sizes"], strict=True
         ):
             before_BTF, found_BTF = before_BTF[: len(real_BT)], found_BTF[: len(real_BT)]
-            # a product with the columns' lengths, so that no second tensor of all features is made
-            mean = _mean((found_BTF @ adapter.dec.weight.norm(dim=0)).float(), real_BT)
+            # a product with the columns' lengths, so that no second tensor of all features is made; in single
+            # precision, whatever the rest of the step is in
+            with torch.autocast(found_BTF.device.type, enabled=False):
+                size_BT = found_BTF.float() @ adapter.dec.weight.float().norm(dim=0)
+            mean = _mean(size_BT, real_BT)
             sums.append(mean / size.sqrt() if weights.by_layer else mean)
             above_BTF = (found_BTF.detach() > 0) & real_BT[..., None]
             active.append(above_BTF.sum() / real_BT.sum())
