@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -19,7 +20,7 @@ from regraft.core.interrupts import StoppedError
 from regraft.jobs import pareto_job, transcoder_jobs
 from regraft.jobs.pareto_job import pareto_table, sparser_is_fewer
 from regraft.jobs.transcoder_jobs import fit_transcoder
-from regraft.reporting.figures.transcoder_figures import pareto_finding
+from regraft.reporting.figures.transcoder_figures import pareto_figures, pareto_finding
 from regraft.training.trainer import TrainingPlan
 
 PLAN = TrainingPlan(steps=8, batch=2, warmup=1, rate=1e-2)
@@ -127,6 +128,19 @@ def test_what_cannot_be_fitted_or_measured_is_refused_before_the_first_fit(model
     monkeypatch.setattr(pareto_job, "processes", lambda: SimpleNamespace(num_processes=2))
     with pytest.raises(ValueError, match="fits are made one after the other: start without a launcher"):
         regraft.pareto_transcoder(*models, tmp_path / "p")
+
+
+def test_a_page_of_more_fits_than_there_are_colours():
+    fits = [f"{10.0**-n!r}" for n in range(9)] + ["0.001, base's backbone"]
+    kinds = {"kl": 0.1, "active_mean": 2.0, "recovered": 0.9}
+    data = xr.Dataset(
+        {name: (("fit", "domain"), np.full((10, 1), value)) for name, value in kinds.items()}
+        | {"active": (("fit", "domain", "block"), np.arange(30.0).reshape(10, 1, 3))},
+        coords={"fit": fits, "domain": ["sums"], "block": ["0", "1", "2"]},
+    )
+    (_, curve), (_, active) = pareto_figures(data)
+    assert [len(trace.x) for trace in curve.data] == [9, 1], "controls are points of their own"
+    assert np.array(active.data[0].z).tolist() == np.arange(30.0).reshape(10, 3).tolist()
 
 
 def first_weights(models, out):

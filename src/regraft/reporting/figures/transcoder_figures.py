@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.theme import FIRST, MUTED, Drawing, axis_labels, bars, base, lines
+from regraft.reporting.theme import FIRST, MUTED, Drawing, axis_labels, bars, base, heatmap, lines
 
 
 def transcoder_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -69,10 +69,14 @@ def pareto_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
         )  # fmt: skip
     figure.update_xaxes(title="active features of a token, mean over blocks", type="log")
     figure.update_yaxes(title="divergence from the target, nats per token")
-    active = {str(name): one.active.sel(fit=name).values for name in data.fit.values}
+    # as many fits as one likes: lines would run out of colours
+    active = heatmap(
+        one.active.values, axis_labels(data.block.values), axis_labels(data.fit.values), "features"
+    )
+    active.update_xaxes(title="block")
     return [
         (f"Divergence from the target over active features, {one.domain.item()}", figure),
-        ("Active features of a token, by block", lines(data.block.values, active, "block", "features")),
+        ("Active features of a token, by block", active),
     ]
 
 
