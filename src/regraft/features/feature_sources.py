@@ -130,7 +130,7 @@ def _floors(
 ) -> list[Tensor]:
     """For each direction (F,) the value over which it is as often as the feature in whose place it stands."""
     states: list[list[Tensor]] = [[] for _ in read]
-    active: list[Tensor | float] = [0.0 for _ in read]
+    active: list[Tensor | int] = [0 for _ in read]
     for text in texts:
         for start in range(0, min(MATCHED, len(text)), BATCH):
             rows = range(start, min(start + BATCH, MATCHED, len(text)))
