@@ -17,13 +17,19 @@ from typer.testing import CliRunner
 import regraft
 from regraft.cli.main import app, prepared
 from regraft.core.interrupts import StoppedError
-from regraft.jobs import pareto_job, transcoder_jobs
+from regraft.jobs import pareto_job, transcoder_jobs, transcoder_text
 from regraft.jobs.pareto_job import pareto_table, sparser_is_fewer
 from regraft.jobs.transcoder_jobs import fit_transcoder
 from regraft.reporting.figures.transcoder_figures import pareto_figures, pareto_finding
 from regraft.training.trainer import TrainingPlan
 
 PLAN = TrainingPlan(steps=8, batch=2, warmup=1, rate=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def few_sums(monkeypatch):
+    """Enough to train a few steps on; thousands are read anew by every fit."""
+    monkeypatch.setattr(transcoder_text, "TRAINED", 64)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +81,8 @@ def test_weights_and_controls_stand_side_by_side_and_are_made_once(models, tmp_p
         raise AssertionError("fitted again")
 
     monkeypatch.setattr(pareto_job, "fit_transcoder", never)
-    again = regraft.pareto_transcoder(*models, tmp_path, l1=(0.5, 0.0001), controls=controls, **options)
-    np.testing.assert_allclose(again.kl, data.kl, rtol=1e-3)
+    again = regraft.pareto_transcoder(*models, tmp_path, l1=(0.5,), **options)
+    np.testing.assert_allclose(again.kl, data.kl.isel(fit=[0]), rtol=1e-3)
     for other, said in (
         ({"plan": TrainingPlan(steps=9, batch=2)}, "plan"), ({"seed": 1}, "text_sha256, seed"),
         ({"features": 13}, "features"), ({"backbone": "base"}, "backbone"),
@@ -150,6 +156,7 @@ def first_weights(models, out):
     return load_file(out / "graft" / "graft.safetensors")
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_broken_off_goes_on_where_it_was(models, tmp_path, monkeypatch):
     """The first fit is kept, the second continues from its checkpoint: the same weights as unbroken."""
     monkeypatch.setattr(transcoder_jobs, "HELD", 2)

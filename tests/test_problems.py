@@ -12,6 +12,7 @@ import torch
 import regraft
 from regraft.data.problems import Problem, judged, of_one_length, read_problems, worked_problems
 from regraft.export.solved_problems import MODELS, solve
+from regraft.jobs import transcoder_jobs, transcoder_text
 from regraft.jobs.transcoder_jobs import opened_pair, transcoder_sentences
 from regraft.modules.backbone import mlps_of
 from regraft.modules.transcoder import beside
@@ -106,15 +107,15 @@ def test_a_file_of_problems_is_read_by_the_template_and_wrong_lines_are_named(tm
         read_problems(tmp_path / "none.jsonl", plain)
 
 
-def test_the_certificate_says_what_each_model_solves(tmp_path):
+def test_the_certificate_says_what_each_model_solves(tmp_path, monkeypatch):
+    monkeypatch.setattr(transcoder_text, "TRAINED", 64)
     base, target = regraft.load("specimen:qwen3"), regraft.load("specimen:tuned")
     regraft.fit_transcoder(base, target, tmp_path, features=8, plan=SHORT)
     file = tmp_path / "p.jsonl"
-    made = worked_problems(7, 9)
+    made = worked_problems(5, 9)
     file.write_text("".join(json.dumps({"question": p.prompt, "answer": p.answer}) + "\n" for p in made))
-    options = {"most": 2, "new_tokens": 60}
-    data = regraft.evaluate_transcoder(tmp_path / "graft", problems=file, **options)
-    assert data.attrs["problems"] == 7
+    data = regraft.evaluate_transcoder(tmp_path / "graft", problems=file, most=2, new_tokens=60)
+    assert data.attrs["problems"] == 5
     standing = opened_pair(tmp_path / "graft")
     tokenizer = target.tokenizer
     for name, hf in (("target", target.hf), ("base", base.hf), ("hybrid", standing.hybrid.hf)):
@@ -126,28 +127,24 @@ def test_the_certificate_says_what_each_model_solves(tmp_path):
             row = row[: row.index(end)] if end in row else row
             right += f"</think> Answer: {problem.answer}." in tokenizer.decode(row)
             tokens += len(row)
-        assert float(data.right.sel(model=name)) == pytest.approx(right / 7), name
-        assert float(data.length.sel(model=name)) == pytest.approx(tokens / 7, abs=2), name
+        assert float(data.right.sel(model=name)) == pytest.approx(right / 5), name
+        assert float(data.length.sel(model=name)) == pytest.approx(tokens / 5, abs=2), name
     assert float(data.right.sel(model="target")) > 0.8 > float(data.right.sel(model="base"))
     with beside(standing.carrier.hf, mlps_of(standing.carrier), standing.graft):
         adapted = solve(standing.carrier, made, 60)
-    assert float(data.right.sel(model="adapted")) == sum(one.attempt.right for one in adapted) / 7
+    assert float(data.right.sel(model="adapted")) == sum(one.attempt.right for one in adapted) / 5
     told = transcoder_sentences(data)[-1]
-    assert told.startswith("7 held-out problems: base 0.0% right, 0.0% of the thoughts closed")
+    assert told.startswith("5 held-out problems: base 0.0% right, 0.0% of the thoughts closed")
     assert all(name in told for name in MODELS)
     assert "--problems=" in (tmp_path / "graft" / "certificate.html").read_text()
-    fewer = regraft.evaluate_transcoder(tmp_path / "graft", problems=file, solve=3, **options)
-    assert fewer.attrs["problems"] == 3
-    assert "right" not in regraft.evaluate_transcoder(tmp_path / "graft", most=2)
-    for wrong, said in (
-        ({"solve": -1}, "solve is -1: write 0 or more"),
-        (
-            {"solve": 2, "new_tokens": 10**6},
-            r"make 10000\d\d, more than the \d+ that .* reads: lower --new-tok",
-        ),
+    assert transcoder_jobs._problems(standing, 3, file, 60) == made[:3]
+    assert transcoder_jobs._problems(standing, 0, "", 60) == [], "none are asked for"
+    with pytest.raises(
+        ValueError, match=r"make 10000\d\d, more than the \d+ that .* reads: lower --new-tokens"
     ):
-        with pytest.raises(ValueError, match=said):
-            regraft.evaluate_transcoder(tmp_path / "graft", **wrong)
+        transcoder_jobs._problems(standing, 2, "", 10**6)
+    with pytest.raises(ValueError, match="solve is -1: write 0 or more"):
+        regraft.evaluate_transcoder(tmp_path / "graft", solve=-1)
 
 
 def test_models_are_asked_greedily_whatever_their_settings_are(tmp_path):

@@ -315,8 +315,9 @@ def test_pages_are_written_without_an_endpoint_that_does_not_answer(folder, tmp_
     assert "127.0.0.1:9 does not answer" in (tmp_path / "f" / "page" / "index.html").read_text()
 
 
-def test_adapters_train_beside_models_in_half_precision(tmp_path):
+def test_adapters_train_beside_models_in_half_precision(tmp_path, monkeypatch):
     """As on a card, where a checkpoint is opened in its own type: the adapters stay in theirs."""
+    monkeypatch.setattr(transcoder_jobs, "HELD", 2)
     models = [regraft.load(f"specimen:{name}", dtype="bfloat16") for name in ("qwen3", "tuned")]
     told = fit_transcoder(*models, tmp_path / "t", features=4, plan=SHORT)
     assert "of 4 features are active" in told
