@@ -120,7 +120,8 @@ def pareto(found: dict[str, Any]) -> go.Figure:
             textposition="top center", line_color=colour, showlegend=False,
         )  # fmt: skip
     ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500]
-    figure.update_xaxes(title="active features of a token, mean over blocks", type="log", tickvals=ticks, range=[0, 3])
+    title = "active features of a token, mean over blocks"
+    figure.update_xaxes(title=title, type="log", tickvals=ticks, range=[0, 3])
     figure.update_yaxes(title="divergence from the target, nats per token", type="log")
     return figure
 
