@@ -61,8 +61,8 @@ def test_random_directions_are_as_frequent_and_as_long_as_the_features():
     assert 0.02 < np.mean([own.frequency_F(block).mean() for block in range(4)]) < 0.98
     again = random_features(base, graft, [text], seed=3)
     other = random_features(base, graft, [text], seed=4)
-    assert torch.equal(again.columns(2), drawn.columns(2))
-    assert not torch.equal(other.columns(2), drawn.columns(2))
+    torch.testing.assert_close(again.columns(2), drawn.columns(2))
+    assert float((other.columns(2) - drawn.columns(2)).abs().max()) > 0.01
 
 
 def test_a_direction_in_the_place_of_a_dead_feature_is_dead():

@@ -14,9 +14,10 @@ from regraft.data.problems import Problem, judged, of_one_length, read_problems,
 from regraft.export.solved_problems import MODELS, solve
 from regraft.jobs import transcoder_jobs, transcoder_text
 from regraft.jobs.transcoder_jobs import opened_pair, transcoder_sentences
-from regraft.modules.backbone import mlps_of
-from regraft.modules.transcoder import beside
-from test_transcoder_jobs import SHORT
+from test_transcoder_jobs import SHORT, margins_of
+
+SURE = 0.05
+"""Logits by which the best token must lead where texts are compared: rounding moves them by far less."""
 
 
 @pytest.mark.parametrize(
@@ -118,23 +119,29 @@ def test_the_certificate_says_what_each_model_solves(tmp_path, monkeypatch):
     assert data.attrs["problems"] == 5
     standing = opened_pair(tmp_path / "graft")
     tokenizer = target.tokenizer
-    for name, hf in (("target", target.hf), ("base", base.hf), ("hybrid", standing.hybrid.hf)):
-        right, tokens = 0, 0
-        for problem in made:
-            ids = torch.tensor([tokenizer(problem.prompt, add_special_tokens=False)["input_ids"]])
-            row = hf.generate(ids, max_new_tokens=60, do_sample=False)[0, ids.shape[1] :].tolist()
-            end = hf.generation_config.eos_token_id
-            row = row[: row.index(end)] if end in row else row
-            right += f"</think> Answer: {problem.answer}." in tokenizer.decode(row)
-            tokens += len(row)
-        assert float(data.right.sel(model=name)) == pytest.approx(right / 5), name
-        assert float(data.length.sel(model=name)) == pytest.approx(tokens / 5, abs=2), name
-    assert float(data.right.sel(model="target")) > 0.8 > float(data.right.sel(model="base"))
-    with beside(standing.carrier.hf, mlps_of(standing.carrier), standing.graft):
-        adapted = solve(standing.carrier, made, 60)
-    assert float(data.right.sel(model="adapted")) == sum(one.attempt.right for one in adapted) / 5
+    right, tokens = 0, 0
+    for problem in made:
+        ids = torch.tensor([tokenizer(problem.prompt, add_special_tokens=False)["input_ids"]])
+        row = target.hf.generate(ids, max_new_tokens=60, do_sample=False)[0, ids.shape[1] :]
+        kept = row[: row.tolist().index(target.hf.generation_config.eos_token_id)]
+        assert float(margins_of(target.hf, ids, kept).min()) > SURE, "no token hangs on rounding"
+        right += f"</think> Answer: {problem.answer}." in tokenizer.decode(kept)
+        tokens += len(kept)
+    assert float(data.right.sel(model="target")) == pytest.approx(right / 5)
+    assert float(data.length.sel(model="target")) == pytest.approx(tokens / 5)
+    assert right > 3
+    # the others are less sure of their words: one problem of five may come out otherwise elsewhere
+    for name, model, placed in standing.named():
+        with placed:
+            found = solve(model, made, 60)
+        share = sum(one.attempt.right for one in found) / 5
+        assert float(data.right.sel(model=name)) == pytest.approx(share, abs=0.2), name
+        assert float(data.length.sel(model=name)) == pytest.approx(sum(o.tokens for o in found) / 5, abs=9), (
+            name
+        )
+    assert float(data.length.sel(model="base")) > tokens / 5 + 15, "the base does not stop"
     told = transcoder_sentences(data)[-1]
-    assert told.startswith("5 held-out problems: base 0.0% right, 0.0% of the thoughts closed")
+    assert told.startswith("5 held-out problems: base 0.0% right, ")
     assert all(name in told for name in MODELS)
     assert "--problems=" in (tmp_path / "graft" / "certificate.html").read_text()
     assert transcoder_jobs._problems(standing, 3, file, 60) == made[:3]
@@ -151,6 +158,12 @@ def test_models_are_asked_greedily_whatever_their_settings_are(tmp_path):
     """Repetition penalties and other ends of one model would make another contest of it."""
     model, problems = regraft.load("specimen:tuned"), worked_problems(4, 5)
     plain = solve(model, problems, 50)
+    for problem, one in zip(problems, plain, strict=True):
+        ids, written = (
+            torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
+            for text in (problem.prompt, one.text)
+        )
+        assert float(margins_of(model.hf, ids, written[0]).min()) > SURE, "no token hangs on rounding"
     own = model.hf.generation_config
     model.hf.generation_config = type(own)(
         repetition_penalty=3.0, num_beams=2, do_sample=True, temperature=9.0, eos_token_id=own.eos_token_id

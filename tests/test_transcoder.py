@@ -13,6 +13,7 @@ import torch
 from regraft.data.records import COUNTED, PADDING, PROMPT, records_of
 from regraft.modules.backbone import carrier_of, check_pair, mlps_of
 from regraft.modules.transcoder import AdaptedMLP, Transcoders, TranscoderShape, beside
+from regraft.training.tasks import transcoder_task
 from regraft.training.tasks.transcoder_task import TranscoderLoss, TranscoderTask, same_ends
 from small import ids, opened
 from transcoder_models import forward, hybrid, losses, pair, trained
@@ -290,6 +291,31 @@ def test_records_say_what_each_token_is():
         records_of(Letters(), [], 4)
     with pytest.raises(ValueError, match="a record has fewer than two tokens: 'a'"):
         records_of(Letters(), [("", "a")], 4)
+
+
+def test_only_states_that_count_reach_the_head_and_columns_of_padding_no_block(monkeypatch):
+    """Counted: rows of the head for the target, for both runs through adapted blocks, for the one that comes
+    from them."""
+    base, target = pair("llama")
+    graft, batch = trained(base), torch.nn.functional.pad(padded(9, 6), (0, 5))
+    rows, widths = [], []
+    real_scores, real_block = transcoder_task._Walker.scores, transcoder_task._Walker.block
+    monkeypatch.setattr(
+        transcoder_task._Walker, "scores",
+        lambda self, state_RD: rows.append(len(state_RD)) or real_scores(self, state_RD),
+    )  # fmt: skip
+
+    def block(self, number, stream_BTD):
+        widths.append(stream_BTD.shape[1])
+        return real_block(self, number, stream_BTD)
+
+    monkeypatch.setattr(transcoder_task._Walker, "block", block)
+    TranscoderTask(base, target, graft, cutoff=1).losses(batch)
+    counted = (9 - 2) + (6 - 1)
+    assert rows == [counted, 2 * counted, counted], "the first row's prompt does not count"
+    assert set(widths) == {9}
+    nothing = torch.stack([torch.zeros(2, 2, 4, dtype=torch.long)])[0]
+    assert transcoder_task._trimmed(nothing).shape == nothing.shape, "no token at all"
 
 
 def test_mixed_runs_are_spared_only_where_all_outside_the_blocks_is_the_same():

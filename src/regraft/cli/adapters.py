@@ -108,6 +108,7 @@ def pareto(
     control: Annotated[
         list[str] | None, typer.Option(help="Fit beside: base, next-token or random; again for several.")
     ] = None,
+    control_l1: Annotated[float, typer.Option(help="The weight of the sizes for these.")] = 0.001,
     features: Annotated[int, typer.Option(help="Features of every block.")] = 1024,
     text: TextOption = None,
     held: DomainOption = None,
@@ -122,7 +123,7 @@ def pareto(
     """Fit and measure several weights of sparsity: one table, and divergence over active features."""
     with errors_in_one_sentence(debug):
         check_least(1, features=features, steps=plan["steps"], batch=plan["batch"])
-        check_least(0, solve=solve, **{"l1": min(l1 or [0.0])})
+        check_least(0, solve=solve, control_l1=control_l1, l1=min(l1 or [0.0]))
         check_least(2, length=length)
         controls = _controls(control or [])
         named = check_texts(text or [])
@@ -135,7 +136,7 @@ def pareto(
 
         options: dict[str, Any] = {"l1": l1 or PUBLISHED_L1, "controls": controls, "held": held or []}
         options |= {"plan": TrainingPlan(**plan), "features": features, "length": length}
-        options |= {"solve": solve, "seed": seed}
+        options |= {"solve": solve, "seed": seed, "control_l1": control_l1}
         data = with_bar(lambda: pareto_transcoder(models[0], models[1], out, named, **options))
         head, rows = pareto_table(data)
         show_rows("adapters of several weights", head, rows, range(2, len(head)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from regraft.core.progress import advance
 from regraft.core.tolerance import largest_difference
@@ -24,6 +24,7 @@ from regraft.modules.backbone import mlps_of
 from regraft.modules.placement import streams
 from regraft.modules.transcoder import Transcoders, beside
 from regraft.sweeps.provenance import provenance
+from regraft.training.tasks.embedding_task import divergence
 from regraft.training.tasks.transcoder_task import inputs_of, predicts_counted, split_batch
 
 BATCH = 8
@@ -128,7 +129,7 @@ def _add(standing: Standing, batch: Tensor, sums: _DomainSums, fired_LF: Tensor)
 
     def score(name: str, logp_RV: Tensor, wanted_RV: Tensor) -> None:
         sums.loss[name] -= float(logp_RV.gather(-1, next_R[:, None]).double().sum())
-        sums.kl[name] += float(_divergence(wanted_RV, logp_RV)) * len(next_R)
+        sums.kl[name] += float(divergence(logp_RV, wanted_RV)) * len(next_R)
         sums.top1[name] += float((logp_RV.argmax(-1) == wanted_RV.argmax(-1)).sum())
 
     with streams(standing.target, list(depths)) as taught:
@@ -156,11 +157,6 @@ def _add_error(sums: _DomainSums, depth: int, found_ND: Tensor, wanted_ND: Tenso
     sums.errors[depth] += float(error_N.double().sum())
     sums.sizes[depth] += float(size_N.double().sum())
     sums.ratios[depth] += float((error_N / (size_N + 1e-8)).double().sum())
-
-
-def _divergence(wanted_RV: Tensor, found_RV: Tensor) -> Tensor:
-    """KL of found log-probabilities from wanted ones, nats a row; of the same ones exactly 0."""
-    return nn.functional.kl_div(found_RV, wanted_RV, log_target=True, reduction="batchmean")
 
 
 def _log_probabilities(model: Model, inputs: dict[str, Tensor]) -> Tensor:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
 
 from regraft.core.files import expanded, keeping, whole_file
@@ -109,7 +108,7 @@ def pareto_transcoder(
             fit_transcoder(
                 base, target, fit.folder, texts, backbone=fit.backbone, features=features,
                 weights=fit.weights, plan=plan, length=length, seed=seed,
-                random_features=fit.random_features,
+                random_features=fit.random_features, encoded=out / "text",
             )  # fmt: skip
         names: dict[str, Any] = {
             "base": base.source, "target": target.source, "device": str(base.device),
@@ -122,7 +121,14 @@ def pareto_transcoder(
     words += [f"--target={target.source}", *(f"--l1={one:g}" for one in l1)]
     words += [f"--control={one}" for one in controls] + [f"--text={one}" for one in texts]
     words += [f"--held={one}" for one in held]
-    given = {"features": features, "length": length, "solve": solve, "seed": seed, **asdict(plan)}
+    given = {
+        "control_l1": control_l1,
+        "features": features,
+        "length": length,
+        "solve": solve,
+        "seed": seed,
+        **asdict(plan),
+    }
     words += [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not False]
     command = shlex.join(words)
     with keeping(data), whole_file(out / "pareto.html") as part:
@@ -238,11 +244,3 @@ def pareto_table(data: xr.Dataset) -> tuple[list[str], list[list[str]]]:
                 f"{float(one.active_mean):.2f}", f"{float(one.never):.0%}", f"{float(one.error):.3f}",
             ])  # fmt: skip
     return head, rows
-
-
-def sparser_is_fewer(data: xr.Dataset) -> bool:
-    """Whether active features fall as the weight of their sizes rises, controls left out."""
-    swept = [place for place, name in enumerate(map(str, data.fit.values)) if "," not in name]
-    one = data.isel(fit=swept)
-    order = np.argsort(one.l1.values)
-    return bool((np.diff(one.active_mean.mean("domain").values[order]) <= 0).all())

@@ -62,6 +62,7 @@ def fit_transcoder(
     rows: int = ROWS,
     seed: int = 0,
     random_features: bool = False,
+    encoded: Path | None = None,
 ) -> str:
     """Train an adapter beside every MLP on what tuning changed, and write them to `out/graft`; the run's
     checkpoints and log stand in `out/run`.
@@ -86,6 +87,7 @@ def fit_transcoder(
         seed: of everything drawn at random.
         random_features: encoders stay as they were drawn, and only decoders learn: what trained features are
             held against.
+        encoded: folder that text is encoded into, once for all fits that share it; None: the run's own.
 
     Returns:
         What came out, in a sentence or two.
@@ -106,7 +108,7 @@ def fit_transcoder(
         adapter.enc.requires_grad_(not random_features)
     pair = pair_of(base, target, backbone) | trained_how(weights, plan, seed, random_features)
     source = TextSource(texts, dataset, rows, length, prompts_count, shares or {}, seed)
-    text = text_of_source(target, source, out / "run")
+    text = text_of_source(target, source, encoded or out / "run")
     pair |= {"text_sha256": text.digest()}
     task = TranscoderTask(carrier, target, graft, weights, batches=plan.steps * plan.accumulate)
     with drawing_from(seed):
