@@ -99,12 +99,16 @@ def test_a_file_of_problems_is_read_by_the_template_and_wrong_lines_are_named(tm
         ('{"question": "a", "answer": "b"}\nnothing\n', "line 2 of .* is no problem"),
         ('["a", "b"]\n', "line 1 of .* is no problem"),
         ('{"question": " ", "answer": "b"}\n', "line 1 of .* has an empty question or answer"),
-        ("\n", "holds no problem"),
+        ("\n", "is empty: name a file with a question"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=said):
             read_problems(file, plain)
-    with pytest.raises(ValueError, match=r"there is no file .*name one with a question"):
+    file.write_text(
+        json.dumps({"question": "a\u2028b?", "answer": "c"}, ensure_ascii=False), encoding="utf-8"
+    )
+    assert read_problems(file, plain) == [Problem("a\u2028b?", "c")], "a line ends at a line's end alone"
+    with pytest.raises(ValueError, match=r"none\.jsonl .*name a file with a question and an answer"):
         read_problems(tmp_path / "none.jsonl", plain)
 
 

@@ -1,6 +1,6 @@
 """Problems with one right answer, and what a model's text shows of solving them.
 
-A file of problems is JSONL: `question` and `answer` on every line, perhaps a `domain`.
+A file of problems is JSONL: `question` and `answer` on every line.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regraft.core.files import read_text
 from regraft.data.chat_records import asked_by_template
 from regraft.data.exchanges import CLOSES, OPENS
 from regraft.specimens import almanac
@@ -56,12 +57,11 @@ def read_problems(file: Path, tokenizer: Any) -> list[Problem]:
     """Problems of a file, each as the tokenizer's chat template asks it, or as it stands where there is none.
 
     Raises:
-        ValueError: no file, a line that is no problem, or none at all.
+        ValueError: a file that cannot be read, or a line that is no problem.
     """
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}: name one with a question and an answer on every line")
     made = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    text = read_text(file, "name a file with a question and an answer on every line")
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -72,8 +72,6 @@ def read_problems(file: Path, tokenizer: Any) -> list[Problem]:
         if not question.strip() or not answer.strip():
             raise ValueError(f"line {number} of {file} has an empty question or answer")
         made.append(Problem(asked_by_template(tokenizer, question), answer.strip()))
-    if not made:
-        raise ValueError(f"{file} holds no problem")
     return made
 
 

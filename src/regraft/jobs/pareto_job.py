@@ -117,23 +117,22 @@ def pareto_transcoder(
     data = _side_by_side(fits, found)
     with keeping(data), whole_file(out / "pareto.json") as part:
         part.write_text(json_text(data.to_dict(), indent=1) + "\n", encoding="utf-8")
-    words = ["regraft", "graft", "transcoder", "pareto", f"--out={out}", f"--base={base.source}"]
-    words += [f"--target={target.source}", *(f"--l1={one:g}" for one in l1)]
-    words += [f"--control={one}" for one in controls] + [f"--text={one}" for one in texts]
-    words += [f"--held={one}" for one in held]
     given = {
-        "control_l1": control_l1,
-        "features": features,
-        "length": length,
-        "solve": solve,
-        "seed": seed,
+        "control_l1": control_l1, "features": features, "length": length, "solve": solve, "seed": seed,
         **asdict(plan),
-    }
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not False]
-    command = shlex.join(words)
+    }  # fmt: skip
+    lists = {"l1": [repr(one) for one in l1], "control": controls, "text": texts, "held": held}
+    command = _command({"out": out, "base": base.source, "target": target.source, **given}, lists)
     with keeping(data), whole_file(out / "pareto.html") as part:
         part.write_text(page(target, [data], [command], data.attrs["seconds"], {}), encoding="utf-8")
     return data
+
+
+def _command(given: Mapping[str, Any], lists: Mapping[str, Sequence[str]]) -> str:
+    """The command that makes the page again."""
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not False]
+    words += [f"--{name}={value}" for name, values in lists.items() for value in values]
+    return shlex.join(["regraft", "graft", "transcoder", "pareto", *words])
 
 
 def _check_asked(
