@@ -24,6 +24,7 @@ ORDER = [
     "training",
     "export",
     "tokenizers",
+    "codecs",
     "experiments",
     "reference",
     "features",

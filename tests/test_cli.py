@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import regraft
-from regraft.cli.console import aligned
+from regraft.cli.columns import aligned
 from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.main import app
 from regraft.core.files import RunFolderError, whole_folder

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.core.auto_classes import register
 
 if TYPE_CHECKING:
+    from regraft.codecs.codec_table import codec as codec
     from regraft.core.runs import open_run as open_run
     from regraft.experiments.intervene.ablate import ablate as ablate
     from regraft.experiments.intervene.knockout import knockout as knockout
@@ -132,6 +133,7 @@ _HOMES = {
     "sweeps.kept_sweeps": ("keeping",),
     "sweeps.grids": ("grid",),
     "core.runs": ("open_run",),
+    "codecs.codec_table": ("codec",),
     "reporting.notebook": ("figure",),
     "modules.byte_embedding": ("ByteConfig", "ByteEmbedding"),
     "modules.tree_head": ("TreeHead", "tree_head"),
@@ -191,6 +193,7 @@ __all__ = [
     "build_head",
     "certify",
     "changed",
+    "codec",
     "compare_tokenizers",
     "completions",
     "correlations",

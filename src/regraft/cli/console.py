@@ -18,6 +18,7 @@ from rich.table import Table
 
 from regraft.checkpoint.dissection import Component
 from regraft.checkpoint.hub import resolve
+from regraft.cli.columns import aligned, short
 from regraft.cli.common import common
 from regraft.cli.progress_bar import StepBars, progress_bar, with_bar
 from regraft.core.begun_runs import begun, ended, finished
@@ -364,7 +365,7 @@ def print_result(dataset: xr.Dataset) -> None:
     if finding:
         console.print(finding, highlight=False)
     rows = list(csv.reader(io.StringIO(csv_text(dataset))))
-    print("\n".join(aligned([[_short(cell) for cell in row] for row in rows[: SHOWN_ROWS + 1]])))
+    print("\n".join(aligned([[short(cell) for cell in row] for row in rows[: SHOWN_ROWS + 1]])))
     if len(rows) > SHOWN_ROWS + 1:
         console.print(
             f"... {len(rows) - SHOWN_ROWS - 1:,} more rows (--out DIR keeps them all)", highlight=False
@@ -373,27 +374,18 @@ def print_result(dataset: xr.Dataset) -> None:
         return
     units = {str(n): v.attrs.get("units", "") for n, v in dataset.data_vars.items() if str(n) in rows[0]}
     console.print("units: " + "; ".join(f"{n}: {u}" for n, u in units.items()), highlight=False, style="dim")
-    attrs = dataset.attrs
-    console.print(
-        f"model {attrs['model']} ({attrs['weights_sha256'][:12]}), {attrs['dtype']} on {attrs['device']}, "
-        f"{attrs['seconds']:.1f} s"
-        + (f", control deviation {attrs['control_deviation']:.1g}" if "control_deviation" in attrs else "")
-        + (f"; {attrs['notes']}" if attrs.get("notes") else ""),
-        highlight=False,
-        style="dim",
+    console.print(_origin(dataset.attrs), highlight=False, style="dim")
+
+
+def _origin(attrs: Mapping[str, Any]) -> str:
+    """Where numbers come from: the model and how it was run, or the file and the machine."""
+    if "model" not in attrs:
+        kept = ("file", "size", "cores", "machine", "load", "versions")
+        return "; ".join(f"{name} {attrs[name]}" for name in kept)
+    deviation = (
+        f", control deviation {attrs['control_deviation']:.1g}" if "control_deviation" in attrs else ""
     )
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-    """Rows as lines with aligned columns; never cut, so a line may be longer than the terminal is wide."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def _short(cell: str) -> str:
-    try:
-        return f"{float(cell):.5g}" if "." in cell else cell
-    except ValueError:
-        return cell.replace("\n", "⏎")
+    return (
+        f"model {attrs['model']} ({attrs['weights_sha256'][:12]}), {attrs['dtype']} on {attrs['device']},"
+        f" {attrs['seconds']:.1f} s{deviation}" + (f"; {attrs['notes']}" if attrs.get("notes") else "")
+    )

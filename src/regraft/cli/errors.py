@@ -14,7 +14,11 @@ import typer
 from regraft.checkpoint.locate import CheckpointError, NoCheckpointError
 from regraft.core.registry import REFUSALS
 
-EXTRAS = {"accelerate": "train", "tensorboard": "train", "faiss": "tokens", "datasets": "tokens"}
+_CODECS = ("numba", "zpaq", "PIL", "skimage", "cv2", "brotli", "lz4", "zstandard")
+EXTRAS = {
+    "accelerate": "train", "tensorboard": "train", "faiss": "tokens", "datasets": "tokens",
+    **dict.fromkeys(_CODECS, "codecs"),
+}  # fmt: skip
 """Libraries that come with an extra of this package, for what needs them."""
 
 STOPPED = 130

@@ -52,6 +52,7 @@ from regraft.cli.options import (
     open_model,
     option_of,
 )
+from regraft.cli.pack import pack, unpack
 from regraft.cli.tokenizer import tokenizer
 from regraft.core.defaults import REPORT_COUNT
 from regraft.core.files import check_empty, read_text
@@ -112,6 +113,8 @@ def _whole(
 
 app.add_typer(graft, name="graft")
 app.add_typer(tokenizer, name="tokenizer")
+app.command("pack")(pack)
+app.command("unpack")(unpack)
 
 
 @app.command()

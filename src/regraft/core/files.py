@@ -197,12 +197,13 @@ def still_told(tell: Callable[[Any], object]) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(out: Path | str) -> Iterator[Path]:
+def whole_folder(out: Path | str, as_stored: bool = False) -> Iterator[Path]:
     """A fresh folder that takes the place of `out` when the block ends well, and vanishes when it does not.
 
     A link stays, and what it leads to is written. So do a mount point, the folder that one stands in, and one
     whose parent is closed: they are filled at the end, everything else is exchanged in one step. Folders and
-    files get the permissions that the process gives to new ones, a folder that was there keeps its own.
+    files get the permissions that the process gives to new ones, unless they are to stay `as_stored`; a
+    folder that was there keeps its own.
 
     Raises:
         NotWrittenError: the disk is full, or the system refuses for another reason.
@@ -214,7 +215,8 @@ def whole_folder(out: Path | str) -> Iterator[Path]:
         fresh.mkdir()
         last.callback(shutil.rmtree, fresh, ignore_errors=True)
         yield fresh
-        _as_new(fresh)
+        if not as_stored:
+            _as_new(fresh)
         _put(fresh, place)
 
 

@@ -15,6 +15,7 @@ import xarray as xr
 from regraft.reporting.figures import (
     bit_figures,
     block_figures,
+    codec_figures,
     component_figures,
     graft_figures,
     intervene_figures,
@@ -59,6 +60,7 @@ DRAWINGS = {
     "certificate": graft_figures.CERTIFICATE,
     "transcoder": transcoder_figures.TRANSCODER,
     "transcoder_pareto": transcoder_figures.PARETO,
+    "codecs": codec_figures.CODECS,
     "tokenizers": token_figures.TOKENIZERS,
     "tokenizer transplant": token_figures.TOKENIZER_TRANSPLANT,
 }

@@ -1,0 +1,1 @@
+"""Compression: six codecs behind one frame, one interface and one command."""
