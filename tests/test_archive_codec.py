@@ -1,27 +1,23 @@
-"""Archives: versions, what is stored again, what comes back, what a killed add leaves, what is refused."""
+"""Archives: versions, what is stored again, what comes back, what a killed add leaves."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
-import zlib
-from pathlib import Path
 
+import numpy as np
 import pytest
 
 from codec_cases import noise, text
 from regraft.codecs import archive_format
-from regraft.codecs.archive import add, opened_archive
-from regraft.codecs.archive_format import ArchiveEntry, Version, index_of, read_contents, seal
-from regraft.codecs.archive_paths import UnsafePathError, check_paths, selected
+from regraft.codecs.archive import add, method_of, opened_archive
+from regraft.codecs.archive_format import ArchiveEntry, Version, read_contents
 from regraft.codecs.archive_reading import Choice, check_archive, differences, extract
-from regraft.codecs.chunking import LARGEST, SMALLEST, chunks
-from regraft.codecs.frame import DamagedFileError, TooLargeError, header
-from regraft.codecs.zpaq_worker import unpacked
-from regraft.core.files import RunFolderError
+from regraft.codecs.chunking import LARGEST, SMALLEST, chunks, kind_of
+from regraft.codecs.frame import DamagedFileError
+from regraft.core.files import RunFolderError, UnreadableError
 
 
 @pytest.fixture
@@ -220,151 +216,6 @@ def test_damage_is_noticed_in_every_part(tree, tmp_path):
         assert isinstance(found, Exception) or found.left_over, at
 
 
-def made(path, entries, chunks=()):
-    """An archive with any entries, its checksums right."""
-    body = b"".join(archive_format.block(archive_format.CHUNKS, len(raw), packed) for raw, packed in chunks)
-    sizes = [len(raw) for raw, _ in chunks]
-    hashes = ["00" * 20 for _ in chunks]
-    body += index_of(Version("2026-01-01T00:00:00+00:00", entries), sizes, hashes, [1] * len(sizes))
-    import hashlib
-
-    path.write_bytes(header(3, {}) + body + seal(len(body), hashlib.sha256(body).digest()))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("entries", "said"),
-    [
-        ([ArchiveEntry("../out", "file", 0o644, 0)], "leads somewhere else"),
-        ([ArchiveEntry("a/../../out", "file", 0o644, 0)], "leads somewhere else"),
-        ([ArchiveEntry("/etc/out", "file", 0o644, 0)], "does not begin in the folder"),
-        ([ArchiveEntry("C:out", "file", 0o644, 0)], "does not begin in the folder"),
-        ([ArchiveEntry("a\\..\\out", "file", 0o644, 0)], "a character that no name may have"),
-        ([ArchiveEntry("a//b", "file", 0o644, 0)], "leads somewhere else"),
-        ([ArchiveEntry("nul", "file", 0o644, 0)], "the name of a device"),
-        ([ArchiveEntry("a/COM1.txt", "file", 0o644, 0)], "the name of a device"),
-        ([ArchiveEntry("x" * 300, "file", 0o644, 0)], "a name has more than 255 bytes"),
-        ([ArchiveEntry("Read", "file", 0o644, 0), ArchiveEntry("read", "file", 0o644, 0)], "large and small"),
-        (
-            [ArchiveEntry("\u00e9", "file", 0o644, 0), ArchiveEntry("e\u0301", "file", 0o644, 0)],
-            "large and small",
-        ),
-        (
-            [ArchiveEntry("l", "link", 0, 0, target="/etc"), ArchiveEntry("l/out", "file", 0o644, 0)],
-            "is no folder|leads out",
-        ),
-        (
-            [ArchiveEntry("f", "file", 0o644, 0), ArchiveEntry("f/out", "file", 0o644, 0)],
-            "which is no folder",
-        ),
-        ([ArchiveEntry("l", "link", 0, 0, target="/etc/passwd")], "leads out of the folder"),
-        ([ArchiveEntry("a/l", "link", 0, 0, target="../../out")], "leads out of the folder"),
-        ([ArchiveEntry("a/l", "link", 0, 0, target="b/../../..")], "leads out of the folder"),
-        (
-            [ArchiveEntry("a/l", "link", 0, 0, target="..\\out"), ArchiveEntry("a/l/x", "file", 0, 0)],
-            "no folder",
-        ),
-        ([ArchiveEntry("l", "link", 0, 0, target="")], "leads out of the folder"),
-    ],
-)
-def test_paths_that_lead_elsewhere_are_refused_and_nothing_is_written(tmp_path, entries, said):
-    archive = made(tmp_path / "a.rga", [*entries, ArchiveEntry("good", "folder", 0o755, 0)])
-    with pytest.raises(UnsafePathError, match=said):
-        extract(archive, tmp_path / "inner" / "out", Choice())
-    assert [path.name for path in tmp_path.iterdir()] == ["a.rga"]
-
-
-def test_links_within_the_folder_are_kept(tmp_path):
-    check_paths(
-        [
-            ArchiveEntry("a/b/l", "link", 0, 0, target="../../c"),
-            ArchiveEntry("m", "link", 0, 0, target="a/./b"),
-        ]
-    )
-    assert [e.path for e in selected([ArchiveEntry("a/b", "file", 0, 0)], ["a"], [])] == ["a/b"]
-
-
-def test_no_program_runs_as_somebody_else(tmp_path):
-    out = tmp_path / "out"
-    extract(made(tmp_path / "a.rga", [ArchiveEntry("d", "folder", 0o6755, 0)]), out, Choice())
-    assert (out / "d").stat().st_mode & 0o7777 == 0o755
-
-
-def test_an_archive_that_claims_too_much_is_refused_before_it_is_unpacked(tmp_path):
-    entries = [ArchiveEntry(f"f{n}", "file", 0o644, 0, 1 << 20, "", (0,)) for n in range(100)]
-    archive = made(tmp_path / "a.rga", entries, [(bytes(1 << 20), b"never unpacked")])
-    with pytest.raises(TooLargeError, match="104,857,600 bytes"):
-        extract(archive, tmp_path / "out", Choice(), 100 << 20 - 1)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"sizes": [2**63]}, {"sizes": [-1]}, {"blocks": [2]}, {"hashes": "00"}, {"gone": [1]}, {"date": 5},
-        {"entries": [{"path": "a", "kind": "file", "chunks": [7]}]}, {"entries": [{"path": "a"}]},
-        {"entries": [{"path": "a", "kind": "fifo"}]},
-        {"entries": [{"path": "a", "kind": "file", "size": 2**63}]},
-        {"entries": [3]}, {"entries": [{"path": 3, "kind": "file"}]}, {"entries": 3}, {"sizes": 3},
-    ],
-)  # fmt: skip
-def test_an_index_that_makes_no_sense_is_refused(tmp_path, change):
-    import hashlib
-
-    told = {"date": "2026-01-01", "entries": [], "gone": [], "sizes": [5], "hashes": "00" * 20, "blocks": [1]}
-    raw = json.dumps({**told, **change}).encode()
-    body = archive_format.block(archive_format.CHUNKS, 5, b"xxxxx")
-    body += archive_format.block(archive_format.INDEX, len(raw), zlib.compress(raw))
-    archive = tmp_path / "a.rga"
-    archive.write_bytes(header(3, {}) + body + seal(len(body), hashlib.sha256(body).digest()))
-    with pytest.raises(DamagedFileError, match="damaged"):
-        opened_archive(archive)
-
-
-def test_a_block_that_is_another_than_its_length_or_none_is_refused():
-    import zpaq
-
-    packed = zpaq.compress(bytes(1 << 20), level=1, threads=1)
-    assert unpacked(packed, 1 << 20) == bytes(1 << 20)
-    cut = packed[: len(packed) // 2]
-    for stored, raw in ((packed, 1000), (packed, (1 << 20) + 1), (b"no block", 10), (cut, 1 << 20)):
-        with pytest.raises(DamagedFileError, match="damaged"):
-            unpacked(stored, raw)
-
-
-def test_what_asks_for_memory_is_stopped_in_a_process_of_its_own():
-    """A block of 8 MiB under a limit of addresses that the process itself takes nearly."""
-    import zpaq
-
-    packed = zpaq.compress(bytes(8 << 20), level=1, threads=1)
-    assert len(unpacked(packed, 8 << 20)) == 8 << 20
-    code = (
-        "import resource, sys; from pathlib import Path; from regraft.codecs import zpaq_worker as w;"
-        " w.MEMORY = int(Path('/proc/self/statm').read_text().split()[0]) * 4096 + (12 << 20);"
-        " sys.argv = ['w', str(8 << 20)]; sys.exit(w.main())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], input=packed, capture_output=True, check=False)
-    assert done.returncode
-    assert not done.stdout
-
-
-def test_what_goes_on_for_ever_is_stopped():
-    code = "from regraft.codecs import zpaq_worker as w; w.SECONDS = 1; w.limit(0)\nwhile True: pass"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode < 0
-
-
-def test_what_is_no_archive_is_told(tmp_path):
-    (tmp_path / "x").write_bytes(b"plain")
-    with pytest.raises(ValueError, match="does not begin as a packed file"):
-        opened_archive(tmp_path / "x")
-    with pytest.raises(ValueError, match="two of the paths are called"):
-        add(tmp_path / "a.rga", [tmp_path / "x", Path(f"{tmp_path}/./x")])
-    with pytest.raises(ValueError, match="--level 6"):
-        add(tmp_path / "a.rga", [tmp_path / "x"], level=6)
-    assert not (tmp_path / "a.rga").exists()
-
-
 def test_contents_are_read_without_unpacking(tree, tmp_path, monkeypatch):
     archive = tmp_path / "a.rga"
     add(archive, [tree])
@@ -372,3 +223,111 @@ def test_contents_are_read_without_unpacking(tree, tmp_path, monkeypatch):
     with archive.open("rb") as file:
         contents = read_contents(file)
     assert len(contents.at(1)) == 10
+
+
+def test_blocks_are_told_apart_by_what_they_hold():
+    moves = b"".join(bytes([value, 139]) for value in range(200, 210)) * 300
+    found = {}
+    for name, data in {
+        "text": text(20_000),
+        "noise": noise(20_000),
+        "code": moves,
+        "zeros": bytes(900),
+    }.items():
+        share, is_text, is_code = kind_of(np.frombuffer(data, np.uint8))
+        found[name] = bool(is_text), bool(is_code)
+        last, hits, before = {}, 0, 0
+        for value in data:
+            hits += last.get(before, 0) == value
+            last[before] = before = value
+        assert share == hits * 255 // len(data), name
+    assert found == {
+        "text": (True, False), "noise": (False, False), "code": (False, True), "zeros": (False, False),
+    }  # fmt: skip
+    assert method_of(bytes(900), 3) == "36,255,0"
+    assert method_of(noise(20_000), 1).startswith("14,")
+
+
+@pytest.mark.parametrize("level", [1, 3])
+def test_an_archive_is_as_small_as_zpaq_makes_its_blocks(tmp_path, level):
+    import zpaq
+
+    (tmp_path / "t").write_bytes(text(400_000))
+    add(tmp_path / "a", [tmp_path / "t"], level)
+    best = min(
+        len(zpaq.compress(text(400_000), method=f"{level}6,{share},{kind}", threads=1))
+        for share in (50, 150, 250)
+        for kind in (0, 1)
+    )
+    assert (tmp_path / "a").stat().st_size < 1.02 * best + 1500
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_not_recorded_as_gone(tree, tmp_path, monkeypatch):
+    archive = tmp_path / "a.rga"
+    add(archive, [tree], level=1)
+    before = archive.read_bytes()
+    own = os.scandir
+
+    def closed(path):
+        if str(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return own(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UnreadableError, match="below cannot be read"):
+        add(archive, [tree], level=1)
+    assert archive.read_bytes() == before
+
+
+def test_an_archive_that_another_made_meanwhile_is_not_replaced(tree, tmp_path, monkeypatch):
+    from regraft.codecs import archive as module
+
+    own = module._version
+
+    def slow(*args):
+        monkeypatch.setattr(module, "_version", own)
+        add(tmp_path / "a.rga", [tree / "run"], level=1)
+        return own(*args)
+
+    monkeypatch.setattr(module, "_version", slow)
+    with pytest.raises(RunFolderError, match="another process has made"):
+        add(tmp_path / "a.rga", [tree], level=1)
+    assert len(opened_archive(tmp_path / "a.rga").at(1)) == 1
+
+
+def test_zeros_behind_the_last_seal_are_of_an_add_that_did_not_end(tree, tmp_path):
+    """What a loss of power leaves; anything else behind a seal is damage."""
+    archive = tmp_path / "a.rga"
+    add(archive, [tree], level=1)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole + bytes(4096))
+    assert opened_archive(archive).left_over == 4096
+    assert add(archive, [tree], level=1).entries == 0
+    archive.write_bytes(whole + bytes(4096) + b"x")
+    with pytest.raises(DamagedFileError, match="no kind that is known"):
+        opened_archive(archive)
+
+
+def test_every_block_is_unpacked_once_whatever_the_order_of_chunks(tmp_path, monkeypatch):
+    """A file mixed from three versions, chunk by chunk."""
+    from regraft.codecs import archive_reading
+
+    (tmp_path / "t").mkdir()
+    parts = [noise(60_000, seed) for seed in range(3)]
+    for number, part in enumerate(parts):
+        (tmp_path / "t" / str(number)).write_bytes(part)
+        add(tmp_path / "a", [tmp_path / "t"], level=1)
+    cut = [[*chunks(io.BytesIO(part))] for part in parts]
+    mixed = b"".join(chunk for group in zip(*cut, strict=False) for chunk in group)
+    (tmp_path / "t" / "mixed").write_bytes(mixed)
+    add(tmp_path / "a", [tmp_path / "t"], level=1)
+    counted, own = [], archive_reading.unpacked
+
+    def counting(stored, raw):
+        counted.append(raw)
+        return own(stored, raw)
+
+    monkeypatch.setattr(archive_reading, "unpacked", counting)
+    extract(tmp_path / "a", tmp_path / "out", Choice())
+    assert (tmp_path / "out" / "t" / "mixed").read_bytes() == mixed
+    assert len(counted) == len(opened_archive(tmp_path / "a").blocks)

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from regraft.checkpoint.hub import resolve
 from regraft.cli.main import app, prepared
 from regraft.specimens import almanac
+from test_font_codec import sheet
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -149,6 +150,8 @@ def desk(tmp_path_factory):
     group = {"prompt": "It is", "base": " dark", "synonym": " black", "antonym": " light", "style": " dim",
              "unrelated": " table", "kind": "immediate"}  # fmt: skip
     (folder / "my-groups.json").write_text(json.dumps([group] * 3))
+    sheet().save(folder / "font.png")
+    sheet().resize((64, 48)).save(folder / "picture.png")
     for name in ("FOLDER", "my-model", "folder"):
         shutil.copytree(resolve("specimen:gpt2")[0], folder / name)
     return folder

@@ -73,6 +73,9 @@ def test_a_grid_that_is_told_is_taken(saved):
         ({"cell": (200, 8)}, "--char-size 200x8 does not fit"),
         ({"solid": True}, "tell --grid or --char-size with --solid"),
         ({"threshold": 300}, "--threshold 300"),
+        ({"grid": (0, 3)}, "--grid 0x3"),
+        ({"grid": (8, 3), "cell": (8, 8)}, "both say where the cells are"),
+        ({"cell": (50, 40)}, "there is ink outside of 2 × 2 cells"),
     ):
         with pytest.raises(ValueError, match=said):
             font.read_font(place, **options)

@@ -233,7 +233,7 @@ def hunt_archives(count, folder):
                 import zlib
 
                 index = archive_format.json_text(
-                    told(draw, archive_format.opened_index(stored, raw))
+                    told(draw, archive_format.parsed(archive_format.opened_index(stored, raw)))
                 ).encode()
                 stored, raw = zlib.compress(index), len(index)
             elif draw.random() < 0.5:

@@ -22,7 +22,6 @@ from regraft.codecs.image import (
     pack_image,
     quantized,
     read_image,
-    read_picture,
     weight_of,
 )
 from regraft.codecs.image_network import (
@@ -33,6 +32,7 @@ from regraft.codecs.image_network import (
     places,
     structural_similarity,
 )
+from regraft.codecs.pictures import read_pixels
 from regraft.jobs.picture_jobs import likeness, others, pack_picture, side_by_side
 
 SMALL = NetworkSize(1, 16, 4)
@@ -195,6 +195,7 @@ def test_frequencies_that_lie_are_refused():
         {"height": -1}, {"height": 2**40}, {"colours": 7}, {"scales": []}, {"scales": [None]}, {"bits": "x"},
         {"size": {"blocks": 10**9, "units": 1, "fourier": 1}}, {"size": {}, "height": 0}, {"size": None},
         {"size": {"blocks": 2, "units": 16, "fourier": 4}},
+        {"height": 8000, "width": 8000, "size": {"blocks": 1, "units": 4096, "fourier": 4}},
     ],
 )  # fmt: skip
 def test_a_header_that_tells_an_impossible_picture_is_refused(change):
@@ -234,7 +235,7 @@ def test_others_take_no_more_bytes_and_the_best_that_fits(tmp_path):
     assert all(0 < one.bytes <= 3000 for one in found.values())
     assert all(found[name].psnr < others(pixels, 5000)[at].psnr for at, name in enumerate(found))
     side_by_side(pixels, list(found.values()), tmp_path / "s.png")
-    assert read_picture(tmp_path / "s.png").shape == (116, 4 * 96 + 24, 3)
+    assert read_pixels(tmp_path / "s.png").shape == (116, 4 * 96 + 24, 3)
 
 
 def test_the_features_go_down_to_two_pixels_a_wave_at_most():
@@ -242,3 +243,42 @@ def test_the_features_go_down_to_two_pixels_a_wave_at_most():
     found = network.features(torch.tensor([1.0]))
     assert found.shape == (1, 17)
     assert float(found[0, 0]) == 1
+
+
+def test_deep_palette_and_transparent_pictures_are_read_as_they_look(tmp_path):
+    place, ramp = tmp_path / "p.png", np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(place)
+    assert (np.abs(read_pixels(place)[:, :, 0].astype(int) - ramp / 257) <= 0.5).all()
+    clear = np.zeros((4, 4, 4), np.uint8)
+    clear[:2, :, 3] = 255
+    Image.fromarray(clear).save(place)
+    assert (read_pixels(place)[:, :, 0] == np.repeat([[0], [0], [255], [255]], 4, 1)).all()
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([255, 0, 0, 0, 0, 0])
+    palette.save(place, transparency=1)
+    assert (read_pixels(place) == 255).all()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "f.tiff")
+    with pytest.raises(ValueError, match="fractions, which are no shades"):
+        read_pixels(tmp_path / "f.tiff")
+    place.write_bytes(place.read_bytes()[:60])
+    with pytest.raises(ValueError, match="no picture that Pillow reads"):
+        read_pixels(place)
+
+
+def test_a_wide_picture_is_shown_tile_by_tile(monkeypatch):
+    network = fresh_network(NetworkSize(1, 4, 2), 1, 0)
+    whole = network.picture(3, 50)
+    monkeypatch.setattr("regraft.codecs.image_network.ROWS_AT_ONCE", 7)
+    torch.testing.assert_close(network.picture(3, 50), whole)
+    with pytest.raises(ValueError, match="too many for"):
+        fit_image(np.zeros((1, 1 << 20, 1), np.uint8), NetworkSize(1, 128, 512), QUICK)
+
+
+def test_a_fit_that_comes_to_no_numbers_is_refused():
+    network = fresh_network(SMALL, 1, 0)
+    with torch.no_grad():
+        network.colour[0].weight[0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="did not come to numbers"):
+        quantized(network, FittedImage(8, 8, 1, SMALL, 6))
+    with pytest.raises(ValueError, match="are numbers"):
+        ImagePlan(ssim=float("nan")).check((64, 64))

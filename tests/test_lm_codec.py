@@ -229,6 +229,14 @@ def test_another_machine_or_model_is_refused_before_anything_is_written(model, c
     assert not out.getvalue()
 
 
+def test_the_specimen_is_the_default_and_no_other_model_is_opened_because_a_file_says_so(monkeypatch):
+    packed = CODEC.compress(b"It is dark.")
+    assert CODEC.decompress(packed) == b"It is dark."
+    for name in ("owner/name", "", "specimen:none", 5):
+        with pytest.raises(ValueError, match="name that with --model"):
+            CODEC.decompress(changed_header(packed, lambda _, name=name: {"name": name}))
+
+
 def test_other_weights_are_refused(model):
     packed = CODEC.compress(text(60), model=model)
     with torch.no_grad():
@@ -281,11 +289,22 @@ def test_scores_that_are_no_numbers_are_refused(model, monkeypatch):
     ("stored", "said"),
     [
         (b"", "ends inside its lengths"),
-        (b"\xff\xff\xff\xff", "ends inside its lengths"),
-        (np.array([2, 50, 60], "<u4").tobytes(), "more tokens than bytes"),
+        (b"\xff\xff\xff\xff", "has another number"),
+        (np.array([2, 50, 50], "<u4").tobytes(), "has another number"),
+        (np.array([1, 101], "<u4").tobytes(), "more tokens than bytes"),
         (np.array([1, 50], "<u4").tobytes()[:6], "ends inside its lengths"),
     ],
 )
 def test_lengths_that_lie_are_refused(model, stored, said):
     with pytest.raises(DamagedFileError, match=said):
         lm.Coder(model, 32, 1).unpack_block(stored, 100)
+
+
+def test_one_text_of_a_block_has_no_more_tokens_than_it_can_have_bytes(model):
+    """A block of many short texts and one that would take as many steps as all bytes."""
+    raw = 100 * lm.TEXT
+    honest = [len(part) for part in lm.cut(b"x" * raw)]
+    assert max(honest) <= raw // 100 + 1 + lm.SEARCHED
+    stored = np.array([100, raw - 99, *[1] * 99], "<u4").tobytes()
+    with pytest.raises(DamagedFileError, match="more tokens than bytes"):
+        lm.Coder(model, 32, 1).unpack_block(stored, raw)

@@ -19,7 +19,7 @@ from regraft.cli.options import (
     open_model,
 )
 from regraft.codecs.pack_options import ENDINGS, STREAMS, check_taken, given
-from regraft.core.files import RunFolderError, check_empty, expanded
+from regraft.core.files import check_empty, expanded
 from regraft.core.strict_json import json_text
 
 FilesArgument = Annotated[list[str], typer.Argument(metavar="FILE", help="Files; - for a pipe.")]
@@ -70,38 +70,55 @@ def pack(
     """Pack files; list, test and compare packed ones."""
     with errors_in_one_sentence(debug):
         values = {**bytes_, **archive, **image, **font}
-        modes = [name for name, on in {"--list": list_, "--test": test, "--compare": compare}.items() if on]
-        modes += ["--differences"] if differences else []
-        if len(modes) > 1:
-            raise ValueError(f"{' and '.join(modes)} contradict each other: choose one")
-        if modes or values["list_fonts"]:
-            codec = "archive" if list_ or differences else "font" if values["list_fonts"] else codec
-            options = check_taken(codec, values) if not (test or compare) else _none(values, modes[0])
-        else:
-            options = check_taken(codec, values)
+        modes = {"--list": list_, "--test": test, "--compare": compare, "--differences": differences}
+        chosen = [name for name, on in modes.items() if on]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} contradict each other: choose one")
+        mode = chosen[0] if chosen else "--list-fonts" if values["list_fonts"] else codec
+        said = {"--out": out, "--force": force, "--json": as_json, "--seed": seed, "--model": model}
+        said |= {"--tokenizer": tokenizer, "--beside": beside != "."}
+        options = _taken(mode, values, said)
         how = {"model": model, "tokenizer": tokenizer}
-        if list_ or differences:
+        if mode in ("--list", "--differences"):
             _look(files, options, beside if differences else None, as_json)
-        elif test:
+        elif mode == "--test":
             _test(files, how)
-        elif compare:
+        elif mode == "--compare":
             _compare(files, out, force, how, as_json)
-        elif values["list_fonts"]:
+        elif mode == "--list-fonts":
             _list_fonts(files)
         else:
             _pack(codec, files, out, force, options, how, seed)
 
 
-def _none(values: dict[str, Any], mode: str) -> dict[str, Any]:
-    """No options, for what takes none.
+GENERAL = {
+    "--list": ("--json",), "--differences": ("--json", "--beside"), "--test": ("--model", "--tokenizer"),
+    "--compare": ("--out", "--force", "--json", "--model", "--tokenizer"), "--list-fonts": (),
+    "bpez": ("--out", "--force"), "ulz": ("--out", "--force"), "archive": ("--out",),
+    "image": ("--out", "--force", "--seed"), "font": ("--out", "--force"),
+    "lm": ("--out", "--force", "--model", "--tokenizer"),
+}  # fmt: skip
+"""Which of the options that are no codec's own a codec, or what is done instead of packing, takes."""
+CHOOSING = ("only", "without", "version", "date")
+"""Options that choose of an archive."""
+
+
+def _taken(mode: str, values: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """The options of codecs that were asked for.
 
     Raises:
-        ValueError: there are some.
+        ValueError: one, or a general one, is not taken here.
     """
-    found = given(values)
-    if found:
-        raise ValueError(f"{mode} takes no --{next(iter(found)).replace('_', '-')}")
-    return {}
+    for name, value in said.items():
+        if value and name not in GENERAL[mode]:
+            raise ValueError(f"{name} has no meaning {'with' if mode.startswith('-') else 'for'} {mode}")
+    if not mode.startswith("-"):
+        return check_taken(mode, values)
+    found = {name: value for name, value in given(values).items() if name != "list_fonts"}
+    wrong = [name for name in found if mode not in ("--list", "--differences") or name not in CHOOSING]
+    if wrong:
+        raise ValueError(f"{mode} takes no --{wrong[0].replace('_', '-')}")
+    return found
 
 
 def _pack(
@@ -149,14 +166,11 @@ def _pack_streams(
     ending = ".bpe" if options.get("raw") else ENDINGS[codec]
     outs = _outs(files, out, ending)
     from regraft.cli.progress_bar import with_bar
-    from regraft.jobs.pack_jobs import check_out, pack_file
+    from regraft.jobs.pack_jobs import check_outs, pack_file
 
-    for file, to in zip(files, outs, strict=True):
-        check_out(to, force, file)
+    check_outs(files, outs, force)
     if codec == "lm":
-        options["model"] = _opened(how["model"] or "specimen:qwen3", how["tokenizer"])
-    elif how["model"] or how["tokenizer"]:
-        raise ValueError(f"--model is for --codec lm, not {codec}")
+        options |= _model_asked(how)
     for file, to in zip(files, outs, strict=True):
         _say(str(with_bar(lambda file=file, to=to: pack_file(codec, file, to, dict(options)))), to)
 
@@ -198,16 +212,16 @@ def _pack_pictures(files: Sequence[str], out: str, force: bool, options: dict[st
     if "-" in (*files, *outs):
         raise ValueError(f"pictures are files: {', '.join(STREAMS)} read and write pipes")
     from regraft.cli.progress_bar import with_bar
-    from regraft.codecs.image import read_picture
-    from regraft.jobs.pack_jobs import check_out
+    from regraft.codecs.pictures import read_pixels
+    from regraft.jobs.pack_jobs import check_out, check_outs
     from regraft.jobs.picture_jobs import pack_picture, side_by_side
 
+    check_outs(files, outs, force)
     for file, to in zip(files, outs, strict=True):
-        check_out(to, force, file)
         check_out(f"{to}.png", force, file)
     for file, to in zip(files, outs, strict=True):
         outcome, shown = with_bar(lambda file=file, to=to: pack_picture(file, to, dict(options), seed))
-        side_by_side(read_picture(expanded(file)), shown, Path(f"{to}.png"))
+        side_by_side(read_pixels(expanded(file)), shown, Path(f"{to}.png"))
         typer.echo(f"{outcome} (side by side: {to}.png)")
         for one in shown:
             typer.echo(f"  {one.name:<8}{one.bytes:>9,} bytes  PSNR {one.psnr:6.2f} dB  SSIM {one.ssim:.4f}")
@@ -218,7 +232,7 @@ def _pack_fonts(files: Sequence[str], out: str, force: bool, options: dict[str, 
     if len(files) > 1 and "batch" not in options and not looks:
         raise ValueError("several sheets are packed with --batch, each to a file of its own")
     from regraft.codecs.font import preview, statistics
-    from regraft.jobs.pack_jobs import check_out
+    from regraft.jobs.pack_jobs import check_outs
     from regraft.jobs.picture_jobs import FONT_ENDINGS, pack_sheet, read_sheet
 
     if looks:
@@ -234,8 +248,7 @@ def _pack_fonts(files: Sequence[str], out: str, force: bool, options: dict[str, 
     outs = _outs(files, out, FONT_ENDINGS[options.get("format", "packed")])
     if "-" in (*files, *outs):
         raise ValueError(f"font sheets are files: {', '.join(STREAMS)} read and write pipes")
-    for file, to in zip(files, outs, strict=True):
-        check_out(to, force, file)
+    check_outs(files, outs, force)
     for file, to in zip(files, outs, strict=True):
         typer.echo(str(pack_sheet(file, to, options)))
 
@@ -266,18 +279,19 @@ def _test(files: Sequence[str], how: dict[str, str]) -> None:
     from regraft.cli.progress_bar import with_bar
     from regraft.jobs.pack_jobs import check_packed, header_of
 
+    kinds = {file: header_of(file)[0] for file in files}
+    if (how["model"] or how["tokenizer"]) and set(kinds.values()) != {"lm"}:
+        raise ValueError("--model is for files of lm alone: test the others by themselves")
+    opening = _model_asked(how)
     for file in files:
-        kind, parameters = header_of(file)
-        opening = {"model": _model_for(parameters, how)} if kind == "lm" else {}
-        typer.echo(with_bar(lambda file=file, opening=opening: check_packed(file, **opening)))
+        typer.echo(with_bar(lambda file=file: check_packed(file, **opening)))
 
 
-def _model_for(parameters: dict[str, Any], how: dict[str, str]) -> Any:
-    """The model that a file needs: as asked for, or the one that its header names."""
-    name = how["model"] or str(parameters.get("name") or "")
-    if not name:
-        raise ValueError("the file does not name its model, which lay in a folder: name it with --model")
-    return _opened(name, how["tokenizer"])
+def _model_asked(how: dict[str, str]) -> dict[str, Any]:
+    """The model that is named, as an option; nothing where none is."""
+    if how["tokenizer"] and not how["model"]:
+        raise ValueError("--tokenizer goes with a model: name it with --model")
+    return {"model": _opened(how["model"], how["tokenizer"])} if how["model"] else {}
 
 
 def _compare(files: Sequence[str], out: str, force: bool, how: dict[str, str], as_json: bool) -> None:
@@ -316,35 +330,45 @@ def unpack(
     with errors_in_one_sentence(debug):
         if out and len(files) > 1:
             raise ValueError("--out names one file: unpack several beside themselves, or one after the other")
-        for file in files:
-            _unpack(file, out, force, max_size, raw, given(archive), {"model": model, "tokenizer": tokenizer})
+        choice, how = given(archive), {"model": model, "tokenizer": tokenizer}
+        _unpack(files, out, force, max_size, raw, choice, how)
 
 
 def _unpack(
-    file: str, out: str, force: bool, max_size: str, raw: bool, choice: dict[str, Any], how: dict[str, str]
+    files: Sequence[str],
+    out: str,
+    force: bool,
+    max_size: str,
+    raw: bool,
+    choice: dict[str, Any],
+    how: dict[str, str],
 ) -> None:
     from regraft.cli.progress_bar import with_bar
-    from regraft.jobs.pack_jobs import check_out, header_of, unpack_file, unpacked_name
+    from regraft.jobs.pack_jobs import check_outs, header_of, is_pipe, unpack_file, unpacked_name
 
     # a pipe is read once: which codec packed it is only known on the way, and only streams come that way
-    kind, parameters = ("bpez", {}) if raw or file == "-" else header_of(file)
-    if choice and kind != "archive":
-        raise ValueError(f"--{next(iter(choice))} is for archives, and {file} is none")
-    if kind == "archive":
-        _extract(file, out, force, max_size, choice)
-        return
-    to = out or unpacked_name(file, kind)
-    check_out(to, force, file)
-    opening = {"model": _model_for(parameters, how)} if kind == "lm" else {}
-    _say(str(with_bar(lambda: unpack_file(file, to, max_size, raw, **opening))), to)
+    kinds = {file: "" if is_pipe(file) else "bpez" if raw else header_of(file)[0] for file in files}
+    for file, kind in kinds.items():
+        if choice and kind != "archive":
+            raise ValueError(f"--{next(iter(choice))} is for archives, and {file} is none")
+        if (how["model"] or how["tokenizer"]) and kind not in ("", "lm"):
+            raise ValueError(f"{file} was packed by {kind}, which takes no --model")
+    streams = [file for file in files if kinds[file] != "archive"]
+    outs = [out or unpacked_name(file, kinds[file]) for file in streams]
+    check_outs(streams, outs, force)
+    opening = _model_asked(how)
+    for file, to in zip(streams, outs, strict=True):
+        _say(str(with_bar(lambda file=file, to=to: unpack_file(file, to, max_size, raw, **opening))), to)
+    for file in files:
+        if kinds[file] == "archive":
+            _extract(file, out, force, max_size, choice)
 
 
 def _extract(file: str, out: str, force: bool, max_size: str, choice: dict[str, Any]) -> None:
     to = out or str(expanded(file).with_suffix(""))
-    if not force:
-        check_empty(to, "--out")
-    elif expanded(to).is_file():
-        raise RunFolderError(f"{to} is a file: name a folder with --out")
+    if force or to == "-":
+        raise ValueError("an archive is unpacked to a folder that is new or empty: name one with --out")
+    check_empty(to, "--out")
     from regraft.cli.progress_bar import with_bar
     from regraft.jobs.pack_jobs import choice_of, unpack_archive
 

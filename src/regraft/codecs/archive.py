@@ -33,14 +33,17 @@ from regraft.codecs.archive_format import (
     read_contents,
     seal,
 )
-from regraft.codecs.archive_paths import selected
+from regraft.codecs.archive_paths import check_paths, selected
 from regraft.codecs.chunking import chunks, kind_of
 from regraft.codecs.frame import block, header
-from regraft.core.files import RunFolderError, reading, whole_file, writing
+from regraft.core.files import RunFolderError, UnreadableError, reading, whole_file, writing
 from regraft.core.progress import advance
 
 LEVEL = 3
 """Of ZPAQ, unless another is asked for."""
+REDUNDANCY, MOST_REDUNDANT = 2, 255
+"""What ZPAQ's own program makes of a block that is told by the byte before, over our share; found on text,
+markup, code and pixels, where blocks then are as small as that program's at all levels within 2.4%."""
 LOOKED_AT = 1 << 16
 """Bytes at a file's begin that tell whether it is text."""
 BLOCK_BITS = {1: 24, 2: 26, 3: 26, 4: 26, 5: 26}
@@ -72,6 +75,7 @@ def add(archive: Path, paths: Sequence[Path], level: int = LEVEL, without: Seque
     if level not in BLOCK_BITS:
         raise ValueError(f"--level {level} of archive is no number from 1 to 5")
     found, left_out = _found(archive, paths, without)
+    check_paths([_entry_of(name, path) for name, path in found.items()])
     if archive.exists():
         with held(archive, "r+b") as file:
             contents = read_contents(file)
@@ -79,7 +83,10 @@ def add(archive: Path, paths: Sequence[Path], level: int = LEVEL, without: Seque
     with whole_file(archive) as fresh, fresh.open("w+b") as file:
         file.write(header(NUMBER, {}))
         file.flush()
-        return _appended(file, Contents(end=file.tell()), found, level, left_out)
+        done = _appended(file, Contents(end=file.tell()), found, level, left_out)
+        if archive.exists():
+            raise RunFolderError(f"another process has made {archive} meanwhile: add to it")
+        return done
 
 
 @contextmanager
@@ -115,6 +122,8 @@ def _found(archive: Path, paths: Sequence[Path], without: Sequence[str]) -> tupl
             raise ValueError(f"two of the paths are called {name!r}: add them to archives of their own")
         with reading(path, "name files and folders that are there"):
             path.lstat()
+            if archive.exists() and path.exists() and path.samefile(archive):
+                raise ValueError(f"{path} is the archive itself: name what is to go into it")
         for each in [path, *_below(path)]:
             inside = "/".join([name, *each.relative_to(path).parts])
             mode = each.lstat().st_mode
@@ -132,7 +141,13 @@ def _below(path: Path) -> Iterator[Path]:
     """Everything below a folder, links not followed."""
     if path.is_symlink() or not path.is_dir():
         return
-    for folder, folders, files in os.walk(path):
+
+    def refuse(error: OSError) -> None:
+        raise UnreadableError(
+            f"{error.filename} cannot be read ({error.strerror}): make it readable, or leave it out"
+        )
+
+    for folder, folders, files in os.walk(path, onerror=refuse):
         folders.sort()
         for name in [*folders, *sorted(files)]:
             yield Path(folder, name)
@@ -140,10 +155,12 @@ def _below(path: Path) -> Iterator[Path]:
 
 def _entry_of(name: str, path: Path) -> ArchiveEntry:
     """What the system tells of a path."""
-    told = path.lstat()
+    with reading(path, "it was there a moment ago: add once more"):
+        told = path.lstat()
+        target = os.readlink(path) if stat.S_ISLNK(told.st_mode) else ""
     mode, time = stat.S_IMODE(told.st_mode), told.st_mtime_ns
     if stat.S_ISLNK(told.st_mode):
-        return ArchiveEntry(name, "link", mode, time, target=os.readlink(path))
+        return ArchiveEntry(name, "link", mode, time, target=target)
     if stat.S_ISDIR(told.st_mode):
         return ArchiveEntry(name, "folder", mode, time)
     return ArchiveEntry(name, "file", mode, time, told.st_size)
@@ -154,6 +171,7 @@ class _Writer:
 
     def __init__(self, file: BinaryIO, contents: Contents, level: int):
         self.file, self.level = file, level
+        self.first = len(contents.hashes)
         self.known = {digest: number for number, digest in enumerate(contents.hashes)}
         self.sizes: list[int] = []
         self.hashes: list[str] = []
@@ -170,7 +188,7 @@ class _Writer:
         if digest not in self.known:
             if self.waits + len(chunk) > 1 << BLOCK_BITS[self.level]:
                 self.flush()
-            self.known[digest] = len(self.known)
+            self.known[digest] = self.first + len(self.hashes)
             self.waiting.append(chunk)
             self.waits += len(chunk)
             self.sizes.append(len(chunk))
@@ -199,7 +217,8 @@ def method_of(raw: bytes, level: int) -> str:
     """ZPAQ's name for a level and a block of this kind: level and block size, how well bytes are told by the
     one before, 1 for text and 2 for code."""
     share, text, code = kind_of(np.frombuffer(raw, np.uint8))
-    return f"{level}{BLOCK_BITS[level] - 20},{share},{int(text) + 2 * int(code)}"
+    redundancy = min(MOST_REDUNDANT, REDUNDANCY * share)
+    return f"{level}{BLOCK_BITS[level] - 20},{redundancy},{int(text) + 2 * int(code)}"
 
 
 def _appended(
@@ -244,7 +263,8 @@ def _version(
         return Added(number - 1, 0, 0, 0, 0, tuple(left_out))
     writer.flush()
     version = Version(datetime.now(UTC).isoformat(timespec="seconds"), entries, gone)
-    writer.put(index_of(version, writer.sizes, writer.hashes, writer.counts))
+    for told in index_of(version, writer.sizes, writer.hashes, writer.counts):
+        writer.put(told)
     file.write(seal(writer.written, writer.digest.digest()))
     file.flush()
     os.fsync(file.fileno())

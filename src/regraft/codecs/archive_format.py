@@ -37,6 +37,15 @@ CHUNKS, INDEX, SEAL = 3, 4, 5
 """Kinds of blocks."""
 HASH_BYTES = 20
 """Of a chunk's SHA-256 that are kept; a whole file has all 32."""
+LEAST_INDEX, INDEX_SHARE = 4 << 20, 100
+"""Bytes that all indexes of an archive may unpack to, beside so many for each byte of the file: hashes do not
+become smaller, so ours have a small part of that."""
+ALL_MODES = 0o7777
+"""Bits of a mode."""
+MOST_REPEATS = 1 << 16
+"""How often one file repeats all chunks of an archive, at most."""
+LATEST = 1 << 63
+"""Nanoseconds since 1970 that no file has."""
 KINDS = ("file", "folder", "link")
 """What an entry can be."""
 _SEAL = struct.Struct("<Q32s")
@@ -86,6 +95,8 @@ class Contents:
     end: int = 0
     left_over: int = 0
     """Bytes behind the last seal: of an add that did not end."""
+    read: int = 0
+    """Bytes of all indexes."""
 
     def at(self, version: int) -> dict[str, ArchiveEntry]:
         """The entries by path as they were after version `version`, counted from 1."""
@@ -97,9 +108,14 @@ class Contents:
         return found
 
 
-def index_of(version: Version, sizes: Sequence[int], hashes: Sequence[str], counts: Sequence[int]) -> bytes:
-    """The INDEX block of a version with its own chunks, `counts` of them in each of its blocks."""
-    entries = [{key: value for key, value in asdict(entry).items() if value} for entry in version.entries]
+def index_of(
+    version: Version, sizes: Sequence[int], hashes: Sequence[str], counts: Sequence[int]
+) -> Iterator[bytes]:
+    """The INDEX blocks of a version with its own chunks, `counts` of them in each of its blocks."""
+    entries = [
+        {key: value for key, value in {**asdict(entry), "chunks": _runs_of(entry.chunks)}.items() if value}
+        for entry in version.entries
+    ]
     told = {
         "date": version.date,
         "entries": entries,
@@ -109,9 +125,20 @@ def index_of(version: Version, sizes: Sequence[int], hashes: Sequence[str], coun
         "blocks": list(counts),
     }
     raw = json_text(told).encode()
-    if len(raw) > LARGEST_BLOCK:
-        raise ValueError("too many files for one add: add them in several parts")
-    return block(INDEX, len(raw), zlib.compress(raw, 9))
+    for start in range(0, len(raw), LARGEST_BLOCK):
+        piece = raw[start : start + LARGEST_BLOCK]
+        yield block(INDEX, len(piece), zlib.compress(piece, 9))
+
+
+def _runs_of(chunks: Sequence[int]) -> list[int]:
+    """Numbers as first and count of each run: a file that is added whole has one."""
+    found: list[int] = []
+    for number in chunks:
+        if found and number == found[-2] + found[-1]:
+            found[-1] += 1
+        else:
+            found += [number, 1]
+    return found
 
 
 def seal(written: int, digest: bytes) -> bytes:
@@ -150,34 +177,50 @@ def _read_version(source: BinaryIO, found: Contents, size: int) -> None:
     Raises:
         CutError: the file ends before that.
     """
-    start, places, index = found.end, [], None
+    start, places, index = found.end, [], b""
     while True:
         place = source.tell()
         front = source.read(BLOCK_FRONT)
-        if len(front) < BLOCK_FRONT or place + BLOCK_FRONT + int.from_bytes(front[5:9], "little") > size:
+        length = int.from_bytes(front[5:9], "little")
+        if (
+            len(front) < BLOCK_FRONT
+            or place + BLOCK_FRONT + length > size
+            or _only_zeros(source, start, size)
+        ):
             raise CutError
-        kind, length = front[0], int.from_bytes(front[5:9], "little")
-        if kind == CHUNKS and index is None:
+        if front[0] == CHUNKS and not index:
             places.append(place)
-            source.seek(length, os.SEEK_CUR)
+            source.seek(place + BLOCK_FRONT + length)
             continue
         source.seek(place + 1)
-        what = f"the {'seal' if kind == SEAL else 'index'} of version {len(found.versions) + 1}"
-        told = read_block(source, kind, what, (INDEX,) if index is None else (SEAL,), LARGEST_BLOCK)
-        if kind == INDEX:
-            index = opened_index(told.stored, told.raw)
+        what = f"the {'seal' if front[0] == SEAL else 'index'} of version {len(found.versions) + 1}"
+        told = read_block(source, front[0], what, (INDEX, SEAL) if index else (INDEX,), LARGEST_BLOCK)
+        if front[0] == INDEX:
+            found.read += told.raw
+            if found.read > LEAST_INDEX + INDEX_SHARE * size:
+                raise DamagedFileError(f"{what} is larger than a file of this size has: the file is damaged")
+            index += opened_index(told.stored, told.raw)
             continue
         if len(told.stored) != _SEAL.size or _SEAL.unpack(told.stored)[0] != place - start:
             raise DamagedFileError(f"{what} does not fit its version: the file is damaged")
-        assert index is not None
-        _enter(found, index, places)
+        _enter(found, parsed(index), places)
         found.end = source.tell()
         found.versions[-1].bytes = found.end - start
         return
 
 
-def opened_index(stored: bytes, raw: int) -> dict[str, Any]:
-    """What an INDEX block tells.
+def _only_zeros(source: BinaryIO, start: int, size: int) -> bool:
+    """Whether there is nothing but zeros from a place on: what a loss of power leaves of an add."""
+    here = source.tell()
+    source.seek(start)
+    first = source.read(BLOCK_FRONT)
+    zeros = not any(first) and not any(any(piece) for piece in _pieces(source, size - source.tell()))
+    source.seek(here)
+    return zeros
+
+
+def opened_index(stored: bytes, raw: int) -> bytes:
+    """What an INDEX block holds.
 
     Raises:
         DamagedFileError: it is none.
@@ -189,7 +232,7 @@ def opened_index(stored: bytes, raw: int) -> dict[str, Any]:
         raise DamagedFileError(f"an index is no zlib stream ({error}): the file is damaged") from error
     if len(content) != raw or not opened.eof:
         raise DamagedFileError("an index does not unpack to its length: the file is damaged")
-    return parsed(content)
+    return content
 
 
 def _enter(found: Contents, index: dict[str, Any], places: list[int]) -> None:
@@ -197,12 +240,12 @@ def _enter(found: Contents, index: dict[str, Any], places: list[int]) -> None:
     try:
         sizes, counts, hashes = index["sizes"], index["blocks"], index["hashes"]
         gone, date = index["gone"], index["date"]
-        entries = [_entry(told) for told in index["entries"]]
+        known = len(found.sizes) + len(sizes)
+        entries = [_entry(told, MOST_REPEATS + 64 * known) for told in index["entries"]]
         whole = [type(one) is int and 0 < one <= LARGEST_BLOCK for one in (*sizes, *counts)]
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError("an index does not tell what an index tells: the file is damaged") from error
     width = 2 * HASH_BYTES
-    known = len(found.sizes) + len(sizes)
     if not (
         all(whole)
         and len(counts) == len(places)
@@ -229,23 +272,32 @@ def _enter(found: Contents, index: dict[str, Any], places: list[int]) -> None:
     found.versions.append(Version(date, entries, list(gone)))
 
 
-def _entry(told: Any) -> ArchiveEntry:
-    """An entry as an index tells it.
+def _entry(told: Any, known: int) -> ArchiveEntry:
+    """An entry as an index tells it, of no more than so many chunks.
 
     Raises:
         ValueError: it has other fields, or values of another kind.
     """
-    entry = ArchiveEntry(**{"size": 0, "mode": 0, "time": 0, **told, "chunks": tuple(told.get("chunks", ()))})
-    texts = (entry.path, entry.kind, entry.sha256, entry.target)
-    numbers = (entry.mode, entry.time, entry.size, *entry.chunks)
+    if not isinstance(told, dict):
+        raise ValueError("no entry")
+    runs = told.get("chunks", ())
+    texts = (told["path"], told["kind"], told.get("sha256", ""), told.get("target", ""))
+    numbers = (told.get("mode", 0), told.get("time", 0), told.get("size", 0), *runs)
     if (
         not all(isinstance(text, str) for text in texts)
-        or not all(type(number) is int for number in numbers)
-        or entry.kind not in KINDS
-        or entry.size < 0
+        or not all(type(number) is int and -LATEST < number < LATEST for number in numbers)
+        or texts[1] not in KINDS
+        or min(numbers[0], *numbers[2:]) < 0
+        or numbers[0] > ALL_MODES
+        or len(runs) % 2
+        or sum(runs[1::2]) > known
     ):
         raise ValueError("no entry")
-    return entry
+    for text in texts:
+        os.fsencode(text)  # a lone surrogate is no name: UnicodeEncodeError is a ValueError
+    pairs = zip(runs[::2], runs[1::2], strict=True)
+    chunks = tuple(number for first, count in pairs for number in range(first, first + count))
+    return ArchiveEntry(texts[0], texts[1], *numbers[:3], texts[2], chunks, texts[3])
 
 
 def check_seals(source: BinaryIO, contents: Contents) -> None:

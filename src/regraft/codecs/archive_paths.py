@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from regraft.codecs.archive_format import ArchiveEntry
 from regraft.core.files import LONGEST_NAME
 
-DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt") for n in range(1, 10))}
+DEVICES = {
+    "con", "prn", "aux", "nul", "conin$", "conout$",
+    *(f"{name}{n}" for name in ("com", "lpt") for n in "123456789¹²³"),
+}  # fmt: skip
 """Names that are devices on Windows, with any ending."""
+MOST_PARTS = 200
+"""Folders of a path."""
 LONGEST_PATH = 4096
 """Bytes of a whole path."""
 
@@ -47,10 +52,11 @@ def check_paths(entries: Sequence[ArchiveEntry]) -> None:
         reason = _why_not(entry.path)
         if reason:
             raise UnsafePathError(f"the archive has the path {entry.path!r}, {reason}: nothing is written")
-        other = folded.setdefault(unicodedata.normalize("NFC", entry.path).casefold(), entry.path)
-        if other != entry.path:
+        clash = next((pair for pair in _spelled(entry.path, folded) if pair[0] != pair[1]), None)
+        if clash:
+            other, path = clash
             raise UnsafePathError(
-                f"the archive has {other!r} and {entry.path!r}, which are one file where large and small"
+                f"the archive has {other!r} and {path!r}, which are one where large and small"
                 " letters are the same: nothing is written; leave one out with --without"
             )
         for above in _above(entry.path):
@@ -61,6 +67,12 @@ def check_paths(entries: Sequence[ArchiveEntry]) -> None:
                 )
         if entry.kind == "link":
             _check_link(entry)
+
+
+def _spelled(path: str, folded: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The path and each folder above it, beside how it was spelled first."""
+    for one in (*_above(path), path):
+        yield folded.setdefault(unicodedata.normalize("NFC", one).casefold(), one), one
 
 
 def _above(path: str) -> list[str]:
@@ -74,6 +86,8 @@ def _why_not(path: str) -> str:
         return "which does not begin in the folder that is unpacked to"
     if len(os.fsencode(path)) > LONGEST_PATH:
         return f"which has more than {LONGEST_PATH} bytes"
+    if path.count("/") > MOST_PARTS:
+        return f"which has more than {MOST_PARTS} folders"
     for part in path.split("/"):
         if part in ("", ".", ".."):
             return "which leads somewhere else"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,8 +31,6 @@ from regraft.core.progress import advance
 
 DAY = len("2026-11-29")
 """Letters of a date without a time."""
-HELD = 2
-"""Unpacked blocks that are kept at a time."""
 ALLOWED = 0o777
 """Bits of a mode that are given back: none that runs a file as somebody else."""
 
@@ -109,96 +107,95 @@ def extract(archive: Path, out: Path, choice: Choice, max_size: int | None = Non
             )
         with whole_folder(out, as_stored=True) as fresh:
             _write(file, contents, entries, fresh, total)
+        # a folder that is closed could not be moved to its place
+        for entry in sorted(entries, key=lambda one: one.path.count("/"), reverse=True):
+            if entry.kind == "folder":
+                _attributes(out, entry)
     return entries
 
 
 def _write(file: BinaryIO, contents: Contents, entries: list[ArchiveEntry], fresh: Path, total: int) -> None:
-    """All entries below a folder: folders first, their modes and times last."""
+    """All entries below a folder but the folders' own modes and times; every block is unpacked once."""
     for entry in entries:
         place = fresh / entry.path
         (place if entry.kind == "folder" else place.parent).mkdir(parents=True, exist_ok=True)
-    chunk_of = _Chunks(file, contents)
-    done = 0
-    # in the order of the chunks, so that each block is unpacked once
-    for entry in sorted(entries, key=lambda one: one.chunks[:1]):
+    wanted: dict[int, list[tuple[ArchiveEntry, int]]] = {}
+    for entry in entries:
         if entry.kind == "file":
-            with (fresh / entry.path).open("xb") as out:
-                _copy(chunk_of, entry, out.write)
-            done += entry.size
-            advance("bytes unpacked", done, total)
+            (fresh / entry.path).touch(exist_ok=False)
+            places = accumulate((contents.sizes[number] for number in entry.chunks), initial=0)
+            for number, place in zip(entry.chunks, places, strict=False):
+                wanted.setdefault(number, []).append((entry, place))
         elif entry.kind == "link":
             (fresh / entry.path).symlink_to(entry.target)
-    for entry in sorted(entries, key=lambda one: one.path.count("/"), reverse=True):
-        if entry.kind != "link":
-            os.utime(fresh / entry.path, ns=(entry.time, entry.time))
-            (fresh / entry.path).chmod(entry.mode & ALLOWED)
-        else:
-            with suppress(NotImplementedError):
-                os.utime(fresh / entry.path, ns=(entry.time, entry.time), follow_symlinks=False)
+    done = 0
+    for block in contents.blocks:
+        numbers = [n for n in range(block.first, block.first + block.count) if n in wanted]
+        for number, chunk in _chunks(file, contents, block, numbers) if numbers else ():
+            for entry, place in wanted[number]:
+                with (fresh / entry.path).open("r+b") as out:
+                    out.seek(place)
+                    out.write(chunk)
+                done += len(chunk)
+            advance("bytes unpacked", done, total)
+    for entry in entries:
+        if entry.kind == "file":
+            with (fresh / entry.path).open("rb") as source:
+                if hashlib.file_digest(source, "sha256").hexdigest() != entry.sha256:
+                    raise DamagedFileError(f"{entry.path} does not fit its hash: the file is damaged")
+        if entry.kind != "folder":
+            _attributes(fresh, entry)
 
 
-class _Chunks:
-    """Chunks by number; the blocks that were unpacked last are kept."""
+def _attributes(root: Path, entry: ArchiveEntry) -> None:
+    """Give an entry its time and mode back."""
+    place, link = root / entry.path, entry.kind == "link"
+    if not link:
+        place.chmod(entry.mode & ALLOWED)
+    with suppress(NotImplementedError):
+        os.utime(place, ns=(entry.time, entry.time), follow_symlinks=not link)
 
-    def __init__(self, file: BinaryIO, contents: Contents):
-        self.file, self.contents = file, contents
-        self.block_of: dict[int, Packed] = {
-            number: block
-            for block in contents.blocks
-            for number in range(block.first, block.first + block.count)
-        }
-        self.held: dict[Packed, tuple[bytes, list[int]]] = {}
 
-    def __call__(self, number: int) -> bytes:
-        block = self.block_of[number]
-        if block not in self.held:
-            if len(self.held) == HELD:
-                self.held.pop(next(iter(self.held)))
-            self.held[block] = self._unpacked(block)
-        raw, starts = self.held[block]
-        start = starts[number - block.first]
-        chunk = raw[start : start + self.contents.sizes[number]]
-        if hashlib.sha256(chunk).digest()[:HASH_BYTES].hex() != self.contents.hashes[number]:
+def _chunks(
+    file: BinaryIO, contents: Contents, block: Packed, numbers: Sequence[int]
+) -> Iterator[tuple[int, bytes]]:
+    """Chunks of a block by number, each held to its hash.
+
+    Raises:
+        DamagedFileError: one does not fit it.
+    """
+    file.seek(block.place)
+    kind = file.read(1)[0]
+    found = read_block(file, kind, f"the block of chunk {block.first}", (CHUNKS,), LARGEST_BLOCK)
+    sizes = contents.sizes[block.first : block.first + block.count]
+    if sum(sizes) != found.raw:
+        raise DamagedFileError(f"the block of chunk {block.first} has another length: the file is damaged")
+    raw, starts = unpacked(found.stored, found.raw), [0, *accumulate(sizes)]
+    for number in numbers:
+        at = number - block.first
+        chunk = raw[starts[at] : starts[at + 1]]
+        if hashlib.sha256(chunk).digest()[:HASH_BYTES].hex() != contents.hashes[number]:
             raise DamagedFileError(f"chunk {number} does not fit its hash: the file is damaged")
-        return chunk
-
-    def _unpacked(self, block: Packed) -> tuple[bytes, list[int]]:
-        """A block's bytes, and where its chunks begin."""
-        self.file.seek(block.place)
-        kind = self.file.read(1)[0]
-        found = read_block(self.file, kind, f"the block of chunk {block.first}", (CHUNKS,), LARGEST_BLOCK)
-        sizes = self.contents.sizes[block.first : block.first + block.count]
-        if sum(sizes) != found.raw:
-            raise DamagedFileError(
-                f"the block of chunk {block.first} has another length: the file is damaged"
-            )
-        return unpacked(found.stored, found.raw), [0, *accumulate(sizes)]
-
-
-def _copy(chunk_of: _Chunks, entry: ArchiveEntry, write: Callable[[bytes], object]) -> None:
-    digest = hashlib.sha256()
-    for number in entry.chunks:
-        chunk = chunk_of(number)
-        digest.update(chunk)
-        write(chunk)
-    if digest.hexdigest() != entry.sha256:
-        raise DamagedFileError(f"{entry.path} does not fit its hash: the file is damaged")
+        yield number, chunk
 
 
 def check_archive(archive: Path) -> tuple[int, int]:
-    """Unpack everything of every version without writing it; how many files and bytes.
+    """Look at all seals, blocks and chunks, and at the paths of every version; how many files and bytes.
 
     Raises:
         DamagedFileError: something does not fit its checksum.
+        UnsafePathError: a version could not be unpacked.
     """
     with held(archive, "rb") as file:
         contents = read_contents(file)
         check_seals(file, contents)
-        chunk_of = _Chunks(file, contents)
-        files = [entry for version in contents.versions for entry in version.entries if entry.kind == "file"]
-        for done, entry in enumerate(files, 1):
-            _copy(chunk_of, entry, len)
-            advance("files tested", done, len(files))
+        for number in range(1, len(contents.versions) + 1):
+            check_paths(list(contents.at(number).values()))
+        for done, block in enumerate(contents.blocks, 1):
+            for _ in _chunks(file, contents, block, range(block.first, block.first + block.count)):
+                pass
+            advance("blocks tested", done, len(contents.blocks))
+    files = [entry for version in contents.versions for entry in version.entries if entry.kind == "file"]
     return len(files), sum(entry.size for entry in files)
 
 
@@ -210,6 +207,7 @@ def differences(archive: Path, beside: Path, choice: Choice) -> Iterator[tuple[s
     """
     with held(archive, "rb") as file:
         entries = {entry.path: entry for entry in choice.of(read_contents(file))}
+        check_paths(list(entries.values()))
     for path, entry in entries.items():
         yield from ((what, path) for what in _differs(beside / path, entry))
     for root in sorted({path.split("/")[0] for path in entries}):

@@ -113,8 +113,11 @@ def unpack_bare(pieces: Iterator[bytes], largest: int) -> Iterator[bytes]:
     """
     rest = b""
     opened, content = zlib.decompressobj(), b""
+    # a stream that was given anything is open until its end: also where nothing came out of it yet
+    fed, blocks = False, 0
     for piece in pieces:
         rest += piece
+        fed = fed or bool(rest)
         while rest:
             try:
                 content += opened.decompress(rest, largest + _FRONT - len(content) + 1)
@@ -131,5 +134,6 @@ def unpack_bare(pieces: Iterator[bytes], largest: int) -> Iterator[bytes]:
                     )
                 yield _expanded(content, raw)
                 opened, content = zlib.decompressobj(), b""
-    if content or (not opened.eof and opened.unconsumed_tail):
+                fed, blocks = bool(rest), blocks + 1
+    if fed or not blocks:
         raise DamagedFileError("the file ends inside a block: it is cut or damaged")

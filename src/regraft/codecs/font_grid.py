@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-WHITE = 255
-"""The lightest gray."""
+from regraft.codecs.pictures import WHITE, read_pixels
+
+MOST_CELLS = 1 << 18
+"""Cells of a sheet."""
 HALF = 0.5
 """Share of a sheet's rim that is dark from which on ink is light."""
 SMALLEST_CELL = 3
 """Pixels of a cell that is looked for: no letter is narrower with its gap."""
 PARTS = 0.8
 """Cells for each stretch of ink, at least: some letters are of two."""
-MOST_PIXELS = 1 << 26
-"""Pixels of the largest sheet."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,7 @@ def read_ink(path: Path, threshold: int | None, invert: bool | None = None) -> n
     Raises:
         ValueError: it is no picture, too large, or nothing is on it.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise ValueError(
-                    f"{path} has {opened.width} × {opened.height} pixels, more than {MOST_PIXELS:,}"
-                )
-            if "A" in opened.getbands():
-                under = Image.new("RGBA", opened.size, "white")
-                gray = np.asarray(Image.alpha_composite(under, opened.convert("RGBA")).convert("L"))
-            else:
-                gray = np.asarray(opened.convert("L"))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no picture that Pillow reads: name a PNG or the like") from error
+    gray = read_pixels(path, gray=True)[:, :, 0]
     if threshold is not None and not 0 < threshold <= WHITE:
         raise ValueError(f"--threshold {threshold} is no value from 1 to 255")
     level = (int(gray.min()) + int(gray.max()) + 1) // 2 if threshold is None else threshold
@@ -96,8 +82,10 @@ def grid_of(
         ValueError: what is told does not fit the sheet, or nothing is found.
     """
     height, width = ink.shape
+    if grid is not None and cell is not None:
+        raise ValueError("--grid and --char-size both say where the cells are: choose one")
     if grid is not None:
-        if width % grid[0] or height % grid[1] or min(grid) < 1:
+        if min(grid) < 1 or width % grid[0] or height % grid[1]:
             raise ValueError(
                 f"--grid {grid[0]}x{grid[1]} does not divide a sheet of {width} × {height} pixels"
             )
@@ -108,7 +96,9 @@ def grid_of(
                 f"--char-size {cell[0]}x{cell[1]} does not fit a sheet of {width} × {height} pixels"
             )
         told = _steps(width // cell[0], cell[0], 0), _steps(height // cell[1], cell[1], 0)
-        return CellGrid(*told, "told", width, height)
+        found = CellGrid(*told, "told", width, height)
+        _check_told(ink, found)
+        return found
     if solid:
         raise ValueError("cells that touch have no borders to find: tell --grid or --char-size with --solid")
     columns, rows = _runs(np.any(ink, axis=0)), _runs(np.any(ink, axis=1))
@@ -118,6 +108,18 @@ def grid_of(
     if len(columns) * len(rows) < 2:
         raise ValueError("no grid can be found in the sheet: tell it with --grid or --char-size")
     return CellGrid(columns, rows, "gaps between uneven cells", width, height)
+
+
+def _check_told(ink: np.ndarray, grid: CellGrid) -> None:
+    """Make sure that a grid that was told holds all ink, in no more cells than can be kept."""
+    if grid.count > MOST_CELLS:
+        raise ValueError(f"{grid.count:,} cells are more than the {MOST_CELLS:,} that a file keeps")
+    right, below = grid.columns[-1][1], grid.rows[-1][1]
+    if ink[below:].any() or ink[:, right:].any():
+        raise ValueError(
+            f"there is ink outside of {len(grid.columns)} × {len(grid.rows)} cells of"
+            f" {grid.cell[0]} × {grid.cell[1]} pixels: tell another --char-size"
+        )
 
 
 def _steps(count: int, step: int, start: int) -> tuple[tuple[int, int], ...]:

@@ -21,14 +21,16 @@ from torch import Tensor
 from regraft.codecs.block_stream import Prepared, UnpackBlock, pack_stream, prepared_blocks, unpack_stream
 from regraft.codecs.frame import LARGEST_BLOCK, DamagedFileError, TooLargeError, read_header
 from regraft.codecs.image_network import (
-    MOST_PIXELS,
     CoordinateNetwork,
     ImagePlan,
     NetworkSize,
+    check_work,
     fit,
     fresh_network,
 )
+from regraft.codecs.pictures import MOST_PIXELS, read_pixels
 from regraft.codecs.symbol_code import pack_block, unpack_block
+from regraft.core.files import reading
 
 NUMBER = 4
 """Of the codec in the frame."""
@@ -72,27 +74,6 @@ class FittedImage:
         return (shown * 255).round().to(torch.uint8).numpy()
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """A picture as (H, W, C) bytes, C 1 for gray and 3 else.
-
-    Raises:
-        ValueError: it is no picture, or too large.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise ValueError(
-                    f"{path} has {opened.width} × {opened.height} pixels, more than {MOST_PIXELS:,}"
-                )
-            kind = "L" if opened.mode in ("L", "1", "I;16") else "RGB"
-            found = np.asarray(opened.convert(kind))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no picture that Pillow reads: name a PNG, JPEG or the like") from error
-    return found if found.ndim == 3 else found[:, :, None]
-
-
 def weight_of(
     pixels: np.ndarray,
     boxes: Sequence[tuple[int, int, int, int]] = (),
@@ -116,7 +97,9 @@ def weight_of(
             )
         weight[top : top + down, left : left + across] = INSIDE
     if mask is not None:
-        shown = read_picture(mask).mean(-1)
+        with reading(mask, "name a picture with --mask"):
+            mask.stat()
+        shown = read_pixels(mask).mean(-1)
         if shown.shape != (height, width):
             raise ValueError(
                 f"the mask has {shown.shape[1]} × {shown.shape[0]} pixels, the picture {width} × {height}"
@@ -155,6 +138,7 @@ def fit_image(
     if not BITS[0] <= bits <= BITS[1]:
         raise ValueError(f"--bits {bits} is no number from {BITS[0]} to {BITS[1]}")
     height, width, colours = pixels.shape
+    check_work(begin.size if begin is not None else size, width, height)
     if begin is not None and begin.colours != colours:
         raise ValueError(f"--begin-with has {begin.colours} colours, and the picture {colours}")
     network = begin.network if begin is not None else fresh_network(size, colours, plan.seed)
@@ -165,6 +149,8 @@ def fit_image(
 
 def quantized(network: CoordinateNetwork, image: FittedImage) -> FittedImage:
     """A network's weights as whole numbers, a scale for each tensor: the one of some that errs least."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters()):
+        raise RuntimeError("the fit did not come to numbers: take fewer --ssim, or another --seed")
     most = 2 ** (image.bits - 1) - 1
     scales, found = [], []
     for parameter in network.parameters():
@@ -258,4 +244,8 @@ def _told(parameters: dict[str, Any]) -> FittedImage:
         raise DamagedFileError("its header tells an impossible picture: the file is damaged")
     if told["height"] * told["width"] > MOST_PIXELS:
         raise DamagedFileError("its header tells too large a picture: the file is damaged")
+    try:
+        check_work(size, told["width"], told["height"])
+    except ValueError as error:
+        raise DamagedFileError(f"its header tells too much work ({error}): the file is damaged") from error
     return FittedImage(**told, size=size, scales=scales)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from regraft.core.progress import advance
 from regraft.core.randomness import drawing_from
 
-MOST_PIXELS = 1 << 26
-"""Pixels of the largest picture."""
+MOST_WORK = 1 << 36
+"""Units of all blocks times pixels: some minutes of one core."""
 ROWS_AT_ONCE = 1 << 16
 """Pixels that are computed at a time."""
 PATCH = 32
@@ -48,6 +48,19 @@ class NetworkSize:
             least = 0 if name == "--fourier" else 1
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(f"{name} {value} is no number from {least} to {most}")
+
+
+def check_work(size: NetworkSize, width: int, height: int) -> None:
+    """Make sure that a picture can be shown in some minutes.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    features = 1 + 2 * size.fourier
+    if size.blocks * size.units * (width * height + features * (width + height)) > MOST_WORK:
+        raise ValueError(
+            f"{size.blocks} blocks of {size.units} units are too many for {width:,} × {height:,} pixels"
+        )
 
 
 class CoordinateNetwork(nn.Module):
@@ -88,18 +101,26 @@ class CoordinateNetwork(nn.Module):
     @torch.no_grad()
     def picture(self, height: int, width: int) -> Tensor:
         """The whole picture (H, W, C), values from 0 to 1."""
-        x_WF, y_HF = self.features(places(width)), self.features(places(height))
-        step = max(1, ROWS_AT_ONCE // width)
+        x_W, y_H = places(width), places(height)
+        across = min(width, ROWS_AT_ONCE)
+        step = max(1, ROWS_AT_ONCE // across)
         rows = []
-        layers = list(zip(self.across, self.down, self.colour, strict=True))
-        x_WU = [across(x_WF) for across, _, _ in layers]
         for top in range(0, height, step):
             parts = [
-                colour(torch.sin(x + down(y_HF[top : top + step])[:, None]))
-                for x, (_, down, colour) in zip(x_WU, layers, strict=True)
+                self._tile(x_W[left : left + across], y_H[top : top + step])
+                for left in range(0, width, across)
             ]
-            rows.append(torch.stack(parts).sum(0))
-        return torch.cat(rows).clamp(0, 1)
+            rows.append(torch.cat(parts, 1).clamp(0, 1))
+        return torch.cat(rows)
+
+    def _tile(self, x_W: Tensor, y_H: Tensor) -> Tensor:
+        """Colours (H, W, C) of a tile."""
+        x_WF, y_HF = self.features(x_W), self.features(y_H)
+        parts = [
+            colour(torch.sin(across(x_WF) + down(y_HF)[:, None]))
+            for across, down, colour in zip(self.across, self.down, self.colour, strict=True)
+        ]
+        return torch.stack(parts).sum(0)
 
 
 def places(length: int) -> Tensor:
@@ -148,6 +169,8 @@ class ImagePlan:
         """
         if self.steps < 1 or self.places < 1:
             raise ValueError("--steps and the places of a step must be 1 or more")
+        if not all(map(math.isfinite, (self.ssim, self.l1, self.rate))):
+            raise ValueError("--ssim, --l1 and the rate are numbers")
         if self.ssim < 0 or self.l1 < 0 or self.rate <= 0:
             raise ValueError("--ssim and --l1 are no less than 0, the rate more")
         if self.ssim and min(pixels) < PATCH:

@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from regraft.checkpoint.locate import SPECIMENS
 from regraft.codecs.arithmetic import decode_start, decode_step, encode_end, encode_step
 from regraft.codecs.block_stream import Prepared, UnpackBlock, prepared_blocks
 from regraft.codecs.frame import DamagedFileError
 from regraft.codecs.lm_machine import OtherMachineError, arithmetic, check_arithmetic, digest, with_threads
 from regraft.codecs.lm_steps import Steps, check_codes, symbols_of, window_of
+from regraft.model.load import load
 from regraft.model.model import Model
 from regraft.tokenizers.byte_codec import ByteIds
 
+DEFAULT = "specimen:qwen3"
+"""The model, unless another is given."""
 BLOCK = 1 << 19
 """Bytes that are read side by side."""
 TEXT = 1 << 12
@@ -154,24 +158,30 @@ def tokens_of(ids: ByteIds, text: bytes) -> list[int]:
 
 
 def _lengths_of(stored: bytes, raw: int) -> tuple[list[int], bytes]:
-    """The tokens of each text, and the code behind them; never more of either than the block has bytes."""
-    count = int.from_bytes(stored[:4], "little") if len(stored) >= 4 else MOST_TEXTS + 1
-    if count > min(MOST_TEXTS, raw) or len(stored) < 4 + 4 * count:
-        raise DamagedFileError("a block ends inside its lengths: the file is damaged")
+    """The tokens of each text, and the code behind them: as many texts as `cut` makes of so many bytes, each
+    of no more tokens than it can have bytes, so that no block takes more memory or steps than one of ours."""
+    count = -(-raw // TEXT)
+    told = int.from_bytes(stored[:4], "little") if len(stored) >= 4 else -1
+    if told != count or count > MOST_TEXTS or len(stored) < 4 + 4 * count:
+        raise DamagedFileError("a block ends inside its lengths, or has another number: the file is damaged")
     lengths = np.frombuffer(stored, "<u4", count, 4).tolist()
-    if sum(lengths) > raw:
+    if sum(lengths) > raw or any(length > raw // count + 1 + SEARCHED for length in lengths):
         raise DamagedFileError("a block claims more tokens than bytes: the file is damaged")
     return lengths, stored[4 + 4 * count :]
 
 
 def prepared(
-    model: Model, window: int | None = None, block_size: int | None = None, workers: int | None = None
+    model: Model | None = None,
+    window: int | None = None,
+    block_size: int | None = None,
+    workers: int | None = None,
 ) -> Prepared:
-    """The codec with a model and its options; `workers` are the threads that PyTorch computes with.
+    """The codec with a model, the specimen by default, and its options; `workers` are PyTorch's threads.
 
     Raises:
         ValueError: the model cannot be coded with, or an option is not possible.
     """
+    model = model if model is not None else load(DEFAULT)
     check_codes(model)
     threads = workers or torch.get_num_threads()
     coder = Coder(model, window_of(model, window), threads)
@@ -188,13 +198,20 @@ def prepared(
     return Prepared(parameters, coder.pack_block, ready.block_size, 1)
 
 
-def opened(parameters: dict[str, Any], model: Model) -> UnpackBlock:
-    """What unpacks the blocks of a file, if it was written by this model on such a machine.
+def opened(parameters: dict[str, Any], model: Model | None = None) -> UnpackBlock:
+    """What unpacks the blocks of a file, if it was written by this model on such a machine; by default the
+    specimen that its header names. No other name is opened because a file says so.
 
     Raises:
-        OtherMachineError: it was not.
+        ValueError: it was written by another model than a specimen, and none is given.
+        OtherMachineError: this is another model, or another machine.
         DamagedFileError: the header does not tell.
     """
+    name = str(parameters.get("name") or "")
+    if model is None:
+        if name.partition(":")[::2] not in {("specimen", kind) for kind in SPECIMENS}:
+            raise ValueError(f"it was packed with {name or 'a model from a folder'}: name that with --model")
+        model = load(name)
     threads = check_arithmetic(parameters.get("arithmetic"), model.dtype)
     if parameters.get("model") != model.weights_sha256:
         raise OtherMachineError(

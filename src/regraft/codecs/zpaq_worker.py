@@ -18,8 +18,8 @@ SECONDS = 20
 """Seconds of the processor for any block, beside those for its length."""
 BYTES_A_SECOND = 50_000
 """The slowest rate that is waited for: level 5 has some ten times of it."""
-TOO_LONG = 3
-"""The exit code where a block holds more than it should."""
+TOO_LONG, NOT_HERE = 3, 4
+"""The exit codes where a block holds more than it should, and where the library cannot be loaded."""
 
 
 def unpacked(stored: bytes, raw: int) -> bytes:
@@ -28,8 +28,11 @@ def unpacked(stored: bytes, raw: int) -> bytes:
     Raises:
         DamagedFileError: it is none, or asks for more memory or time than a block needs.
     """
-    command = [sys.executable, "-m", "regraft.codecs.zpaq_worker", str(raw)]
+    # -P: what lies in the folder that one stands in is not run
+    command = [sys.executable, "-P", "-m", "regraft.codecs.zpaq_worker", str(raw)]
     done = subprocess.run(command, input=stored, capture_output=True, check=False)
+    if done.returncode == NOT_HERE:
+        raise RuntimeError("the process that unpacks cannot load the library zpaq: install the extra codecs")
     if done.returncode == TOO_LONG or (done.returncode == 0 and len(done.stdout) != raw):
         raise DamagedFileError("a block does not unpack to its length: the file is damaged")
     if done.returncode:
@@ -53,8 +56,10 @@ def main() -> int:
     """Decompress standard input to standard output."""
     raw = int(sys.argv[1])
     limit(raw)
-    import zpaq
-
+    try:
+        import zpaq
+    except ImportError:
+        return NOT_HERE
     stored = sys.stdin.buffer.read()
     try:
         data = zpaq.decompress(stored, threads=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 from regraft.codecs import archive_format, font
 from regraft.codecs.archive import opened_archive
 from regraft.codecs.archive_reading import Choice, check_archive, differences, extract
-from regraft.codecs.block_stream import pieces
+from regraft.codecs.block_stream import Prepared, in_order, pack_stream, pieces
 from regraft.codecs.bpez import pack_block, unpack_bare
 from regraft.codecs.codec_table import Codec, codec, codec_of
 from regraft.codecs.frame import LARGEST_BLOCK, DamagedFileError, Digest, read_header
 from regraft.codecs.pack_options import ENDINGS
-from regraft.core.files import UnreadableError, expanded, reading, whole_file
+from regraft.core.files import UnreadableError, expanded, place_of, reading, whole_file
 from regraft.core.sizes import bytes_of
 
 MODES = {"file": stat.S_IFREG, "folder": stat.S_IFDIR, "link": stat.S_IFLNK}
@@ -85,8 +85,9 @@ def check_out(name: str, force: bool, *sources: str) -> None:
     if name == PIPE:
         return
     place = expanded(name)
-    if place.is_dir():
-        raise ValueError(f"{name} is a folder: name a file with --out")
+    if place.exists() and not place.is_file():
+        kind = "a folder" if place.is_dir() else "no file"
+        raise ValueError(f"{name} is {kind}: name a file with --out")
     there = [expanded(one) for one in sources if one != PIPE and expanded(one).exists()]
     if place.exists() and any(place.samefile(one) for one in there):
         raise ValueError(f"{name} is what is read: name another file with --out")
@@ -94,14 +95,30 @@ def check_out(name: str, force: bool, *sources: str) -> None:
         raise ValueError(f"{name} is there already: choose another with --out, or replace it with --force")
 
 
-def packed_name(name: str, kind: str) -> str:
-    """Where a packed file goes by default: beside the file, or standard output for standard input."""
-    return PIPE if name == PIPE else name + ENDINGS[kind]
+def check_outs(files: Sequence[str], outs: Sequence[str], force: bool) -> None:
+    """Make sure that every file can be read, and every output written, before any work.
+
+    Raises:
+        ValueError: two outputs are one, one is read or there already.
+        UnreadableError: a file cannot be read.
+    """
+    if len({PIPE if out == PIPE else str(place_of(out)) for out in outs}) < len(outs):
+        raise ValueError("two of the files would be written to one place: pack them one after the other")
+    for file, out in zip(files, outs, strict=True):
+        if not is_pipe(file):
+            with source_of(file):
+                pass
+        check_out(out, force, *files)
+
+
+def is_pipe(name: str) -> bool:
+    """Whether a name is read once: standard input, or what is there and no file."""
+    return name == PIPE or (expanded(name).exists() and not expanded(name).is_file())
 
 
 def unpacked_name(name: str, kind: str) -> str:
     """Where an unpacked file goes by default."""
-    if name == PIPE:
+    if is_pipe(name):
         return PIPE
     ending = ENDINGS[kind]
     if kind in ("image", "font"):
@@ -123,25 +140,27 @@ def pack_file(kind: str, name: str, out: str, options: dict[str, Any]) -> Outcom
         raise ValueError("--verify reads again what was written: name a file with --out")
     if "block_size" in options:
         options["block_size"] = bytes_of(options["block_size"])
-    chosen.prepared(**options)
+    ready = chosen.prepared(**options)
     began = time.perf_counter()
     with source_of(name) as (source, total), destination(out) as written:
         if bare:
-            raw, stored = _pack_bare(source, written, chosen, options)
+            raw, stored = _pack_bare(source, written, ready)
         else:
-            raw, stored = chosen.pack(source, written, total, **options)
+            raw, stored = pack_stream(source, written, chosen.number, ready, total)
         if verify:
-            _verify(chosen, written, bare, raw, {"model": options["model"]} if kind == "lm" else {})
+            _verify(chosen, written, bare, raw, {"model": options["model"]} if "model" in options else {})
     return Outcome(out, raw, stored, time.perf_counter() - began)
 
 
-def _pack_bare(source: BinaryIO, out: BinaryIO, chosen: Codec, options: dict[str, Any]) -> tuple[int, int]:
-    """Blocks of bpez behind each other without our frame."""
-    ready = chosen.prepared(**options)
+def _pack_bare(source: BinaryIO, out: BinaryIO, ready: Prepared) -> tuple[int, int]:
+    """Blocks of bpez behind each other without our frame; bytes read and written."""
     raw = stored = 0
-    for piece in pieces(source, ready.block_size):
-        packed = ready.pack_block(piece)
-        raw, stored = raw + len(piece), stored + out.write(packed)
+
+    def work(piece: bytes) -> tuple[int, bytes]:
+        return len(piece), ready.pack_block(piece)
+
+    for length, packed in in_order(work, pieces(source, ready.block_size), ready.workers):
+        raw, stored = raw + length, stored + out.write(packed)
     if not raw:
         stored += out.write(pack_block(b""))
     return raw, stored
@@ -164,8 +183,10 @@ def header_of(name: str) -> tuple[str, dict[str, Any]]:
     """Which codec packed a file, and the parameters in its header.
 
     Raises:
-        ValueError: it is no packed file.
+        ValueError: it is no packed file, or a pipe.
     """
+    if is_pipe(name):
+        raise ValueError(f"{name} is read once, and this looks at several places: name a file")
     with told(name), source_of(name) as (source, _):
         number, parameters = read_header(source)
     return codec_of(number).name, parameters
@@ -178,6 +199,8 @@ def told(name: str) -> Iterator[None]:
         yield
     except UnreadableError:
         raise
+    except UnicodeError as error:
+        raise DamagedFileError(f"{name}: it has a name that no file can have: the file is damaged") from error
     except (DamagedFileError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
 
@@ -198,6 +221,10 @@ def unpack_file(name: str, out: str, max_size: str = "", bare: bool = False, **o
             return Outcome(out, raw, length, time.perf_counter() - began, unpacked=True)
         number, parameters = read_header(source)
         kind = codec_of(number).name
+        if opening and kind != "lm":
+            raise ValueError(f"it was packed by {kind}, which takes no --model")
+        if kind == "archive":
+            raise ValueError("an archive is read at many places: unpack it from a file")
         if kind == "image":
             from regraft.codecs import image  # PyTorch is imported for pictures alone
 
@@ -231,6 +258,8 @@ def check_packed(name: str, **opening: Any) -> str:
     """
     kind, _ = header_of(name)
     with told(name):
+        if opening and kind != "lm":
+            raise ValueError(f"it was packed by {kind}, which takes no --model")
         if kind == "archive":
             files, size = check_archive(expanded(name))
             return f"{name}: whole, {files:,} files of all versions, {size:,} bytes"
@@ -312,9 +341,18 @@ def listed(name: str, options: dict[str, Any]) -> Told:
 
 def _line(entry: archive_format.ArchiveEntry) -> str:
     date = datetime.fromtimestamp(entry.time / 1e9, UTC).isoformat(sep=" ", timespec="seconds")
-    link = f" -> {entry.target}" if entry.target else ""
-    shown = entry.path.encode("utf-8", "backslashreplace").decode()
-    return f"{stat.filemode(entry.mode | MODES[entry.kind])}  {entry.size:>13,}  {date[:19]}  {shown}{link}"
+    link = f" -> {printed(entry.target)}" if entry.target else ""
+    mode = stat.filemode(entry.mode | MODES[entry.kind])
+    return f"{mode}  {entry.size:>13,}  {date[:19]}  {printed(entry.path)}{link}"
+
+
+def printed(path: str) -> str:
+    """A path as it may be shown: no control characters, and bytes that are no text as their numbers."""
+
+    def shown(char: str) -> str:
+        return char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+
+    return "".join(map(shown, path))
 
 
 def choice_of(options: dict[str, Any]) -> Choice:
@@ -332,5 +370,5 @@ def parted(name: str, options: dict[str, Any], beside: str) -> Told:
     """
     with told(name):
         found = list(differences(expanded(name), expanded(beside), choice_of(options)))
-    lines = [f"{what:<8}{path}" for what, path in found] or [f"{name}: nothing differs"]
+    lines = [f"{what:<8}{printed(path)}" for what, path in found] or [f"{name}: nothing differs"]
     return Told(lines, {"differences": [{"what": what, "path": path} for what, path in found]})

@@ -14,9 +14,10 @@ import numpy as np
 from regraft.codecs import font
 from regraft.codecs.font_sources import proved, source_of
 from regraft.codecs.frame import read_header
-from regraft.codecs.image import FittedImage, fit_image, pack_image, read_image, read_picture, weight_of
+from regraft.codecs.image import FittedImage, fit_image, pack_image, read_image, weight_of
 from regraft.codecs.image_network import ImagePlan, NetworkSize
 from regraft.codecs.pack_options import ENDINGS, box_of, pair_of
+from regraft.codecs.pictures import read_pixels
 from regraft.core.files import expanded, reading, whole_file
 from regraft.core.progress import tell
 from regraft.jobs.pack_jobs import Outcome
@@ -48,7 +49,7 @@ def pack_picture(
     """
     began = time.perf_counter()
     with reading(name, "name a picture"):
-        pixels = read_picture(expanded(name))
+        pixels = read_pixels(expanded(name))
     boxes = [box_of(region) for region in options.get("region", ())]
     mask = expanded(options["mask"]) if "mask" in options else None
     weight = weight_of(pixels, boxes, mask, options.get("salient", False))
@@ -57,8 +58,8 @@ def pack_picture(
     if begin is not None and sizes:
         raise ValueError("--begin-with brings its network along: leave --blocks, --units and --fourier out")
     plan = ImagePlan(seed=seed, **{key: options[key] for key in ("steps", "ssim") if key in options})
-    made = fit_image(pixels, NetworkSize(**sizes), plan, options.get("bits", 6), weight, begin)
     with whole_file(out) as part, part.open("wb") as file:
+        made = fit_image(pixels, NetworkSize(**sizes), plan, options.get("bits", 6), weight, begin)
         _, stored = pack_image(made, file)
     outcome = Outcome(out, pixels.size, stored, time.perf_counter() - began)
     return outcome, [likeness("regraft", stored, pixels, made.pixels), *others(pixels, stored)]
@@ -96,7 +97,10 @@ def others(pixels: np.ndarray, most: int) -> list[Likeness]:
         while low <= high:
             quality = (low + high) // 2
             out = io.BytesIO()
-            picture.save(out, kind, quality=quality)
+            try:
+                picture.save(out, kind, quality=quality)
+            except (ValueError, OSError):  # too many pixels across for this kind
+                break
             if out.tell() <= most:
                 best, low = out.getvalue(), quality + 1
             else:
@@ -186,8 +190,10 @@ def _font_bits(content: bytes, kind: str, name: str, raw: bool, length: int) -> 
 def sheets_in(folder: str) -> Iterator[tuple[str, str]]:
     """The pictures below a folder and what grid is found in each, or why none."""
     with reading(folder, "name a folder"):
+        if not expanded(folder).is_dir():
+            raise ValueError(f"{folder} is no folder: name one with font sheets")
         files = sorted(path for path in expanded(folder).rglob("*") if path.suffix.lower() in PICTURES)
-    for path in files:
+    for path in (path for path in files if path.is_file()):
         try:
             grid = font.read_font(path).grid
         except ValueError as error:
