@@ -12,13 +12,15 @@ from typing import Any
 import plotly.graph_objects as go
 
 from benchmarks.pages import HEIGHT, RESULTS, ROOT, draw, made_by
-from regraft.reporting.figures.codec_figures import OWN
+from regraft.reporting.figures.codec_figures import OWN, positions
 from regraft.reporting.theme import FIRST, MUTED, base
 
 OUT = ROOT / "docs" / "codecs.md"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 """Between these the tables stand."""
 PICTURE = "codec-rates.png"
+SURE = 100
+"""MB/s above which fractions say nothing."""
 DRAWN = "dickens"
 """The input whose ratios and rates are drawn."""
 
@@ -41,9 +43,19 @@ def table(found: dict[str, Any]) -> list[str]:
         ]
         rates = inputs[DRAWN]["codecs"][codec]
         lines.append(
-            f"| {codec} | {' | '.join(cells)} | {rates['packing']:,.3g} | {rates['unpacking']:,.3g} |"
+            f"| {codec} | {' | '.join(cells)} | {_rate(rates['packing'])} | {_rate(rates['unpacking'])} |"
         )
-    return lines
+    model = found["lm"]
+    cells = [
+        f"**{8 * model['bytes'] / model['raw']:.3f}**" if told["size"] == model["raw"] else ""
+        for told in inputs.values()
+    ]
+    return [*lines, f"| lm, the specimen | {' | '.join(cells)} | | |"]
+
+
+def _rate(value: float) -> str:
+    """A rate in MB/s, in three figures."""
+    return f"{value:,.0f}" if value >= SURE else f"{value:.3g}"
 
 
 def rates(found: dict[str, Any]) -> go.Figure:
@@ -51,10 +63,11 @@ def rates(found: dict[str, Any]) -> go.Figure:
     one = found[f"bytes {DRAWN}"]
     names = list(one["codecs"])
     figure = base(HEIGHT, width=820)
+    unpacking = [one["codecs"][name]["unpacking"] for name in names]
     figure.add_scatter(
-        x=[one["codecs"][name]["unpacking"] for name in names],
+        x=unpacking,
         y=[one["size"] / one["codecs"][name]["bytes"] for name in names],
-        text=names, mode="markers+text", textposition="top center",
+        text=names, mode="markers+text", textposition=positions(unpacking),
         marker={"size": 10, "color": [FIRST if name.startswith(OWN) else MUTED for name in names]},
     )  # fmt: skip
     figure.update_xaxes(title=f"unpacking {DRAWN}, MB/s (log)", type="log")
@@ -129,7 +142,8 @@ def models(one: dict[str, Any]) -> str:
         f" {8 * one['bytes'] / one['raw']:.3f} bits per byte; the model's own bits, by plain forward passes"
         f" over the same windows, make {own:,.0f} ({one['bytes'] / own - 1:+.2%}). gzip -9"
         f" {one['gzip9_bytes']:,}, xz -9 {one['xz9_bytes']:,}, ZPAQ level 5 {one['zpaq5_bytes']:,}. It packs"
-        f" {one['packing']:.1f} kB/s and unpacks {one['unpacking']:.1f} kB/s."
+        f" {one['packing']:.1f} kB/s and unpacks {one['unpacking']:.1f} kB/s"
+        + (f" ({one['note']})." if one.get("note") else ".")
     )
 
 

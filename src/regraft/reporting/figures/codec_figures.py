@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import cycle
+
 import plotly.graph_objects as go
 import xarray as xr
 
@@ -24,13 +27,20 @@ def _scatter(data: xr.Dataset, what: str) -> go.Figure:
     own = [str(name).startswith(OWN) for name in data.codec.values]
     figure.add_scatter(
         x=data[what].values.tolist(), y=data.ratio.values.tolist(), mode="markers+text",
-        text=axis_labels(data.codec.values), textposition="top center",
+        text=axis_labels(data.codec.values), textposition=positions(data[what].values.tolist()),
         marker={"size": 10, "color": [FIRST if one else MUTED for one in own]},
         hovertemplate="%{text}: ratio %{y:.3f}, %{x:,.1f} MB/s<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title=f"{what}, MB/s (log)", type="log")
     figure.update_yaxes(title="bytes before over bytes after")
     return figure
+
+
+def positions(rates: Sequence[float]) -> list[str]:
+    """Where names stand, above and below in turns of the rate, so that neighbours can be read."""
+    order = sorted(range(len(rates)), key=lambda at: rates[at])
+    sides = dict(zip(order, cycle(("top center", "bottom center")), strict=False))
+    return [sides[at] for at in range(len(rates))]
 
 
 def codec_finding(data: xr.Dataset) -> str:
