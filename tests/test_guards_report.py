@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from regraft.cli.console import _short, aligned
+from regraft.cli.columns import aligned, short
 from regraft.reporting import drawings as module
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.bit_figures import quantize_finding, quantizers_finding
@@ -322,7 +322,7 @@ def test_numbers_as_text():
     )
     assert csv_text(one) == "x,a,b\n1,0.5,2\n2,1.5,3\n"
     assert aligned([["a", "bbb", "c"], ["dddd", "e", "ff"]]) == ["a     bbb  c", "dddd  e    ff"]
-    assert [_short(cell) for cell in ("0.123456789", "12", "a.\nb", "a.b")] == [
+    assert [short(cell) for cell in ("0.123456789", "12", "a.\nb", "a.b")] == [
         "0.12346",
         "12",
         "a.⏎b",

@@ -64,10 +64,11 @@ def rates(found: dict[str, Any]) -> go.Figure:
     names = list(one["codecs"])
     figure = base(HEIGHT, width=820)
     unpacking = [one["codecs"][name]["unpacking"] for name in names]
+    ratios = [one["size"] / one["codecs"][name]["bytes"] for name in names]
     figure.add_scatter(
         x=unpacking,
-        y=[one["size"] / one["codecs"][name]["bytes"] for name in names],
-        text=names, mode="markers+text", textposition=positions(unpacking),
+        y=ratios,
+        text=names, mode="markers+text", textposition=positions(unpacking, ratios),
         marker={"size": 10, "color": [FIRST if name.startswith(OWN) else MUTED for name in names]},
     )  # fmt: skip
     figure.update_xaxes(title=f"unpacking {DRAWN}, MB/s (log)", type="log")

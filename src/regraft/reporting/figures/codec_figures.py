@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
+from math import log10
 
 import plotly.graph_objects as go
 import xarray as xr
@@ -12,6 +12,9 @@ from regraft.reporting.theme import FIRST, MUTED, Drawing, axis_labels, base
 
 OWN = ("bpez", "ulz", "archive", "lm")
 """How the names of our own begin."""
+
+TALL, WIDE = 0.06, 0.3
+"""How near two names are over each other: share of the figure's height, and decades of a rate."""
 
 
 def codec_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -25,9 +28,10 @@ def codec_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def _scatter(data: xr.Dataset, what: str) -> go.Figure:
     figure = base(420)
     own = [str(name).startswith(OWN) for name in data.codec.values]
+    rates, ratios = data[what].values.tolist(), data.ratio.values.tolist()
     figure.add_scatter(
-        x=data[what].values.tolist(), y=data.ratio.values.tolist(), mode="markers+text",
-        text=axis_labels(data.codec.values), textposition=positions(data[what].values.tolist()),
+        x=rates, y=ratios, mode="markers+text",
+        text=axis_labels(data.codec.values), textposition=positions(rates, ratios),
         marker={"size": 10, "color": [FIRST if one else MUTED for one in own]},
         hovertemplate="%{text}: ratio %{y:.3f}, %{x:,.1f} MB/s<extra></extra>",
     )  # fmt: skip
@@ -36,11 +40,20 @@ def _scatter(data: xr.Dataset, what: str) -> go.Figure:
     return figure
 
 
-def positions(rates: Sequence[float]) -> list[str]:
-    """Where names stand, above and below in turns of the rate, so that neighbours can be read."""
-    order = sorted(range(len(rates)), key=lambda at: rates[at])
-    sides = dict(zip(order, cycle(("top center", "bottom center")), strict=False))
-    return [sides[at] for at in range(len(rates))]
+def positions(rates: Sequence[float], ratios: Sequence[float]) -> list[str]:
+    """Where names stand: above, or to the left and right of two that would stand over each other."""
+    tall = (max(ratios) - min(ratios)) * TALL
+
+    def beside(one: int, other: int) -> bool:
+        near = abs(ratios[one] - ratios[other]) < tall
+        return one != other and near and abs(log10(rates[one] / rates[other])) < WIDE
+
+    found = []
+    for one in range(len(rates)):
+        others = [rates[other] for other in range(len(rates)) if beside(one, other)]
+        left = any(rate >= rates[one] for rate in others)
+        found.append("middle left" if left else "middle right" if others else "top center")
+    return found
 
 
 def codec_finding(data: xr.Dataset) -> str:
