@@ -181,6 +181,15 @@ def test_an_add_that_fails_leaves_the_archive_as_it_was(tree, tmp_path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.rga", "tree"]
 
 
+def test_a_link_that_is_named_is_what_it_leads_to(tree, tmp_path):
+    (tmp_path / "named").symlink_to(tree)
+    add(tmp_path / "a", [tmp_path / "named"], level=1)
+    entries = opened_archive(tmp_path / "a").at(1)
+    assert entries["named"].kind == "folder"
+    assert entries["named/below/up"].kind == "link"
+    assert entries["named/run"].size == 10
+
+
 def test_two_adds_at_a_time_are_refused(tree, tmp_path):
     archive = tmp_path / "a.rga"
     add(archive, [tree], level=1)

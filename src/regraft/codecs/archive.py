@@ -112,7 +112,7 @@ def held(archive: Path, mode: str) -> Iterator[BinaryIO]:
 def _found(archive: Path, paths: Sequence[Path], without: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
     """Every file, folder and link below the paths by its name in the archive, and what is left out.
 
-    A path is known by its last name; links are kept as links.
+    A path is known by its last name; links below it are kept as links.
     """
     found: dict[str, Path] = {}
     left_out = []
@@ -124,8 +124,10 @@ def _found(archive: Path, paths: Sequence[Path], without: Sequence[str]) -> tupl
             path.lstat()
             if archive.exists() and path.exists() and path.samefile(archive):
                 raise ValueError(f"{path} is the archive itself: name what is to go into it")
-        for each in [path, *_below(path)]:
-            inside = "/".join([name, *each.relative_to(path).parts])
+        # what was named is meant itself, be it a link; links below it stay links
+        top = path.resolve() if path.is_symlink() else path
+        for each in [top, *_below(top)]:
+            inside = "/".join([name, *each.relative_to(top).parts])
             mode = each.lstat().st_mode
             if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
                 if not archive.exists() or not each.exists() or not each.samefile(archive):
