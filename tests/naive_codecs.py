@@ -113,7 +113,7 @@ class Chains:
 
 def ulz_lazy(data, bits, window, depth):
     chains, out = Chains(data, 4, bits), b""
-    start = at = entered = 0
+    start = at = 0
     for place in range(len(data)):
         chains.enter(place)
     while at + 4 <= len(data):
@@ -129,7 +129,6 @@ def ulz_lazy(data, bits, window, depth):
         out += put(data, start, at, length, distance)
         at += length
         start = at
-    assert not entered
     return out + put(data, start, len(data), 0, 0)
 
 

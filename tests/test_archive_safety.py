@@ -227,3 +227,22 @@ def test_indexes_of_several_blocks_are_put_together(tmp_path, monkeypatch):
     body = b"".join(blocks)
     (tmp_path / "a").write_bytes(header(3, {}) + body + seal(len(body), hashlib.sha256(body).digest()))
     assert opened_archive(tmp_path / "a").versions[0].entries == version.entries
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/".join(["a"] * 202), "more than 200 folders"), ("/".join(["a" * 200] * 21), "more than 4096 bytes")],
+)
+def test_paths_are_neither_too_deep_nor_too_long(path, said):
+    with pytest.raises(UnsafePathError, match=said):
+        check_paths([ArchiveEntry(path, "folder", 0o755, 0)])
+    check_paths([ArchiveEntry(path[: len(path) // 2].rstrip("/"), "folder", 0o755, 0)])
+
+
+def test_one_file_repeats_chunks_no_more_than_it_may(tmp_path, monkeypatch):
+    entry = ArchiveEntry("f", "file", 0o644, 0, 5 * 70_000, "", (0,) * 70_000)
+    archive = made(tmp_path / "a", [entry], [(b"xxxxx", b"packed")])
+    with pytest.raises(DamagedFileError, match="does not tell what an index tells"):
+        opened_archive(archive)
+    monkeypatch.setattr(archive_format, "MOST_REPEATS", 80_000)
+    assert len(opened_archive(archive).at(1)["f"].chunks) == 70_000

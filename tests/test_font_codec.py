@@ -165,3 +165,10 @@ def test_a_preview_shows_every_pixel(saved):
     marks = {" ": 0, "▀": 1, "▄": 1, "█": 2}
     assert sum(marks[mark] for line in lines for mark in line) == whole.cells.sum()
     assert font.statistics(whole)["cells"] == 4
+
+
+def test_no_more_cells_than_a_file_keeps(saved, monkeypatch):
+    place = saved(sheet())
+    monkeypatch.setattr("regraft.codecs.font_grid.MOST_CELLS", 95)
+    with pytest.raises(ValueError, match="96 cells are more than the 95"):
+        font.read_font(place, grid=(16, 6))

@@ -43,7 +43,7 @@ LEVEL = 3
 """Of ZPAQ, unless another is asked for."""
 REDUNDANCY, MOST_REDUNDANT = 2, 255
 """What ZPAQ's own program makes of a block that is told by the byte before, over our share; found on text,
-markup, code and pixels, where blocks then are as small as that program's at all levels within 2.4%."""
+markup, code and pixels; what it comes to stands in docs/codecs.md."""
 LOOKED_AT = 1 << 16
 """Bytes at a file's begin that tell whether it is text."""
 BLOCK_BITS = {1: 24, 2: 26, 3: 26, 4: 26, 5: 26}

@@ -17,8 +17,8 @@ import numpy as np
 from regraft.codecs.unaligned import Array
 
 TOTAL = 1 << 24
-"""What the whole numbers of one distribution come to, but for rounding: costs less than a thousandth of a bit
-for up to ten thousand symbols."""
+"""What the whole numbers of one distribution come to, but for rounding: large beside any vocabulary, small
+beside the coder's 2⁴⁸."""
 _TOP = np.uint64(1 << 56)
 _BOTTOM = np.uint64(1 << 48)
 _BYTE = np.uint64(8)

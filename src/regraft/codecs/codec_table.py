@@ -21,7 +21,6 @@ class Codec:
 
     name: str
     number: int
-    says: str
     module: str = ""
     options: tuple[str, ...] = ()
 
@@ -107,24 +106,21 @@ CODECS = {
         Codec(
             "bpez",
             1,
-            "the most frequent pairs of bytes replaced, then zlib",
             "regraft.codecs.bpez",
             ("cycles", "block_size", "workers"),
         ),
         Codec(
             "ulz",
             2,
-            "matches in a window, made to be unpacked fast",
             "regraft.codecs.ulz",
             ("level", "window", "block_size", "workers"),
         ),
-        Codec("archive", 3, "versions of files and folders, on the ZPAQ algorithm"),
-        Codec("image", 4, "a picture as a small network that was fitted to it; lossy"),
-        Codec("font", 5, "the cells of a bitmap font sheet, a bit a pixel"),
+        Codec("archive", 3),
+        Codec("image", 4),
+        Codec("font", 5),
         Codec(
             "lm",
             6,
-            "arithmetic coding with a language model's own probabilities",
             "regraft.codecs.lm",
             ("model", "window", "block_size", "workers"),
         ),

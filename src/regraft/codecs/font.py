@@ -15,7 +15,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from regraft.codecs.block_stream import Prepared, UnpackBlock, pack_stream, prepared_blocks, unpack_stream
-from regraft.codecs.font_grid import MOST_CELLS, CellGrid, cells_of, grid_of, in_order, read_ink, sheet_of
+from regraft.codecs.font_grid import (
+    MOST_CELLS,
+    CellGrid,
+    behind_each_other,
+    cells_of,
+    grid_of,
+    read_ink,
+    sheet_of,
+)
 from regraft.codecs.frame import LARGEST_BLOCK, DamagedFileError
 from regraft.codecs.pictures import MOST_PIXELS
 from regraft.codecs.zero_runs import pack_block, unpack_block
@@ -117,7 +125,7 @@ def _grid_told(parameters: dict[str, Any]) -> CellGrid:
     whole = all(type(number) is int and 0 <= number <= MOST_PIXELS for number in numbers)
     if not whole or width * height > MOST_PIXELS:
         raise DamagedFileError("its header tells an impossible sheet: the file is damaged")
-    if not in_order(spans[0], width) or not in_order(spans[1], height):
+    if not behind_each_other(spans[0], width) or not behind_each_other(spans[1], height):
         raise DamagedFileError("its header tells cells that lie over each other: the file is damaged")
     grid = CellGrid(spans[0], spans[1], str(parameters.get("found", "")), width, height)
     if grid.count > MOST_CELLS or grid.count * grid.cell[0] * grid.cell[1] > 4 * MOST_PIXELS:

@@ -179,7 +179,7 @@ def sheet_of(cells: np.ndarray, grid: CellGrid) -> np.ndarray:
     return ink
 
 
-def in_order(spans: Sequence[tuple[int, int]], length: int) -> bool:
+def behind_each_other(spans: Sequence[tuple[int, int]], length: int) -> bool:
     """Whether stretches lie behind each other within a length."""
     return (
         len(spans) > 0

@@ -29,7 +29,7 @@ DEFAULT = "specimen:qwen3"
 BLOCK = 1 << 19
 """Bytes that are read side by side."""
 TEXT = 1 << 12
-"""Bytes of one of the texts in a block: each begins without context, which costs about a tenth of this."""
+"""Bytes of one of the texts in a block: each begins without context, so shorter ones cost more."""
 MOST_TEXTS = 1 << 12
 """Texts of a block, at most."""
 SEARCHED = 64

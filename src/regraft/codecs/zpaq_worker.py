@@ -13,11 +13,11 @@ import sys
 from regraft.codecs.frame import DamagedFileError
 
 MEMORY = 3 << 30
-"""Bytes of address space that decompression may take: level 5 takes about one GiB for the largest block."""
+"""Bytes of address space that decompression may take, more than level 5 does for the largest block."""
 SECONDS = 20
 """Seconds of the processor for any block, beside those for its length."""
 BYTES_A_SECOND = 50_000
-"""The slowest rate that is waited for: level 5 has some ten times of it."""
+"""The slowest rate that is waited for, well below level 5's on a machine of today."""
 TOO_LONG, NOT_HERE = 3, 4
 """The exit codes where a block holds more than it should, and where the library cannot be loaded."""
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from regraft.codecs import font
 from regraft.codecs.font_sources import proved, source_of
-from regraft.codecs.frame import read_header
+from regraft.codecs.frame import MAGIC, is_packed, read_header
 from regraft.codecs.image import FittedImage, fit_image, pack_image, read_image, weight_of
 from regraft.codecs.image_network import ImagePlan, NetworkSize
 from regraft.codecs.pack_options import ENDINGS, box_of, pair_of
@@ -139,7 +139,7 @@ def read_sheet(name: str, options: dict[str, Any]) -> font.Font:
     with reading(name, "name a picture of a font"):
         place = expanded(name)
         with place.open("rb") as source:
-            if source.read(8) == b"\x89RGK\r\n\x1a\n":
+            if is_packed(source.read(len(MAGIC))):
                 source.seek(0)
                 return font.unpack_font(read_header(source)[1], source)
         grid = pair_of(options["grid"], "--grid") if "grid" in options else None
