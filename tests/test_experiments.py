@@ -12,8 +12,6 @@ import torch
 
 from families import FAMILIES, VOCAB
 from regraft.core.registry import experiments, read_experiment
-from regraft.data.contrasts import general as general_contrasts
-from regraft.data.contrasts import specimen as specimen_contrasts
 from regraft.data.evaluation import evaluation
 from regraft.data.generation import SYSTEM, cache_folder, completions, prompt_ids, spread, suited_prompts
 from regraft.data.prompts import Prompt, general, specimen
@@ -347,16 +345,6 @@ def test_a_site_that_some_blocks_lack_leaves_their_rows_empty():
         run_experiment(
             EXPERIMENTS["patch"], hybrid, clean="5 6 7 8", corrupt="5 9 7 8", answer="7", wrong="8", site="q"
         )
-
-
-def test_contrastive_groups():
-    assert len(general_contrasts()) >= 60
-    for group in (*general_contrasts(), *specimen_contrasts()):
-        said = [group.base, group.synonym, group.antonym, group.style, group.unrelated]
-        assert len(set(said)) == 5
-        assert all(s.startswith(" ") and not s.endswith(".") for s in said)
-        firsts = {s.split()[0] for s in said}
-        assert len(firsts) == (5 if group.kind == "immediate" else 1)
 
 
 @pytest.mark.parametrize("name", ["specimen:gpt2", "specimen:t5"])
