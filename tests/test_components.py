@@ -102,12 +102,18 @@ def test_every_push_against_hooks(name):
     for component in range(data.sizes["component"]):
         one = data.isel(component=component)
         block, head = str(one.component_block.values), int(one["head"])
-        site = f"{block}.mlp_out" if head < 0 else f"{block}.head.{head}"
-        assert str(one.component.values) == (f"MLP{block}" if head < 0 else f"L{block}H{head}")
-        wanted = (
-            last(model, neutral, Variant([Replace(site, charged[site][0, -1], position=-1)])).log() - clean
-        )
-        assert torch.allclose(torch.tensor(one.push.values), wanted[[7, 9]].double(), atol=1e-5), site
+        kind = str(one.kind.values)
+        sites = {
+            "mlp": [f"{block}.mlp_out"],
+            "head": [f"{block}.head.{head}"],
+            "attention": [f"{block}.attn_out"],
+            "block": [f"{block}.{b.kind}_out" for b in model.main_blocks[int(block.split(".")[-1])].branches],
+        }[kind]
+        label = {"mlp": "MLP", "head": "L", "attention": "ATT", "block": "BLOCK"}[kind] + block
+        assert str(one.component.values) == (f"{label}H{head}" if kind == "head" else label)
+        edits = [Replace(site, charged[site][0, -1], position=-1) for site in sites]
+        wanted = last(model, neutral, Variant(edits)).log() - clean
+        assert torch.allclose(torch.tensor(one.push.values), wanted[[7, 9]].double(), atol=1e-5), sites
 
 
 def test_pushing_a_text_into_itself_pushes_nothing():

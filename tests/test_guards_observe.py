@@ -281,8 +281,12 @@ def test_what_a_lens_reads():
     logits = numbers(3, 8)
     logits[0, 4] = logits[0, 2]
     target = torch.tensor([2, 0, 7])
-    found = _describe(logits, target)
-    p = logits.softmax(-1)
+    end = numbers(3, 8).flip(1)
+    found = _describe(logits, target, end)
+    p, q = logits.softmax(-1), end.softmax(-1)
+    divergence = (q * (q.log() - p.log())).sum(1)
+    assert found["kl_to_end"].tolist() == pytest.approx(divergence.tolist())
+    assert float(_describe(end, target, end)["kl_to_end"].max()) < 1e-6
     assert found["rank"].tolist() == [
         sum(float(v) > float(row[t]) for v in row) for row, t in zip(logits, target, strict=True)
     ]

@@ -88,7 +88,9 @@ def patched(*effects, attribution=None):
     for number, effect in enumerate(effects):
         column = np.array(effect)[:, None]
         estimate = np.array(effect if attribution is None else attribution)[:, None]
-        parts.append(Cells(2 * column, column, estimate, result, 1.0 + number, -1.0, ["all"], [], []))
+        values = (2 * column, column, estimate, 3 * column)
+        levels = (1.0 + number, -1.0, (2.0, 0.0))
+        parts.append(Cells(*values, result, *levels, ["all"], [], []))
     return _dataset(plan, parts, "denoise")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from regraft.experiments.observe.trajectories import (
+    BESIDE,
     DISTANCES,
     RELATIONS,
     _dataset,
@@ -70,7 +71,8 @@ def test_crossings_of_all_groups_and_of_resampled_ones():
     values["cosine"][synonym, 0] = [[-0.5, -0.2 - 0.02 * g, 0.1 + 0.05 * g, 0.9] for g in range(5)]
     values["cosine"][synonym, 1] = 0.5
     groups = [SimpleNamespace(prompt=str(g), kind="immediate") for g in range(5)]
-    data = _dataset(values, draw.random((len(RELATIONS), 2, 4)), groups, 3)
+    beside = {name: draw.random((len(RELATIONS), 5, 4)) for name in BESIDE}
+    data = _dataset(values, beside, draw.random((len(RELATIONS), 2, 4)), groups, 3)
     middle = crossover(values["cosine"][synonym, 0].mean(0), np.zeros(4))
     assert float(data.crossover[0]) == pytest.approx(middle) == pytest.approx(1 + 0.24 / 0.44)
     low, high = float(data.crossover_low[0]), float(data.crossover_high[0])

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from regraft.experiments.observe.correlations import orders, spearman
-from regraft.experiments.observe.spectra import measures, power_law
+from regraft.experiments.observe.spectrum_measures import measures, power_law
 
 
 def test_measures_of_a_spectrum():

@@ -10,8 +10,8 @@ from torch import nn
 
 from families import _DECODER, FAMILIES
 from regraft.core.tolerance import gap
-from regraft.experiments.intervene.norm_parameters import gains_of, rms_norm, takes_mean_away
 from regraft.model.load import load
+from regraft.model.norm_parameters import gains_of, rms_norm, takes_mean_away
 from regraft.model.parts import is_norm
 
 WITHOUT = {name: value for name, value in _DECODER.items() if name != "head_dim"}

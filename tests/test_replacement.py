@@ -14,10 +14,10 @@ from transformers.activations import ACT2FN
 from families import FAMILIES
 from regraft.core.registry import experiments
 from regraft.data.evaluation import evaluation
-from regraft.experiments.intervene.norm_parameters import takes_mean_away
 from regraft.experiments.intervene.replacement import is_nonlinearity
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
+from regraft.model.norm_parameters import takes_mean_away
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.sweep import sweep
 from small import opened

@@ -17,6 +17,7 @@ from regraft.experiments.running import measured
 from regraft.model.load import load
 from regraft.reporting import build as building
 from regraft.reporting.build import BEFORE, build
+from regraft.reporting.drawings import drawing_of
 
 QUICK = (("spectra", {}), ("lens", {}), ("patch", {"grid": "head"}))
 
@@ -121,9 +122,10 @@ def test_what_is_killed_leaves_a_page_of_what_was_done(model, planted, tmp_path)
     path = tmp_path / "report" / "report.html"
     assert headings(path) == ["Anatomy", "Self-check", "Weight spectra", "Weight spectra", "Not measured yet"]
     assert "To come: Activation patching (grid head)." in body(path)
-    assert (
-        len(json.loads(re.search(r'type="application/json">(.*?)</script>', path.read_text(), re.S)[1])) == 8
-    )
+    drawn = json.loads(re.search(r'type="application/json">(.*?)</script>', path.read_text(), re.S)[1])
+    spectra = measured(model, "spectra")
+    assert len(drawn) == 2 * len(drawing_of(spectra).all_figures(spectra)) > 8, "folded ones are there too"
+    assert body(path).count("<details>") == 2 * len(drawing_of(spectra).folded(spectra)) > 0
     for name in ("spectra", "lens"):
         assert (path.parent / name / "run.json").is_file()
     assert json.loads((path.parent / "run.json").read_text())["experiment"] == "report"

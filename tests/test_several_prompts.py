@@ -102,7 +102,7 @@ def many_ablated(*runs):
     """A result of so many prompts, each an answer with changes (L, F) and flips (L, F)."""
     result = SweepResult({}, {}, {}, {}, {}, Work(1, 0, 4, 1), 0.25, [])
     table = [
-        Ablated(f"p{i}", a, a, 0.5 + i / 10, np.array(c), np.array(f, float), result)
+        Ablated(f"p{i}", a, a, 0.5 + i / 10, np.array(c), np.array(f, float), np.array(f, float), result)
         for i, (a, c, f) in enumerate(runs)
     ]
     model = opened("gpt2")

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from families import FAMILIES
 from regraft.cli.main import app
 from regraft.core.registry import experiments
-from regraft.experiments.observe.spectra import measures, power_law, singular_values, spectra
+from regraft.experiments.observe.spectra import singular_values, spectra
+from regraft.experiments.observe.spectrum_measures import measures, power_law
 from regraft.experiments.running import run_experiment
 from regraft.model import weights as weights_module
 from regraft.model.load import load

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from regraft.codecs.codec_table import codec as codec
     from regraft.core.runs import open_run as open_run
     from regraft.experiments.intervene.ablate import ablate as ablate
+    from regraft.experiments.intervene.bottleneck import bottleneck as bottleneck
     from regraft.experiments.intervene.knockout import knockout as knockout
     from regraft.experiments.intervene.noise import noise as noise
     from regraft.experiments.intervene.patch import patch as patch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from regraft.experiments.intervene.swap import swap as swap
     from regraft.experiments.intervene.transplant import transplant as transplant
     from regraft.experiments.observe.completions import completions as completions
+    from regraft.experiments.observe.contributions import contributions as contributions
     from regraft.experiments.observe.correlations import correlations as correlations
     from regraft.experiments.observe.geometry import geometry as geometry
     from regraft.experiments.observe.lens import lens as lens
@@ -190,12 +192,14 @@ __all__ = [
     "attach",
     "attribute_prompt",
     "bake_embedding",
+    "bottleneck",
     "build_head",
     "certify",
     "changed",
     "codec",
     "compare_tokenizers",
     "completions",
+    "contributions",
     "correlations",
     "describe_features",
     "evaluate_grafts",

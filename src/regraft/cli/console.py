@@ -354,7 +354,7 @@ def write_run(
         (folder / "data.csv").write_text(csv_text(dataset), encoding="utf-8")
         figures = folder / "figures"
         figures.mkdir()
-        for number, (_, figure) in enumerate(drawing_of(dataset).figures(dataset)):
+        for number, (_, figure) in enumerate(drawing_of(dataset).all_figures(dataset)):
             figure.write_html(figures / f"figure-{number}.html", include_plotlyjs="directory", config=CONFIG)
 
 

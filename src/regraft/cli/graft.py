@@ -96,7 +96,7 @@ def fit_embedding(
         sizes = {name: config[name] for name in ("group", "byte_width", "heads", "neurons")}
         check_least(1, **sizes)
         check_least(0, blocks=config["blocks"], warm=warm, **losses)
-        _check_plan(plan, length)
+        check_plan(plan, length)
         text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.cli.progress_bar import with_bar
@@ -169,7 +169,7 @@ def fit_head(
     """Train a tree head that was built before."""
     with errors_in_one_sentence(debug):
         model = model_of(out / "graft", model)
-        _check_plan(plan, length)
+        check_plan(plan, length)
         text = check_texts(text or [])
         opened = open_model(model, device, "", "", False, tokenizer)
         from regraft.cli.progress_bar import with_bar
@@ -189,7 +189,7 @@ def fit_head(
         )
 
 
-def _check_plan(plan: dict[str, Any], length: int) -> None:
+def check_plan(plan: dict[str, Any], length: int) -> None:
     """What `TrainingPlan` itself refuses, before anything heavy is imported."""
     check_least(1, **{name: plan[name] for name in ("steps", "batch", "accumulate", "save_every")})
     check_least(0, **{name: plan[name] for name in ("rate", "warmup", "clip", "weight_decay", "patience")})

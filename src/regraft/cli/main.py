@@ -27,6 +27,7 @@ from regraft.cli.common import (
 )
 from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.graft import graft
+from regraft.cli.lens_command import tuned_lens
 from regraft.cli.options import (
     AttentionOption,
     ClusterOption,
@@ -115,6 +116,7 @@ app.add_typer(graft, name="graft")
 app.add_typer(tokenizer, name="tokenizer")
 app.command("pack")(pack)
 app.command("unpack")(unpack)
+app.command("tuned-lens")(tuned_lens)
 
 
 @app.command()

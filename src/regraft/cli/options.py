@@ -150,7 +150,7 @@ _TYPES: dict[str, Any] = {
     "int": int,
     "float": float,
     "bool": bool,
-    **dict.fromkeys(("TextFile", "NewFolder", "ModelName"), str),
+    **dict.fromkeys(("TextFile", "KeptFolder", "NewFolder", "ModelName"), str),
     "list[str]": list[str],
     "list[int]": list[int],
     "list[float]": list[float],

@@ -112,6 +112,16 @@ def check_empty(folder: Path | str, option: str) -> None:
         raise RunFolderError(f"the folder {folder} is not empty: choose another with {option}")
 
 
+def check_folder_there(folder: Path | str, option: str) -> None:
+    """Make sure that a folder is there.
+
+    Raises:
+        UnreadableError: it is not.
+    """
+    if not expanded(folder).is_dir():
+        raise UnreadableError(f"{option} {folder} is no folder: name one that is there")
+
+
 def check_place(folder: Path | str, option: str) -> None:
     """Make sure that a folder can be made in a place, or that the one that is there can be written to.
 

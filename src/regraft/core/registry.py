@@ -35,6 +35,7 @@ SEED = "seed"
 own."""
 EXPERIMENTS = {
     "completions": "observe.completions",
+    "contributions": "observe.contributions",
     "correlations": "observe.correlations",
     "geometry": "observe.geometry",
     "lens": "observe.lens",
@@ -43,6 +44,7 @@ EXPERIMENTS = {
     "spectra": "observe.spectra",
     "trajectories": "observe.trajectories",
     "ablate": "intervene.ablate",
+    "bottleneck": "intervene.bottleneck",
     "knockout": "intervene.knockout",
     "noise": "intervene.noise",
     "patch": "intervene.patch",

@@ -20,6 +20,8 @@ from regraft.core import defaults
 
 TextFile: TypeAlias = str
 """A parameter that names a text file to read, looked at before a model is opened."""
+KeptFolder: TypeAlias = str
+"""A parameter that names a folder that is there, looked at before a model is opened."""
 NewFolder: TypeAlias = str
 """A parameter that names a folder to write, which must be empty or not there."""
 ModelName: TypeAlias = str
@@ -111,7 +113,7 @@ def unfit(annotation: str, value: Any) -> str:
     plain = annotation.removesuffix(" | None")
     if value is None:
         return "" if plain != annotation else "to be left out"
-    if plain in ("TextFile", "NewFolder", "ModelName"):
+    if plain in ("TextFile", "KeptFolder", "NewFolder", "ModelName"):
         return "" if isinstance(value, (str, Path)) else "the name of a file or folder"
     if plain.startswith("list["):
         kinds, what = _KINDS.get(plain[5:-1], ((object,), ""))

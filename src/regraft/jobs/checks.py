@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.checkpoint.locate import located, model_files
-from regraft.core.files import check_empty, expanded, place_of, read_text, reading
+from regraft.core.files import check_empty, check_folder_there, expanded, place_of, read_text, reading
 from regraft.core.registry import Experiment
 from regraft.core.runs import check_writable
 from regraft.core.sizes import bytes_of
@@ -106,6 +106,8 @@ def check_parameters(
             continue
         if parameter.annotation == "TextFile":
             read_text(value, f"give {option} {parameter.help.rstrip('.')}")
+        elif parameter.annotation == "KeptFolder":
+            check_folder_there(value, option)
         elif parameter.annotation == "NewFolder":
             check_empty(value, option)
         elif parameter.annotation == "ModelName":

@@ -168,7 +168,7 @@ class Recording:
             return self.pre(site.block) if site.name == "resid_pre" else self.post(site.block)
         block = self.model.blocks[site.block]
         if site.name == "pattern":
-            return self._pattern(site.block)
+            return self.attention_weights(site.block)
         if site.name == "resid_mid" and block.branches[-2].sum_norm is None:
             before = block.branches[:-1]
             return sum((self.read(site.block, addition(b)) for b in before), self.pre(site.block))
@@ -191,7 +191,9 @@ class Recording:
             self.run_block(block, self.pre(block), rows=1)
         return seen
 
-    def _pattern(self, block: int) -> Tensor:
+    def attention_weights(self, block: int) -> Tensor:
+        """The weights (B, H, T, T) that a block's attention returns where it computes any: eager attention
+        does."""
         weights: list[Tensor] = []
 
         def keep(module: Any, args: Any, outcome: Any) -> None:

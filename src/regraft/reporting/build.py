@@ -32,6 +32,7 @@ Chapter = tuple[str, dict[str, Any]]
 CHAPTERS: tuple[Chapter, ...] = (
     ("completions", {}),
     ("lens", {}),
+    ("contributions", {}),
     ("geometry", {}),
     ("spectra", {}),
     ("linearity", {}),
@@ -43,6 +44,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     ("patch", {"grid": "head"}),
     ("push", {}),
     ("ablate", {}),
+    ("bottleneck", {}),
     ("repeat", {}),
     ("noise", {}),
     ("replacement", {}),

@@ -38,7 +38,7 @@ def figure(dataset: xr.Dataset, number: int = 0) -> go.Figure:
             "only a result of regraft is drawn: an experiment's, or that of a sweep of a grid (attrs"
             " 'experiment')"
         )
-    drawn = drawing_of(dataset).figures(dataset)
+    drawn = drawing_of(dataset).all_figures(dataset)
     if not 0 <= number < len(drawn):
         raise ValueError(f"there is no figure {number}: this result has {len(drawn)}")
     name, found = drawn[number]

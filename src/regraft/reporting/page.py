@@ -183,9 +183,13 @@ def result_section(dataset: xr.Dataset, command: str, anchor: str) -> Section:
     for number, (caption, figure) in enumerate(drawing.figures(dataset)):
         place = f"{anchor}-figure-{number}"
         drawn.append(
-            f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="wide">'
-            f'<div class="plot" style="min-width:{least_width(figure)}px" id="{place}"></div></div></figure>'
+            f"<figure><figcaption>{html.escape(caption)}</figcaption>{plot_box(figure, place)}</figure>"
         )
+        figures[place] = json.loads(str(plotly.io.to_json(figure, validate=True)))
+    folds = []
+    for number, (caption, figure, reading) in enumerate(drawing.folded(dataset), len(figures)):
+        place = f"{anchor}-figure-{number}"
+        folds.append(folded_figure(caption, figure, reading, place))
         figures[place] = json.loads(str(plotly.io.to_json(figure, validate=True)))
     finding = drawing.finding(dataset)
     text = (
@@ -194,14 +198,31 @@ def result_section(dataset: xr.Dataset, command: str, anchor: str) -> Section:
         + (f'<p class="finding">{html.escape(finding)}</p>' if finding else "")
         + "".join(drawn)
         + f"<h3>How to read it</h3><p>{html.escape(drawing.how_to_read)}</p>"
+        + (f"<h3>More of it</h3>{''.join(folds)}" if folds else "")
         + f"<pre><code>{html.escape(command)}</code></pre>"
         + f'<p class="download">{download(dataset)}</p>{provenance_line(dataset)}</section>'
     )
     return Section(anchor, title, text, figures)
 
 
-LETTERED, WIDE, NARROW, MANY = 52, 26, 14, 32
-"""Pixels of a column with text in it, of one without, and of one among more than 32."""
+def plot_box(figure: go.Figure, place: str) -> str:
+    """Where the page draws a figure."""
+    width = least_width(figure)
+    return f'<div class="wide"><div class="plot" style="min-width:{width}px" id="{place}"></div></div>'
+
+
+def folded_figure(caption: str, figure: go.Figure, reading: str, place: str) -> str:
+    """A figure behind its caption, drawn when it is opened, with the sentence that says how to read it."""
+    return (
+        f"<details><summary>{html.escape(caption)}</summary>"
+        f"<figure>{plot_box(figure, place)}</figure><p>{html.escape(reading)}</p></details>"
+    )
+
+
+LETTERED, WIDE, NARROW, FINE = 52, 26, 14, 4
+"""Pixels of a column with text in it, of one without, of one among many, and of one among very many."""
+MANY, VERY_MANY = 32, 100
+"""Columns from which on they are many, and very many."""
 
 SAVED = 1.05
 """Times less work, from where on it is said with one decimal."""
@@ -212,7 +233,7 @@ def least_width(figure: go.Figure) -> int:
     columns."""
     traces: list[Any] = [trace for trace in list(figure.data) if isinstance(trace, go.Heatmap)]
     columns = max((len(trace.x) for trace in traces), default=0)
-    plain = WIDE if columns <= MANY else NARROW
+    plain = WIDE if columns <= MANY else NARROW if columns <= VERY_MANY else FINE
     per_column = LETTERED if any(trace.texttemplate for trace in traces) else plain
     return 150 + per_column * columns if columns else 280
 

@@ -6,12 +6,14 @@ a scale is given that scale's colours by the page.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 import xarray as xr
+
+from regraft.core.quantities import READING
 
 FIRST, SECOND, THIRD, FOURTH, MUTED = "#3b7dd8", "#e08a2b", "#4f9d69", "#a05fb4", "#8a919c"
 PALETTE = (FIRST, SECOND, MUTED, THIRD, FOURTH, "#c2571a", "#7fb3d5")
@@ -42,9 +44,28 @@ CONFIG = {
 """How a figure behaves on every page: nothing offers to send a reader's data anywhere."""
 
 
+class Panel(NamedTuple):
+    """A figure that a page keeps folded: its caption, itself, and how to read it."""
+
+    caption: str
+    figure: go.Figure
+    reading: str
+
+
+def panel(dataset: xr.Dataset, name: str, caption: str, figure: go.Figure) -> Panel:
+    """A folded figure of one variable, which itself says how it is read."""
+    return Panel(caption, figure, dataset[name].attrs[READING])
+
+
+def no_panels(dataset: xr.Dataset) -> Sequence[Panel]:
+    """What a drawing without folded figures folds."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Drawing:
-    """Everything that a page says about one experiment's result."""
+    """Everything that a page says about one experiment's result: `figures` are its main ones, `folded` those
+    that a reader opens."""
 
     title: str
     question: str
@@ -52,6 +73,11 @@ class Drawing:
     figures: Callable[[xr.Dataset], list[tuple[str, go.Figure]]]
     finding: Callable[[xr.Dataset], str]
     table: tuple[str, ...] = ()
+    folded: Callable[[xr.Dataset], Sequence[Panel]] = no_panels
+
+    def all_figures(self, dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+        """The main figures, then the folded ones."""
+        return [*self.figures(dataset), *((p.caption, p.figure) for p in self.folded(dataset))]
 
 
 def base(height: int = 380, **layout: Any) -> go.Figure:
@@ -117,6 +143,31 @@ def lines(x: Any, series: dict[str, Any], x_title: str, y_title: str) -> go.Figu
         figure.update_layout(margin_t=64)
     figure.update_xaxes(title=x_title)
     figure.update_yaxes(title=y_title)
+    return figure
+
+
+def scatter(x: Any, y: Any, names: Any, x_title: str, y_title: str) -> go.Figure:
+    """One named point for each pair of values."""
+    figure = base(360)
+    figure.add_scatter(
+        x=list(x), y=list(y), mode="markers+text", text=axis_labels(names), textposition="top center",
+        marker=dict(size=8, color=FIRST),
+        hovertemplate=f"%{{text}}<br>{x_title} %{{x:.4g}}<br>{y_title} %{{y:.4g}}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title=x_title)
+    figure.update_yaxes(title=y_title)
+    return figure
+
+
+def ranked_bars(names: Any, values: Any, x_title: str) -> go.Figure:
+    """A ranked list: one bar for each name, the first on top."""
+    figure = base(110 + 26 * len(names))
+    hover = f"%{{y}}<br>{x_title} %{{x:.4g}}<extra></extra>"
+    labels = axis_labels(names)
+    figure.add_bar(y=labels, x=list(values), orientation="h", marker_color=FIRST, hovertemplate=hover)
+    figure.update_layout(margin_l=170)
+    figure.update_yaxes(type="category", autorange="reversed", tickmode="linear")
+    figure.update_xaxes(title=x_title)
     return figure
 
 

@@ -200,6 +200,14 @@ class Top1Agreement(_AgainstClean):
 
 
 @dataclass(frozen=True)
+class Top1Token(AtPosition):
+    """Id of the most likely token."""
+
+    def score(self, logits_cV: Tensor, pair_c: Tensor, recording: Recording, clean: Clean) -> Tensor:
+        return logits_cV.argmax(-1).double()
+
+
+@dataclass(frozen=True)
 class StreamDistance(_AgainstClean):
     """How far the stream that leaves the last block is from the clean one, relative to the clean one's
     length."""
@@ -288,6 +296,11 @@ def kl_to_clean(position: int | None = None) -> Metric:
 def top1_agreement(position: int | None = None) -> Metric:
     """Share of predicted positions (or the one given) whose most likely token is the clean run's."""
     return Top1Agreement("top1_agreement", "share", True, position)
+
+
+def top1_token(position: int | None = None) -> Metric:
+    """Id of the most likely token at the last (or the given) position of each prompt."""
+    return Top1Token("top1_token", "token id", True, position)
 
 
 def stream_distance(position: int | None = None) -> Metric:

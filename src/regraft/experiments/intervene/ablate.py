@@ -14,9 +14,10 @@ import xarray as xr
 
 from regraft.core.progress import advance
 from regraft.data.own_texts import check_sayable, first_of
+from regraft.experiments.intervene.listed_neurons import neurons_that_matter
 from regraft.model.model import Model
 from regraft.model.parts import Block, in_width
-from regraft.sweeps.metrics import probability, top1_agreement
+from regraft.sweeps.metrics import probability, top1_agreement, top1_token
 from regraft.sweeps.provenance import sweep_attributes
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
@@ -27,7 +28,8 @@ OURS = "She sells sea shells by the"
 
 @dataclass
 class Ablated:
-    """What one prompt gave: its answer, its most likely token, and each neuron's change and flip (L, F)."""
+    """What one prompt gave: its answer, its most likely token, each neuron's change, flip, and the token that
+    is the most likely one without it (L, F)."""
 
     text: str
     answer: int
@@ -35,6 +37,7 @@ class Ablated:
     before: float
     change: np.ndarray
     flips: np.ndarray
+    after: np.ndarray
     result: SweepResult
 
 
@@ -102,7 +105,8 @@ def _ablated(model: Model, blocks: list[Block], text: str, target: str, decoder_
         for b, n in zip(blocks, counts, strict=True)
         for i in range(n)
     ]
-    result = sweep(recording, variants, [probability(answer), top1_agreement(position=-1)])
+    metrics = [probability(answer), top1_agreement(position=-1), top1_token()]
+    result = sweep(recording, variants, metrics)
     before = float(result.clean["probability"])
     change = _by_block(result.values["probability"][:, 0] - before, counts)
     return Ablated(
@@ -112,6 +116,7 @@ def _ablated(model: Model, blocks: list[Block], text: str, target: str, decoder_
         before,
         change,
         _by_block(1 - result.values["top1_agreement"][:, 0], counts),
+        _by_block(result.values["top1_token"][:, 0], counts),
         result,
     )
 
@@ -143,6 +148,14 @@ def _dataset(model: Model, blocks: list[Block], runs: list[Ablated], threshold: 
             change_PLF,
             {"units": "change of the probability of the prompt's answer"},
         )
+    listed, places = neurons_that_matter(
+        [block.address for block in blocks],
+        change_PLF,
+        np.stack([run.flips for run in runs]),
+        [[model.token_text(int(i)) if np.isfinite(i) else "" for i in run.after.ravel()] for run in runs],
+        threshold,
+    )
+    data |= listed
     answers = {run.answer for run in runs}
     one = {"prompt": runs[0].text, "clean_top1": model.token_text(runs[0].top1)}
     return xr.Dataset(
@@ -150,6 +163,7 @@ def _dataset(model: Model, blocks: list[Block], runs: list[Ablated], threshold: 
         coords={
             "block": [block.address for block in blocks],
             "neuron": np.arange(change.shape[1]),
+            **places,
             "prompt": np.arange(len(runs)),
             "text": ("prompt", [run.text for run in runs]),
             "answer": ("prompt", [model.token_text(run.answer) for run in runs]),

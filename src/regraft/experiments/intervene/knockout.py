@@ -10,6 +10,11 @@ import xarray as xr
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.data.evaluation import Evaluation, evaluation
+from regraft.experiments.intervene.knockout_pairs import (
+    THRESHOLDS,
+    pair_quantities,
+    removable_quantities,
+)
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
@@ -30,7 +35,8 @@ def knockout(
     """Skip blocks and measure what the loss becomes.
 
     A skipped block is the identity on the residual stream. `single` skips each block; `pairs` each pair as
-    well, with the synergy S(i, j) = dL(i, j) - (dL(i) + dL(j)); `greedy` removes the least harmful block,
+    well, with the synergy S(i, j) = dL(i, j) - (dL(i) + dL(j)), its most super- and sub-additive pairs, and
+    how often a block is in the five most super-additive ones; `greedy` removes the least harmful block,
     measures all that remain anew, and goes on until the loss would pass `limit` times the clean one.
 
     Args:
@@ -123,6 +129,7 @@ def _pairs(model: Model, text: Evaluation) -> xr.Dataset:
         {
             "increase": (dims, increase, {"units": "nats per token above clean"}),
             "synergy": (dims, synergy, {"units": "nats per token beyond the sum of both alone"}),
+            **pair_quantities(synergy, pairs, _addresses(model)),
         },
         coords={"block": _addresses(model), "other": _addresses(model)},
         attrs=_attributes(model, text, result),
@@ -174,7 +181,12 @@ def greedy(model: Model, text: Evaluation, limit: float, among: list[int], keep:
                 np.array(candidate_losses).reshape(len(removed), len(model.blocks)),
                 {"units": "nats per token if this block went"},
             ),
+            **removable_quantities(np.array(losses) / clean, limit),
         },
-        coords={"step": np.arange(1, len(removed) + 1), "block": _addresses(model)},
+        coords={
+            "step": np.arange(1, len(removed) + 1),
+            "block": _addresses(model),
+            "threshold": list(THRESHOLDS),
+        },
         attrs=attributes,
     )

@@ -3,7 +3,7 @@ carries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import xarray as xr
 
 from regraft.core.defaults import ANSWER, CLEAN_PROMPT, CORRUPT_PROMPT, WRONG_ANSWER
 from regraft.core.progress import advance
+from regraft.core.quantities import quantity
 from regraft.core.signatures import TextFile
 from regraft.experiments.intervene.patch_cases import (
     PatchCase,
@@ -21,25 +22,28 @@ from regraft.experiments.intervene.patch_cases import (
 )
 from regraft.experiments.intervene.patch_grid import PatchGrid, stack_blocks
 from regraft.model.model import Model
-from regraft.sweeps.metrics import logit_difference
+from regraft.sweeps.metrics import logit_difference, token_logit
 from regraft.sweeps.provenance import sweep_attributes
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
 
-METRIC = "logit_difference"
+METRIC, ANSWER_METRIC = "logit_difference", "logit"
+SEED = "patching study of small Llamas (the project's seed)"
 
 
 @dataclass
 class Cells:
-    """What one case gave: values, effects and attributions of the grid (row, column), and the two runs' own
-    values."""
+    """What one case gave: values, effects, attributions and logits of the answer alone on the grid (row,
+    column), and the two runs' own values."""
 
     value: np.ndarray
     effect: np.ndarray
     attribution: np.ndarray
+    answer: np.ndarray
     result: SweepResult
     source_value: float
     target_value: float
+    answer_levels: tuple[float, float]
     columns: list[Any]
     words: list[str]
     ids: list[int]
@@ -123,17 +127,16 @@ def _measured(
         source, target, places = target, source, [(b, a) for a, b in places]
     variants, columns = plan.variants(source, places)
     read = read_position(model, source, target)
-    metric = logit_difference(case.answer, case.wrong, read)
+    metric = [logit_difference(case.answer, case.wrong, read), token_logit(case.answer, read)]
     result = sweep(target, variants, metric, exact=exact)
-    source_value, target_value = (
-        float(sweep(source, [], metric, exact=exact).clean[METRIC]),
-        float(result.clean[METRIC]),
-    )
+    clean_source = sweep(source, [], metric, exact=exact).clean
+    source_value, target_value = float(clean_source[METRIC]), float(result.clean[METRIC])
     if source_value == target_value:
         raise ValueError("both prompts give the same logit difference, so there is no effect to carry over")
-    value = np.full((len(plan.rows), len(columns)), np.nan)
-    for (row, column), one in zip(plan.cells, result.values[METRIC][:, 0].tolist(), strict=True):
-        value[row, column] = one
+    value, alone = (
+        on_grid(plan.cells, result.values[name][:, 0].tolist(), (len(plan.rows), len(columns)))
+        for name in (METRIC, ANSWER_METRIC)
+    )
     tokens = (model.single_token(case.answer), model.single_token(case.wrong))
     estimate = plan.attributed(source, target, places, tokens, read, value.shape)
     span = source_value - target_value
@@ -143,19 +146,54 @@ def _measured(
         value,
         (value - target_value) / span,
         estimate / span,
+        alone,
         result,
         source_value,
         target_value,
+        (float(clean_source[ANSWER_METRIC]), float(result.clean[ANSWER_METRIC])),
         columns,
         words,
         ids,
     )
 
 
+def on_grid(cells: Sequence[tuple[int, int]], values: Sequence[float], shape: tuple[int, int]) -> np.ndarray:
+    """Values of cells on their grid; NaN where a grid has no cell."""
+    grid = np.full(shape, np.nan)
+    for place, one in zip(cells, values, strict=True):
+        grid[place] = one
+    return grid
+
+
 def _shared(found: Iterable[Any], none: Any = "") -> Any:
     """What all the pairs have in one place; `none` where they differ."""
     first, *others = found
     return first if all(other == first for other in others) else none
+
+
+def _answer_alone(parts: Sequence[Cells], dims: tuple[str, str], mean: str) -> dict[str, Any]:
+    """The logit of the answer alone: what a patch does to it and not to the wrong one's."""
+    spans = [(part.answer - part.answer_levels[1], part.answer_levels) for part in parts]
+    effects = [
+        moved / (levels[0] - levels[1]) if levels[0] != levels[1] else np.full_like(moved, np.nan)
+        for moved, levels in spans
+    ]
+    found = {
+        "answer_logit": quantity(
+            dims, np.mean([part.answer for part in parts], 0), f"logit of the answer alone{mean}",
+            "Beside the difference: where it stays still while the difference moves, the patch took the wrong"
+            " answer away.", SEED,
+        ),
+        "answer_effect": quantity(
+            dims, np.mean(effects, 0), f"share of the runs' difference in the answer's logit{mean}",
+            "0: as the run that is patched, 1: as the run that the activation came from.", SEED,
+        ),
+    }  # fmt: skip
+    for name, place in (("answer_source", 0), ("answer_target", 1)):
+        which = "the activations come from" if place == 0 else "is patched"
+        level = float(np.mean([part.answer_levels[place] for part in parts]))
+        found[name] = quantity((), level, f"logit of the answer in the run that {which}{mean}", "A level.")
+    return found
 
 
 def _dataset(plan: PatchGrid, parts: list[Cells], direction: str) -> xr.Dataset:
@@ -192,6 +230,7 @@ def _dataset(plan: PatchGrid, parts: list[Cells], direction: str) -> xr.Dataset:
             {"units": f"the same to first order: difference times gradient{mean}"},
         ),
     }
+    data |= _answer_alone(parts, dims, mean)
     if len(parts) > 1:
         error = effect.std(0, ddof=1) / np.sqrt(len(parts))
         data["effect_error"] = (dims, error, {"units": f"standard error over {len(parts)} pairs"})

@@ -16,6 +16,7 @@ from regraft.core.progress import advance
 from regraft.core.signatures import TextFile
 from regraft.data.own_texts import check_known, check_sayable, first_of
 from regraft.data.text_files import read_pairs
+from regraft.experiments.intervene.push_ranking import KINDS, beyond_quantities, looked_at, ranked_quantities
 from regraft.model.model import Model
 from regraft.sweeps.metrics import log_probability
 from regraft.sweeps.provenance import sweep_attributes
@@ -37,22 +38,19 @@ class Pair:
 
 @dataclass(frozen=True)
 class PushedComponent:
-    """An MLP output or a head that is put into another text: its address, its block's, and its number if it
-    is a head."""
+    """What is put into another text: its addresses (a whole block's are all its branches'), its block's, its
+    kind, and its number if it is a head."""
 
-    address: str
+    addresses: tuple[str, ...]
     block: str
+    kind: str
     head: int = -1
 
     @property
-    def kind(self) -> str:
-        """mlp or head."""
-        return "mlp" if self.head < 0 else "head"
-
-    @property
     def label(self) -> str:
-        """MLP3 or L3H2."""
-        return f"MLP{self.block}" if self.head < 0 else f"L{self.block}H{self.head}"
+        """MLP3, ATT3, BLOCK3 or L3H2."""
+        words = {"mlp": "MLP", "attention": "ATT", "block": "BLOCK"}
+        return f"L{self.block}H{self.head}" if self.kind == "head" else f"{words[self.kind]}{self.block}"
 
 
 @dataclass
@@ -75,13 +73,16 @@ def push(
     pairs: TextFile = "",
     prompts: list[str] | None = None,
     count: int = 0,
+    minus: str = "",
 ) -> xr.Dataset:
     """Put each component's activation on a question into a neutral text and measure how far it pushes the
     answers.
 
-    Components are every block's MLP output and every attention head; each is stored at the question's last
-    position and put in at the baseline's last position. Push: change of the log-probability of a target
-    there, averaged over pairs of a question and a baseline where there are several.
+    Components are every block's MLP output, every attention head, every attention as a whole and every block
+    (its attention and its MLP together); each is stored at the question's last position and put in at the
+    baseline's last position. Push: change of the log-probability of a target there, averaged over pairs of a
+    question and a baseline where there are several; beside it what all pairs have in common. For each target
+    the components are ranked, and the foremost heads are shown with what they look at.
 
     Args:
         question: the charged text.
@@ -92,6 +93,8 @@ def push(
         prompts: several charged texts in place of the one question, each put into the baseline; their pushes
             are averaged.
         count: how many of the pairs or prompts, the first ones; 0 for all.
+        minus: a second question, whose push is subtracted: what is left is not owed to there being a
+            question.
 
     Raises:
         ValueError: a target that is not one token, a model that predicts no next token, or pairs beside other
@@ -116,7 +119,15 @@ def push(
     for pair in chosen:
         runs.append(_pushed(model, components, pair, wanted, decoder_text))
         advance("pairs", len(runs), len(chosen))
-    return _dataset(components, chosen, runs, wanted, lacking)
+    found = _dataset(components, chosen, runs, wanted, lacking)
+    push_NCK = np.stack([run.push for run in runs])
+    labels, kinds = [one.label for one in components], [one.kind for one in components]
+    found = found.assign(ranked_quantities(labels, kinds, push_NCK)).assign_coords(ranked_kind=list(KINDS))
+    if minus:
+        second = [_pushed(model, components, Pair(minus, p.baseline), wanted, decoder_text) for p in chosen]
+        second_NCK = np.stack([run.push for run in second])
+        found = found.assign(beyond_quantities(push_NCK, second_NCK)).assign_attrs(minus=minus)
+    return looked_at(model, found, chosen[0].question, decoder_text if model.two_stacks else None)
 
 
 def _pairs(question: str, baseline: str, file: str, prompts: list[str] | None) -> list[Pair]:
@@ -138,16 +149,18 @@ def _components(model: Model) -> tuple[list[PushedComponent], list[str]]:
     """What can be put into another text, and the addresses of what a block does not have."""
     found, lacking = [], []
     for block in model.main_blocks:
-        for kind, site in (("mlp", "mlp_out"), ("head", "z")):
+        address = block.address
+        for kind, site in (("mlp", "mlp_out"), ("head", "z"), ("attention", "attn_out")):
             if not model.taps.exists(block.index, site):
-                lacking.append(f"{block.address}.{site}")
-            elif kind == "mlp":
-                found.append(PushedComponent(f"{block.address}.mlp_out", block.address))
+                lacking.append(f"{address}.{site}")
+            elif kind == "head":
+                heads = range(model.tap(f"{address}.z").heads)
+                found += [PushedComponent((f"{address}.head.{n}",), address, kind, n) for n in heads]
             else:
-                heads = range(model.tap(f"{block.address}.z").heads)
-                found += [
-                    PushedComponent(f"{block.address}.head.{head}", block.address, head) for head in heads
-                ]
+                found.append(PushedComponent((f"{address}.{site}",), address, kind))
+        branches = [f"{branch.kind}_out" for branch in block.branches]
+        if len(branches) > 1 and all(model.taps.exists(block.index, site) for site in branches):
+            found.append(PushedComponent(tuple(f"{address}.{s}" for s in branches), address, "block"))
     if not found:
         raise ValueError(
             f"{model.name} has neither an MLP output nor heads that could be put into another text"
@@ -163,7 +176,8 @@ def _pushed(
     charged, neutral = (model.record(text, behind) for text in (pair.question, pair.baseline))
     metrics = [log_probability(target) for target in targets]
     variants = [
-        Variant([Replace(one.address, charged[one.address][0, -1], position=-1)]) for one in components
+        Variant([Replace(site, charged[site][0, -1], position=-1) for site in one.addresses])
+        for one in components
     ]
     result, asked = sweep(neutral, variants, metrics), sweep(charged, [], metrics)
     values = np.stack([result.values[name][:, 0].numpy() for name in result.values], axis=1)

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from regraft.checkpoint.roles import side_of
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.data.evaluation import evaluation
-from regraft.experiments.intervene.norm_parameters import Gains, gains_of, rms_norm, takes_mean_away
 from regraft.model.model import Model
+from regraft.model.norm_parameters import Gains, gains_of, rms_norm, takes_mean_away
 from regraft.model.parts import Block, is_norm
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 import xarray as xr
 from scipy.cluster.hierarchy import leaves_list, linkage
@@ -9,6 +12,7 @@ from scipy.spatial.distance import squareform
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.data.evaluation import evaluation
+from regraft.experiments.intervene.swap_zones import CLUSTERS, swap_quantities
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
@@ -26,8 +30,9 @@ def swap(
     """Exchange every pair of blocks and measure what the loss becomes.
 
     Each block keeps the arguments that the model passes to it (its own mask, for example). From the matrix of
-    losses: the mean cost of moving each block, the mean cost by distance, a hierarchical clustering (average
-    linkage of the cost), and the pairs that can be exchanged for less than `tolerance` of the clean loss.
+    losses: the mean cost of moving each block, mean and spread by distance, hierarchical clusterings (average
+    linkage of the cost; beside it Ward's, as published, with flat clusters), the dearest and the cheapest
+    pairs, and those that can be exchanged for less than `tolerance` of the clean loss.
 
     Args:
         prompts: texts whose completions are scored; without them, prompts that suit the model.
@@ -56,13 +61,28 @@ def swap(
     np.fill_diagonal(cost, 0.0)
     for (i, j), value in zip(pairs, result.mean("loss").numpy() - clean, strict=True):
         cost[i, j] = cost[j, i] = value
+    addresses = [block.address for block in model.blocks]
+    same = [f"{addresses[i]} and {addresses[j]}" for i, j in pairs if abs(cost[i, j]) < tolerance * clean]
+    return _dataset(cost, pairs, addresses, clean).assign_attrs(
+        **sweep_attributes(result),
+        clean_loss=clean,
+        **text.attributes,
+        tolerance=tolerance,
+        interchangeable_pairs="; ".join(same) or "none",
+        pairs=len(pairs),
+    )
+
+
+def _dataset(
+    cost: np.ndarray, pairs: Sequence[tuple[int, int]], addresses: Sequence[str], clean: float
+) -> xr.Dataset:
+    """The matrix of costs and everything that follows from it."""
+    blocks = len(cost)
     others = cost.copy()
     np.fill_diagonal(others, np.nan)
-    tree = cluster(cost)
-    addresses = [block.address for block in model.blocks]
+    tree, ward = cluster(cost), cluster(cost, "ward")
     distances = np.arange(1, blocks)
     by_distance = [_mean(np.diagonal(cost, offset)) for offset in distances]
-    same = [f"{addresses[i]} and {addresses[j]}" for i, j in pairs if abs(cost[i, j]) < tolerance * clean]
     return xr.Dataset(
         {
             "cost": (("block", "other"), cost, {"units": "nats per token above clean"}),
@@ -73,20 +93,23 @@ def swap(
             ),
             "distance_cost": ("distance", np.array(by_distance), {"units": "nats per token above clean"}),
             "linkage": (("merge", "field"), tree, {"units": "left, right, cost, size (average linkage)"}),
+            "linkage_ward": (
+                ("merge", "field"),
+                ward,
+                {"units": "left, right, cost, size (Ward's linkage of the cost, as published)"},
+            ),
+            **swap_quantities(cost, ward, addresses, pairs, clean),
             "leaf_order": (
                 "leaf",
                 leaves_list(tree),
                 {"units": "block index, as the dendrogram orders them"},
             ),
         },
-        coords={"block": addresses, "other": addresses, "distance": distances},
-        attrs={
-            **sweep_attributes(result),
-            "clean_loss": clean,
-            **text.attributes,
-            "tolerance": tolerance,
-            "interchangeable_pairs": "; ".join(same) or "none",
-            "pairs": len(pairs),
+        coords={
+            "block": addresses,
+            "other": addresses,
+            "distance": distances,
+            "clusters": list(CLUSTERS),
         },
     )
 
@@ -96,8 +119,8 @@ def _mean(values: np.ndarray) -> float:
     return float(kept.mean()) if len(kept) else float("nan")
 
 
-def cluster(cost: np.ndarray) -> np.ndarray:
-    """Average linkage of blocks by the cost of exchanging them; pairs that cannot be exchanged count as the
+def cluster(cost: np.ndarray, method: Literal["average", "ward"] = "average") -> np.ndarray:
+    """Linkage of blocks by the cost of exchanging them; pairs that cannot be exchanged count as the
     dearest."""
     distance = np.where(np.isfinite(cost), np.maximum(cost, 0.0), np.nanmax(cost))
-    return linkage(squareform(distance, checks=False), method="average")
+    return linkage(squareform(distance, checks=False), method=method)

@@ -16,13 +16,15 @@ from scipy.stats import false_discovery_control, rankdata
 from regraft.core.registry import DOES_NOT_APPLY, experiments
 from regraft.core.signatures import TextFile
 from regraft.data.own_texts import first_of
+from regraft.experiments.observe.cross_experiment import cross_quantities
+from regraft.experiments.observe.paired import FEWEST, rank_correlation
 from regraft.experiments.running import measured, refused
 from regraft.model.model import Model
 
 SOURCES = ("lens", "geometry", "spectra", "linearity", "knockout", "swap", "quantize")
-PERMUTATIONS, FEWEST, LEVEL = 20_000, 4, 0.05
-"""Orders that a p-value is taken from where there are more than 20,000 (up to seven blocks all are); blocks
-that a quantity needs; the level of the test."""
+PERMUTATIONS, LEVEL = 20_000, 0.05
+"""Orders that a p-value is taken from where there are more than 20,000 (up to seven blocks all are); the
+level of the test."""
 POSITION = "position in the model"
 
 
@@ -73,6 +75,8 @@ def correlations(
             left_out.append(f"{name} is left out: {' '.join(str(error).split())}")
     found = quantities(results, [block.address for block in model.blocks])
     dataset = correlated(found, seed)
+    crossed, compared = cross_quantities(results, dataset.block.values.tolist())
+    dataset = dataset.assign(crossed).assign_coords(compared)
     left_out += [
         f"{label} has no value in {FEWEST} blocks, or does not vary" for label in found.attrs["dropped"]
     ]
@@ -172,9 +176,9 @@ def spearman(one_n: np.ndarray, other_n: np.ndarray, orders_Pn: np.ndarray) -> t
     """Spearman's correlation and its permutation p-value; NaN where one side does not vary."""
     x, y = (r - r.mean() for r in (rankdata(one_n), rankdata(other_n)))
     scale = np.sqrt((x**2).sum() * (y**2).sum())
-    if scale == 0:
-        return float("nan"), float("nan")
-    rho = float((x * y).sum() / scale)
+    rho = rank_correlation(one_n, other_n)
+    if not np.isfinite(rho):
+        return rho, rho
     shuffled = np.abs(y[orders_Pn] @ x / scale)
     as_far = int((shuffled >= abs(rho) - 1e-12).sum())
     every = len(orders_Pn) == factorial(len(x))

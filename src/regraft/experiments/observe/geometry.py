@@ -19,6 +19,18 @@ from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.files import expanded
 from regraft.core.signatures import TextFile
 from regraft.data.corpus import corpus as read_corpus
+from regraft.experiments.observe.cloud_spectrum import (
+    TOP_DIRECTIONS,
+    spectrum_quantities,
+    variances_of_covariance,
+    variances_of_rows,
+)
+from regraft.experiments.observe.stream_moves import (
+    DISTANCES,
+    StreamMoves,
+    category_quantities,
+    move_quantities,
+)
 from regraft.experiments.observe.token_states import Observed, observed
 from regraft.model.model import Model
 
@@ -48,7 +60,9 @@ def geometry(
     Kornblith et al. (2019). Participation ratio (sum of variances)^2 / sum of squared variances of the
     centred states; mean cosine of sampled pairs, raw and centred; each block's update relative to its input
     and its cosine with it; persistence, the cosine with the last depth; separation, the variance between
-    categories of prompts over the variance within them.
+    categories of prompts over the variance within them. Beside them the published neighbours: shares of the
+    last state (which add up to 1), drift over 1 to 16 blocks, cosine of the blocks' mean updates, shares of
+    the variance in the first directions, cosines within and between categories.
 
     Args:
         prompts: texts to complete and look at; without them, prompts that suit the model.
@@ -67,6 +81,11 @@ def geometry(
     if seen.tokens < 2:
         raise ValueError(f"{seen.tokens} token is too few for a cloud: give more or longer prompts")
     cloud = Cloud.of(seen, seed)
+    return _dataset(seen, cloud)
+
+
+def _dataset(seen: Observed, cloud: Cloud) -> xr.Dataset:
+    """Every measure of the cloud, by depth, block and category."""
     depths, blocks = len(cloud.mean), [block.address for block in seen.stack.blocks]
     per_depth = {
         "participation_ratio": (cloud.participation_ratio(), "dimensions"),
@@ -89,8 +108,21 @@ def geometry(
                 for name, (values, unit) in per_block.items()
             },
             "cka": (("depth", "other"), cloud.cka(), {"units": "linear CKA"}),
+            **spectrum_quantities(cloud.variances, seen.tokens),
+            **move_quantities(cloud.moves),
+            **category_quantities(cloud.moves, cloud.group_count.numpy(), cloud.group_mean[-1].numpy()),
         },
-        coords={"depth": np.arange(depths), "other": np.arange(depths), "block": blocks},
+        coords={
+            "depth": np.arange(depths),
+            "other": np.arange(depths),
+            "block": blocks,
+            "other_block": blocks,
+            "contributor": ["embedding", *blocks],
+            "gap": list(DISTANCES),
+            "directions": list(TOP_DIRECTIONS),
+            "category": cloud.names,
+            "other_category": cloud.names,
+        },
         attrs={
             **seen.attributes,
             "tokens": seen.tokens,
@@ -116,6 +148,9 @@ class Cloud:
     update_persistence: np.ndarray
     sample: Tensor
     pairs: tuple[Tensor, Tensor]
+    names: list[str]
+    moves: StreamMoves
+    variances: list[np.ndarray]
 
     @classmethod
     def of(cls, seen: Observed, seed: int) -> Cloud:
@@ -123,9 +158,10 @@ class Cloud:
         for as many as do."""
         order = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(seen.tokens, generator=order)[:SAMPLE].sort().values
-        names = sorted(set(seen.categories))
-        labels = torch.tensor([names.index(category) for category in seen.categories])
         cloud = cls()
+        cloud.names, cloud.moves = sorted(set(seen.categories)), StreamMoves()
+        names = cloud.names
+        labels = torch.tensor([names.index(category) for category in seen.categories])
         cloud.pairs = _pairs(len(chosen), order)
         sums, second, sampled = None, None, 0
         for first, states in seen.walk():
@@ -134,9 +170,9 @@ class Cloud:
                     len(states), len(chosen), states[0].shape[1], dtype=states[0].dtype
                 )
             second = _add_second_moments(second, states[: _depths_at_once(states, cloud.sample)])
-            parts = [
-                _moments(h.double(), labels[first : first + len(h)].to(h.device), len(names)) for h in states
-            ]
+            here = labels[first : first + len(states[0])].to(states[0].device)
+            cloud.moves.add(states, here, len(names))
+            parts = [_moments(h.double(), here, len(names)) for h in states]
             parts_SP = [torch.stack(values) for values in zip(*parts, strict=True)]
             parts_SP += list(_updates(states))
             sums = [a + b for a, b in zip(sums, parts_SP, strict=True)] if sums else parts_SP
@@ -165,6 +201,8 @@ class Cloud:
         others by walking."""
         depths = len(self.mean)
         self.variance, self.squares = (torch.zeros(depths, dtype=torch.float64) for _ in range(2))
+        self.variances = []
+        whole = self.sample.shape[1] == seen.tokens
         for start in range(0, depths, len(second_PDD)):
             part = slice(start, min(depths, start + len(second_PDD)))
             if start:
@@ -175,6 +213,12 @@ class Cloud:
                 mean_D = self.mean[depth].to(moment_DD.device)
                 covariance_DD = moment_DD.div_(seen.tokens).addr_(mean_D, mean_D, alpha=-1)
                 self.variance[depth] = covariance_DD.trace()
+                found = (
+                    variances_of_rows(self.sample[depth])
+                    if whole
+                    else variances_of_covariance(covariance_DD, seen.tokens)
+                )
+                self.variances.append(found.cpu().numpy())
                 self.squares[depth] = covariance_DD.square_().sum()
 
     def participation_ratio(self) -> np.ndarray:

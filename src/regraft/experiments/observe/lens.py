@@ -7,6 +7,7 @@ on hover.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,17 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
+from regraft.core.signatures import KeptFolder
 from regraft.core.structure import largest_difference
 from regraft.data.evaluation import Evaluation, evaluation
+from regraft.experiments.observe.lens_summaries import (
+    TOPS,
+    depth_summaries,
+    kind_summaries,
+    prompt_map,
+    tuned_quantities,
+)
+from regraft.export.lens_folder import open_lens
 from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.sweeps.metrics import predicted_pairs
@@ -111,39 +121,57 @@ def lens(
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
     k: int = 10,
+    tuned: KeptFolder = "",
 ) -> xr.Dataset:
     """Read every depth through the final norm and the head: rank, probability and entropy of the next token.
 
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020). For every depth and scored token: the
     true next token's rank and probability, the entropy in nats, and the tokens ranked first. From these: the
     crystallization depth (the first from which the true token stays within the top k), the first depth that
-    ranks it first, and each block's hurt rate (share of tokens whose rank got worse through it).
+    ranks it first, each block's hurt rate (share of tokens whose rank got worse through it), and over depth,
+    for all tokens, each kind of token and each category of prompts: mean and median rank, accuracy within the
+    first 1, 5 and 10, mean probability and entropy.
 
     Args:
         prompts: texts to complete and read; without them, prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
         k: how far up the true token must stay to count as crystallized.
+        tuned: the folder of a tuned lens, through which every depth is read as well.
 
     Raises:
         ValueError: the model predicts no next token (an encoder), or has no output matrix.
+        CheckpointError: the folder holds no lens that was tuned for this model.
     """
     if k < 1:
         raise ValueError(f"k is {k}: the true token must be allowed at least rank 0, so k is 1 or more")
+    own_lens = open_lens(tuned, model) if tuned else None
     text = evaluation(model, prompts, count, tokens)
     parts = [read_depths(recording) for recording in text.recordings]
-    joined = {
-        name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0] if name != "gap"
-    }
-    dataset = _dataset(model, text, joined, k)
+    dataset = _dataset(model, text, _joined(parts), k)
+    if own_lens is not None:
+        found = _joined([read_depths(recording, own_lens) for recording in text.recordings])
+        dataset = dataset.assign(tuned_quantities(dataset, found)).assign_attrs(tuned_lens=str(tuned))
     dataset.attrs |= text.attributes
     dataset.attrs["last_depth_difference"] = max(part["gap"] for part in parts)
     return dataset
 
 
-def read_depths(recording: Recording) -> dict[str, Any]:
+def _joined(parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {
+        name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0] if name != "gap"
+    }
+
+
+@torch.no_grad()
+def read_depths(
+    recording: Recording, translated: Callable[[int, Tensor], Tensor] | None = None
+) -> dict[str, Any]:
     """Every depth of one recording: arrays (S, N) and (S, N, K), and the last depth's distance from the
-    model's logits. The scores of so many tokens are held at once as take 32 MiB."""
+    model's logits. The scores of so many tokens are held at once as take 32 MiB.
+
+    `translated` takes a depth and the stream there to the stream that is read; nothing reads it as it is.
+    """
     model = recording.model
     prompt, position = predicted_pairs(recording)
     target_N = recording.ids_BT[prompt, position + 1]
@@ -151,13 +179,14 @@ def read_depths(recording: Recording) -> dict[str, Any]:
     streams = [recording.pre(block.index) for block in blocks] + [recording.post(blocks[-1].index)]
     whole = recording.ids_BT.numel() * model.vocabulary <= FULL_LOGITS
     found: dict[str, list[Any]] = {
-        name: [] for name in ("rank", "probability", "entropy", "top", "top_probability")
+        name: [] for name in ("rank", "probability", "entropy", "kl_to_end", "top", "top_probability")
     }
     official_NV, gap = _official(recording)[prompt, position], 0.0
     pieces = torch.arange(len(prompt)).split(
         len(prompt) if whole else max(1, FULL_LOGITS // model.vocabulary)
     )
-    for depth, stream in enumerate(streams):
+    for depth, plain in enumerate(streams):
+        stream = plain if translated is None else translated(depth, plain)
         told: dict[str, list[np.ndarray]] = {name: [] for name in found}
         for piece in pieces:
             at = (prompt[piece], position[piece])
@@ -165,7 +194,8 @@ def read_depths(recording: Recording) -> dict[str, Any]:
             for some in torch.arange(len(piece)).split(max(1, DESCRIBED // model.vocabulary)):
                 if depth == len(blocks):
                     gap = max(gap, largest_difference(logits_nV[some], official_NV[piece[some]]))
-                for name, value in _describe(logits_nV[some].float(), target_N[piece[some]]).items():
+                end_nV = official_NV[piece[some]].float()
+                for name, value in _describe(logits_nV[some].float(), target_N[piece[some]], end_nV).items():
                     told[name].append(value.cpu().numpy())
         for name, values in told.items():
             found[name].append(np.concatenate(values))
@@ -177,14 +207,15 @@ def _official(recording: Recording) -> Tensor:
         return recording.model.run(**recording.inputs).logits
 
 
-def _describe(logits_NV: Tensor, target_N: Tensor) -> dict[str, Tensor]:
-    logp_NV = log_softmax(logits_NV, -1)
+def _describe(logits_NV: Tensor, target_N: Tensor, end_NV: Tensor) -> dict[str, Tensor]:
+    logp_NV, end_logp_NV = log_softmax(logits_NV, -1), log_softmax(end_NV, -1)
     true_N = logits_NV.gather(1, target_N[:, None])
     top = logp_NV.topk(min(SHOWN, logp_NV.shape[1]), -1)
     return {
         "rank": (logits_NV > true_N).sum(-1),
         "probability": logp_NV.gather(1, target_N[:, None])[:, 0].exp(),
         "entropy": -(logp_NV.exp() * logp_NV).nan_to_num(0.0).sum(-1),
+        "kl_to_end": (end_logp_NV.exp() * (end_logp_NV - logp_NV)).nan_to_num(0.0).sum(-1).clamp_min(0),
         "top": top.indices,
         "top_probability": top.values.exp(),
     }
@@ -206,6 +237,11 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
             "rank": (dims, found["rank"], {"units": "tokens ahead of the true one"}),
             "probability": (dims, found["probability"], {"units": "probability of the true token"}),
             "entropy": (dims, found["entropy"], {"units": "nats"}),
+            "kl_to_end": (
+                dims,
+                found["kl_to_end"],
+                {"units": "nats from what the model says at the end to what the lens says here"},
+            ),
             "top": ((*dims, "place"), top_text, {"units": "token"}),
             "top_id": ((*dims, "place"), found["top"], {"units": "token id"}),
             "top_probability": ((*dims, "place"), found["top_probability"], {"units": "probability"}),
@@ -228,17 +264,17 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
         coords={
             "depth": np.arange(depths),
             "block": [block.address for block in model.main_blocks],
-            **_token_coords(model, text),
+            **token_coords(model, text),
         },
     )
     for split in ("type", "category"):
-        data = data.assign(_split(data, split))
+        data = data.assign(_split(data, split)).assign(kind_summaries(data, split))
     data.attrs["k"] = k
     for name in ("crystallization", "first_top1"):
         data.attrs[f"mean_{name}"] = (
             float(np.nanmean(data[name])) if bool(np.isfinite(data[name]).any()) else float("nan")
         )
-    return data
+    return data.assign(depth_summaries(data)).assign(prompt_map(data)).assign_coords(k=list(TOPS))
 
 
 def _split(data: xr.Dataset, by: str) -> dict[str, xr.DataArray]:
@@ -273,7 +309,8 @@ def _first_depth(flags_SN: np.ndarray) -> np.ndarray:
     return np.where(flags_SN.any(0), flags_SN.argmax(0).astype(float), np.nan)
 
 
-def _token_coords(model: Model, text: Evaluation) -> dict[str, Any]:
+def token_coords(model: Model, text: Evaluation) -> dict[str, Any]:
+    """Coordinates of every scored token: its prompt, position, id, text, and kinds."""
     prompt, position, ids, word, category, kind = [], [], [], [], [], []
     number = 0
     for recording, batch in zip(text.recordings, text.order, strict=True):

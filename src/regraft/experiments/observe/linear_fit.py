@@ -45,7 +45,7 @@ def fit_blocks(recordings: Sequence[Recording], stack: Stack) -> list[tuple[Line
     tokens."""
     made = []
     for block in stack.blocks:
-        pairs = list(_pairs(recordings, block.index))
+        pairs = list(stream_pairs(recordings, block.index))
         x_ND, y_ND = (torch.cat(side) for side in zip(*pairs, strict=True))
         prompt_N = torch.cat(
             [torch.full((len(x),), number, device=x.device) for number, (x, _) in enumerate(pairs)]
@@ -56,7 +56,7 @@ def fit_blocks(recordings: Sequence[Recording], stack: Stack) -> list[tuple[Line
     return made
 
 
-def _pairs(recordings: Sequence[Recording], block: int) -> Iterator[tuple[Tensor, Tensor]]:
+def stream_pairs(recordings: Sequence[Recording], block: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The stream before and after a block at every real token, prompt by prompt."""
     for recording in recordings:
         real = recording.real_at(block)

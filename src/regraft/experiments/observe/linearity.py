@@ -31,6 +31,7 @@ from regraft.experiments.observe.jacobian import (
     unit_directions,
 )
 from regraft.experiments.observe.linear_fit import LinearMap, fit_blocks
+from regraft.experiments.observe.linearity_published import as_published, relation_quantities
 from regraft.experiments.observe.token_states import observed
 from regraft.model.model import Model
 from regraft.model.parts import Stack
@@ -59,6 +60,7 @@ def linearity(
     directions: int = 16,
     jacobian: Literal["differences", "exact"] = "differences",
     stack: str = "",
+    published: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Measure how linear each block is around real states, and what the loss becomes with a linear map in its
@@ -79,13 +81,21 @@ def linearity(
         jacobian: take J d in the gap from central differences (as published) or from exact forward-mode
             derivatives.
         stack: encoder or decoder of a model with two stacks; by default the decoder.
+        published: also measure as published: whole completions moved at once, along the data's own directions
+            and off them, and linear maps of the whole output, of the normed input and of low rank.
         seed: of everything drawn at random.
 
     Raises:
-        ValueError: too few tokens or directions, or a stack that does not exist.
+        ValueError: too few tokens or directions, a stack that does not exist, or published asked of a model
+            that does not write text with one stack.
     """
     if sample < 1 or directions < 1:
         raise ValueError(f"{min(sample, directions)} is too few: take at least one token and one direction")
+    if published and (not model.causal or model.two_stacks or model.parts.head is None):
+        raise ValueError(
+            f"{model.name} does not write text with one stack: leave --published out, whose measures move the"
+            " model's own completions"
+        )
     seen = observed(model, prompts, count, tokens, stack)
     looked_at = sampled_tokens(model, seen, sample, seed)
     blocks = [block.index for block in seen.stack.blocks]
@@ -102,13 +112,15 @@ def linearity(
                     found[name][row, column] = value
         advance("blocks", column + 1, len(blocks))
     replaced = _replacement(model, seen.stack, prompts, count, tokens)
-    return _dataset(
+    data = _dataset(
         seen.stack,
         gap,
         found,
         replaced,
         {**seen.attributes, "sampled_tokens": len(looked_at), "jacobian": jacobian},
     )
+    data = data.assign(relation_quantities(data))
+    return as_published(model, data, evaluation(model, prompts, count, tokens), seed) if published else data
 
 
 def _measure(

@@ -6,8 +6,6 @@ singular values of one matrix, R matrices in all.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import xarray as xr
@@ -15,56 +13,49 @@ from torch import Tensor
 
 from regraft.checkpoint.roles import ROLES
 from regraft.core.progress import advance
+from regraft.core.quantities import quantity
+from regraft.experiments.observe.spectrum_groups import GROUPS, group_quantities
+from regraft.experiments.observe.spectrum_measures import ENERGIES, MEASURES, measures, rank_at_energy
 from regraft.model.model import Model
-from regraft.model.weights import Weights, weights_of
+from regraft.model.weights import Matrix, Weights, weights_of
 
-TOPS = (1, 8, 32, 128)
-"""Numbers of leading directions whose share of the energy is given."""
-HEAD_SHARE = 4
-"""The exponent is fitted to the first quarter of a spectrum: behind it, finite width bends the line."""
-MEASURES = {
-    "effective_rank": "directions",
-    "effective_rank_ratio": "of the smaller side of the matrix",
-    "entropy_rank": "directions",
-    "stable_rank": "directions",
-    "power_law": "exponent of the first quarter of the spectrum",
-    "power_law_fit": "R squared of that fit",
-    **{f"energy_{k}": f"share of the squared singular values in the first {k}" for k in TOPS},
-    "condition": "largest over smallest singular value",
-    "largest": "largest singular value",
-}
+Measured = tuple[Matrix, dict[str, float], list[int]]
+"""A matrix, its measures, and how many directions hold each share of its energy."""
 
 
-def spectra(weights: Model | Weights, roles: list[str] | None = None) -> xr.Dataset:
+def spectra(weights: Model | Weights, roles: list[str] | None = None, outside: bool = False) -> xr.Dataset:
     """Find all singular values of every weight matrix in every block, and how many directions each one uses.
 
     Effective rank: participation ratio of the squared singular values, (sum s^2)^2 / sum s^4; entropy rank:
     exp of the entropy of s / sum s (Roy and Vetterli, 2007); stable rank: sum s^2 / largest^2 (Rudelson and
     Vershynin, 2007); power law: minus the slope of log s against log rank over the first quarter of the
-    spectrum, with its R squared.
+    spectrum, and over all of it, with R squared. Beside each ratio stands what independent entries of the
+    same shape would give (Marchenko and Pastur, 1967); ranks are compared between groups of roles, and
+    between early and late blocks (Welch's t, corrected for the number of roles).
 
     Args:
         roles: only these roles, for example q k v o gate up down; without it, every matrix in every block.
+        outside: also the matrices outside the blocks (embedding, positions, output matrix), whose sides are
+            as long as the vocabulary.
 
     Raises:
         ValueError: no matrix of such a role, or no block.
     """
     held = weights_of(weights)
     matrices = [m for m in held.matrices if roles is None or m.role in roles]
+    matrices += _outside(held) if outside else []
     if not matrices:
         known = ", ".join(sorted({m.role for m in held.matrices})) or "none"
         raise ValueError(
             f"there is no matrix of the role {', '.join(roles or [])} here: the roles are {known}"
         )
-    rows, spectrum_RK = (
-        [],
-        np.full((len(matrices), max(min(m.shape) for m in matrices)), np.nan, dtype=np.float32),
-    )
+    spectrum_RK = np.full((len(matrices), max(min(m.shape) for m in matrices)), np.nan, dtype=np.float32)
+    rows: list[Measured] = []
     for matrix, values_OI in held.walk(matrices):
         sigma_K = singular_values(values_OI).cpu().numpy()
         del values_OI
         spectrum_RK[len(rows), : len(sigma_K)] = sigma_K
-        rows.append((matrix, measures(sigma_K)))
+        rows.append((matrix, measures(sigma_K, matrix.shape), rank_at_energy(sigma_K)))
         advance("matrices", len(rows), len(matrices))
     return _dataset(held, rows, spectrum_RK)
 
@@ -74,68 +65,64 @@ def singular_values(matrix_OI: Tensor) -> Tensor:
     return torch.linalg.svdvals(matrix_OI.double())
 
 
-def measures(sigma_K: np.ndarray) -> dict[str, float]:
-    """The measures of one spectrum; NaN where a matrix of zeros has none."""
-    if not sigma_K[0] > 0:
-        return dict.fromkeys(MEASURES, float("nan"))
-    energy = sigma_K**2 / (sigma_K**2).sum()
-    share = sigma_K / sigma_K.sum()
-    rank = 1 / (energy**2).sum()
-    slope, fit = power_law(sigma_K)
-    return {
-        "effective_rank": rank,
-        "effective_rank_ratio": rank / len(sigma_K),
-        "entropy_rank": float(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum())),
-        "stable_rank": 1 / energy[0],
-        "power_law": slope,
-        "power_law_fit": fit,
-        **{f"energy_{k}": float(energy[:k].sum()) for k in TOPS},
-        "condition": float(sigma_K[0] / sigma_K[-1]) if sigma_K[-1] > 0 else float("inf"),
-        "largest": float(sigma_K[0]),
-    }
+def _outside(held: Weights) -> list[Matrix]:
+    """The matrices that stand in no block, each under its own name."""
+    inside = {matrix.tensor for matrix in held.matrices}
+    found = []
+    for name, shape in held.shapes.items():
+        if name not in inside and len(shape) == 2 and min(shape) > 1:
+            role = name.removesuffix(".weight").rpartition(".")[2]
+            found.append(Matrix(name, "", role, (shape[0], shape[1])))
+    return found
 
 
-def power_law(sigma_K: np.ndarray) -> tuple[float, float]:
-    """Exponent a of s_i ~ i^-a over the first quarter of the spectrum (at least four values), and R squared
-    of the fit."""
-    head = sigma_K[: max(4, len(sigma_K) // HEAD_SHARE)]
-    head = head[head > 0]
-    if len(head) < 3:
-        return float("nan"), float("nan")
-    x, y = np.log(np.arange(1, len(head) + 1)), np.log(head)
-    slope, level = np.polyfit(x, y, 1)
-    spread = ((y - y.mean()) ** 2).sum()
-    flat = spread <= 1e-20 * len(y)
-    return float(-slope), 1.0 if flat else float(1 - ((y - slope * x - level) ** 2).sum() / spread)
-
-
-def _dataset(held: Weights, rows: list[Any], spectrum_RK: np.ndarray) -> xr.Dataset:
-    matrices = [matrix for matrix, _ in rows]
+def _dataset(held: Weights, rows: list[Measured], spectrum_RK: np.ndarray) -> xr.Dataset:
+    matrices = [matrix for matrix, _, _ in rows]
     found = sorted(
-        {m.role for m in matrices}, key=lambda r: (ROLES.index(r) if r in ROLES else len(ROLES), r)
+        {m.role for m in matrices if m.block}, key=lambda r: (ROLES.index(r) if r in ROLES else len(ROLES), r)
     )
-    blocks = list(dict.fromkeys(m.block for m in matrices))
-    table = {name: np.array([values[name] for _, values in rows]) for name in MEASURES}
+    blocks = list(dict.fromkeys(m.block for m in matrices if m.block))
+    table = {name: np.array([values[name] for _, values, _ in rows]) for name in MEASURES}
 
     def mean(name: str) -> np.ndarray:
         """Mean over the experts of a block: one number for each role and block, NaN where the block has
         none."""
         cells: dict[tuple[int, int], list[float]] = {}
         for matrix, value in zip(matrices, table[name], strict=True):
+            if not matrix.block:
+                continue
             cells.setdefault((found.index(matrix.role), blocks.index(matrix.block)), []).append(value)
         grid = np.full((len(found), len(blocks)), np.nan)
         for cell, values in cells.items():
             grid[cell] = np.mean(values)
         return grid
 
+    ratio_RL = mean("effective_rank_ratio")
+    squares = np.zeros(len(blocks))
+    for matrix, values, _ in rows:
+        if matrix.block:
+            squares[blocks.index(matrix.block)] += np.nan_to_num(values["frobenius_norm"]) ** 2
     return xr.Dataset(
         {
-            **{name: ("matrix", table[name], {"units": MEASURES[name]}) for name in MEASURES},
-            "rank_ratio": (
-                ("role", "block"),
-                mean("effective_rank_ratio"),
-                {"units": MEASURES["effective_rank_ratio"], "correlate": "rank ratio"},
+            **{name: quantity("matrix", table[name], *MEASURES[name]) for name in MEASURES},
+            "rank_at_energy": quantity(
+                ("matrix", "level"),
+                np.array([ranks for _, _, ranks in rows]),
+                "directions",
+                "The least number of directions that hold this share of the energy.",
+                "weight-spectra study of Qwen3-4B (hivaze/dl-experiments)",
             ),
+            "rank_ratio": quantity(
+                ("role", "block"), ratio_RL, *MEASURES["effective_rank_ratio"], correlate="rank ratio"
+            ),
+            "block_norm": quantity(
+                "block",
+                np.sqrt(squares),
+                "Frobenius norm of all matrices of the block",
+                "The size of the block's weights: it says nothing of how much the block matters.",
+                correlate="weight norm",
+            ),
+            **group_quantities(found, ratio_RL),
             "singular_values": (("matrix", "place"), spectrum_RK, {"units": "singular value"}),
         },
         coords={
@@ -147,6 +134,8 @@ def _dataset(held: Weights, rows: list[Any], spectrum_RK: np.ndarray) -> xr.Data
             "columns": ("matrix", [m.shape[1] for m in matrices]),
             "role": found,
             "block": blocks,
+            "group": list(GROUPS),
+            "level": list(ENERGIES),
         },
         attrs={"matrices": len(matrices), "notes": "; ".join(held.notes)},
     )

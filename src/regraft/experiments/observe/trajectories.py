@@ -17,10 +17,20 @@ from torch.nn.functional import cosine_similarity, log_softmax
 
 from regraft.core.files import read_text
 from regraft.core.progress import advance
+from regraft.core.quantities import quantity
 from regraft.core.signatures import TextFile
 from regraft.data.contrasts import Contrast, general, specimen
 from regraft.data.generation import is_specimen, prompt_ids
 from regraft.data.own_texts import check_sayable, first_of
+from regraft.experiments.observe.contrast_measures import (
+    DIRECTIONS,
+    PUBLISHED,
+    SUBSETS,
+    alternative_ranks,
+    before_the_pivot,
+    completion_cka,
+    contrast_quantities,
+)
 from regraft.experiments.observe.geometry import linear_cka
 from regraft.model.model import Model
 from regraft.model.recording import Recording
@@ -34,7 +44,23 @@ DISTANCES = {
     "cosine": "cosine of the two states",
     "distance": "length of the difference / mean length",
     "kl": "nats from the base's lens distribution to the other's",
+    "kl_reverse": "nats from the other's lens distribution to the base's",
 }
+BESIDE = {
+    "shared_cosine": (
+        "cosine of the two states at the last position that both share",
+        "1 in a model that reads from left to right, up to rounding: anything else is a fault of the walk.",
+    ),
+    "alternative_rank": (
+        "tokens that the lens ranks above the alternative's first own token, where both still agree",
+        "How far the model is from saying the alternative, before it is made to: near 0 it nearly did.",
+    ),
+    "completion_cka": (
+        "linear CKA over the completion's tokens, cut to the shorter (a single token: the cosine)",
+        "1: the two completions are laid out alike, up to a rotation. Of two tokens it is always 1.",
+    ),
+}
+"""What is measured of every relation and group at every depth, in what unit, and how to read it."""
 
 
 def trajectories(
@@ -49,10 +75,12 @@ def trajectories(
     depths.
 
     At the pivot (the first token that differs) and over the whole completion (states, and lens distributions,
-    averaged over its tokens): cosine, distance over the mean length, KL of the lens distributions, and linear
-    CKA over the groups. Bands are 95% of 2,000 bootstrap means over the groups. Crossover: the depth from
-    which synonyms stay closer than antonyms. Onset: the first depth where the antonyms' mean cosine falls two
-    standard deviations of the synonyms below their mean.
+    averaged over its tokens): cosine, distance over the mean length, KL of the lens distributions in both
+    directions, and linear CKA over the groups. Bands are 95% of 2,000 bootstrap means over the groups.
+    Crossover: the depth from which synonyms stay closer than antonyms. Onset: the first depth where the
+    antonyms' mean cosine falls two standard deviations of the synonyms below their mean. Beside the curves:
+    the last position that both share, the rank of the alternative there, CKA over a completion's tokens, and
+    the KL of synonyms less that of antonyms, with and without a shared prefix.
 
     Args:
         groups: which contrastive groups; by default those that suit the model.
@@ -71,11 +99,12 @@ def trajectories(
         walks.append(_walk(model, group))
         advance("groups", len(walks), len(chosen))
     values = {name: np.stack([w[name] for w in walks], axis=2) for name in DISTANCES}
+    beside = {name: np.stack([w[name] for w in walks], axis=1) for name in BESIDE}
     states = torch.stack([w["states"] for w in walks])
     pairs = [(c, p) for c in range(len(RELATIONS)) for p in range(len(PLACES))]
     cka = np.array([[_cka(pair) for pair in states[:, c, p].unbind(1)] for c, p in pairs])
     cka = cka.reshape(len(RELATIONS), len(PLACES), -1)
-    return _dataset(values, cka, chosen, seed)
+    return _dataset(values, beside, cka, chosen, seed)
 
 
 def _chosen(model: Model, groups: str, kind: str, file: str) -> list[Contrast]:
@@ -140,12 +169,20 @@ def _walk(model: Model, group: Contrast) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: np.full((len(RELATIONS), len(PLACES), len(streams)), np.nan) for name in DISTANCES
     }
+    beside = {name: np.full((len(RELATIONS), len(streams)), np.nan) for name in BESIDE}
+    own = [row[at] for row, (_, at) in zip(ids[1:], pivots, strict=True)]
     states = []
     for depth, stream in enumerate(streams):
         here = stream.double()
         whole = [here[row, span].mean(0) for row, span in enumerate(spans)]
         says = _lenses(recording, [stream[row, span] for row, span in enumerate(spans)])
+        beside["shared_cosine"][:, depth] = before_the_pivot(here, pivots)
+        if model.causal and model.parts.head is not None and min(at for at, _ in pivots) > 0:
+            before = torch.stack([stream[0, at - 1] for at, _ in pivots])
+            ranks = alternative_ranks(recording.head(before[:, None])[:, 0], own)
+            beside["alternative_rank"][:, depth] = ranks
         for c, (base_at, other_at) in enumerate(pivots):
+            beside["completion_cka"][c, depth] = completion_cka(here[0, spans[0]], here[c + 1, spans[c + 1]])
             base_says, other_says = says[0], says[c + 1]
             spoken: list[Any] = [None, None]
             if base_says is not None and other_says is not None:
@@ -156,10 +193,12 @@ def _walk(model: Model, group: Contrast) -> dict[str, Any]:
             pairs = [(here[0, base_at], here[c + 1, other_at]), (whole[0], whole[c + 1])]
             states += [torch.stack(pair) for pair in pairs]
             for p, pair in enumerate(pairs):
-                for name, value in zip(DISTANCES, compare(*pair, spoken[p]), strict=True):
+                back = None if spoken[p] is None else spoken[p][::-1]
+                told = (*compare(*pair, spoken[p]), divergence(back))
+                for name, value in zip(DISTANCES, told, strict=True):
                     found[name][c, p, depth] = value
     grid = torch.stack(states).unflatten(0, (len(streams), len(RELATIONS), len(PLACES)))
-    return {**found, "states": grid.movedim(0, 2)}
+    return {**found, **beside, "states": grid.movedim(0, 2)}
 
 
 def _recorded(model: Model, group: Contrast) -> tuple[Recording, int]:
@@ -213,12 +252,16 @@ def compare(
     """Cosine, distance over the mean length, and KL of what is said (NaN where nothing is); equal states give
     1, 0, 0."""
     mean_length = (base_D.norm() + other_D.norm()) / 2
-    kl = float("nan")
-    if texts is not None:
-        p, q = texts
-        kl = float((p * (p.clamp_min(1e-300).log() - q.clamp_min(1e-300).log())).sum().clamp_min(0))
     cosine = 1.0 if torch.equal(base_D, other_D) else float(cosine_similarity(base_D, other_D, dim=0))
-    return cosine, float((base_D - other_D).norm() / mean_length), kl
+    return cosine, float((base_D - other_D).norm() / mean_length), divergence(texts)
+
+
+def divergence(texts: tuple[Tensor, Tensor] | None) -> float:
+    """KL of the second distribution from the first, in nats; NaN where nothing is said."""
+    if texts is None:
+        return float("nan")
+    p, q = texts
+    return float((p * (p.clamp_min(1e-300).log() - q.clamp_min(1e-300).log())).sum().clamp_min(0))
 
 
 def _cka(pair_G2D: Tensor) -> float:
@@ -253,7 +296,13 @@ def onset(synonym_GS: np.ndarray, antonym_GS: np.ndarray) -> float:
     return float(below[0]) if len(below) else float("nan")
 
 
-def _dataset(values: dict[str, np.ndarray], cka: np.ndarray, chosen: list[Contrast], seed: int) -> xr.Dataset:
+def _dataset(
+    values: dict[str, np.ndarray],
+    beside: dict[str, np.ndarray],
+    cka: np.ndarray,
+    chosen: list[Contrast],
+    seed: int,
+) -> xr.Dataset:
     generator = np.random.default_rng(seed)
     dims = ("relation", "place", "group", "depth")
     data: dict[str, Any] = {name: (dims, values[name], {"units": unit}) for name, unit in DISTANCES.items()}
@@ -286,6 +335,11 @@ def _dataset(values: dict[str, np.ndarray], cka: np.ndarray, chosen: list[Contra
             **data,
             "cka": (("relation", "place", "depth"), cka, {"units": "linear CKA over groups"}),
             **{
+                name: quantity(("relation", "group", "depth"), beside[name], *told, PUBLISHED)
+                for name, told in BESIDE.items()
+            },
+            **contrast_quantities(values["kl"], values["kl_reverse"], [g.kind for g in chosen], RELATIONS),
+            **{
                 name: ("place", np.array(array), {"units": unit}) for name, (array, unit) in per_place.items()
             },
         },
@@ -295,6 +349,9 @@ def _dataset(values: dict[str, np.ndarray], cka: np.ndarray, chosen: list[Contra
             "depth": np.arange(values["cosine"].shape[-1]),
             "prompt": ("group", [g.prompt for g in chosen]),
             "kind": ("group", [g.kind for g in chosen]),
+            "direction": list(DIRECTIONS),
+            "subset": list(SUBSETS),
+            "prefix_kind": list(SUBSETS[1:]),
         },
         attrs={"groups": len(chosen)},
     )

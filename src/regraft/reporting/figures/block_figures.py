@@ -7,10 +7,15 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from regraft.reporting.figures.block_panels import (
+    by_role,
+    correlation_panels,
+    linearity_panels,
+    scree,
+    spectra_panels,
+)
 from regraft.reporting.theme import DIVERGING, Drawing, axis_labels, heatmap, lines, plain_text
 from regraft.reporting.wording import capital, counted, differ, highest, lowest
-
-HEAVY = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def rank_map(dataset: xr.Dataset) -> go.Figure:
@@ -25,53 +30,20 @@ def rank_map(dataset: xr.Dataset) -> go.Figure:
     return figure
 
 
-def scree(dataset: xr.Dataset) -> go.Figure:
-    """Singular values over their rank, relative to the largest, for the middle block's matrices."""
-    blocks = dataset.block.values
-    middle = str(blocks[len(blocks) // 2])
-    series, longest = {}, 0
-    for role in [r for r in HEAVY if r in dataset.role.values]:
-        of_role = (dataset.matrix_block.values == middle) & (dataset.matrix_role.values == role)
-        if of_role.any():
-            sigma = dataset.singular_values.values[of_role][0]
-            series[role] = sigma / sigma[0]
-            longest = max(longest, int(np.isfinite(sigma).sum()))
-    figure = lines(
-        np.arange(1, longest + 1),
-        {name: y[:longest] for name, y in series.items()},
-        "place",
-        "of the largest",
-    )
-    figure.update_traces(mode="lines")
-    figure.update_yaxes(type="log")
-    return figure
-
-
 def spectra_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """The map of effective ranks, spectra of one block, and the power laws."""
     blocks = dataset.block.values
     middle = str(blocks[len(blocks) // 2])
-    law = _by_role(dataset, "power_law")
+    law = by_role(dataset, "power_law")
     return [
         ("Effective rank of each matrix, over its smaller side", rank_map(dataset)),
-        (f"Singular values in block {middle} (logarithmic)", scree(dataset)),
+        (f"Singular values in block {middle} (logarithmic)", scree(dataset, middle)),
         (
             "Energy in the first eight directions",
-            lines(blocks, _by_role(dataset, "energy_8"), "block", "share of the energy"),
+            lines(blocks, by_role(dataset, "energy_8"), "block", "share of the energy"),
         ),
         ("Exponent of the power law at the head of the spectrum", lines(blocks, law, "block", "exponent")),
     ]
-
-
-def _by_role(dataset: xr.Dataset, name: str) -> dict[str, list[float]]:
-    found = {}
-    for role in [r for r in HEAVY if r in dataset.role.values]:
-        rows = [
-            (dataset.matrix_block.values == b) & (dataset.matrix_role.values == role)
-            for b in dataset.block.values
-        ]
-        found[role] = [float(dataset[name].values[row].mean()) if row.any() else float("nan") for row in rows]
-    return found
 
 
 def spectra_finding(dataset: xr.Dataset) -> str:
@@ -259,6 +231,7 @@ SPECTRA = Drawing(
         "power_law_fit",
         "condition",
     ),
+    spectra_panels,
 )
 LINEARITY = Drawing(
     "Layer linearity",
@@ -279,6 +252,7 @@ LINEARITY = Drawing(
         "radial",
         "difference_error",
     ),
+    linearity_panels,
 )
 CORRELATIONS = Drawing(
     "What goes with what",
@@ -290,4 +264,5 @@ CORRELATIONS = Drawing(
     correlation_figures,
     correlation_finding,
     ("rho", "p", "p_corrected", "blocks"),
+    correlation_panels,
 )

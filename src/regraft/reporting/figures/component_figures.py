@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from regraft.reporting.figures.component_panels import ablate_panels, push_panels
 from regraft.reporting.theme import (
     FIRST,
     SECOND,
@@ -249,6 +250,7 @@ ABLATE = Drawing(
     ablate_figures,
     ablate_finding,
     ("change", "top1_changed"),
+    ablate_panels,
 )
 PUSH = Drawing(
     "Push",
@@ -259,4 +261,5 @@ PUSH = Drawing(
     push_figures,
     push_finding,
     ("push",),
+    push_panels,
 )

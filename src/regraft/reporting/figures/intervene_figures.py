@@ -10,6 +10,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 from scipy.cluster.hierarchy import dendrogram
 
+from regraft.reporting.figures.intervene_panels import knockout_panels, swap_panels
 from regraft.reporting.theme import (
     FIRST,
     MARGIN,
@@ -340,6 +341,7 @@ KNOCKOUT = Drawing(
     knockout_figures,
     knockout_finding,
     ("loss", "increase", "ratio", "synergy", "removed"),
+    knockout_panels,
 )
 SWAP = Drawing(
     "Swap cost",
@@ -350,4 +352,5 @@ SWAP = Drawing(
     swap_figures,
     swap_finding,
     ("cost",),
+    swap_panels,
 )

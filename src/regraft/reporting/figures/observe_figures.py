@@ -8,6 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from regraft.reporting.figures.geometry_panels import geometry_panels
+from regraft.reporting.figures.lens_panels import lens_panels
 from regraft.reporting.theme import (
     FIRST,
     MUTED,
@@ -36,10 +38,24 @@ def lens_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
             f"What the model would say next after each block, continuing \u201c{prompt}\u201d",
             lens_table(dataset),
         ),
-        ("Where predictions settle", crystallization(dataset)),
+        (_settling(dataset), crystallization(dataset)),
         ("Blocks through which the true token's rank got worse", hurt_rates(dataset)),
         ("The same by kind of token", by_type(dataset)),
     ]
+
+
+def _settling(dataset: xr.Dataset) -> str:
+    """The caption of the depths at which tokens settle, with their middle and spread."""
+    middle, spread, gap = (
+        float(dataset[name])
+        for name in ("crystallization_median", "crystallization_std", "crystallization_gap")
+    )
+    if not np.isfinite([middle, spread, gap]).all():
+        return "Where predictions settle"
+    return (
+        f"Where predictions settle: half of the tokens by depth {middle:g} (standard deviation {spread:.1f}),"
+        f" on average {gap:.1f} depths before they are first ranked first"
+    )
 
 
 def shown_prompt(dataset: xr.Dataset) -> xr.Dataset:
@@ -260,6 +276,7 @@ LENS = Drawing(
     lens_figures,
     lens_finding,
     ("first", "rank", "probability", "entropy"),
+    lens_panels,
 )
 GEOMETRY = Drawing(
     "Residual geometry",
@@ -270,6 +287,7 @@ GEOMETRY = Drawing(
     geometry_figures,
     geometry_finding,
     ("participation_ratio", "mean_norm", "cosine_raw", "cosine_centred", "persistence", "separation"),
+    geometry_panels,
 )
 COMPLETIONS = Drawing(
     "Completions",

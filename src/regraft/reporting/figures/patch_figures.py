@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from regraft.reporting.figures.component_panels import patch_panels
 from regraft.reporting.theme import (
     DIVERGING,
     FIRST,
@@ -212,4 +213,5 @@ PATCH = Drawing(
     patch_figures,
     patch_finding,
     ("logit_difference", "effect", "attribution", "effect_error"),
+    patch_panels,
 )

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from regraft.reporting.figures.trajectory_panels import trajectory_panels
 from regraft.reporting.theme import Drawing, axis_labels, banded, base, heatmap, lines, plain_text
 from regraft.reporting.wording import capital, counted, highest
 
@@ -189,6 +190,7 @@ TRAJECTORIES = Drawing(
     trajectory_figures,
     trajectory_finding,
     ("cosine_mean", "cosine_low", "cosine_high", "distance_mean", "kl_mean", "cka"),
+    trajectory_panels,
 )
 NEURONS = Drawing(
     "Neurons",

@@ -1,0 +1,129 @@
+"""Measures of spectra beside the first ones: by hand, against noise, between groups of roles, outside the
+blocks."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ttest_ind
+
+from regraft.core.registry import experiments
+from regraft.experiments.observe.spectra import singular_values
+from regraft.experiments.observe.spectrum_groups import early_against_late, group_quantities
+from regraft.experiments.observe.spectrum_measures import measures, rank_at_energy, straight_line
+from regraft.experiments.running import run_experiment
+from regraft.model.load import load
+from regraft.reporting.drawings import drawing_of
+from small import opened
+
+RUN = partial(run_experiment, experiments()["spectra"])
+
+
+def test_measures_by_hand():
+    sigma = np.array([4.0, 2.0, 1.0, 1.0])
+    energy = np.array([16.0, 4.0, 1.0, 1.0]) / 22
+    found = measures(sigma, (4, 12))
+    assert found["frobenius_norm"] == pytest.approx(np.sqrt(22))
+    assert found["top1_share"] == pytest.approx(0.5)
+    assert found["norm_over_spectral"] == pytest.approx(np.sqrt(22) / 4)
+    assert found["norm_over_spectral"] ** 2 == pytest.approx(found["stable_rank"])
+    assert found["stable_rank_ratio"] == pytest.approx(22 / 16 / 4)
+    assert found["spectral_entropy"] == pytest.approx(-(energy * np.log(energy)).sum() / np.log(4))
+    assert found["random_rank_ratio"] == pytest.approx(12 / 17)
+    ratio = 1 / (energy**2).sum() / 4
+    assert found["rank_over_random"] == pytest.approx(ratio / (12 / 17))
+    assert measures(np.ones(6))["spectral_entropy"] == pytest.approx(1.0)
+
+
+def test_the_least_number_of_directions_is_counted():
+    assert rank_at_energy(np.array([4.0, 2.0, 1.0, 1.0])) == [1, 2, 4]
+    assert rank_at_energy(np.ones(10)) == [5, 9, 10]
+    assert rank_at_energy(np.array([1.0, 0.0])) == [1, 1, 1]
+
+
+def test_the_power_law_of_the_whole_spectrum():
+    """The tail counts here and not in the head's; values up to 1e-6 count in neither."""
+    law = np.arange(1, 101.0) ** -0.6
+    found = measures(law)
+    assert found["power_law_full"] == pytest.approx(0.6)
+    assert found["power_law_full_r2"] == pytest.approx(1.0)
+    bent = law.copy()
+    bent[50:] *= 1e-3
+    assert measures(bent)["power_law"] == pytest.approx(0.6)
+    assert measures(bent)["power_law_full"] > 1
+    cut = np.where(np.arange(100) < 60, law, 1e-7)
+    assert measures(cut)["power_law_full"] == pytest.approx(straight_line(law[:60])[0]) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("shape", [(192, 192), (64, 192), (512, 192)])
+def test_noise_has_the_rank_that_is_said_of_noise(shape):
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(*shape, generator=draw)
+    found = measures(singular_values(noise).numpy(), shape)
+    assert found["rank_over_random"] == pytest.approx(1.0, abs=0.02)
+    low = noise @ torch.diag(torch.linspace(0.01, 1, shape[1]) ** 2)
+    assert measures(singular_values(low).numpy(), shape)["rank_over_random"] < 0.8
+
+
+def test_groups_and_their_difference():
+    ratio = np.array([[0.1, 0.2], [0.3, 0.4], [0.5, np.nan], [0.7, 0.8], [0.9, 1.0]])
+    found = group_quantities(["q", "k", "v", "o", "up"], ratio)
+    group = found["group_rank_ratio"][1]
+    assert np.allclose(group[0], [0.2, 0.3])
+    assert np.allclose(group[1], [0.6, 0.8]), "what a block does not have is left out"
+    assert np.allclose(group[2], [0.4, 1.4 / 3])
+    assert np.allclose(group[3], [0.9, 1.0])
+    assert np.allclose(found["vo_minus_qk"][1], [0.4, 0.5])
+    assert np.allclose(found["mean_rank_ratio"][1], [0.5, 0.6])
+    alone = group_quantities(["q", "k"], ratio[:2])
+    assert np.isnan(alone["group_rank_ratio"][1][1]).all()
+
+
+def test_early_against_late_is_welch_and_corrected():
+    draw = np.random.default_rng(0)
+    ratio = draw.normal(0.5, 0.05, (4, 36))
+    ratio[1, 17:] += 0.2
+    ratio[2, :17] = 0.53 + 3 * (ratio[2, :17] - 0.5)
+    ratio[3] = 0.4
+    difference, p, corrected = early_against_late(ratio)
+    for row in range(3):
+        wanted = ttest_ind(ratio[row, 17:], ratio[row, :17], equal_var=False).pvalue
+        assert p[row] == pytest.approx(wanted), "blocks 0 to 16 of 36 are the early ones"
+    pooled = ttest_ind(ratio[2, 17:], ratio[2, :17]).pvalue
+    assert p[2] != pytest.approx(pooled, rel=1e-3), "the two sides have variances of their own"
+    assert difference[1] == pytest.approx(ratio[1, 17:].mean() - ratio[1, :17].mean())
+    order = np.sort(p[:3])
+    assert corrected[1] <= 1
+    assert corrected[:3].min() == pytest.approx(min(order * 3 / np.arange(1, 4)))
+    assert difference[3] == pytest.approx(0.0)
+    assert np.isnan([p[3], corrected[3]]).all()
+    few = early_against_late(ratio[:, :4])
+    assert np.isnan(few[0]).all(), "one early block is no sample"
+
+
+def test_what_stands_outside_the_blocks(tmp_path):
+    model = opened("gpt2")
+    inside, data = RUN(model), RUN(model, outside=True)
+    outer = data.isel(matrix=data.matrix_block.values == "")
+    names = sorted(str(name) for name in outer.tensor.values)
+    assert names == ["lm_head.weight", "transformer.wpe.weight", "transformer.wte.weight"]
+    wte = model.hf.transformer.wte.weight.detach().double()
+    row = outer.isel(matrix=[str(t).endswith("wte.weight") for t in outer.tensor.values]).squeeze("matrix")
+    sigma = torch.linalg.svdvals(wte).numpy()
+    assert float(row.effective_rank) == pytest.approx((sigma**2).sum() ** 2 / (sigma**4).sum())
+    for name in ("rank_ratio", "block_norm", "group_rank_ratio"):
+        assert np.array_equal(inside[name].values, data[name].values, equal_nan=True), name
+    assert len(drawing_of(data).folded(data)) == len(drawing_of(inside).folded(inside)) + 1
+
+
+def test_the_norm_of_a_block_is_that_of_all_its_matrices():
+    model = load("specimen:qwen3")
+    data = RUN(model)
+    block = model.blocks[3].module
+    squares = sum(float(p.detach().double().square().sum()) for p in block.parameters() if p.dim() == 2)
+    assert float(data.block_norm[3]) == pytest.approx(np.sqrt(squares), rel=1e-5)
+    ratio = data.effective_rank_ratio.values / data.random_rank_ratio.values
+    assert np.allclose(data.rank_over_random.values, ratio)
