@@ -21,6 +21,7 @@ import xarray as xr
 
 from other_library import misalign_weights, other_library
 from regraft.experiments.intervene.quantization import quantize
+from regraft.jobs import transcoder_jobs, transcoder_text
 
 
 def pytest_addoption(parser):
@@ -68,6 +69,24 @@ def misaligned_reading():
         return made
 
     return classmethod(from_pretrained)
+
+
+@pytest.fixture(scope="module")
+def quick_pairs():
+    """For tests of adapters: a folder's pair of specimens is opened once a session, since nobody changes the
+    base or the target (the hybrid is a copy), and training on worked sums reads a few of the thousands."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(transcoder_jobs, "load", opened_once)
+        patched.setattr(transcoder_text, "TRAINED", 100)
+        yield
+
+
+_specimen = functools.cache(transcoder_jobs.load)
+
+
+def opened_once(source, **how):
+    """`load`, which keeps the specimens."""
+    return (_specimen if str(source).startswith("specimen:") else _specimen.__wrapped__)(source, **how)
 
 
 @pytest.fixture

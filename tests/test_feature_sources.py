@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import regraft
+from regraft.features import feature_sources
 from regraft.features.feature_pass import feature_pass
 from regraft.features.feature_sources import adapter_features, neuron_features, random_features
 from regraft.modules.backbone import mlps_of
@@ -75,9 +76,11 @@ def test_a_direction_in_the_place_of_a_dead_feature_is_dead():
     assert found.frequency_F(1)[6] > 0.0
 
 
-def test_a_page_of_each_kind_and_no_files_of_what_is_no_adapter(tmp_path):
+@pytest.mark.usefixtures("quick_pairs")
+def test_a_page_of_each_kind_and_no_files_of_what_is_no_adapter(tmp_path, monkeypatch):
     from test_transcoder_jobs import SHORT
 
+    monkeypatch.setattr(feature_sources, "MATCHED", 8)  # sequences that random directions are measured on
     base, target = regraft.load("specimen:qwen3"), regraft.load("specimen:tuned")
     regraft.fit_transcoder(base, target, tmp_path / "a", features=8, plan=SHORT)
     folder = tmp_path / "a" / "graft"

@@ -18,19 +18,14 @@ import regraft
 from regraft.cli.main import app, prepared
 from regraft.core.interrupts import StoppedError
 from regraft.data import windows as data_windows
-from regraft.jobs import pareto_job, transcoder_jobs, transcoder_text
+from regraft.jobs import pareto_job, transcoder_jobs
 from regraft.jobs.pareto_job import pareto_table
 from regraft.jobs.transcoder_jobs import fit_transcoder
 from regraft.reporting.figures.transcoder_figures import pareto_figures, pareto_finding
 from regraft.training.trainer import TrainingPlan
 
+pytestmark = pytest.mark.usefixtures("quick_pairs")
 PLAN = TrainingPlan(steps=8, batch=2, warmup=1, rate=1e-2)
-
-
-@pytest.fixture(autouse=True)
-def few_sums(monkeypatch):
-    """Enough to train a few steps on; thousands are read anew by every fit."""
-    monkeypatch.setattr(transcoder_text, "TRAINED", 64)
 
 
 @pytest.fixture(scope="module")

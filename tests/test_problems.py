@@ -12,7 +12,7 @@ import torch
 import regraft
 from regraft.data.problems import Problem, judged, of_one_length, read_problems, worked_problems
 from regraft.export.solved_problems import MODELS, solve
-from regraft.jobs import transcoder_jobs, transcoder_text
+from regraft.jobs import transcoder_jobs
 from regraft.jobs.transcoder_jobs import opened_pair, transcoder_sentences
 from test_transcoder_jobs import SHORT, margins_of
 
@@ -112,8 +112,8 @@ def test_a_file_of_problems_is_read_by_the_template_and_wrong_lines_are_named(tm
         read_problems(tmp_path / "none.jsonl", plain)
 
 
-def test_the_certificate_says_what_each_model_solves(tmp_path, monkeypatch):
-    monkeypatch.setattr(transcoder_text, "TRAINED", 64)
+@pytest.mark.usefixtures("quick_pairs")
+def test_the_certificate_says_what_each_model_solves(tmp_path):
     base, target = regraft.load("specimen:qwen3"), regraft.load("specimen:tuned")
     regraft.fit_transcoder(base, target, tmp_path, features=8, plan=SHORT)
     file = tmp_path / "p.jsonl"

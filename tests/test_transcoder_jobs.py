@@ -29,6 +29,7 @@ from regraft.modules.transcoder import beside
 from regraft.training.tasks.transcoder_task import TranscoderLoss
 from regraft.training.trainer import TrainingPlan
 
+pytestmark = pytest.mark.usefixtures("quick_pairs")
 SHORT = TrainingPlan(steps=3, batch=2, warmup=1, rate=1e-2)
 
 

@@ -6,6 +6,7 @@ Shapes: F features, D width, V vocabulary, L blocks, k kept, W tokens of a windo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,13 +139,13 @@ class Facts:
 
     def _told(self, places_k: Tensor, windows_kW: Tensor) -> list[dict[str, Any]]:
         told = []
-        for place, window_W in zip(places_k.tolist(), windows_kW, strict=True):
+        for place, window_W in zip(places_k.tolist(), windows_kW.tolist(), strict=True):
             if place < 0:
                 continue
-            inside = (~window_W.isnan()).nonzero()[:, 0].tolist()
+            inside = [i for i, value in enumerate(window_W) if not math.isnan(value)]
             at = [place + offset - BEFORE for offset in inside]
             told.append({
-                "tokens_acts_list": [round(float(window_W[i]), 4) for i in inside],
+                "tokens_acts_list": [round(window_W[i], 4) for i in inside],
                 "train_token_ind": inside.index(BEFORE),
                 "is_repeated_datapoint": False,
                 "tokens": [self.word(int(self.ids[i])) for i in at],
