@@ -25,7 +25,7 @@ from regraft.reporting.figures.transcoder_figures import pareto_figures, pareto_
 from regraft.training.trainer import TrainingPlan
 
 pytestmark = pytest.mark.usefixtures("quick_pairs")
-PLAN = TrainingPlan(steps=8, batch=2, warmup=1, rate=1e-2)
+PLAN = TrainingPlan(steps=4, batch=2, warmup=1, rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_weights_and_controls_stand_side_by_side_and_are_made_once(models, tmp_p
         "--l1=0.0001",
         "--control=next-token",
         "--features=12",
-        "--steps=8",
+        "--steps=4",
         "--rate=0.01",
     ):
         assert word in line.split(), line
