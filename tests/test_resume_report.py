@@ -19,8 +19,11 @@ import regraft
 from regraft.cli.main import app, prepared
 from regraft.core.runs import open_run
 from regraft.experiments import running
+from regraft.experiments.observe import correlations
+from regraft.reporting.chapter_inputs import Reading
 from stores import alike, chunks
 
+FEW_PROMPTS = Reading(count=2)
 SHORT = (("completions", {}), ("lens", {}), ("knockout", {}), ("correlations", {}))
 FEW = (
     "from regraft.reporting import build\n"
@@ -45,15 +48,15 @@ def test_a_report_goes_on_with_its_chapters(tmp_path, monkeypatch):
 
     monkeypatch.setattr(build, "measured", heard)
     with pytest.raises(KeyboardInterrupt):
-        regraft.report(model, tmp_path / "r")
-    regraft.report(model, tmp_path / "r")
+        regraft.report(model, tmp_path / "r", reading=FEW_PROMPTS)
+    regraft.report(model, tmp_path / "r", reading=FEW_PROMPTS)
     assert done == ["completions", "lens", "knockout", "knockout", "swap"]
     assert not (tmp_path / "r" / build.BEGUN_CHAPTERS).exists()
     page = (tmp_path / "r" / "report.html").read_text()
     assert "Not measured yet" not in page
-    regraft.report(model, tmp_path / "r")
+    regraft.report(model, tmp_path / "r", reading=FEW_PROMPTS)
     assert len(done) == 5, "finished chapters are read"
-    regraft.report(model, tmp_path / "r", seed=3)
+    regraft.report(model, tmp_path / "r", seed=3, reading=FEW_PROMPTS)
     assert len(done) == 9, "with another seed they are others"
 
 
@@ -148,6 +151,7 @@ def test_chapters_side_by_side_make_the_same_report(tmp_path, monkeypatch):
     from regraft.reporting import build
 
     monkeypatch.setattr(build, "CHAPTERS", SHORT)
+    monkeypatch.setattr(correlations, "SOURCES", ("lens", "spectra", "knockout", "swap"))
     model = regraft.load("specimen:gpt2")
     here, real = [], build.measured
 
@@ -156,17 +160,17 @@ def test_chapters_side_by_side_make_the_same_report(tmp_path, monkeypatch):
         return real(one, name, *words, **more)
 
     monkeypatch.setattr(build, "measured", heard)
-    regraft.report(model, tmp_path / "alone")
+    regraft.report(model, tmp_path / "alone", reading=FEW_PROMPTS)
     here.clear()
     model, copies = regraft.load("specimen:gpt2"), Copies(fails=("lens",))
-    regraft.report(model, tmp_path / "beside", cluster=copies)
+    regraft.report(model, tmp_path / "beside", reading=FEW_PROMPTS, cluster=copies)
     assert copies.asked == ["knockout", "lens", "completions"], "what is made of others is made here"
     assert here == [("knockout", False), ("completions", False), ("lens", True), ("correlations", True)]
     for name, _ in SHORT:
         mine, theirs = (open_run(tmp_path / which / name) for which in ("alone", "beside"))
         alike(mine, theirs)
     again = Copies()
-    regraft.report(model, tmp_path / "beside", cluster=again)
+    regraft.report(model, tmp_path / "beside", reading=FEW_PROMPTS, cluster=again)
     assert again.asked == [], "what is there is not asked for"
     assert "Not measured yet" not in (tmp_path / "beside" / "report.html").read_text()
 
