@@ -120,7 +120,7 @@ def test_encoding_runs_the_decoders_own_steps(model, monkeypatch):
 def test_the_file_is_as_long_as_the_models_own_bits(specimen):
     """Against one plain forward of each window, with the same tokens in front: not only near, within one in a
     hundred."""
-    data = text(700)
+    data = text(450)
     coder = lm.Coder(specimen, 64, 1)
     stored = coder.pack_block(data)
     ids = lm.tokens_of(coder.ids, data)
@@ -170,7 +170,7 @@ def test_texts_are_cut_at_spaces_and_whole_characters():
 
 def test_another_process_with_other_threads_unpacks_it(specimen, tmp_path, request):
     """The header says how many threads computed; they are taken, whatever the process has."""
-    data = text(250)
+    data = text(60)
     before = torch.get_num_threads()
     packed = CODEC.compress(data, model=specimen, workers=2)
     assert torch.get_num_threads() == before
