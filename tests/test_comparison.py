@@ -128,6 +128,8 @@ def test_a_setting_and_an_address_change_a_product_here():
         made[setting] = subprocess.run(
             [sys.executable, "-c", PRODUCT], capture_output=True, text=True, env=env, check=True
         ).stdout
+        if len(set(made.values())) > 1:
+            break
     assert len(set(made.values())) > 1, "no setting changes a product: the runs under them would show nothing"
     x, w = torch.randn(7, 48), torch.randn(48, 96)
     with other_library():
