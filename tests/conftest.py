@@ -8,8 +8,11 @@ runs there are.
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# processes that tests start: threads that have nothing to do wait by turning round
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import functools
+import gc
 
 import numpy as np
 import pytest
@@ -29,6 +32,14 @@ def pytest_addoption(parser):
         "--other-library", action="store_true", help="products whose last bits depend on rows and address"
     )
     parser.addoption("--threads", type=int, default=1, help="threads of the matrix library")
+
+
+def pytest_collection_finish():
+    """Half a million objects of libraries stay to the end: the collector of garbage, which took a sixteenth
+    of the time, leaves them out and looks at the rest less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 10, 25)
 
 
 @pytest.fixture(scope="session", autouse=True)
