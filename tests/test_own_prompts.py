@@ -36,6 +36,12 @@ def model():
     return load("specimen:gpt2", pack=False)
 
 
+@pytest.fixture(scope="module")
+def same_model():
+    """For tests that measure nothing, and so leave nothing at the model."""
+    return load("specimen:gpt2", pack=False)
+
+
 @pytest.fixture
 def runs(monkeypatch):
     """The experiments that were run, with their options."""
@@ -102,12 +108,12 @@ def test_chapters_get_prompts_count_and_no_other_chapters_pairs(model, lines, st
 @pytest.mark.parametrize("count", [0, 3])
 @pytest.mark.parametrize("name", ["ablate", "push", "neurons", "shuffle", "completions"])
 def test_commands_on_the_page_read_what_the_page_read(
-    name, count, way, model, lines, story, runs, monkeypatch
+    name, count, way, same_model, lines, story, runs, monkeypatch
 ):
     """Each command is run for its options alone: the experiment itself is another test's."""
     given, words = told(
         name,
-        model,
+        same_model,
         Reading(**{way: {"prompts": (*TEXTS, "-5 is"), "text": story}.get(way, lines)}, count=count),
     )
     monkeypatch.setattr(Experiment, "function", lambda self: refuse)

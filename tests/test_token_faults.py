@@ -320,7 +320,7 @@ def test_healing_that_is_broken_off_goes_on(folder, monkeypatch):
         "--pieces",
         2,
         "--heal",
-        6,
+        3,
         "--learn",
         folder / "a.txt",
         "--save",
@@ -330,14 +330,14 @@ def test_healing_that_is_broken_off_goes_on(folder, monkeypatch):
 
     def breaking(self, step):
         steps.append(step)
-        if len(steps) == 5:
+        if len(steps) == 3:
             raise KeyboardInterrupt
         return real(self, step)
 
     monkeypatch.setattr(distill._TrainingRun, "step", breaking)
     assert run("transplant", "--tokenizer", folder / "made", *how)[0] == 130
     assert run("transplant", "--tokenizer", folder / "made", *how)[0] == 0
-    assert steps == [0, 1, 2, 3, 4, 4, 5]
+    assert steps == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
