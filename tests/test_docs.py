@@ -3,6 +3,7 @@ run; every piece of Python is run; what a command says to do next is done as it 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -52,9 +53,12 @@ def commands(page):
                 yield shlex.split(plain, comments=True)[1:]
 
 
+built = functools.cache(typer.main.get_command)
+
+
 def parsed(words):
     """The command and its options, as click takes them; the work is not begun."""
-    command = typer.main.get_command(app)
+    command = built(app)
     context = typer.Context(command)
     given = prepared(words)
     while hasattr(command, "commands"):
