@@ -3,8 +3,8 @@ differences."""
 
 from __future__ import annotations
 
+import functools
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from regraft.sweeps.metrics import logit_difference
 from regraft.sweeps.variants import Replace, Variant
 from small import ids, opened
 
-RUN = partial(run_experiment, experiments()["patch"])
+RUN = functools.partial(run_experiment, experiments()["patch"])
 CLEAN, CORRUPT = (" ".join(map(str, ids(6, seed))) for seed in (3, 4))
 CASE = dict(clean=CLEAN, corrupt=CORRUPT, answer="7", wrong="9")
 FIVE = ("llama", "gpt2", "gemma2", "gpt_neox", "phi3", "olmo2")
@@ -30,10 +30,14 @@ def difference(logits):
     return float(logits[0, -1, 7] - logits[0, -1, 9])
 
 
+kept = functools.cache(opened)
+"""For tests that leave the model as it is."""
+
+
 @pytest.mark.parametrize("name", FIVE)
 @pytest.mark.parametrize("site", SITES)
 def test_every_site_against_hooks(name, site):
-    model = opened(name)
+    model = kept(name)
     if site == "resid_mid" and name == "gpt_neox":
         with pytest.raises(ValueError, match="side by side"):
             RUN(model, site=site, **CASE)
