@@ -239,13 +239,13 @@ def _contexts(
         for neuron in kept:
             values_PT = read.values_PTW[neuron.block.address][..., neuron.index]
             strongest, where = values_PT.masked_fill(~read.counted_PT, float("-inf")).max(1)
+            heap = heaps[neuron]
             for row, (value, position) in enumerate(zip(strongest.tolist(), where.tolist(), strict=True)):
-                entry = (
-                    value,
-                    -(done + row),
-                    _around(model, read.ids_PT[row, : read.lengths_P[row]], position),
-                )
-                (heapq.heappush if len(heaps[neuron]) < count else heapq.heappushpop)(heaps[neuron], entry)
+                place = value, -(done + row)
+                if len(heap) >= count and (not heap or place < heap[0][:2]):
+                    continue  # most are too weak to be put into words
+                entry = (*place, _around(model, read.ids_PT[row, : read.lengths_P[row]], position))
+                (heapq.heappush if len(heap) < count else heapq.heappushpop)(heap, entry)
         done += len(read.ids_PT)
         advance("passages", done, len(passages))
     return {n: [(value, text) for value, _, text in sorted(heap, reverse=True)] for n, heap in heaps.items()}
