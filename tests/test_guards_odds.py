@@ -17,7 +17,7 @@ from regraft.checkpoint.locate import CheckpointError, _check_sums, check_folder
 from regraft.cli import console as commands
 from regraft.core import registry as module
 from regraft.data.evaluation import evaluation
-from regraft.experiments.observe.lens import _token_coords, lens
+from regraft.experiments.observe.lens import lens, token_coords
 from regraft.model.float64 import KeepFloat64
 from regraft.model.from_files import _mismatch_sentence, _refuse_incomplete, _refuse_truncated
 from regraft.model.load import _refuse_nonfinite
@@ -155,7 +155,7 @@ def test_every_token_of_a_lens_has_its_place(tmp_path, monkeypatch):
     model = opened("llama")
     data = lens(model, ["5,6,7,8", "9,10,11"], tokens=3)
     evaluated = evaluation(model, ["5,6,7,8", "9,10,11"], tokens=3)
-    found = _token_coords(model, evaluated)
+    found = token_coords(model, evaluated)
     said = [
         (n, i, t)
         for n, c in enumerate(evaluated.flat)

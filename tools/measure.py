@@ -17,13 +17,23 @@ from regraft.reporting.drawings import drawing_of
 
 OUT = Path(__file__).parent.parent / "docs" / "measured.md"
 NAMES = (
-    "lens", "geometry", "spectra", "linearity", "trajectories", "neurons", "knockout", "swap", "patch",
-    "push", "ablate",
+    "lens", "contributions", "geometry", "spectra", "linearity", "trajectories", "neurons", "knockout",
+    "swap", "patch",
+    "push", "ablate", "bottleneck",
     "repeat", "noise", "replacement", "quantize", "correlations",
 )  # fmt: skip
 DETAILS = {
-    "lens": ("hurt_rate",),
-    "geometry": ("participation_ratio", "mean_norm", "cosine_raw", "cosine_centred", "update_size"),
+    "lens": ("hurt_rate", "topk_accuracy"),
+    "contributions": ("contribution",),
+    "geometry": (
+        "participation_ratio",
+        "mean_norm",
+        "cosine_raw",
+        "cosine_centred",
+        "update_size",
+        "residual_share",
+    ),
+    "bottleneck": ("restored_effect", "knockout_delta"),
     "linearity": ("gap", "spectral_norm", "consistency", "recovered"),
     "trajectories": ("cosine_mean",),
     "neurons": ("context",),

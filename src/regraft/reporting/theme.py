@@ -112,6 +112,11 @@ def axis_labels(values: Any) -> list[str]:
     return [plain_text(value) for value in values]
 
 
+def token_labels(texts: Any) -> list[Label]:
+    """One label for each token: its text, and its place under it."""
+    return [Label(f"{plain_text(str(text).strip() or '·')}<br>{place}") for place, text in enumerate(texts)]
+
+
 def bars(x: Any, y: Any, x_title: str, y_title: str, unit: str, log: bool = False) -> go.Figure:
     """One bar for each x, with the unit on hover."""
     figure = base()

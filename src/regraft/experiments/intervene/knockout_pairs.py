@@ -61,6 +61,6 @@ def removable_quantities(ratio: np.ndarray, limit: float) -> dict[str, Any]:
     return {
         "removable": quantity(
             "threshold", counts, "blocks removed while the loss stays within this multiple of the clean one",
-            "How deep the model can be cut without training, for what it may cost.", PUBLISHED,
+            "How far the model can be cut without training, for what it may cost.", PUBLISHED,
         )
     }  # fmt: skip

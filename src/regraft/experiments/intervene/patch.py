@@ -192,7 +192,12 @@ def _answer_alone(parts: Sequence[Cells], dims: tuple[str, str], mean: str) -> d
     for name, place in (("answer_source", 0), ("answer_target", 1)):
         which = "the activations come from" if place == 0 else "is patched"
         level = float(np.mean([part.answer_levels[place] for part in parts]))
-        found[name] = quantity((), level, f"logit of the answer in the run that {which}{mean}", "A level.")
+        found[name] = quantity(
+            (),
+            level,
+            f"logit of the answer in the run that {which}{mean}",
+            "One of the two levels between which patched values lie.",
+        )
     return found
 
 

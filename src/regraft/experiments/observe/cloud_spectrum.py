@@ -70,7 +70,8 @@ def spectrum_quantities(variances: list[np.ndarray], tokens: int) -> dict[str, A
             ("depth", "direction"),
             np.log10(sigma + FLOOR),
             "log10 of the singular value of the centred states",
-            "A bright column at the left is a direction that takes the cloud over at that depth.", PUBLISHED,
+            "A first value far above the others: one direction takes the cloud over at that depth.",
+            PUBLISHED,
         ),
     }  # fmt: skip
 

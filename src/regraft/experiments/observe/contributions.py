@@ -205,7 +205,7 @@ def _check(model: Model, found: dict[str, np.ndarray]) -> None:
 
 
 TOLD = {
-    "logit": ((), "the model's own logit of the true token", "What is split."),
+    "logit": ((), "the model's own logit of the true token", "All shares of a token add up to it."),
     "by_embedding": ((), "from the token's own embedding", "Large only where a word suggests the next."),
     "by_block": (("block",), "from each block", "Above 0 it says the answer, below it speaks against it."),
     "by_between": ((), "from what the model adds between blocks", "0 in nearly all models."),

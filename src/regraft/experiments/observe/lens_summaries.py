@@ -134,7 +134,7 @@ def prompt_map(data: xr.Dataset) -> dict[str, Any]:
             ("of_prompt", "depth"),
             np.log1p(mean),
             "ln(1 + mean rank of the prompt's tokens)",
-            "A dark row is a prompt whose continuation is found late; 0 is found everywhere.",
+            "A row that stays high is a prompt whose continuation is found late; 0 is found everywhere.",
             PUBLISHED,
         )
     }

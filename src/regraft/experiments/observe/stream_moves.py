@@ -233,7 +233,7 @@ def category_quantities(
         ),
         "centroid_cosine": quantity(
             ("category", "other_category"), unit_CD @ unit_CD.T, f"cosine of the categories' means at {END}",
-            "Dark off the diagonal: two kinds of prompt end in the same direction.", PUBLISHED,
+            "Near 1 off the diagonal: two kinds of prompt end in the same direction.", PUBLISHED,
         ),
     }  # fmt: skip
 

@@ -12,7 +12,6 @@ from regraft.reporting.theme import (
     FIRST,
     MUTED,
     Drawing,
-    Label,
     Panel,
     axis_labels,
     bars,
@@ -23,6 +22,7 @@ from regraft.reporting.theme import (
     plain_text,
     quoted,
     ranked_bars,
+    token_labels,
 )
 from regraft.reporting.wording import counted, highest
 
@@ -86,9 +86,7 @@ def _ranking(data: xr.Dataset, target: str) -> Panel:
 
 
 def _looks(data: xr.Dataset) -> Panel:
-    words = [
-        Label(f"{plain_text(str(t).strip() or '·')}<br>{i}") for i, t in enumerate(data.question_token.values)
-    ]
+    words = token_labels(data.question_token.values)
     figure = heatmap(data.looks_at.values, words, data.looking_head.values, "weight", zmin=0, zmax=1)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title="token of the question, and its place", tickangle=0)
@@ -180,7 +178,7 @@ def contribution_panels(data: xr.Dataset) -> list[Panel]:
     """Every token of the longest completion by itself."""
     numbers, counts = np.unique(data.prompt.values, return_counts=True)
     one = data.isel(token=data.prompt.values == numbers[counts.argmax()]).isel(token=slice(0, SHOWN))
-    words = [Label(f"{plain_text(str(t).strip() or '·')}<br>{i}") for i, t in enumerate(one.text.values)]
+    words = token_labels(one.text.values)
     figure = heatmap(one.by_block.values, words, data.block.values, "logits", True)
     figure.update_layout(yaxis_title="block")
     figure.update_xaxes(title="true next token, and its place in the completion", tickangle=0)

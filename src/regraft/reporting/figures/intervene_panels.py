@@ -29,7 +29,7 @@ NATS = "nats per token"
 
 
 def knockout_panels(data: xr.Dataset) -> list[Panel]:
-    """Ranked pairs and how often a block is among them; how deep the model can be cut."""
+    """Ranked pairs and how often a block is among them; how far the model can be cut."""
     found = []
     for name, title in (
         ("superadditive", "Most super-additive pairs"),

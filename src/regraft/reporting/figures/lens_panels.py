@@ -84,7 +84,7 @@ def _by_kind(data: xr.Dataset) -> list[Panel]:
         Panel(
             "Accuracy by category of prompt (tokens)",
             by_category,
-            "A row that turns dark early is a category whose continuations are found early.",
+            "A row that nears 1 early is a category whose continuations are found early.",
         ),
     ]
 

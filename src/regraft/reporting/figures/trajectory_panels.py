@@ -103,7 +103,9 @@ def _groups(data: xr.Dataset, relation: str) -> Panel:
         hovertemplate="%{customdata}<br>depth %{x}: %{z:.3f}<extra></extra>",
     )
     figure.update_layout(xaxis_title=DEPTH, yaxis_title="group", height=160 + 9 * len(values))
-    reading = "Every row is one group: a light row among dark ones is a pair that the model keeps apart."
+    reading = (
+        "Every row is one group: a row of low cosines among high ones is a pair that the model keeps apart."
+    )
     return Panel(f"Every group at every depth: {relation}s", figure, reading)
 
 

@@ -14,6 +14,7 @@ from regraft.model.block_call import run_head
 from regraft.model.model import Model
 from regraft.modules.placement import trunk_blocks
 from regraft.modules.tuned_lens import TunedLens
+from regraft.training.tasks.head_task import distance
 
 
 class LensTask:
@@ -59,8 +60,3 @@ class LensTask:
             with torch.no_grad():
                 plain = [distance(says(flat[d], False), end_RV) for d in range(len(blocks))]
         return {"kl": torch.stack(tuned).mean(), "_plain": torch.stack(plain).mean()}
-
-
-def distance(found_RV: Tensor, wanted_RV: Tensor) -> Tensor:
-    """Divergence of found log-probabilities from wanted ones, nats per row."""
-    return nn.functional.kl_div(found_RV, wanted_RV, log_target=True, reduction="batchmean")
