@@ -23,7 +23,7 @@ from regraft.reporting.theme import (
     plain_text,
     ranked_bars,
 )
-from regraft.reporting.wording import listed
+from regraft.reporting.wording import capital, listed
 
 NATS = "nats per token"
 
@@ -124,14 +124,12 @@ def bottleneck_finding(data: xr.Dataset) -> str:
         restored, critical = str(one.bottleneck_block.values), str(one.critical_block.values)
         share = f"{float(one.restored_effect.max()):.0%}"
         pairs = int(one.pairs_of_kind)
-        of = f"{kind} ({pairs} pair{'s' if pairs > 1 else ''})"
+        of = f"on {kind} prompts ({pairs} pair{'s' if pairs > 1 else ''})"
         if restored == critical:
-            told.append(f"{of}: block {restored} is both the one that restores most ({share}) and hurts most")
+            told.append(f"{of} block {restored} both restores most ({share}) and is missed most")
         else:
-            told.append(
-                f"{of}: block {restored} restores most ({share}), but skipping block {critical} hurts most"
-            )
-    return f"{listed(told)}."
+            told.append(f"{of} block {restored} restores most ({share}) and block {critical} is missed most")
+    return capital(f"{listed(told)}.")
 
 
 BOTTLENECK = Drawing(
