@@ -19,6 +19,8 @@ from regraft.experiments.intervene.shuffle.order_weights import (
     causal_pairwise,
     ensemble_rank,
     greedy_cosine,
+    tensor_ensemble,
+    weight_stats,
 )
 from regraft.experiments.intervene.shuffle.seriation import oriented, shortest_path
 from small import opened
@@ -49,16 +51,16 @@ def test_statistics_of_every_tensor(blocks):
         [f for a in one for f in ((a**2).sum() ** 0.5, a.mean(), a.std(), max(a.max(), -a.min()))]
         for one in every
     ]
-    assert np.allclose(module._stats_distance(blocks), apart(rows), rtol=1e-9)
+    assert np.allclose(module._tensor_distance(blocks), apart(rows), rtol=1e-9)
     assert blocks.total_norm == pytest.approx(
         [np.linalg.norm(np.concatenate([a.ravel() for a in one])) for one in every]
     )
     lows = Blocks(opened("llama"), list(blocks.blocks), 0)
     lows.tensors = [{"a": torch.tensor([-3.0, 1.0])}, {"a": torch.tensor([-1.0, 2.0])}]
     rows = [[10**0.5, -1, 2, 3], [5**0.5, 0.5, 1.5, 2]]
-    assert np.allclose(module._stats_distance(lows), apart(rows)), "the largest by size, whatever its sign"
+    assert np.allclose(module._tensor_distance(lows), apart(rows)), "the largest by size, whatever its sign"
     lows.alike = False
-    for method in (module._stats_distance, module._cosine_distance):
+    for method in (module._tensor_distance, module._cosine_distance):
         with pytest.raises(ValueError, match="not of one make"):
             method(lows)
 
@@ -97,18 +99,21 @@ def test_only_the_largest_singular_values_count(blocks, monkeypatch):
 
 def test_two_blocks_are_run_in_both_orders(blocks):
     like = blocks.recording.pre(0)
-    x = 0.5 * torch.randn(like.shape, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(blocks.probe(0, 0.5), x)
-    assert like.shape[1] == 32
+    probes = [0.1 * torch.randn(like.shape, generator=torch.Generator().manual_seed(n)) for n in (0, 1)]
+    assert torch.equal(blocks.probe(0, 0.1), probes[0])
+    assert like.shape[1] == 32, "two probes of 32 positions"
     wins = np.zeros(4)
+
+    def spread(later, earlier):
+        return float(torch.cat([blocks.run(later, blocks.run(earlier, x)) for x in probes]).double().std())
+
     for i in range(4):
         for j in range(i):
-            one, other = blocks.run(i, blocks.run(j, x)), blocks.run(j, blocks.run(i, x))
-            wins[j if float(one.std()) < float(other.std()) else i] += 1
+            wins[j if spread(i, j) <= spread(j, i) else i] += 1
     found = causal_pairwise(blocks)
-    assert sorted(found) == [0, 1, 2, 3]
-    keys = [(-wins[i], blocks.total_norm[i]) for i in found]
-    assert keys == sorted(keys)
+    chain = sorted(range(4), key=lambda i: (-wins[i], blocks.total_norm[i]))
+    assert found == oriented(chain, blocks.total_norm)
+    assert found in (chain, chain[::-1])
 
 
 def test_what_blocks_add_to_four_probes_channel_by_channel(blocks, monkeypatch):
@@ -135,12 +140,32 @@ def test_an_ensemble_is_the_mean_place_and_ties_go_to_the_lighter_block(monkeypa
         "svd_spectrum": [0, 2, 1, 3],
         "full_weights": [2, 1, 3, 0],
     }
+    monkeypatch.setattr(module, "tensor_stats", lambda b: [3, 2, 1, 0])
     for name, chain in chains.items():
         monkeypatch.setattr(module, name, lambda b, chain=chain: chain)
     place = {i: sum(chain.index(i) for chain in chains.values()) for i in range(4)}
     assert place == {0: 6, 1: 6, 2: 1, 3: 11}
     assert ensemble_rank(SimpleNamespace(total_norm=np.array([2.0, 1.0, 3.0, 0.0]))) == [2, 1, 0, 3]
     assert ensemble_rank(SimpleNamespace(total_norm=np.array([1.0, 2.0, 3.0, 0.0]))) == [2, 0, 1, 3]
+    other = tensor_ensemble(SimpleNamespace(total_norm=np.array([2.0, 1.0, 3.0, 0.0])))
+    assert other == [2, 1, 3, 0], "another chain of the four"
+
+
+def test_four_numbers_of_all_weights_of_a_block(blocks, monkeypatch):
+    seen = []
+    own = module.euclidean
+    monkeypatch.setattr(module, "euclidean", lambda rows: seen.append(rows) or own(rows))
+    weight_stats(blocks)
+    for row, tensors in zip(seen[0], blocks.tensors, strict=True):
+        flat = torch.cat([t.double().reshape(-1) for t in tensors.values()])
+        wanted = [
+            float(flat.norm()),
+            float(flat.mean()),
+            float(flat.std(correction=0)),
+            float(flat.abs().max()),
+        ]
+        assert row.tolist() == pytest.approx(wanted)
+    assert len(seen[0][0]) == 4, "in one vector, not tensor by tensor"
 
 
 def test_weights_are_compared_a_slice_at_a_time_and_no_second_model_is_held(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from regraft.core.quantities import READING, UNITS
 from regraft.core.registry import experiments
+from regraft.experiments.intervene.shuffle import order_loss
 from regraft.experiments.running import measured
 from regraft.export.lens_folder import save_lens
 from regraft.model.load import load
@@ -24,6 +26,7 @@ SMALL = {"count": 2, "tokens": 6, "sample": 2, "directions": 1}
 MORE = {
     "correlations": {"count": 2, "of": ["knockout", "spectra", "geometry"]},
     "ablate": {"threshold": 1e-4},
+    "shuffle": {"count": 1, "tokens": 2},
 }
 """What some commands are given beside it."""
 LEFT_TO_OTHERS = ("quantity", "---")
@@ -56,6 +59,22 @@ def lens_folder(tmp_path_factory):
     return folder
 
 
+def read_as(annotation, words):
+    """What a command line makes of the words behind an option."""
+    plain = annotation.removesuffix(" | None")
+    if plain == "list[int]":
+        return [int(word) for word in words]
+    return {"float": float, "int": int, "bool": lambda word: True}.get(plain, str)(*words or [""])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_proposals():
+    """Annealing asks for 1,500 orders; a few are enough to have a result."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(order_loss, "PROPOSALS", 20)
+        yield
+
+
 @cache
 def result(command, folder):
     """What a command of the page measures, made small."""
@@ -65,8 +84,8 @@ def result(command, folder):
     for place, word in enumerate(words):
         if word.startswith("--"):
             option = word[2:].replace("-", "_")
-            value = words[place + 1] if words[place + 1 :] and not words[place + 1].startswith("--") else True
-            given[option] = float(value) if known[option].annotation == "float" else value
+            behind = list(takewhile(lambda one: not one.startswith("--"), words[place + 1 :]))
+            given[option] = read_as(known[option].annotation, behind)
     if "tuned" in given:
         given["tuned"] = folder
     small = {key: value for key, value in SMALL.items() if key in known}
@@ -89,7 +108,8 @@ def test_every_variable_is_in_a_real_result(command, lens_folder):
             assert data[variable].attrs.get(UNITS) or variable == "swap_cluster", variable
         named = re.findall(r"`(\w+)`", beside[0]) if beside else []
         for variable in named:
-            there = variable in data or variable in data.attrs or variable in experiments()
+            labels = {str(x) for c in data.coords.values() if c.dtype.kind == "U" for x in c.values.flat}
+            there = variable in data or variable in data.attrs or variable in {*experiments(), *labels}
             assert there, f"{line}: {variable}, named as ours, is not in the result of {command}"
 
 

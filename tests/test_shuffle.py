@@ -174,9 +174,9 @@ def test_the_specimen_is_put_in_order_again():
     assert data.shuffled.values.tolist() != [str(i) for i in range(12)]
 
 
-def test_all_thirteen_run_and_those_that_cannot_say_why(model):
+def test_all_sixteen_run_and_those_that_cannot_say_why(model):
     data = RUN(model, method="all", count=2, tokens=4)
-    assert data.sizes["method"] == 13
+    assert data.sizes["method"] == 16
     assert np.isfinite(data.loss).all()
     hybrid = RUN(opened("qwen3_5"), method="full_weights,norm_weights,activation_flow", **TEXT)
     assert "full_weights cannot be used: the blocks are not of one make" in hybrid.attrs["notes"]
@@ -185,3 +185,44 @@ def test_all_thirteen_run_and_those_that_cannot_say_why(model):
         RUN(model, method="magic")
     with pytest.raises(ValueError, match="does not write text"):
         RUN(opened("bert"), **TEXT)
+
+
+def test_several_orders_and_several_lengths_of_text(model):
+    """Each order and each text by itself gives what the curves hold."""
+    given = dict(method="weight_stats,bubble", tokens=4)
+    data = RUN(model, count=2, seeds=3, counts=[1, 2], seed=5, **given)
+    assert data.draw.values.tolist() == [5, 6, 7]
+    for place, seed in enumerate(data.draw.values.tolist()):
+        alone = RUN(model, count=2, seed=seed, **given)
+        assert data.tau_by_seed.values[:, place] == pytest.approx(alone.tau.values)
+    for place, count in enumerate((1, 2)):
+        alone = RUN(model, count=count, seed=5, **given)
+        assert data.tau_by_text.values[:, place] == pytest.approx(alone.tau.values)
+        assert int(data.text_tokens[place]) == alone.attrs["scored_tokens"]
+    with pytest.raises(ValueError, match="an order is drawn at least once"):
+        RUN(model, seeds=0)
+
+
+def test_annealing_cools_in_a_line_and_near_goes_round(monkeypatch):
+    """Half way the temperature is half of the first; neighbours are one or two places off, over the ends."""
+    from regraft.experiments.intervene.shuffle import order_loss
+
+    draw = np.random.default_rng(0)
+    monkeypatch.setattr(order_loss, "NEAR", 1.0)
+    apart = set()
+    for _ in range(400):
+        moved = order_loss._proposal(list(range(8)), draw)
+        i, j = (place for place in range(8) if moved[place] != place)
+        apart.add((j - i) % 8)
+    assert apart == {1, 2, 6, 7}
+    asked = []
+    real = np.exp
+    monkeypatch.setattr(order_loss.np, "exp", lambda x: asked.append(x) or real(x))
+
+    def worse(orders):
+        return np.array([0.0 if order == [0, 1, 2, 3] else 0.03 for order in orders])
+
+    monkeypatch.setattr(order_loss, "PROPOSALS", 100)
+    order_loss.simulated_annealing(worse, [0, 1, 2, 3], np.random.default_rng(1))
+    assert asked[0] == pytest.approx(-0.03 / 0.3)
+    assert min(asked) < -0.03 / (0.3 * 0.2), "it is cold at the end"

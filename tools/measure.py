@@ -105,7 +105,7 @@ def main() -> None:
         "",
         (
             f"The default pipeline (activation_flow, then bubble) finds the exact order for {good} of"
-            f" {SEEDS} seeds, each in at most {slowest:.1f} s. All thirteen methods with seed 42:"
+            f" {SEEDS} seeds, each in at most {slowest:.1f} s. All sixteen methods with seed 42:"
         ),
         "",
         *shuffle_table(measured(model, "shuffle", 42, method="all")),

@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from regraft.reporting.figures.route_panels import shuffle_panels
 from regraft.reporting.theme import FIRST, MUTED, Drawing, axis_labels, bars, base, heatmap, lines, plain_text
 from regraft.reporting.wording import (
     capital,
@@ -308,4 +309,5 @@ SHUFFLE = Drawing(
     shuffle_figures,
     shuffle_finding,
     ("tau", "in_place", "displacement", "loss", "orders", "seconds"),
+    shuffle_panels,
 )

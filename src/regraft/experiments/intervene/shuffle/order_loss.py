@@ -20,10 +20,10 @@ from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Route, Variant
 
 START_TEMPERATURE, PROPOSALS, NEAR, AT_ONCE = 0.3, 1500, 0.75, 12
-"""Annealing: temperature in nats at the start, orders tried in all, share of exchanges between neighbours,
+"""Annealing: temperature in nats at the start, orders tried in all, share of exchanges between near places,
 and how many orders are measured in one sweep at most."""
-END_TEMPERATURE = 0.003
-"""Nats at the end: a hundredth of the start."""
+NEIGHBOURS = (-2, -1, 1, 2)
+"""How far apart two places are that count as near, going round at the ends."""
 Order = list[int]
 
 
@@ -86,9 +86,9 @@ def remove_reinsert(losses: Losses, start: Order, generator: np.random.Generator
 def simulated_annealing(losses: Losses, start: Order, generator: np.random.Generator) -> Order:
     """Exchanges of two blocks, three in four of them near, accepted by Metropolis's rule as it grows colder.
 
-    1,500 proposals from temperature 0.3 down to 0.003. The more were refused in a row, the more proposals
-    from one state are measured together; all behind the first accepted one are thrown away, so that the walk
-    is the sequential one.
+    1,500 proposals at a temperature that falls in a line from 0.3 to 0. The more were refused in a row, the
+    more proposals from one state are measured together; all behind the first accepted one are thrown away, so
+    that the walk is the sequential one.
     """
     order, current = start, float(losses([start])[0])
     best, lowest = order, current
@@ -97,7 +97,7 @@ def simulated_annealing(losses: Losses, start: Order, generator: np.random.Gener
         proposals = [_proposal(order, generator) for _ in range(min(AT_ONCE, refused + 1, PROPOSALS - done))]
         values = losses(proposals)
         for proposed, value in zip(proposals, values.tolist(), strict=True):
-            temperature = START_TEMPERATURE * (END_TEMPERATURE / START_TEMPERATURE) ** (done / PROPOSALS)
+            temperature = START_TEMPERATURE * (1 - done / PROPOSALS)
             done, refused = done + 1, refused + 1
             if value < current or generator.random() < np.exp(-(value - current) / temperature):
                 order, current, refused = proposed, value, 0
@@ -110,7 +110,7 @@ def simulated_annealing(losses: Losses, start: Order, generator: np.random.Gener
 def _proposal(order: Order, generator: np.random.Generator) -> Order:
     i = int(generator.integers(len(order)))
     if generator.random() < NEAR:
-        j = i + 1 if i + 1 < len(order) else i - 1
+        j = (i + NEIGHBOURS[int(generator.integers(len(NEIGHBOURS)))]) % len(order)
     else:
         j = int((i + generator.integers(1, len(order))) % len(order))
     return _exchanged(order, i, j)

@@ -31,6 +31,8 @@ PROBE_TOKENS, TOP = 32, 32
 """Random tokens of a probe, and singular values that are compared."""
 AT_ONCE = 1 << 16
 """Weights of each block in float64 at a time: half a mebibyte a block, so that no second model is held."""
+CAUSAL_SCALE, CAUSAL_PROBES = 0.1, 2
+"""Size and number of the probes of pairs, as published."""
 SPECTRAL_ROLES = ("q", "k", "v", "gate")
 
 
@@ -82,11 +84,28 @@ class Blocks:
 
 
 def weight_stats(b: Blocks) -> list[int]:
-    """Norm, mean, standard deviation and largest value of every tensor; Euclidean; shortest path."""
+    """Norm, mean, standard deviation and largest value of all weights of a block; Euclidean; shortest
+    path."""
     return oriented(shortest_path(_stats_distance(b)), b.total_norm)
 
 
 def _stats_distance(b: Blocks) -> np.ndarray:
+    """Four numbers for each block, not brought to one scale, so that the norm rules."""
+    rows = []
+    for tensors, norm in zip(b.tensors, b.total_norm, strict=True):
+        count = sum(t.numel() for t in tensors.values())
+        mean = sum(float(t.double().sum()) for t in tensors.values()) / count
+        spread = max(norm**2 / count - mean**2, 0.0) ** 0.5
+        rows.append([norm, mean, spread, max(_largest(t) for t in tensors.values())])
+    return euclidean(np.array(rows))
+
+
+def tensor_stats(b: Blocks) -> list[int]:
+    """Norm, mean, standard deviation and largest value of every tensor; Euclidean; shortest path."""
+    return oriented(shortest_path(_tensor_distance(b)), b.total_norm)
+
+
+def _tensor_distance(b: Blocks) -> np.ndarray:
     b.same_shapes()
     rows = [
         [f(t) for held in one.values() for t in [held.double()] for f in (_norm, _mean, _std, _largest)]
@@ -196,23 +215,40 @@ def fiedler(b: Blocks) -> list[int]:
     return oriented(fiedler_order(_stats_distance(b)), b.total_norm)
 
 
+def tensor_fiedler(b: Blocks) -> list[int]:
+    """The same on the distances of `tensor_stats`."""
+    return oriented(fiedler_order(_tensor_distance(b)), b.total_norm)
+
+
 def ensemble_rank(b: Blocks) -> list[int]:
     """Mean place over four chains: weight_stats, norm_weights, svd_spectrum, full_weights."""
-    chains = [method(b) for method in (weight_stats, norm_weights, svd_spectrum, full_weights)]
+    return _mean_place(b, [method(b) for method in (weight_stats, norm_weights, svd_spectrum, full_weights)])
+
+
+def tensor_ensemble(b: Blocks) -> list[int]:
+    """The same with tensor_stats in the place of weight_stats."""
+    return _mean_place(b, [method(b) for method in (tensor_stats, norm_weights, svd_spectrum, full_weights)])
+
+
+def _mean_place(b: Blocks, chains: list[list[int]]) -> list[int]:
     places = np.mean([np.argsort(chain) for chain in chains], axis=0)
     return [int(i) for i in np.lexsort((b.total_norm, places))]
 
 
 def causal_pairwise(b: Blocks) -> list[int]:
-    """i then j against j then i on random input: the order whose output spreads less wins; sorted by wins."""
+    """i then j against j then i on random input: the order whose output spreads less wins; sorted by wins,
+    and turned as a path is."""
     wins = np.zeros(len(b))
-    x = b.probe(0, SCALES[2])
-    first = [b.run(i, x) for i in range(len(b))]
+    probes = [b.probe(number, CAUSAL_SCALE) for number in range(CAUSAL_PROBES)]
+    first = [[b.run(i, x) for x in probes] for i in range(len(b))]
+
+    def spread(index: int, streams: list[Tensor]) -> float:
+        return float(torch.cat([b.run(index, stream) for stream in streams]).double().std())
+
     for i in range(len(b)):
         for j in range(i + 1, len(b)):
-            ahead, behind = b.run(j, first[i]).std(), b.run(i, first[j]).std()
-            wins[i if float(ahead) < float(behind) else j] += 1
-    return [int(i) for i in np.lexsort((b.total_norm, -wins))]
+            wins[i if spread(j, first[i]) <= spread(i, first[j]) else j] += 1
+    return oriented([int(i) for i in np.lexsort((b.total_norm, -wins))], b.total_norm)
 
 
 def activation_flow(b: Blocks) -> list[int]:
@@ -232,8 +268,7 @@ def activation_flow(b: Blocks) -> list[int]:
 WITHOUT_TEXT: dict[str, Callable[[Blocks], list[int]]] = {
     method.__name__: method
     for method in (
-        weight_stats, norm_weights, svd_spectrum, full_weights, greedy_cosine, fiedler, ensemble_rank,
-        causal_pairwise,
-        activation_flow,
+        weight_stats, tensor_stats, norm_weights, svd_spectrum, full_weights, greedy_cosine,
+        fiedler, tensor_fiedler, ensemble_rank, tensor_ensemble, causal_pairwise, activation_flow,
     )
 }  # fmt: skip

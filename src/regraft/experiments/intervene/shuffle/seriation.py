@@ -55,9 +55,10 @@ def path_length(path: list[int], distance_nn: np.ndarray) -> float:
 def fiedler_order(distance_nn: np.ndarray) -> list[int]:
     """Order by the second eigenvector of the Laplacian of a Gaussian kernel as wide as the median
     distance."""
-    width = np.median(distance_nn[np.triu_indices(len(distance_nn), 1)])
-    if not width > 0:
+    apart = distance_nn[np.triu_indices(len(distance_nn), 1)]
+    if not (apart > 0).any():
         return list(range(len(distance_nn)))
+    width = np.median(apart[apart > 0])
     near = np.exp(-((distance_nn / width) ** 2) / 2)
     np.fill_diagonal(near, 0.0)
     _, vectors = np.linalg.eigh(np.diag(near.sum(1)) - near)

@@ -1,4 +1,4 @@
-"""Shuffle recovery: the blocks are put in a random order; thirteen methods try to find the right one.
+"""Shuffle recovery: the blocks are put in a random order; sixteen methods try to find the right one.
 
 Shapes: n blocks, M methods.
 """
@@ -6,6 +6,7 @@ Shapes: n blocks, M methods.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import xarray as xr
 
 from regraft.core.defaults import COMPLETION_TOKENS
 from regraft.core.progress import advance
-from regraft.data.evaluation import evaluation
+from regraft.core.quantities import quantity
+from regraft.data.evaluation import Evaluation, evaluation
 from regraft.experiments.intervene.shuffle.order_loss import WITH_TEXT, Losses, Order
 from regraft.experiments.intervene.shuffle.order_weights import WITHOUT_TEXT, Blocks
 from regraft.experiments.intervene.shuffle.seriation import scores
@@ -22,6 +24,7 @@ from regraft.model.model import Model
 from regraft.sweeps.provenance import sweep_attributes
 
 DEFAULT = ("activation_flow", "bubble")
+PUBLISHED = "shuffle-recovery study of Qwen3-1.7B (hivaze/dl-experiments)"
 
 
 def shuffle(
@@ -30,6 +33,8 @@ def shuffle(
     prompts: list[str] | None = None,
     count: int = 8,
     tokens: int = COMPLETION_TOKENS,
+    seeds: int = 1,
+    counts: list[int] | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Shuffle the blocks by the seed and recover their order, by weights, random input, or the loss on the
@@ -41,10 +46,12 @@ def shuffle(
     weight is moved.
 
     Args:
-        method: default (activation_flow, then bubble), all thirteen, or one or several names with commas.
+        method: default (activation_flow, then bubble), all sixteen, or one or several names with commas.
         prompts: texts whose completions are scored; without them, prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
+        seeds: how many orders to draw, the first with the seed: tau for each of them.
+        counts: numbers of prompts to find the order again on, beside `count`: tau against length of text.
         seed: of everything drawn at random.
 
     Raises:
@@ -55,24 +62,55 @@ def shuffle(
     stack = model.parts.stacks[-1]
     if len(stack.blocks) < 3:
         raise ValueError(f"{len(stack.blocks)} blocks are too few to lose their order: 3 or more are needed")
-    order = torch.randperm(len(stack.blocks), generator=torch.Generator().manual_seed(seed)).tolist()
-    shuffled = [stack.blocks[i] for i in order]
+    if seeds < 1 or min(counts or [1]) < 1:
+        raise ValueError("an order is drawn at least once, and found again on at least one prompt")
     text = evaluation(model, prompts, count, tokens)
-    blocks = Blocks(model, shuffled, 0)
-    before = list(range(stack.first))
+    drawn = _Draw(model, seed)
+    rows, losses, refused = _recovered(drawn, text, chosen, len(chosen) * (seeds + len(counts or [])))
+    if not rows:
+        raise ValueError("; ".join(refused))
+    data = _dataset(rows, drawn.order, losses, [b.address for b in stack.blocks], refused, text.attributes)
+    names = [row["name"] for row in rows]
+    if seeds > 1:
+        later = [_recovered(_Draw(model, seed + n), text, names)[0] for n in range(1, seeds)]
+        data = data.assign(by_seed([rows, *later])).assign_coords(draw=[seed + n for n in range(seeds)])
+    if counts:
+        texts = [evaluation(model, prompts[:n] if prompts else None, n, tokens) for n in counts]
+        found = [_recovered(drawn, one, names)[0] for one in texts]
+        lengths = [one.scored_tokens for one in texts]
+        data = data.assign(by_text(found)).assign_coords(text_tokens=lengths)
+    return data
+
+
+class _Draw:
+    """An order drawn with a seed, and the blocks in it."""
+
+    def __init__(self, model: Model, seed: int):
+        self.model, self.seed, self.stack = model, seed, model.parts.stacks[-1]
+        count = len(self.stack.blocks)
+        self.order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+        self.shuffled = [self.stack.blocks[i] for i in self.order]
+        self.around = (list(range(self.stack.first)), [])
+
+
+def _recovered(
+    drawn: _Draw, text: Evaluation, chosen: Sequence[str], all_told: int = 0
+) -> tuple[list[dict[str, Any]], Losses, list[str]]:
+    """What every method finds, one row each; the losses measured; why others could not be used."""
+    blocks = Blocks(drawn.model, drawn.shuffled, 0)
     found: dict[str, Order] = {}
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
-    losses = Losses(text, shuffled, (before, []))
-    clean, given = losses([[order.index(i) for i in range(len(order))], list(range(len(order)))]).tolist()
+    losses = Losses(text, drawn.shuffled, drawn.around)
     for name in chosen:
         started = time.perf_counter()
-        own = Losses(text, shuffled, (before, []))
+        own = Losses(text, drawn.shuffled, drawn.around)
         try:
             if name in WITHOUT_TEXT:
                 result = WITHOUT_TEXT[name](blocks)
             else:
-                result = WITH_TEXT[name](own, _best(found, losses, blocks), np.random.default_rng(seed))
+                draw = np.random.default_rng(drawn.seed)
+                result = WITH_TEXT[name](own, _best(found, losses, blocks), draw)
         except ValueError as error:
             refused.append(f"{name} cannot be used: {error}")
             continue
@@ -81,13 +119,34 @@ def shuffle(
         losses.known.update(own.known)
         losses.results += own.results
         rows.append({"seconds": seconds, "orders": own.measured, "loss": float(losses([result])[0])})
-        rows[-1] |= {"name": name, "order": [order[i] for i in result]}
-        advance("methods", len(rows), len(chosen))
-    if not rows:
-        raise ValueError("; ".join(refused))
-    return _dataset(
-        rows, order, clean, given, losses, [b.address for b in stack.blocks], refused, text.attributes
-    )
+        rows[-1] |= {"name": name, "order": [drawn.order[i] for i in result]}
+        advance("methods", len(rows), all_told or len(chosen))
+    return rows, losses, refused
+
+
+def by_seed(draws: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Kendall's tau of every method for every order drawn."""
+    return {
+        "tau_by_seed": quantity(
+            ("method", "draw"), _taus(draws), "Kendall's tau with the true order",
+            "A method that is exact for one order and not for another starts from what it was given.",
+            PUBLISHED,
+        )
+    }  # fmt: skip
+
+
+def by_text(draws: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The same for texts of several lengths; a method that reads none is the same for all."""
+    return {
+        "tau_by_text": quantity(
+            ("method", "text_tokens"), _taus(draws), "Kendall's tau with the true order",
+            "Where the line is level, more text of this kind finds no better order.", PUBLISHED,
+        )
+    }  # fmt: skip
+
+
+def _taus(draws: Sequence[list[dict[str, Any]]]) -> np.ndarray:
+    return np.array([[scores(row["order"])["tau"] for row in rows] for rows in draws]).T
 
 
 def _methods(method: str) -> list[str]:
@@ -115,13 +174,12 @@ def _best(found: dict[str, Order], losses: Losses, blocks: Blocks) -> Order:
 def _dataset(
     rows: list[dict[str, Any]],
     order: list[int],
-    clean: float,
-    given: float,
     losses: Losses,
     addresses: list[str],
     refused: list[str],
     text: dict[str, Any],
 ) -> xr.Dataset:
+    clean, given = losses([[order.index(i) for i in range(len(order))], list(range(len(order)))]).tolist()
     scored, measured = [scores(row["order"]) for row in rows], sweep_attributes(*losses.results)
     units = {
         "tau": "Kendall's tau with the true order",
