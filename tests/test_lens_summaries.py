@@ -91,7 +91,7 @@ def test_divergence_from_the_end_ends_at_nothing(data):
 
 def test_folded_figures_say_how_to_read_them(data):
     folded = drawing_of(data).folded(data)
-    assert len(folded) == 9
+    assert len(folded) == 12
     assert all(len(one.reading) > 20 for one in folded)
 
 
@@ -130,6 +130,27 @@ def test_training_brings_a_lens_nearer_to_the_end(folder):
     log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     assert log[0]["kl"] == pytest.approx(log[0]["plain"], rel=1e-4)
     assert np.mean([line["kl"] / line["plain"] for line in log[-5:]]) < 0.8
+
+
+def test_a_run_that_was_broken_off_ends_with_the_lens_of_one_that_was_not(tmp_path):
+    """Which places are read follows from the batch, not from how many were drawn before."""
+    whole, _ = small_lens(opened("llama"), 8, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(step):
+        if step == 3:
+            raise Stop
+
+    model = opened("llama")
+    plan = TrainingPlan(steps=8, batch=4, rate=1e-2, warmup=2, save_every=4)
+    begun = TunedLens(len(model.main_blocks), model.width)
+    with pytest.raises(Stop):
+        train(LensTask(model, begun, positions=32), text(), plan, tmp_path / "parts", stop)
+    again = TunedLens(len(model.main_blocks), model.width)
+    train(LensTask(model, again, positions=32), text(), plan, tmp_path / "parts")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
 def test_the_loss_is_the_divergence_at_every_depth(tmp_path):
@@ -180,7 +201,7 @@ def test_reading_through_a_tuned_lens(model, data, folder, tmp_path):
     assert (tuned["rank"] == data["rank"]).all()
     assert float(tuned.tuned_kl_mean[1:-1].mean()) < 0.8 * float(tuned.kl_mean[1:-1].mean())
     assert float(tuned.tuned_kl_mean[-1]) == pytest.approx(float(tuned.kl_mean[-1]), abs=1e-6)
-    assert len(drawing_of(tuned).folded(tuned)) == 11
+    assert len(drawing_of(tuned).folded(tuned)) == 14
 
 
 def test_what_has_no_lens_to_tune_is_refused(tmp_path):

@@ -134,6 +134,12 @@ def test_the_data_rank_counts_its_directions(model):
     assert found["data_rank"] <= 3
 
 
+def test_a_single_state_has_no_direction_of_its_own(model):
+    one = completed(model, evaluation(model, TEXTS, 20, 8))[0]
+    found = on_and_off(one.alone, model.blocks[0], Doubled(), one.states[0][:1].double(), seed=0)
+    assert all(np.isnan(value) for value in found.values())
+
+
 def test_consistency_of_prompts():
     draw = torch.Generator().manual_seed(0)
     same = torch.randn(1, 5, 8, generator=draw).repeat(4, 1, 1)
@@ -218,13 +224,17 @@ def test_relations_over_blocks_are_pearson(data):
     assert float(data.gap_criticality_r) == pytest.approx(np.corrcoef(gap, hurt)[0, 1])
     r2, won = (data[n].sel(fit="residual").values for n in ("fit_r2", "fit_recovered"))
     assert float(data.r2_recovered_r) == pytest.approx(np.corrcoef(r2, won)[0, 1])
+    moved = data.gap_all_positions.sel(part="block").values
+    assert float(data.published_gap_criticality_r) == pytest.approx(np.corrcoef(moved, hurt)[0, 1])
+    alike = data.consistency_prompt.values
+    assert float(data.published_gap_consistency_r) == pytest.approx(np.corrcoef(moved, alike)[0, 1])
     assert np.isnan(pearson(np.arange(3.0), np.arange(3.0))), "three blocks make no correlation"
     assert np.isnan(pearson(np.ones(5), np.arange(5.0)))
     assert pearson(np.array([1, 2, np.nan, 3, 5.0]), np.array([1, 2, 9, 3, 5.0])) == pytest.approx(1.0)
 
 
 def test_figures_and_refusals(model, data):
-    assert len(drawing_of(data).folded(data)) == 12
+    assert len(drawing_of(data).folded(data)) == 16
     plain = RUN(model, **SMALL)
     assert "gap_all_positions" not in plain
     assert len(drawing_of(plain).folded(plain)) == 5
@@ -235,7 +245,7 @@ def test_figures_and_refusals(model, data):
 
 
 def test_families_that_are_not_a_llama():
-    for name in ("gpt2", "qwen3_5", "olmo2", "bloom"):
+    for name in ("gpt2", "qwen3_5", "olmo2", "bloom", "mixtral", "qwen3_moe"):
         found = RUN(opened(name), published=True, **SMALL)
         assert np.isfinite(found.gap_on_manifold).all(), name
         assert np.isfinite(found.fit_recovered.sel(fit="residual")).all(), name

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regraft.core.quantities import READING, UNITS
+from regraft.core.quantities import READING, SOURCE, UNITS
 from regraft.core.registry import experiments
 from regraft.experiments.intervene.shuffle import order_loss
 from regraft.experiments.running import measured
@@ -24,7 +24,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "published.md"
 SMALL = {"count": 2, "tokens": 6, "sample": 2, "directions": 1}
 """Options that make a measurement small; what it measures stays."""
 MORE = {
-    "correlations": {"count": 2, "of": ["knockout", "spectra", "geometry"]},
+    "correlations": {"count": 2, "of": ["knockout", "spectra", "geometry", "linearity"]},
     "ablate": {"threshold": 1e-4},
     "shuffle": {"count": 1, "tokens": 2},
 }
@@ -105,6 +105,9 @@ def test_every_variable_is_in_a_real_result(command, lens_folder):
             assert variable in data, f"{line}: {variable} is not in the result of {command}"
             values = data[variable].values
             assert values.dtype.kind in "US" or np.isfinite(values.astype(float)).any(), (line, variable)
+            assert variable != "rank_cross_r" or np.isfinite(values).all()
+            assert data[variable].attrs.get(READING), f"{variable} does not say how it is read"
+            assert data[variable].attrs.get(SOURCE), f"{variable} does not say whose it is"
             assert data[variable].attrs.get(UNITS) or variable == "swap_cluster", variable
         named = re.findall(r"`(\w+)`", beside[0]) if beside else []
         for variable in named:

@@ -59,6 +59,11 @@ def test_removable_blocks():
     assert np.isnan(stopped[3:]).all(), "beyond the limit nobody looked"
     data = KNOCKOUT(opened("llama"), mode="greedy", prompts=TEXTS, tokens=4)
     assert data.removable.values[-1] == data.sizes["step"]
+    tight = KNOCKOUT(load("specimen:gpt2"), mode="greedy", count=2, tokens=4, limit=1.01)
+    last = tight.sizes["step"]
+    assert str(tight.stopped_block.values) in tight.block.values
+    assert float(tight.stopped_loss) > 1.01 * tight.attrs["clean_loss"]
+    assert str(tight.stopped_block.values) not in tight.removed.values[:last]
 
 
 def test_maps_spread_and_ends_of_the_list():
@@ -168,6 +173,31 @@ def test_the_answers_logit_alone():
     assert "levels of both runs" in panel.caption
     assert len(panel.figure.layout.shapes) == 2
     assert "answer's logit alone" in drawing_of(PATCH(model)).folded(PATCH(model))[0].caption
+
+
+def test_the_position_that_is_read_alone_moves_from_one_level_to_the_other():
+    """Whole streams at all positions give the source's level everywhere; at the last one alone the line shows
+    at which block the information arrives there."""
+    model = load()
+    data = PATCH(model, grid="last", site="resid_post")
+    line = data.answer_logit.values[:, 0]
+    assert line[0] == pytest.approx(float(data.answer_target), abs=0.1)
+    assert line[-1] == pytest.approx(float(data.answer_source), abs=0.1)
+    effect = data.effect.values[:, 0]
+    assert effect[5] < 0.2
+    assert effect[6] > 0.8, "the time of day arrives behind block 6"
+    by_position = PATCH(model, site="resid_post")
+    assert np.allclose(effect, by_position.effect.values[:, -1], atol=1e-3)
+    with pytest.raises(ValueError, match="reads its answer in the decoder"):
+        PATCH(opened("t5"), grid="last", clean="5 6 7", corrupt="5 6 8", answer="9", wrong="10")
+    with pytest.raises(ValueError, match="no pair of --map belongs to position"):
+        PATCH(model, grid="last", map=["3:4"])
+
+
+def test_a_decoder_beside_an_encoder_does_not_see_the_question():
+    data = PUSH(opened("t5"), question="5 6 7", baseline="8 9", targets=["7"])
+    assert "looks_at" not in data
+    assert "does not see the question" in data.attrs["notes"]
 
 
 def test_neurons_that_matter_are_listed_for_either_reason():

@@ -125,7 +125,8 @@ def test_what_is_killed_leaves_a_page_of_what_was_done(model, planted, tmp_path)
     drawn = json.loads(re.search(r'type="application/json">(.*?)</script>', path.read_text(), re.S)[1])
     spectra = measured(model, "spectra")
     assert len(drawn) == 2 * len(drawing_of(spectra).all_figures(spectra)) > 8, "folded ones are there too"
-    assert body(path).count("<details>") == 2 * len(drawing_of(spectra).folded(spectra)) > 0
+    folded = len(drawing_of(spectra).folded(spectra))
+    assert body(path).count("<details>") == 2 * (folded + 1) > 2, "and the table of every quantity"
     for name in ("spectra", "lens"):
         assert (path.parent / name / "run.json").is_file()
     assert json.loads((path.parent / "run.json").read_text())["experiment"] == "report"

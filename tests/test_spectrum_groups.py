@@ -42,6 +42,7 @@ def test_the_least_number_of_directions_is_counted():
     assert rank_at_energy(np.array([4.0, 2.0, 1.0, 1.0])) == [1, 2, 4]
     assert rank_at_energy(np.ones(10)) == [5, 9, 10]
     assert rank_at_energy(np.array([1.0, 0.0])) == [1, 1, 1]
+    assert np.isnan(rank_at_energy(np.zeros(3))).all(), "no energy lies in no direction"
 
 
 def test_the_power_law_of_the_whole_spectrum():
@@ -127,3 +128,14 @@ def test_the_norm_of_a_block_is_that_of_all_its_matrices():
     assert float(data.block_norm[3]) == pytest.approx(np.sqrt(squares), rel=1e-5)
     ratio = data.effective_rank_ratio.values / data.random_rank_ratio.values
     assert np.allclose(data.rank_over_random.values, ratio)
+
+
+def test_a_matrix_of_zeros_has_no_ranks_and_takes_no_other_with_it():
+    model = opened("gpt2")
+    with torch.no_grad():
+        model.hf.transformer.h[1].mlp.c_proj.weight.zero_()
+    data = RUN(load(model.hf, pack=False))
+    empty = [str(t).startswith("transformer.h.1.mlp.c_proj") for t in data.tensor.values]
+    assert np.isnan(data.rank_at_energy.values[empty]).all()
+    assert np.isfinite(data.rank_at_energy.values[~np.array(empty)]).all()
+    assert drawing_of(data).folded(data)

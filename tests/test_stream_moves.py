@@ -178,5 +178,5 @@ def test_batches_change_nothing():
 
 def test_every_folded_figure_has_its_sentence(data):
     folded = drawing_of(data).folded(data)
-    assert len(folded) == 13
+    assert len(folded) == 15
     assert all(one.reading.endswith(".") for one in folded)

@@ -42,6 +42,7 @@ CHAPTERS: tuple[Chapter, ...] = (
     ("swap", {}),
     ("patch", {}),
     ("patch", {"grid": "head"}),
+    ("patch", {"grid": "last", "site": "resid_post"}),
     ("push", {}),
     ("ablate", {}),
     ("bottleneck", {}),

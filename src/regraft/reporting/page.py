@@ -14,11 +14,13 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import plotly.io
 import xarray as xr
 from plotly.offline import get_plotlyjs
 
+from regraft.core.quantities import READING, SOURCE, UNITS
 from regraft.model.model import Model
 from regraft.model.summary import part_rows, site_rows
 from regraft.reporting.drawings import drawing_of
@@ -199,6 +201,7 @@ def result_section(dataset: xr.Dataset, command: str, anchor: str) -> Section:
         + "".join(drawn)
         + f"<h3>How to read it</h3><p>{html.escape(drawing.how_to_read)}</p>"
         + (f"<h3>More of it</h3>{''.join(folds)}" if folds else "")
+        + every_quantity(dataset)
         + f"<pre><code>{html.escape(command)}</code></pre>"
         + f'<p class="download">{download(dataset)}</p>{provenance_line(dataset)}</section>'
     )
@@ -219,6 +222,42 @@ def folded_figure(caption: str, figure: go.Figure, reading: str, place: str) -> 
     )
 
 
+def every_quantity(dataset: xr.Dataset) -> str:
+    """All quantities of a result that say how they are read, as a folded table; nothing where there are
+    none."""
+    rows = [
+        [
+            str(name),
+            values_in_words(values),
+            values.attrs[UNITS],
+            values.attrs[READING],
+            values.attrs.get(SOURCE, ""),
+        ]
+        for name, values in dataset.data_vars.items()
+        if READING in values.attrs
+    ]
+    if not rows:
+        return ""
+    header = ["quantity", "least · median · largest", "unit", "how to read it", "source"]
+    inside = table(header, rows)
+    return f"<details><summary>Every quantity of this chapter</summary>{inside}</details>"
+
+
+def values_in_words(values: xr.DataArray) -> str:
+    """A number, or least, median and largest of several; of words the first ones."""
+    flat = values.values.ravel()
+    if flat.dtype.kind not in "fiub":
+        return ", ".join(dict.fromkeys(str(word) for word in flat[:FIRST_WORDS] if str(word)))
+    known = flat[np.isfinite(flat.astype(float))].astype(float)
+    if not len(known):
+        return "none"
+    if len(flat) == 1:
+        return f"{known[0]:.4g}"
+    return " · ".join(f"{of(known):.4g}" for of in (np.min, np.median, np.max))
+
+
+FIRST_WORDS = 3
+"""Words of a quantity that are told."""
 LETTERED, WIDE, NARROW, FINE = 52, 26, 14, 4
 """Pixels of a column with text in it, of one without, of one among many, and of one among very many."""
 MANY, VERY_MANY = 32, 100

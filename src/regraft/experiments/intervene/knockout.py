@@ -9,11 +9,14 @@ import numpy as np
 import xarray as xr
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
+from regraft.core.quantities import quantity
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.experiments.intervene.knockout_pairs import (
+    PUBLISHED,
     THRESHOLDS,
     pair_quantities,
     removable_quantities,
+    stopping_quantities,
 )
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
@@ -21,6 +24,8 @@ from regraft.sweeps.provenance import sweep_attributes
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Route, Variant
+
+MISSED = "A block far above the others is one that the model cannot do without."
 
 
 def knockout(
@@ -96,12 +101,10 @@ def _single(model: Model, text: Evaluation) -> xr.Dataset:
         {
             **parts,
             "loss": ("block", losses, {"units": "nats per token"}),
-            "increase": (
-                "block",
-                losses - clean,
-                {"units": "nats per token above clean", "correlate": "loss"},
+            "increase": quantity(
+                "block", losses - clean, "nats per token above clean", MISSED, PUBLISHED, correlate="loss"
             ),
-            "ratio": ("block", losses / clean, {"units": "times the clean loss"}),
+            "ratio": quantity("block", losses / clean, "times the clean loss", MISSED, PUBLISHED),
             "prompt_loss": (("block", "prompt"), result.values["loss"].numpy(), {"units": "nats per token"}),
         },
         coords={
@@ -128,7 +131,13 @@ def _pairs(model: Model, text: Evaluation) -> xr.Dataset:
     return xr.Dataset(
         {
             "increase": (dims, increase, {"units": "nats per token above clean"}),
-            "synergy": (dims, synergy, {"units": "nats per token beyond the sum of both alone"}),
+            "synergy": quantity(
+                dims,
+                synergy,
+                "nats per token beyond the sum of both alone",
+                "Above 0 each of the two stood in for the other; below 0 they broke the same thing.",
+                PUBLISHED,
+            ),
             **pair_quantities(synergy, pairs, _addresses(model)),
         },
         coords={"block": _addresses(model), "other": _addresses(model)},
@@ -150,6 +159,7 @@ def greedy(model: Model, text: Evaluation, limit: float, among: list[int], keep:
     candidate_losses = []
     clean = float("nan")
     works = []
+    stopped = ("", float("nan"))
     while len(removed) < len(among) - keep:
         left = [index for index in among if index not in removed]
         result = _skipping(model, [{*removed, block} for block in left], text)
@@ -160,6 +170,7 @@ def greedy(model: Model, text: Evaluation, limit: float, among: list[int], keep:
             break
         best = int(np.nanargmin(after))
         if not after[best] <= limit * clean:
+            stopped = (_addresses(model)[left[best]], float(after[best]))
             break
         row = np.full(len(model.blocks), np.nan)
         row[left] = after
@@ -174,7 +185,13 @@ def greedy(model: Model, text: Evaluation, limit: float, among: list[int], keep:
                 [_addresses(model)[i] for i in removed],
                 {"units": "block removed at this step"},
             ),
-            "loss": ("step", np.array(losses), {"units": "nats per token after this step"}),
+            "loss": quantity(
+                "step",
+                np.array(losses),
+                "nats per token after this step",
+                "It stays level as long as blocks go that nobody misses.",
+                PUBLISHED,
+            ),
             "ratio": ("step", np.array(losses) / clean, {"units": "times the clean loss"}),
             "candidate_loss": (
                 ("step", "block"),
@@ -182,6 +199,7 @@ def greedy(model: Model, text: Evaluation, limit: float, among: list[int], keep:
                 {"units": "nats per token if this block went"},
             ),
             **removable_quantities(np.array(losses) / clean, limit),
+            **stopping_quantities(*stopped),
         },
         coords={
             "step": np.arange(1, len(removed) + 1),

@@ -64,3 +64,12 @@ def removable_quantities(ratio: np.ndarray, limit: float) -> dict[str, Any]:
             "How far the model can be cut without training, for what it may cost.", PUBLISHED,
         )
     }  # fmt: skip
+
+
+def stopping_quantities(block: str, loss: float) -> dict[str, Any]:
+    """The step at which the removal stopped: it would have passed the limit. Empty where every block went."""
+    reading = "Earlier studies keep this step; here it is told and not taken."
+    return {
+        "stopped_block": quantity((), block, "block that would have gone next", reading, PUBLISHED),
+        "stopped_loss": quantity((), loss, "nats per token if it had gone", reading, PUBLISHED),
+    }

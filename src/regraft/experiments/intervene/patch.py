@@ -55,7 +55,7 @@ def patch(
     corrupt: str = CORRUPT_PROMPT,
     answer: str = ANSWER,
     wrong: str = WRONG_ANSWER,
-    grid: Literal["position", "head", "block", "neuron"] = "position",
+    grid: Literal["position", "head", "block", "last", "neuron"] = "position",
     site: str = "resid_pre",
     direction: Literal["denoise", "noise"] = "denoise",
     window: int = 1,
@@ -79,8 +79,8 @@ def patch(
         corrupt: a prompt of as many tokens whose answer is `wrong`.
         answer: one token.
         wrong: one token.
-        grid: block x position, block x head (all positions), block (all positions), or one block's neurons
-            (all positions).
+        grid: block x position, block x head (all positions), block (all positions), last (the position at
+            which the answer is read alone), or one block's neurons (all positions).
         site: which activation of a block: resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z or
             mlp_act.
         direction: denoise puts clean activations into the corrupted run, noise the other way round.
@@ -125,8 +125,9 @@ def _measured(
     source, target = runs["clean"], runs["corrupt"]
     if direction == "noise":
         source, target, places = target, source, [(b, a) for a, b in places]
-    variants, columns = plan.variants(source, places)
     read = read_position(model, source, target)
+    places = places_of(plan, places, target.positions - 1 if read is None else read)
+    variants, columns = plan.variants(source, places)
     metric = [logit_difference(case.answer, case.wrong, read), token_logit(case.answer, read)]
     result = sweep(target, variants, metric, exact=exact)
     clean_source = sweep(source, [], metric, exact=exact).clean
@@ -155,6 +156,25 @@ def _measured(
         words,
         ids,
     )
+
+
+def places_of(plan: PatchGrid, places: list[tuple[int, int]], read: int) -> list[tuple[int, int]]:
+    """The pairs of positions that are patched: all of them, or the one at which the answer is read.
+
+    Raises:
+        ValueError: no pair belongs to that position, or the answer is read in another stack.
+    """
+    if plan.grid != "last":
+        return places
+    if plan.model.two_stacks:
+        raise ValueError(
+            f"{plan.model.name} reads its answer in the decoder, and what is patched is the encoder: choose"
+            " another grid"
+        )
+    chosen = [pair for pair in places if pair[1] == read]
+    if not chosen:
+        raise ValueError(f"no pair of --map belongs to position {read}, at which the answer is read")
+    return chosen
 
 
 def on_grid(cells: Sequence[tuple[int, int]], values: Sequence[float], shape: tuple[int, int]) -> np.ndarray:
@@ -197,6 +217,7 @@ def _answer_alone(parts: Sequence[Cells], dims: tuple[str, str], mean: str) -> d
             level,
             f"logit of the answer in the run that {which}{mean}",
             "One of the two levels between which patched values lie.",
+            SEED,
         )
     return found
 
@@ -204,7 +225,7 @@ def _answer_alone(parts: Sequence[Cells], dims: tuple[str, str], mean: str) -> d
 def _dataset(plan: PatchGrid, parts: list[Cells], direction: str) -> xr.Dataset:
     """One case's cells, or the mean over several cases with its standard error."""
     first, grid = parts[0], plan.grid
-    name = {"position": "position", "head": "head", "block": "positions", "neuron": "neuron"}[grid]
+    name = {"position": "position", "head": "head", "neuron": "neuron"}.get(grid, "positions")
     rows = [block.address for block in plan.rows]
     coords: dict[str, Any] = {"block": rows, name: first.columns}
     if grid == "position":
@@ -261,6 +282,7 @@ def _dataset(plan: PatchGrid, parts: list[Cells], direction: str) -> xr.Dataset:
                     "position": "Activation patching",
                     "head": "Patching heads",
                     "block": "Patching blocks",
+                    "last": "Patching the last position",
                 }.get(grid, "Patching neurons")
             ),
         },

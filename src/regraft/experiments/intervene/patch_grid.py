@@ -15,6 +15,9 @@ from regraft.sweeps.gradients import gradients
 from regraft.sweeps.metrics import LogitDifference
 from regraft.sweeps.variants import Replace, Variant
 
+WHOLE = ("block", "last")
+"""Grids with one cell for each block: all positions, or the one at which the answer is read."""
+
 
 class PatchGrid:
     """The cells of a grid: which blocks are rows, which addresses a cell patches, and what stands in a
@@ -34,8 +37,8 @@ class PatchGrid:
             model.tap(f"{blocks[block].address}.mlp_act")
         elif grid == "head":
             self.site = "z"
-        elif grid not in ("position", "block"):
-            raise ValueError(f"grid {grid!r} is not known: choose position, head, block or neuron")
+        elif grid not in ("position", "block", "last"):
+            raise ValueError(f"grid {grid!r} is not known: choose position, head, block, last or neuron")
         self.addresses = [_address(model, row, self.site) for row in self.rows]
         if grid == "head" and not any(a and model.tap(a).heads for a in self.addresses):
             raise SiteError(
@@ -49,13 +52,14 @@ class PatchGrid:
         froms, here = [a for a, _ in places], [b for _, b in places]
         value = {address: source[address].flatten(2)[0] for address in self.addresses if address}
         parts = [self.parts_of(address) for address in self.addresses]
-        counts = {"position": len(places), "block": 1}.get(self.grid, max(parts))
-        columns: list[Any] = {"position": here, "block": ["all"]}.get(self.grid, list(range(counts)))
+        counts = {"position": len(places), "block": 1, "last": 1}.get(self.grid, max(parts))
+        named: dict[str, list[Any]] = {"position": here, "block": ["all"], "last": ["last"]}
+        columns = named.get(self.grid, list(range(counts)))
         self.cells = [
             (row, column)
             for row, address in enumerate(self.addresses)
             if address
-            for column in range(counts if self.grid in ("position", "block") else parts[row])
+            for column in range(counts if self.grid in ("position", *WHOLE) else parts[row])
         ]
         return [Variant(self._edits(row, column, value, froms, here)) for row, column in self.cells], columns
 
@@ -78,7 +82,7 @@ class PatchGrid:
             whole = value[address]
             if self.grid == "position":
                 edits.append(Replace(address, whole[froms[column]], position=here[column]))
-            elif self.grid == "block":
+            elif self.grid in WHOLE:
                 edits.append(Replace(address, whole[froms], position=here))
             else:
                 part = whole.unflatten(-1, (self.parts_of(address), -1))[froms, column]
@@ -113,7 +117,7 @@ class PatchGrid:
             product = (difference * slope[address][here]).double()
             if self.grid == "position":
                 single[row] = product.sum(-1).cpu().numpy()
-            elif self.grid == "block":
+            elif self.grid in WHOLE:
                 single[row] = float(product.sum())
             else:
                 split = product.unflatten(-1, (self.parts_of(address), -1)).sum((0, 2)).cpu().numpy()

@@ -81,6 +81,8 @@ def looked_at(model: Model, found: xr.Dataset, question: str, behind: str | None
     heads = _foremost(found)
     if not heads:
         return found
+    if model.two_stacks:
+        return _noted(found, "a decoder's own attention does not see the question")
     rows, tokens = [], []
     try:
         with eager_attention(model):
@@ -90,14 +92,13 @@ def looked_at(model: Model, found: xr.Dataset, question: str, behind: str | None
                 rows.append(weights[0, head, -1].float().cpu().numpy())
             tokens = [model.token_text(int(i)) for i in recording.ids_BT[0]]
     except (SiteError, ValueError) as error:
-        reason = f"what heads look at is not shown: {' '.join(str(error).split())}"
-        notes = "; ".join(note for note in (found.attrs.get("notes", ""), reason) if note)
-        return found.assign_attrs(notes=notes)
+        return _noted(found, " ".join(str(error).split()))
     blocks = [model.main_blocks[block].address for block, _ in heads]
     names = [f"L{address}H{head}" for address, (_, head) in zip(blocks, heads, strict=True)]
     weights = quantity(
         ("looking_head", "question_position"), np.stack(rows), "attention weight from the last position",
-        "Each row adds up to 1. A head that looks at the word in question carries it; one that looks at the"
+        "Each row adds up to 1, less what a sink takes. A head that looks at the word in question carries it;"
+        " one that looks at the"
         " first token rests.", SEED,
     )  # fmt: skip
     coords = {
@@ -106,6 +107,13 @@ def looked_at(model: Model, found: xr.Dataset, question: str, behind: str | None
         "question_token": ("question_position", tokens),
     }
     return found.assign(looks_at=weights).assign_coords(coords)
+
+
+def _noted(found: xr.Dataset, why: str) -> xr.Dataset:
+    """The result with the reason why nothing is said of where heads look."""
+    reason = f"what heads look at is not shown: {why}"
+    notes = "; ".join(note for note in (found.attrs.get("notes", ""), reason) if note)
+    return found.assign_attrs(notes=notes)
 
 
 def _foremost(found: xr.Dataset) -> list[tuple[int, int]]:

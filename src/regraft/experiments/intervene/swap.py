@@ -11,8 +11,9 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
+from regraft.core.quantities import quantity
 from regraft.data.evaluation import evaluation
-from regraft.experiments.intervene.swap_zones import CLUSTERS, swap_quantities
+from regraft.experiments.intervene.swap_zones import CLUSTERS, COSTS, PUBLISHED, swap_quantities
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
@@ -85,13 +86,24 @@ def _dataset(
     by_distance = [_mean(np.diagonal(cost, offset)) for offset in distances]
     return xr.Dataset(
         {
-            "cost": (("block", "other"), cost, {"units": "nats per token above clean"}),
-            "mean_cost": (
+            "cost": quantity(
+                ("block", "other"), cost, COSTS, "Near 0 the two blocks do nearly the same work.", PUBLISHED
+            ),
+            "mean_cost": quantity(
                 "block",
                 np.array([_mean(row) for row in others]),
-                {"units": "nats per token above clean", "correlate": "mean cost"},
+                COSTS,
+                "A block that is dear to exchange with all others has a place of its own.",
+                PUBLISHED,
+                correlate="mean cost",
             ),
-            "distance_cost": ("distance", np.array(by_distance), {"units": "nats per token above clean"}),
+            "distance_cost": quantity(
+                "distance",
+                np.array(by_distance),
+                COSTS,
+                "It grows with the distance where neighbours do like work.",
+                PUBLISHED,
+            ),
             "linkage": (("merge", "field"), tree, {"units": "left, right, cost, size (average linkage)"}),
             "linkage_ward": (
                 ("merge", "field"),

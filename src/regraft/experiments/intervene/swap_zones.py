@@ -19,6 +19,7 @@ LISTED_PAIRS = 10
 """Pairs in a list."""
 LEAST_COST = 1e-6
 """Nats per token under which the logarithm of a cost is not taken, as published."""
+COSTS = "nats per token above clean"
 PUBLISHED = "swap-cost study of Qwen3-4B (hivaze/dl-experiments)"
 
 
@@ -34,17 +35,16 @@ def swap_quantities(
     known = [(float(cost_LL[i, j]), f"{addresses[i]} and {addresses[j]}") for i, j in pairs]
     ranked = sorted((one for one in known if np.isfinite(one[0])), key=lambda one: one[0])
     grid = ("block", "other")
-    costs = "nats per token above clean"
     lists: dict[str, Any] = {}
     for name, chosen in (("cheapest", ranked[:LISTED_PAIRS]), ("dearest", ranked[::-1][:LISTED_PAIRS])):
         reading = f"The {name} exchange first; neighbours are usually the cheapest."
-        lists[f"{name}_cost"] = quantity(f"{name}_place", [c for c, _ in chosen], costs, reading, PUBLISHED)
+        lists[f"{name}_cost"] = quantity(f"{name}_place", [c for c, _ in chosen], COSTS, reading, PUBLISHED)
         lists[f"{name}_pair"] = quantity(
             f"{name}_place", [p for _, p in chosen], "blocks", reading, PUBLISHED
         )
     return {
         "cost_log10": quantity(
-            grid, np.log10(np.maximum(cost_LL, LEAST_COST)), f"log10 of {costs}",
+            grid, np.log10(np.maximum(cost_LL, LEAST_COST)), f"log10 of {COSTS}",
             "Small costs, which the plain map shows in one colour, can be told apart here.", PUBLISHED,
         ),
         "cost_percent": quantity(
@@ -53,7 +53,7 @@ def swap_quantities(
         ),
         "distance_cost_std": quantity(
             "distance", [_spread(np.diagonal(cost_LL, offset)) for offset in range(1, len(cost_LL))],
-            f"{costs}, standard deviation over the pairs at this distance",
+            f"{COSTS}, standard deviation over the pairs at this distance",
             "Small beside the mean: distance alone tells what an exchange costs.", PUBLISHED,
         ),
         "swap_cluster": quantity(

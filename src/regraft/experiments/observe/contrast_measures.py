@@ -76,7 +76,11 @@ def contrast_quantities(
     )
     crossings = np.full((*contrast.shape[:2], MOST_CROSSINGS), np.nan)
     for place in np.ndindex(contrast.shape[:2]):
-        found = sign_changes(contrast[place])[:MOST_CROSSINGS]
+        behind = contrast[place].copy()
+        behind[0] = (
+            np.nan
+        )  # the embedding's lens says nothing of the context: counted from depth 1, as published
+        found = sign_changes(behind)[:MOST_CROSSINGS]
         crossings[place][: len(found)] = found
     by_prefix = np.stack([[_mean(one[some]) for some in chosen[1:]] for one in by_direction[1]])
     prefix_counts = [int(some.sum()) for some in chosen[1:]]
@@ -97,7 +101,8 @@ def contrast_quantities(
             PUBLISHED,
         ),
         "groups_by_prefix": quantity(
-            "prefix_kind", prefix_counts, "groups", "The number of groups behind each of the two columns."
+            "prefix_kind", prefix_counts, "groups", "The number of groups behind each of the two columns.",
+            PUBLISHED,
         ),
     }  # fmt: skip
 

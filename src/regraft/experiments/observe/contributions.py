@@ -28,6 +28,8 @@ from regraft.sweeps.metrics import predicted_pairs
 BRANCHES = {"attention": ("attn", "mixer"), "cross-attention": ("cross",), "mlp": ("mlp",)}
 """Branches of a block by what they are called here, and by kind."""
 LOGITS = "logits"
+PROVED_TOKENS = 4
+"""Tokens of a recording at which every logit of the vocabulary is held to norm and matrix."""
 SOURCE = "nostalgebraist (2020); Elhage et al., A Mathematical Framework for Transformer Circuits (2021)"
 
 
@@ -122,20 +124,36 @@ def _reader(recording: Recording, last_nD: Tensor, target_n: Tensor, against: st
         row_nD = row_nD - matrix_VD.double().mean(0)
         bias_n = bias_n - (bias.double().mean() if isinstance(bias, Tensor) else 0.0)
         official_n = official_n - logits_nV.double().mean(1)
-    if norm is None:
-        along_nD, constant_n = row_nD, bias_n
-    else:
+    normed_nD, along_nD, constant_n = last_nD.double(), row_nD, bias_n
+    if norm is not None:
         gains = gains_of(norm, last_nD.shape[1])
-        x_nD = last_nD.double()
         along_nD = row_nD * gains.factor_D.double()
         if takes_mean_away(norm, last_nD.shape[1]):
-            x_nD = x_nD - x_nD.mean(1, keepdim=True)
+            normed_nD = normed_nD - normed_nD.mean(1, keepdim=True)
             along_nD = along_nD - along_nD.mean(1, keepdim=True)
-        along_nD = along_nD / (x_nD.square().mean(1, keepdim=True) + gains.eps).sqrt()
-        constant_n = bias_n + row_nD @ gains.offset_D.double()
-    plain_n = (last_nD.double() * along_nD).sum(1) + constant_n
-    factor = (official_n @ plain_n) / (plain_n @ plain_n)  # some models scale their logits by a constant
+        scale_n1 = (normed_nD.square().mean(1, keepdim=True) + gains.eps).sqrt()
+        along_nD, constant_n = along_nD / scale_n1, bias_n + row_nD @ gains.offset_D.double()
+        normed_nD = normed_nD / scale_n1 * gains.factor_D.double() + gains.offset_D.double()
+    plain_kV = normed_nD[:PROVED_TOKENS] @ matrix_VD.double().t()
+    plain_kV = plain_kV + (bias.double() if isinstance(bias, Tensor) else 0.0)
+    factor = _constant_factor(model, plain_kV, logits_nV[:PROVED_TOKENS].double())
     return Reader(along_nD * factor, constant_n * factor), official_n
+
+
+def _constant_factor(model: Model, plain_kV: Tensor, official_kV: Tensor) -> float:
+    """The constant by which a model multiplies its logits (1 in most), proved on the whole vocabulary.
+
+    Raises:
+        ValueError: no constant does it: something else stands behind the last block.
+    """
+    factor = float((official_kV * plain_kV).sum() / plain_kV.square().sum())
+    off = gap(plain_kV * factor, official_kV)
+    if not off <= model.rounding:
+        raise ValueError(
+            f"the logits of {model.name} are not its final norm and output matrix (they differ by {off:.1e}"
+            " of the largest: a soft cap, for example), so no share of them adds up"
+        )
+    return factor
 
 
 def _of_block(
@@ -190,18 +208,10 @@ def _side_by_side(tables: list[Tensor]) -> Tensor:
 
 
 def _check(model: Model, found: dict[str, np.ndarray]) -> None:
-    """Make sure that the shares add up to the model's own logits.
-
-    Raises:
-        ValueError: they do not: something else stands behind the last block.
-    """
+    """Make sure that the shares add up to the model's own logits."""
     summed = found["by_embedding"] + found["by_block"].sum(0) + found["by_between"] + found["by_offset"]
     off = gap(torch.from_numpy(summed), torch.from_numpy(found["logit"]))
-    if not off <= model.rounding:
-        raise ValueError(
-            f"the logits of {model.name} are not its final norm and output matrix (they differ by {off:.1%}"
-            " of the largest: a soft cap, for example), so no share of them adds up"
-        )
+    assert off <= model.rounding, f"shares of the logits leave {off:.1e} of the largest"
 
 
 TOLD = {

@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.files import expanded
+from regraft.core.quantities import quantity
 from regraft.core.signatures import TextFile
 from regraft.data.corpus import corpus as read_corpus
 from regraft.experiments.observe.cloud_spectrum import (
@@ -27,6 +28,7 @@ from regraft.experiments.observe.cloud_spectrum import (
 )
 from regraft.experiments.observe.stream_moves import (
     DISTANCES,
+    PUBLISHED,
     StreamMoves,
     category_quantities,
     move_quantities,
@@ -42,6 +44,59 @@ PAIRS_AT_ONCE = 256
 
 MOST_BYTES = 1 << 30
 """Sampled states and second moments that are held at once, beside the states of one recording."""
+
+
+PER_DEPTH = {
+    "participation_ratio": (
+        "dimensions",
+        "1: all states along one direction; the width: spread alike over all.",
+        "Gao et al. (2017)",
+    ),
+    "mean_norm": (
+        "length of the stream",
+        "A jump is a block that writes far more than there was.",
+        PUBLISHED,
+    ),
+    "cosine_raw": (
+        "mean cosine of sampled pairs",
+        "Above the centred one by what all states share.",
+        "Ethayarajh (2019)",
+    ),
+    "cosine_centred": (
+        "mean cosine of sampled pairs around their mean",
+        "Near 0: beside their mean the states have nothing in common.",
+        PUBLISHED,
+    ),
+    "persistence": (
+        "mean cosine with the last depth",
+        "The depth from which it rises is where the end takes shape.",
+        PUBLISHED,
+    ),
+    "separation": (
+        "variance between categories / within",
+        "Above 0 the kinds of prompts lie apart; it does not depend on where the origin is.",
+        "",
+    ),
+}
+"""What is measured at every depth: unit, how to read it, whose it is."""
+PER_BLOCK = {
+    "update_size": (
+        "length of the update / length of the stream",
+        "Above 1 the block writes more than there was.",
+        "",
+    ),
+    "update_cosine": (
+        "mean cosine of the update with the stream",
+        "Below 0 the block takes away from what is there, above 0 it strengthens it.",
+        PUBLISHED,
+    ),
+    "update_persistence": (
+        "mean cosine of the update with the last depth",
+        "High: the block writes the end itself; near 0: it writes what later blocks read.",
+        PUBLISHED,
+    ),
+}
+"""The same of every block."""
 
 
 def geometry(
@@ -87,25 +142,16 @@ def geometry(
 def _dataset(seen: Observed, cloud: Cloud) -> xr.Dataset:
     """Every measure of the cloud, by depth, block and category."""
     depths, blocks = len(cloud.mean), [block.address for block in seen.stack.blocks]
-    per_depth = {
-        "participation_ratio": (cloud.participation_ratio(), "dimensions"),
-        "mean_norm": (cloud.norm, "length of the stream"),
-        "cosine_raw": (cloud.pair_cosine(centred=False), "mean cosine of sampled pairs"),
-        "cosine_centred": (cloud.pair_cosine(centred=True), "mean cosine of sampled pairs around their mean"),
-        "persistence": (cloud.persistence, "mean cosine with the last depth"),
-        "separation": (cloud.separation(), "variance between categories / within"),
-    }
-    per_block = {
-        "update_size": (cloud.update_size, "length of the update / length of the stream"),
-        "update_cosine": (cloud.update_cosine, "mean cosine of the update with the stream"),
-        "update_persistence": (cloud.update_persistence, "mean cosine of the update with the last depth"),
-    }
+    shown = {name: getattr(cloud, name) for name in ("persistence", *PER_BLOCK)}
+    shown |= {"mean_norm": cloud.norm, "participation_ratio": cloud.participation_ratio()}
+    shown |= {f"cosine_{name}": cloud.pair_cosine(name == "centred") for name in ("raw", "centred")}
+    shown["separation"] = cloud.separation()
     return xr.Dataset(
         {
-            **{name: ("depth", values, {"units": unit}) for name, (values, unit) in per_depth.items()},
+            **{name: quantity("depth", shown[name], *told) for name, told in PER_DEPTH.items()},
             **{
-                name: ("block", values, {"units": unit, "correlate": name.replace("_", " ")})
-                for name, (values, unit) in per_block.items()
+                name: quantity("block", shown[name], *told, correlate=name.replace("_", " "))
+                for name, told in PER_BLOCK.items()
             },
             "cka": (("depth", "other"), cloud.cka(), {"units": "linear CKA"}),
             **spectrum_quantities(cloud.variances, seen.tokens),

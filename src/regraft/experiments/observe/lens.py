@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
+from regraft.core.quantities import quantity
 from regraft.core.signatures import KeptFolder
 from regraft.core.structure import largest_difference
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.experiments.observe.lens_summaries import (
+    PUBLISHED,
     TOPS,
     depth_summaries,
     kind_summaries,
@@ -245,15 +247,19 @@ def _dataset(model: Model, text: Evaluation, found: dict[str, np.ndarray], k: in
             "top": ((*dims, "place"), top_text, {"units": "token"}),
             "top_id": ((*dims, "place"), found["top"], {"units": "token id"}),
             "top_probability": ((*dims, "place"), found["top_probability"], {"units": "probability"}),
-            "crystallization": (
+            "crystallization": quantity(
                 "token",
                 _first_depth(stays),
-                {"units": f"depth from which the true token stays in the top {k}"},
+                f"depth from which the true token stays in the top {k}",
+                "Early: the token is found by the first blocks; empty: it never stays among the first.",
+                PUBLISHED,
             ),
-            "first_top1": (
+            "first_top1": quantity(
                 "token",
                 _first_depth(first),
-                {"units": "first depth that ranks the true token first"},
+                "first depth that ranks the true token first",
+                "Behind it the token may be lost again; the crystallization tells from where it stays.",
+                PUBLISHED,
             ),
             "hurt_rate": (
                 "block",

@@ -56,7 +56,16 @@ def as_published(model: Model, data: xr.Dataset, text: Evaluation, seed: int) ->
     data = data.assign_coords(fit=names, prompt=("prompt", [c.prompt for c in text.flat]))
     data = data.assign({**_of_sequences(moved), **_of_directions(moved), **_of_fits(r2, recovered)})
     residual, on = data.fit_r2.sel(fit="residual").values, moved.on
+    gap, hurt = moved.gap[0], data.knockout_loss.values - data.attrs.get("clean_loss", np.nan)
     scatters = {
+        "published_gap_criticality_r": (
+            pearson(gap, hurt),
+            "gap with all positions moved, with the loss that skipping adds",
+        ),
+        "published_gap_consistency_r": (
+            pearson(gap, moved.consistency),
+            "gap with all positions moved, with the prompts' consistency",
+        ),
         "r2_recovered_r": (
             pearson(residual, data.fit_recovered.sel(fit="residual").values),
             "R squared of the residual fit with the loss that it recovers",

@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 
 from regraft.core.progress import advance
 from regraft.data.evaluation import Evaluation
-from regraft.experiments.observe.block_functions import PARTS, Doubled, keeping_output
+from regraft.experiments.observe.block_functions import PARTS, Doubled, keeping_output, plain_experts
 from regraft.experiments.observe.jacobian import STEP, STEPS, order
 from regraft.model.block_call import longest_input
 from regraft.model.float64 import KeepFloat64
@@ -139,7 +139,8 @@ def moved_sequences(model: Model, text: Evaluation, seed: int) -> MovedSequences
     ends = {name: np.full(len(blocks), np.nan) for name in ("on", "off", "off_shared", "data_rank")}
     doubled = Doubled()
     for column, block in enumerate(blocks):
-        here = _each_prompt(runs, column, block, doubled, seed)
+        with plain_experts(model.hf):
+            here = _each_prompt(runs, column, block, doubled, seed)
         for row, part in enumerate(PARTS):
             if part in here.gap:
                 by_prompt[:, row, column] = here.gap[part][:, STEPS.index(STEP)]
@@ -154,7 +155,9 @@ def moved_sequences(model: Model, text: Evaluation, seed: int) -> MovedSequences
         single["transform_ratio"][column] = here.transform_ratio
         single["consistency"][column], single["consistency_std"][column] = between_prompts(here.along_PRD)
         x_TD = torch.cat([one.states[column] for one in runs])[: len(joined_ids)].double()
-        for name, value in on_and_off(joined, block, doubled, x_TD, seed).items():
+        with plain_experts(model.hf):
+            beside = on_and_off(joined, block, doubled, x_TD, seed)
+        for name, value in beside.items():
             ends[name][column] = value
         advance("blocks, whole completions moved", column + 1, len(blocks))
     return MovedSequences(gap_by_prompt=by_prompt, **tables, **single, **ends)
@@ -225,7 +228,8 @@ def between_prompts(along_PRD: Tensor) -> tuple[float, float]:
 
 def on_and_off(run: Recording, block: Block, doubled: Doubled, x_TD: Tensor, seed: int) -> dict[str, float]:
     """Gap along the data's first principal directions, along random ones that all positions share, and along
-    random ones for each position; and how many directions hold 95% of what the first 20 hold.
+    random ones for each position; and how many directions hold 95% of what the first 20 hold. NaN for a
+    single state, which has no direction of its own.
 
     Published are the first and the last, which differ in two things: shared random directions tell them
     apart.
@@ -233,7 +237,9 @@ def on_and_off(run: Recording, block: Block, doubled: Doubled, x_TD: Tensor, see
     generator = torch.Generator().manual_seed(seed)
     centred = x_TD - x_TD.mean(0)
     _, sigma, principal_KD = torch.linalg.svd(centred, full_matrices=False)
-    first = principal_KD[: min(PRINCIPAL, len(principal_KD))]
+    first = principal_KD[: min(PRINCIPAL, len(principal_KD), len(x_TD) - 1)]
+    if not len(first):
+        return dict.fromkeys(("on", "off_shared", "off", "data_rank"), float("nan"))
     energy = sigma[: len(first)].square()
     within = torch.cumsum(energy, 0) / energy.sum()
     length_T1 = STEP * x_TD.norm(dim=1, keepdim=True)

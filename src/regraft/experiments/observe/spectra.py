@@ -15,11 +15,17 @@ from regraft.checkpoint.roles import ROLES
 from regraft.core.progress import advance
 from regraft.core.quantities import quantity
 from regraft.experiments.observe.spectrum_groups import GROUPS, group_quantities
-from regraft.experiments.observe.spectrum_measures import ENERGIES, MEASURES, measures, rank_at_energy
+from regraft.experiments.observe.spectrum_measures import (
+    ENERGIES,
+    MEASURES,
+    PUBLISHED,
+    measures,
+    rank_at_energy,
+)
 from regraft.model.model import Model
 from regraft.model.weights import Matrix, Weights, weights_of
 
-Measured = tuple[Matrix, dict[str, float], list[int]]
+Measured = tuple[Matrix, dict[str, float], list[float]]
 """A matrix, its measures, and how many directions hold each share of its energy."""
 
 
@@ -110,7 +116,7 @@ def _dataset(held: Weights, rows: list[Measured], spectrum_RK: np.ndarray) -> xr
                 np.array([ranks for _, _, ranks in rows]),
                 "directions",
                 "The least number of directions that hold this share of the energy.",
-                "weight-spectra study of Qwen3-4B (hivaze/dl-experiments)",
+                PUBLISHED,
             ),
             "rank_ratio": quantity(
                 ("role", "block"), ratio_RL, *MEASURES["effective_rank_ratio"], correlate="rank ratio"
@@ -120,6 +126,7 @@ def _dataset(held: Weights, rows: list[Measured], spectrum_RK: np.ndarray) -> xr
                 np.sqrt(squares),
                 "Frobenius norm of all matrices of the block",
                 "The size of the block's weights: it says nothing of how much the block matters.",
+                PUBLISHED,
                 correlate="weight norm",
             ),
             **group_quantities(found, ratio_RL),

@@ -28,7 +28,7 @@ MEASURES: dict[str, Told] = {
     "effective_rank_ratio": (
         "of the smaller side of the matrix",
         "1: all directions equally strong; small: few do most of the work.",
-        "",
+        PUBLISHED,
     ),
     "entropy_rank": (
         "directions",
@@ -119,10 +119,12 @@ def measures(sigma_K: np.ndarray, shape: tuple[int, int] | None = None) -> dict[
     }
 
 
-def rank_at_energy(sigma_K: np.ndarray) -> list[int]:
-    """The least number of directions that hold a half, 90% and 99% of the energy."""
+def rank_at_energy(sigma_K: np.ndarray) -> list[float]:
+    """The least number of directions that hold a half, 90% and 99% of the energy; NaN where there is none."""
+    if not sigma_K[0] > 0:
+        return [float("nan")] * len(ENERGIES)
     held = np.cumsum(sigma_K**2) / (sigma_K**2).sum()
-    return [min(int(np.searchsorted(held, level)) + 1, len(sigma_K)) for level in ENERGIES]
+    return [float(min(int(np.searchsorted(held, level)) + 1, len(sigma_K))) for level in ENERGIES]
 
 
 def _entropy(share_K: np.ndarray) -> float:

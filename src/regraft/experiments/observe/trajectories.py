@@ -41,11 +41,21 @@ KINDS = ("immediate", "shared prefix")
 RESAMPLES, BAND = 2000, (2.5, 97.5)
 """Resamples of the groups, and the percentiles that bound a 95% band."""
 DISTANCES = {
-    "cosine": "cosine of the two states",
-    "distance": "length of the difference / mean length",
-    "kl": "nats from the base's lens distribution to the other's",
-    "kl_reverse": "nats from the other's lens distribution to the base's",
+    "cosine": ("cosine of the two states", "1: the two completions are one to the model here."),
+    "distance": (
+        "length of the difference / mean length",
+        "0: one state; the square root of 2: two states of one length at a right angle.",
+    ),
+    "kl": (
+        "nats from the base's lens distribution to the other's",
+        "How surprised the other's lens would be at what the base's says.",
+    ),
+    "kl_reverse": (
+        "nats from the other's lens distribution to the base's",
+        "How surprised the base's lens would be at what the other's says: the published direction.",
+    ),
 }
+"""What is compared at every depth, in what unit, and how to read it."""
 BESIDE = {
     "shared_cosine": (
         "cosine of the two states at the last position that both share",
@@ -305,8 +315,10 @@ def _dataset(
 ) -> xr.Dataset:
     generator = np.random.default_rng(seed)
     dims = ("relation", "place", "group", "depth")
-    data: dict[str, Any] = {name: (dims, values[name], {"units": unit}) for name, unit in DISTANCES.items()}
-    for name, unit in DISTANCES.items():
+    data: dict[str, Any] = {
+        name: quantity(dims, values[name], *told, PUBLISHED) for name, told in DISTANCES.items()
+    }
+    for name, (unit, _) in DISTANCES.items():
         _, low, high = bands(np.moveaxis(values[name], 2, 0), generator)
         for suffix, array in (("mean", values[name].mean(2)), ("low", low), ("high", high)):
             data[f"{name}_{suffix}"] = (("relation", "place", "depth"), array, {"units": unit})

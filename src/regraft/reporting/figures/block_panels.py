@@ -84,6 +84,10 @@ def spectra_panels(data: xr.Dataset) -> list[Panel]:
         panel(data, "early_late_diff", "Late blocks against early ones", _early_late(data)),
         panel(data, "stable_rank_ratio", "Stable rank against effective rank", _two_ranks(data)),
     ]
+    apart = bars(blocks, data.vo_minus_qk.values, "block", "difference of the ratios", "")
+    found.append(panel(data, "vo_minus_qk", "Values and output less queries and keys", apart))
+    sizes = lines(blocks, by_role(data, "frobenius_norm"), "block", "Frobenius norm")
+    found.append(panel(data, "frobenius_norm", "Size of each matrix", sizes))
     others = dict.fromkeys([blocks[0], blocks[-1]])
     for block in others:
         caption = f"Singular values in block {block} (logarithmic)"
@@ -99,7 +103,9 @@ def _at_energy(data: xr.Dataset):
     series = {}
     for level in data.level.values:
         rows = data.rank_at_energy.sel(level=level).values
-        series[f"{level:.0%}"] = [float(np.median(rows[data.matrix_role.values == role])) for role in roles]
+        series[f"{level:.0%}"] = [
+            float(np.nanmedian(rows[data.matrix_role.values == role])) for role in roles
+        ]
     return lines(roles, series, "role", "directions")
 
 
@@ -136,7 +142,13 @@ def _outside(data: xr.Dataset) -> list[Panel]:
     )
     figure.update_traces(mode="lines")
     figure.update_yaxes(type="log")
-    return [Panel("Singular values outside the blocks (logarithmic)", figure, "Embedding and output matrix.")]
+    return [
+        Panel(
+            "Singular values outside the blocks (logarithmic)",
+            figure,
+            "A first value far above the others is a direction that all tokens share; a straight line, none.",
+        )
+    ]
 
 
 def linearity_panels(data: xr.Dataset) -> list[Panel]:
@@ -228,6 +240,7 @@ def _published(data: xr.Dataset) -> list[Panel]:
         ),
         panel(data, "gap_by_prompt", "Gap of every prompt", by_prompt),
     ]
+    drawn += _published_scatters(data)
     for name, title in (
         ("fit_recovered", "Loss won back by each linear map"),
         ("fit_r2", "R squared of each linear map"),
@@ -246,6 +259,41 @@ def _published(data: xr.Dataset) -> list[Panel]:
         figure.update_layout(xaxis_title="block", margin_l=100)
         drawn.append(panel(data, name, title, figure))
     return drawn
+
+
+def _published_scatters(data: xr.Dataset) -> list[Panel]:
+    """What goes with what over the blocks, as it was published."""
+    blocks, gap = data.block.values, data.gap_all_positions.sel(part="block").values
+    hurt = data.knockout_loss.values - data.attrs.get("clean_loss", np.nan)
+    r2, won = (data[name].sel(fit="residual").values for name in ("fit_r2", "fit_recovered"))
+    pairs = (
+        (
+            "published_gap_criticality_r",
+            "Curved and critical, all positions moved",
+            gap,
+            hurt,
+            ("gap", "nats"),
+        ),
+        (
+            "published_gap_consistency_r",
+            "Curved and consistent, all positions moved",
+            gap,
+            data.consistency_prompt.values,
+            ("gap", "mean cosine"),
+        ),
+        ("r2_recovered_r", "Fitted and replaceable, as published", r2, won, ("R squared", "loss won back")),
+        (
+            "manifold_r2_r",
+            "Curved along the data, and fitted",
+            data.gap_on_manifold.values,
+            r2,
+            ("gap", "R squared"),
+        ),
+    )
+    return [
+        panel(data, name, f"{title} (Pearson {float(data[name]):.2f})", scatter(x, y, blocks, *axes))
+        for name, title, x, y, axes in pairs
+    ]
 
 
 def correlation_panels(data: xr.Dataset) -> list[Panel]:

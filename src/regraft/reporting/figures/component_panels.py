@@ -40,17 +40,14 @@ def push_panels(data: xr.Dataset) -> list[Panel]:
     """Ranked lists of each target, attentions and whole blocks, what heads look at, what is common."""
     targets = [str(t) for t in data.target.values][:MOST_TARGETS]
     found = [_ranking(data, target) for target in targets]
-    for kind, title in (
-        ("attention", "Push of every attention as a whole"),
-        ("block", "Push of every block"),
+    for kind, title, reading in (
+        ("attention", "Push of every attention as a whole", "All heads of a block together."),
+        ("block", "Push of every block", "Attention and MLP together: what they push alone need not add up."),
     ):
         some = data.isel(component=data.kind.values == kind)
         if some.sizes["component"]:
             series = {quoted(t): some.push.sel(target=t).values for t in targets}
             figure = lines(some.component_block.values, series, "block", "nats")
-            reading = (
-                "Attention and MLP of a block together, at the last position; parts need not add up to it."
-            )
             found.append(Panel(title, figure, reading))
     if "looks_at" in data:
         found.append(_looks(data))
@@ -99,7 +96,7 @@ def patch_panels(data: xr.Dataset) -> list[Panel]:
     if "answer_effect" not in data or not np.isfinite(data.answer_effect.values).any():
         return []
     column = str(data.answer_effect.dims[1])
-    if data.attrs["grid"] == "block":
+    if data.sizes[column] == 1:
         return [_answer_line(data)]
     figure = heatmap(
         data.answer_effect.values, data[column].values, data.block.values, "effect on the answer alone", True
@@ -133,19 +130,25 @@ def ablate_panels(data: xr.Dataset) -> list[Panel]:
     some = data.isel(listed=slice(0, LISTED))
     several = data.attrs.get("prompts", 1) > 1
     names = [
-        f"N{n}@L{block}{f', prompt {prompt}' if several else ''} → {quoted(top)}"
-        for n, block, prompt, top in zip(
+        f"N{n}@L{block}{f', prompt {prompt}' if several else ''} → {quoted(top)} ({why})"
+        for n, block, prompt, top, why in zip(
             some.listed_neuron.values,
             some.listed_block.values,
             some.listed_prompt.values,
             some.listed_top.values,
+            some.listed_condition.values,
             strict=True,
         )
     ]
     figure = ranked_bars(names, some.listed_change.values, "change of the answer's probability")
-    figure.update_layout(margin_l=200)
+    figure.update_layout(margin_l=270)
     return [
-        panel(data, "listed_change", "Neurons that matter, and the most likely token without each", figure)
+        panel(
+            data,
+            "listed_change",
+            "Neurons that matter: the most likely token without each, and why it is listed",
+            figure,
+        )
     ]
 
 

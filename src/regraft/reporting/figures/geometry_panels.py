@@ -26,8 +26,20 @@ def _decomposition(data: xr.Dataset) -> list[Panel]:
         data.update_correlation.values, data.other_block.values, data.block.values, "cosine", True
     )
     alike.update_layout(xaxis_title="block", yaxis_title="block")
+    onto = bars(data.contributor.values, data.residual_projection.values, "part", "along the last state", "")
+    onto.update_traces(error_y={"type": "data", "array": list(data.residual_projection_std.values)})
+    sizes = {
+        "length of the update": data.update_norm.values,
+        "its part along the last state": data.update_final_abs.values,
+    }
+    lengths = lines(data.block.values, sizes, "block", "mean length")
+    lengths.update_yaxes(type="log")
     return [
         panel(data, "residual_share", "What the last state is made of (adds up to 100%)", share),
+        panel(
+            data, "residual_projection", "The same in units of the stream, with its spread over tokens", onto
+        ),
+        panel(data, "update_norm", "Length of each block's update (logarithmic)", lengths),
         panel(data, "update_correlation", "Do blocks push the same way?", alike),
     ]
 

@@ -73,6 +73,11 @@ def _by_kind(data: xr.Dataset) -> list[Panel]:
     ranks = {kind: 1 + data.rank_mean_by_type.sel(by_type=kind).values for kind in kinds}
     figure = lines(data.depth.values, ranks, DEPTH, LOGARITHMIC)
     figure.update_yaxes(type="log")
+    first_of = {kind: data.topk_accuracy_by_type.sel(by_type=kind).isel(k=0).values for kind in kinds}
+    chances, entropies = (
+        {kind: data[f"{name}_by_type"].sel(by_type=kind).values for kind in kinds}
+        for name in ("target_probability", "entropy_mean")
+    )
     first = data.topk_accuracy_by_category.isel(k=0)
     names = [
         f"{c} ({n})" for c, n in zip(first.by_category.values, data.tokens_by_category.values, strict=True)
@@ -81,6 +86,24 @@ def _by_kind(data: xr.Dataset) -> list[Panel]:
     by_category.update_layout(xaxis_title=DEPTH, margin_l=150, height=140 + 26 * len(names))
     return [
         panel(data, "rank_mean_by_type", "Mean rank by kind of token (logarithmic)", figure),
+        panel(
+            data,
+            "topk_accuracy_by_type",
+            "Share ranked first by kind of token",
+            _shares(data.depth.values, first_of),
+        ),
+        panel(
+            data,
+            "target_probability_by_type",
+            "Mean probability by kind of token",
+            lines(data.depth.values, chances, DEPTH, "probability"),
+        ),
+        panel(
+            data,
+            "entropy_mean_by_type",
+            "Mean entropy by kind of token",
+            lines(data.depth.values, entropies, DEPTH, "nats"),
+        ),
         Panel(
             "Accuracy by category of prompt (tokens)",
             by_category,

@@ -22,7 +22,8 @@ class LensTask:
 
     Loss in nats: the divergence of what the lens says at a depth from what the model says at the end, mean
     over positions and depths. Of a batch `positions` are read at random places: the head over the whole
-    vocabulary, once for each depth, is nearly all the work. Measured beside it, the same for the plain lens.
+    vocabulary, once for each depth, is nearly all the work. The places follow from the batch, so that a run
+    that is taken up again reads what it would have read. Measured beside it, the same for the plain lens.
     """
 
     def __init__(self, model: Model, graft: TunedLens, positions: int = 128, seed: int = 0):
@@ -34,7 +35,7 @@ class LensTask:
         self.model, self.root, self.lens = model, model.hf, graft
         self.graft: nn.Module = graft
         self.positions = positions
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
 
     def blocks(self) -> list[nn.Module]:
         """Blocks of the trunk."""
@@ -46,7 +47,8 @@ class LensTask:
         blocks = self.model.main_blocks
         streams = [recording.pre(b.index) for b in blocks] + [recording.post(blocks[-1].index)]
         count = ids_BT.numel()
-        chosen = torch.randperm(count, generator=self.generator)[: self.positions].to(ids_BT.device)
+        places = torch.Generator().manual_seed(self.seed + int(ids_BT.sum()))
+        chosen = torch.randperm(count, generator=places)[: self.positions].to(ids_BT.device)
         flat = [stream.flatten(0, 1)[chosen] for stream in streams]
         calls = recording.taken.calls
 

@@ -182,13 +182,19 @@ def _dataset(
     clean, given = losses([[order.index(i) for i in range(len(order))], list(range(len(order)))]).tolist()
     scored, measured = [scores(row["order"]) for row in rows], sweep_attributes(*losses.results)
     units = {
-        "tau": "Kendall's tau with the true order",
-        "in_place": "share of blocks in their place",
-        "displacement": "mean places that a block is off",
+        "tau": ("Kendall's tau with the true order", "1: the same order; 0: no relation; -1: turned round."),
+        "in_place": (
+            "share of blocks in their place",
+            "Low beside a high tau: the order is shifted as a whole.",
+        ),
+        "displacement": ("mean places that a block is off", "0: every block is in its place."),
     }
     return xr.Dataset(
         {
-            **{name: ("method", [s[name] for s in scored], {"units": unit}) for name, unit in units.items()},
+            **{
+                name: quantity("method", [s[name] for s in scored], *told, PUBLISHED)
+                for name, told in units.items()
+            },
             "loss": (
                 "method",
                 [row["loss"] for row in rows],
