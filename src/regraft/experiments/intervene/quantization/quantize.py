@@ -18,10 +18,24 @@ from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT, QUANTIZATION_
 from regraft.core.files import keeping
 from regraft.core.progress import advance
 from regraft.core.registry import DOES_NOT_APPLY
-from regraft.core.signatures import NewFolder
+from regraft.core.signatures import NewFolder, TextFile
 from regraft.data.evaluation import Evaluation, evaluation
 from regraft.experiments.intervene.quantization.packed_checkpoint import check_packable, write_packed
-from regraft.experiments.intervene.quantization.recipes import by_score, ends_protected, oracle, uniform
+from regraft.experiments.intervene.quantization.published_quantities import (
+    COORDINATES,
+    RoundedLosses,
+    published_quantities,
+    sensitivity_quantities,
+)
+from regraft.experiments.intervene.quantization.recipes import (
+    by_score,
+    ends_at_eight,
+    ends_protected,
+    oracle,
+    proportional,
+    uniform,
+    unit_scale,
+)
 from regraft.experiments.intervene.quantization.rounding import (
     FEWEST_BITS,
     MOST_BITS,
@@ -37,7 +51,6 @@ from regraft.model.weights import live_weights
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Route, Variant
 
 WIDTHS = (8, 6, 4, 3, 2)
@@ -46,7 +59,10 @@ MATRIX_BITS = 3
 """Bits at which single matrices are compared: few enough for most of them to cost something."""
 
 
-RECIPES = ("uniform", "ends protected", "oracle", "inverse", "rank-guided", "linearity-guided")
+RECIPES = (
+    "uniform", "ends protected", "oracle", "inverse", "rank-guided", "linearity-guided",
+    "ends at eight", "proportional to rank", "proportional to gap", "combined", "proportional to sensitivity",
+)  # fmt: skip
 
 
 def quantize(
@@ -59,6 +75,7 @@ def quantize(
     prompts: list[str] | None = None,
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
+    corpus: TextFile = "",
     seed: int = 0,
 ) -> xr.Dataset:
     """Round each block's weights to few bits, alone and all together, and measure the loss; then compare
@@ -66,8 +83,9 @@ def quantize(
 
     Round to nearest, symmetric, one scale for each group along the inputs, by routes: the model is not
     changed. Recipes with a mean of 4 bits: uniform, first and last block protected, by the sensitivity
-    measured here (oracle) and by its inverse, by effective rank, by perturbation gap. Embedding and output
-    matrix stay as they are.
+    measured here (oracle) and by its inverse, by effective rank, by perturbation gap; beside them the
+    published ones: in proportion to rank, gap, both together and sensitivity at 2 bits, and one by role.
+    Embedding and output matrix stay as they are.
 
     Args:
         bits: widths to measure each block at; by default 8, 6, 4, 3 and 2.
@@ -81,6 +99,7 @@ def quantize(
         prompts: texts whose completions are scored; without them, prompts that suit the model.
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
+        corpus: a text file on which the loss is measured as well, its first 4,096 tokens.
         seed: of everything drawn at random.
 
     Raises:
@@ -93,15 +112,28 @@ def quantize(
     read = {"prompts": prompts, "count": count, "seed": seed}
     if recipe:
         return _one_recipe(model, text, blocks, recipe, widths, group, save, format, read)
-    results: list[SweepResult] = []
+    dataset, best = _all_measured(model, text, blocks, widths, group, corpus, read)
+    if save:
+        plan = dataset.recipe_bits.sel(recipe=best).values.tolist()
+        with keeping(dataset):
+            written = _save(model, text, blocks, plan, best, group, save, format)
+            dataset.attrs["saved"] = written.attrs["saved"]
+    return dataset
 
-    def losses(places: list[dict[int, Callable[..., Any]]]) -> np.ndarray:
-        routes = [Route.replace(len(model.blocks), dict(place)) for place in places]
-        results.append(sweep(text.recordings, [Variant(route=route) for route in routes], loss()))
-        return results[-1].mean("loss").numpy()
 
+def _all_measured(
+    model: Model,
+    text: Evaluation,
+    blocks: list[Block],
+    widths: list[int],
+    group: int,
+    corpus: str,
+    read: dict[str, Any],
+) -> tuple[xr.Dataset, str]:
+    """Every loss, and the name of the recipe with the lowest."""
+    losses = RoundedLosses(model, text, corpus)
     alone = _alone(model, blocks, widths, group, losses)
-    clean = results[0].clean_mean("loss")
+    clean = losses.clean
     roles, matrices = _matrices(model, blocks, group, losses)
     chosen, lacking = _recipes(model, blocks, alone - clean, widths, read)
     found = []
@@ -109,6 +141,8 @@ def quantize(
         found.append(float(losses([_all(model, blocks, plan, group)])[0]))
         advance("recipes", number + 1, len(chosen))
     whole = [float(losses([_all(model, blocks, [width] * len(blocks), group)])[0]) for width in widths]
+    extra = published_quantities(model, blocks, widths, group, losses, chosen)
+    extra |= sensitivity_quantities(model, blocks, alone - clean, widths, matrices - clean, roles, read)
     best = list(chosen)[int(np.nanargmin(found))]
     named = {
         "clean_loss": clean,
@@ -116,18 +150,18 @@ def quantize(
         "group": group,
     }
     named |= {"best_recipe": best, "saved": "", "without": "; ".join(lacking)}
-    attrs = {**sweep_attributes(*results), **named, **text.attributes}
+    attrs = {**sweep_attributes(*losses.results), **named, **text.attributes}
     size = {
         "whole": [sum(block_bytes(model, b, w, group) for b in blocks) for w in widths],
         "recipe": [_bytes(model, blocks, plan, group) for plan in chosen.values()],
     }
     coords = {"block": [b.address for b in blocks], "bits": widths, "role": roles, "recipe": list(chosen)}
     dataset = _dataset(alone, matrices, (whole, found), size, list(chosen.values()), coords, attrs)
-    if save:
-        with keeping(dataset):
-            written = _save(model, text, blocks, chosen[best], best, group, save, format)
-            dataset.attrs["saved"] = written.attrs["saved"]
-    return dataset
+    dataset = dataset.assign(extra).assign(
+        losses.of_corpus(len(blocks), len(widths), len(roles), len(chosen))
+    )
+    dataset = dataset.assign_coords(dict(COORDINATES))
+    return dataset, best
 
 
 def _alone(
@@ -160,7 +194,7 @@ def _one_recipe(
 ) -> xr.Dataset:
     """Write one recipe and measure it alone, with what it is made from: losses of blocks only where it goes
     by these."""
-    if recipe in ("oracle", "inverse"):
+    if recipe in ("oracle", "inverse", "proportional to sensitivity"):
         places = [
             {b.index: rounded_when_run(model, b, width, group=group)} for b in blocks for width in widths
         ]
@@ -183,13 +217,30 @@ def _plan(
     read: dict[str, Any],
 ) -> list[int]:
     """Bits of every block by one recipe; what it goes by is measured on the prompts that are read here."""
-    if recipe in ("rank-guided", "linearity-guided"):
-        score = _mean_rank(model, read["seed"]) if recipe == "rank-guided" else _gap(model, read)
-        return by_score(score.sel(block=[block.address for block in blocks]).values)
+    addresses = [block.address for block in blocks]
+
+    def rank() -> np.ndarray:
+        return _mean_rank(model, read["seed"]).sel(block=addresses).values
+
+    def gap() -> np.ndarray:
+        return _gap(model, read).sel(block=addresses).values
+
+    scored: dict[str, Callable[[], list[int]]] = {
+        "rank-guided": lambda: by_score(rank()),
+        "linearity-guided": lambda: by_score(gap()),
+        "proportional to rank": lambda: proportional(rank()),
+        "proportional to gap": lambda: proportional(gap()),
+        "combined": lambda: proportional((unit_scale(rank()) + unit_scale(gap())) / 2),
+    }
+    if recipe in scored:
+        return scored[recipe]()
     sensitivity = increase[:, widths.index(MATRIX_BITS)]
+    two = increase[:, widths.index(FEWEST_BITS)]
     plans: dict[str, Callable[[], list[int]]] = {
         "uniform": lambda: uniform(len(blocks)),
         "ends protected": lambda: ends_protected(len(blocks)),
+        "ends at eight": lambda: ends_at_eight(len(blocks)),
+        "proportional to sensitivity": lambda: proportional(two),
         "oracle": lambda: oracle(increase, widths),
         "inverse": lambda: by_score(-sensitivity),
     }

@@ -103,6 +103,25 @@ def quantized_block(
     return made
 
 
+def role_block(
+    model: Model,
+    block: Block,
+    matrices: Iterable[Matrix],
+    bits: Callable[[str], int],
+    group: int = QUANTIZATION_GROUP,
+) -> nn.Module:
+    """A copy of a block with each of its matrices rounded to the bits of its role."""
+    made = copied(model.filled(block.index).module)
+    axes = matrix_axes(block, model.width)
+    with torch.no_grad():
+        for matrix in matrices:
+            name = matrix.tensor.removeprefix(f"{block.path}.")
+            if name in axes:
+                weight = made.get_parameter(name)
+                _write(weight, round_to_nearest(weight, bits(matrix.role), axes[name], group), matrix)
+    return made
+
+
 @dataclass(frozen=True, eq=False)
 class MadeWhenRun:
     """What stands in a block's place on a route: a block made anew at each call, so that of a whole model's
