@@ -152,5 +152,11 @@ def test_pairs_that_cannot_be_measured_are_left_out_or_refused(model, tmp_path):
 def test_drawing(data):
     drawing = drawing_of(data)
     assert len(drawing.figures(data)) == 3
-    assert drawing.finding(data).count("pairs)") == 3
+    told = drawing.finding(data)
+    assert told.startswith("On every kind of prompt block 0 both restores most and is missed most. Behind it")
+    assert told.count("%") == 3, "the next block of each kind"
+    apart = data.assign(critical_block=("kind", ["0", "4", "0"]), same_block=("kind", [True, False, True]))
+    assert "on linguistic prompts (2 pairs) block 0 restores most" in drawing.finding(apart)
+    lacking = data.assign_attrs(left_out="“a” is not known; “b” is not known; “c” is not known")
+    assert drawing.finding(lacking).endswith("Left out: “a” is not known; “b” is not known and 1 more.")
     assert len(drawing.folded(data)) == 1

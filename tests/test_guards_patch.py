@@ -30,9 +30,14 @@ def test_cases_are_read_from_a_file(tmp_path):
     case = {"clean": "a", "corrupt": "b", "answer": "c", "wrong": "d"}
     (tmp_path / "pairs.json").write_text(json.dumps([case, {**case, "answer": "e"}]))
     assert [c.answer for c in read_cases(tmp_path / "pairs.json")] == ["c", "e"]
-    for broken in ("[]", "{", '[{"clean": "a"}]', "[3]"):
+    for broken, told in (
+        ("[]", "holds no pairs"),
+        ("{", "is not JSON"),
+        ('[{"clean": "a"}]', "pair 0 of .* has no corrupt, answer, wrong"),
+        ("[3]", "pair 0 of .* has no clean, corrupt, answer, wrong"),
+    ):
         (tmp_path / "pairs.json").write_text(broken)
-        with pytest.raises(ValueError, match=r"holds no pairs"):
+        with pytest.raises(ValueError, match=told):
             read_cases(tmp_path / "pairs.json")
 
 

@@ -179,7 +179,8 @@ def test_a_lens_is_written_read_back_and_bound_to_its_model(tmp_path):
     model = opened("gpt2")
     lens, _ = small_lens(model, 12, tmp_path / "run")
     save_lens(lens, model, tmp_path / "lens", steps=12)
-    again = open_lens(tmp_path / "lens", model)
+    again = open_lens(tmp_path, model)
+    assert open_lens(tmp_path / "lens", model).depths == again.depths, "the command's own folder holds it"
     assert all(torch.equal(a, b) for a, b in zip(lens.parameters(), again.parameters(), strict=True))
     with pytest.raises(CheckpointError, match="a lens fits only the weights it was tuned on"):
         open_lens(tmp_path / "lens", opened("gpt2", seed=2))
@@ -210,3 +211,11 @@ def test_what_has_no_lens_to_tune_is_refused(tmp_path):
         with pytest.raises(ValueError, match="there is no lens to tune"):
             fit_lens(model, tmp_path / name)
         assert not (tmp_path / name).exists()
+
+
+def test_a_choice_that_does_not_exist_is_refused_from_python():
+    from regraft import contributions
+    from regraft import load as opened_by
+
+    with pytest.raises(ValueError, match="against='median' of contributions is not one of nothing, mean"):
+        contributions(opened_by("specimen:gpt2"), against="median")

@@ -118,8 +118,11 @@ def test_pairs():
     assert knockout_finding(paired([[NAN, 0.0], [0.0, NAN]])) == ""
     said = knockout_finding(paired([[NAN, 0.1, -0.5], [0.1, NAN, 0.0], [-0.5, 0.0, NAN]]))
     assert said.startswith(
-        "Blocks a and c depend most on each other: skipped together they cost 0.500 nats per token less"
+        "Blocks a and c have most in common: skipped together they cost 0.500 nats per token less"
     )
+    said = knockout_finding(paired([[NAN, 0.1, 0.5], [0.1, NAN, 0.0], [0.5, 0.0, NAN]]))
+    assert said.startswith("Blocks a and c stand in most for each other: skipped together they cost 0.500")
+    assert "more than the sum" in said
     knockout_figures(paired([[NAN]]))
 
 

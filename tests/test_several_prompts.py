@@ -260,8 +260,10 @@ def test_texts_that_contradict_each_other_are_refused(tmp_path):
             run(model, **options)
     for content, sentence in (
         ("[]", "holds no pairs: write at least one"),
-        ("{", "holds no pairs"),
-        ('[{"question": "5"}]', "write a list of objects with question and baseline"),
+        ("{", "is not JSON"),
+        ('{"question": "5"}', "holds no pairs but a dict"),
+        ('[{"question": "5"}]', "pair 0 of .* has no baseline: write a list of objects with question and"),
+        ('[{"question": "5", "baseline": "6", "x": "7"}]', "pair 0 of .* has x: "),
         ('[{"question": "5", "baseline": ""}]', "pair 0 of .* has a field that is empty or no text"),
         ('[{"question": "5", "baseline": 6}]', "pair 0 of .* has a field that is empty or no text"),
     ):

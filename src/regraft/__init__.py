@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from regraft.jobs.head_jobs import fit_head as fit_head
     from regraft.jobs.inspection import inspect as inspect
     from regraft.jobs.inspection import inspect_headers as inspect_headers
+    from regraft.jobs.lens_job import fit_lens as fit_lens
     from regraft.jobs.pareto_job import pareto_transcoder as pareto_transcoder
     from regraft.jobs.report_job import report as report
     from regraft.jobs.tokenizer_jobs import compare_tokenizers as compare_tokenizers
@@ -149,6 +150,7 @@ _HOMES = {
     "jobs.graft_jobs": ("bake_embedding", "evaluate_grafts", "export_grafts", "fit_embedding"),
     "jobs.feature_jobs": ("attribute_prompt", "describe_features"),
     "jobs.pareto_job": ("pareto_transcoder",),
+    "jobs.lens_job": ("fit_lens",),
     "jobs.transcoder_jobs": ("evaluate_transcoder", "export_transcoder", "fit_transcoder", "open_transcoder"),
     "jobs.head_jobs": ("Build", "build_head", "fit_head"),
     "jobs.tokenizer_jobs": ("compare_tokenizers", "train_tokenizer"),
@@ -209,6 +211,7 @@ __all__ = [
     "figure",
     "fit_embedding",
     "fit_head",
+    "fit_lens",
     "fit_transcoder",
     "generate",
     "geometry",

@@ -123,6 +123,9 @@ def unfit(annotation: str, value: Any) -> str:
             and all(_is(one, kinds) for one in value)
         )
         return "" if fits else f"a list, each {what}"
+    if plain.startswith("Literal["):
+        allowed = ast.literal_eval(plain.removeprefix("Literal"))
+        return "" if value in allowed else f"one of {', '.join(map(str, allowed))}"
     kinds, what = _KINDS.get(plain, ((object,), ""))
     return "" if _is(value, kinds) else what
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,9 +140,19 @@ def read_pairs(path: Path | str, kind: Callable[..., Item], remedy: str) -> list
     """
     text = read_text(path, remedy)
     try:
-        found = [kind(**entry) for entry in json.loads(text)]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} holds no pairs ({error}): {remedy}") from error
+        listed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): {remedy}") from error
+    if not isinstance(listed, list):
+        raise ValueError(f"{path} holds no pairs but a {type(listed).__name__}: {remedy}")
+    names = [parameter.name for parameter in signature(kind).parameters.values()]
+    for number, entry in enumerate(listed):
+        given = set(entry) if isinstance(entry, dict) else set()
+        if given != set(names):
+            lacks, extra = [n for n in names if n not in given], sorted(given - set(names))
+            told = [f"has no {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(extra)}"] * bool(extra)
+            raise ValueError(f"pair {number} of {path} {' and '.join(told)}: {remedy}")
+    found = [kind(**entry) for entry in listed]
     if not found:
         raise ValueError(f"{path} holds no pairs: write at least one")
     for number, pair in enumerate(found):

@@ -55,6 +55,8 @@ def open_lens(folder: Path | str, model: Model) -> TunedLens:
     Raises:
         CheckpointError: there is none, it was tuned for another model, or its tensors do not fit.
     """
+    inside = expanded(folder) / "lens"
+    folder = inside if (inside / LENS_ABOUT).is_file() else folder
     about = read_lens_about(folder)
     if about["weights_sha256"] != model.weights_sha256:
         raise CheckpointError(

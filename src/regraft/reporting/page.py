@@ -203,7 +203,7 @@ def result_section(dataset: xr.Dataset, command: str, anchor: str) -> Section:
         + (f"<h3>More of it</h3>{''.join(folds)}" if folds else "")
         + every_quantity(dataset)
         + f"<pre><code>{html.escape(command)}</code></pre>"
-        + f'<p class="download">{download(dataset)}</p>{provenance_line(dataset)}</section>'
+        + f'<p class="download">{download(dataset, anchor)}</p>{provenance_line(dataset)}</section>'
     )
     return Section(anchor, title, text, figures)
 
@@ -297,9 +297,9 @@ def _largest_alike(dataset: xr.Dataset) -> tuple[str, ...]:
     return tuple(alike)
 
 
-def download(dataset: xr.Dataset) -> str:
-    """A link that holds the data."""
-    name = f"{dataset.attrs['experiment']}.csv"
+def download(dataset: xr.Dataset, anchor: str) -> str:
+    """A link that holds the data; the file is called as its chapter."""
+    name = f"{anchor}.csv"
     encoded = base64.b64encode(csv_text(dataset).encode()).decode()
     return f'<a download="{name}" href="data:text/csv;base64,{encoded}">Download the data ({name})</a>'
 

@@ -27,6 +27,9 @@ from regraft.sweeps.provenance import sweep_attributes
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
 
+FLAT = 1e-4
+"""Share of the largest effect under which a spread over cells is rounding, and no correlation means
+anything."""
 METRIC, ANSWER_METRIC = "logit_difference", "logit"
 SEED = "patching study of small Llamas (the project's seed)"
 
@@ -239,6 +242,9 @@ def _dataset(plan: PatchGrid, parts: list[Cells], direction: str) -> xr.Dataset:
         )
     attributes = sweep_attributes(*(part.result for part in parts))
     lacking = [row for row, address in zip(rows, plan.addresses, strict=True) if not address]
+    if grid == "block" and plan.site.startswith("resid"):
+        note = f"{plan.site} at all positions is all that the other run is: every block gives 1"
+        attributes["notes"] = "; ".join(one for one in (attributes["notes"], note) if one)
     if lacking:
         reason = f"{plan.site} does not exist in block {', '.join(lacking)}, whose rows are empty"
         attributes["notes"] = "; ".join(note for note in (attributes["notes"], reason) if note)
@@ -263,7 +269,7 @@ def _dataset(plan: PatchGrid, parts: list[Cells], direction: str) -> xr.Dataset:
         data["pair_effect"] = (("pair", *dims), effect, {"units": "share of the difference between the runs"})
     both = np.isfinite(effect.mean(0)) & np.isfinite(estimate.mean(0))
     a, b = effect.mean(0)[both], estimate.mean(0)[both]
-    varies = len(a) > 2 and a.std() > 0 and b.std() > 0
+    varies = len(a) > 2 and min(a.std(), b.std()) > FLAT * max(np.abs(a).max(), np.abs(b).max())
     return xr.Dataset(
         data,
         coords=coords,

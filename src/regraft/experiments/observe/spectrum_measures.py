@@ -57,7 +57,11 @@ MEASURES: dict[str, Told] = {
         "1: the energy lies in all directions alike.",
         PUBLISHED,
     ),
-    "stable_rank_ratio": ("stable rank over the smaller side", "The same over the smaller side.", PUBLISHED),
+    "stable_rank_ratio": (
+        "stable rank over the smaller side",
+        "Far below the effective rank: one direction dominates.",
+        PUBLISHED,
+    ),
     "random_rank_ratio": (
         "of the smaller side: effective rank of independent entries of this shape",
         "What the ratio would be without any structure.",

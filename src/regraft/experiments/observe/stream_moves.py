@@ -219,7 +219,7 @@ def category_quantities(
     between = inner_SCC[:, one, other] / (counts_C[one] * counts_C[other])
     intra = _mean_of_known(within_SC)
     inter = _mean_of_known(between)
-    apart = "Above 0: tokens of one category of prompts point in a direction of their own."
+    apart = "Within above between: tokens of one category of prompts point in a direction of their own."
     size = np.maximum(np.linalg.norm(group_mean_CD, axis=1, keepdims=True), np.finfo(float).tiny)
     unit_CD = group_mean_CD / size
     cosine = "mean cosine of two tokens"

@@ -63,7 +63,7 @@ BESIDE = {
     ),
     "alternative_rank": (
         "tokens that the lens ranks above the alternative's first own token, where both still agree",
-        "How far the model is from saying the alternative, before it is made to: near 0 it nearly did.",
+        "How far the model is from saying the alternative, before it is made to: at rank 0 it nearly did.",
     ),
     "completion_cka": (
         "linear CKA over the completion's tokens, cut to the shorter (a single token: the cosine)",

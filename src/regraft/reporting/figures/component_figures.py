@@ -226,6 +226,14 @@ def push_finding(dataset: xr.Dataset) -> str:
         if number == 1
         else "Mean log-probabilities on the questions themselves"
     )
+    if "push_beyond" in dataset:
+        beyond = dataset.push_beyond.sel(target=targets[0]).values
+        first = highest(np.abs(beyond))
+        if len(first) == 1:
+            known_by = (
+                f"Beyond “{dataset.attrs['minus']}”, {dataset.component.values[first[0]]} moves"
+                f" {quoted(targets[0])} most ({signed(beyond[first[0]], 2)}). {known_by}"
+            )
     return (
         f"{_texts(dataset, 'question')} into {_texts(dataset, 'baseline')}, towards {_towards(targets)},"
         f" {pushed}.{f' {known_by}: {on}.' if on else ''}"
@@ -260,6 +268,6 @@ PUSH = Drawing(
     " alike only says that an answer is due; what pushes one rather than the other knows which.",
     push_figures,
     push_finding,
-    ("push",),
+    ("push", "minus_push", "push_beyond"),
     push_panels,
 )

@@ -200,12 +200,13 @@ def contribution_finding(data: xr.Dataset) -> str:
         return f"{sentence}."
     what = names[most[0]]
     which = f"block {what}" if what in data.block.values else what
-    sentence = f"{sentence}; {which} adds most of it ({values[most[0]]:+.1f})"
+    sentence = f"{sentence}; {which} adds more than any other part ({values[most[0]]:+.1f})"
     heads = data.head_contribution.values
     if not np.isfinite(heads).any():
         return f"{sentence}."
     row, head = np.unravel_index(int(np.nanargmax(np.abs(heads))), heads.shape)
-    return f"{sentence}, and of single heads L{data.block.values[row]}H{head} ({heads[row, head]:+.1f})."
+    most_of_heads = f"head {head} of block {data.block.values[row]} ({heads[row, head]:+.2g})"
+    return f"{sentence}, and of single heads {most_of_heads}."
 
 
 CONTRIBUTIONS = Drawing(
@@ -216,6 +217,6 @@ CONTRIBUTIONS = Drawing(
     " with a small share may still matter: by what it changes in later parts, which counts there.",
     contribution_figures,
     contribution_finding,
-    ("contribution", "head_contribution"),
+    ("contribution",),
     contribution_panels,
 )

@@ -3,9 +3,13 @@ spreads."""
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
 from regraft.reporting.theme import Panel, bars, heatmap, lines, panel
+
+ROUNDING_DECADES = 6
+"""Powers of ten under the largest singular value from which on a value of float32 states is rounding."""
 
 
 def geometry_panels(data: xr.Dataset) -> list[Panel]:
@@ -88,10 +92,10 @@ def _spread(data: xr.Dataset) -> list[Panel]:
     norms = {"mean": data.mean_norm.values, "standard deviation": data.norm_std.values, **norms}
     spectrum = (
         heatmap(
-            data.log_singular_values.values,
+            _without_floor(data.log_singular_values.values),
             range(1, data.sizes["direction"] + 1),
             depth,
-            "log10",
+            "log10 of the singular value",
         )
         if data.sizes["direction"]
         else None
@@ -114,6 +118,11 @@ def _spread(data: xr.Dataset) -> list[Panel]:
         spectrum.update_traces(xgap=0, ygap=0)
         found.append(panel(data, "log_singular_values", "Singular values of the centred states", spectrum))
     return found
+
+
+def _without_floor(log_values: np.ndarray) -> np.ndarray:
+    """Values that are rounding left blank: less than a millionth of the largest of their depth."""
+    return np.where(log_values > log_values.max(axis=1, keepdims=True) - ROUNDING_DECADES, log_values, np.nan)
 
 
 def _kinds(data: xr.Dataset) -> list[Panel]:

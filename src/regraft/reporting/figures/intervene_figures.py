@@ -172,10 +172,15 @@ def _pairs_finding(dataset: xr.Dataset) -> str:
     if not differ(synergy) or len(highest(np.abs(synergy).ravel())) > 1:
         return ""
     i, j = np.unravel_index(highest(np.abs(synergy).ravel())[0], synergy.shape)
-    way = "more" if synergy[i, j] > 0 else "less"
+    together = f"skipped together they cost {abs(synergy[i, j]):.3f} nats per token"
+    if synergy[i, j] > 0:
+        return (
+            f"Blocks {names[j]} and {names[i]} stand in most for each other: {together} more than the sum of"
+            " what each costs alone."
+        )
     return (
-        f"Blocks {names[j]} and {names[i]} depend most on each other: skipped together they cost"
-        f" {abs(synergy[i, j]):.3f} nats per token {way} than the sum of what each costs alone."
+        f"Blocks {names[j]} and {names[i]} have most in common: {together} less than the sum of what each"
+        " costs alone."
     )
 
 

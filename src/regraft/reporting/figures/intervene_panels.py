@@ -110,26 +110,47 @@ def bottleneck_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
 
 def bottleneck_panels(data: xr.Dataset) -> list[Panel]:
     """Every pair by itself."""
-    names = [f"{kind}: {text}" for kind, text in zip(data.pair_kind.values, data.clean.values, strict=True)]
+    stated = zip(data.pair_kind.values, data.clean.values, data.corrupt.values, strict=True)
+    names = [f"{kind}: {clean} | {corrupt}" for kind, clean, corrupt in stated]
     figure = heatmap(data.pair_effect.values, data.block.values, names, "restored effect", zmin=0, zmax=1)
-    figure.update_layout(xaxis_title="block", margin_l=300, height=150 + 24 * len(names))
+    figure.update_layout(xaxis_title="block", margin_l=430, height=150 + 24 * len(names))
     return [panel(data, "pair_effect", "Every pair of prompts", figure)]
 
 
 def bottleneck_finding(data: xr.Dataset) -> str:
-    """For each kind whether the two blocks are one."""
-    told = []
-    for kind in data.kind.values:
-        one = data.sel(kind=kind)
-        restored, critical = str(one.bottleneck_block.values), str(one.critical_block.values)
-        share = f"{float(one.restored_effect.max()):.0%}"
-        pairs = int(one.pairs_of_kind)
-        of = f"on {kind} prompts ({pairs} pair{'s' if pairs > 1 else ''})"
-        if restored == critical:
-            told.append(f"{of} block {restored} both restores most ({share}) and is missed most")
-        else:
-            told.append(f"{of} block {restored} restores most ({share}) and block {critical} is missed most")
-    return capital(f"{listed(told)}.")
+    """For each kind whether the two blocks are one; where one block is both for all kinds, what stands behind
+    it; and what was left out."""
+    kinds = [str(kind) for kind in data.kind.values]
+    helped, hurt = (set(map(str, data[name].values)) for name in ("bottleneck_block", "critical_block"))
+    if len(kinds) > 1 and len(helped) == 1 and helped == hurt and data.sizes["block"] > 1:
+        first = helped.pop()
+        rest = data.restored_effect.sel(block=[b for b in data.block.values if b != first])
+        behind = listed([_strongest(rest.sel(kind=kind), kind) for kind in kinds])
+        told = (
+            f"On every kind of prompt block {first} both restores most and is missed most."
+            f" Behind it most comes back through {behind}."
+        )
+    else:
+        told = capital(f"{listed([_one_kind(data.sel(kind=kind)) for kind in kinds])}.")
+    left_out = [reason for reason in str(data.attrs.get("left_out", "")).split("; ") if reason]
+    if not left_out:
+        return told
+    more = f" and {len(left_out) - 2} more" if len(left_out) > 2 else ""
+    return f"{told} Left out: {'; '.join(left_out[:2])}{more}."
+
+
+def _strongest(effect: xr.DataArray, kind: str) -> str:
+    most = int(effect.values.argmax())
+    return f"block {effect.block.values[most]} on {kind} ones ({effect.values[most]:.0%})"
+
+
+def _one_kind(one: xr.Dataset) -> str:
+    restored, critical = str(one.bottleneck_block.values), str(one.critical_block.values)
+    share, pairs = f"{float(one.restored_effect.max()):.0%}", int(one.pairs_of_kind)
+    of = f"on {one.kind.values} prompts ({pairs} pair{'s' if pairs > 1 else ''})"
+    if restored == critical:
+        return f"{of} block {restored} both restores most ({share}) and is missed most"
+    return f"{of} block {restored} restores most ({share}) and block {critical} is missed most"
 
 
 BOTTLENECK = Drawing(

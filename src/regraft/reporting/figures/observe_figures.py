@@ -107,8 +107,9 @@ def crystallization(dataset: xr.Dataset) -> go.Figure:
     """Share of tokens by the depth at which they crystallize and are first ranked first."""
     figure = base(barmode="group")
     depths = dataset.depth.values
+    kept = f"stays in the top {dataset.attrs.get('k', 'k')}"
     for name, label, colour in (
-        ("crystallization", "stays in the top k", FIRST),
+        ("crystallization", kept, FIRST),
         ("first_top1", "first ranked first", SECOND),
     ):
         values = dataset[name].values
@@ -140,8 +141,9 @@ def by_type(dataset: xr.Dataset) -> go.Figure:
         plain_text(f"{kind} ({n})")
         for kind, n in zip(dataset.by_type.values, dataset.tokens_by_type.values, strict=True)
     ]
+    kept = f"stays in the top {dataset.attrs.get('k', 'k')}"
     for name, label, colour in (
-        ("crystallization_by_type", "stays in the top k", FIRST),
+        ("crystallization_by_type", kept, FIRST),
         ("first_top1_by_type", "first ranked first", SECOND),
     ):
         hover = f"{label}<br>%{{x}}: depth %{{y:.2f}}<extra></extra>"
@@ -247,7 +249,14 @@ def lens_finding(dataset: xr.Dataset) -> str:
     last = (
         "equals the model's own logits" if gap == 0 else f"differs from the model's own logits by {gap:.1g}"
     )
-    return f"{over}, the true next token {enters} and {ranked}; {_hurting(dataset)}. The last depth {last}."
+    told = f"{over}, the true next token {enters} and {ranked}; {_hurting(dataset)}. The last depth {last}."
+    if "tuned_kl_mean" not in dataset:
+        return told
+    plain, tuned = (float(dataset[name].values[:-1].mean()) for name in ("kl_mean", "tuned_kl_mean"))
+    return (
+        f"{told} Over the depths before it the tuned lens is {tuned:.2f} nats from it, the plain one"
+        f" {plain:.2f}."
+    )
 
 
 def _hurting(dataset: xr.Dataset) -> str:
@@ -275,7 +284,7 @@ LENS = Drawing(
     " watch one prediction form, and hover to see the first five tokens and how far the true one still is.",
     lens_figures,
     lens_finding,
-    ("first", "rank", "probability", "entropy"),
+    ("first", "rank", "probability", "entropy", "tuned_rank", "tuned_probability", "tuned_entropy"),
     lens_panels,
 )
 GEOMETRY = Drawing(

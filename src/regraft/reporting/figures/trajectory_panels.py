@@ -33,7 +33,7 @@ def trajectory_panels(data: xr.Dataset) -> list[Panel]:
                 "The same divergence asked the other way round: surprise of the base at the other's words.",
             ),
             panel(data, "kl_contrast", "KL of synonyms less that of antonyms", _contrast(data)),
-            panel(data, "kl_by_prefix", "Relation and prefix", _prefix(data)),
+            panel(data, "kl_by_prefix", "KL to the base by relation and prefix", _prefix(data)),
         ]
     if np.isfinite(data.alternative_rank.values).any():
         ranks = {
@@ -86,7 +86,7 @@ def _prefix(data: xr.Dataset):
         for kind in data.prefix_kind.values
         if counts[kind]
     }
-    return lines(data.depth.values, series, DEPTH, "nats, mean")
+    return lines(data.depth.values, series, DEPTH, "KL to the base, nats, mean")
 
 
 def _groups(data: xr.Dataset, relation: str) -> Panel:

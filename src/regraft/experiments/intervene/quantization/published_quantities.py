@@ -251,7 +251,7 @@ def _result(model: Model, name: str, read: Mapping[str, Any]) -> Any:
 def _row(result: Any, variable: str, of: str, addresses: Sequence[str]) -> np.ndarray:
     """One value for each block; NaN where there is none."""
     nothing = np.full(len(addresses), np.nan)
-    if result is None:
+    if result is None or variable not in result:
         return nothing
     values = result[variable]
     other = next((dim for dim in values.dims if dim != "block"), None)
