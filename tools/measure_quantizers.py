@@ -1,7 +1,8 @@
 """Measure whole-model quantizers on two specimens: write docs/measured_quantizers.md.
 
 Run from the project's root with all libraries installed. llmcompressor (for GPTQ) asks for transformers 5.17
-or older, so it wants an environment of its own: `pip install -e '.[quantize]' llmcompressor`, then `python
+or older, and where HQQ is installed other libraries import it, and a compiler with it, at every start: so it
+wants an environment of its own: `pip install -e '.[quantize,hqq]' llmcompressor`, then `python
 tools/measure_quantizers.py`.
 """
 
@@ -16,7 +17,7 @@ from regraft import load
 from regraft.experiments.running import measured
 
 OUT = Path(__file__).parent.parent / "docs" / "measured_quantizers.md"
-LIBRARIES = ("torch", "transformers", "torchao", "bitsandbytes", "llmcompressor")
+LIBRARIES = ("torch", "transformers", "torchao", "bitsandbytes", "llmcompressor", "hqq")
 
 
 def main() -> None:
@@ -35,16 +36,18 @@ def main() -> None:
             f"## {name}",
             "",
             (
-                "| quantizer | loss, nats per token | top-1 agreement | MB of the blocks | reading, tokens/s"
-                " | writing, tokens/s |"
+                "| quantizer | loss, nats per token | top-1 agreement | MB of the blocks | s to quantize | MB"
+                " held meanwhile | reading, tokens/s | writing, tokens/s |"
             ),
-            "|---|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for i in range(data.sizes["quantizer"]):
             one = data.isel(quantizer=i)
             speeds = ["" if np.isnan(float(v)) else f"{float(v):,.0f}" for v in (one.reading, one.writing)]
             numbers = f"{float(one.loss):.4f} | {float(one.agreement):.1%} | {float(one.bytes) / 1e6:.2f}"
-            lines.append(f"| {one.quantizer.item()} | {numbers} | {' | '.join(speeds)} |")
+            costs = (float(one.seconds_to_quantize), float(one.peak_memory) / 1e6)
+            taken = ["" if np.isnan(value) else f"{value:.2f}" for value in costs]
+            lines.append(f"| {one.quantizer.item()} | {numbers} | {' | '.join([*taken, *speeds])} |")
         lines.append("")
     OUT.write_text("\n".join(lines), encoding="utf-8")
 

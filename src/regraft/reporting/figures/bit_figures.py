@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from regraft.reporting.figures.bit_panels import quantize_panels, quantizers_panels
 from regraft.reporting.figures.route_figures import surgery_figures, surgery_finding
 from regraft.reporting.theme import (
     FIRST,
@@ -137,6 +138,7 @@ QUANTIZE = Drawing(
     quantize_figures,
     quantize_finding,
     ("loss", "increase", "perplexity_increase"),
+    quantize_panels,
 )
 
 
@@ -196,5 +198,6 @@ QUANTIZERS = Drawing(
     " speed.",
     quantizers_figures,
     quantizers_finding,
-    ("loss", "increase", "agreement"),
+    ("loss", "increase", "agreement", "seconds_to_quantize", "peak_memory"),
+    quantizers_panels,
 )

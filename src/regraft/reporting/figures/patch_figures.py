@@ -16,6 +16,7 @@ from regraft.reporting.theme import (
     axis_labels,
     base,
     heatmap,
+    lines,
     plain_text,
     quoted,
 )
@@ -30,6 +31,8 @@ HALF = 0.5
 def patch_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """The map of effects."""
     column = dataset.effect.dims[1]
+    if dataset.sizes[column] == 1:
+        return [(_patched(dataset), effect_line(dataset)), *_estimated(dataset)]
     labels = axis_labels(dataset[column].values)
     if "token" in dataset.coords:
         labels = [
@@ -45,22 +48,32 @@ def patch_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     figure.update_traces(zmin=-largest, zmax=largest, zmid=None, colorscale=DIVERGING)
     figure.update_xaxes(title=f"{column} of the patched activation", tickangle=0)
     figure.update_yaxes(title="block")
+    return [(_patched(dataset), figure), *_estimated(dataset)]
+
+
+def _patched(dataset: xr.Dataset) -> str:
+    """What was patched, as a caption."""
     over = f", mean over {dataset.attrs['pairs']} pairs" if dataset.attrs["pairs"] > 1 else ""
     wide = f", {dataset.attrs['window']} blocks at once" if dataset.attrs["window"] > 1 else ""
-    drawn = [
-        (
-            f"Effect of patching {dataset.attrs['site']}, {dataset.attrs['direction']} direction{over}{wide}",
-            figure,
-        )
-    ]
-    if np.isfinite(dataset.attribution.values).any():
-        drawn.append(
-            (
-                "Each cell measured, against its first-order estimate from one backward pass",
-                attribution_figure(dataset),
-            )
-        )
-    return drawn
+    return f"Effect of patching {dataset.attrs['site']}, {dataset.attrs['direction']} direction{over}{wide}"
+
+
+def _estimated(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """The measured cells against their estimates, where there are any."""
+    if not np.isfinite(dataset.attribution.values).any():
+        return []
+    caption = "Each cell measured, against its first-order estimate from one backward pass"
+    return [(caption, attribution_figure(dataset))]
+
+
+def effect_line(dataset: xr.Dataset) -> go.Figure:
+    """One effect for each block as a line, with the levels of both runs."""
+    series = {"normalised effect": dataset.effect.values[:, 0]}
+    figure = lines(dataset.block.values, series, "patched block", "normalised effect")
+    figure.update_xaxes(type="category")
+    for level in (0.0, 1.0):
+        figure.add_hline(y=level, line_color=MUTED, line_width=1, line_dash="dot")
+    return figure
 
 
 def attribution_figure(dataset: xr.Dataset) -> go.Figure:

@@ -101,6 +101,38 @@ def _nf4(model: Model, blocks: Sequence[Block], group: int) -> list[MadeWhenRun]
     return packed_when_run(blocks, small, tuple(model.hf._keep_in_fp32_modules or ()))
 
 
+def _bnb_int8(model: Model, blocks: Sequence[Block], group: int) -> list[MadeWhenRun]:
+    """Eight bits with one scale for each output, large inputs apart (Dettmers et al., 2022), whatever the
+    group."""
+    from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
+
+    def small(linear: nn.Linear) -> nn.Module:
+        inputs, outputs, bias = linear.in_features, linear.out_features, linear.bias
+        packed = Linear8bitLt(inputs, outputs, bias is not None, has_fp16_weights=False)
+        weight = linear.weight.data.clone()
+        packed.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False)  # pyright: ignore[reportCallIssue]
+        packed.bias = bias
+        return packed.to(linear.weight.device)
+
+    return packed_when_run(blocks, small, tuple(model.hf._keep_in_fp32_modules or ()))
+
+
+def _hqq(model: Model, blocks: Sequence[Block], group: int) -> list[MadeWhenRun]:
+    """Half-quadratic quantization (Badri and Shaji, 2023): scale and zero of each group are fitted to the
+    weights, without data."""
+    quantize = importlib.import_module("hqq.core.quantize")
+
+    def small(linear: nn.Linear) -> nn.Module:
+        config = quantize.BaseQuantizeConfig(nbits=BITS, group_size=whole_group(linear.in_features, group))
+        plain = plain_linear(linear)
+        place = str(linear.weight.device)
+        packed = quantize.HQQLinear(plain, config, compute_dtype=model.dtype, device=place, del_orig=False)
+        packed.linear_layer = None  # the plain layer, which it would keep beside the packed one
+        return packed
+
+    return packed_when_run(blocks, small, tuple(model.hf._keep_in_fp32_modules or ()))
+
+
 def packed_when_run(
     blocks: Sequence[Block], small: Callable[[nn.Linear], nn.Module], kept: tuple[str, ...] = ()
 ) -> list[MadeWhenRun]:
@@ -154,7 +186,9 @@ METHODS = (
     Method("torchao int8", "torchao", 8, _torchao(8), packed=True),
     Method("torchao int4", "torchao", BITS, _torchao(BITS), packed=True),
     Method("GPTQ 4 bits", "llmcompressor", BITS, _gptq),
+    Method("bitsandbytes int8", "bitsandbytes", 8, _bnb_int8, packed=True),
     Method("NF4", "bitsandbytes", BITS, _nf4, packed=True),
+    Method("HQQ 4 bits", "hqq", BITS, _hqq, packed=True),
 )
 """Ours, then those of each library."""
 
@@ -226,15 +260,16 @@ def whole_group(inputs: int, group: int) -> int:
 def held_bytes(module: nn.Module) -> int:
     """Bytes that a module's parameters take in memory, scales and the inner tensors of a library's own types
     counted."""
-    return sum(_tensor_bytes(parameter) for parameter in module.parameters())
+    beside = [t for part in module.modules() for t in vars(part).get("meta", {}).values()]  # HQQ's scales
+    return sum(_tensor_bytes(t) for t in [*module.parameters(), *beside] if isinstance(t, Tensor))
 
 
 def _tensor_bytes(tensor: Tensor) -> int:
     if is_traceable_wrapper_subclass(tensor):
         return sum(_tensor_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     state = getattr(tensor, "quant_state", None)
-    scales = [state.absmax, state.code] if state is not None else []
-    return sum(t.numel() * t.element_size() for t in [tensor, *scales])
+    scales = [state.absmax, state.code] if state is not None else [getattr(tensor, "SCB", None)]
+    return sum(t.numel() * t.element_size() for t in [tensor, *scales] if t is not None)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,9 @@ from torch import nn
 from transformers import GenerationMixin
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT, QUANTIZATION_GROUP
+from regraft.core.memory import peak_bytes
 from regraft.core.progress import advance
+from regraft.core.quantities import quantity
 from regraft.core.registry import REFUSALS
 from regraft.core.structure import main_tensor
 from regraft.data.evaluation import Evaluation, evaluation
@@ -33,6 +35,9 @@ from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Route, Variant
 
+WHOLE_MODEL = "llmcompressor"
+"""The package that quantizes a whole model at once."""
+PUBLISHED = "quantization study of Qwen3-4B (hivaze/dl-experiments)"
 ROUNDS, WRITTEN = 3, 4
 """Rounds that a median of times is taken of, so that a first one that is slow does not count, and tokens that
 are written in each: every block is packed anew for every token, so few."""
@@ -49,7 +54,8 @@ def quantizers(
     """Quantize all blocks by each method that is installed, and measure loss, bytes and tokens per second
     side by side.
 
-    Round to nearest (ours), torchao int8 and int4 weight-only, GPTQ by llmcompressor, NF4 by bitsandbytes.
+    Round to nearest (ours), torchao int8 and int4 weight-only, GPTQ by llmcompressor, int8 and NF4 by
+    bitsandbytes, HQQ.
     Methods stand in the blocks' places on routes, and a block is made when it is run and let go behind it:
     one block is held beside the model, or all of them where they are small. (GPTQ's library works on a model
     of its own.) Embedding and output
@@ -82,6 +88,11 @@ def quantizers(
             lacking.append(f"{method.name} is left out: {one}")
         else:
             found.append(one)
+    return _dataset(model, text, blocks, found).assign_attrs(group=group, without="; ".join(lacking))
+
+
+def _dataset(model: Model, text: Evaluation, blocks: list[Block], found: list[_Measured]) -> xr.Dataset:
+    """Losses, sizes, costs and speeds of all methods, the model as loaded first."""
     results = [one.result for one in found if one.result is not None]
     clean = (results or [_sweep(text, blocks, [block.module for block in blocks])])[0].clean_mean("loss")
     reading, writing = _speeds(model, text, found[1:])
@@ -98,6 +109,27 @@ def quantizers(
                 {"units": "share of tokens with the top-1 of the model as loaded"},
             ),
             "bytes": ("quantizer", [one.size for one in found], {"units": "bytes of the blocks"}),
+            "seconds_to_quantize": quantity(
+                "quantizer",
+                [one.seconds for one in found],
+                "s to quantize all blocks once, on this machine",
+                "Paid once; where a method packs blocks when they run, again for each run.",
+                PUBLISHED,
+            ),
+            "peak_memory": quantity(
+                "quantizer",
+                [one.peak for one in found],
+                "bytes held beyond the model, at most, while its blocks are quantized one after the other",
+                "The model itself is not counted: the published figures were read with it loaded.",
+                PUBLISHED,
+            ),
+            "perplexity": quantity(
+                "quantizer",
+                np.exp(losses),
+                "perplexity of the completions",
+                "The exponential of the loss.",
+                PUBLISHED,
+            ),
             "reading": (
                 "quantizer",
                 reading,
@@ -112,9 +144,7 @@ def quantizers(
         coords={"quantizer": [one.name for one in found]},
         attrs={
             **(sweep_attributes(*results) if results else {}),
-            "group": group,
             "threads": torch.get_num_threads(),
-            "without": "; ".join(lacking),
             **text.attributes,
         },
     )
@@ -170,6 +200,8 @@ class _Measured:
     result: SweepResult | None = None
     turns: list[tuple[float, float]] = field(default_factory=list)
     beside: list[tuple[float, float]] = field(default_factory=list)
+    seconds: float = float("nan")
+    peak: float = float("nan")
 
 
 def _one_method(
@@ -183,6 +215,7 @@ def _one_method(
     if not np.isfinite(float(result.mean("loss")[0])):
         return f"its loss is not a number in {model.dtype}"
     one = _Measured(method.name, size, result)
+    one.seconds, one.peak = _cost_of_quantizing(model, blocks, method, group)
     packing = Clock()
     standing = {
         block.module: PackedWhenTimed(made, packing) for block, made in zip(blocks, copies, strict=True)
@@ -193,6 +226,25 @@ def _one_method(
         with model.held(), packed(standing):
             one.turns.append(_turn(model, inputs, packing))
     return one
+
+
+def _cost_of_quantizing(model: Model, blocks: list[Block], method: Method, group: int) -> tuple[float, float]:
+    """Seconds of quantizing every block once, and the most bytes held meanwhile beyond the model; each is
+    let go before the next one, as on a route."""
+
+    def made(place: int) -> None:
+        method.copies(model, blocks, group)[place].block()
+
+    if method.package == WHOLE_MODEL:  # it works on all blocks at once: one making is all of them
+        started = time.perf_counter()
+        peak = peak_bytes(lambda: method.copies(model, blocks, group), model.device)
+        return time.perf_counter() - started, float(peak)
+    started = time.perf_counter()
+    for place in range(len(blocks)):
+        made(place)
+    seconds = time.perf_counter() - started
+    largest = int(np.argmax([block_bytes(model, block, None) for block in blocks]))
+    return seconds, float(peak_bytes(lambda: made(largest), model.device))
 
 
 def _sweep(text: Evaluation, blocks: list[Block], copies: list[Callable[..., Any]]) -> SweepResult:
