@@ -27,6 +27,7 @@ MORE = {
     "correlations": {"count": 2, "of": ["knockout", "spectra", "geometry", "linearity"]},
     "ablate": {"threshold": 1e-4},
     "shuffle": {"count": 1, "tokens": 2},
+    "quantizers": {"methods": ["RTN 4 bits", "NF4"]},
 }
 """What some commands are given beside it."""
 LEFT_TO_OTHERS = ("quantity", "---")
@@ -54,7 +55,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def lens_folder(tmp_path_factory):
+    """A folder with a fresh lens, and a short text beside it."""
     folder = tmp_path_factory.mktemp("tuned") / "lens"
+    folder.with_name("text.txt").write_text("The capital of France is Paris. Anna has 3 coins and a lamp.")
     save_lens(TunedLens(len(model().main_blocks), model().width), model(), folder)
     return folder
 
@@ -86,6 +89,8 @@ def result(command, folder):
             option = word[2:].replace("-", "_")
             behind = list(takewhile(lambda one: not one.startswith("--"), words[place + 1 :]))
             given[option] = read_as(known[option].annotation, behind)
+    if "corpus" in given:
+        given["corpus"] = str(Path(folder).with_name("text.txt"))
     if "tuned" in given:
         given["tuned"] = folder
     small = {key: value for key, value in SMALL.items() if key in known}

@@ -153,18 +153,38 @@ def test_error_of_the_weights(model, data):
 
 
 @torch.no_grad()
-def test_the_loss_of_running_text(model, data, story):
+def text_loss(model, passages):
+    """Nats per token by plain calls, passage by passage."""
     sums, count = 0.0, 0
-    for recording in passages_of(model, str(story)):
+    for recording in passages:
         for row, length in zip(recording.ids_BT, recording.lengths_B.tolist(), strict=True):
             logp = model.hf(input_ids=row[None, :length]).logits[0].log_softmax(-1)
             own = logp[:-1].gather(1, row[1:length, None])
             sums, count = sums - float(own.sum()), count + length - 1
-    assert float(data.corpus_loss) == pytest.approx(sums / count, rel=1e-5)
+    return sums / count
+
+
+def test_the_loss_of_running_text(model, data, story):
+    assert float(data.corpus_loss) == pytest.approx(
+        text_loss(model, passages_of(model, str(story))), rel=1e-5
+    )
     assert data.corpus_increase.shape == data.increase.shape
     assert not np.allclose(data.corpus_increase, data.increase, atol=1e-3), "another text"
     uniform = data.corpus_recipe_loss.sel(recipe="uniform")
     assert float(uniform) == pytest.approx(float(data.corpus_whole_loss.sel(bits=4)), abs=1e-6)
+
+
+@torch.no_grad()
+def test_the_loss_of_running_text_with_one_matrix_rounded(data, story):
+    """In a model of its own, whose matrix is written over."""
+    twin = load("specimen:gpt2")
+    passages = passages_of(twin, str(story))
+    weight = twin.blocks[1].module.get_submodule("mlp.c_proj").weight
+    clean = text_loss(twin, passages)
+    weight.copy_(round_to_nearest(weight, 3, axis=0))
+    wanted = np.exp(text_loss(twin, passages)) - np.exp(clean)
+    assert float(data.corpus_matrix_increase.sel(role="down", block="1")) == pytest.approx(wanted, abs=1e-3)
+    assert abs(wanted) > 5e-3
 
 
 def test_at_most_so_many_tokens_are_read(model, tmp_path, monkeypatch):

@@ -77,14 +77,17 @@ class RoundedLosses:
         """The loss of the model as it is."""
         return self.results[0].clean_mean("loss")
 
-    def of_corpus(self, blocks: int, widths: int, roles: int, recipes: int) -> dict[str, Any]:
+    def of_corpus(self, blocks: int, widths: int, present_RL: np.ndarray, recipes: int) -> dict[str, Any]:
         """The same losses on running text, in the order in which they were asked for: blocks alone, matrices,
-        recipes, whole models; nothing where none was given."""
+        recipes, whole models; nothing where none was given. `present_RL` says which block has which role."""
         if not self.read:
             return {}
         clean = self.read[0].clean_mean("loss")
         alone = np.stack([one.mean("loss").numpy() for one in self.read[:blocks]])
         assert alone.shape == (blocks, widths)
+        matrices = np.full(present_RL.shape, np.nan)
+        for column, one in enumerate(self.read[blocks : 2 * blocks]):
+            matrices[present_RL[:, column], column] = np.exp(one.mean("loss").numpy()) - np.exp(clean)
         behind = self.read[2 * blocks :]
         by_recipe = [float(one.mean("loss")[0]) for one in behind[:recipes]]
         whole = [float(one.mean("loss")[0]) for one in behind[recipes : recipes + widths]]
@@ -96,6 +99,10 @@ class RoundedLosses:
             ),
             "corpus_perplexity_increase": quantity(
                 ("block", "bits"), np.exp(alone) - np.exp(clean), "perplexity of the text file above clean",
+                reading, PUBLISHED,
+            ),
+            "corpus_matrix_increase": quantity(
+                ("role", "block"), matrices, "perplexity of the text file above clean, this matrix at 3 bits",
                 reading, PUBLISHED,
             ),
             "corpus_recipe_loss": quantity(

@@ -158,7 +158,7 @@ def _all_measured(
     coords = {"block": [b.address for b in blocks], "bits": widths, "role": roles, "recipe": list(chosen)}
     dataset = _dataset(alone, matrices, (whole, found), size, list(chosen.values()), coords, attrs)
     dataset = dataset.assign(extra).assign(
-        losses.of_corpus(len(blocks), len(widths), len(roles), len(chosen))
+        losses.of_corpus(len(blocks), len(widths), np.isfinite(matrices), len(chosen))
     )
     dataset = dataset.assign_coords(dict(COORDINATES))
     return dataset, best
