@@ -99,3 +99,57 @@ def write_diffusion(folder):
             text[f"{path}.0.SelfAttention.relative_attention_bias.weight"] = (32, 16)
     header_file(folder / "text_encoder" / "model.safetensors", text, "F32")
     return folder
+
+
+def dual_autoregressive():
+    """The same speech model as its parts are published: each of its own name, the codes' table with the fast
+    one."""
+    names = {"embeddings": "text_model.model.embeddings", "layers": "text_model.model.layers",
+             "norm": "text_model.model.norm", "codebook_embeddings": "audio_decoder.codebook_embeddings",
+             "fast_layers": "audio_decoder.layers", "fast_embeddings": "audio_decoder.embeddings",
+             "fast_norm": "audio_decoder.norm", "fast_output": "audio_decoder.output"}  # fmt: skip
+    made = {}
+    for name, shape in speech().items():
+        first, _, rest = name.partition(".")
+        made[f"{names[first]}.{rest}"] = shape
+    return made
+
+
+def music():
+    """The shape of a music diffusion model: a decoder of 24 blocks with two embeddings of time, encoders of
+    lyrics and timbre, a tokenizer with a scalar quantizer, a detokenizer."""
+    width, inner = 2048, 6144
+
+    def attention(path):
+        rows = {"q_proj": width, "k_proj": width // 2, "v_proj": width // 2}
+        made = {f"{path}.{name}.weight": (size, width) for name, size in rows.items()}
+        made |= {f"{path}.{name}_norm.weight": (128,) for name in "qk"}
+        return made | {f"{path}.o_proj.weight": (width, width)}
+
+    def block(path, cross=False):
+        made = attention(f"{path}.self_attn")
+        made |= {f"{path}.mlp.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+        made |= {f"{path}.mlp.down_proj.weight": (width, inner)}
+        made |= {f"{path}.{name}_norm.weight": (width,) for name in ("self_attn", "mlp")}
+        if cross:
+            made |= attention(f"{path}.cross_attn") | {f"{path}.cross_attn_norm.weight": (width,)}
+            made[f"{path}.scale_shift_table"] = (1, 6, width)
+        return made
+
+    tensors = {}
+    for i in range(24):
+        tensors |= block(f"decoder.layers.{i}", cross=True)
+    for path, count in (("encoder.lyric_encoder", 8), ("encoder.timbre_encoder", 4), ("tokenizer.pooler", 2),
+                        ("detokenizer", 2)):  # fmt: skip
+        for i in range(count):
+            tensors |= block(f"{path}.layers.{i}")
+    for path in ("decoder.time_embed", "decoder.time_embed_r"):
+        sizes = {"linear_1": (width, 256), "linear_2": (width, width), "time_proj": (6 * width, width)}
+        for name, shape in sizes.items():
+            tensors |= {f"{path}.{name}.weight": shape, f"{path}.{name}.bias": shape[:1]}
+    return tensors | {
+        "decoder.proj_in.weight": (width, 192, 2), "decoder.norm_out.weight": (width,),
+        "tokenizer.quantizer.project_in.weight": (6, width),
+        "tokenizer.quantizer.project_out.weight": (width, 6),
+        "encoder.text_projector.weight": (width, 1024), "encoder.special_token": (1, 1, width),
+    }  # fmt: skip

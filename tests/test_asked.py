@@ -48,6 +48,7 @@ WRONG = [
         for name in ("repeat", "transplant")
     ),
     ("nowhere is not a folder", ["inspect", "nowhere"]),
+    ("add --weights-only", ["inspect", "--pickle-shapes"]),
     ("nowhere is not a folder", ["inspect", "nowhere", "--weights-only"]),
     ("is not empty", ["inspect", "--weights-only", "--out", "full"]),
     ("is not empty: choose another with --skeleton", ["rebuild", "--skeleton", "full"]),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from regraft.checkpoint.dissection import Component, Kind, Outside, StackFound, Tensors
-from regraft.reporting.anatomy_drawing import _cut, _few, _owner, _ranges, columns
+from regraft.checkpoint.census import owner as owner_of
+from regraft.checkpoint.dissection import Component, Kind, StackFound, Tensors
+from regraft.reporting.anatomy_drawing import _cut, _few, _ranges, columns
 from regraft.reporting.page import least_width
 
 
@@ -38,7 +39,7 @@ def test_what_a_diagram_writes():
         ("model.norm", text),
         ("lm_head", text),
     ):
-        assert _owner(Outside(name, "norm", (3,), "F32", 3).name, [vision, text], text) is owner
+        assert owner_of(name, [vision.path, text.path], text.path) == owner.path
 
 
 def test_a_box_says_which_blocks_it_draws_where_there_are_kinds_of_them():

@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from families import FAMILIES
 from header_files import header_file, speech, write_diffusion
-from regraft.checkpoint.dissection import component, dissect, numbered
+from regraft.checkpoint.block_lists import numbered
+from regraft.checkpoint.dissection import component, dissect
 from regraft.checkpoint.headers import Entry, Headers
 from regraft.checkpoint.shapes import section
 from regraft.model.load import load

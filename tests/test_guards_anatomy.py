@@ -68,7 +68,8 @@ def test_a_model_in_its_headers():
     assert facts(kind.facts) == {
         "width": 64, "attention": "separate q, k, v", "queries for each key": 2, "heads": 4,
         "width of a head": 16,
-        "key/value heads": 2, "neurons": 160, "MLP": "plain",
+        "key/value heads": 2, "neurons": 160, "MLP": "plain", "biases": "none",
+            "norms of queries and keys": "absent", "norms": "1, without a shift, as root-mean-square norms",
     }  # fmt: skip
     assert facts(stack.facts) == {"blocks": 3}
     assert {o.name: o.use for o in found.outside} == {

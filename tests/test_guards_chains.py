@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.checkpoint.dissection import _is_list
+from regraft.checkpoint.block_lists import _is_list
 from regraft.checkpoint.headers import Entry
 from regraft.checkpoint.locate import CheckpointError, check_folder
 from regraft.model.part_search import _hands_stream_on

@@ -29,6 +29,8 @@ from regraft.core.structure import (
 )
 
 WIDTH = 96
+ASIDE = ("norms", "biases", "norms of queries and keys")
+"""What is told of every block, and tested on its own."""
 
 
 def part(name, role, *shape, each=1):
@@ -47,7 +49,8 @@ def attention(query=128, key=32, output=None, extra=()):
 
 
 def facts(parts, config=None):
-    return {fact.what: (fact.value, fact.how) for fact in block_facts(parts, WIDTH, config)}
+    found = {fact.what: (fact.value, fact.how) for fact in block_facts(parts, WIDTH, config)}
+    return {what: told for what, told in found.items() if what not in ASIDE}
 
 
 def why(parts, what, config=None):
@@ -115,6 +118,30 @@ def test_a_gate_beside_the_queries_is_not_taken_for_heads():
     assert "gate" in found["attention"][0]
     assert found["width of a head"][0] == 16
     assert "gate" not in facts(attention(query=128, output=128))["attention"][0]
+
+
+def test_norms_biases_scales_and_the_width_of_a_memory():
+    extra = (
+        part("q_proj.bias", "q", 128), part("input_norm.bias", "other", WIDTH),
+        part("layer_scale_1.gamma", "other", WIDTH),
+        part("cross.k_proj.weight", "cross_k", 64, 40),
+    )  # fmt: skip
+    told = {f.what: f for f in block_facts(attention(extra=extra), WIDTH, None)}
+    assert told["norms of queries and keys"].value == "absent"
+    assert told["norms"].value == "1, with a shift, as layer norms"
+    assert told["biases"].value == "q_proj"
+    assert told["scales of a branch"].value == "layer_scale_1.gamma"
+    assert told["width of what is attended to"].value == 40
+    assert "of another width" in told["width of what is attended to"].why
+    normed = attention(extra=(part("k_norm.weight", "other", 16),))
+    told = {f.what: f for f in block_facts(normed, WIDTH, None)}
+    assert (told["norms of queries and keys"].value, told["norms of queries and keys"].why) == (
+        "present",
+        "k_norm",
+    )
+    assert told["norms"].value == "1, without a shift, as root-mean-square norms"
+    assert told["biases"].value == "none"
+    assert not {"scales of a branch", "width of what is attended to"} & set(told)
 
 
 @pytest.mark.parametrize(

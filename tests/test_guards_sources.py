@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import RepoFile
 from torch import nn
 
 from regraft.checkpoint import headers as module
@@ -42,7 +43,12 @@ def hub(monkeypatch):
         return files[name][start : start + length], len(files[name])
 
     monkeypatch.setattr(module, "_range", part)
-    monkeypatch.setattr(module, "HfApi", lambda: SimpleNamespace(list_repo_files=lambda source: list(files)))
+
+    def tree(source, recursive):
+        assert recursive
+        return [RepoFile(path=name, size=len(content), oid="") for name, content in files.items()]
+
+    monkeypatch.setattr(module, "HfApi", lambda: SimpleNamespace(list_repo_tree=tree))
     return files, asked
 
 
@@ -96,7 +102,8 @@ def test_files_that_are_too_large_or_not_there(hub, monkeypatch):
 def store(shards, index=None):
     names = [*shards, *(["model.safetensors.index.json"] if index is not None else [])]
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-    return _Store("here", names, lambda name: dict.fromkeys(shards[name], entry), lambda name: index)
+    sizes = dict.fromkeys(names, 8)
+    return _Store("here", sizes, lambda name: dict.fromkeys(shards[name], entry), lambda name: index, True)
 
 
 def test_shards_and_their_index():

@@ -13,24 +13,29 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from regraft.checkpoint.headers import Entry, Headers, read_headers
+from regraft.checkpoint.block_lists import inside, numbered, owners
+from regraft.checkpoint.census import CensusLine, census
+from regraft.checkpoint.claims import claims
+from regraft.checkpoint.headers import Entry, Headers, is_pickle, read_headers
+from regraft.checkpoint.locate import CheckpointError
+from regraft.checkpoint.outside_blocks import outside_facts
+from regraft.checkpoint.pickle_shapes import pickle_entries
 from regraft.checkpoint.roles import role_of
 from regraft.checkpoint.shapes import Fact, block_facts, section, width_of
+from regraft.checkpoint.token_ranges import token_facts
 
 Use = Literal["token table", "position table", "type table", "norm", "head", "other"]
 TABLE = re.compile(r"emb|wte|wpe|shared|codebook", re.IGNORECASE)
 NO_TABLE = re.compile(r"time|patch|proj|linear|\.\d+$", re.IGNORECASE)
 POSITION = re.compile(r"pos|wpe", re.IGNORECASE)
 TYPE = re.compile(r"type", re.IGNORECASE)
-NUMBER = re.compile(r"[0-9]{1,6}")
 NORM = re.compile(r"norm|(^|\.)ln_?\w*(\.|$)", re.IGNORECASE)
 HEAD = re.compile(r"lm_head|output|head|decoder$|classifier|unembed|embed_out", re.IGNORECASE)
-ATTENDS = frozenset({"q", "k", "v", "qkv", "cross_q", "cross_qkv"})
-PRESENT, ALIKE, RARE, LEAST_ROWS = 0.6, 0.5, 0.15, 8
-"""A list is one of blocks where 60% of its numbers are there and half of the names in more than one; a kind
-of block is an exception where at most 15% are of it; a matrix of up to 8 rows is a small one."""
+RARE, LEAST_ROWS = 0.15, 8
+"""A kind of block is an exception where at most 15% are of it; a matrix of up to 8 rows is a small one."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +96,35 @@ class Component:
     bytes: int
     dtypes: dict[str, int]
     odd: tuple[str, ...] = field(default=())
+    census: tuple[CensusLine, ...] = field(default=())
+    others: dict[str, int] = field(default_factory=dict)
+    """Bytes of every other file."""
 
 
-def dissect(source: str) -> list[Component]:
+def dissect(source: str, pickle_shapes: bool = False) -> list[Component]:
     """The anatomy of a folder, specimen or hub id, one component for each folder that holds weights.
+
+    Args:
+        source: where the checkpoint is.
+        pickle_shapes: tell the tensors of a local folder's pickles too, one component for each; nothing in
+            them is executed.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
-    return [component(headers) for headers in read_headers(source)]
+    found = read_headers(source)
+    pickled = pickled_headers(source, found) if pickle_shapes else []
+    return [component(headers) for headers in [*found, *pickled]]
+
+
+def pickled_headers(source: str, found: list[Headers]) -> list[Headers]:
+    """What the pickles beside the weights hold, one set of headers for each."""
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        raise CheckpointError(f"{source} is no folder here: --pickle-shapes reads a downloaded folder")
+    files = [file for headers in found for file in headers.others if is_pickle(file)]
+    note = "told by a pickle's own list, nothing of which was executed"
+    return [Headers(file, pickle_entries(root / file), None, [note]) for file in files]
 
 
 def component(headers: Headers) -> Component:
@@ -119,57 +144,38 @@ def component(headers: Headers) -> Component:
     dtypes = Counter()
     for entry in entries.values():
         dtypes[entry.dtype] += entry.count
+    largest = max(stacks, key=lambda stack: stack.parameters).path if stacks else ""
+    belongs = owners(entries, lists, largest)
+    tables = {o.name: o.shape[0] for o in outside if o.use.endswith("table")}
+    experts = any(fact.what == "experts" for stack in stacks for kind in stack.kinds for fact in kind.facts)
     facts = (
         *_totals(entries, stacks),
-        *_tying(outside, stacks, headers.config),
+        *_tying(outside, stacks, headers.config, belongs),
         *_vocabulary(outside, stacks),
+        *outside_facts(rest, _widths(stacks), headers.config),
+        *claims(headers.config, tables, experts),
+        *token_facts(headers.tokenizer, _vocabulary_rows(outside)),
     )
     size = sum(entry.bytes for entry in entries.values())
-    return Component(headers.part, stacks, outside, facts, facts[0].value, size, dict(dtypes), tuple(odd))
+    counted = census(list(entries.values()), inside(lists), belongs, {o.name: o.use for o in outside})
+    assert sum(line.bytes for line in counted) == size, "every tensor stands in one line"
+    others = dict(sorted(headers.others.items()))
+    parameters = facts[0].value
+    return Component(
+        headers.part, stacks, outside, facts, parameters, size, dict(dtypes), tuple(odd), counted, others
+    )
 
 
-def numbered(entries: list[Entry]) -> tuple[dict[str, dict[int, dict[str, list[Entry]]]], list[Entry]]:
-    """Tensors by list, block and name inside the block; and those in no list.
-
-    The outermost numbers that count blocks make a list: 0, 1, 2 and so on without many gaps, most blocks with
-    tensors of the same names. Numbers inside a block (experts, sublayers) become #.
-    """
-    left, lists = entries, {}
-    for depth in range(4):
-        found: dict[str, dict[int, dict[str, list[Entry]]]] = {}
-        for entry in left:
-            words = entry.name.split(".")
-            places = [i for i, word in enumerate(words) if NUMBER.fullmatch(word)]
-            if len(places) > depth and places[depth] + 1 < len(words):
-                at = places[depth]
-                inner = re.sub(r"(?<=\.)\d+(?=\.)", "#", "." + ".".join(words[at + 1 :]))[1:]
-                block = found.setdefault(".".join(words[:at]), {}).setdefault(int(words[at]), {})
-                block.setdefault(inner, []).append(entry)
-        real = {path: blocks for path, blocks in found.items() if _is_list(blocks)}
-        lists |= real
-        taken = {
-            e.name
-            for blocks in real.values()
-            for block in blocks.values()
-            for group in block.values()
-            for e in group
-        }
-        left = [entry for entry in left if entry.name not in taken]
-    return lists, left
+def _widths(stacks: tuple[StackFound, ...]) -> set[int]:
+    """Widths of all stacks."""
+    facts = [fact for stack in stacks for kind in stack.kinds for fact in kind.facts]
+    return {fact.value for fact in facts if fact.what == "width"}
 
 
-def _is_list(blocks: dict[int, dict[str, list[Entry]]]) -> bool:
-    """Whether numbered groups are blocks: most numbers from 0 on are there, and they hold matrices of
-    blocks."""
-    highest = max(blocks)
-    if len(blocks) < PRESENT * (highest + 1) or (0 not in blocks and 1 not in blocks):
-        return False
-    names = Counter(name for block in blocks.values() for name in block)
-    roles = {role_of(name.removesuffix(".weight")) for name in names}
-    if len(blocks) == 1:
-        return bool(roles & ATTENDS) and len(names) > 3
-    alike = sum(count > 1 for count in names.values()) / len(names)
-    return alike >= ALIKE and sum(len(block) for block in blocks.values()) > 2 * len(blocks)
+def _vocabulary_rows(outside: tuple[Outside, ...]) -> dict[str, int]:
+    """Rows of the largest token table: the others hold codes or the like."""
+    tables = [o for o in outside if o.use == "token table"]
+    return {max(tables, key=lambda o: o.shape[0]).name: max(o.shape[0] for o in tables)} if tables else {}
 
 
 def _stack(
@@ -308,6 +314,26 @@ def _totals(entries: dict[str, Entry], stacks: tuple[StackFound, ...]) -> tuple[
 
 
 def _tying(
+    outside: tuple[Outside, ...],
+    stacks: tuple[StackFound, ...],
+    config: dict[str, Any] | None,
+    belongs: Mapping[str, str],
+) -> tuple[Fact, ...]:
+    """The head of every stack that has a token table; where one alone has, it needs no name."""
+    by_owner: dict[str, list[Outside]] = {}
+    for one in outside:
+        by_owner.setdefault(belongs[one.name], []).append(one)
+    having = [path for path, some in by_owner.items() if any(o.use == "token table" for o in some)]
+    if len(having) <= 1:
+        return _head(outside, stacks, config)
+    return tuple(
+        replace(fact, what=f"head of {path}")
+        for path in having
+        for fact in _head(tuple(by_owner[path]), stacks, config)
+    )
+
+
+def _head(
     outside: tuple[Outside, ...], stacks: tuple[StackFound, ...], config: dict[str, Any] | None
 ) -> tuple[Fact, ...]:
     """Whether a head has a matrix of its own, is tied to the token table, or is not there."""

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, get_session, hf_hub_url
+from huggingface_hub import HfApi, RepoFile, get_session, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers
 
@@ -31,7 +31,9 @@ from regraft.checkpoint.locate import (
     parse_header,
 )
 
-WEIGHTS, INDEX, CONFIG = ".safetensors", ".safetensors.index.json", "config.json"
+WEIGHTS, INDEX, CONFIG, TOKENIZER = (
+    ".safetensors", ".safetensors.index.json", "config.json", "tokenizer.json",
+)  # fmt: skip
 LARGEST_JSON = 50_000_000
 """Bytes of an index or a configuration: what passes it is something else."""
 
@@ -74,6 +76,10 @@ class Headers:
     entries: dict[str, Entry]
     config: dict[str, Any] | None
     notes: list[str] = field(default_factory=list)
+    others: dict[str, int] = field(default_factory=dict)
+    """Bytes of every other file of its folder."""
+    tokenizer: dict[str, Any] | None = None
+    """What tokenizer.json holds; it is not fetched from a hub."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,15 @@ class _Store:
     """A checkpoint's files: their names, and how to read a header or a small JSON file."""
 
     source: str
-    files: list[str]
+    sizes: dict[str, int]
     header: Callable[[str], dict[str, Any]]
     json: Callable[[str], Any]
+    local: bool
+
+    @property
+    def files(self) -> list[str]:
+        """Names of all files, in order."""
+        return sorted(self.sizes)
 
 
 def read_headers(source: str) -> list[Headers]:
@@ -102,16 +114,25 @@ def read_headers(source: str) -> list[Headers]:
             folders.setdefault(_folder(file), []).append(file)
     indexed = {_folder(file) for file in store.files if file.endswith(INDEX)}
     if not folders and not indexed:
-        pickles = [
-            file for file in store.files if any(PurePosixPath(file).match(pattern) for pattern in PICKLES)
-        ]
+        pickles = [file for file in store.files if is_pickle(file)]
         what = (
             f"holds its weights only as a pickle ({pickles[0]}), which is not read"
             if pickles
             else "holds no safetensors file"
         )
         raise CheckpointError(f"{store.source} {what}: give a folder or a hub id with safetensors")
-    return [_part(store, folder, sorted(folders.get(folder, []))) for folder in sorted({*folders, *indexed})]
+    parts = sorted({*folders, *indexed})
+    found = [_part(store, folder, sorted(folders.get(folder, []))) for folder in parts]
+    for file, size in store.sizes.items():
+        if not file.endswith(WEIGHTS):
+            place = parts.index(_folder(file)) if _folder(file) in parts else 0
+            found[place].others[file] = size
+    return found
+
+
+def is_pickle(file: str) -> bool:
+    """Whether a file holds weights as a pickle, by its name."""
+    return any(PurePosixPath(file).match(pattern) for pattern in PICKLES)
 
 
 def _folder(file: str) -> str:
@@ -152,7 +173,9 @@ def _part(store: _Store, folder: str, files: list[str]) -> Headers:
     stated = store.json(config) if config in store.files else None
     if stated is not None and not isinstance(stated, dict):
         raise CheckpointError(f"{config} of {store.source} is no table of settings: fetch the file again")
-    return Headers(folder, entries, stated, notes)
+    tokens = f"{folder}/{TOKENIZER}" if folder else TOKENIZER
+    told = store.json(tokens) if store.local and tokens in store.files else None
+    return Headers(folder, entries, stated, notes, {}, told if isinstance(told, dict) else None)
 
 
 def _index(store: _Store, folder: str) -> dict[str, str]:
@@ -191,8 +214,8 @@ def _local(source: str) -> _Store | None:
             raise CheckpointError(f"{name} is larger than any JSON of a checkpoint")
         return _parsed(name, (root / name).read_bytes())
 
-    names = sorted(file.relative_to(root).as_posix() for file in found)
-    return _Store(source, names, lambda name: check_header(root / name), small)
+    sizes = {file.relative_to(root).as_posix(): file.stat().st_size for file in found}
+    return _Store(source, sizes, lambda name: check_header(root / name), small, local=True)
 
 
 def _remote(source: str) -> _Store:
@@ -202,7 +225,7 @@ def _remote(source: str) -> _Store:
             f"{source} is not a folder: give a model folder, a hub id (owner/name), or specimen:qwen3"
         )
     try:
-        names = HfApi().list_repo_files(source)
+        listed = list(HfApi().list_repo_tree(source, recursive=True))
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, http_error(), OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -221,7 +244,8 @@ def _remote(source: str) -> _Store:
             raise CheckpointError(f"{name} is larger than any JSON of a checkpoint")
         return _parsed(name, text)
 
-    return _Store(source, sorted(names), header, small)
+    sizes = {file.path: file.size for file in listed if isinstance(file, RepoFile)}
+    return _Store(source, sizes, header, small, local=False)
 
 
 def _range(repository: str, name: str, start: int, length: int) -> tuple[bytes, int]:

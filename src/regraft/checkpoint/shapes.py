@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Certainty = Literal["certain", "inferred", "unknown"]
+Certainty = Literal["certain", "inferred", "claimed", "unknown"]
 Part = tuple[str, str, tuple[int, ...], int]
 HEAD_WIDTHS = (32, 64, 72, 80, 96, 112, 128, 192, 256)
 """Widths of a head that published models have; another one is not guessed from shapes alone."""
@@ -28,6 +28,9 @@ SINKS = re.compile(r"(^|\.)sinks$")
 ADAPTER = re.compile(r"lora_|adapter", re.IGNORECASE)
 QUANTIZED = re.compile(r"weight_packed|qweight|qzeros|absmax|weight_scale|\.scales$|\.SCB$")
 EXPERTS = re.compile(r"experts?\b", re.IGNORECASE)
+SCALE = re.compile(r"layer_?scale|(^|[._])(gamma|ls)_?\d*(\.|$)|layer_scalar|residual_scale", re.IGNORECASE)
+NAMES_SHOWN = 4
+"""Names that a reason lists at most."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,12 @@ def block_facts(parts: Iterable[Part], width: int, config: Mapping[str, Any] | N
     named = [name for name, *_ in parts]
     return tuple(
         fact
-        for fact in (*_attention(roles, parts, width, config), *_mlp(roles, named, width), *_others(named))
+        for fact in (
+            *_attention(roles, parts, width, config),
+            *_norms_and_biases(parts, width),
+            *_mlp(roles, named, width),
+            *_others(named),
+        )
         if fact
     )
 
@@ -215,6 +223,35 @@ def _witness(query: int, key: int, parts: list[Part]) -> tuple[int, str] | None:
         if SINKS.search(name) and len(shape) == 1 and query % shape[0] == 0:
             return shape[0], f"{name} has a number for each head"
     return None
+
+
+def _norms_and_biases(parts: list[Part], width: int) -> Iterable[Fact]:
+    """Norms of queries and keys, the block's own norms, biases, scales of what a branch adds, and how wide
+    another stack's states are that are attended to."""
+    vectors = [name for name, _, shape, _ in parts if len(shape) == 1]
+    matrices = [(name, shape) for name, _, shape, _ in parts if len(shape) == 2 and not NORM.search(name)]
+    plain = [name.removesuffix(".weight").removesuffix(".bias") for name in vectors]
+    heads = [name for name in plain if PER_HEAD_NORM.search(name)]
+    if any(role in ("q", "k", "qkv") for _, role, _, _ in parts):
+        value, why = ("present", f"{heads[0]}") if heads else ("absent", "no tensor of such a name")
+        yield Fact("norms of queries and keys", value, "inferred", why)
+    norms = list(dict.fromkeys(n for n in plain if NORM.search(n) and not PER_HEAD_NORM.search(n)))
+    if norms:
+        shifted = any(f"{name}.bias" in vectors for name in norms)
+        kind = "with a shift, as layer norms" if shifted else "without a shift, as root-mean-square norms"
+        yield Fact("norms", f"{len(norms)}, {kind}", "inferred", ", ".join(norms[:NAMES_SHOWN]))
+    biased = [name.removesuffix(".weight") for name, _ in matrices]
+    biased = [name.rpartition(".")[2] for name in biased if f"{name}.bias" in vectors]
+    yield Fact("biases", ", ".join(dict.fromkeys(biased)) or "none", "certain", "counted")
+    scales = [name for name in vectors if SCALE.search(name)]
+    if scales:
+        yield Fact("scales of a branch", ", ".join(scales[:NAMES_SHOWN]), "inferred", "by names")
+    memory = next((shape for name, role, shape, _ in parts if role == "cross_k" and len(shape) == 2), None)
+    if memory is not None:
+        same = "as wide as this stack" if memory[1] == width else "of another width"
+        yield Fact(
+            "width of what is attended to", memory[1], "inferred", f"columns of the keys' matrix, {same}"
+        )
 
 
 def _mlp(roles: Mapping[str, tuple[tuple[int, ...], int]], names: list[str], width: int) -> Iterable[Fact]:

@@ -16,8 +16,8 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from regraft.checkpoint.dissection import Component
 from regraft.checkpoint.hub import resolve
+from regraft.cli.anatomy_text import print_anatomy
 from regraft.cli.columns import aligned, short
 from regraft.cli.common import common
 from regraft.cli.progress_bar import StepBars, progress_bar, with_bar
@@ -149,40 +149,15 @@ def _table(title: str, columns: tuple[str, ...], right: tuple[int, ...] = ()) ->
     return table
 
 
-def show_dissection(source: str, out: Path | None, as_json: bool) -> None:
+def show_dissection(source: str, out: Path | None, as_json: bool, pickle_shapes: bool = False) -> None:
     """Print what a checkpoint's headers tell, and draw it where a folder is given."""
-    components = inspect_headers(source, out)
+    components = inspect_headers(source, out, pickle_shapes)
     if as_json:
         print(headers_json(source, components), end="")
         return
-    _print_dissection(source, components)
+    print_anatomy(source, components, console)
     if out is not None:
         console.print(f"written to {out} (anatomy.json, anatomy.svg)", highlight=False)
-
-
-def _print_dissection(source: str, components: Sequence[Component]) -> None:
-    for component in components:
-        rows = [
-            ["what", "value", "how sure", "why"],
-            *([f.what, _as_text(f.value), f.how, f.why] for f in component.facts),
-        ]
-        for stack in component.stacks:
-            rows += [[f"{stack.path}: {f.what}", _as_text(f.value), f.how, f.why] for f in stack.facts]
-            for kind in stack.kinds:
-                label = (
-                    stack.path
-                    if len(stack.kinds) == 1
-                    else f"{stack.path} {len(kind.blocks)} x (first {kind.blocks[0]})"
-                )
-                rows += [[f"{label}: {f.what}", _as_text(f.value), f.how, f.why] for f in kind.facts]
-        console.print(f"{component.name or source}: {component.bytes:,} bytes", style="bold", highlight=False)
-        print("\n".join(aligned(rows)))
-        for note in component.odd:
-            console.print(f"odd: {note}", highlight=False, style="yellow")
-
-
-def _as_text(value: Any) -> str:
-    return "unknown" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def show_experiment(

@@ -195,6 +195,13 @@ def inspect_model(
     weights_only: Annotated[
         bool, typer.Option("--weights-only", help="From the files' headers alone: no model is built.")
     ] = False,
+    pickle_shapes: Annotated[
+        bool,
+        typer.Option(
+            "--pickle-shapes",
+            help="With --weights-only: tell the tensors of pickles too, executing nothing.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None, folder_option(help="With --weights-only: folder for the anatomy as JSON and a drawing.")
     ] = None,
@@ -204,8 +211,10 @@ def inspect_model(
     """Show a model's parts, shapes, parameters and bytes, its sites, and the self-check."""
     with errors_in_one_sentence(debug):
         if weights_only:
-            _dissect(source or model, out, as_json)
+            _dissect(source or model, out, as_json, pickle_shapes)
             return
+        if pickle_shapes:
+            raise ValueError("--pickle-shapes tells what files hold: add --weights-only")
         if out is not None:
             raise ValueError("--out draws what the headers tell: add --weights-only")
         opened = open_model(
@@ -216,13 +225,13 @@ def inspect_model(
         show_anatomy(opened, as_json)
 
 
-def _dissect(source: str, out: Path | None, as_json: bool) -> None:
+def _dissect(source: str, out: Path | None, as_json: bool, pickle_shapes: bool) -> None:
     located(source)
     if out is not None:
         check_empty(out, "--out")
     from regraft.cli.console import show_dissection
 
-    show_dissection(source, out, as_json)
+    show_dissection(source, out, as_json, pickle_shapes)
 
 
 @app.command("rebuild")

@@ -34,8 +34,11 @@ def inspect(model: Model) -> Inspection:
     return Inspection(model.name, part_rows(model), site_rows(model), model.check.as_dict())
 
 
-def inspect_headers(source: str, out: Path | str | None = None) -> list[Component]:
-    """The anatomy of a checkpoint from its headers alone; `out` is a folder for it as JSON and as a drawing.
+def inspect_headers(
+    source: str, out: Path | str | None = None, pickle_shapes: bool = False
+) -> list[Component]:
+    """The anatomy of a checkpoint from its headers alone; `out` is a folder for it as JSON and as a
+    drawing, with `pickle_shapes` the tensors of pickles in a local folder are told too.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its headers are damaged.
@@ -44,7 +47,7 @@ def inspect_headers(source: str, out: Path | str | None = None) -> list[Componen
     if out is not None:
         out = expanded(out)
         check_empty(out, "--out")
-    components = dissect(source)
+    components = dissect(source, pickle_shapes)
     if out is not None:
         with whole_folder(out) as folder:
             (folder / "anatomy.json").write_text(headers_json(source, components), encoding="utf-8")

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from regraft.checkpoint.census import owner
 from regraft.checkpoint.dissection import Component, Kind, Outside, StackFound
 from regraft.checkpoint.shapes import Fact
 
 COLUMN, GAP, LINE, PAD, SHOWN = 400, 36, 17, 10, 22
 """Pixels of a column, between boxes, of a line, inside a box; and lines of a box."""
-MARKS = {"certain": "●", "inferred": "◐", "unknown": "○"}
-DASHES = {"certain": "", "inferred": "6 4", "unknown": "2 3"}
+MARKS = {"certain": "●", "inferred": "◐", "claimed": "◔", "unknown": "○"}
+DASHES = {"certain": "", "inferred": "6 4", "claimed": "6 4", "unknown": "2 3"}
 FILLS = {"table": "#e8f0fb", "block": "#ffffff", "norm": "#f3f4f6", "head": "#fdf1e3", "title": "none"}
 INK, MUTED, EDGE = "#1b2430", "#5c6672", "#3b7dd8"
 
@@ -44,28 +45,11 @@ def columns(component: Component) -> list[list[Box]]:
     main = max(component.stacks, key=lambda stack: stack.parameters)
     owned: dict[str, list[Outside]] = {stack.path: [] for stack in component.stacks}
     for tensor in component.outside:
-        owned[_owner(tensor.name, component.stacks, main).path].append(tensor)
+        owned[owner(tensor.name, [*owned], main.path)].append(tensor)
     order = sorted(
         component.stacks, key=lambda stack: (stack is not main, "decoder" in stack.path, stack.path)
     )
     return [_column(stack, owned[stack.path]) for stack in order]
-
-
-def _owner(name: str, stacks: Sequence[StackFound], main: StackFound) -> StackFound:
-    """The stack whose path a tensor's name shares most words with, beyond what all stacks share; else the
-    largest."""
-    words = name.replace("_", ".").split(".")
-
-    def shared(stack: StackFound) -> int:
-        count = 0
-        for ours, theirs in zip(words, stack.path.replace("_", ".").split("."), strict=False):
-            if ours != theirs:
-                break
-            count += 1
-        return count
-
-    best = max(stacks, key=shared)
-    return best if shared(best) > min(shared(stack) for stack in stacks) else main
 
 
 def _column(stack: StackFound, outside: list[Outside]) -> list[Box]:
