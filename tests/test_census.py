@@ -21,8 +21,11 @@ from regraft.checkpoint.locate import CheckpointError
 from regraft.checkpoint.pickle_shapes import pickle_entries
 from regraft.checkpoint.token_ranges import ranges, token_facts
 from regraft.cli.anatomy_text import print_anatomy
+from regraft.core.registry import experiments
+from regraft.experiments.running import run_experiment
 from regraft.jobs.inspection import inspect_headers
 from regraft.model.load import load
+from regraft.model.weights import open_weights
 
 
 def facts(component):
@@ -251,3 +254,32 @@ def test_what_the_command_prints(tmp_path, capsys):
     assert "sum                                 358      4,561,852,416  9,123,704,832  100.0%" in text
     assert "a pickle, not read; --pickle-shapes tells" in text
     assert "codec.pth: 12 bytes" in text
+
+
+def test_spectra_of_a_folder_without_a_configuration(tmp_path):
+    """Every matrix of two lists of blocks and outside them, as numpy finds them."""
+    torch.manual_seed(0)
+    held = {"decoder.norm.weight": torch.ones(16), "decoder.embed.weight": torch.randn(40, 16) + 0.5}
+    for path, count in (("decoder.layers", 3), ("side.layers", 2)):
+        for i in range(count):
+            held[f"{path}.{i}.attention.wqkv.weight"] = torch.randn(48, 16)
+            held[f"{path}.{i}.attention.wo.weight"] = torch.randn(16, 16)
+            held[f"{path}.{i}.feed_forward.w2.weight"] = torch.randn(16, 24)
+    save_file(held, tmp_path / "model.safetensors")
+    data = run_experiment(experiments()["spectra"], open_weights(tmp_path), outside=True)
+    assert sorted(data.tensor.values) == sorted(name for name in held if held[name].dim() == 2)
+    for place, name in enumerate(data.tensor.values):
+        values = held[name].double().numpy()
+        sigma = np.linalg.svd(values, compute_uv=False)
+        share = sigma / sigma.sum()
+        wanted = {
+            "entropy_rank": np.exp(-(share * np.log(share)).sum()), "top1_share": share[0],
+            "norm_over_spectral": np.linalg.norm(values) / sigma[0], "frobenius_norm": np.linalg.norm(values),
+            "weight_mean": values.mean(), "weight_std": values.std(),
+        }  # fmt: skip
+        for what, value in wanted.items():
+            assert float(data[what][place]) == pytest.approx(value, rel=1e-5, abs=1e-8), (name, what)
+    assert {"0", "1", "2", "side.layers.0", "side.layers.1"} == set(data.block.values)
+    assert "no config.json" in data.attrs["notes"]
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import asdict
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -16,6 +17,7 @@ from regraft.core.registry import experiments
 from regraft.experiments.intervene.shuffle import order_loss
 from regraft.experiments.running import measured
 from regraft.export.lens_folder import save_lens
+from regraft.jobs.inspection import inspect_headers
 from regraft.model.load import load
 from regraft.modules.tuned_lens import TunedLens
 from test_report_text import SHADES
@@ -31,6 +33,8 @@ MORE = {
 }
 """What some commands are given beside it."""
 LEFT_TO_OTHERS = ("quantity", "---")
+INSPECT = "regraft inspect"
+"""The command that runs no experiment: its lines are looked up in the census."""
 
 
 def rows():
@@ -97,7 +101,7 @@ def result(command, folder):
     return measured(model(), name, 0, **{**small, **MORE.get(name, {}), **given})
 
 
-COMMANDS = list(dict.fromkeys(command for _, command, _, _ in rows()))
+COMMANDS = [c for c in dict.fromkeys(command for _, command, _, _ in rows()) if INSPECT not in c]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -133,6 +137,18 @@ def test_every_new_quantity_says_its_unit_and_how_to_read_it(lens_folder):
                 assert variable.attrs[READING].endswith("."), name
                 assert not SHADES.search(variable.attrs[READING]), "a theme may run the other way"
     assert told > 100
+
+
+def test_the_census_holds_what_its_lines_name():
+    named = set()
+    for _, command, variables, beside in rows():
+        if command.startswith(INSPECT):
+            named |= {*variables, *re.findall(r"`(\w+)`", beside[0])}
+    (found,) = inspect_headers("specimen:qwen3")
+    assert named
+    for line in found.census:
+        assert named <= set(asdict(line))
+        assert line.parameters > 0
 
 
 def test_the_table_is_read_whole():

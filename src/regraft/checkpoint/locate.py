@@ -72,8 +72,9 @@ def located(source: str | Path | None) -> tuple[Path | None, str]:
     return None, text
 
 
-def check_folder(folder: Path) -> list[Path]:
-    """The weight files of a model folder, each with a whole header and the length that it promises.
+def check_folder(folder: Path, config: bool = True) -> list[Path]:
+    """The weight files of a model folder, each with a whole header and the length that it promises; with
+    `config=False` a folder of weights alone will do.
 
     Raises:
         CheckpointError: no config, no safetensors (a pickle is named, with the command that converts it), a
@@ -82,22 +83,23 @@ def check_folder(folder: Path) -> list[Path]:
         UnreadableError: a file is closed.
     """
     with reading(folder, "give a model folder whose files you may read"):
-        files = model_files(folder)
+        files = model_files(folder, config)
         for file in files:
             check_header(file)
         _check_sums(folder)
     return files
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder by name; none of them is opened.
+def model_files(folder: Path, config: bool = True) -> list[Path]:
+    """The weight files of a model folder by name; none of them is opened. With `config=False` a folder of
+    weights alone will do.
 
     Raises:
         CheckpointError: it is no model folder, holds pickles alone, or lacks a shard.
     """
     if not folder.is_dir():
         raise NoCheckpointError(f"{folder} is not a folder: give a model folder, a hub id, or specimen:qwen3")
-    if not (folder / "config.json").is_file():
+    if config and not (folder / "config.json").is_file():
         raise NoCheckpointError(f"{folder} is not a model folder: it has no config.json")
     return weight_files(folder)
 

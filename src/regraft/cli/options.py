@@ -84,7 +84,7 @@ def own_device(device: str) -> str:
 def open_matrices(model: str, device: str) -> Weights:
     """The weight matrices of a checkpoint, from its files alone; a wrong name is told before anything heavy
     is imported."""
-    check_opening(model, device)
+    check_opening(model, device, config=False)
     from regraft.model.weights import open_weights
 
     return open_weights(model, own_device(device))

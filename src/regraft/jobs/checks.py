@@ -39,14 +39,20 @@ DEVICES = (
 
 
 def check_opening(
-    model: str, device: str = "", dtype: str = "", tokenizer: str = "", memory: str = ""
+    model: str,
+    device: str = "",
+    dtype: str = "",
+    tokenizer: str = "",
+    memory: str = "",
+    config: bool = True,
 ) -> None:
-    """Make sure that a model may be opened as the common options say, as far as names and folders tell.
+    """Make sure that a model may be opened as the common options say, as far as names and folders tell; with
+    `config=False` its weights alone.
 
     Raises:
         ValueError: no model, tokenizer, device or type is called so, or the folder is no model's.
     """
-    check_model(model)
+    check_model(model, config)
     if memory:
         bytes_of(memory)
     if tokenizer:
@@ -67,8 +73,9 @@ def check_devices(devices: str) -> None:
             raise ValueError(f"device {device.strip()!r} is not known: write cpu, cuda, cuda:1 or cuda:*")
 
 
-def check_model(name: str) -> None:
-    """Make sure that a name may be a model's: a specimen, a folder with weights, or what a hub may know.
+def check_model(name: str, config: bool = True) -> None:
+    """Make sure that a name may be a model's: a specimen, a folder with weights (and, unless `config=False`,
+    their configuration), or what a hub may know.
 
     Raises:
         ValueError: it cannot.
@@ -76,7 +83,7 @@ def check_model(name: str) -> None:
     folder, _ = located(name)
     if folder is not None:
         with reading(folder, "give a model folder whose files you may read"):
-            model_files(folder)
+            model_files(folder, config)
 
 
 def check_beside(model: str, target: Path, option: str) -> None:

@@ -135,6 +135,8 @@ def _bend(recording: Recording, block: Block, path: str, dim: int, half: Tensor)
 def layouts_from_config(folder: Path) -> tuple[dict[str, PackedLayout], str]:
     """The layouts proved on a random model of two blocks with the folder's configuration; else the reason why
     not."""
+    if not (folder / "config.json").is_file():
+        return {}, "there is no config.json, by which their layout could be proved"
     try:
         config = read_config(folder, remote_code=False)
         _shrink(config)

@@ -117,7 +117,8 @@ class Weights:
 
 
 def open_weights(source: str | Path | None, device: str = "auto") -> Weights:
-    """The matrices of a folder, hub id or specimen from its files alone: the model is not loaded.
+    """The matrices of a folder, hub id or specimen from its files alone: the model is not loaded, and no
+    configuration is needed.
 
     `device` auto is a GPU where there is one.
 
@@ -127,7 +128,7 @@ def open_weights(source: str | Path | None, device: str = "auto") -> Weights:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     check_device(device)
     folder, name = resolve(source)
-    files = check_folder(folder)
+    files = check_folder(folder, config=False)
     headers = {file: check_header(file) for file in files}
     _refuse_quantized(name, headers)
     kinds = {entry["dtype"] for header in headers.values() for entry in header.values()}

@@ -19,6 +19,7 @@ from regraft.experiments.observe.spectrum_measures import (
     ENERGIES,
     MEASURES,
     PUBLISHED,
+    VALUES,
     measures,
     rank_at_energy,
 )
@@ -59,9 +60,12 @@ def spectra(weights: Model | Weights, roles: list[str] | None = None, outside: b
     rows: list[Measured] = []
     for matrix, values_OI in held.walk(matrices):
         sigma_K = singular_values(values_OI).cpu().numpy()
+        deviation, average = torch.std_mean(values_OI.double(), correction=0)
+        moments = {"weight_mean": float(average), "weight_std": float(deviation)}
         del values_OI
         spectrum_RK[len(rows), : len(sigma_K)] = sigma_K
-        rows.append((matrix, measures(sigma_K, matrix.shape), rank_at_energy(sigma_K)))
+        told = measures(sigma_K, matrix.shape) | moments
+        rows.append((matrix, told, rank_at_energy(sigma_K)))
         advance("matrices", len(rows), len(matrices))
     return _dataset(held, rows, spectrum_RK)
 
@@ -88,7 +92,8 @@ def _dataset(held: Weights, rows: list[Measured], spectrum_RK: np.ndarray) -> xr
         {m.role for m in matrices if m.block}, key=lambda r: (ROLES.index(r) if r in ROLES else len(ROLES), r)
     )
     blocks = list(dict.fromkeys(m.block for m in matrices if m.block))
-    table = {name: np.array([values[name] for _, values, _ in rows]) for name in MEASURES}
+    kept = MEASURES | VALUES
+    table = {name: np.array([values[name] for _, values, _ in rows]) for name in kept}
 
     def mean(name: str) -> np.ndarray:
         """Mean over the experts of a block: one number for each role and block, NaN where the block has
@@ -110,7 +115,7 @@ def _dataset(held: Weights, rows: list[Measured], spectrum_RK: np.ndarray) -> xr
             squares[blocks.index(matrix.block)] += np.nan_to_num(values["frobenius_norm"]) ** 2
     return xr.Dataset(
         {
-            **{name: quantity("matrix", table[name], *MEASURES[name]) for name in MEASURES},
+            **{name: quantity("matrix", table[name], *told) for name, told in kept.items()},
             "rank_at_energy": quantity(
                 ("matrix", "level"),
                 np.array([ranks for _, _, ranks in rows]),

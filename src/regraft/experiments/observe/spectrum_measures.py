@@ -15,10 +15,21 @@ ENERGIES = (0.5, 0.9, 0.99)
 """Shares of the energy for which the least number of directions is counted."""
 ANY = 1e-6
 """Singular values up to here stay out of the power law over the whole spectrum, as published."""
+CHECKPOINTS = "investigation of a speech model's checkpoint (hivaze/dl-experiments)"
 PUBLISHED = "weight-spectra study of Qwen3-4B (hivaze/dl-experiments)"
 
 Told = tuple[str, str, str]
 """Unit, how to read it, source."""
+VALUES: dict[str, Told] = {
+    "weight_mean": (
+        "mean of a matrix's values", "Near 0 beside the deviation: nothing constant is added.", CHECKPOINTS,
+    ),
+    "weight_std": (
+        "standard deviation of a matrix's values", "How large one value is; of all values, not of a sample.",
+        CHECKPOINTS,
+    ),
+}  # fmt: skip
+"""What is told of a matrix's values beside its singular ones."""
 MEASURES: dict[str, Told] = {
     "effective_rank": (
         "directions",
