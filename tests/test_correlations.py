@@ -8,7 +8,14 @@ import xarray as xr
 from scipy.stats import spearmanr
 
 from regraft.core.registry import experiments
-from regraft.experiments.observe.correlations import correlated, orders, quantities, spearman
+from regraft.experiments.observe.correlations import (
+    POSITION,
+    SOURCES,
+    correlated,
+    orders,
+    quantities,
+    spearman,
+)
 from regraft.experiments.running import measured, run_experiment
 from regraft.model.load import load
 from small import opened
@@ -141,3 +148,17 @@ def test_a_fault_of_ours_is_not_left_out(monkeypatch):
     monkeypatch.setattr("regraft.experiments.observe.correlations.measured", broken)
     with pytest.raises(ValueError, match="need at least one array to stack"):
         run_experiment(experiments()["correlations"], opened("gpt2"), of=["spectra", "knockout"])
+
+
+def test_every_experiment_that_marks_a_quantity_is_read():
+    """Noise, repeat, replacement and bottleneck among them; what marks nothing is not."""
+    model = load("specimen:gpt2")
+    slow = {"linearity", "quantize"}
+    given = {"of": [name for name in SOURCES if name not in slow], "count": 2}
+    data = run_experiment(experiments()["correlations"], model, **given)
+    read = {str(name).partition(":")[0] for name in data["quantity"].values} - {POSITION}
+    assert read == {*SOURCES} - slow
+    others = ("contributions", "trajectories", "neurons")
+    for name in others:
+        found = measured(model, name, 0, **({"count": 2} if name != "contributions" else {}))
+        assert not any("correlate" in variable.attrs for variable in found.data_vars.values())

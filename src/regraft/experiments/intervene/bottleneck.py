@@ -170,7 +170,9 @@ def _dataset(model: Model, found: Sequence[Restored], left_out: Sequence[str]) -
     }
     return xr.Dataset(
         {
-            "restored_effect": quantity(("kind", "block"), mean_effect, share, reads["effect"], QUESTION),
+            "restored_effect": quantity(("kind", "block"), mean_effect, share, reads["effect"], QUESTION,
+            correlate="restored effect",
+        ),
             "knockout_delta": quantity(("kind", "block"), mean_delta, nats, reads["delta"], QUESTION),
             "pair_effect": quantity(("pair", "block"), effect, share, reads["effect"]),
             "pair_delta": quantity(("pair", "block"), delta, nats, reads["delta"]),

@@ -101,7 +101,7 @@ def replacement(
             "increase": (
                 ("change", "block"),
                 losses[:, :-1] - clean,
-                {"units": "nats per token above clean, in one block"},
+                {"units": "nats per token above clean, in one block", "correlate": "replaced by"},
             ),
             "everywhere": (
                 "change",

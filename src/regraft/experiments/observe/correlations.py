@@ -21,7 +21,11 @@ from regraft.experiments.observe.paired import FEWEST, rank_correlation
 from regraft.experiments.running import measured, refused
 from regraft.model.model import Model
 
-SOURCES = ("lens", "geometry", "spectra", "linearity", "knockout", "swap", "quantize")
+SOURCES = (
+    "lens", "geometry", "spectra", "linearity", "knockout", "swap", "repeat", "noise", "replacement",
+    "bottleneck", "quantize",
+)  # fmt: skip
+"""Every experiment that measures something once for each block, in the order of a report's chapters."""
 PERMUTATIONS, LEVEL = 20_000, 0.05
 """Orders that a p-value is taken from where there are more than 20,000 (up to seven blocks all are); the
 level of the test."""

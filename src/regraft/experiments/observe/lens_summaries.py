@@ -78,6 +78,7 @@ def depth_summaries(data: xr.Dataset) -> dict[str, Any]:
             "change of the share of tokens ranked first",
             "A bar upwards is a block behind which more tokens are ranked first than before it.",
             PUBLISHED,
+            correlate="accuracy gain",
         ),
         "hurt_rate_top100": quantity(
             "block",
@@ -85,6 +86,7 @@ def depth_summaries(data: xr.Dataset) -> dict[str, Any]:
             f"share of all tokens whose rank was below {NEAR} and got worse",
             "The hurt rate without tokens that were far from found before: what the block really took away.",
             PUBLISHED,
+            correlate="hurt rate of the first 100",
         ),
         **_settling(data),
     }

@@ -210,7 +210,7 @@ def _replacement(
 
 def _marked(name: str) -> dict[str, str]:
     """Which quantities go into the correlation of all experiments."""
-    chosen = ("spectral_norm", "amplification", "consistency", "recovered")
+    chosen = ("spectral_norm", "amplification", "consistency", "radial", "recovered", "linear_fit")
     return {"correlate": name.replace("_", " ")} if name in chosen else {}
 
 
@@ -238,7 +238,7 @@ def _dataset(
                 {"units": "of the change, at a step of 5%", "correlate": "gap"},
             ),
             "gap_by_step": ((*dims, "step"), gap, {"units": "of the change"}),
-            "order": (dims, slopes[..., 0], {"units": "2 for a quadratic"}),
+            "order": (dims, slopes[..., 0], {"units": "2 for a quadratic", "correlate": "order"}),
             "order_fit": (dims, slopes[..., 1], {"units": "R squared"}),
             "order_reliable": (dims, slopes[..., 1] >= RELIABLE, {"units": f"R squared at least {RELIABLE}"}),
             **{

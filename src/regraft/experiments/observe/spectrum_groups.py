@@ -43,6 +43,7 @@ def group_quantities(roles: Sequence[str], ratio_RL: np.ndarray) -> dict[str, An
         "vo_minus_qk": quantity(
             "block", group[1] - group[0], "difference of the effective rank ratios",
             "Above 0 values and output use more of their directions than queries and keys.", PUBLISHED,
+            correlate="values and output less queries and keys",
         ),
         "mean_rank_ratio": quantity(
             "block", _mean(list(ratio_RL), ratio_RL), "effective rank ratio, mean over roles",

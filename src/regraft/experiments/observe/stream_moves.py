@@ -152,27 +152,32 @@ def _by_block(moves: StreamMoves) -> dict[str, Any]:
         "update_norm": quantity(
             "block", moves.mean("update_size"), "mean length of the update",
             "Lengths grow with the stream's: compare with the norm before calling a block strong.", PUBLISHED,
+            correlate="update norm",
         ),
         "update_share_leaving": quantity(
             "block", moves.mean("update_leaving"), "length of the update / length of the stream that leaves",
             "Above 1 the block replaces more than it keeps; the update size divides by what enters.",
             PUBLISHED,
+            correlate="share of what leaves",
         ),
         "direction_preserved": quantity(
             "block", moves.mean("update_preserved"), "mean cosine of the stream behind and before the block",
             "1: the block leaves the direction alone; 0: it turns the stream by a right angle.", PUBLISHED,
+            correlate="direction preserved",
         ),
         "update_final_abs": quantity(
             "block",
             moves.mean("update_onto_abs"),
             f"mean size of the update's part along the state at {END}",
             "How much of a block's update lies along the end, whichever way it points.", PUBLISHED,
+            correlate="along the end",
         ),
         "update_final_cosine_abs": quantity(
             "block",
             moves.mean("update_cosine_abs"),
             f"mean size of the update's cosine with the state at {END}",
             "The same without the update's length.", PUBLISHED,
+            correlate="cosine with the end",
         ),
         "update_correlation": quantity(
             ("block", "other_block"), unit_LD @ unit_LD.T, "cosine of the blocks' mean updates",

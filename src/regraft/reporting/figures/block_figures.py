@@ -163,6 +163,10 @@ def _won_back(dataset: xr.Dataset) -> str:
     )
 
 
+MANY, SMALL = 32, 10
+"""Quantities from which rows are drawn close, in small letters, and every fifth column is numbered."""
+
+
 def correlation_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """One matrix: colour is the rank correlation, a dot marks the pairs that survive the correction."""
     rho, corrected = dataset.rho.values, dataset.p_corrected.values
@@ -180,7 +184,8 @@ def correlation_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     )
     figure.update_traces(zmin=-1, zmax=1, zmid=None, colorscale=DIVERGING)
     rows, columns = np.nonzero(corrected < dataset.attrs["level"])
-    dot = dict(size=7, color="#ffffff", line=dict(width=1, color="#22262c"))
+    many = len(names) > MANY
+    dot = dict(size=4 if many else 7, color="#ffffff", line=dict(width=1, color="#22262c"))
     labels = axis_labels(names)
     figure.add_scatter(
         x=[numbers[j] for j in columns],
@@ -189,9 +194,13 @@ def correlation_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         marker=dot,
         hoverinfo="skip",
     )
-    figure.update_layout(height=90 + 24 * len(names), margin=dict(l=240, b=48))
-    figure.update_xaxes(tickangle=0, tickmode="linear")
+    figure.update_layout(
+        height=90 + (15 if many else 24) * len(names), margin=dict(l=260 if many else 240, b=48)
+    )
+    figure.update_xaxes(tickangle=0, tickmode="linear", dtick=5 if many else 1, tick0=4 if many else 0)
     figure.update_yaxes(autorange="reversed", tickmode="linear")
+    if many:
+        figure.update_yaxes(tickfont=dict(size=SMALL))
     return [("Rank correlations over blocks; a dot: below 5% after correction", figure)]
 
 
