@@ -85,6 +85,10 @@ def fit_embedding(
     felt: Annotated[
         bool, typer.Option(help="Warm up in the metric that the model's predictions feel on the text.")
     ] = True,
+    depth: Annotated[
+        list[int] | None,
+        typer.Option(help="Blocks behind which the stream is compared; write it again for several."),
+    ] = None,
     device: DeviceOption = "cpu",
     tokenizer: TokenizerOption = "",
     seed: SeedOption = 0,
@@ -108,6 +112,7 @@ def fit_embedding(
         parts = (ByteConfig(**config), TrainingPlan(**plan), LossWeights(**losses))
         how_opened = {"device": device, "tokenizer": tokenizer}
         options = {"length": length, "warm": warm, "felt": felt, "seed": seed, "opened": how_opened}
+        options["depths"] = tuple(depth or ())
         _told(with_bar(lambda: fit_embedding(opened, out, text, *parts, **options)), context, out)
 
 

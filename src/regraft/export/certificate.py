@@ -17,9 +17,11 @@ import xarray as xr
 from torch import Tensor
 
 from regraft.core.progress import advance
+from regraft.core.quantities import quantity
 from regraft.data.token_bytes import TokenBytes
 from regraft.data.token_groups import TokenSums
 from regraft.data.windows import Windows
+from regraft.export.noise_scale import SCALES, noise_quantities
 from regraft.export.profile import measured_costs
 from regraft.model.model import Model
 from regraft.modules.placement import Swaps, all_placed, forward_inputs, logits_of, streams, written
@@ -28,6 +30,11 @@ from regraft.sweeps.provenance import provenance
 BATCH, WORST, TOP = 4, 12, 5
 """Sequences measured together, tokens of the list of the worst, and the model's most probable tokens that are
 looked for."""
+MATCHED = (1, 5, 10)
+"""Lengths of the lists of most probable tokens that are compared whole."""
+NOISE_WINDOWS = 8
+"""Sequences on which a graft is held against noise: five scales each read them again."""
+PUBLISHED = "embedding-transplant studies (deformers)"
 PARTS = ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5")
 UNITS = {
     "bits_per_byte_before": "bits per byte of text, the model as it was",
@@ -72,6 +79,7 @@ def certify(
             before, after, taught, learnt = _both(model, swaps, ids_BT, sums.depths)
             written_BT = written(model, ids_BT)
             sums.predictions[row] += _measured(before, after, written_BT)
+            sums.matches[row] += _matches(before, after)
             tokens.add(before, after, written_BT)
             read_BT = written_BT[:, 1:].cpu()
             sums.counts[row] += (read_BT.numel(), float(lengths_V[read_BT].sum()))
@@ -89,8 +97,15 @@ def certify(
             "context": ("worst", [one[3] for one in worst], {"units": "text in front of it"}),
             "worst_domain": ("worst", [one[1] for one in worst], {"units": "domain"}),
             **measured_costs(model, swaps, next(iter(domains.values()))),
+            **_against_noise(model, swaps, next(iter(domains.values()))),
         },
-        coords={"domain": list(domains), "depth": sums.depths, "state": ["before", "after"]},
+        coords={
+            "domain": list(domains),
+            "depth": sums.depths,
+            "state": ["before", "after"],
+            "k": list(MATCHED),
+            "scale": list(SCALES),
+        },
         attrs={
             **provenance(model),
             "experiment": "certificate",
@@ -109,12 +124,15 @@ class _Sums:
     errors: np.ndarray
     sizes: np.ndarray
     cosines: np.ndarray
+    matches: np.ndarray
 
     @classmethod
     def empty(cls, domains: int, depths: int) -> _Sums:
         """All of them 0."""
-        streams = np.zeros((3, domains, depths))
-        return cls(np.zeros((domains, len(PARTS))), np.zeros((domains, 2)), *streams)
+        errors, sizes, cosines = np.zeros((3, domains, depths))
+        matches = np.zeros((domains, 2, len(MATCHED)))
+        parts, counts = np.zeros((domains, len(PARTS))), np.zeros((domains, 2))
+        return cls(parts, counts, errors, sizes, cosines, matches)
 
     @property
     def depths(self) -> list[int]:
@@ -130,6 +148,27 @@ class _Sums:
             cosine = torch.cosine_similarity(found, wanted, dim=-1).mean()
             self.cosines[row, depth] += float(cosine * len(found))
 
+    def lists(self) -> dict[str, tuple[Any, ...]]:
+        """Shares of positions with the same lists, and what the loss does to perplexity."""
+        shares = self.matches / self.counts[:, :1, None]
+        more = (self.predictions[:, 1] - self.predictions[:, 0]) / self.counts[:, 0]
+        whole = "share of positions whose first k tokens are the same"
+        return {
+            "topk_set_match": quantity(
+                ("domain", "k"), shares[:, 0], f"{whole}, in any order",
+                "Stricter than the share of tokens found again: one other token in k, and it does not count.",
+                PUBLISHED,
+            ),
+            "topk_order_match": quantity(
+                ("domain", "k"), shares[:, 1], f"{whole}, in the same order",
+                "Falls first where many tokens are nearly as probable as each other.", PUBLISHED,
+            ),
+            "perplexity_ratio": quantity(
+                "domain", np.exp(more), "perplexity per token with the graft / as it was",
+                "1: as good; 2: as if twice as many tokens were possible.", PUBLISHED,
+            ),
+        }  # fmt: skip
+
     def variables(self, read: np.ndarray) -> dict[str, tuple[Any, ...]]:
         """What they come to, over so many sequences of each domain."""
         bits = self.predictions[:, :2] / math.log(2) / self.counts[:, 1:]
@@ -141,9 +180,34 @@ class _Sums:
             **{name: ("domain", values[:, i], {"units": UNITS[name]}) for i, name in enumerate(PARTS)},
             "tokens": ("domain", self.counts[:, 0], {"units": "tokens predicted"}),
             "windows": ("domain", read, {"units": "sequences read"}),
+            **self.lists(),
             "nmse": (both, self.errors / self.sizes, error),
             "cosine": (both, self.cosines / read[:, None], cosine),
         }
+
+
+def _matches(before: Tensor, after: Tensor) -> np.ndarray:
+    """Positions whose lists of most probable tokens are the same as sets, and in the same order, (2, K)."""
+    theirs, ours = before[:, :-1], after[:, :-1]
+    found = np.zeros((2, len(MATCHED)))
+    for place, k in enumerate(MATCHED):
+        one, other = (x.topk(min(k, x.shape[-1]), dim=-1).indices for x in (theirs, ours))
+        found[0, place] = float((one.sort(-1).values == other.sort(-1).values).all(-1).sum())
+        found[1, place] = float((one == other).all(-1).sum())
+    return found
+
+
+def _against_noise(model: Model, swaps: Swaps, windows: Windows) -> dict[str, Any]:
+    """The graft's error as an amount of noise, on a few sequences."""
+    ids_BT = windows.rows(range(min(NOISE_WINDOWS, len(windows)))).to(model.device)
+    with torch.no_grad():
+        before = _log_probabilities(model, ids_BT)[:, :-1].double()
+
+    def divergence() -> float:
+        after = _log_probabilities(model, ids_BT)[:, :-1].double()
+        return float((before.exp() * (before - after)).sum(-1).mean())
+
+    return noise_quantities(model, swaps, divergence)
 
 
 def _both(model: Model, swaps: Swaps, ids_BT: Tensor, depths: list[int]):

@@ -39,7 +39,13 @@ from regraft.specimens import almanac
 from regraft.training.checkpointing import newest
 from regraft.training.distributed import processes
 from regraft.training.sensitivity import sensitivity
-from regraft.training.tasks.embedding_task import EmbeddingTask, LossWeights, embedded_rows, warm_up
+from regraft.training.tasks.embedding_task import (
+    EmbeddingTask,
+    LossWeights,
+    check_depths,
+    embedded_rows,
+    warm_up,
+)
 from regraft.training.trainer import TrainingPlan, train
 
 HELD_CHARACTERS = 200_000
@@ -70,6 +76,7 @@ def fit_embedding(
     length: int = SEQUENCE_LENGTH,
     warm: int = 1200,
     felt: bool = True,
+    depths: Sequence[int] = (),
     seed: int = 0,
     opened: Mapping[str, Any] | None = None,
 ) -> str:
@@ -85,6 +92,7 @@ def fit_embedding(
         length: tokens of a sequence.
         warm: steps of regression on the table before.
         felt: warm up in the metric that the model's predictions feel on the text.
+        depths: numbers of blocks behind which the stream is compared; by default a quarter, a half and all.
         seed: of everything drawn at random.
         opened: how the model was opened, for the command that is named as the next.
 
@@ -100,6 +108,7 @@ def fit_embedding(
     check_empty(out / "graft", "--out")
     with drawing_from(seed):
         graft = make_embedding(model, config)
+    task = EmbeddingTask(model, graft, check_depths(model, depths), weights)
     weights_sha256 = model.weights_sha256
     table = token_bytes(model.tokenizer, model.table_rows)
     text = training_text(model, texts, length, out / "run", seed)
@@ -113,10 +122,11 @@ def fit_embedding(
         "graft": sizes(graft),
         "weights": asdict(weights),
         "warm-up": [warm, felt],
+        **({"depths": list(depths)} if depths else {}),
         "seed": seed,
     }
     with drawing_from(seed):
-        log = train(EmbeddingTask(model, graft, weights=weights), text, plan, out / "run", origin=origin)
+        log = train(task, text, plan, out / "run", origin=origin)
     if not processes().is_main_process:
         return ""
     save_graft(graft, model, out / "graft", weights_sha256)

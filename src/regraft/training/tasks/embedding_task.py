@@ -81,6 +81,19 @@ class EmbeddingTask:
         return parts
 
 
+def check_depths(model: Model, depths: Sequence[int]) -> tuple[int, ...]:
+    """The depths in order, each once.
+
+    Raises:
+        ValueError: a depth that the model does not have; 0 is the embedding itself, which `table` compares.
+    """
+    blocks = len(model.parts.stacks[-1].blocks)
+    wrong = next((depth for depth in depths if not 1 <= depth <= blocks), None)
+    if wrong is not None:
+        raise ValueError(f"there is no depth {wrong} to compare: choose 1 to {blocks}")
+    return tuple(sorted(set(depths)))
+
+
 @torch.no_grad()
 def embedded_rows(model: Model) -> Tensor:
     """What the model's embedding gives for every id (V, D): its table, times the factor that some models have
