@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from families import FAMILIES
 from header_files import dual_autoregressive, header_file, music
+from regraft.checkpoint import pickle_shapes
 from regraft.checkpoint.census import kind_in_block, kind_outside
 from regraft.checkpoint.dissection import dissect
 from regraft.checkpoint.locate import CheckpointError
@@ -283,3 +284,26 @@ def test_spectra_of_a_folder_without_a_configuration(tmp_path):
     assert "no config.json" in data.attrs["notes"]
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         load(tmp_path)
+
+
+def test_what_is_too_large_or_too_deep_in_a_pickle(tmp_path, monkeypatch):
+    held = {"w": torch.zeros(2)}
+    for _ in range(pickle_shapes.DEEPEST + 1):
+        held = {"in": held}
+    torch.save(held, tmp_path / "deep.pth")
+    with pytest.raises(CheckpointError, match="names no tensor"):
+        pickle_entries(tmp_path / "deep.pth")
+    torch.save(held["in"]["in"], tmp_path / "fits.pth")
+    assert len(pickle_entries(tmp_path / "fits.pth")) == 1
+    monkeypatch.setattr(pickle_shapes, "LARGEST_JSON", 10)
+    with pytest.raises(CheckpointError, match="larger than any list"):
+        pickle_entries(tmp_path / "fits.pth")
+
+
+def test_what_is_no_scalar_quantizer_and_no_equal_module(tmp_path):
+    """Too many channels, one tensor alone, other shapes: each says nothing."""
+    tensors = {"vq.a.weight": (33, 64), "vq.b.weight": (64, 33), "x.w": (9, 9), "y.w": (9, 9),
+               "m.w": (9, 9), "m.v": (9,), "n.w": (9, 9), "n.v": (8,)}  # fmt: skip
+    header_file(tmp_path / "model.safetensors", tensors)
+    (found,) = dissect(str(tmp_path))
+    assert not [f for f in found.facts if f.what.startswith(("scalar quantizer", "equal modules"))]

@@ -59,6 +59,8 @@ def test_lists_and_perplexity_by_hand(model, text, data):
         assert float(data.topk_order_match.sel(k=k)[0]) == pytest.approx(np.mean(orders), abs=0.017)
     assert float(data.topk_set_match.sel(k=1)[0]) == pytest.approx(float(data.top1[0]), abs=1e-12)
     assert (data.topk_order_match <= data.topk_set_match).all()
+    apart = data.topk_set_match.sel(k=10) - data.topk_order_match.sel(k=10)
+    assert float(apart[0]) > 0.05, "beyond what is allowed above: one is not the other"
     target = ids[:, 1:].flatten()
     losses = [nn.functional.cross_entropy(x.flatten(0, 1), target) for x in (before, after)]
     ratio = float(torch.exp(losses[1] - losses[0]))
@@ -88,8 +90,8 @@ def test_a_head_is_not_held_against_noise_of_rows(model, text):
     last = model.blocks[-1].module
     data = certify(model, [(last, last)], {"own": text}, table, most=2)
     assert "noise_kl" not in data
-    assert (data.topk_order_match == 1).all()
-    assert float(data.perplexity_ratio[0]) == 1
+    assert (data.topk_order_match > 0.98).all()
+    assert float(data.perplexity_ratio[0]) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_stream_is_compared_where_asked(model):

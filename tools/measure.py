@@ -40,10 +40,12 @@ DETAILS = {
     "push": ("push",),
     "noise": ("ratio",),
     "replacement": ("everywhere",),
-    "quantize": ("sensitivity", "recipe_loss"),
+    "quantize": ("sensitivity", "recipe_loss", "weight_error", "sensitivity_rho"),
 }
 SPECIMENS = ("specimen:qwen3", "specimen:gpt2")
 SEEDS = 10
+PAIRS = 12
+"""Pairs of quantities of different experiments that are listed, strongest first."""
 
 
 def shuffle_table(data: xr.Dataset) -> list[str]:
@@ -62,9 +64,22 @@ def shuffle_table(data: xr.Dataset) -> list[str]:
     return rows
 
 
+def strongest(data: xr.Dataset) -> list[str]:
+    """The strongest pairs of quantities of different experiments, of those that survive the correction."""
+    names, rho = data["quantity"].values.tolist(), data.rho.values
+    found = [
+        (abs(rho[i, j]), f"  - {names[j]} with {names[i]}: {rho[i, j]:+.2f}")
+        for i in range(len(names))
+        for j in range(i)
+        if data.p_corrected.values[i, j] < data.attrs["level"]
+        and names[i].partition(":")[0] != names[j].partition(":")[0]
+    ]
+    return [line for _, line in sorted(found, key=lambda pair: -pair[0])[:PAIRS]]
+
+
 def details(data: xr.Dataset) -> list[str]:
     """The numbers behind the pages, one line for each row of a variable."""
-    lines = []
+    lines = strongest(data) if data.attrs["experiment"] == "correlations" else []
     for name in DETAILS.get(data.attrs["experiment"], ()):
         values = data[name]
         if name == "context":
