@@ -69,8 +69,9 @@ if TYPE_CHECKING:
     from regraft.jobs.transcoder_jobs import export_transcoder as export_transcoder
     from regraft.jobs.transcoder_jobs import fit_transcoder as fit_transcoder
     from regraft.jobs.transcoder_jobs import open_transcoder as open_transcoder
-    from regraft.jobs.transplant_job import Sources as Sources
     from regraft.jobs.transplant_job import transplant_tokenizer as transplant_tokenizer
+    from regraft.jobs.transplant_sources import Sources as Sources
+    from regraft.jobs.transplant_sources import explain_token as explain_token
     from regraft.model.load import load as load
     from regraft.model.model import Model as Model
     from regraft.model.recording import Recording as Recording
@@ -156,7 +157,8 @@ _HOMES = {
     "jobs.tokenizer_jobs": ("compare_tokenizers", "train_tokenizer"),
     "tokenizers.training": ("Recipe",),
     "tokenizers.init_methods": ("InitSettings",),
-    "jobs.transplant_job": ("Sources", "transplant_tokenizer"),
+    "jobs.transplant_job": ("transplant_tokenizer",),
+    "jobs.transplant_sources": ("Sources", "explain_token"),
     "reference.verify": ("rebuild",),
     "jobs.inspection": ("inspect", "inspect_headers"),
     "jobs.report_job": ("report",),
@@ -206,6 +208,7 @@ __all__ = [
     "describe_features",
     "evaluate_grafts",
     "evaluate_transcoder",
+    "explain_token",
     "export_grafts",
     "export_transcoder",
     "figure",

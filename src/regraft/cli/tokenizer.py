@@ -3,6 +3,7 @@ for a command."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,11 +22,16 @@ from regraft.cli.options import (
     folder_option,
     open_model,
 )
+from regraft.cli.origin_text import explained_lines
 from regraft.core.files import check_empty, check_place, still_told
 from regraft.jobs.checks import check_beside, check_domains, check_model, check_texts
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from regraft.jobs.transplant_sources import Sources
+    from regraft.model.model import Model
+    from regraft.tokenizers.init_methods import InitSettings
 
 tokenizer = typer.Typer(
     help="Train tokenizers, measure them in bytes, transplant them into models.", no_args_is_help=True
@@ -36,6 +42,33 @@ TextsOption = Annotated[
 ]
 EachOption = Annotated[str, typer.Option(help="Folder whose every text file is a domain of its own.")]
 PiecesOption = Annotated[int, typer.Option(help="Pieces of about 800 characters drawn from each domain.")]
+
+NewOption = Annotated[
+    str,
+    typer.Option("--tokenizer", help="Folder, hub id or specimen whose tokenizer the model is to get."),
+]
+EncoderOption = Annotated[
+    str,
+    typer.Option(help="Sentence encoder, a folder or hub id; `none`: the model's own rows take its place."),
+]
+CacheOption = Annotated[Path, folder_option(help="Folder where the encoder's vectors are kept.")]
+DonorOption = Annotated[str, typer.Option(help="For pursuit: the model that the new tokenizer comes from.")]
+MultipleOption = Annotated[
+    int, typer.Option(help="Pad the tables to a multiple; 0: as the old table is padded.")
+]
+LearnOption = Annotated[
+    list[str] | None, typer.Option(help="Text for align, focus and healing; again for several.")
+]
+ExplainOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TOKEN",
+        help=(
+            "Say what this new token's row would be made of, and write nothing: its text, its name in the"
+            " vocabulary, or # and its id; again for several."
+        ),
+    ),
+]
 
 
 @tokenizer.command("train")
@@ -122,31 +155,19 @@ def compare(
 @filling(settings="tokenizers.init_methods:InitSettings")
 def transplant(
     *,
-    new: Annotated[
-        str,
-        typer.Option("--tokenizer", help="Folder, hub id or specimen whose tokenizer the model is to get."),
-    ],
+    new: NewOption,
     model: ModelOption = "specimen:qwen3",
     settings: dict[str, Any],
-    encoder: Annotated[
-        str,
-        typer.Option(
-            help="Sentence encoder, a folder or hub id; `none`: the model's own rows take its place."
-        ),
-    ] = "sentence-transformers/all-MiniLM-L6-v2",
-    cache: Annotated[Path, folder_option(help="Folder where the encoder's vectors are kept.")] = Path(
-        "token-vectors"
-    ),
-    donor: Annotated[
-        str, typer.Option(help="For pursuit: the model that the new tokenizer comes from.")
-    ] = "",
-    multiple: Annotated[
-        int, typer.Option(help="Pad the tables to a multiple; 0: as the old table is padded.")
-    ] = 0,
-    learn: Annotated[
-        list[str] | None, typer.Option(help="Text for align, focus and healing; again for several.")
-    ] = None,
+    encoder: EncoderOption = "sentence-transformers/all-MiniLM-L6-v2",
+    cache: CacheOption = Path("token-vectors"),
+    donor: DonorOption = "",
+    multiple: MultipleOption = 0,
+    learn: LearnOption = None,
     heal: Annotated[int, typer.Option(help="Steps of a short training of the new rows alone.")] = 0,
+    explain: ExplainOption = None,
+    controls: Annotated[
+        bool, typer.Option(help="Measure rows drawn at random, too: what the method has to beat.")
+    ] = True,
     text: TextsOption = None,
     pieces: PiecesOption = 100,
     save: Annotated[Path, folder_option(help="Folder to write the model to.")] = Path("transplanted"),
@@ -162,7 +183,8 @@ def transplant(
     with errors_in_one_sentence(debug):
         method = settings["method"]
         uses = encoder if method in ("hybrid", "local") or (method == "pursuit" and not donor) else ""
-        check_beside(model, save, "--save")
+        if not explain:
+            check_beside(model, save, "--save")
         check_place(cache, "--cache")
         learn = check_texts(learn or [])
         check_domains(text or [])
@@ -171,7 +193,8 @@ def transplant(
                 located(name)
         opened = open_model(model, device, dtype, "", False, old_tokenizer)
         from regraft.cli.progress_bar import with_bar
-        from regraft.jobs.transplant_job import Sources, transplant_rows, transplant_tokenizer
+        from regraft.jobs.transplant_job import transplant_rows, transplant_tokenizer
+        from regraft.jobs.transplant_sources import Sources
         from regraft.tokenizers.init_methods import InitSettings
 
         chosen = InitSettings(**settings)
@@ -181,9 +204,11 @@ def transplant(
             "--device": "" if device == "cpu" else device,
         }
         opening = tuple(word for pair in given.items() if pair[1] for word in pair)
-        sources = Sources(
-            tuple(learn), tuple(text or ()), pieces, "" if encoder == "none" else uses, cache, donor, opening
-        )
+        reads = "" if encoder == "none" else uses
+        sources = Sources(tuple(learn), tuple(text or ()), pieces, reads, cache, donor, opening, controls)
+        if explain:
+            print_origins(opened, new, explain, chosen, sources)
+            return
 
         def tell(data: xr.Dataset) -> None:
             for line in transplant_rows(data):
@@ -198,3 +223,15 @@ def transplant(
         tell(data)
         typer.echo(sentence)
         push_saved(save)
+
+
+def print_origins(
+    opened: Model, new: str, tokens: list[str], settings: InitSettings, sources: Sources
+) -> None:
+    """Print what the rows of some new tokens would be made of."""
+    from regraft.cli.progress_bar import with_bar
+    from regraft.jobs.transplant_sources import explain_token
+
+    for token in tokens:
+        for line in explained_lines(with_bar(partial(explain_token, opened, new, token, settings, sources))):
+            typer.echo(line)

@@ -7,63 +7,35 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from torch import Tensor
 
-from regraft.checkpoint.locate import CheckpointError
 from regraft.core.files import expanded, keeping
 from regraft.core.strict_json import json_text
-from regraft.data.text_files import text_files, texts_in
 from regraft.data.windows import windows_over
 from regraft.jobs.tokenizer_jobs import domain_pieces
-from regraft.model.load import load
+from regraft.jobs.transplant_sources import Sources, check_donor, opened_case, told_of
 from regraft.model.model import Model
 from regraft.reporting.page import page
-from regraft.specimens import almanac
-from regraft.tokenizers.bits_per_byte import pieces
-from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import digest
-from regraft.tokenizers.encoder import SentenceEncoder, Vectors
+from regraft.tokenizers.control_rows import CONTROLS
 from regraft.tokenizers.healing import HealTask, check_healing
 from regraft.tokenizers.init_methods import InitSettings, TransplantCase
-from regraft.tokenizers.tokenizer_folder import open_tokenizer
-from regraft.tokenizers.transplantation import Transplant, measured, old_case, scores_after, transplant
+from regraft.tokenizers.row_origins import frequent_origins, origin_lines
+from regraft.tokenizers.row_view import row_view
+from regraft.tokenizers.transplant_controls import control_quantities
+from regraft.tokenizers.transplantation import Transplant, measured, scores_after, transplant
 from regraft.tokenizers.transplanted_folder import check_media, check_start, check_target, write_model
 from regraft.training.trainer import TrainingPlan, train
 
+ROWS = "new_rows.jsonl"
+"""The file beside a written model that says what each row was made of."""
 LENGTH = 128
 """Tokens of a sequence that healing reads."""
-READ = 2000
-"""Pieces of text that alignment and auxiliary vectors are made from."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What a transplant reads besides the model: text to learn from, text to measure on, an encoder, its
-    cache, a donor.
-
-    `opened` are the options that the model was opened with, for the command that makes it all again.
-    """
-
-    train: tuple[str, ...] = ()
-    domains: tuple[str, ...] = ()
-    pieces: int = 100
-    encoder: str = ""
-    cache: Path = Path("token-vectors")
-    donor: str = ""
-    opened: tuple[str, ...] = ()
-
-
-def learning_text(train_on: Sequence[str]) -> list[str]:
-    """Pieces of the files that are named, or of an almanac."""
-    if not train_on:
-        return pieces(["\n".join(almanac.corpus(2_000_000, 1))], READ)
-    return pieces((text for file in text_files(train_on) for text in texts_in(file)), READ)
 
 
 def transplant_tokenizer(
@@ -98,26 +70,19 @@ def transplant_tokenizer(
     began = time.perf_counter()
     check_target(model, target)
     check_asked(model, settings, sources, multiple, heal, seed)
-    reader = open_tokenizer(tokenizer)
-    donor_VD = donor_table(sources.donor, reader) if sources.donor else None
-    vectors = (
-        Vectors(open_encoder(sources.encoder, str(model.device)), sources.cache) if sources.encoder else None
-    )
-    texts, domains = learning_text(sources.train), domain_pieces(sources.domains, "", sources.pieces)
-    case = old_case(model, reader, texts, vectors, donor_VD)
+    domains = domain_pieces(sources.domains, "", sources.pieces)
+    case = opened_case(model, tokenizer, sources)
     check_start(model, case.matching)
     check_media(model, case.matching)
     if heal:
         check_enough(case)
-    done = transplant(model, case, settings, multiple)
+    done = transplant(model, case, settings, multiple, seed)
     data = measured(done, domains, settings)
-    encoder = vectors.encoder if vectors is not None else None
-    data.attrs["encoder"] = (
-        f"{encoder.name}, sha256 {encoder.digest}" if encoder else "none: the model's own rows"
-    )
-    data.attrs["donor"] = sources.donor
-    data.attrs["learnt_from"] = ", ".join(sources.train) or "an almanac made with a seed"
-    data.attrs["learnt_sha256"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    if sources.controls:
+        data = data.assign(control_quantities(model, case, settings, domains, multiple, seed))
+        data = data.assign_coords(control=list(CONTROLS)) if "control" in data.dims else data
+    data = data.assign(frequent_origins(done, domains))
+    data.attrs |= told_of(case, sources)
     words = [
         "regraft",
         "tokenizer",
@@ -132,13 +97,15 @@ def transplant_tokenizer(
     )
     data.attrs["seconds"] = time.perf_counter() - began
     if not heal:
+        data = data.assign(row_view(done))
         return data, written(done, data, command, target)
     task = HealTask(done)
     plan = TrainingPlan(
         steps=heal, batch=8, rate=task.rate, warmup=min(20, heal), save_every=max(1, min(200, heal // 10))
     )
     run = healing_folder(done, data, plan, seed, target)
-    data = healed(task, texts, domains, settings, data, plan, run, seed)
+    data = healed(task, list(case.texts), domains, settings, data, plan, run, seed)
+    data = data.assign(row_view(done))
     data.attrs["seconds"] = time.perf_counter() - began
     sentence = written(done, data, command, target)
     shutil.rmtree(run)
@@ -146,18 +113,14 @@ def transplant_tokenizer(
 
 
 def written(done: Transplant, data: xr.Dataset, command: str, target: Path) -> str:
-    """Write the model with its certificate as a page; what was done, in a sentence or two."""
-    text = page(done.model, [data], [command], float(data.attrs["seconds"]))
+    """Write the model with its certificate as a page and a list of its rows; what was done, in a sentence or
+    two."""
+    beside = {
+        "certificate.html": page(done.model, [data], [command], float(data.attrs["seconds"])),
+        ROWS: "".join(f"{line}\n" for line in origin_lines(done)),
+    }
     with keeping(data):
-        return f"{done.sentence}. {write_model(done, data, target, {'certificate.html': text})}"
-
-
-def open_encoder(name: str, device: str) -> SentenceEncoder:
-    """A sentence encoder; where it cannot be had, the sentence says what serves instead."""
-    try:
-        return SentenceEncoder(name, device)
-    except CheckpointError as error:
-        raise type(error)(f"{error}; give --encoder the folder of a sentence encoder, or none") from error
+        return f"{done.sentence}. {write_model(done, data, target, beside)}"
 
 
 def check_asked(
@@ -170,26 +133,9 @@ def check_asked(
     """
     if min(heal, multiple, seed) < 0:
         raise ValueError("--heal, --multiple and --seed are at least 0")
-    if sources.donor and settings.method != "pursuit":
-        raise ValueError(f"--donor serves --method pursuit alone, not {settings.method}: leave it out")
+    check_donor(settings, sources)
     if heal:
         check_healing(model)
-
-
-def donor_table(name: str, tokenizer: Any) -> Tensor:
-    """The embedding of the model that a tokenizer comes from.
-
-    Raises:
-        ValueError: the model's own tokenizer is another one.
-    """
-    donor = load(name, pack=False)
-    new = ByteIds(tokenizer).table
-    own = ByteIds(donor.tokenizer).table if donor.tokenizer is not None else None
-    if own is None or own.bytes_V[: len(new)] != new.bytes_V or donor.table_rows < len(new):
-        raise ValueError(
-            f"{name} has another tokenizer: the donor must be the model that --tokenizer comes from"
-        )
-    return donor.parts.embedding.weight
 
 
 def check_enough(case: TransplantCase) -> None:
@@ -264,6 +210,7 @@ def options_as_words(
         w for text in sources.domains for w in ("--text", text)
     ]
     words += ["--donor", sources.donor] if sources.donor else []
+    words += [] if sources.controls else ["--no-controls"]
     return [*words, "--encoder", sources.encoder or "none", *sources.opened]
 
 
@@ -282,14 +229,24 @@ def transplant_rows(data: xr.Dataset) -> Iterator[str]:
             if "bits_per_byte_unhealed" in data
             else ""
         )
+        if "bits_per_byte_control" in data:
+            drawn = [f"{float(v):.4f} with {k} rows" for k, v in zip(*_controls(one), strict=True)]
+            tokens += f"; controls: {', '.join(drawn)}"
         lossy = (
             ""
             if float(one.exact.min()) == 1
             else "; NOT COMPARABLE, a tokenizer does not keep this text as it is"
         )
         yield f"{domain}: {before:.4f} bits per byte become {after:.4f}{unhealed}; {tokens}{lossy}"
+    if "row_norm" in data:
+        sizes = [float(value) for value in data.row_norm.values]
+        yield f"An estimated row is {sizes[1] / sizes[0]:.3f} times as long as one taken over (medians)"
     if "apart" in data:
         yield (
             f"Two different texts are {float(data.apart):.4f} apart; {float(data.same_nearest):.1%} of the"
             " texts keep their nearest other text"
         )
+
+
+def _controls(one: xr.Dataset) -> tuple[list[str], list[float]]:
+    return list(map(str, one.control.values)), one.bits_per_byte_control.values.tolist()

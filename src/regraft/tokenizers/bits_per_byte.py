@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ from regraft.tokenizers.byte_codec import ByteIds
 
 PIECE = 800
 """Characters of a piece that is scored: some two hundred tokens."""
+LARGEST_EXPONENT = 700.0
+"""Nats per token beyond which a perplexity is no double; no tokens are that improbable but by mistake."""
 BATCH_TOKENS = 2048
 """Tokens that are scored together."""
 
@@ -46,6 +49,14 @@ class Score:
     def bits_per_byte(self) -> float:
         """Bits that the model needs for a byte of the text."""
         return self.nats / math.log(2) / self.bytes
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of nats per token: of how many equally probable tokens each is one.
+
+        Tokens of another tokenizer are other tokens, so it compares models with the same one alone.
+        """
+        return float(np.exp(min(self.nats / self.tokens, LARGEST_EXPONENT)))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ from regraft.tokenizers.bits_per_byte import fitted, score
 from regraft.tokenizers.byte_codec import ByteIds
 
 CROSSING = re.compile(rb"\S\s+\S")
+WORD = re.compile(rb"\S+")
+HELD = 4
+"""Words, or parts of them, from which on tokens are counted together."""
 LISTED = 20
 """Tokens of each list."""
 UNITS = {
@@ -60,6 +63,7 @@ def compare(
     contents = []
     for row, (called, reader) in enumerate(tokenizers.items()):
         crosses_V = np.array([bool(CROSSING.search(content)) for content in reader.table.bytes_V])
+        held_V = np.array([min(HELD, len(WORD.findall(content))) for content in reader.table.bytes_V])
         used_V = np.zeros(len(crosses_V), np.int64)
         for column, (domain, texts) in enumerate(domains.items()):
             for name, value in _measured(reader, texts, crosses_V, used_V).items():
@@ -67,7 +71,7 @@ def compare(
             if models is not None:
                 bits[row, column] = score(models[called], reader, texts).bits_per_byte
             advance(f"reading {domain} with {called}", column + 1, len(domains))
-        contents.append(_vocabulary(reader, crosses_V, used_V))
+        contents.append({**_vocabulary(reader, crosses_V, used_V), **_by_words(held_V, used_V)})
     both = ("tokenizer", "domain")
     read = [sum(len(t.encode()) for t in texts) for texts in domains.values()]
     return xr.Dataset(
@@ -82,6 +86,7 @@ def compare(
             "other": list(tokenizers),
             "domain": list(domains),
             "rank": range(1, LISTED + 1),
+            "words": [*map(str, range(HELD)), f"{HELD} or more"],
         },
         attrs={
             **{name: version(name) for name in ("regraft", "tokenizers", "transformers")},
@@ -107,7 +112,19 @@ def _vocabulary(reader: ByteIds, crosses_V: np.ndarray, used_V: np.ndarray) -> d
     }
 
 
+def _by_words(held_V: np.ndarray, used_V: np.ndarray) -> dict[str, Any]:
+    """Shares of the vocabulary, and of the text's tokens, by how many words or parts of words a token
+    holds."""
+    kinds, used = np.bincount(held_V, minlength=HELD + 1), np.bincount(held_V, used_V, HELD + 1)
+    return {
+        "vocabulary_by_words": (kinds / max(1, kinds.sum())).tolist(),
+        "text_by_words": (used / used.sum()).tolist(),
+    }
+
+
 VOCABULARY_UNITS = {
+    "vocabulary_by_words": "share of the vocabulary that holds so many words or parts of words",
+    "text_by_words": "share of the text's tokens that hold so many words or parts of words",
     "vocabulary": "tokens",
     "vocabulary_crossing": "share of the vocabulary that holds parts of two words",
     "overlap": "share of the row's contents that the column has as well",
@@ -126,6 +143,8 @@ def _vocabularies(
     found["overlap"] = [[len(a & b) / max(1, len(a)) for b in sets] for a in sets]
     further = {
         "overlap": ("other",),
+        "vocabulary_by_words": ("words",),
+        "text_by_words": ("words",),
         **dict.fromkeys(("crossing_token", "crossing_count", "longest_token"), ("rank",)),
     }
     return {

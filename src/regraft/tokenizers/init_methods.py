@@ -21,14 +21,16 @@ from torch import Tensor
 from regraft.core.progress import advance
 from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import shown
+from regraft.tokenizers.control_rows import USUAL_RANGE, DrawnRows, drawn
 from regraft.tokenizers.cooccurrence import beside_vectors, overlaps
 from regraft.tokenizers.encoder import Vectors
 from regraft.tokenizers.mixtures import Mixture, blended, mixture, softmax, sparsemax
 from regraft.tokenizers.nearest import nearest
 from regraft.tokenizers.vocab_map import Matching
 
-Method = Literal["hybrid", "local", "mean", "retok", "align", "focus", "pursuit"]
+Method = Literal["hybrid", "local", "mean", "retok", "align", "focus", "pursuit", "random", "gaussian"]
 METHODS: tuple[Method, ...] = ("hybrid", "local", "mean", "retok", "align", "focus", "pursuit")
+"""The methods that mix old rows; `random` and `gaussian` draw rows, as controls."""
 AUXILIARY_WIDTH, CONSIDERED = 128, 64
 """Width of vectors that are made from text alone, and old tokens that a new one is mixed of at most."""
 
@@ -81,6 +83,7 @@ class TransplantCase:
     vectors: Vectors | None
     texts: Sequence[str]
     donor_VD: Tensor | None = None
+    spread: float = USUAL_RANGE
 
     @property
     def contents(self) -> list[bytes]:
@@ -145,10 +148,12 @@ def readable(content: bytes) -> bool:
     return bool(content)
 
 
-def estimate(case: TransplantCase, settings: InitSettings) -> Mixture:
-    """The mixture of old rows for every new token of text, by the method that is set."""
+def estimate(case: TransplantCase, settings: InitSettings, seed: int = 0) -> Mixture | DrawnRows:
+    """The rows of every new token of text, by the method that is set: mixtures of old rows, or drawn ones."""
     count = len(case.table_VD)
     match settings.method:
+        case "random" | "gaussian":
+            return drawn(settings.method, len(case.contents), case.spread, seed)
         case "mean":
             return mixture([[]] * len(case.contents), [], count)
         case "retok":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from regraft.core.progress import advance
 from regraft.model.model import Model
 from regraft.modules.placement import Swaps
+from regraft.tokenizers.control_rows import DrawnRows
 from regraft.tokenizers.mixtures import Mixture
 from regraft.tokenizers.vocab_map import Matching
 
@@ -104,7 +105,7 @@ def rows_needed(model: Model, tokens: int, old_tokens: int, multiple: int = 0) -
     return -(-tokens // max(1, multiple)) * max(1, multiple)
 
 
-def build_tables(model: Model, matching: Matching, mixed: Mixture, rows: int) -> Tables:
+def build_tables(model: Model, matching: Matching, mixed: Mixture | DrawnRows, rows: int) -> Tables:
     """Fill the tables: copies, mixtures, the mean row where nothing is known; behind the last token the old
     table's own."""
     head = model.parts.head
@@ -117,13 +118,13 @@ def build_tables(model: Model, matching: Matching, mixed: Mixture, rows: int) ->
     return Tables(embedding_VD, head_VD, _filled_bias(head, matching, mixed, rows))
 
 
-def _filled_bias(head: nn.Module, matching: Matching, mixed: Mixture, rows: int) -> Tensor | None:
+def _filled_bias(head: nn.Module, matching: Matching, mixed: Mixture | DrawnRows, rows: int) -> Tensor | None:
     bias_V = getattr(head, "bias", None)
     return None if bias_V is None else _filled(bias_V[:, None], matching, mixed, rows)[:, 0]
 
 
 @torch.no_grad()
-def _filled(old_VX: Tensor, matching: Matching, mixed: Mixture, rows: int) -> Tensor:
+def _filled(old_VX: Tensor, matching: Matching, mixed: Mixture | DrawnRows, rows: int) -> Tensor:
     mean_X = old_VX.float().mean(0)
     advance("filling tables", 0, rows)
     found_VX = mean_X.to(old_VX).expand(rows, -1).clone()

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from regraft.core.quantities import quantity
 from regraft.core.strict_json import json_text
 from regraft.model.block_call import longest_input
 from regraft.model.model import Model
@@ -20,6 +21,7 @@ from regraft.sweeps.provenance import provenance
 from regraft.tokenizers.bits_per_byte import Score, fitted, score
 from regraft.tokenizers.byte_codec import ByteIds
 from regraft.tokenizers.comparison import digest
+from regraft.tokenizers.control_rows import USUAL_RANGE, DrawnRows
 from regraft.tokenizers.embedding_distance import Embedded, apart, distance, embed, same_nearest
 from regraft.tokenizers.encoder import Vectors
 from regraft.tokenizers.init_methods import InitSettings, TransplantCase, estimate
@@ -30,6 +32,7 @@ from regraft.tokenizers.vocab_map import Matching, match
 EXACT = "share of the pieces that the tokenizer keeps as they are; below 1 bits per byte are not comparable"
 MOVED = "1 - cosine between a text's embedding with its own tokenizer and with the new one, mean over texts"
 APART = "1 - cosine between two different texts, own tokenizer, mean over all pairs"
+PUBLISHED = "TokenAdapt (Sharthak et al., 2025)"
 SAME_NEAREST = "share of texts whose nearest other text is the same with both tokenizers"
 
 
@@ -42,7 +45,7 @@ class Transplant:
     old: ByteIds
     new: ByteIds
     matching: Matching
-    mixed: Mixture
+    mixed: Mixture | DrawnRows
     tables: Tables
     swaps: Swaps
 
@@ -98,12 +101,18 @@ def old_case(
             f"the old tokenizer has {len(old.table):,} ids and {model.name} only {model.table_rows:,} rows:"
             " it is not its own; name the right one with --old-tokenizer"
         )
-    return TransplantCase(old, new, match(old, new), model.parts.embedding.weight, vectors, texts, donor_VD)
+    stated = getattr(model.hf.config.get_text_config(), "initializer_range", None)
+    spread = stated if isinstance(stated, float) else USUAL_RANGE
+    return TransplantCase(
+        old, new, match(old, new), model.parts.embedding.weight, vectors, texts, donor_VD, spread
+    )
 
 
-def transplant(model: Model, case: TransplantCase, settings: InitSettings, multiple: int = 0) -> Transplant:
+def transplant(
+    model: Model, case: TransplantCase, settings: InitSettings, multiple: int = 0, seed: int = 0
+) -> Transplant:
     """Give the model tables for the new vocabulary; the model itself stays as it is."""
-    mixed = estimate(case, settings)
+    mixed = estimate(case, settings, seed)
     rows = rows_needed(model, len(case.new.table), len(case.old.tokenizer), multiple)
     tables = build_tables(model, case.matching, mixed, rows)
     return Transplant(model, case.old, case.new, case.matching, mixed, tables, modules(model, tables))
@@ -166,23 +175,46 @@ def _bits(done: Transplant, domains: Mapping[str, Sequence[str]]) -> dict[str, A
         scores_after(done, domains),
     ]
     bits = [[one.bits_per_byte for one in scores] for scores in both]
+    perplexities = np.array([[one.perplexity for one in scores] for scores in both])
     return {
         "bits_per_byte": (("state", "domain"), bits, {"units": "bits per byte of text"}),
+        "perplexity": quantity(
+            ("state", "domain"), perplexities, "per token, each state's own",
+            "Of how many equally probable tokens each is one. A longer token is harder to guess, so two"
+            " tokenizers' do not compare; bits per byte do.", PUBLISHED,
+        ),
+        "perplexity_ratio": quantity(
+            "domain", perplexities[1] / perplexities[0], "perplexity per token after / before",
+            "As transplants were published. It grows with the length of the new tokens, too: read it beside"
+            " bits per byte.", PUBLISHED,
+        ),
         **_read(both, "predicted "),
-    }
+    }  # fmt: skip
 
 
 def _embeddings(done: Transplant, domains: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """How far a model that writes no text has its embeddings of texts moved, and what the texts are."""
-    before = [embed(done.model, done.old, texts) for texts in _pieces(done, domains)]
-    with all_placed(done.model.hf, done.swaps):
-        after = [embed(done.model, done.new, texts) for texts in _pieces(done, domains)]
+    before, after = _embedded(done, domains)
     moved = [distance(*pair) for pair in zip(before, after, strict=True)]
     found: dict[str, Any] = {"distance": ("domain", moved, {"units": MOVED}), **_read([before, after], "")}
     if sum(len(one.vectors_BD) for one in before) > 1:
         found |= {"apart": ((), apart(before), {"units": APART})}
         found |= {"same_nearest": ((), same_nearest(before, after), {"units": SAME_NEAREST})}
     return found
+
+
+def distances_after(done: Transplant, domains: Mapping[str, Sequence[str]]) -> list[float]:
+    """How far the rows as they are now move the embeddings of each domain's texts."""
+    return [distance(*pair) for pair in zip(*_embedded(done, domains), strict=True)]
+
+
+def _embedded(
+    done: Transplant, domains: Mapping[str, Sequence[str]]
+) -> tuple[list[Embedded], list[Embedded]]:
+    """Each domain's texts as vectors, with the model's own tokenizer and with the new one."""
+    before = [embed(done.model, done.old, texts) for texts in _pieces(done, domains)]
+    with all_placed(done.model.hf, done.swaps):
+        return before, [embed(done.model, done.new, texts) for texts in _pieces(done, domains)]
 
 
 def _read(both: Sequence[Sequence[Score | Embedded]], what: str) -> dict[str, Any]:

@@ -13,9 +13,12 @@ from regraft.reporting.theme import (
     MUTED,
     PALETTE,
     Drawing,
+    Label,
+    Panel,
     axis_labels,
     base,
     heatmap,
+    panel,
     plain_text,
     quoted,
 )
@@ -64,6 +67,28 @@ def crossing(data: xr.Dataset, tokenizer: str) -> go.Figure:
     return figure
 
 
+def by_words(data: xr.Dataset) -> go.Figure:
+    """Bars by the number of words, or parts of words, that a token holds, one colour for each tokenizer."""
+    figure = base(340, barmode="group")
+    for number, tokenizer in enumerate(data.tokenizer.values):
+        one = data.sel(tokenizer=tokenizer)
+        hover = (
+            f"{plain_text(tokenizer)}, %{{x}}: %{{y:.2%}} of the text's tokens,"
+            " %{customdata:.2%} of the vocabulary<extra></extra>"
+        )
+        figure.add_bar(
+            x=axis_labels(data.words.values), y=one.text_by_words.values.tolist(),
+            customdata=one.vocabulary_by_words.values.tolist(), name=plain_text(tokenizer),
+            marker_color=PALETTE[number % len(PALETTE)], hovertemplate=hover,
+        )  # fmt: skip
+    figure.update_layout(
+        showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
+    )
+    figure.update_xaxes(title="words, or parts of words, in a token (0: white space alone)", type="category")
+    figure.update_yaxes(title="share of the text's tokens", tickformat=".0%")
+    return figure
+
+
 def tokenizer_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """Bytes per token, words, crossing, overlap, and bits per byte where models were given."""
     found = [("Bytes of text for each token", grouped(data, "bytes_per_token", "bytes per token"))]
@@ -83,6 +108,7 @@ def tokenizer_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
         shared = heatmap(data.overlap.values, data.other.values, data.tokenizer.values, "share")
         shared.update_layout(xaxis_title="has them as well", yaxis_title="tokens of")
         found.append(("Tokens that two vocabularies share, by their bytes", shared))
+    found.append(("Share of the text's tokens by the words that they hold", by_words(data)))
     for tokenizer in data.tokenizer.values:
         if int(data.crossing_count.sel(tokenizer=tokenizer).max()):
             found.append(
@@ -147,6 +173,10 @@ def transplant_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
         }
     bits = _states(data, states, "bits per byte")
     found = [("Bits per byte of text, before and after", bits), shorter]
+    if "view" in data:
+        found.append(
+            ("Rows of the embedding on the two directions in which the old ones vary most", view(data))
+        )
     if "healing_loss" in data:
         figure = base(300)
         figure.add_scatter(y=data.healing_loss.values.tolist(), mode="lines", line_color=FIRST, name="loss")
@@ -223,6 +253,70 @@ def _moves_sentence(data: xr.Dataset) -> str:
     return f" Embeddings of texts move by a cosine distance of {', '.join(sentence)}{beside}."
 
 
+def view(data: xr.Dataset) -> go.Figure:
+    """A point for each shown row: taken over, and estimated."""
+    figure = base(460)
+    for kind, colour in (("taken over", MUTED), ("estimated", FIRST)):
+        one = data.isel(shown=np.flatnonzero(data.view_kind.values == kind))
+        figure.add_scatter(
+            x=one.view.values[:, 0].tolist(), y=one.view.values[:, -1].tolist(), mode="markers", name=kind,
+            text=[plain_text(quoted(token)) for token in one.view_token.values],
+            marker=dict(size=5, color=colour, opacity=0.7), hovertemplate=f"%{{text}}, {kind}<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
+    )
+    names = [
+        f"direction {n + 1}: {float(s):.1%} of the variance" for n, s in enumerate(data.view_share.values)
+    ]
+    figure.update_xaxes(title=names[0])
+    figure.update_yaxes(title=names[-1])
+    return figure
+
+
+def made_of(data: xr.Dataset) -> go.Figure:
+    """Frequent new tokens as bars, each divided into the old tokens that its row was mixed of."""
+    labels = [
+        Label(f"{plain_text(quoted(token))} ({int(count):,} times)")
+        for token, count in zip(data.made_token.values, data.made_count.values, strict=True)
+    ]
+    figure = base(140 + 24 * len(labels), barmode="relative")
+    for place in range(data.sizes["largest"]):
+        one = data.isel(largest=place)
+        names = [plain_text(quoted(text)) if text else "" for text in one.made_part.values]
+        figure.add_bar(
+            y=labels, x=one.made_weight.values.tolist(), orientation="h", text=names, textposition="inside",
+            insidetextanchor="middle", textangle=0, marker_color=PALETTE[place % len(PALETTE)],
+            constraintext="inside",
+            hovertemplate="%{y}<br>%{text}: %{x:.4f} of the row<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(margin_l=230, bargap=0.12)
+    figure.update_xaxes(title="share of the new row")
+    figure.update_yaxes(type="category", autorange="reversed", tickmode="linear")
+    return figure
+
+
+def controls(data: xr.Dataset, name: str, title: str) -> go.Figure:
+    """Bars by domain: the method, and rows that were drawn."""
+    own = data.bits_per_byte.sel(state="after") if name == "bits_per_byte_control" else data.distance
+    unhealed = data.get("bits_per_byte_unhealed", own)
+    drawn = {f"{kind} rows": data[name].sel(control=kind) for kind in data.control.values}
+    return _states(data, {str(data.attrs["method"]): unhealed, **drawn}, title)
+
+
+def transplant_panels(data: xr.Dataset) -> list[Panel]:
+    """What rows were made of, and what drawn rows would have cost."""
+    found = []
+    if "made_token" in data:
+        caption = "What the rows of the most frequent new tokens were mixed of"
+        found.append(panel(data, "made_weight", caption, made_of(data)))
+    for name, title in (("bits_per_byte_control", "bits per byte"), ("distance_control", "1 - cosine")):
+        if name in data:
+            caption = "The method beside rows drawn at random, none of them healed"
+            found.append(panel(data, name, caption, controls(data, name, title)))
+    return found
+
+
 TOKENIZER_TRANSPLANT = Drawing(
     "Tokenizer transplant",
     "What does another tokenizer cost the model?",
@@ -231,5 +325,9 @@ TOKENIZER_TRANSPLANT = Drawing(
     " text, the embeddings of whole texts are compared. Longer tokens mean fewer steps for the same text.",
     transplant_figures,
     transplant_finding,
-    ("bits_per_byte", "distance", "apart", "same_nearest", "bytes_per_token", "exact"),
-)
+    (
+        "bits_per_byte", "bits_per_byte_control", "perplexity", "perplexity_ratio", "distance",
+        "distance_control", "apart", "same_nearest", "bytes_per_token", "exact", "row_norm",
+    ),
+    transplant_panels,
+)  # fmt: skip
