@@ -15,13 +15,17 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from families import FAMILIES
 from rebuilding import CONFIGURATIONS, MINILM, SMALL, TYPES, WORDS, here, linked, saved
 from regraft.checkpoint.locate import CheckpointError
+from regraft.cli.main import app
+from regraft.core.runs import open_run
 from regraft.reference import bert, gpt2, qwen3, t5
 from regraft.reference.checkpoint_reader import model_inputs, open_rebuilt, token_ids
 from regraft.reference.verify import order_of, rebuild, verify_stages
+from regraft.reporting.figures.rebuild_figures import rebuild_figures
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -263,3 +267,21 @@ def test_a_sentence_encoder_is_normalised_only_where_it_says_so(tmp_path):
     )
     with pytest.raises(ValueError, match="has a module Dense, which is not rebuilt"):
         rebuild(str(folder), ["A cat sleeps."], official=here)
+
+
+def test_carried_on_from_the_command_line(monkeypatch, tmp_path):
+    """One mistake in every block: each is named and marked, what stands behind agrees, the exit says that it
+    parts."""
+    monkeypatch.setattr(gpt2, "gelu_tanh", torch.relu)
+    words = ["rebuild", "specimen:gpt2", "--text", "5 6 7 8 9", "--carry", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, words)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1
+    assert "0.mlp_act, 1.mlp_act, 2.mlp_act and 3.mlp_act part, and the official tensor went on" in said
+    assert said.count("the activation is ReLU here and GELU (tanh approximation) officially") == 4
+    data = open_run(tmp_path / "run")
+    assert data.stage.values[data.carried.values == 1].tolist() == [f"{i}.mlp_act" for i in range(4)]
+    assert data.stage.values[-1] == "logits"
+    assert (data.decimals.values[data.carried.values == 0] >= 5).all()
+    ((_, figure),) = rebuild_figures(data)
+    assert list(figure.data[1].x) == ["0", "1", "2", "3"]

@@ -15,9 +15,9 @@ from regraft.reference.skeleton import check, report, write_skeleton
 from regraft.reference.stage_compare import SameTensorError
 
 
-def run_check(folder):
+def run_check(folder, *words):
     return subprocess.run(
-        [sys.executable, str(folder / "check.py")], capture_output=True, text=True, check=False
+        [sys.executable, str(folder / "check.py"), *words], capture_output=True, text=True, check=False
     )
 
 
@@ -51,6 +51,11 @@ def test_the_skeleton_is_solved(tmp_path):
     assert wrong.returncode == 1
     assert "PART 0.mlp_act" in wrong.stdout
     assert "behind the activation" in wrong.stdout
+    on = run_check(folder, "--carry")
+    assert on.returncode == 1
+    assert "0.mlp_act is behind the activation" in on.stdout
+    assert on.stdout.count("The official one went on in its place.") == on.stdout.count("PART") == 4
+    assert f"{len(stages) - 4} of {len(stages)} stages" in on.stdout
     (folder / "model.py").write_text(solved)
     right = run_check(folder)
     assert right.returncode == 0, right.stdout + right.stderr

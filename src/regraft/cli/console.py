@@ -259,6 +259,7 @@ def rebuild_model(
     texts: list[str],
     stage: str,
     dtype: str,
+    carry: bool,
     skeleton: Path | None,
     out: Path | None,
     as_json: bool,
@@ -276,7 +277,7 @@ def rebuild_model(
         check_writable(out, "rebuild", open_rebuilt(resolve(source)[0]).weights_sha256, version("regraft"))
     with progress_bar() as bar:
         bar.add_task("the official model, in a process of its own, then the rebuilt one", total=None)
-        dataset = rebuild(source, texts, stage, dtype)
+        dataset = rebuild(source, texts, stage, dtype, carry=carry)
     _told(dataset, out, as_json, settings, print_stages)
     return 0 if dataset.attrs["agrees"] else 1
 
@@ -302,6 +303,8 @@ def print_stages(dataset: xr.Dataset) -> None:
         )
         table.append([f"{stack}.{kind}" if stack else kind, blocks, shapes, *numbers])
     print("\n".join(aligned(table)))
+    for parting in filter(None, dataset.attrs.get("partings", "").split(" | ")):
+        console.print(f"parts: {parting}", highlight=False)
     if dataset.attrs["values"]:
         console.print(dataset.attrs["values"], highlight=False)
     attrs = dataset.attrs

@@ -246,6 +246,10 @@ def rebuild_model(
     dtype: Annotated[
         Literal["float32", "float64"], typer.Option(help="float64 tells rounding from error.")
     ] = "float32",
+    carry: Annotated[
+        bool,
+        typer.Option("--carry", help="At a stage that parts take the official tensor and go on, marked."),
+    ] = False,
     skeleton: Annotated[
         Path | None, folder_option(help="Write a folder for a student's own implementation instead.")
     ] = None,
@@ -264,7 +268,9 @@ def rebuild_model(
         from regraft.cli.console import rebuild_model
 
         settings = settings_of(context, "rebuild")
-        code = rebuild_model(source or model, text or [], stage, dtype, skeleton, out, as_json, settings)
+        code = rebuild_model(
+            source or model, text or [], stage, dtype, carry, skeleton, out, as_json, settings
+        )
     raise typer.Exit(code)
 
 

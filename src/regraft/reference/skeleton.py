@@ -119,11 +119,12 @@ class OwnCodeError(ValueError):
     """A student's `model.py` cannot be run to its end; the message says where and why."""
 
 
-def check(folder: Path, verdict: Verdict | None = None) -> Verdict:
+def check(folder: Path, verdict: Verdict | None = None, carry: bool = False) -> Verdict:
     """Score `model.py` of a skeleton folder: its stages beside the official tensors, up to the first that
     parts.
 
-    A `verdict` that is given holds the stages that were compared, where the code stops before its end.
+    With `carry` the official tensor goes on in the place of one that parts. A `verdict` that is given holds
+    the stages that were compared, where the code stops before its end.
 
     Raises:
         CheckpointError: the folder is no skeleton, or the model's weights are not those that it was made
@@ -150,7 +151,7 @@ def check(folder: Path, verdict: Verdict | None = None) -> Verdict:
     order = [entry["stage"] for entry in task["stages"]]
     stages = _own_stages(folder / OWN, (dict(rebuilt.weights), task["config"], inputs), order)
     with torch.no_grad():
-        return verify_stages(stages, truth, rebuilt.weights, rebuilt.heads, verdict=verdict)
+        return verify_stages(stages, truth, rebuilt.weights, rebuilt.heads, verdict=verdict, carry=carry)
 
 
 def _own_stages(file: Path, given: tuple[Any, ...], order: list[str]) -> Iterator[tuple[str, Tensor]]:
@@ -205,13 +206,13 @@ def _pair(number: int, pair: Any, order: list[str]) -> tuple[str, Tensor]:
     return pair
 
 
-def report(folder: Path) -> int:
+def report(folder: Path, carry: bool = False) -> int:
     """Print the score of a skeleton folder; 0 where every stage passed."""
     task = json.loads((folder / TASK).read_text(encoding="utf-8"))
     total = len(task["stages"])
     verdict, stopped = Verdict(), ""
     try:
-        check(folder, verdict)
+        check(folder, verdict, carry)
     except (NotImplementedError, OwnCodeError, SameTensorError, CheckpointError) as error:
         stopped = str(error)
     for row in verdict.rows:
@@ -222,12 +223,14 @@ def report(folder: Path) -> int:
             f" {row.mean:<9.2g} {row.decimals} decimals"
         )
     passed = sum(row.passed for row in verdict.rows)
+    stopped = stopped or verdict.stuck
     print(f"{passed} of {total} stages{': ' + stopped if stopped else ''}")
-    if verdict.parted:
-        entry = next(entry for entry in task["stages"] if entry["stage"] == verdict.parted)
-        print(f"{verdict.parted} is {entry['what']}, of shape {entry['shape']}.")
-        print("\n".join(f"- {cause}" for cause in verdict.causes))
-    elif passed < total and not stopped:
+    for parting in verdict.partings:
+        entry = next(entry for entry in task["stages"] if entry["stage"] == parting.stage)
+        on = " The official one went on in its place." if parting.carried else ""
+        print(f"{parting.stage} is {entry['what']}, of shape {entry['shape']}.{on}")
+        print("\n".join(f"- {cause}" for cause in parting.causes))
+    if not verdict.partings and passed < total and not stopped:
         print(
             f"next: {task['stages'][passed]['stage']}, {task['stages'][passed]['what']},"
             f" {task['stages'][passed]['shape']}"
@@ -235,14 +238,14 @@ def report(folder: Path) -> int:
     return 0 if passed == total and not stopped else 1
 
 
-_CHECK = '''"""Score model.py, stage by stage: `python check.py`."""
+_CHECK = '''"""Score model.py, stage by stage: `python check.py`; with --carry past those that part."""
 
 import sys
 from pathlib import Path
 
 from regraft.reference.skeleton import report
 
-sys.exit(report(Path(__file__).resolve().parent))
+sys.exit(report(Path(__file__).resolve().parent, "--carry" in sys.argv[1:]))
 '''
 
 
@@ -276,6 +279,7 @@ def _readme(name: str, architecture: str, stages: list[tuple[str, tuple[int, ...
         f"# Rebuild {name}\n\nWrite `stages` in `model.py` with plain PyTorch: it yields every stage below,"
         " by name and in this order. `python check.py` compares each with the official model's own tensor"
         " (in `truth.safetensors`), stops at the first that parts by more than five decimals, and says what"
-        " usually causes such a difference.\n\nA solution that a student can read is"
+        " usually causes such a difference. `python check.py --carry` puts the official tensor in its place"
+        " and goes on.\n\nA solution that a student can read is"
         f" `regraft/reference/{architecture}.py`.\n\n| stage | shape | what it is |\n|---|---|---|\n{rows}\n"
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from regraft.checkpoint.hub import resolve
 from regraft.checkpoint.locate import CheckpointError
 from regraft.reference import bert
+from regraft.reference.carry import carried
 from regraft.reference.checkpoint_reader import Rebuilt, model_inputs, open_rebuilt, token_ids
 from regraft.reference.diagnose import causes
 from regraft.reference.official import DTYPES, Official, ask
@@ -28,18 +29,34 @@ GENERATED = 12
 HEAD = ("scaled", "logits")
 
 
+@dataclass(frozen=True)
+class PartedStage:
+    """A stage that parts, what usually causes such a difference, and whether the official tensor went on."""
+
+    stage: str
+    causes: list[str]
+    carried: bool
+
+
 @dataclass
 class Verdict:
-    """The rows of all stages that were compared, and what usually causes the first difference."""
+    """The rows of all stages that were compared, and those that parted."""
 
     rows: list[Row] = field(default_factory=list)
-    causes: list[str] = field(default_factory=list)
+    partings: list[PartedStage] = field(default_factory=list)
     values: str = ""
+    stuck: str = ""
+    """Why the official tensor could not go on in the place of the last that parted."""
 
     @property
     def parted(self) -> str:
         """The first stage that parts, or nothing."""
-        return "" if not self.rows or self.rows[-1].passed else self.rows[-1].stage
+        return self.partings[0].stage if self.partings else ""
+
+    @property
+    def causes(self) -> list[str]:
+        """What usually causes the first difference."""
+        return self.partings[0].causes if self.partings else []
 
 
 def verify_stages(
@@ -50,12 +67,14 @@ def verify_stages(
     dtype: str = "float32",
     last: str = "",
     verdict: Verdict | None = None,
+    carry: bool = False,
 ) -> Verdict:
     """Compare a stream of named stages with the official tensors, up to the first that parts or the one named
     `last`.
 
-    A `verdict` that is given is filled row by row, so that it holds what was compared where the stream breaks
-    off.
+    With `carry` a stage that parts is given the official numbers and the comparison goes on, so that every
+    later difference is a mistake of its own. A `verdict` that is given is filled row by row, so that it holds
+    what was compared where the stream breaks off.
 
     Raises:
         LookupError: a stage that the official model does not have.
@@ -65,15 +84,19 @@ def verify_stages(
         refuse_same(name, weight, official.values())
     verdict = Verdict() if verdict is None else verdict
     before: dict[str, Tensor] = {}
-    for row, ours in rows(stages, official, NEEDED[dtype]):
+    for row, ours in rows(stages, official, NEEDED[dtype], carry):
         verdict.rows.append(row)
-        if not row.passed:
-            verdict.causes = causes(row.stage, ours, official[row.stage], before, weights, heads)
-        before[row.stage] = official[row.stage]
-        if row.stage == last or not row.passed:
+        if row.stage == last or not (row.passed or verdict.partings):
             verdict.values = (
                 f"{row.stage} begins {_first(ours)} here and {_first(official[row.stage])} officially"
             )
+        if not row.passed:
+            why = causes(row.stage, ours, official[row.stage], before, weights, heads)
+            if carry:
+                verdict.stuck = carried(ours, official[row.stage], weights.values())
+            verdict.partings.append(PartedStage(row.stage, why, carry and not verdict.stuck))
+        before[row.stage] = official[row.stage]
+        if row.stage == last or verdict.stuck:
             break
     return verdict
 
@@ -89,6 +112,7 @@ def rebuild(
     dtype: str = "float32",
     types: Sequence[Sequence[int]] | None = None,
     generate: int = GENERATED,
+    carry: bool = False,
     official: Callable[[dict[str, Any]], Official] = ask,
 ) -> xr.Dataset:
     """Rebuild a model from its files alone and compare every stage with the official model's own tensors.
@@ -104,6 +128,7 @@ def rebuild(
         dtype: float32, or float64 to tell rounding from error.
         types: a type for every token of every text (BERT).
         generate: how many tokens to continue greedily.
+        carry: at a stage that parts take the official tensor and go on.
         official: how the official tensors are had.
 
     Raises:
@@ -133,7 +158,7 @@ def rebuild(
             list(stated.tensors)[:6]
         )
         raise ValueError(f"there is no stage {stage!r}: stages like it are {near}")
-    verdict = _compared(rebuilt, inputs, stated, dtype, stage)
+    verdict = _compared(rebuilt, inputs, stated, dtype, stage, carry)
     same, unused = "", []
     if not verdict.parted and not stage:
         unused = rebuilt.weights.unused
@@ -144,7 +169,7 @@ def rebuild(
 
 
 def _compared(
-    rebuilt: Rebuilt, inputs: Mapping[str, Tensor], stated: Official, dtype: str, stage: str
+    rebuilt: Rebuilt, inputs: Mapping[str, Tensor], stated: Official, dtype: str, stage: str, carry: bool
 ) -> Verdict:
     """The comparison; a tensor that is not there, or shapes that do not fit, mean that the variant is not
     rebuilt."""
@@ -155,7 +180,7 @@ def _compared(
                 pair for pair in rebuilt.stages(inputs) if pair[0] not in HEAD or pair[0] in stated.tensors
             )
             return verify_stages(
-                stages, stated.tensors, rebuilt.weights, rebuilt.heads, dtype, stage, verdict
+                stages, stated.tensors, rebuilt.weights, rebuilt.heads, dtype, stage, verdict, carry
             )
     except (KeyError, RuntimeError) as error:
         where = f"behind {verdict.rows[-1].stage}" if verdict.rows else "at its first stage"
@@ -210,6 +235,7 @@ def _dataset(
     texts: list[str],
 ) -> xr.Dataset:
     found = verdict.rows
+    went_on = {one.stage for one in verdict.partings if one.carried}
     left = rebuilt.config["pooling"] and rebuilt.module is not bert
     headless = rebuilt.module.GENERATES and "logits" not in stated.tensors
     notes = [f"The folder's pooling ({rebuilt.config['pooling']}) is not compared"] if left else []
@@ -233,6 +259,11 @@ def _dataset(
                 [" x ".join(map(str, r.official_shape)) for r in found],
                 {"units": "of the official one"},
             ),
+            "carried": (
+                "stage",
+                [int(row.stage in went_on) for row in found],
+                {"units": "1: it parts, and the official tensor went on in its place"},
+            ),
         },
         coords={"stage": [row.stage for row in found]},
         attrs={
@@ -246,6 +277,8 @@ def _dataset(
             "needed": NEEDED[str(rebuilt.dtype).removeprefix("torch.")],
             "parted": verdict.parted,
             "causes": "; ".join(verdict.causes),
+            "partings": " | ".join(f"{one.stage}: {'; '.join(one.causes)}" for one in verdict.partings),
+            "stuck": verdict.stuck,
             "values": verdict.values,
             "generated": same,
             "agrees": int(not verdict.parted and " part at " not in same),

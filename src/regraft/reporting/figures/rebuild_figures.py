@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.theme import Drawing, heatmap
-from regraft.reporting.wording import capital, counted
+from regraft.reporting.theme import SECOND, Drawing, heatmap
+from regraft.reporting.wording import capital, counted, listed
 
 OUTSIDE = "outside"
 
@@ -37,15 +37,38 @@ def rebuild_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         table, blocks, kinds, "decimals that match", customdata=largest, zmin=0, zmax=17,
         hovertemplate="%{y} of %{x}: %{z} decimals<br>largest difference %{customdata:.2g}<extra></extra>",
     )  # fmt: skip
+    gone_on = [place for place, (_, flag) in zip(pairs, _carried(dataset), strict=True) if flag]
+    if gone_on:
+        figure.add_scatter(
+            x=[block for block, _ in gone_on], y=[kind for _, kind in gone_on], mode="markers",
+            marker=dict(symbol="x", size=9, color=SECOND), name="official tensor went on",
+            hovertemplate="%{y} of %{x}: it parts, the official tensor went on<extra></extra>",
+        )  # fmt: skip
     figure.update_layout(xaxis_title="block", height=150 + 22 * len(kinds), margin_l=130)
     figure.update_yaxes(autorange="reversed")
     return [("Decimals that match the official model's tensors (17: equal to the bit)", figure)]
+
+
+def _carried(dataset: xr.Dataset) -> list[tuple[str, bool]]:
+    """Every stage, and whether the official tensor went on in its place; results of older runs say nothing of
+    it."""
+    flags = dataset.carried.values if "carried" in dataset else np.zeros(dataset.sizes["stage"])
+    return [(str(stage), bool(flag)) for stage, flag in zip(dataset.stage.values, flags, strict=True)]
 
 
 def rebuild_finding(dataset: xr.Dataset) -> str:
     """How many stages pass and by how much, or where the two part and why."""
     attrs, count = dataset.attrs, dataset.sizes["stage"]
     exact = int((dataset.largest.values == 0).sum())
+    went_on = [str(stage) for stage, flag in _carried(dataset) if flag]
+    if went_on:
+        agreeing = count - len(went_on) - bool(attrs["stuck"])
+        behind = f" It ends there: {attrs['stuck']}." if attrs["stuck"] else ""
+        return (
+            f"{capital(counted(agreeing, 'stage'))} of the rebuilt {attrs['architecture']}"
+            f" {'agrees' if agreeing == 1 else 'agree'}. {listed(went_on)} part, and the official tensor went"
+            f" on in {'its place' if len(went_on) == 1 else 'the place of each'}.{behind}"
+        )
     if attrs["parted"]:
         last = dataset.isel(stage=-1)
         return (
@@ -74,7 +97,7 @@ REBUILD = Drawing(
     "Does a model written from the paper give the official model's numbers, stage by stage?",
     "Every cell is one named tensor, computed from the checkpoint's files alone and compared with the"
     " official model's, which ran in a process of its own. The comparison stops at the first stage that"
-    " parts.",
+    " parts; with --carry the official tensor goes on in its place, marked by a cross.",
     rebuild_figures,
     rebuild_finding,
     ("decimals", "largest", "mean", "shape_of_ours", "shape_of_official"),
