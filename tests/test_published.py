@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import shlex
 from dataclasses import asdict
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import xarray as xr
+from typer.testing import CliRunner
 
+from regraft.cli.main import app
 from regraft.core.quantities import READING, SOURCE, UNITS
 from regraft.core.registry import experiments
 from regraft.experiments.intervene.shuffle import order_loss
@@ -20,6 +26,7 @@ from regraft.export.lens_folder import save_lens
 from regraft.jobs.inspection import inspect_headers
 from regraft.model.load import load
 from regraft.modules.tuned_lens import TunedLens
+from regraft.specimens import almanac
 from test_report_text import SHADES
 
 PAGE = Path(__file__).parent.parent / "docs" / "published.md"
@@ -35,6 +42,17 @@ MORE = {
 FEW_BLOCKS = ("quantize",)
 """Commands that round every block and matrix many times: run on the specimen of four blocks."""
 LEFT_TO_OTHERS = ("quantity", "---")
+GRAFT, TOKENIZER = "regraft graft embedding eval", "regraft tokenizer transplant --tokenizer my-tokenizer"
+CERTIFIED = {
+    GRAFT: ("--model specimen:gpt2 --windows 2", "byte-embedding/graft"),
+    TOKENIZER: ("--model specimen:gpt2 --encoder none --pieces 2", "transplanted"),
+}
+"""Commands whose result is a certificate: what makes them small, and the folder that it lies in."""
+MADE_BEFORE = {
+    GRAFT: "graft embedding fit --model specimen:gpt2 --steps 1 --warm 2 --no-felt",
+    TOKENIZER: "tokenizer train --vocabulary 600 --text text.txt --out my-tokenizer",
+}
+"""The commands of the same pages that make what they start from, made small."""
 INSPECT = "regraft inspect"
 """The command that runs no experiment: its lines are looked up in the census."""
 
@@ -84,9 +102,27 @@ def few_proposals():
         yield
 
 
+def run(words):
+    """A command in the current folder."""
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+
+
+def certificate(command):
+    """The certificate that a command of the page writes, in a folder of its own."""
+    small, where = CERTIFIED[command]
+    with TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("text.txt").write_text("\n".join(almanac.corpus(30_000, 5)))
+        run(shlex.split(MADE_BEFORE[command]))
+        run([*shlex.split(command)[1:], *shlex.split(small)])
+        return xr.Dataset.from_dict(json.loads((Path(where) / "certificate.json").read_text()))
+
+
 @cache
 def result(command, folder):
     """What a command of the page measures, made small."""
+    if command in CERTIFIED:
+        return certificate(command)
     _, name, *words = shlex.split(command)
     known = {parameter.name: parameter for parameter in experiments()[name].parameters}
     given = {}
@@ -103,19 +139,38 @@ def result(command, folder):
     return measured(model(name), name, 0, **{**small, **MORE.get(name, {}), **given})
 
 
+def check_told(data):
+    """What is said of a quantity is said in its result: unit and reading, in whole sentences."""
+    told = {name: v.attrs for name, v in data.data_vars.items() if READING in v.attrs}
+    assert told
+    for name, said in told.items():
+        assert said[UNITS], name
+        assert len(said[READING]) > 20, name
+        assert said[READING].endswith("."), name
+        assert not SHADES.search(said[READING]), "a theme may run the other way"
+
+
+def beyond_the_ladder(data, variable):
+    """A graft that is hardly trained moves predictions further than the largest noise: then there is no amount
+    of noise (`test_noise_scale` holds the number where there is one)."""
+    return variable == "equivalent_noise" and float(data.kl[0]) > float(data.noise_kl.max())
+
+
 COMMANDS = [c for c in dict.fromkeys(command for _, command, _, _ in rows()) if INSPECT not in c]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_variable_is_in_a_real_result(command, lens_folder):
     data = result(command, str(lens_folder))
+    check_told(data)
     for line, own, variables, beside in rows():
         if own != command:
             continue
         for variable in variables:
             assert variable in data, f"{line}: {variable} is not in the result of {command}"
             values = data[variable].values
-            assert values.dtype.kind in "US" or np.isfinite(values.astype(float)).any(), (line, variable)
+            finite = values.dtype.kind in "US" or np.isfinite(values.astype(float)).any()
+            assert finite or beyond_the_ladder(data, variable), (line, variable)
             assert variable != "rank_cross_r" or np.isfinite(values).all()
             assert data[variable].attrs.get(READING), f"{variable} does not say how it is read"
             assert data[variable].attrs.get(SOURCE), f"{variable} does not say whose it is"
@@ -125,20 +180,6 @@ def test_every_variable_is_in_a_real_result(command, lens_folder):
             labels = {str(x) for c in data.coords.values() if c.dtype.kind == "U" for x in c.values.flat}
             there = variable in data or variable in data.attrs or variable in {*experiments(), *labels}
             assert there, f"{line}: {variable}, named as ours, is not in the result of {command}"
-
-
-def test_every_new_quantity_says_its_unit_and_how_to_read_it(lens_folder):
-    """What is said of a quantity is said in its result: unit, reading, and a source where it is not ours."""
-    told = 0
-    for command in COMMANDS:
-        for name, variable in result(command, str(lens_folder)).data_vars.items():
-            if READING in variable.attrs:
-                told += 1
-                assert variable.attrs[UNITS], name
-                assert len(variable.attrs[READING]) > 20, name
-                assert variable.attrs[READING].endswith("."), name
-                assert not SHADES.search(variable.attrs[READING]), "a theme may run the other way"
-    assert told > 100
 
 
 def test_the_census_holds_what_its_lines_name():

@@ -28,6 +28,7 @@ from regraft.export.graft_folder import (
     write_certificate,
 )
 from regraft.export.grafted_model import write_grafted
+from regraft.export.probe_sentences import NEXT, PROBES, probe_quantities
 from regraft.jobs.checks import named_texts
 from regraft.model.model import Model
 from regraft.modules.byte_codes import cut_share
@@ -165,7 +166,10 @@ def evaluate_grafts(
     }
     domains = domains or {"almanac": almanac_windows(model, length, 99, HELD_CHARACTERS)}
     table = token_bytes(model.tokenizer, model.table_rows)
-    data = certify(model, swaps_of(model, grafts), domains, table, most)
+    swaps = swaps_of(model, grafts)
+    data = certify(model, swaps, domains, table, most).assign(probe_quantities(model, swaps))
+    if "probe" in data.dims:
+        data = data.assign_coords(probe=list(PROBES), place=range(1, NEXT + 1))
     data.attrs["grafts"] = " and ".join(kind_of(graft) for graft in grafts)
     with keeping(data):
         write_certificate(data, folders)
@@ -232,5 +236,18 @@ def sentences(data: xr.Dataset) -> Iterable[str]:
             f"{what}: {seconds[0]:.0f} ms and {peaks[0]:.1f} MiB beyond the weights before,"
             f" {seconds[1]:.0f} ms and {peaks[1]:.1f} MiB after"
         )
+    if "probe" in data:
+        alike, rates = float(data.probe_shared.mean()), data.decode_rate.values
+        yield (
+            f"{data.sizes['probe']} fixed sentences: of the {NEXT} most probable next tokens {alike:.1f} are"
+            f" the same, {_same_texts(data)} are written on with the same tokens, at {rates[0]:.1f} tokens/s"
+            f" before and {rates[1]:.1f} after"
+        )
     token, context = str(data.token.values[0]), str(data.context.values[0])
     yield f"worst: {token!r} after {context!r} ({float(data.excess.values[0]):+.2f} nats)"
+
+
+def _same_texts(data: xr.Dataset) -> int:
+    """Sentences that both states write on with the same text."""
+    before, after = data.continuation.values
+    return int(np.sum(before == after))

@@ -20,6 +20,7 @@ EACH = 600
 """Tokens of each kind that are shown: more points cover each other, and every one weighs on the page."""
 FITTED, AROUND, TURNS = 20_000, 8, 6
 """Old rows that the axes are fitted on; directions that the search carries besides the two, and its turns."""
+SOURCE = "principal components of the embedding, as usual of embedding studies"
 OLD, NEW = "taken over", "estimated"
 
 
@@ -46,17 +47,19 @@ def row_view(done: Transplant) -> dict[str, Any]:
     return {
         "view": quantity(
             ("shown", "axis"), places_S2.numpy(), "numbers of the table, from the mean of the old rows",
-            "New rows that lie together near the middle are means of many: they tell little of their tokens.",
+            "New rows that lie together near the middle are means of many: they tell little of their"
+            " tokens.", SOURCE,
         ),
         "view_kind": ("shown", kinds, {"units": "how the row came about"}),
         "view_token": ("shown", tokens, {"units": "token"}),
         "view_share": quantity(
             "axis", share_2.numpy(), "share of the old rows' variance along the axis",
-            "Where the two shares are small, most of what tells rows apart is not in the picture.",
+            "Where the two shares are small, most of what tells rows apart is not in the picture.", SOURCE,
         ),
         "row_norm": quantity(
             "row_kind", sizes, "median length of a row of the embedding",
-            "Means of rows that point apart are shorter than the rows: estimated ones are, by as much.",
+            "Means of rows that point apart are shorter than the rows: estimated ones are, by so much.",
+            SOURCE,
         ),
     }  # fmt: skip
 

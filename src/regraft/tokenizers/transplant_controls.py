@@ -12,6 +12,7 @@ from regraft.tokenizers.control_rows import CONTROLS
 from regraft.tokenizers.init_methods import InitSettings, TransplantCase
 from regraft.tokenizers.transplantation import distances_after, scores_after, transplant, writes_text
 
+SOURCE = "Initializing New Word Embeddings for Pretrained Language Models (Hewitt, 2021)"
 HOW = (
     "The same transplant with rows drawn at random for the new tokens, never healed: random ones as before"
     " any training, gaussian ones as the old rows are distributed. What the method is better by is what it"
@@ -43,4 +44,4 @@ def control_quantities(
         if writes_text(model)
         else ("distance_control", "1 - cosine between a text's embeddings, mean over texts")
     )
-    return {name: quantity(("control", "domain"), found, units, HOW)}
+    return {name: quantity(("control", "domain"), found, units, HOW, SOURCE)}

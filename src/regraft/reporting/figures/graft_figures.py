@@ -6,9 +6,25 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.theme import FIRST, MUTED, Drawing, axis_labels, base, lines, quoted
+from regraft.reporting.theme import (
+    FIRST,
+    MUTED,
+    Drawing,
+    Label,
+    Panel,
+    axis_labels,
+    base,
+    heatmap,
+    lines,
+    panel,
+    plain_text,
+    quoted,
+)
 from regraft.reporting.wording import signed
 
+LABEL, TOKEN = 34, 9
+"""Characters of a sentence beside a figure, as many as a margin of 270 pixels holds with its state; and of a
+token in a tenth of the figure."""
 COSTS = {
     "part_parameters": "parameters of the parts",
     "parameters": "parameters of the model",
@@ -110,6 +126,61 @@ def certificate_finding(data: xr.Dataset) -> str:
     ).strip()
 
 
+def probe_tokens(data: xr.Dataset) -> go.Figure:
+    """Both states' next tokens behind each sentence: two rows for a sentence, coloured by probability."""
+    both = data.stack(row=("probe", "state")).transpose("row", "place", ...)
+    rows = [Label(f"{plain_text(_short(probe))} · {state}") for probe, state in both.row.values]
+    texts = [[plain_text(str(token)[:TOKEN]) for token in row] for row in both.probe_token.values]
+    tokens = [[plain_text(token) for token in row] for row in both.probe_token.values]
+    figure = heatmap(
+        both.probe_probability.values, [str(n) for n in data.place.values], rows, "probability",
+        text=texts, texttemplate="%{text}", textfont_size=10, customdata=tokens,
+        hovertemplate="%{y}<br>place %{x}: %{customdata}, %{z:.4f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(height=150 + 26 * len(rows), margin_l=270)
+    figure.update_xaxes(title="place among the most probable next tokens")
+    figure.update_yaxes(autorange="reversed", tickmode="linear")
+    return figure
+
+
+def continuations(data: xr.Dataset) -> go.Figure:
+    """What both states write behind each sentence, a line for each."""
+    both = data.stack(row=("probe", "state")).transpose("row", ...)
+    rows = [Label(f"{plain_text(_short(probe))} · {state}") for probe, state in both.row.values]
+    figure = base(110 + 26 * len(rows))
+    figure.add_scatter(
+        x=[0] * len(rows), y=rows, mode="text", textposition="middle right", hoverinfo="skip",
+        text=[plain_text(text) for text in both.continuation.values],
+    )  # fmt: skip
+    figure.update_layout(margin_l=270)
+    figure.update_xaxes(range=[0, 1], visible=False)
+    figure.update_yaxes(type="category", showgrid=False, autorange="reversed", tickmode="linear")
+    return figure
+
+
+def _short(text: object) -> str:
+    """A sentence as a label: its end, where it is long."""
+    words = str(text)
+    return words if len(words) <= LABEL else f"…{words[-LABEL:]}"
+
+
+def certificate_panels(data: xr.Dataset) -> list[Panel]:
+    """Fixed sentences: next tokens, and what is written on."""
+    if "probe" not in data:
+        return []
+    rates = data.decode_rate.values
+    return [
+        panel(
+            data, "probe_probability", "The ten next tokens behind fixed sentences, before and after",
+            probe_tokens(data),
+        ),
+        Panel(
+            "What is written behind them", continuations(data),
+            f"Greedily, inside generate: {float(rates[0]):.1f} tokens/s before, {float(rates[1]):.1f} after.",
+        ),
+    ]  # fmt: skip
+
+
 CERTIFICATE = Drawing(
     "Certificate",
     "What does the graft change, measured against the model that it came from?",
@@ -119,5 +190,6 @@ CERTIFICATE = Drawing(
     " beyond the weights.",
     certificate_figures,
     certificate_finding,
-    ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5"),
+    ("bits_per_byte_before", "bits_per_byte_after", "kl", "top1", "top5", "decode_rate"),
+    certificate_panels,
 )
