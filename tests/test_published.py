@@ -151,8 +151,8 @@ def check_told(data):
 
 
 def beyond_the_ladder(data, variable):
-    """A graft that is hardly trained moves predictions further than the largest noise: then there is no amount
-    of noise (`test_noise_scale` holds the number where there is one)."""
+    """A graft that is hardly trained moves predictions further than the largest noise: then there is no
+    amount of noise (`test_noise_scale` holds the number where there is one)."""
     return variable == "equivalent_noise" and float(data.kl[0]) > float(data.noise_kl.max())
 
 
