@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "regraft"
 ORDER = [
     "core",
+    "landmarks",
     "checkpoint",
     "streaming",
     "specimens",

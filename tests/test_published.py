@@ -24,6 +24,8 @@ from regraft.experiments.intervene.shuffle import order_loss
 from regraft.experiments.running import measured
 from regraft.export.lens_folder import save_lens
 from regraft.jobs.inspection import inspect_headers
+from regraft.landmarks.beside import MEAN
+from regraft.landmarks.study import studies
 from regraft.model.load import load
 from regraft.modules.tuned_lens import TunedLens
 from regraft.specimens import almanac
@@ -42,6 +44,11 @@ MORE = {
 FEW_BLOCKS = ("quantize",)
 """Commands that round every block and matrix many times: run on the specimen of four blocks."""
 LEFT_TO_OTHERS = ("quantity", "---")
+STUDIES = [studies()[name] for name in ("qwen3-4b-instruct-2507", "qwen3-1.7b")]
+NUMBERED = ("block", "other", "depth", "distance", "contributor", "step", "by_type")
+"""Dimensions along which a larger model, or more text, has more than the specimen."""
+PARTIAL = ("shuffle",)
+"""Experiments of which the page runs a part at a time."""
 GRAFT, TOKENIZER = "regraft graft embedding eval", "regraft tokenizer transplant --tokenizer my-tokenizer"
 CERTIFIED = {
     GRAFT: ("--model specimen:gpt2 --windows 2", "byte-embedding/graft"),
@@ -156,6 +163,37 @@ def beyond_the_ladder(data, variable):
     return variable == "equivalent_noise" and float(data.kl[0]) > float(data.noise_kl.max())
 
 
+def check_landmarks(name, data):
+    """Places of published figures are places of a real result: dimensions and labels, but for numbers that a
+    larger model has."""
+    mode = json.loads(data.attrs.get("options", "{}")).get("mode")
+    for study in STUDIES:
+        steps = [s for s in study.steps if s.experiment == name and s.options.get("mode") == mode]
+        for landmark in (n for step in steps for n in step.landmarks):
+            if landmark.variable not in data:
+                continue
+            values = data[landmark.variable]
+            for key, chosen in landmark.at.items():
+                assert key in values.coords or key in values.dims, (landmark, values.dims)
+                if chosen != MEAN and key not in NUMBERED and name not in PARTIAL:
+                    assert str(chosen) in map(str, values[key].values.tolist()), landmark
+            named = {d for key in landmark.at for d in (values[key].dims if key in values.coords else (key,))}
+            assert named == set(values.dims), f"{landmark} does not choose along every dimension"
+
+
+def test_every_figure_of_a_study_is_of_a_variable_of_the_page():
+    lines = [(variables, beside[:1]) for _, _, variables, beside in rows()]
+    known = {v for own, beside in lines for v in [*own, *re.findall(r"`(\w+)`", "".join(beside))]}
+    for study in STUDIES:
+        for step in study.steps:
+            for landmark in step.landmarks:
+                assert landmark.variable.removesuffix("_mean") in known | {"kl_reverse", "cosine"}, landmark
+                for key in ("block", "depth", "other"):
+                    chosen = landmark.at.get(key, 0)
+                    last = chosen[1] if isinstance(chosen, list) else 0 if chosen == MEAN else int(chosen)
+                    assert last <= study.shape.blocks - (key != "depth"), landmark
+
+
 COMMANDS = [c for c in dict.fromkeys(command for _, command, _, _ in rows()) if INSPECT not in c]
 
 
@@ -163,6 +201,7 @@ COMMANDS = [c for c in dict.fromkeys(command for _, command, _, _ in rows()) if 
 def test_every_variable_is_in_a_real_result(command, lens_folder):
     data = result(command, str(lens_folder))
     check_told(data)
+    check_landmarks(data.attrs["experiment"], data)
     for line, own, variables, beside in rows():
         if own != command:
             continue

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from regraft.jobs.lens_job import fit_lens as fit_lens
     from regraft.jobs.pareto_job import pareto_transcoder as pareto_transcoder
     from regraft.jobs.report_job import report as report
+    from regraft.jobs.reproduce_job import reproduce as reproduce
     from regraft.jobs.tokenizer_jobs import compare_tokenizers as compare_tokenizers
     from regraft.jobs.tokenizer_jobs import train_tokenizer as train_tokenizer
     from regraft.jobs.transcoder_jobs import evaluate_transcoder as evaluate_transcoder
@@ -157,6 +158,7 @@ _HOMES = {
     "jobs.tokenizer_jobs": ("compare_tokenizers", "train_tokenizer"),
     "tokenizers.training": ("Recipe",),
     "tokenizers.init_methods": ("InitSettings",),
+    "jobs.reproduce_job": ("reproduce",),
     "jobs.transplant_job": ("transplant_tokenizer",),
     "jobs.transplant_sources": ("Sources", "explain_token"),
     "reference.verify": ("rebuild",),
@@ -251,6 +253,7 @@ __all__ = [
     "repeat",
     "replacement",
     "report",
+    "reproduce",
     "shuffle",
     "spectra",
     "steer",

@@ -54,6 +54,7 @@ from regraft.cli.options import (
     option_of,
 )
 from regraft.cli.pack import pack, unpack
+from regraft.cli.reproduce import reproduce
 from regraft.cli.tokenizer import tokenizer
 from regraft.core.defaults import REPORT_COUNT
 from regraft.core.files import check_empty, read_text
@@ -117,6 +118,7 @@ app.add_typer(tokenizer, name="tokenizer")
 app.command("pack")(pack)
 app.command("unpack")(unpack)
 app.command("tuned-lens")(tuned_lens)
+app.command("reproduce")(reproduce)
 
 
 @app.command()
@@ -246,10 +248,7 @@ def rebuild_model(
     dtype: Annotated[
         Literal["float32", "float64"], typer.Option(help="float64 tells rounding from error.")
     ] = "float32",
-    carry: Annotated[
-        bool,
-        typer.Option("--carry", help="At a stage that parts take the official tensor and go on, marked."),
-    ] = False,
+    carry: Annotated[bool, typer.Option("--carry", help="Go on with official tensors, marked.")] = False,
     skeleton: Annotated[
         Path | None, folder_option(help="Write a folder for a student's own implementation instead.")
     ] = None,

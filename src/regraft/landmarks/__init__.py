@@ -1,0 +1,1 @@
+"""Published figures of known models, beside which a result can be put."""
