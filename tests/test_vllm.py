@@ -17,6 +17,7 @@ import torch
 import transformers
 
 import regraft
+from regraft.core.caching import without_cache
 from regraft.core.randomness import drawing_from
 from regraft.export.graft_folder import save_graft
 from regraft.jobs.transcoder_jobs import pair_of
@@ -188,3 +189,22 @@ def asked_of(port, server, question):
         except urllib.error.URLError:
             time.sleep(2)
     return None
+
+
+def test_completions_of_vllm_are_kept_where_every_experiment_finds_them(tmp_path, monkeypatch):
+    """Written in vLLM's environment, found in this one, and the tokens that this one writes itself."""
+    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    words = [str(PYTHON), "-m", "regraft", "completions", "--backend", "vllm", "--count", "6"]
+    done = subprocess.run(
+        [*words, "--tokens", str(WRITTEN)], capture_output=True, text=True, check=False,
+        env=env | {"REGRAFT_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (file,) = (tmp_path / "completions").iterdir()
+    model = regraft.load()
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path))
+    found = regraft.completions(model, count=6, tokens=WRITTEN)
+    assert list((tmp_path / "completions").iterdir()) == [file]
+    with without_cache():
+        own = regraft.completions(model, count=6, tokens=WRITTEN)
+    assert found.completion.values.tolist() == own.completion.values.tolist()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
-from regraft.data.generation import Completion, completions, spread, suited_prompts
+from regraft.data.generation import Completion, Writer, completions, spread, suited_prompts
 from regraft.data.prompts import Prompt
 from regraft.model.model import Model
 from regraft.model.recording import Recording
@@ -137,9 +137,11 @@ def evaluation(
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
     regions: list[str] | None = None,
+    write: Writer | None = None,
 ) -> Evaluation:
     """Record `count` prompts (the user's, or those that suit the model) with greedy completions of up to
-    `tokens` tokens; `regions` are markers, for which sweeps report every metric by itself.
+    `tokens` tokens; `regions` are markers, for which sweeps report every metric by itself;
+    `write` is who else writes completions.
 
     Raises:
         ValueError: there is nothing to measure on (no prompt, no tokenizer, a model that writes no text), or
@@ -152,7 +154,7 @@ def evaluation(
     if any(not prompt.text for prompt in chosen):
         raise ValueError("the prompt is empty: write at least one token of text")
     stated = sorted(
-        completions(model, chosen, tokens), key=lambda c: len(c.prompt_ids) + len(c.completion_ids)
+        completions(model, chosen, tokens, write), key=lambda c: len(c.prompt_ids) + len(c.completion_ids)
     )
     order = batched(stated, [len(c.prompt_ids) + len(c.completion_ids) for c in stated])
     ids: list[Batch] = [

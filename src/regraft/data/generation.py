@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +47,10 @@ MOST_PIECES = 8.0
 """Tokens for a word, more than letters in most words: text in another script, or of another kind, to this
 tokenizer."""
 SYSTEM = "Continue or answer directly. Do not repeat the question."
+
+
+Writer = Callable[[Model, Sequence[Sequence[int]], int], list[list[int]]]
+"""Who writes behind rows of token ids, at most so many tokens, end tokens included."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,15 @@ def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return turns[:count]
 
 
-def completions(model: Model, prompts: Sequence[Prompt], limit: int = COMPLETION_TOKENS) -> list[Completion]:
+def completions(
+    model: Model,
+    prompts: Sequence[Prompt],
+    limit: int = COMPLETION_TOKENS,
+    write: Writer | None = None,
+) -> list[Completion]:
     """Greedy continuations of the prompts, at most `limit` tokens each, from the cache where it has them.
+
+    `write` is who else writes them: a function of the model, rows of token ids and the limit.
 
     Raises:
         ValueError: the model has no tokenizer, no output matrix, or is not causal.
@@ -123,22 +134,31 @@ def completions(model: Model, prompts: Sequence[Prompt], limit: int = COMPLETION
     check_writes(model)
     ids = [prompt_ids(model, prompt.text) for prompt in prompts]
     limit = room(model, ids, limit)
-    config = hashlib.sha256(
-        json.dumps(model.hf.config.to_dict(), sort_keys=True, default=str).encode()
-    ).hexdigest()
+    config = hashlib.sha256(json.dumps(_configured(model), sort_keys=True, default=str).encode()).hexdigest()
     told = [asdict(p) for p in prompts]
-    key = json.dumps([model.weights_sha256, config, str(model.dtype), limit, told, ids, _ends(model)])
+    key = json.dumps([model.weights_sha256, config, str(model.dtype), limit, told, ids, end_tokens(model)])
     if not cache_is_kept():
-        return _generate(model, prompts, ids, limit)
+        return _generate(model, prompts, ids, limit, write)
     file = cache_folder() / "completions" / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".json")
     if (kept := _kept(file)) is not None:
         return kept
-    found = _generate(model, prompts, ids, limit)
+    found = _generate(model, prompts, ids, limit, write)
     # The cache saves time and nothing else: where it cannot be written, the completions are here all the
     # same.
     with suppress(OSError), whole_file(file) as fresh:
         fresh.write_text(json.dumps([asdict(c) for c in found]), encoding="utf-8")
     return found
+
+
+def _configured(model: Model) -> dict[str, Any]:
+    """What a configuration says beyond the defaults of its kind, whichever version of transformers read it:
+    environments that differ in it share what is kept."""
+    told = model.hf.config.to_diff_dict()
+    return {name: value for name, value in told.items() if name not in OF_A_VERSION}
+
+
+OF_A_VERSION = ("transformers_version", "_name_or_path")
+"""Entries of a configuration that say who read it, and from where."""
 
 
 def _kept(file: Path) -> list[Completion] | None:
@@ -192,8 +212,14 @@ def _templated(model: Model, messages: list[dict[str, str]]) -> list[int]:
     return list(made["input_ids"])
 
 
-def _generate(model: Model, prompts: Sequence[Prompt], ids: list[list[int]], limit: int) -> list[Completion]:
-    """Prompts of one length go through the model together, so that none needs padding."""
+def _generate(
+    model: Model, prompts: Sequence[Prompt], ids: list[list[int]], limit: int, write: Writer | None = None
+) -> list[Completion]:
+    """Prompts of one length go through the model together, so that none needs padding; who writes otherwise
+    sees to that."""
+    if write is not None:
+        rows = write(model, ids, limit)
+        return [_completion(model, *one) for one in zip(prompts, ids, rows, strict=True)]
     by_length: dict[int, list[int]] = defaultdict(list)
     for number, row in enumerate(ids):
         by_length[len(row)].append(number)
@@ -205,12 +231,14 @@ def _generate(model: Model, prompts: Sequence[Prompt], ids: list[list[int]], lim
         )
         batch = torch.tensor([ids[number] for number in numbers], device=model.device)
         for number, row in zip(numbers, write_on(model, batch, Sampling(limit)), strict=True):
-            prompt = prompts[number]
-            found[number] = Completion(
-                prompt.text, prompt.category, tuple(ids[number]), tuple(until_end(model, row))
-            )
+            found[number] = _completion(model, prompts[number], ids[number], row)
         advance("completions", len(found), len(prompts))
     return [found[number] for number in range(len(prompts))]
+
+
+def _completion(model: Model, prompt: Prompt, ids: Sequence[int], written: list[int]) -> Completion:
+    """A prompt with what was written behind it, up to the end token."""
+    return Completion(prompt.text, prompt.category, tuple(ids), tuple(until_end(model, written)))
 
 
 @dataclass(frozen=True)
@@ -313,11 +341,12 @@ def _drawn(logits_BV: Tensor, how: Sampling) -> Tensor:
 
 
 def _pad(model: Model) -> int:
-    pad, end = getattr(text_config(model.hf.config), "pad_token_id", None), _ends(model)
+    pad, end = getattr(text_config(model.hf.config), "pad_token_id", None), end_tokens(model)
     return pad if isinstance(pad, int) and pad >= 0 else (end[0] if end else 0)
 
 
-def _ends(model: Model) -> list[int]:
+def end_tokens(model: Model) -> list[int]:
+    """Ids behind which a model has said all that it says."""
     own = getattr(model.hf, "generation_config", None) or text_config(model.hf.config)
     end = getattr(own, "eos_token_id", None)
     return [end] if isinstance(end, int) else list(end or [])
@@ -325,6 +354,6 @@ def _ends(model: Model) -> list[int]:
 
 def until_end(model: Model, ids: list[int]) -> list[int]:
     """What was written up to the end token, which is kept where nothing stands before it."""
-    ends = set(_ends(model))
+    ends = set(end_tokens(model))
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     return ids[:stop] or ids[:1]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import xarray as xr
 
 from regraft.core.defaults import COMPLETION_TOKENS
 from regraft.data.evaluation import evaluation
 from regraft.export.changed_model import generate
 from regraft.model.model import Model
+from regraft.serving.vllm_completions import check_vllm, write_with_vllm
 from regraft.sweeps.edit_words import edit_of
 from regraft.sweeps.live_edits import check_live
 
@@ -18,6 +21,7 @@ def completions(
     count: int = 50,
     tokens: int = COMPLETION_TOKENS,
     edit: list[str] | None = None,
+    backend: Literal["transformers", "vllm"] = "transformers",
 ) -> xr.Dataset:
     """Write the model's own greedy completion of each prompt, with categories and token counts.
 
@@ -31,13 +35,17 @@ def completions(
         edit: changes under which each prompt is completed once more: SITE=0, SITE*FACTOR, SITE+VECTOR or
             SITE+TIMES*VECTOR, with @prompt, @new or @-1,3 behind it; a vector is a file .npy or .safetensors,
             or the folder of a run of steer.
+        backend: who writes completions that are not kept yet; vllm needs an environment that has it.
 
     Raises:
         ValueError: the model does not write text from left to right, or an edit that is none.
+        ImportError: there is no vLLM in this environment.
     """
     edits = [edit_of(word) for word in edit or ()]
     check_live(model, edits)
-    text = evaluation(model, prompts, count, tokens)
+    if backend == "vllm":
+        check_vllm(model)
+    text = evaluation(model, prompts, count, tokens, write=write_with_vllm if backend == "vllm" else None)
     texts = text.flat
     changed = {}
     if edits:
@@ -63,5 +71,5 @@ def completions(
             "category": ("prompt", [c.category for c in texts], {"units": "kind of prompt"}),
         },
         coords={"prompt": range(len(texts))},
-        attrs={"scored_tokens": text.scored_tokens},
+        attrs={"scored_tokens": text.scored_tokens, "backend": backend},
     )
