@@ -16,7 +16,7 @@ from regraft.checkpoint.dissection import component, dissect
 from regraft.checkpoint.headers import Entry, Headers
 from regraft.checkpoint.shapes import section
 from regraft.model.load import load
-from regraft.reporting.anatomy_drawing import svg
+from regraft.reporting.anatomy_drawing import BAR, WIDEST, census_box, svg
 
 
 def facts_of(stack):
@@ -110,8 +110,8 @@ def test_a_speech_model_that_nobody_has_code_for(tmp_path):
     ):
         assert words in drawn
     assert drawn.index("36 x layers") < drawn.index("4 x fast_layers")
-    assert drawn.count("<rect") == 1 + 7, (
-        "tables, blocks, norm for the slow stack; tables, blocks, norm, head for the fast one"
+    assert drawn.count('rx="6"') == 2 + 7, (
+        "shares of each; tables, blocks, norm for the slow stack; tables, blocks, norm, head for the fast one"
     )
 
 
@@ -214,3 +214,21 @@ def test_adapters_and_single_rows_are_no_widths_and_no_tables(tmp_path):
     assert all(fact.what != "width" for stack in found.stacks for kind in stack.kinds for fact in kind.facts)
     entries = {"embeddings.mask_token": Entry("embeddings.mask_token", "F32", (1, 64), "a")}
     assert [o.use for o in component(Headers("", entries, None)).outside] == ["other"]
+
+
+def test_the_drawing_shows_what_a_stack_is_made_of_by_shares(tmp_path):
+    """A bar for each line of the census, as long as its share of the stack; a stack's shares sum to 1."""
+    header_file(tmp_path / "model.safetensors", speech())
+    (found,) = dissect(str(tmp_path))
+    for stack in found.stacks:
+        box = census_box(found, stack.path)
+        lines = [line for line in found.census if line.part == stack.path]
+        assert len(box.lines) == len(box.shares) == len(lines) > 2
+        assert sum(box.shares) == pytest.approx(1)
+        assert f"{box.shares[0]:.1%}  {lines[0].kind}" in box.lines[0]
+        total = sum(line.parameters for line in lines)
+        assert box.heading.endswith(f": {total / found.parameters:.0%} of all")
+    drawn = svg("speech", [found])
+    widths = [float(w) for w in re.findall(rf'width="([\d.]+)" height="\d+" fill="{BAR}"', drawn)]
+    wanted = [share * WIDEST for s in found.stacks for share in census_box(found, s.path).shares]
+    assert sorted(widths) == pytest.approx(sorted(wanted), abs=0.06)

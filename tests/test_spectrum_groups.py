@@ -11,13 +11,16 @@ import torch
 from scipy.stats import ttest_ind
 
 from regraft.core.registry import experiments
-from regraft.experiments.observe.spectra import singular_values
+from regraft.experiments.observe import spectra as spectra_module
+from regraft.experiments.observe.spectra import singular_values, spectra
 from regraft.experiments.observe.spectrum_groups import early_against_late, group_quantities
 from regraft.experiments.observe.spectrum_measures import measures, rank_at_energy, straight_line
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.drawings import drawing_of
+from regraft.reporting.figures.block_panels import spectra_panels
 from small import opened
+from test_spectra import held
 
 RUN = partial(run_experiment, experiments()["spectra"])
 
@@ -139,3 +142,67 @@ def test_a_matrix_of_zeros_has_no_ranks_and_takes_no_other_with_it():
     assert np.isnan(data.rank_at_energy.values[empty]).all()
     assert np.isfinite(data.rank_at_energy.values[~np.array(empty)]).all()
     assert drawing_of(data).folded(data)
+
+
+def test_blocks_of_two_stacks_over_depth():
+    """The mean of a block's matrices, stack by stack; a matrix of zeros has no rank and counts for none."""
+    torch.manual_seed(1)
+    tensors = {
+        f"{stack}.{block}.mlp.{name}_proj.weight": torch.randn(6, 4) * (1 + block)
+        for stack, count in (("slow.layers", 3), ("fast.layers", 2))
+        for block in range(count)
+        for name in ("up", "gate")
+    }
+    tensors["slow.layers.1.mlp.up_proj.weight"] = torch.zeros(6, 4)
+    data = spectra(held(tensors))
+    for place, address in enumerate(data.block.values):
+        names = data.tensor.values[data.matrix_block.values == address]
+        own = [tensors[str(name)] for name in names]
+        assert len(own) == 2
+        sigmas = [torch.linalg.svdvals(t.double()).numpy() for t in own if t.any()]
+        norms = [float(np.sqrt((s**2).sum())) for s in sigmas]
+        ranks = [float(np.exp(-((s / s.sum()) * np.log(s / s.sum())).sum())) for s in sigmas]
+        assert float(data.block_frobenius_norm[place]) == pytest.approx(np.mean(norms))
+        assert float(data.block_entropy_rank[place]) == pytest.approx(np.mean(ranks))
+    (figure,) = [p.figure for p in spectra_panels(data) if p.caption.startswith("Mean entropy rank")]
+    assert sorted(len(trace.y) for trace in figure.data) == [2, 3], "a line for each stack"
+    assert len(figure.layout.shapes) == 2, "the published phases"
+
+
+def test_a_long_table_has_the_values_of_its_triangle(monkeypatch):
+    """Blocks of rows of a tall table and of a wide one, held to the decomposition of the whole."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(spectra_module, "LONG", 50)
+    monkeypatch.setattr(spectra_module, "ROWS", 16)
+    table = torch.randn(70, 9) @ torch.diag(torch.logspace(0, -9, 9))
+    whole = torch.linalg.svdvals(table.double())
+    asked = []
+    qr = torch.linalg.qr
+
+    def counted(block, mode):
+        asked.append(len(block))
+        return qr(block, mode=mode)
+
+    monkeypatch.setattr(torch.linalg, "qr", counted)
+    for one in (table, table.T):
+        found = spectra_module.singular_values(one)
+        assert torch.allclose(found, whole, rtol=1e-6, atol=1e-15), "down to the smallest"
+    assert max(asked) <= 16 + 9, "never the whole table"
+    assert len(asked) == 2 * 5
+    spectra_module.singular_values(torch.randn(40, 9))
+    assert len(asked) == 2 * 5, "a table that is not long is decomposed as it is"
+
+
+def test_kernels_outside_the_blocks_are_matrices_of_their_inputs_side_by_side():
+    torch.manual_seed(0)
+    kernel = torch.randn(5, 3, 4)
+    tensors = {f"layers.{i}.mlp.up_proj.weight": torch.randn(4, 4) for i in range(2)}
+    one = held(tensors | {"patch.weight": kernel, "scale.weight": torch.randn(7, 1, 1)})
+    read = one.read
+    one.read = lambda name, expert: kernel if name == "patch.weight" else read(name, expert)
+    data = spectra(one, outside=True)
+    place = data.tensor.values.tolist().index("patch.weight")
+    assert (int(data["rows"][place]), int(data["columns"][place])) == (5, 12)
+    wanted = torch.linalg.svdvals(kernel.double().flatten(1)).numpy()
+    assert data.singular_values.values[place][:5] == pytest.approx(wanted, rel=1e-5)
+    assert "scale.weight" not in data.tensor.values, "a vector has no directions"

@@ -19,7 +19,9 @@ COLUMN, GAP, LINE, PAD, SHOWN = 400, 36, 17, 10, 22
 MARKS = {"certain": "●", "inferred": "◐", "claimed": "◔", "unknown": "○"}
 DASHES = {"certain": "", "inferred": "6 4", "claimed": "6 4", "unknown": "2 3"}
 FILLS = {"table": "#e8f0fb", "block": "#ffffff", "norm": "#f3f4f6", "head": "#fdf1e3", "title": "none"}
-INK, MUTED, EDGE = "#1b2430", "#5c6672", "#3b7dd8"
+INK, MUTED, EDGE, BAR = "#1b2430", "#5c6672", "#3b7dd8", "#cfe0f7"
+WIDEST = COLUMN - 2 * PAD + 8
+"""Pixels of a bar that stands for the whole."""
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Box:
     lines: list[str] = field(default_factory=list)
     fill: str = "block"
     how: str = "certain"
+    shares: list[float] = field(default_factory=list)
+    """A share for each line, drawn as a bar behind it."""
 
     @property
     def height(self) -> int:
@@ -49,7 +53,10 @@ def columns(component: Component) -> list[list[Box]]:
     order = sorted(
         component.stacks, key=lambda stack: (stack is not main, "decoder" in stack.path, stack.path)
     )
-    return [_column(stack, owned[stack.path]) for stack in order]
+    found = [_column(stack, owned[stack.path]) for stack in order]
+    if not component.census:
+        return found
+    return [[census_box(component, stack.path), *boxes] for stack, boxes in zip(order, found, strict=True)]
 
 
 def _column(stack: StackFound, outside: list[Outside]) -> list[Box]:
@@ -65,6 +72,19 @@ def _column(stack: StackFound, outside: list[Outside]) -> list[Box]:
     if heads:
         boxes.append(Box("head", _few([_outside(o) for o in heads]), "head", "inferred"))
     return boxes
+
+
+def census_box(component: Component, part: str) -> Box:
+    """What a stack and all that belongs to it is made of, by kind: its parameters as shares of the stack."""
+    lines = [line for line in component.census if line.part == part]
+    total = sum(line.parameters for line in lines)
+    shares = [line.parameters / total if total else 0.0 for line in lines]
+    told = [
+        f"{share:6.1%}  {line.kind}   {line.parameters:,} in {line.tensors:,}"
+        for line, share in zip(lines, shares, strict=True)
+    ]
+    whole = f": {total / component.parameters:.0%} of all" if component.parameters else ""
+    return Box(f"{part}, by kind of part{whole}", told, "title", shares=shares)
 
 
 def _kind(stack: StackFound, kind: Kind) -> Box:
@@ -138,7 +158,8 @@ def drawing(groups: Sequence[tuple[str, str, list[list[Box]]]], legend: str) -> 
                 made += _drawn(box, left, top)
                 top += box.height
                 if place < len(boxes) - 1:
-                    made.append(_arrow(left + COLUMN / 2, top, top + GAP - 8))
+                    if not box.shares:
+                        made.append(_arrow(left + COLUMN / 2, top, top + GAP - 8))
                     top += GAP
             height = max(height, top)
             left += COLUMN + GAP
@@ -162,7 +183,12 @@ def _drawn(box: Box, left: float, top: float) -> list[str]:
         f'<rect x="{left}" y="{top}" width="{COLUMN}" height="{box.height}" rx="6" fill="{FILLS[box.fill]}" '
         f'stroke="{EDGE}"{dash}/>'
     )
-    texts = [_text(left + PAD, top + PAD + 12, _cut(box.heading, 56), bold=True)]
+    bars = [
+        f'<rect x="{left + PAD - 4}" y="{top + PAD + 1 + LINE * number}" width="{share * WIDEST:.1f}"'
+        f' height="{LINE - 3}" fill="{BAR}"/>'
+        for number, share in enumerate(box.shares, 1)
+    ]
+    texts = [*bars, _text(left + PAD, top + PAD + 12, _cut(box.heading, 56), bold=True)]
     for number, line in enumerate(box.lines, 1):
         texts.append(_text(left + PAD, top + PAD + 12 + LINE * number, _cut(line, 59)))
     return [frame, *texts]

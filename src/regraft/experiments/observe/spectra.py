@@ -6,6 +6,8 @@ singular values of one matrix, R matrices in all.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import xarray as xr
@@ -18,6 +20,7 @@ from regraft.experiments.observe.spectrum_groups import GROUPS, group_quantities
 from regraft.experiments.observe.spectrum_measures import (
     ENERGIES,
     MEASURES,
+    OF_A_BLOCK,
     PUBLISHED,
     VALUES,
     measures,
@@ -42,8 +45,9 @@ def spectra(weights: Model | Weights, roles: list[str] | None = None, outside: b
 
     Args:
         roles: only these roles, for example q k v o gate up down; without it, every matrix in every block.
-        outside: also the matrices outside the blocks (embedding, positions, output matrix), whose sides are
-            as long as the vocabulary.
+        outside: also the matrices outside the blocks (embedding, positions, output matrix, kernels of
+            convolutions with their inputs at all places side by side), whose sides are as long as the
+            vocabulary.
 
     Raises:
         ValueError: no matrix of such a role, or no block.
@@ -59,7 +63,7 @@ def spectra(weights: Model | Weights, roles: list[str] | None = None, outside: b
     spectrum_RK = np.full((len(matrices), max(min(m.shape) for m in matrices)), np.nan, dtype=np.float32)
     rows: list[Measured] = []
     for matrix, values_OI in held.walk(matrices):
-        sigma_K = singular_values(values_OI).cpu().numpy()
+        sigma_K = singular_values(values_OI.flatten(1)).cpu().numpy()
         deviation, average = torch.std_mean(values_OI.double(), correction=0)
         moments = {"weight_mean": float(average), "weight_std": float(deviation)}
         del values_OI
@@ -70,9 +74,23 @@ def spectra(weights: Model | Weights, roles: list[str] | None = None, outside: b
     return _dataset(held, rows, spectrum_RK)
 
 
+LONG, ROWS = 100_000, 8_192
+"""Rows or columns from which on a table is reduced to its triangle first, and rows that go into it at a time:
+a table of a vocabulary in float64, and the copies that are made of it, would not fit where the model did."""
+
+
 def singular_values(matrix_OI: Tensor) -> Tensor:
-    """All singular values, (K,), in float64, largest first: the smallest matter to the condition number."""
-    return torch.linalg.svdvals(matrix_OI.double())
+    """All singular values, (K,), in float64, largest first: the smallest matter to the condition number.
+
+    A long table has those of the triangle of its QR decomposition, which is found from blocks of rows.
+    """
+    if max(matrix_OI.shape) <= LONG:
+        return torch.linalg.svdvals(matrix_OI.double())
+    tall_MN = matrix_OI if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.T
+    triangle_NN = tall_MN.new_zeros((0, tall_MN.shape[1]), dtype=torch.float64)
+    for block_RN in tall_MN.split(ROWS):
+        triangle_NN = torch.linalg.qr(torch.cat([triangle_NN, block_RN.double()]), mode="r").R
+    return torch.linalg.svdvals(triangle_NN)
 
 
 def _outside(held: Weights) -> list[Matrix]:
@@ -80,10 +98,22 @@ def _outside(held: Weights) -> list[Matrix]:
     inside = {matrix.tensor for matrix in held.matrices}
     found = []
     for name, shape in held.shapes.items():
-        if name not in inside and len(shape) == 2 and min(shape) > 1:
+        if name not in inside and len(shape) >= 2 and min(sides := _sides(shape)) > 1:
             role = name.removesuffix(".weight").rpartition(".")[2]
-            found.append(Matrix(name, "", role, (shape[0], shape[1])))
+            found.append(Matrix(name, "", role, sides))
     return found
+
+
+def _over_roles(grid_RL: np.ndarray) -> np.ndarray:
+    """The mean of each block's roles that have a number; not a number where none has."""
+    known_RL = np.isfinite(grid_RL)
+    sums, counts = np.where(known_RL, grid_RL, 0.0).sum(0), known_RL.sum(0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Outputs and inputs; of a kernel the inputs at all its places side by side."""
+    return shape[0], math.prod(shape[1:])
 
 
 def _dataset(held: Weights, rows: list[Measured], spectrum_RK: np.ndarray) -> xr.Dataset:
@@ -113,8 +143,12 @@ def _dataset(held: Weights, rows: list[Measured], spectrum_RK: np.ndarray) -> xr
     for matrix, values, _ in rows:
         if matrix.block:
             squares[blocks.index(matrix.block)] += np.nan_to_num(values["frobenius_norm"]) ** 2
+    by_block = {name: _over_roles(mean(name)) for name in OF_A_BLOCK}
     return xr.Dataset(
         {
+            **{
+                f"block_{name}": quantity("block", by_block[name], *told) for name, told in OF_A_BLOCK.items()
+            },
             **{name: quantity("matrix", table[name], *told) for name, told in kept.items()},
             "rank_at_energy": quantity(
                 ("matrix", "level"),

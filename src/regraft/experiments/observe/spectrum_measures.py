@@ -98,6 +98,22 @@ MEASURES: dict[str, Told] = {
     "largest": ("largest singular value", "The most by which any input grows.", ""),
 }  # fmt: skip
 """Every number of one matrix: its unit, how to read it, and whose it is."""
+OF_A_BLOCK: dict[str, Told] = {
+    "frobenius_norm": (
+        "Frobenius norm of a matrix, mean over those of the block",
+        "How large the block's matrices are: where it bends over the depth, a phase ends.", CHECKPOINTS,
+    ),
+    "entropy_rank": (
+        "directions, mean over the block's matrices",
+        "How many directions the block's matrices use: where it bends over the depth, a phase ends.",
+        CHECKPOINTS,
+    ),
+    "top1_share": (
+        "largest singular value over the sum of all, mean over the block's matrices",
+        "Near 1 one direction dominates the block's matrices.", CHECKPOINTS,
+    ),
+}  # fmt: skip
+"""What is averaged over a block's roles, as in a checkpoint's investigation; a role's experts count once."""
 
 
 def measures(sigma_K: np.ndarray, shape: tuple[int, int] | None = None) -> dict[str, float]:

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from regraft.reporting.theme import Panel, bars, heatmap, lines, panel, ranked_bars, scatter
+from regraft.reporting.theme import MUTED, Panel, bars, heatmap, lines, panel, ranked_bars, scatter
 
 HEAVY = ("q", "k", "v", "o", "gate", "up", "down")
 """Roles in the order in which they are drawn."""
@@ -88,6 +88,10 @@ def spectra_panels(data: xr.Dataset) -> list[Panel]:
     found.append(panel(data, "vo_minus_qk", "Values and output less queries and keys", apart))
     sizes = lines(blocks, by_role(data, "frobenius_norm"), "block", "Frobenius norm")
     found.append(panel(data, "frobenius_norm", "Size of each matrix", sizes))
+    for name, title in (("block_frobenius_norm", "norm"), ("block_entropy_rank", "entropy rank")):
+        if name in data:
+            caption = f"Mean {title} of the blocks' matrices over depth, stack by stack"
+            found.append(panel(data, name, caption, over_depth(data, name, title)))
     others = dict.fromkeys([blocks[0], blocks[-1]])
     for block in others:
         caption = f"Singular values in block {block} (logarithmic)"
@@ -96,6 +100,29 @@ def spectra_panels(data: xr.Dataset) -> list[Panel]:
         )
     outside = _outside(data)
     return [*found, *outside]
+
+
+PHASES = (5 / 36, 22 / 36)
+"""Where the published phases of a speech model of 36 blocks end (blocks 4 and 21), as shares of the depth."""
+STACKS = 6
+"""Stacks that one figure of lines tells apart."""
+
+
+def over_depth(data: xr.Dataset, name: str, title: str) -> go.Figure:
+    """One line for each stack over its own blocks, and the published phases at their shares of the depth."""
+    stacks: dict[str, list[float]] = {}
+    for block, value in zip(data.block.values, data[name].values, strict=True):
+        stacks.setdefault(str(block).rpartition(".")[0] or "blocks", []).append(float(value))
+    series = dict(sorted(stacks.items(), key=lambda one: -len(one[1]))[:STACKS])
+    longest = max(map(len, series.values()), default=0)
+    figure = lines(range(longest), series, "block of its stack", title)
+    for share in PHASES:
+        figure.add_vline(x=share * longest - 0.5, line_color=MUTED, line_dash="dot")
+    figure.add_annotation(
+        x=PHASES[0] * longest - 0.5, y=1, yref="paper", text="published phases", showarrow=False,
+        xanchor="left", yanchor="bottom", font_color=MUTED,
+    )  # fmt: skip
+    return figure
 
 
 def _at_energy(data: xr.Dataset):
