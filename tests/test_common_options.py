@@ -332,7 +332,9 @@ def test_grafts_reports_and_rebuilt_models_hold_their_options_too(tmp_path, monk
     assert said["command"].endswith("graft head build")
     assert (said["states"], said["text"], "out" in said) == (60, [str(tmp_path / "a.txt")], False)
     there = linked(MODEL[1], tmp_path / "asked")
-    monkeypatch.setattr(console, "rebuild", lambda _, *given: rebuild(there, *given, official=here))
+    monkeypatch.setattr(
+        console, "rebuild", lambda _, *given, **more: rebuild(there, *given, **more, official=here)
+    )
     rebuilt = run("rebuild", *MODEL, "--stage", "0.heads", "--out", str(tmp_path / "r"))
     assert rebuilt.exit_code == 0, rebuilt.output
     assert yaml.safe_load((tmp_path / "r" / "run.yaml").read_text()) == {

@@ -351,11 +351,13 @@ def test_grafts_and_vocabularies():
             "bytes_per_token": (("tokenizer", "domain"), [[3.0, 4.0], [5.0, 6.0]]),
             "tokens_per_word": (("tokenizer", "domain"), [[1.5, 1.25], [0.75, 0.5]]),
             "crossing": (("tokenizer", "domain"), [[0.0, 0.0], [0.25, 0.5]]),
+            "text_by_words": (("tokenizer", "words"), [[0.25, 0.75], [0.5, 0.5]]),
+            "vocabulary_by_words": (("tokenizer", "words"), [[0.1, 0.9], [0.2, 0.8]]),
             "overlap": (("tokenizer", "other"), [[1.0, 0.5], [0.25, 1.0]]),
             "crossing_count": (("tokenizer", "rank"), [[0, 0, 0], [9, 4, 0]]),
             "crossing_token": (("tokenizer", "rank"), [["", "", ""], ["a b", "c d", ""]]),
         },
-        {"tokenizer": ["one", "two"], "domain": ["x", "y"], "other": ["1", "2"]},
+        {"tokenizer": ["one", "two"], "domain": ["x", "y"], "other": ["1", "2"], "words": ["0", "1"]},
     )
     drawn = dict(tokenizer_figures(tokenizers))
     assert curves(drawn["Bytes of text for each token"]) == {
@@ -370,9 +372,17 @@ def test_grafts_and_vocabularies():
     shared = drawn["Tokens that two vocabularies share, by their bytes"]
     assert field(shared) == ([[1.0, 0.5], [0.25, 1.0]], ["1", "2"], ["one", "two"])
     assert only(drawn["two: the most frequent tokens that cross words"]) == (["'a b'", "'c d'"], [9, 4])
-    assert len(drawn) == 5
+    assert curves(drawn["Share of the text's tokens by the words that they hold"])["one"] == (
+        ["0", "1"],
+        [0.25, 0.75],
+    )
+    assert len(drawn) == 6
     apart = tokenizers.isel(tokenizer=[0], other=[0])
-    assert list(dict(tokenizer_figures(apart))) == ["Bytes of text for each token", "Tokens for each word"]
+    assert list(dict(tokenizer_figures(apart))) == [
+        "Bytes of text for each token",
+        "Tokens for each word",
+        "Share of the text's tokens by the words that they hold",
+    ]
     healed = xr.Dataset(
         {
             "bytes_per_token": (("state", "domain"), [[3.0, 4.0], [5.0, 6.0]]),

@@ -35,7 +35,9 @@ def begun(monkeypatch):
 
 def test_a_student_gets_a_folder_and_nothing_is_compared(begun, capsys):
     seen, _ = begun
-    assert commands.rebuild_model("it", ["text"], "", "float32", Path("student"), Path("out"), False) == 0
+    assert (
+        commands.rebuild_model("it", ["text"], "", "float32", False, Path("student"), Path("out"), False) == 0
+    )
     assert seen == [("write_skeleton", "it", Path("student"), ["text"])]
     assert "2 stages written to student" in capsys.readouterr().out
 
@@ -46,7 +48,7 @@ def test_a_student_gets_a_folder_and_nothing_is_compared(begun, capsys):
 def test_a_rebuilt_model_is_compared_written_and_shown(begun, capsys, out, as_json, agrees):
     seen, found = begun
     found.attrs["agrees"] = agrees
-    assert commands.rebuild_model("it", ["text"], "2.mlp", "float64", None, out, as_json) == (
+    assert commands.rebuild_model("it", ["text"], "2.mlp", "float64", False, None, out, as_json) == (
         0 if agrees else 1
     )
     said = capsys.readouterr().out

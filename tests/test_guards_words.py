@@ -71,7 +71,8 @@ def test_a_student_is_told_the_next_stage_unless_something_stopped(
     ]
     (tmp_path / skeleton.TASK).write_text(json.dumps({"stages": stages}))
 
-    def check(folder, verdict):
+    def check(folder, verdict, carry):
+        assert not carry
         verdict.rows += [Row(entry["stage"], (2,), (2,), 0.0, 0.0, 17, True) for entry in stages[:passed]]
         if raises:
             raise raises

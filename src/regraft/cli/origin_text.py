@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-
-import xarray as xr
+from typing import TYPE_CHECKING
 
 from regraft.cli.columns import aligned
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 TITLES = {
     "length_share": "share of length",
