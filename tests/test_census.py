@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from families import FAMILIES
 from header_files import dual_autoregressive, header_file, music
-from regraft.checkpoint import pickle_shapes
+from regraft.checkpoint import headers, pickle_shapes
 from regraft.checkpoint.census import kind_in_block, kind_outside
+from regraft.checkpoint.claims import claims
 from regraft.checkpoint.dissection import dissect
 from regraft.checkpoint.locate import CheckpointError
 from regraft.checkpoint.pickle_shapes import pickle_entries
@@ -307,3 +308,37 @@ def test_what_is_no_scalar_quantizer_and_no_equal_module(tmp_path):
     header_file(tmp_path / "model.safetensors", tensors)
     (found,) = dissect(str(tmp_path))
     assert not [f for f in found.facts if f.what.startswith(("scalar quantizer", "equal modules"))]
+
+
+def test_sections_of_a_configuration_are_looked_into_six_deep():
+    """A window seven sections down is no setting of a model; six down it is claimed."""
+
+    def nested(depth):
+        config = {"sliding_window": 128}
+        for number in range(depth, 0, -1):
+            config = {f"part{number}": config}
+        return [fact.what for fact in claims(config, {}, False) if "window" in fact.what]
+
+    assert len(nested(6)) == 1
+    assert nested(7) == []
+
+
+def test_a_tokenizer_is_read_in_a_folder_and_not_fetched_from_a_hub(tmp_path, monkeypatch):
+    """Megabytes for a page of ranges: of a hub's repository headers and settings alone are asked for."""
+    header_file(tmp_path / "model.safetensors", {"embed.weight": (8, 4)})
+    told = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    local = headers._local(str(tmp_path))
+    assert local is not None
+    asked = []
+
+    def counted(name):
+        asked.append(name)
+        return local.json(name)
+
+    away = headers._Store("owner/name", local.sizes, local.header, counted, local=False)
+    monkeypatch.setattr(headers, "_remote", lambda source: away)
+    (here,), (there,) = headers.read_headers(str(tmp_path)), headers.read_headers("owner/name")
+    assert here.tokenizer == told
+    assert there.tokenizer is None
+    assert asked == []

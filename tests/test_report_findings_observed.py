@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from regraft.reporting.figures.block_figures import correlation_finding, linearity_finding, spectra_finding
+from regraft.reporting.figures.block_figures import (
+    MANY,
+    correlation_figures,
+    correlation_finding,
+    linearity_finding,
+    spectra_finding,
+)
 from regraft.reporting.figures.graft_figures import certificate_finding
 from regraft.reporting.figures.observe_figures import completions_finding, geometry_finding, lens_finding
 from regraft.reporting.figures.rebuild_figures import rebuild_finding
@@ -352,3 +358,21 @@ def test_words():
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize(("count", "dot", "step"), [(MANY, 7, 1), (MANY + 1, 4, 5)])
+def test_many_quantities_are_drawn_close(count, dot, step):
+    """Beyond 32 rows: smaller dots, every fifth column numbered, so that names and dots do not overlap."""
+    names = [f"q{n}" for n in range(count)]
+    grid = np.eye(count)
+    drawn = data(
+        {"quantity": names, "other": names},
+        {"level": 0.05, "blocks": 12},
+        rho=(("quantity", "other"), grid),
+        p=(("quantity", "other"), grid),
+        p_corrected=(("quantity", "other"), 1 - grid),
+        blocks=(("quantity", "other"), np.full((count, count), 12)),
+    )
+    ((_, figure),) = correlation_figures(drawn)
+    assert figure.data[1].marker.size == dot
+    assert figure.layout.xaxis.dtick == step

@@ -18,6 +18,7 @@ from regraft.experiments.observe.spectrum_measures import measures, rank_at_ener
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.drawings import drawing_of
+from regraft.reporting.figures import block_panels
 from regraft.reporting.figures.block_panels import spectra_panels
 from small import opened
 from test_spectra import held
@@ -144,7 +145,7 @@ def test_a_matrix_of_zeros_has_no_ranks_and_takes_no_other_with_it():
     assert drawing_of(data).folded(data)
 
 
-def test_blocks_of_two_stacks_over_depth():
+def test_blocks_of_two_stacks_over_depth(monkeypatch):
     """The mean of a block's matrices, stack by stack; a matrix of zeros has no rank and counts for none."""
     torch.manual_seed(1)
     tensors = {
@@ -166,7 +167,12 @@ def test_blocks_of_two_stacks_over_depth():
         assert float(data.block_entropy_rank[place]) == pytest.approx(np.mean(ranks))
     (figure,) = [p.figure for p in spectra_panels(data) if p.caption.startswith("Mean entropy rank")]
     assert sorted(len(trace.y) for trace in figure.data) == [2, 3], "a line for each stack"
-    assert len(figure.layout.shapes) == 2, "the published phases"
+    assert not figure.layout.shapes, "three blocks have no phases"
+    monkeypatch.setattr(block_panels, "PHASED", 3)
+    figure = block_panels.over_depth(data, "block_entropy_rank", "entropy rank")
+    assert [shape.x0 for shape in figure.layout.shapes] == pytest.approx(
+        [3 * 5 / 36 - 0.5, 3 * 22 / 36 - 0.5]
+    )
 
 
 def test_a_long_table_has_the_values_of_its_triangle(monkeypatch):

@@ -174,16 +174,20 @@ class _Sums:
         bits = self.predictions[:, :2] / math.log(2) / self.counts[:, 1:]
         values = np.concatenate([bits, self.predictions[:, 2:] / self.counts[:, :1]], axis=1)
         both = ("domain", "depth")
-        error = {"units": "squared error of the stream over its mean square"}
-        cosine = {"units": "mean cosine of the stream before and after"}
         return {
             **{name: ("domain", values[:, i], {"units": UNITS[name]}) for i, name in enumerate(PARTS)},
             "tokens": ("domain", self.counts[:, 0], {"units": "tokens predicted"}),
             "windows": ("domain", read, {"units": "sequences read"}),
             **self.lists(),
-            "nmse": (both, self.errors / self.sizes, error),
-            "cosine": (both, self.cosines / read[:, None], cosine),
-        }
+            "nmse": quantity(
+                both, self.errors / self.sizes, "squared error of the stream over its mean square",
+                "0: the stream is as it was; 1: it is off by as much as it is long.", PUBLISHED,
+            ),
+            "cosine": quantity(
+                both, self.cosines / read[:, None], "mean cosine of the stream before and after",
+                "1: the same direction, whatever the length.", PUBLISHED,
+            ),
+        }  # fmt: skip
 
 
 def _matches(before: Tensor, after: Tensor) -> np.ndarray:

@@ -104,8 +104,8 @@ def spectra_panels(data: xr.Dataset) -> list[Panel]:
 
 PHASES = (5 / 36, 22 / 36)
 """Where the published phases of a speech model of 36 blocks end (blocks 4 and 21), as shares of the depth."""
-STACKS = 6
-"""Stacks that one figure of lines tells apart."""
+STACKS, PHASED = 6, 8
+"""Stacks that one figure of lines tells apart; blocks from which on a stack can have phases."""
 
 
 def over_depth(data: xr.Dataset, name: str, title: str) -> go.Figure:
@@ -116,10 +116,13 @@ def over_depth(data: xr.Dataset, name: str, title: str) -> go.Figure:
     series = dict(sorted(stacks.items(), key=lambda one: -len(one[1]))[:STACKS])
     longest = max(map(len, series.values()), default=0)
     figure = lines(range(longest), series, "block of its stack", title)
+    figure.update_xaxes(tickformat="d", nticks=min(longest, 20))
+    if longest < PHASED:
+        return figure
     for share in PHASES:
         figure.add_vline(x=share * longest - 0.5, line_color=MUTED, line_dash="dot")
     figure.add_annotation(
-        x=PHASES[0] * longest - 0.5, y=1, yref="paper", text="published phases", showarrow=False,
+        x=PHASES[0] * longest - 0.5, y=0, yref="paper", text="published phases", showarrow=False,
         xanchor="left", yanchor="bottom", font_color=MUTED,
     )  # fmt: skip
     return figure
