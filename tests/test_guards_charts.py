@@ -365,24 +365,17 @@ def test_grafts_and_vocabularies():
         "two": (["x", "y"], [5.0, 6.0]),
     }
     assert curves(drawn["Tokens for each word"])["two"] == (["x", "y"], [0.75, 0.5])
-    assert curves(drawn["Share of the text's tokens that hold parts of two words"])["two"] == (
-        ["x", "y"],
-        [0.25, 0.5],
-    )
+    crossing = "Share of the text's tokens that hold parts of two words"
+    assert curves(drawn[crossing])["two"] == (["x", "y"], [0.25, 0.5])
     shared = drawn["Tokens that two vocabularies share, by their bytes"]
     assert field(shared) == ([[1.0, 0.5], [0.25, 1.0]], ["1", "2"], ["one", "two"])
     assert only(drawn["two: the most frequent tokens that cross words"]) == (["'a b'", "'c d'"], [9, 4])
-    assert curves(drawn["Share of the text's tokens by the words that they hold"])["one"] == (
-        ["0", "1"],
-        [0.25, 0.75],
-    )
+    words_held = "Share of the text's tokens by the words that they hold"
+    assert curves(drawn[words_held])["one"] == (["0", "1"], [0.25, 0.75])
     assert len(drawn) == 6
     apart = tokenizers.isel(tokenizer=[0], other=[0])
-    assert list(dict(tokenizer_figures(apart))) == [
-        "Bytes of text for each token",
-        "Tokens for each word",
-        "Share of the text's tokens by the words that they hold",
-    ]
+    kept = ["Bytes of text for each token", "Tokens for each word", words_held]
+    assert list(dict(tokenizer_figures(apart))) == kept
     healed = xr.Dataset(
         {
             "bytes_per_token": (("state", "domain"), [[3.0, 4.0], [5.0, 6.0]]),
