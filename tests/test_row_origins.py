@@ -140,12 +140,11 @@ def test_the_list_makes_the_tables_again(planted, model):
 
 def test_frequent_tokens_say_what_they_are_made_of(planted, case):
     data, folder = planted
-    counts = np.bincount(
-        np.concatenate(case.new.encode_texts([(folder / "text.txt").read_text()])), minlength=600
-    )[case.matching.missing]
+    read = pieces([(folder / "text.txt").read_text()], 4)
+    counts = np.bincount(np.concatenate(case.new.encode_texts(read)), minlength=600)[case.matching.missing]
     assert data.sizes["made"] <= FREQUENT
     assert sorted(data.made_count.values, reverse=True) == data.made_count.values.tolist()
-    assert abs(int(data.made_count[0]) - counts.max()) <= 4, "pieces of the text are cut apart"
+    assert data.made_count.values.tolist() == sorted(counts[counts > 0].tolist(), reverse=True)[:FREQUENT]
     assert (data.made_weight.sum("largest") <= 1 + 1e-9).all()
     place = case.contents.index(str(data.made_token.values[0]).encode())
     mixed = estimate(case, InitSettings())
@@ -163,6 +162,10 @@ def test_drawn_rows_are_distributed_as_they_say():
     assert torch.allclose(torch.cov(rows.T), torch.cov(table.T), atol=0.05 * float(torch.cov(table.T).max()))
     assert not torch.equal(rows, made.rows(table, table.mean(0))), "another table is another draw"
     assert torch.equal(rows, drawn("gaussian", 40_000, 0.02, 3).rows(table, table.mean(0)))
+    even = torch.cat([torch.eye(4), -torch.eye(4)]).double()
+    drawn_rows = drawn("gaussian", 50, 0.02, 3).rows(even, even.mean(0))
+    nudged = drawn("gaussian", 50, 0.02, 3).rows(even + 1e-9 * torch.randn_like(even), even.mean(0))
+    assert torch.allclose(drawn_rows, nudged, atol=1e-6), "axes as long as each other may turn, rows may not"
     plain = drawn("random", 40_000, 0.5, 3).rows(table, table.mean(0))
     assert float(plain.std()) == pytest.approx(0.5, rel=0.02)
     assert float(plain.mean()) == pytest.approx(0, abs=0.02)
@@ -176,7 +179,8 @@ def test_controls_are_transplants_of_their_own(planted, model, tmp_path):
         model, str(folder / "tokenizer"), tmp_path / "drawn", InitSettings("gaussian"), sources
     )
     stated = data.bits_per_byte_control.sel(control="gaussian").values
-    assert stated == pytest.approx(own.bits_per_byte.sel(state="after").values, rel=1e-5)
+    near = 2 * model.rounding * model.check.largest / np.log(2)
+    assert stated == pytest.approx(own.bits_per_byte.sel(state="after").values, abs=near)
     assert "bits_per_byte_control" not in own
     assert float(data.bits_per_byte[1, 0]) < float(data.bits_per_byte_control.min()), "the method knows more"
     assert any("controls: " in line and "with gaussian rows" in line for line in transplant_rows(data))
@@ -199,8 +203,8 @@ def test_the_view_is_the_old_tables_two_main_directions(planted, model):
     centred = (rows - rows.mean(0)).double()
     _, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
     _, found, share = main_axes(rows)
-    assert (axes[:2] @ found.double()).abs().diagonal().numpy() == pytest.approx([1, 1], abs=1e-2)
-    assert share.numpy() == pytest.approx((sizes[:2] ** 2 / (sizes**2).sum()).numpy(), rel=1e-2)
+    assert (axes[:2] @ found.double()).abs().diagonal().numpy() == pytest.approx([1, 1], abs=1e-5)
+    assert share.numpy() == pytest.approx((sizes[:2] ** 2 / (sizes**2).sum()).numpy(), rel=1e-5)
     assert (found[found.abs().argmax(0), torch.arange(2)] > 0).all()
     assert data.view_share.values == pytest.approx(share.numpy(), rel=1e-4)
     assert float(data.row_norm[1]) < float(data.row_norm[0]), "means of rows are shorter"

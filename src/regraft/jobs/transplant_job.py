@@ -221,7 +221,8 @@ def transplant_rows(data: xr.Dataset) -> Iterator[str]:
         short = [float(value) for value in one.bytes_per_token.values]
         tokens = f"{short[0]:.3f} bytes per token become {short[1]:.3f}"
         if "bits_per_byte" not in data:
-            yield f"{domain}: embeddings move by {float(one.distance):.4f} (1 - cosine); {tokens}"
+            drawn = _controls(one, "distance_control")
+            yield f"{domain}: embeddings move by {float(one.distance):.4f} (1 - cosine); {tokens}{drawn}"
             continue
         before, after = (float(value) for value in one.bits_per_byte.values)
         unhealed = (
@@ -229,9 +230,7 @@ def transplant_rows(data: xr.Dataset) -> Iterator[str]:
             if "bits_per_byte_unhealed" in data
             else ""
         )
-        if "bits_per_byte_control" in data:
-            drawn = [f"{float(v):.4f} with {k} rows" for k, v in zip(*_controls(one), strict=True)]
-            tokens += f"; controls: {', '.join(drawn)}"
+        tokens += _controls(one, "bits_per_byte_control")
         lossy = (
             ""
             if float(one.exact.min()) == 1
@@ -248,5 +247,9 @@ def transplant_rows(data: xr.Dataset) -> Iterator[str]:
         )
 
 
-def _controls(one: xr.Dataset) -> tuple[list[str], list[float]]:
-    return list(map(str, one.control.values)), one.bits_per_byte_control.values.tolist()
+def _controls(one: xr.Dataset, name: str) -> str:
+    """What drawn rows would have cost on a domain, where that was measured."""
+    if name not in one:
+        return ""
+    pairs = zip(one.control.values, one[name].values, strict=True)
+    return f"; controls: {', '.join(f'{float(value):.4f} with {kind} rows' for kind, value in pairs)}"

@@ -44,7 +44,10 @@ class DrawnRows:
         old_VX = table_VX.detach().double().cpu()
         centred_VX = old_VX - old_VX.mean(0)
         values_X, axes_XX = torch.linalg.eigh(centred_VX.T @ centred_VX / max(1, len(old_VX) - 1))
-        shaped_NX = (normal_NX * values_X.clamp(min=0).sqrt()) @ axes_XX.T
+        # The symmetric root: unlike axes alone it does not hang on how rounding turns axes of equal length,
+        # so a seed draws the same rows wherever the covariance is the same.
+        root_XX = (axes_XX * values_X.clamp(min=0).sqrt()) @ axes_XX.T
+        shaped_NX = normal_NX @ root_XX
         return (mean_X.detach().double().cpu() + shaped_NX).to(table_VX)
 
 

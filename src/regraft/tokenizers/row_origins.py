@@ -68,7 +68,7 @@ def explained(case: TransplantCase, settings: InitSettings, asked: str) -> xr.Da
     number = token_number(case.new, asked)
     told = {
         "experiment": "token origin",
-        "token": shown(case.new.table.bytes_V[number]) or str(_name(case.new, number)),
+        "token": _text(case.new, number),
         "new_id": number,
         "method": settings.method,
         "share_of_neighbours": settings.weight if settings.method == "hybrid" else 0.0,
@@ -131,17 +131,13 @@ PART_UNITS = {
 def _parts(
     case: TransplantCase, ids: Sequence[int], values: Mapping[str, np.ndarray], told: Mapping[str, Any]
 ) -> xr.Dataset:
-    texts = np.array([shown(case.old.table.bytes_V[i]) or str(_name(case.old, i)) for i in ids], dtype=str)
+    texts = np.array([_text(case.old, i) for i in ids], dtype=str)
     found = {name: quantity("part", value, *PART_UNITS[name], SOURCE) for name, value in values.items()}
     return xr.Dataset(
         {**found, "old_token": ("part", texts, {"units": "text of the old token"})},
         coords={"part": np.array(ids, np.int64)},
         attrs=dict(told),
     )
-
-
-def _name(reader: ByteIds, number: int) -> str:
-    return reader.tokenizer.convert_ids_to_tokens(number)
 
 
 def _ordered(mixed: Mixture, row: int) -> tuple[list[int], np.ndarray]:
@@ -157,8 +153,7 @@ def origin_lines(done: Transplant) -> Iterator[str]:
     """A line of JSON for every id of the new vocabulary: what its rows were made of before any healing."""
     place = {int(number): row for row, number in enumerate(done.matching.missing)}
     for number, source in enumerate(done.matching.source_V.tolist()):
-        told: dict[str, Any] = {"id": number, "token": shown(done.new.table.bytes_V[number])}
-        told["token"] = told["token"] or str(_name(done.new, number))
+        told: dict[str, Any] = {"id": number, "token": _text(done.new, number)}
         if source >= 0:
             told |= {"made": "taken over", "old": [[source, _text(done.old, source), 1.0]]}
         elif (row := place.get(number)) is None:
@@ -175,7 +170,8 @@ def origin_lines(done: Transplant) -> Iterator[str]:
 
 
 def _text(reader: ByteIds, number: int) -> str:
-    return shown(reader.table.bytes_V[number]) or str(_name(reader, number))
+    """A token as a reader sees it: its bytes, or its name where it stands for none."""
+    return shown(reader.table.bytes_V[number]) or str(reader.tokenizer.convert_ids_to_tokens(number))
 
 
 def frequent_origins(done: Transplant, domains: Mapping[str, Sequence[str]]) -> dict[str, Any]:

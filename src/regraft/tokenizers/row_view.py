@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from regraft.core.quantities import quantity
-from regraft.core.randomness import drawing_from
 from regraft.tokenizers.comparison import shown
 from regraft.tokenizers.transplantation import Transplant
 
 EACH = 600
 """Tokens of each kind that are shown: more points cover each other, and every one weighs on the page."""
-FITTED, AROUND, TURNS = 20_000, 8, 6
-"""Old rows that the axes are fitted on; directions that the search carries besides the two, and its turns."""
+FITTED, TINY = 20_000, 1e-30
+"""Old rows that the axes are fitted on; a variance that divides nothing by zero."""
 SOURCE = "principal components of the embedding, as usual of embedding studies"
 OLD, NEW = "taken over", "estimated"
 
@@ -77,15 +77,14 @@ def _middle(rows_ND: Tensor) -> float:
 
 def main_axes(rows_VD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The mean (D), the first two principal directions (D, 2) and their shares of the variance (2); of each
-    direction the largest component is positive.
-
-    By subspace iteration, so that a table of any width takes a few products.
-    """
+    direction the largest component is positive."""
     mean_D = rows_VD.mean(0)
-    centred_VD = rows_VD - mean_D
-    with drawing_from(0):
-        _, values_K, axes_DK = torch.svd_lowrank(centred_VD, min(2 + AROUND, *centred_VD.shape), TURNS)
-    axes_D2 = axes_DK[:, :2]
-    largest = axes_D2.abs().argmax(0)
-    axes_D2 = axes_D2 * axes_D2[largest, torch.arange(axes_D2.shape[1])].sign()
-    return mean_D, axes_D2, values_K[:2].square() / centred_VD.square().sum().clamp(min=1e-30)
+    centred_VD = (rows_VD - mean_D).double().numpy()
+    covariance_DD = centred_VD.T @ centred_VD
+    # The first guess is fixed: by itself the solver draws one.
+    values_2, axes_D2 = eigsh(covariance_DD, k=2, v0=np.ones(len(covariance_DD)))
+    order = np.argsort(-values_2)
+    axes_D2 = axes_D2[:, order]
+    axes_D2 *= np.sign(axes_D2[np.abs(axes_D2).argmax(0), [0, 1]])
+    shares_2 = values_2[order] / max(np.trace(covariance_DD), TINY)
+    return mean_D, torch.from_numpy(axes_D2.copy()).float(), torch.from_numpy(shares_2).float()
