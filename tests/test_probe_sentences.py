@@ -33,14 +33,18 @@ def noisy(model):
     return head
 
 
-def greedy(model, text, tokens):
-    """Token by token, from whole forward passes."""
+def check_greedy(found, model, text):
+    """A text is what whole forward passes write, token by token, as far as more than rounding decides."""
     ids, start = model.encode(text), len(model.encode(text))
-    end = model.hf.generation_config.eos_token_id
+    end, near = model.hf.generation_config.eos_token_id, 2 * model.rounding * model.check.largest
     with torch.no_grad():
-        while len(ids) < start + tokens and (len(ids) == start or ids[-1] != end):
-            ids.append(int(model.hf(torch.tensor([ids])).logits[0, -1].argmax()))
-    return "".join(model.token_text(i) for i in ids[start:] if i != end)
+        while len(ids) < start + WRITTEN and (len(ids) == start or ids[-1] != end):
+            best = model.hf(torch.tensor([ids])).logits[0, -1].topk(2)
+            if float(best.values[0] - best.values[1]) <= near:
+                assert found.startswith("".join(map(model.token_text, ids[start:])))
+                return
+            ids.append(int(best.indices[0]))
+    assert found == "".join(model.token_text(i) for i in ids[start:] if i != end)
 
 
 def test_the_part_itself_says_and_writes_the_same(model):
@@ -66,9 +70,9 @@ def test_next_tokens_and_texts_are_the_models_own(model, noisy):
             assert found["probe_token"][1][state][place][0] == model.token_text(int(chances.argmax()))
         lists = [{*chances.topk(NEXT).indices.tolist()} for chances in (before, after)]
         assert found["probe_shared"][1][place] == len(lists[0] & lists[1])
-        assert found["continuation"][1][0][place] == greedy(model, text, WRITTEN)
+        check_greedy(found["continuation"][1][0][place], model, text)
         with placed(model.hf, model.parts.head, noisy):
-            assert found["continuation"][1][1][place] == greedy(model, text, WRITTEN)
+            check_greedy(found["continuation"][1][1][place], model, text)
     assert min(found["probe_shared"][1]) < NEXT, "the noise is felt"
 
 
@@ -89,9 +93,10 @@ def test_a_tree_is_searched_for_the_best_token_and_writes_what_its_whole_rows_sa
     assert modes.count("top") > 2 * len(PROBES)
     ((old, view),) = swaps_of(model, [attach(tmp_path / "graft", model)])
     with placed(model.hf, old, view):
-        texts = [greedy(model, text, WRITTEN) for text in PROBES]
-    assert data.continuation.values[1].tolist() == texts
-    assert data.continuation.values[0].tolist() == [greedy(model, text, WRITTEN) for text in PROBES]
+        for text, found in zip(PROBES, data.continuation.values[1], strict=True):
+            check_greedy(str(found), model, text)
+    for text, found in zip(PROBES, data.continuation.values[0], strict=True):
+        check_greedy(str(found), model, text)
     (line,) = [line for line in sentences(data) if "fixed sentences" in line]
     same = sum(a == b for a, b in zip(*data.continuation.values, strict=True))
     assert f"{same} are written on with the same tokens, at " in line
