@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -139,15 +140,17 @@ def print_plan(study: Study, steps: Sequence[Step], dtype: str, device: str, cou
         if (cost := costs.get(step.name)) is None:
             rows.append([step.name, "a command with a plan of its own", "", "", str(len(step.landmarks))])
             continue
-        told = [f"{cost.work:.1e}", duration(cost.seconds), bytes_in_words(int(cost.bytes))]
+        known = not math.isnan(cost.work)
+        work = [f"{cost.work:.1e}", duration(cost.seconds)] if known else ["not estimated", "not estimated"]
+        told = [*work, bytes_in_words(int(cost.bytes))]
         rows.append([step.name, *told, str(len(step.landmarks))])
     for line in aligned(rows):
         typer.echo(line)
     if costs:
-        seconds = sum(cost.seconds for cost in costs.values())
+        seconds = sum(cost.seconds for cost in costs.values() if not math.isnan(cost.seconds))
         typer.echo(
             f"{study.model}: {shape.parameters:,} parameters, {bytes_in_words(weights)} to fetch and to hold"
-            f" in {dtype} (less with --stream --memory), {duration(seconds)} in all on"
+            f" in {dtype} (less with --stream --memory), {duration(seconds)} for what is estimated on"
             f" {device} at {speed.many / 1e9:,.0f} billion multiply-adds a second, which was measured now."
             " Nothing was fetched"
         )

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from regraft.checkpoint.headers import CONFIG
 from regraft.checkpoint.hub import resolve
+from regraft.checkpoint.locate import located
 from regraft.core.files import expanded
 from regraft.core.runs import check_writable, open_run, store, whole_folder, write_whole
 from regraft.core.strict_json import json_text
@@ -25,6 +27,7 @@ from regraft.features.active_features import active_features
 from regraft.jobs.transcoder_jobs import open_transcoder
 from regraft.landmarks.beside import Beside, beside, in_words
 from regraft.landmarks.study import Landmark, Step, Study, check_shape, chosen_steps, study_for
+from regraft.model.from_files import read_config
 from regraft.model.model import Model
 from regraft.reporting.build import Report, anchor_of
 from regraft.reporting.chapter_inputs import Reading
@@ -81,6 +84,7 @@ class Reproduction:
             RunFolderError: the folder holds something else.
         """
         self.out = expanded(self.out)
+        check_stated(self.study, self.source)
         for step in steps:
             finding, result = self._result(with_count(step, self.count))
             reason = finding if result is None else ""
@@ -196,6 +200,23 @@ def reproduce(
     chosen = study_for(source, study)
     job = Reproduction(chosen, source, expanded(out), lambda: model, text, count, seed)
     return job.run(chosen_steps(chosen, only))
+
+
+def check_stated(study: Study, source: str) -> None:
+    """Make sure that a folder's configuration has the study's shape, before anything is opened; a hub's model
+    is looked at once it is there.
+
+    Raises:
+        ValueError: it has another one.
+    """
+    folder, _ = located(source)
+    if folder is None or not (folder / CONFIG).is_file():
+        return
+    told = read_config(folder, remote_code=False).get_text_config()
+    stated = [getattr(told, name, None) for name in ("num_hidden_layers", "hidden_size", "vocab_size")]
+    blocks, width, vocabulary = (one if isinstance(one, int) else 0 for one in stated)
+    if blocks and width and vocabulary:
+        check_shape(study, blocks, width, vocabulary)
 
 
 def with_count(step: Step, count: int) -> Step:
