@@ -95,7 +95,7 @@ def test_an_experiment_and_a_report_have_such_bars_and_training_has_one(monkeypa
         return out / "report.html", []
 
     monkeypatch.setattr(console, "report", report)
-    assert console.make_report(None, tmp_path, 0, {}) == 0
+    assert console.make_report(None, tmp_path, {}) == 0
     assert seen[1:] == [[("lens", 0, 2), ("variants", 30, 1000), ("blocks", 3, 4)], [("swap", 1, 2)]]
     steps = progress_bar.StepBars(bar())
     for step in range(1, 4):

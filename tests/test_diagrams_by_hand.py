@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from regraft.checkpoint.census import owner as owner_of
 from regraft.checkpoint.dissection import Component, Kind, StackFound, Tensors
 from regraft.reporting.anatomy_drawing import _cut, _few, _ranges, columns
-from regraft.reporting.page import least_width
+from regraft.reporting.chapter_section import least_width
 
 
 def test_widths_of_figures():

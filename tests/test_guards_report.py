@@ -10,6 +10,7 @@ import xarray as xr
 
 from regraft.cli.columns import aligned, short
 from regraft.reporting import drawings as module
+from regraft.reporting.chapter_section import csv_text, provenance_line
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.bit_figures import quantize_finding, quantizers_finding
 from regraft.reporting.figures.block_figures import correlation_finding, spectra_finding
@@ -25,7 +26,8 @@ from regraft.reporting.figures.route_figures import (
     shuffle_finding,
     surgery_finding,
 )
-from regraft.reporting.page import csv_text, footer, provenance_line, table
+from regraft.reporting.markup import table
+from regraft.reporting.page import footer
 from regraft.reporting.theme import Drawing
 
 NAN = float("nan")

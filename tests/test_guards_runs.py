@@ -43,18 +43,18 @@ def test_folders_are_whole_or_not_there(tmp_path):
 
 
 def test_runs_are_replaced_by_their_like_only(tmp_path):
-    check_writable(tmp_path, "lens", "abc", "1")
+    check_writable(tmp_path, "lens", "abc", "0.0.1")
     store(
         xr.Dataset(
             {"x": ("a", [1.0, 2.0])},
-            attrs={"experiment": "lens", "weights_sha256": "abc", "regraft": "1", "n": np.int64(3)},
+            attrs={"experiment": "lens", "weights_sha256": "abc", "regraft": "0.0.1", "n": np.int64(3)},
         ),
         tmp_path,
     )
     assert read_mark(tmp_path)["n"] == 3
     assert open_run(tmp_path).x.values.tolist() == [1.0, 2.0]
-    check_writable(tmp_path, "lens", "abc", "1")
-    for other in (("swap", "abc", "1"), ("lens", "abd", "1"), ("lens", "abc", "2")):
+    check_writable(tmp_path, "lens", "abc", "0.0.1")
+    for other in (("swap", "abc", "0.0.1"), ("lens", "abd", "0.0.1"), ("lens", "abc", "2")):
         with pytest.raises(RunFolderError):
             check_writable(tmp_path, *other)
     (tmp_path / "run.json").unlink()

@@ -20,7 +20,7 @@ from regraft.model.load import load
 from regraft.reporting import build as building
 from regraft.reporting.build import build
 from regraft.reporting.chapter_inputs import LEAST, Reading
-from regraft.reporting.page import plain_section
+from regraft.reporting.markup import plain_section
 from regraft.reporting.shell_commands import command_line
 
 TEXTS = ["The capital of Peru is", "She sells sea shells by the", "2:30 pm is in the", "Grass is"]

@@ -17,6 +17,7 @@ from regraft.experiments.running import measured
 from regraft.model.load import load
 from regraft.reporting import build as building
 from regraft.reporting.build import BEFORE, build
+from regraft.reporting.chapter_section import NOTHING, has_numbers
 from regraft.reporting.drawings import drawing_of
 
 QUICK = (("spectra", {}), ("lens", {}), ("patch", {"grid": "head"}))
@@ -59,11 +60,11 @@ def planted(monkeypatch):
 
 def body(path):
     text = path.read_text(encoding="utf-8")
-    return text[: text.index("<script>")]
+    return text[: text.index('<script type="text/plain"')]
 
 
 def headings(path):
-    return re.findall("<h2>(.*?)</h2>", body(path))
+    return re.findall("<h3>(.*?) <a class=", body(path))
 
 
 def test_a_chapter_that_fails_is_named_and_takes_no_other_with_it(model, planted, tmp_path):
@@ -71,7 +72,7 @@ def test_a_chapter_that_fails_is_named_and_takes_no_other_with_it(model, planted
     path, missing = build(model, tmp_path / "report")
     assert [(one.name, bool(one.trace)) for one in missing] == [("lens", True)]
     assert str(missing[0]) == "lens failed: KeyError: 'a key <b>'"
-    assert headings(path) == ["Anatomy", "Self-check", "Weight spectra", "Logit lens", "Weight spectra"]
+    assert headings(path) == ["Anatomy", "Self-check", "Weight spectra", "Weight spectra", "Logit lens"]
     assert "This chapter failed: KeyError: &#x27;a key &lt;b&gt;&#x27;" in body(path)
     assert sorted(p.name for p in path.parent.iterdir()) == [
         "patch-head",
@@ -122,11 +123,16 @@ def test_what_is_killed_leaves_a_page_of_what_was_done(model, planted, tmp_path)
     path = tmp_path / "report" / "report.html"
     assert headings(path) == ["Anatomy", "Self-check", "Weight spectra", "Weight spectra", "Not measured yet"]
     assert "To come: Activation patching (grid head)." in body(path)
-    drawn = json.loads(re.search(r'type="application/json">(.*?)</script>', path.read_text(), re.S)[1])
+    drawn = re.findall(r'<script type="application/json" id="([a-z0-9-]+)-data">', path.read_text())
     spectra = measured(model, "spectra")
-    assert len(drawn) == 2 * len(drawing_of(spectra).all_figures(spectra)) > 8, "folded ones are there too"
-    folded = len(drawing_of(spectra).folded(spectra))
-    assert body(path).count("<details>") == 2 * (folded + 1) > 2, "and the table of every quantity"
+    figures, sites = drawing_of(spectra).all_figures(spectra), 1
+    empty = sum(not has_numbers(figure) for _, figure in figures)
+    assert len(set(drawn)) == len(drawn) == 2 * (len(figures) - empty) > 8, "folded ones are there too"
+    assert body(path).count(NOTHING) == 2 * empty > 0, "what holds no number says so in its place"
+    assert body(path).count("<details>") == 2 * len(figures) + sites, (
+        "all but the main one, and every quantity"
+    )
+    assert body(path).count('<svg class="still"') == 2, "a still picture of each main one"
     for name in ("spectra", "lens"):
         assert (path.parent / name / "run.json").is_file()
     assert json.loads((path.parent / "run.json").read_text())["experiment"] == "report"

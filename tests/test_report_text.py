@@ -13,15 +13,17 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from regraft.cli.console import write_run
 from regraft.cli.main import app
 from regraft.model.load import load
 from regraft.reporting import figures
+from regraft.reporting.chapter_section import result_section
 from regraft.reporting.drawings import drawings
 from regraft.reporting.figures.component_figures import push_figures
-from regraft.reporting.figures.observe_figures import lens_table
+from regraft.reporting.figures.observe_figures import completion_figures, lens_table
 from regraft.reporting.figures.patch_figures import patch_figures
-from regraft.reporting.page import in_script, plain_section, result_section, sheet
+from regraft.reporting.markup import in_script, plain_section
+from regraft.reporting.page import sheet
+from regraft.reporting.plotly_script import write_figure
 from regraft.reporting.shell_commands import command_line, next_step, option_words
 from regraft.reporting.theme import axis_labels, plain_text
 
@@ -38,22 +40,25 @@ def test_no_text_ends_the_script_that_holds_it(text):
 def completed(text):
     attrs = {"experiment": "completions", "scored_tokens": 3, "seconds": 0.0}
     return xr.Dataset(
-        {"completion_tokens": ("prompt", [3]), "category": ("prompt", [text])}, {"prompt": [text]}, attrs
-    )
+        {
+            "completion_tokens": ("prompt", [3]), "category": ("prompt", [text]), "text": ("prompt", [text]),
+            "completion": ("prompt", [text]),
+        },
+        {"prompt": [text]}, attrs,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_breaks_the_page(text):
     section = result_section(completed(text), text, "one")
     page = sheet((text, text, text), [section, plain_section("two", text, text, [(text, text)])], "")
-    scripts = re.findall(r"<script[ >]", page[: page.index("<script>")]) + re.findall(
-        r'<script id="figures".*?</script>', page, re.S
-    )
-    assert len(scripts) == 1
-    assert list(json.loads(scripts[0].partition(">")[2].removesuffix("</script>"))) == ["one-figure-0"]
-    body = page[: page.index("<script>")]
-    assert "<!--" not in body
-    assert "<b>a" not in body
+    before = page[: page.index('<script type="text/plain"')]
+    scripts = re.findall(r"<script[ >].*?</script>", before, re.S)
+    assert len(scripts) == len(re.findall(r"<script[ >]", before)) == 1
+    assert scripts[0].startswith('<script type="application/json" id="one-figure-0-data">')
+    assert set(json.loads(scripts[0].partition(">")[2].removesuffix("</script>"))) == {"data", "layout"}
+    assert "<!--" not in before
+    assert "<b>a" not in before
 
 
 def test_figures_show_texts_as_they_are():
@@ -126,9 +131,9 @@ def test_no_drawing_speaks_of_shades():
 
 def test_no_figure_offers_to_send_the_data(tmp_path):
     page = sheet(("t", "t", "t"), [result_section(completed("a"), "c", "one")], "")
-    assert "Plotly.react(place, data, layout, {" in page
-    write_run(completed("a"), tmp_path / "run")
-    for text in (page, (tmp_path / "run" / "figures" / "figure-0.html").read_text(encoding="utf-8")):
+    assert "library().react(plot, data, layout, {" in page
+    write_figure(completion_figures(completed("a"))[0][1], tmp_path / "figure.html", "One")
+    for text in (page, (tmp_path / "figure.html").read_text(encoding="utf-8")):
         settings = re.findall(r'\{"responsive".*?\}', text)
         assert len(settings) == 1
         config = json.loads(settings[0])
@@ -146,7 +151,7 @@ def test_a_page_on_paper_holds_whole_figures():
         "white-space: pre-wrap",
     ):
         assert rule in style
-    assert 'addEventListener("beforeprint", () => draw(looks.light, true))' in page
+    assert "for (const plot of plots.filter(open)) draw(plot, looks.light, true)" in page
     assert "plot.style.zoom = String(690 / needed)" in page
 
 

@@ -63,7 +63,10 @@ if TYPE_CHECKING:
     from regraft.jobs.lens_job import fit_lens as fit_lens
     from regraft.jobs.pareto_job import pareto_transcoder as pareto_transcoder
     from regraft.jobs.report_job import report as report
+    from regraft.jobs.report_job import report_beside as report_beside
     from regraft.jobs.reproduce_job import reproduce as reproduce
+    from regraft.jobs.run_folders import compare_runs as compare_runs
+    from regraft.jobs.run_folders import found_runs as found_runs
     from regraft.jobs.tokenizer_jobs import compare_tokenizers as compare_tokenizers
     from regraft.jobs.tokenizer_jobs import train_tokenizer as train_tokenizer
     from regraft.jobs.transcoder_jobs import evaluate_transcoder as evaluate_transcoder
@@ -163,7 +166,8 @@ _HOMES = {
     "jobs.transplant_sources": ("Sources", "explain_token"),
     "reference.verify": ("rebuild",),
     "jobs.inspection": ("inspect", "inspect_headers"),
-    "jobs.report_job": ("report",),
+    "jobs.report_job": ("report", "report_beside"),
+    "jobs.run_folders": ("compare_runs", "found_runs"),
 }
 """Names by module; experiments stand in `regraft.core.registry`."""
 
@@ -203,6 +207,7 @@ __all__ = [
     "certify",
     "changed",
     "codec",
+    "compare_runs",
     "compare_tokenizers",
     "completions",
     "contributions",
@@ -218,6 +223,7 @@ __all__ = [
     "fit_head",
     "fit_lens",
     "fit_transcoder",
+    "found_runs",
     "generate",
     "geometry",
     "gradients",
@@ -253,6 +259,7 @@ __all__ = [
     "repeat",
     "replacement",
     "report",
+    "report_beside",
     "reproduce",
     "shuffle",
     "spectra",

@@ -31,7 +31,7 @@ from regraft.core.strict_json import json_text, opened_attributes
 from regraft.data.own_texts import given_prompts
 from regraft.experiments.running import run_experiment
 from regraft.jobs.inspection import headers_json, inspect, inspect_headers
-from regraft.jobs.report_job import report
+from regraft.jobs.report_job import report, report_beside
 from regraft.model.kept_packing import same_packing
 from regraft.model.model import Model
 from regraft.model.weights import Weights
@@ -39,11 +39,11 @@ from regraft.reference.checkpoint_reader import open_rebuilt
 from regraft.reference.skeleton import write_skeleton
 from regraft.reference.verify import rebuild
 from regraft.reporting.build import SideBySide
-from regraft.reporting.chapter_inputs import LEAST, Reading
+from regraft.reporting.chapter_inputs import LEAST
+from regraft.reporting.chapter_section import csv_text
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
-from regraft.reporting.page import CHECKS, csv_text
-from regraft.reporting.theme import CONFIG
+from regraft.reporting.page import CHECKS
 from regraft.sweeps.forecast import PlannedError, planning
 from regraft.sweeps.kept_sweeps import keeping
 from regraft.sweeps.provenance import opened_told, option_told, provenance
@@ -69,15 +69,19 @@ def read_given(
 def make_report(
     model: Model,
     out: Path,
-    seed: int,
-    options: dict[str, Any],
+    told: dict[str, Any],
     debug: bool = False,
-    reading: Reading | None = None,
     settings: Mapping[str, Any] | None = None,
     cluster: SideBySide | None = None,
+    other: Model | None = None,
 ) -> int:
     """Write the report, with a bar for its chapters, and say where it is and what is not on it; 1 where a
-    chapter failed."""
+    chapter failed.
+
+    Args:
+        told: what `regraft.report` is told beside the model and the folder.
+        other: a second model, which is set beside the first.
+    """
     started = time.perf_counter()
     with progress_bar() as bar:
         whole = bar.add_task("report", total=None)
@@ -94,8 +98,10 @@ def make_report(
             )
         )
         with listening(steps.heard), kept:
-            told = {"reading": reading, "options": options, "chapter": chapter, "cluster": cluster}
-            path, missing = report(model, out, seed=seed, **told)
+            if other is None:
+                path, missing = report(model, out, chapter=chapter, cluster=cluster, **told)
+            else:
+                path, missing = report_beside(model, other, out, chapter=chapter, **told)
         store_settings(settings or {}, out)
         bar.update(whole, description=f"{'done':<24}", completed=1, total=1)
     for one in missing:
@@ -244,14 +250,19 @@ def _told(
     """Print a result, by `show` where it is no table, and then write its run folder where one is asked
     for."""
     if as_json:
-        told = dataset.to_dict()
-        console.print_json(json_text({**told, "attrs": opened_attributes(told["attrs"])}))
+        print_as_json(dataset)
     else:
         (show or print_result)(dataset)
     if out is not None:
         write_run(dataset, out, settings, begun)
         if not as_json and not common().quiet:
-            console.print(f"written to {out} (run.json, result.zarr, figures)", highlight=False)
+            console.print(f"written to {out} (`regraft show {out} --draw` draws it)", highlight=False)
+
+
+def print_as_json(dataset: xr.Dataset) -> None:
+    """A result as JSON, its attributes as objects."""
+    told = dataset.to_dict()
+    console.print_json(json_text({**told, "attrs": opened_attributes(told["attrs"])}))
 
 
 def rebuild_model(
@@ -323,17 +334,13 @@ def write_run(
     settings: Mapping[str, Any] | None = None,
     begun: Mapping[str, Any] | None = None,
 ) -> None:
-    """The run folder: data, provenance, the options that make it again, the numbers as CSV, and each figure
-    as a page that opens offline."""
+    """The run folder: data, provenance, the options that make it again, and the numbers as CSV. Figures are
+    drawn when they are asked for (`regraft show RUN --draw`), so that a folder stays small."""
     with whole_folder(out) as folder:
         store(dataset, folder, begun)
         if settings:
             store_settings(settings, folder)
         (folder / "data.csv").write_text(csv_text(dataset), encoding="utf-8")
-        figures = folder / "figures"
-        figures.mkdir()
-        for number, (_, figure) in enumerate(drawing_of(dataset).all_figures(dataset)):
-            figure.write_html(figures / f"figure-{number}.html", include_plotlyjs="directory", config=CONFIG)
 
 
 def print_result(dataset: xr.Dataset) -> None:

@@ -54,10 +54,11 @@ from regraft.cli.options import (
     option_of,
 )
 from regraft.cli.pack import pack, unpack
+from regraft.cli.report import report
 from regraft.cli.reproduce import reproduce
+from regraft.cli.run_commands import compare, runs, show
 from regraft.cli.tokenizer import tokenizer
-from regraft.core.defaults import REPORT_COUNT
-from regraft.core.files import check_empty, read_text
+from regraft.core.files import check_empty
 from regraft.core.registry import Experiment, experiments
 from regraft.export.hub_upload import check_push
 from regraft.jobs.checks import check_devices, check_model, check_parameters, check_prompts, check_run
@@ -119,68 +120,10 @@ app.command("pack")(pack)
 app.command("unpack")(unpack)
 app.command("tuned-lens")(tuned_lens)
 app.command("reproduce")(reproduce)
-
-
-@app.command()
-def report(
-    context: typer.Context,
-    model: ModelOption = "specimen:qwen3",
-    out: Annotated[Path, folder_option(help="Folder to write report.html and the results to.")] = Path(
-        "report"
-    ),
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "",
-    attention: AttentionOption = "",
-    remote_code: RemoteOption = False,
-    tokenizer: TokenizerOption = "",
-    target_tokenizer: TargetTokenizerOption = "",
-    prompts: Annotated[
-        list[str] | None, typer.Option(help="Texts that the chapters read; again for several.")
-    ] = None,
-    prompts_file: PromptsFileOption = "",
-    text: TextOption = "",
-    pairs: Annotated[
-        str, typer.Option(help="JSON list of clean, corrupt, answer, wrong, for patching.", metavar="FILE")
-    ] = "",
-    count: Annotated[
-        int,
-        typer.Option(
-            help=f"How many prompts a chapter measures; by default those given, or {REPORT_COUNT}.", min=0
-        ),
-    ] = 0,
-    stream: StreamOption = False,
-    memory: MemoryOption = "",
-    cluster: ClusterOption = "",
-    seed: SeedOption = 0,
-    debug: DebugOption = False,
-) -> None:
-    """Run what suits the model and write one page that explains it."""
-    with errors_in_one_sentence(debug):
-        check_run(out, "report")
-        check_prompts(prompts, prompts_file, text)
-        if pairs:
-            read_text(pairs, "write a list of objects with clean, corrupt, answer, wrong")
-        opened = open_model(
-            model, device, dtype, attention, remote_code, tokenizer, target_tokenizer, stream, memory
-        )
-        from regraft.cli.console import make_report
-        from regraft.reporting.chapter_inputs import Reading
-
-        options = {
-            "device": device,
-            "dtype": dtype,
-            "attention": attention,
-            "tokenizer": tokenizer,
-            "seed": seed,
-        }
-        options |= {"remote_code": remote_code, "target_tokenizer": target_tokenizer}
-        options |= {"stream": stream, "memory": memory}
-        reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
-        settings = settings_of(context, "report")
-        with helping(opened, device, cluster, options) as helpers:
-            beside = cast(Any, helpers) if cluster else None
-            code = make_report(opened, out, seed, options, debug, reading, settings, beside)
-    raise typer.Exit(code)
+app.command("report")(report)
+app.command("runs")(runs)
+app.command("show")(show)
+app.command("compare")(compare)
 
 
 @app.command("inspect")
@@ -351,7 +294,7 @@ def spread_lists(words: list[str]) -> list[str]:
     experiment = experiments().get(words[0]) if words else None
     parameters = experiment.parameters if experiment else ()
     lists = {"--" + p.name.replace("_", "-") for p in parameters if p.annotation.startswith("list[")}
-    lists |= {"--prompts"} if words[:1] == ["report"] else set()
+    lists |= {"--prompts", "--from"} if words[:1] == ["report"] else set()
     options = {"-m", *(word for word in words if word.startswith("--"))}
     found: list[str] = []
     option, values = "", 0

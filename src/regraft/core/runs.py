@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,36 @@ def read_mark(out: Path) -> dict[str, Any]:
     return mark
 
 
+def check_version(out: Path, mark: Mapping[str, Any]) -> None:
+    """Make sure that a run is not of a newer version than this one, whose results it may tell otherwise.
+
+    Raises:
+        RunFolderError: it is.
+    """
+    from packaging.version import InvalidVersion, Version
+
+    mine = version("regraft")
+    try:
+        newer = Version(str(mark.get("regraft", mine))) > Version(mine)
+    except InvalidVersion as error:
+        raise RunFolderError(
+            f"the folder {out} is of version {mark['regraft']!r} of regraft: {error}"
+        ) from error
+    if newer:
+        raise RunFolderError(
+            f"the folder {out} is a run of regraft {mark['regraft']}, this is {mine}: take that version"
+        )
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """The options that a run folder keeps; nothing where it keeps none."""
+    import yaml
+
+    file = place_of(out) / SETTINGS
+    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_whole(path: Path, text: str) -> None:
     """A file that takes the place of `path` in one step, so that a reader finds the old one or the new
     one."""
@@ -105,15 +136,17 @@ def open_run(out: Path | str) -> xr.Dataset:
     """The result in a run folder; of a run that did not end, what was measured of its sweeps, NaN elsewhere.
 
     Raises:
-        RunFolderError: it is no run folder.
+        RunFolderError: it is no run folder, or one of a newer version.
     """
     import xarray as xr
 
     from regraft.core.later import later
     from regraft.core.results import as_result
 
-    if read_mark(Path(out)).get(FINISHED) is False:
-        return as_result(later("unfinished_run")(place_of(out), read_mark(Path(out))))
+    mark = read_mark(Path(out))
+    check_version(Path(out), mark)
+    if mark.get(FINISHED) is False:
+        return as_result(later("unfinished_run")(place_of(out), mark))
     return as_result(xr.open_zarr(place_of(out) / "result.zarr", consolidated=False).load())
 
 

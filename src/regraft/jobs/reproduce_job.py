@@ -29,10 +29,11 @@ from regraft.landmarks.beside import Beside, beside, in_words
 from regraft.landmarks.study import Landmark, Step, Study, check_shape, chosen_steps, study_for
 from regraft.model.from_files import read_config
 from regraft.model.model import Model
-from regraft.reporting.build import Report, anchor_of
+from regraft.reporting.build import Report
 from regraft.reporting.chapter_inputs import Reading
+from regraft.reporting.chosen_chapters import anchor_of
 from regraft.reporting.drawings import drawing_of
-from regraft.reporting.page import Section, table
+from regraft.reporting.markup import Section, chapter, table
 from regraft.specimens import almanac
 
 TABLE, PASSAGE, SUMS = "landmarks.json", 256, 16
@@ -271,12 +272,12 @@ def landmark_cells(one: Beside) -> list[str]:
 def landmark_section(study: Study, found: Sequence[Beside], differs: Sequence[str]) -> Section:
     """The table on top of the page."""
     listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in differs)
-    text = (
-        '<section id="landmarks"><h2>Published figures, and what was found here</h2><p class="soft">Are the'
-        f" published figures found again?</p><p>Published of {escape(study.model)} by {escape(study.source)}."
-        " A range is the least and the largest over several places.</p>"
+    inside = (
+        '<p class="soft">Are the published figures found again?</p><p>Published of'
+        f" {escape(study.model)} by {escape(study.source)}. A range is the least and the largest over several"
+        " places.</p>"
         + table(HEADER, [landmark_cells(one) for one in found], (3, 4, 5))
-        + (f"<h3>Settings that differ</h3><ul>{listed}</ul>" if listed else "")
-        + "</section>"
+        + (f"<h4>Settings that differ</h4><ul>{listed}</ul>" if listed else "")
     )
-    return Section("landmarks", "Published figures", text)
+    title = "Published figures, and what was found here"
+    return Section("landmarks", "Published figures", chapter("landmarks", title, inside))

@@ -16,7 +16,8 @@ from regraft.core.runs import store
 from regraft.data.text_files import dataset_rows, text_files, text_of, texts_in
 from regraft.jobs.checks import named_texts
 from regraft.model.load import load
-from regraft.reporting.page import footer, result_section, sheet
+from regraft.reporting.chapter_section import result_section
+from regraft.reporting.page import footer, sheet
 from regraft.specimens import almanac
 from regraft.tokenizers.bits_per_byte import pieces
 from regraft.tokenizers.byte_codec import ByteIds

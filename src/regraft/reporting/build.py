@@ -22,13 +22,15 @@ from regraft.core.strict_json import json_text, opened_attributes
 from regraft.experiments.running import measured, refused, remember
 from regraft.model.model import Model
 from regraft.reporting.chapter_inputs import Reading
+from regraft.reporting.chapter_section import Made, result_section
+from regraft.reporting.chosen_chapters import Chapter, anchor_of, check_read, chosen_chapters
 from regraft.reporting.drawings import title_for
-from regraft.reporting.page import Section, footer, heading, opening, plain_section, result_section, sheet
+from regraft.reporting.markup import Section, plain_section
+from regraft.reporting.page import footer, heading, opening, sheet
 from regraft.reporting.shell_commands import command_line, settings_for
 from regraft.sweeps.kept_sweeps import keeping
 from regraft.sweeps.provenance import opened_told, option_told, provenance
 
-Chapter = tuple[str, dict[str, Any]]
 CHAPTERS: tuple[Chapter, ...] = (
     ("completions", {}),
     ("lens", {}),
@@ -49,14 +51,13 @@ CHAPTERS: tuple[Chapter, ...] = (
     ("repeat", {}),
     ("noise", {}),
     ("replacement", {}),
-    ("transplant", {}),
-    ("prune", {}),
-    ("reorder", {}),
     ("shuffle", {}),
     ("quantize", {}),
     ("quantizers", {}),
     ("correlations", {}),
 )
+"""The chapters of a report, in the order in which they are measured: a transplant wants a donor, and pruning
+and reordering a finding to act on, so they come where they are named."""
 BEGUN_CHAPTERS = ".begun"
 """Folder of the sweeps of chapters that are not finished."""
 BEFORE = "report.before.html"
@@ -96,28 +97,44 @@ def build(
     options: Mapping[str, Any] | None = None,
     reading: Reading | None = None,
     cluster: SideBySide | None = None,
+    chapters: Sequence[str] = (),
 ) -> tuple[Path, list[Missing]]:
     """Run the chapters, write `report.html` and a run folder for each result, and say what is missing and
     why.
 
     The page and the folder are written anew behind each chapter: whatever ends the work, they hold all that
     was done. `chapter` is called with (name, chapters done, chapters in all); `reading` is what the user
-    wants read; with a `cluster` its workers measure chapters side by side, and what fails there is tried
-    here. Returns the page's path and the chapters not on it.
+    wants read, `chapters` the chapters that are to be there; with a `cluster` its workers measure chapters
+    side by side, and what fails there is tried here. Returns the page's path and the chapters not on it.
+
+    Raises:
+        ValueError: there is no such chapter, or none that reads what is given.
     """
-    report = Report(model, out, seed, options or {}, reading or Reading())
-    report.write(CHAPTERS)
-    if cluster is not None:
-        report.measure_side_by_side(cluster)
-    for number, (name, chosen) in enumerate(CHAPTERS):
-        if chapter is not None:
-            chapter(name, number, len(CHAPTERS))
-        report.add(name, chosen)
-        report.write(CHAPTERS[number + 1 :])
-    if not any(one.trace for one in report.missing):
-        (out / BEFORE).unlink(missing_ok=True)
-        shutil.rmtree(out / BEGUN_CHAPTERS, ignore_errors=True)
+    asked = chosen_chapters(chapters, CHAPTERS)
+    check_read(asked, reading or Reading())
+    report = grown(Report(model, out, seed, options or {}, reading or Reading()), asked, chapter, cluster)
     return out / "report.html", report.missing
+
+
+def grown(
+    report: Report,
+    asked: Sequence[Chapter],
+    chapter: Callable[[str, int, int], None] | None = None,
+    cluster: SideBySide | None = None,
+) -> Report:
+    """A report with its chapters measured and written."""
+    report.write(asked)
+    if cluster is not None:
+        report.measure_side_by_side(cluster, asked)
+    for number, (name, chosen) in enumerate(asked):
+        if chapter is not None:
+            chapter(name, number, len(asked))
+        report.add(name, chosen)
+        report.write(asked[number + 1 :])
+    if not any(one.trace for one in report.missing):
+        (report.out / BEFORE).unlink(missing_ok=True)
+        shutil.rmtree(report.out / BEGUN_CHAPTERS, ignore_errors=True)
+    return report
 
 
 class Report:
@@ -127,7 +144,7 @@ class Report:
         self.model, self.out, self.seed, self.options, self.reading = model, out, seed, options, reading
         self.started = time.perf_counter()
         self.sections: list[Section] = opening(model, options)
-        self.results: list[xr.Dataset] = []
+        self.made: list[Made] = []
         self.missing: list[Missing] = []
         out.mkdir(parents=True, exist_ok=True)
         page = out / "report.html"
@@ -135,6 +152,11 @@ class Report:
             page.replace(out / BEFORE)
         self.told = opened_told(model, seed)
         store_mark(model, out)
+
+    @property
+    def results(self) -> list[xr.Dataset]:
+        """What was measured so far."""
+        return [one.result for one in self.made]
 
     def add(self, name: str, chosen: Mapping[str, Any]) -> None:
         """Make one chapter, or note why there is none.
@@ -163,11 +185,10 @@ class Report:
                 raise
             self.missing.append(Missing(name, chapter_title(name, chosen), one_line(error)))
             return
-        section = result_section(
-            result, command_line(name, self.model, {**chosen, **told, **self.options}), anchor
-        )
+        made = Made(anchor, result, command_line(name, self.model, {**chosen, **told, **self.options}))
+        section = result_section(made.result, made.command, anchor)
         self.keep(name, chosen, result, anchor)
-        self.results.append(result)
+        self.made.append(made)
         self.sections.append(section)
 
     def keep(self, name: str, chosen: Mapping[str, Any], result: xr.Dataset, anchor: str) -> None:
@@ -177,11 +198,11 @@ class Report:
             store(result, folder, ended(self.chapter_told(name, {**chosen, **given})))
             store_settings(settings_for(name, self.model, {**chosen, **told, **self.options}), folder)
 
-    def measure_side_by_side(self, cluster: SideBySide) -> None:
+    def measure_side_by_side(self, cluster: SideBySide, chapters: Sequence[Chapter]) -> None:
         """Let the workers measure all chapters that stand alone and are not there yet; each is kept as it
         comes."""
         waiting = []
-        for name, chosen in CHAPTERS:
+        for name, chosen in chapters:
             with suppress(*DOES_NOT_APPLY):
                 options = {**chosen, **self.reading.options(name, self.model)[0]}
                 anchor = anchor_of(name, chosen)
@@ -228,11 +249,6 @@ class Report:
             sections.append(plain_section("to-come", "Not measured yet", f"{AWAITED} {titles(to_come)}."))
         foot = footer(self.results, time.perf_counter() - self.started)
         write_whole(self.out / "report.html", sheet(heading(self.model), sections, foot))
-
-
-def anchor_of(name: str, chosen: Mapping[str, Any]) -> str:
-    """What a chapter's folder and its place on the page are called."""
-    return "-".join([name, *map(str, chosen.values())])
 
 
 def measured_there(model: Model, name: str, seed: int, options: Mapping[str, Any]) -> xr.Dataset:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 
-from regraft.core.files import whole_file
 from regraft.features.attribution import AttributionGraph, GraphNode
-from regraft.reporting.theme import CONFIG, FIRST, MUTED, base
+from regraft.reporting.plotly_script import write_figure
+from regraft.reporting.theme import FIRST, MUTED, base
 
 DRAWN = 300
 """Edges that are drawn: the largest."""
@@ -17,11 +17,7 @@ DRAWN = 300
 
 def write_graph_page(file: Path, graph: AttributionGraph) -> None:
     """Write the page."""
-    figure = graph_figure(graph)
-    text = figure.to_html(include_plotlyjs=True, full_html=True, config=CONFIG)
-    title = f"<title>Attribution: {len(graph.nodes)} nodes</title>"
-    with whole_file(file) as part:
-        part.write_text(text.replace("<head>", f"<head>{title}", 1), encoding="utf-8")
+    write_figure(graph_figure(graph), file, f"Attribution: {len(graph.nodes)} nodes")
 
 
 def graph_figure(graph: AttributionGraph) -> go.Figure:

@@ -13,8 +13,8 @@ from regraft.model.describe import LINES, model_in_words, recording_in_words
 from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.reporting.anatomy_drawing import svg
+from regraft.reporting.chapter_section import table_of
 from regraft.reporting.drawings import drawing_of
-from regraft.reporting.page import table_of
 
 TOKENS = 200
 """Tokens of a prompt that are shown."""

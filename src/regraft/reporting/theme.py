@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 import xarray as xr
 
 from regraft.core.quantities import READING
+from regraft.reporting.markup import Marked
 
 FIRST, SECOND, THIRD, FOURTH, MUTED = "#3b7dd8", "#e08a2b", "#4f9d69", "#a05fb4", "#8a919c"
 PALETTE = (FIRST, SECOND, MUTED, THIRD, FOURTH, "#c2571a", "#7fb3d5")
@@ -33,6 +35,8 @@ THEMES = {
     },
 }  # fmt: skip
 """What the page gives figures in each theme: ink, grid, the box at the pointer, and the two scales."""
+LEVELS = 17
+"""Colours of a scale in a still picture: odd, so that one is the middle of a scale around zero."""
 MARGIN = dict(l=64, r=16, t=24, b=64)
 """Pixels around a figure: room for addresses on the left and words below."""
 CONFIG = {
@@ -44,12 +48,49 @@ CONFIG = {
 """How a figure behaves on every page: nothing offers to send a reader's data anywhere."""
 
 
+def scale_styles() -> str:
+    """Both scales in both themes as a page's style: `q0` to `q16` from least to most, `d0` to `d16` around
+    zero; on paper the light ones."""
+    rules = []
+    for theme, around in (("light", "{}"), ("dark", "@media screen and (prefers-color-scheme: dark) {{{}}}")):
+        colours = "".join(
+            f".{letter}{level}{{fill:{colour_of(THEMES[theme][scale], level / (LEVELS - 1))}}}"
+            for letter, scale in (("q", "sequential"), ("d", "diverging"))
+            for level in range(LEVELS)
+        )
+        rules.append(around.format(colours))
+    return "\n".join(rules)
+
+
+def colour_of(scale: Sequence[Sequence[Any]], share: float) -> str:
+    """The colour of a scale at a share of its length, mixed from its neighbours.
+
+    >>> colour_of([[0.0, "#000000"], [1.0, "#ff8000"]], 0.5)
+    '#804000'
+    """
+    below, above = next((a, b) for a, b in pairwise(scale) if share <= b[0])
+    along = (share - below[0]) / (above[0] - below[0])
+    mixed = (
+        round(int(below[1][i : i + 2], 16) * (1 - along) + int(above[1][i : i + 2], 16) * along)
+        for i in (1, 3, 5)
+    )
+    return "#" + "".join(f"{one:02x}" for one in mixed)
+
+
 class Panel(NamedTuple):
     """A figure that a page keeps folded: its caption, itself, and how to read it."""
 
     caption: str
     figure: go.Figure
     reading: str
+
+
+class Listing(NamedTuple):
+    """A short table of texts that a page shows above a figure: its caption, header and rows."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Marked]]
 
 
 def panel(dataset: xr.Dataset, name: str, caption: str, figure: go.Figure) -> Panel:
@@ -62,10 +103,15 @@ def no_panels(dataset: xr.Dataset) -> Sequence[Panel]:
     return ()
 
 
+def no_listings(dataset: xr.Dataset) -> Sequence[Listing]:
+    """What a drawing without texts lists."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Drawing:
-    """Everything that a page says about one experiment's result: `figures` are its main ones, `folded` those
-    that a reader opens."""
+    """Everything that a page says about one experiment's result: the first of `figures` is its main one, the
+    others and `folded` are those that a reader opens, `listings` are texts that belong to it."""
 
     title: str
     question: str
@@ -74,13 +120,18 @@ class Drawing:
     finding: Callable[[xr.Dataset], str]
     table: tuple[str, ...] = ()
     folded: Callable[[xr.Dataset], Sequence[Panel]] = no_panels
+    listings: Callable[[xr.Dataset], Sequence[Listing]] = no_listings
 
     def all_figures(self, dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         """The main figures, then the folded ones."""
         return [*self.figures(dataset), *((p.caption, p.figure) for p in self.folded(dataset))]
 
 
-def base(height: int = 380, **layout: Any) -> go.Figure:
+HEIGHT = 380
+"""Pixels of a figure that says nothing else."""
+
+
+def base(height: int = HEIGHT, **layout: Any) -> go.Figure:
     """An empty figure in the house style."""
     figure = go.Figure()
     figure.update_layout(
@@ -105,6 +156,11 @@ def plain_text(text: Any) -> Label:
 def quoted(text: Any) -> str:
     """A piece of text in quotes, so that a space at its end can be seen."""
     return repr(str(text))
+
+
+def traces_of(figure: go.Figure) -> list[Any]:
+    """The traces of a figure."""
+    return list(figure.data)
 
 
 def axis_labels(values: Any) -> list[str]:

@@ -116,7 +116,12 @@ def patch(
             "the pairs differ in their numbers of positions: choose the grid head or block, or pairs of one"
             " length"
         )
-    return _dataset(plan, parts, direction)
+    return _dataset(plan, parts, direction).assign_attrs(said(cases[0]))
+
+
+def said(case: PatchCase) -> dict[str, str]:
+    """A case in words, as attributes of a result: the first of several."""
+    return {"clean": case.clean, "corrupt": case.corrupt, "answer": case.answer, "wrong": case.wrong}
 
 
 def _measured(

@@ -341,7 +341,7 @@ KNOCKOUT = Drawing(
     "Knockout",
     "Which blocks can the model not do without?",
     "Each bar is the loss on the model's own completions when one block is skipped, as a multiple of the"
-    " whole model's loss; the dotted line is no loss at all. The scale is logarithmic, so a bar twice as high"
+    " whole model's loss; the dotted line is no added loss. The scale is logarithmic, so a bar twice as high"
     " is far more than twice as bad.",
     knockout_figures,
     knockout_finding,

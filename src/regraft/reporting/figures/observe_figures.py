@@ -16,6 +16,7 @@ from regraft.reporting.theme import (
     SECOND,
     Drawing,
     Label,
+    Listing,
     axis_labels,
     bars,
     base,
@@ -26,6 +27,8 @@ from regraft.reporting.theme import (
 )
 from regraft.reporting.wording import capital, counted, differ, highest, lowest, named_blocks
 
+SHOWN_TEXTS, LONGEST_TEXT = 12, 240
+"""Texts that a table shows, and letters of one."""
 SHOWN_TOKENS = 14
 """Columns whose tokens can be read."""
 
@@ -160,6 +163,26 @@ def completion_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """How long the completions are."""
     figure = bars(dataset.prompt.values, dataset.completion_tokens.values, "prompt", "tokens", "tokens")
     return [("Length of each completion", figure)]
+
+
+def completion_listings(dataset: xr.Dataset) -> list[Listing]:
+    """Each prompt, and what the model says next."""
+    rows = [
+        (str(kind), shown_text(prompt), shown_text(completion))
+        for kind, prompt, completion in zip(
+            dataset.category.values, dataset.text.values, dataset.completion.values, strict=True
+        )
+    ]
+    few = f"The first {SHOWN_TEXTS} prompts" if len(rows) > SHOWN_TEXTS else "Each prompt"
+    return [
+        Listing(f"{few}, and what the model says next", ("kind", "prompt", "completion"), rows[:SHOWN_TEXTS])
+    ]
+
+
+def shown_text(text: object) -> str:
+    """A text as a table shows it: line breaks as a sign, a long one cut."""
+    one = str(text).replace("\n", "⏎")
+    return one if len(one) <= LONGEST_TEXT else f"{one[:LONGEST_TEXT]}…"
 
 
 def completions_finding(dataset: xr.Dataset) -> str:
@@ -306,4 +329,5 @@ COMPLETIONS = Drawing(
     completion_figures,
     completions_finding,
     ("category", "prompt_tokens", "completion_tokens", "text", "completion"),
+    listings=completion_listings,
 )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from difflib import SequenceMatcher
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from regraft.reporting.figures.component_panels import patch_panels
+from regraft.reporting.markup import Marked
 from regraft.reporting.theme import (
     DIVERGING,
     FIRST,
     MUTED,
     Drawing,
     Label,
+    Listing,
     axis_labels,
     base,
     heatmap,
@@ -49,6 +54,38 @@ def patch_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     figure.update_xaxes(title=f"{column} of the patched activation", tickangle=0)
     figure.update_yaxes(title="block")
     return [(_patched(dataset), figure), *_estimated(dataset)]
+
+
+def patch_listings(dataset: xr.Dataset) -> list[Listing]:
+    """Both prompts with what differs marked, and what each goes on with; of several cases the first."""
+    attrs = dataset.attrs
+    if not {"clean", "corrupt", "answer", "wrong"} <= attrs.keys():
+        return []
+    first = f", the first of {attrs['pairs']} pairs" if attrs.get("pairs", 1) > 1 else ""
+    clean, corrupt = marked(attrs["clean"], attrs["corrupt"])
+    rows = [
+        ("clean", clean, f"{quoted(attrs['answer'])}, the answer"),
+        ("corrupted", corrupt, f"{quoted(attrs['wrong'])}, the wrong answer"),
+    ]
+    return [Listing(f"The two prompts{first}, what differs marked", ("run", "prompt", "goes on with"), rows)]
+
+
+def marked(one: str, other: str) -> tuple[Marked, Marked]:
+    """Two texts with the words marked in which they differ.
+
+    >>> [str(text.pieces) for text in marked("at 3 am, so", "at 3 pm, so")]
+    ["('at 3 ', 'am,', ' so')", "('at 3 ', 'pm,', ' so')"]
+    """
+    words = [re.findall(r"\s+|\S+", text) for text in (one, other)]
+    pieces: tuple[list[str], list[str]] = ([""], [""])
+    for kind, *ends in SequenceMatcher(a=words[0], b=words[1], autojunk=False).get_opcodes():
+        for side, row, begin, end in zip(pieces, words, ends[::2], ends[1::2], strict=True):
+            text = "".join(row[begin:end])
+            if kind == "equal":
+                side[-1] += text
+            elif text:
+                side.extend([text, ""])
+    return Marked(tuple(pieces[0])), Marked(tuple(pieces[1]))
 
 
 def _patched(dataset: xr.Dataset) -> str:
@@ -227,4 +264,5 @@ PATCH = Drawing(
     patch_finding,
     ("logit_difference", "effect", "attribution", "effect_error"),
     patch_panels,
+    patch_listings,
 )
