@@ -62,9 +62,9 @@ def opened_runs(folders: Sequence[Path]) -> list[Run]:
         mark = read_mark(folder)
         if mark.get(FINISHED) is False:
             raise RunFolderError(f"the run {folder} did not come to its end: finish it, or leave it out")
-        anchor = (
-            f"{folder.name}-{len(found)}" if any(r.made.anchor == folder.name for r in found) else folder.name
-        )
+        model, anchor = str(mark.get("model", "")), folder.name
+        if any((run.model, run.made.anchor) == (model, anchor) for run in found):
+            anchor = f"{anchor}-{len(found)}"
         found.append(Run(folder, mark, Made(anchor, open_run(folder), command_again(folder, mark))))
     return found
 

@@ -19,6 +19,8 @@ from regraft.reporting.markup import Marked
 
 FIRST, SECOND, THIRD, FOURTH, MUTED = "#3b7dd8", "#e08a2b", "#4f9d69", "#a05fb4", "#8a919c"
 PALETTE = (FIRST, SECOND, MUTED, THIRD, FOURTH, "#c2571a", "#7fb3d5")
+LOOKS = (*[("solid", "circle")] * 4, ("dash", "square"), ("dot", "diamond"), ("dashdot", "x"))
+"""Dash and mark of each line: beyond four, colour alone does not tell them apart."""
 SEQUENTIAL = [[0.0, "#f3f6fb"], [0.35, "#a9c8ef"], [0.7, "#4c8ddb"], [1.0, "#173f78"]]
 DIVERGING = [[0.0, "#c2571a"], [0.25, "#efb183"], [0.5, "#f4f4f2"], [0.75, "#8fb7e6"], [1.0, "#1f5fae"]]
 THEMES = {
@@ -187,14 +189,15 @@ def lines(x: Any, series: dict[str, Any], x_title: str, y_title: str) -> go.Figu
     """One line for each named series over the same x, with a legend where there are several."""
     figure = base(340)
     assert len(series) <= len(PALETTE), "more lines than the palette can tell apart"
-    for (name, y), colour in zip(series.items(), PALETTE, strict=False):
+    for (name, y), colour, (dash, symbol) in zip(series.items(), PALETTE, LOOKS, strict=False):
         hover = f"{plain_text(name)}<br>{x_title} %{{x}}: %{{y:.4g}}<extra></extra>"
         figure.add_scatter(
             x=list(x),
             y=list(y),
             name=plain_text(name),
             mode="lines+markers",
-            line_color=colour,
+            line=dict(color=colour, dash=dash),
+            marker_symbol=symbol,
             hovertemplate=hover,
         )
     figure.update_layout(
