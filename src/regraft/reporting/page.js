@@ -1,5 +1,7 @@
 "use strict";
 const dark = window.matchMedia("(prefers-color-scheme: dark)"), narrow = window.matchMedia("(max-width: 640px)");
+// Pixels of a colour bar below a figure, and letters of a name beside it, on a phone.
+const BELOW = 72, LETTERS = 16;
 const looks = $themes, drawn = new Set();
 const current = () => (dark.matches ? looks.dark : looks.light);
 
@@ -15,18 +17,30 @@ function library() {
 
 function dressed(figure, look) {
   const phone = narrow.matches;
-  const below = { orientation: "h", x: 0.5, xanchor: "center", y: -0.08, yanchor: "top", len: 0.9, lenmode: "fraction" };
+  const below = { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", len: 0.9 };
   const bar = trace => phone
     ? { ...trace.colorbar, ...below, title: { ...trace.colorbar.title, side: "bottom" }, tickcolor: look.ink }
     : { ...trace.colorbar, tickcolor: look.ink };
+  const barred = figure.data.some(trace => looks.light[trace.meta] && trace.showscale !== false);
   const data = figure.data.map(trace => looks.light[trace.meta]
     ? { ...trace, colorscale: look[trace.meta], colorbar: bar(trace) } : trace);
   const layout = { ...figure.layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
     font: { color: look.ink, size: 12, family: "system-ui, sans-serif" },
     hoverlabel: { bgcolor: look.hover, font: { color: look.ink }, align: "left" } };
+  if (phone) layout.margin = { ...layout.margin, l: 40, r: 8 };
+  if (phone && barred) { layout.margin.b = (layout.margin.b ?? 64) + BELOW; layout.height = (layout.height ?? 380) + BELOW; }
   for (const name of Object.keys(layout)) if (/^[xy]axis/.test(name))
     layout[name] = { ...layout[name], gridcolor: look.grid, zerolinecolor: look.grid, linecolor: look.grid, automargin: true };
+  if (phone) layout.yaxis = shortened(layout.yaxis ?? {}, data);
   return [data, layout];
+}
+
+// A phone has no room for long names beside a figure: they are cut, and hovering tells them whole.
+function shortened(axis, data) {
+  const names = axis.ticktext ?? [...new Set(data.flatMap(trace => trace.y ?? []))].filter(name => typeof name === "string");
+  if (!names.some(name => name.length > LETTERS)) return axis;
+  const cut = names.map(name => (name.length > LETTERS ? name.slice(0, LETTERS - 1) + "…" : name));
+  return { ...axis, tickmode: "array", tickvals: axis.tickvals ?? names, ticktext: cut };
 }
 
 function draw(plot, look, printed = false) {
