@@ -106,7 +106,7 @@ def test_replacing_and_rounding():
         quantizers_finding,
         tools,
         "gptq +0.250",
-        "25% of the bytes, writing at 0.50x",
+        "25% of the bytes, writing at 0.50 times the speed as loaded",
         "nf4 -0.500",
         "50% of the bytes.",
         "(torchao is missing.)",
@@ -190,7 +190,7 @@ def test_routes():
     said(
         repeat_finding,
         one,
-        "Of 3 blocks: 2 cyclic, 1 drifting",
+        "Of 3 blocks: 2 cyclic (blocks a and c), 1 drifting (block b)",
         "block b changes the loss by -0.100",
         "block c by +0.700",
     )

@@ -41,8 +41,8 @@ MORE = {
     "quantizers": {"methods": ["RTN 4 bits", "NF4"]},
 }
 """What some commands are given beside it."""
-FEW_BLOCKS = ("quantize",)
-"""Commands that round every block and matrix many times: run on the specimen of four blocks."""
+FEW_BLOCKS = ("quantize", "correlations")
+"""Commands that round every block and matrix many times, or differentiate every block: run on four blocks."""
 LEFT_TO_OTHERS = ("quantity", "---")
 STUDIES = [studies()[name] for name in ("qwen3-4b-instruct-2507", "qwen3-1.7b")]
 NUMBERED = ("block", "other", "depth", "distance", "contributor", "step", "by_type")

@@ -180,7 +180,9 @@ def test_matrices_and_maps():
     none = data({"quantity": ["x"]}, {"significant": 0, "pairs": 0, "level": 0.05}, rho=(("quantity", "other"), [[1.0]]),
                 p_corrected=(("quantity", "other"), [[NAN]]))  # fmt: skip
     assert correlation_finding(none) == "No two quantities share blocks enough to be correlated."
-    assert correlation_finding(none.assign_attrs(pairs=1)) == "0 of 1 pair stay below 5% after correction."
+    assert correlation_finding(none.assign_attrs(pairs=1)) == (
+        "0 of 1 pair of quantities go together beyond chance (p below 5% after correction)."
+    )
 
 
 def test_routes():

@@ -89,7 +89,10 @@ def test_hovers_name_no_type_of_numpy():
         coords={"depth": [0], "text": ("token", words)},
     )
     hover = lens_table(lens).data[0].customdata
-    assert hover[0][0] == "' winter' 0.500<br>'&lt;br&gt;' 0.500<br>true ' winter': rank 0, p 0.5000"
+    assert (
+        hover[0][0]
+        == "' winter' 0.500<br>'&lt;br&gt;' 0.500<br>true ' winter': rank 0 (0 is first), p 0.5000"
+    )
     grid = (("block", "position"), [[0.5, 1.0]])
     patched = xr.Dataset(
         {"effect": grid, "attribution": grid},

@@ -39,10 +39,11 @@ def test_a_knockout_tells_its_block_and_the_spread_over_prompts():
     losses = [[6.0, 8.0], [1.0, 1.0], [1.1, 0.9]]
     one = result(
         "knockout", BLOCKS, {"clean_loss": 0.5},
-        ratio=("block", [14.0, 2.0, 2.0]), prompt_loss=(("block", "prompt"), losses),
+        ratio=("block", [14.0, 2.0, 2.0]), loss=("block", [7.2, 1.0, 1.0]),
+        prompt_loss=(("block", "prompt"), losses),
     )  # fmt: skip
     assert headline_of(one) == (
-        "Without block 0 the loss is 14.0 times the clean one (7.00 nats per token; single prompts from 6.00"
+        "Without block 0 the loss is 14.0 times the clean one (7.20 nats per token; single prompts from 6.00"
         " to 8.00)."
     )
     assert headline_of(one.assign(ratio=("block", [14.0, 14.0, 2.0]))) == "", "none stands out"
@@ -55,10 +56,8 @@ def test_a_patch_tells_where_the_answer_moves():
     attrs = {"answer": " am", "wrong": " pm"}
     coords = {**BLOCKS, "token": ("position", [" 3", " the"])}
     one = result("patch", coords, attrs, effect=(("block", "position"), effect))
-    assert (
-        headline_of(one)
-        == "What decides between ' am' and ' pm' leaves ' 3' between blocks 1 and 2, for ' the'."
-    )
+    said = "Whether it says ' am' or ' pm' is read at ' 3' up to block 1, and at ' the' from block 2 on."
+    assert headline_of(one) == said
     stays = one.assign(effect=(("block", "position"), [[1.0, 0.0]] * 3))
     assert headline_of(stays) == ""
     heads = result(
@@ -74,7 +73,7 @@ def test_other_headlines_say_their_number():
     )  # fmt: skip
     assert headline_of(bits) == (
         "Rounded to 4 bits on average, the blocks take 13% of their bytes and the loss changes by +0.050 nats"
-        " per token (best recipe: oracle)."
+        " per token (by the best of 2 ways to share the bits out, oracle)."
     )
     cost = np.array([[0.0, 0.5, 0.9], [0.5, 0.0, 0.1], [0.9, 0.1, 0.0]])
     swap = result(

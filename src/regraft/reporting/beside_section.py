@@ -14,6 +14,7 @@ from regraft.reporting.chapter_section import (
     Made,
     download,
     drawn_figure,
+    more_figures,
     shown_figures,
     title_of,
     values_in_words,
@@ -58,7 +59,7 @@ def beside_section(names: Sequence[str], both: Sequence[Made]) -> Section:
         )
         + drawn[0]
         + f"<h4>How to read it</h4><p>{html.escape(drawing.how_to_read)}</p>"
-        + (f"<h4>More figures</h4>{''.join(drawn[1:])}" if drawn[1:] else "")
+        + more_figures(drawn[1:])
         + f"<h4>Make it again</h4><pre><code>{html.escape(commands)}</code></pre>"
         + '<p class="download">'
         + " ".join(download(made.result, f"{made.anchor}-{which}") for which, made in enumerate(both, 1))

@@ -7,6 +7,7 @@ import base64
 import html
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ def result_section(dataset: xr.Dataset, command: str, anchor: str) -> Section:
         + "".join(listed(one) for one in drawing.listings(dataset))
         + "".join(drawn[:1])
         + f"<h4>How to read it</h4><p>{html.escape(drawing.how_to_read)}</p>"
-        + (f"<h4>More figures</h4>{''.join(drawn[1:])}" if drawn[1:] else "")
+        + more_figures(drawn[1:])
         + every_quantity(dataset)
         + f"<h4>Make it again</h4><pre><code>{html.escape(command)}</code></pre>"
         + f'<p class="download">{download(dataset, anchor)}</p>{provenance_line(dataset)}'
@@ -85,6 +86,11 @@ def drawn_figure(shown: Panel, place: str, figures: dict[str, Any], folded: bool
     if has_numbers(shown.figure):
         figures[place] = json.loads(str(plotly.io.to_json(polished(shown.figure), validate=True)))
     return framed(shown, place, main=not folded)
+
+
+def more_figures(drawn: Sequence[str]) -> str:
+    """Folded figures under their heading; nothing where there are none."""
+    return f'<div class="more"><h4>More figures</h4>{"".join(drawn)}</div>' if drawn else ""
 
 
 def listed(listing: Listing) -> str:

@@ -34,15 +34,13 @@ def knockout(dataset: xr.Dataset) -> str:
         return ""
     name, times = dataset.block.values[worst[0]], float(dataset.ratio.values[worst[0]])
     said = f"Without block {name} the loss is {times:.1f} times the clean one"
-    return f"{said}{_over_prompts(dataset.prompt_loss.values[worst[0]])}."
+    spread = _over_prompts(dataset.prompt_loss.values[worst[0]])
+    return f"{said} ({float(dataset.loss.values[worst[0]]):.2f} nats per token{spread})."
 
 
 def _over_prompts(losses: np.ndarray) -> str:
     known = losses[np.isfinite(losses)]
-    if len(known) < 2 or not differ(known):
-        return f" ({known[0]:.2f} nats per token)" if len(known) == 1 else ""
-    mean = float(known.mean())
-    return f" ({mean:.2f} nats per token; single prompts from {known.min():.2f} to {known.max():.2f})"
+    return f"; single prompts from {known.min():.2f} to {known.max():.2f}" if differ(known) else ""
 
 
 def patch(dataset: xr.Dataset) -> str:
@@ -66,9 +64,10 @@ def patch(dataset: xr.Dataset) -> str:
     if effect[0, first] < HALF or first == last or gone == len(effect):
         return ""
     words = [quoted(token) for token in dataset.token.values]
+    answers = " or ".join(quoted(_answer(dataset, which)) for which in ("answer", "wrong"))
     return (
-        f"What decides between {quoted(_answer(dataset, 'answer'))} and {quoted(_answer(dataset, 'wrong'))}"
-        f" leaves {words[first]} between blocks {names[gone - 1]} and {names[gone]}, for {words[last]}."
+        f"Whether it says {answers} is read at {words[first]} up to block {names[gone - 1]}, and at"
+        f" {words[last]} from block {names[gone]} on."
     )
 
 
@@ -84,7 +83,7 @@ def lens(dataset: xr.Dataset) -> str:
     spread = float(dataset.first_top1_std) if "first_top1_std" in dataset else float("nan")
     around = f" (standard deviation {spread:.1f})" if np.isfinite(spread) else ""
     return (
-        f"What it will say next is first ranked first after {first:.1f} of"
+        f"What it will say next becomes its first choice after {first:.1f} of"
         f" {counted(dataset.sizes['block'], 'block')} on average{around}."
     )
 
@@ -142,7 +141,8 @@ def quantize(dataset: xr.Dataset) -> str:
     share /= float(dataset.attrs["clean_bytes"])
     return (
         f"Rounded to 4 bits on average, the blocks take {share:.0%} of their bytes and the loss changes by"
-        f" {signed(losses[best[0]] - clean)} nats per token (best recipe: {name})."
+        f" {signed(losses[best[0]] - clean)} nats per token (by the best of"
+        f" {len(losses)} ways to share the bits out, {name})."
     )
 
 

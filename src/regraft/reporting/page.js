@@ -19,7 +19,7 @@ function dressed(figure, look) {
   const phone = narrow.matches;
   const below = { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", len: 0.9 };
   const bar = trace => phone
-    ? { ...trace.colorbar, ...below, title: { ...trace.colorbar.title, side: "bottom" }, tickcolor: look.ink }
+    ? { ...trace.colorbar, ...below, title: { ...trace.colorbar.title, side: "bottom", text: trace.colorbar.title?.text?.replace("&nbsp;<br>", "") }, tickcolor: look.ink }
     : { ...trace.colorbar, tickcolor: look.ink };
   const barred = figure.data.some(trace => looks.light[trace.meta] && trace.showscale !== false);
   const data = figure.data.map(trace => looks.light[trace.meta]
@@ -66,7 +66,8 @@ const coming = new IntersectionObserver(entries => {
 for (const plot of plots) coming.observe(plot);
 const again = () => { for (const plot of drawn) draw(plot, current()); };
 dark.addEventListener("change", again);
-narrow.addEventListener("change", again);
+// A colour bar that moves below leaves its old marks behind: the figure is drawn from nothing.
+narrow.addEventListener("change", () => { for (const plot of drawn) { library().purge(plot); draw(plot, current()); } });
 const open = plot => !plot.closest("details:not([open])");
 window.addEventListener("beforeprint", () => { for (const plot of plots.filter(open)) draw(plot, looks.light, true); });
 window.addEventListener("afterprint", again);

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from regraft.reporting.still_axes import Axis, log_ticks
@@ -15,15 +17,49 @@ ENDS = 0.02
 """Share of an axis' length that is left free at its ends."""
 
 
+NAMED = 24
+"""Places of an axis that are all named; of more, some at even distances and the last."""
+
+
 def polished(figure: go.Figure) -> go.Figure:
     """A figure whose logarithmic axes name 1, 10, 100 where plotly would name 2, 5 and 10 µ, and end where
-    the data ends."""
+    the data ends; whose blocks and depths are named up to the last."""
+    _name_places(figure)
     for letter in ("x", "y"):
         for name in {getattr(trace, f"{letter}axis") or letter for trace in traces_of(figure)}:
             layout = figure.layout[f"{letter}axis{name[1:]}"]
             if layout.type == "log":
                 _plain_ticks(figure, letter, name, layout)
     return figure
+
+
+def _name_places(figure: go.Figure) -> None:
+    """Give horizontal axes of blocks and depths their names."""
+    for name in {trace.xaxis or "x" for trace in traces_of(figure)}:
+        layout = figure.layout[f"xaxis{name[1:]}"]
+        own = [trace.x for trace in traces_of(figure) if (trace.xaxis or "x") == name and trace.x is not None]
+        values = list(dict.fromkeys(value for row in own for value in row))
+        numbers = all(isinstance(value, (int, np.integer)) for value in values)
+        words = all(isinstance(value, str) for value in values)
+        if layout.tickvals is not None or layout.dtick is not None or not values or not (numbers or words):
+            continue
+        if any(trace.orientation == "h" for trace in traces_of(figure) if trace.type == "bar"):
+            continue
+        layout.tickvals = named_places(sorted(values) if numbers else values)
+        layout.type = "category" if words else layout.type
+
+
+def named_places(values: Sequence[Any]) -> list[Any]:
+    """All of a few places; of many some at even distances, and the last in place of one beside it.
+
+    >>> named_places(range(60))
+    [0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45, 48, 51, 54, 59]
+    """
+    apart = -(-len(values) // NAMED)
+    chosen = list(values[::apart])
+    if len(values) and chosen[-1] != values[-1]:
+        chosen = [*(chosen if apart == 1 else chosen[:-1]), values[-1]]
+    return chosen
 
 
 def _plain_ticks(figure: go.Figure, letter: str, name: str, layout: Any) -> None:

@@ -90,11 +90,9 @@ class Axis:
     def ticks(self, room: int) -> list[tuple[float, str]]:
         """Numbers that are named, and their names; of categories no more than there is room for."""
         if self.layout.tickvals is not None:
-            names = self.layout.ticktext or [plain_number(v) for v in self.layout.tickvals]
-            given = [
-                (self.number(value), str(name))
-                for value, name in zip(self.layout.tickvals, names, strict=False)
-            ]
+            values = self.layout.tickvals
+            names = self.layout.ticktext or [v if isinstance(v, str) else plain_number(v) for v in values]
+            given = [(self.number(value), str(name)) for value, name in zip(values, names, strict=False)]
             return _thinned([one for one in given if self.low <= one[0] <= self.high], room)
         if self.kind == "category":
             return _thinned([(float(place), name) for place, name in enumerate(self.names)], room)

@@ -146,6 +146,9 @@ def _bars(frame: Frame, trace: Any, place: int, count: int) -> Iterator[str]:
             f'<rect fill="{colour or MUTED}" x="{xs[0]:.1f}" y="{ys[0]:.1f}" width="{xs[1] - xs[0]:.1f}"'
             f' height="{ys[1] - ys[0]:.1f}"/>'
         )
+        if trace.text is not None and not isinstance(trace.text, str) and lies:
+            shown = html.escape(html.unescape(str(trace.text[n])))
+            yield f'<text x="{xs[1] + 5:.1f}" y="{(ys[0] + ys[1]) / 2 + 4:.1f}">{shown}</text>'
 
 
 def _line(frame: Frame, trace: Any, before: Any) -> Iterator[str]:

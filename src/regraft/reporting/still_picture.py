@@ -26,6 +26,8 @@ LETTER = 6.2
 """Pixels of a letter of the small print, on average."""
 LINE = 14
 """Pixels from a line of text to the next one."""
+WIDEST, LETTERS = 360.0, 14
+"""Pixels that names beside a picture take at most, and letters of a name below it that are counted."""
 LEGEND, BAR_ROOM = 24, 92
 """Pixels of a row of names, and of a colour bar with its numbers."""
 
@@ -116,7 +118,11 @@ def _room(figure: go.Figure, traces: list[Any]) -> tuple[float, float, float]:
         longest = max([longest, *(len(plain_words(w)) for w in words)])
     heat = any(t.type == HEAT and t.showscale is not False for t in traces)
     below = 44 + (LINE if _two_lines(figure, traces) else 0)
-    return min(280.0, max(58.0, 26 + LETTER * longest)), BAR_ROOM if heat else 18.0, float(below)
+    return (
+        min(WIDEST, max(58.0, 26 + LETTER * longest)),
+        BAR_ROOM if heat else max(18.0, figure.layout.margin.r or 0.0),
+        float(below),
+    )
 
 
 def _two_lines(figure: go.Figure, traces: list[Any]) -> bool:
@@ -155,7 +161,7 @@ def _names(frame: Frame, width: int) -> Iterator[str]:
     if x.visible is not False:
         rows = [row for _, name in frame.x.ticks(10**6) for row in plain_words(name).split("\n")]
         longest = max(map(len, rows), default=1)
-        room = int((frame.right - frame.left) / max(18.0, LETTER * min(longest, 14) + 4))
+        room = int((frame.right - frame.left) / max(18.0, LETTER * min(longest, LETTERS) + 4))
         for number, name in frame.x.ticks(room):
             rows = plain_words(name).split("\n")
             lines = max(lines, len(rows))
@@ -252,7 +258,7 @@ def _colour_bar(trace: Any, x: float, top: float, bottom: float) -> list[str]:
     if title:
         middle = (top + bottom) / 2
         turned = f' transform="rotate(90 {x + 66:.0f} {middle:.1f})"'
-        found.append(text_at(x + 66, middle, plain_words(title), "middle", turned))
+        found.append(text_at(x + 66, middle, plain_words(title).strip(), "middle", turned))
     return found
 
 

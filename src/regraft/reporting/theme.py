@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
@@ -129,6 +130,10 @@ class Drawing:
         return [*self.figures(dataset), *((p.caption, p.figure) for p in self.folded(dataset))]
 
 
+AWAY = "&nbsp;<br>"
+"""Keeps a colour bar's title from its numbers, which it would touch."""
+FLOORED = "logarithmic; gains and less than 0.0001 at the low end"
+"""What a caption says of a map of added losses on a logarithmic scale."""
 HEIGHT = 380
 """Pixels of a figure that says nothing else."""
 
@@ -178,7 +183,7 @@ def token_labels(texts: Any) -> list[Label]:
 def bars(x: Any, y: Any, x_title: str, y_title: str, unit: str, log: bool = False) -> go.Figure:
     """One bar for each x, with the unit on hover."""
     figure = base()
-    hover = f"{x_title} %{{x}}<br>%{{y:.4g}} {unit}<extra></extra>"
+    hover = f"{x_title} %{{x}}<br>%{{y:.4~g}} {unit}<extra></extra>"
     figure.add_bar(x=axis_labels(x), y=list(y), marker_color=FIRST, hovertemplate=hover)
     figure.update_xaxes(title=x_title, type="category")
     figure.update_yaxes(title=y_title, type="log" if log else "linear")
@@ -190,7 +195,7 @@ def lines(x: Any, series: dict[str, Any], x_title: str, y_title: str) -> go.Figu
     figure = base(340)
     assert len(series) <= len(PALETTE), "more lines than the palette can tell apart"
     for (name, y), colour, (dash, symbol) in zip(series.items(), PALETTE, LOOKS, strict=False):
-        hover = f"{plain_text(name)}<br>{x_title} %{{x}}: %{{y:.4g}}<extra></extra>"
+        hover = f"{plain_text(name)}<br>{x_title} %{{x}}: %{{y:.4~g}}<extra></extra>"
         figure.add_scatter(
             x=list(x),
             y=list(y),
@@ -214,19 +219,40 @@ def scatter(x: Any, y: Any, names: Any, x_title: str, y_title: str) -> go.Figure
     """One named point for each pair of values."""
     figure = base(360)
     figure.add_scatter(
-        x=list(x), y=list(y), mode="markers+text", text=axis_labels(names), textposition="top center",
+        x=list(x), y=list(y), mode="markers+text", text=axis_labels(names), textposition=apart(x, y),
         marker=dict(size=8, color=FIRST),
-        hovertemplate=f"%{{text}}<br>{x_title} %{{x:.4g}}<br>{y_title} %{{y:.4g}}<extra></extra>",
+        hovertemplate=f"%{{text}}<br>{x_title} %{{x:.4~g}}<br>{y_title} %{{y:.4~g}}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title=x_title)
     figure.update_yaxes(title=y_title)
     return figure
 
 
+PLACES = ("top center", "bottom center", "middle right", "middle left", "top right", "bottom left")
+"""Where a point's name may stand."""
+NEAR = 0.08
+"""Share of both axes within which two names would lie on one another."""
+
+
+def apart(x: Any, y: Any) -> list[str]:
+    """Places of points' names: those of points that lie near each other stand on different sides."""
+    sides = [np.asarray(side, dtype=float) for side in (x, y)]
+    wide = [max(float(np.nanmax(side) - np.nanmin(side)), 1e-30) if len(side) else 1.0 for side in sides]
+    taken: list[int] = []
+    for i in range(len(sides[0])):
+        near = {
+            taken[j]
+            for j in range(i)
+            if all(abs(side[i] - side[j]) < NEAR * w for side, w in zip(sides, wide, strict=True))
+        }
+        taken.append(next((place for place in range(len(PLACES)) if place not in near), i % len(PLACES)))
+    return [PLACES[place] for place in taken]
+
+
 def ranked_bars(names: Any, values: Any, x_title: str) -> go.Figure:
     """A ranked list: one bar for each name, the first on top."""
     figure = base(110 + 26 * len(names))
-    hover = f"%{{y}}<br>{x_title} %{{x:.4g}}<extra></extra>"
+    hover = f"%{{y}}<br>{x_title} %{{x:.4~g}}<extra></extra>"
     labels = axis_labels(names)
     figure.add_bar(y=labels, x=list(values), orientation="h", marker_color=FIRST, hovertemplate=hover)
     figure.update_layout(margin_l=170)
@@ -250,6 +276,11 @@ def _faint(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.16)"
 
 
+def bar_title(unit: str) -> dict[str, str]:
+    """What stands beside a colour bar, an empty line away from its numbers."""
+    return {"text": f"{AWAY}{unit}", "side": "right"}
+
+
 def heatmap(z: Any, x: Any, y: Any, unit: str, diverging: bool = False, **extra: Any) -> go.Figure:
     """A matrix with its colour bar; `diverging` centres the colours on zero."""
     figure = base(440)
@@ -258,7 +289,7 @@ def heatmap(z: Any, x: Any, y: Any, unit: str, diverging: bool = False, **extra:
     figure.add_heatmap(
         z=z, x=axis_labels(x), y=axis_labels(y), meta=scale,
         colorscale=DIVERGING if diverging else SEQUENTIAL, xgap=1, ygap=1,
-        colorbar=dict(thickness=10, outlinewidth=0, title=dict(text=unit, side="right")), **centre, **extra,
+        colorbar=dict(thickness=10, outlinewidth=0, title=bar_title(unit)), **centre, **extra,
     )  # fmt: skip
     figure.update_xaxes(type="category")
     figure.update_yaxes(type="category")

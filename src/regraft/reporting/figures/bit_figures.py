@@ -10,9 +10,11 @@ from regraft.reporting.figures.bit_panels import quantize_panels, quantizers_pan
 from regraft.reporting.figures.route_figures import surgery_figures, surgery_finding
 from regraft.reporting.theme import (
     FIRST,
+    FLOORED,
     MUTED,
     PALETTE,
     Drawing,
+    apart,
     axis_labels,
     base,
     heatmap,
@@ -48,14 +50,19 @@ def quantize_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     )
     curve.add_scatter(
         x=dataset.recipe_bytes.values / 1e6, y=dataset.recipe_loss.values, mode="markers", name="recipes",
-        marker=dict(size=8, color=MUTED),
+        marker=dict(size=8, color=MUTED), showlegend=True,
         text=axis_labels(dataset.recipe.values),
         hovertemplate="%{text}<br>%{x:.2f} MB, %{y:.3f} nats<extra></extra>",
     )  # fmt: skip
     curve.update_yaxes(type="log")
+    curve.data[0].showlegend = True
+    curve.update_layout(showlegend=True, margin_t=64)
     return [
-        ("Loss when one block alone is rounded (logarithmic)", alone),
-        ("Loss when one matrix alone is rounded to 3 bits", matrices),
+        (
+            f"Loss added when one block alone is rounded ({FLOORED})",
+            alone,
+        ),
+        ("Loss added when one matrix alone is rounded to 3 bits", matrices),
         ("Recipes with a mean of 4 bits", recipe_bars(dataset)),
         ("Loss over bytes (logarithmic)", curve),
     ]
@@ -133,7 +140,7 @@ QUANTIZE = Drawing(
     "Quantization",
     "Which blocks can do with few bits, and how should a budget of bits be spent?",
     "Weights are rounded to the nearest of a few levels, one scale for each group of inputs; cells high on"
-    " the colour bar are blocks that cannot bear it. All recipes of the third figure cost the same bytes:"
+    " the colour bar are blocks that cannot bear it. All recipes with a mean of 4 bits cost the same bytes:"
     " what is won over uniform is won by knowing where the bits are needed.",
     quantize_figures,
     quantize_finding,
@@ -148,11 +155,13 @@ def quantizers_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     plane = base(340)
     plane.add_scatter(
         x=dataset.bytes.values / 1e6, y=dataset.loss.values, text=axis_labels(names), mode="markers+text",
-        textposition=["bottom center" if "torchao" in name else "top center" for name in names],
+        textposition=apart(dataset.bytes.values, dataset.loss.values),
         marker=dict(size=9, color=[MUTED] + [FIRST] * (len(names) - 1)),
         hovertemplate="%{text}<br>%{x:.2f} MB, %{y:.4f} nats per token<extra></extra>",
     )  # fmt: skip
-    plane.update_layout(xaxis_title="megabytes of the blocks", yaxis_title="nats per token")
+    plane.update_layout(
+        xaxis_title="megabytes of the blocks", yaxis_title="nats per token", margin_r=120, height=460
+    )
     runs = [i for i in range(1, len(names)) if not np.isnan(dataset.writing.values[i])]
     speed = base(max(240, 110 + 50 * len(runs)))
     for color, (label, values) in zip(
@@ -178,7 +187,7 @@ def quantizers_finding(dataset: xr.Dataset) -> str:
     for one in (dataset.isel(quantizer=i) for i in range(1, dataset.sizes["quantizer"])):
         share = float(one.bytes) / float(dataset.bytes[0])
         times = float(one.writing) / (float(dataset.writing[0]) or float("nan"))
-        speed = f", writing at {times:.2f}x" if np.isfinite(times) else ""
+        speed = f", writing at {times:.2f} times the speed as loaded" if np.isfinite(times) else ""
         if not np.isfinite(float(one.increase)):
             rows.append(f"{one.quantizer.item()} leaves no finite loss")
             continue
@@ -194,7 +203,8 @@ QUANTIZERS = Drawing(
     "Quantizers",
     "What do whole-model quantizers cost in loss, and what do they save in bytes and time?",
     "Down and left is better. A method can save bytes and lose time: where the processor has no kernel for"
-    " few bits, the weights are unpacked at every call. Methods that run as plain floats here have no bar for"
+    " few bits, the weights are unpacked at every call; torchao's int4"
+    " keeps each code in a byte. Methods that run as plain floats here have no bar for"
     " speed.",
     quantizers_figures,
     quantizers_finding,

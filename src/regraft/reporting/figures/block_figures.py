@@ -229,8 +229,8 @@ def correlation_finding(dataset: xr.Dataset) -> str:
     if not attrs["pairs"]:
         return "No two quantities share blocks enough to be correlated."
     sentence = (
-        f"{attrs['significant']} of {counted(attrs['pairs'], 'pair')} stay below {attrs['level']:.0%} after"
-        " correction"
+        f"{attrs['significant']} of {counted(attrs['pairs'], 'pair')} of quantities go together beyond chance"
+        f" (p below {attrs['level']:.0%} after correction)"
     )
     if not apart:
         return (
@@ -246,9 +246,8 @@ SPECTRA = Drawing(
     "Weight spectra",
     "How many of its directions does each weight matrix really use?",
     "An effective rank ratio of 1 means that all directions are equally strong, a small one that a few do"
-    " most of the work. A straight line in the second figure would be an exponential fall; the sharper the"
-    " first bend, the more energy lies in few directions. Queries and keys usually use fewest: what a head"
-    " compares needs few dimensions.",
+    " most of the work. A straight line among the singular values would be an exponential fall; the sharper"
+    " the first bend, the more energy lies in few directions.",
     spectra_figures,
     spectra_finding,
     (
@@ -267,8 +266,8 @@ LINEARITY = Drawing(
     "How far is each block from a linear map, and what would a linear map in its place cost?",
     "The gap is the share of a block's response that its derivative does not explain. A gap that grows"
     " tenfold with a tenfold step is a quadratic bend. A spectral norm far above the others belongs to a"
-    " block that stretches some direction of the stream; a low cosine in the fourth figure means that every"
-    " token sees another linear map, so that no single one can replace the block.",
+    " block that stretches some direction of the stream; a low cosine means that every token sees another"
+    " linear map.",
     linearity_figures,
     linearity_finding,
     (

@@ -13,12 +13,14 @@ from scipy.cluster.hierarchy import dendrogram
 from regraft.reporting.figures.intervene_panels import knockout_panels, swap_panels
 from regraft.reporting.theme import (
     FIRST,
+    FLOORED,
     MARGIN,
     MUTED,
     SEQUENTIAL,
     Drawing,
     Label,
     axis_labels,
+    bar_title,
     bars,
     base,
     heatmap,
@@ -222,9 +224,9 @@ def swap_map(dataset: xr.Dataset) -> go.Figure:
         z=cost, x=list(range(len(names))), y=list(range(len(names))), meta="sequential",
         colorscale=SEQUENTIAL, xgap=1, ygap=1,
         customdata=[[Label(f"{a} and {b}") for b in names] for a in names],
-        hovertemplate="%{customdata}<br>%{z:.4g} nats per token<extra></extra>",
+        hovertemplate="%{customdata}<br>%{z:.4~g} nats per token<extra></extra>",
         colorbar=dict(
-            thickness=10, outlinewidth=0, len=0.78, y=0.39, title=dict(text="nats per token", side="right")
+            thickness=10, outlinewidth=0, len=0.78, y=0.39, title=bar_title("nats per token")
         ),
         row=2, col=1,
     )  # fmt: skip
@@ -292,7 +294,13 @@ def replacement_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         "nats per token above clean",
         "nats per token",
     )
-    return [("Loss with one block changed (logarithmic)", figure), ("Loss with every block changed", whole)]
+    return [
+        (
+            f"Loss added with one block changed ({FLOORED})",
+            figure,
+        ),
+        ("Loss added with every block changed", whole),
+    ]
 
 
 def replacement_finding(dataset: xr.Dataset) -> str:
@@ -341,8 +349,8 @@ KNOCKOUT = Drawing(
     "Knockout",
     "Which blocks can the model not do without?",
     "Each bar is the loss on the model's own completions when one block is skipped, as a multiple of the"
-    " whole model's loss; the dotted line is no added loss. The scale is logarithmic, so a bar twice as high"
-    " is far more than twice as bad.",
+    " whole model's loss; the dotted line is no added loss. The scale is logarithmic: equal steps are"
+    " equal factors.",
     knockout_figures,
     knockout_finding,
     ("loss", "increase", "ratio", "synergy", "removed"),

@@ -53,7 +53,11 @@ def swap_panels(data: xr.Dataset) -> list[Panel]:
     found = []
     for name, title, unit in (
         ("cost_log10", "Cost in logarithms", "log10 of nats per token"),
-        ("cost_percent", "Cost in percent of the clean loss (colours from -5 to 20)", "percent"),
+        (
+            "cost_percent",
+            "Cost in percent of the clean loss (colours from -5 to 20, as published)",
+            "percent",
+        ),
     ):
         values = data[name].values.copy()
         np.fill_diagonal(values, np.nan)

@@ -29,8 +29,8 @@ from regraft.reporting.wording import capital, counted, differ, highest, lowest,
 
 SHOWN_TEXTS, LONGEST_TEXT = 12, 240
 """Texts that a table shows, and letters of one."""
-SHOWN_TOKENS = 14
-"""Columns whose tokens can be read."""
+SHOWN_TOKENS, CELL = 14, 9
+"""Columns whose tokens can be read, and letters that a cell has room for."""
 
 
 def lens_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
@@ -38,13 +38,19 @@ def lens_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     prompt = json.loads(dataset.attrs["completions"])[int(shown_prompt(dataset).prompt.values[0])]["prompt"]
     return [
         (
-            f"What the model would say next after each block, continuing \u201c{prompt}\u201d",
+            f"What the model would say next after each block, continuing \u201c{prompt}\u201d{_cut(dataset)}",
             lens_table(dataset),
         ),
         (_settling(dataset), crystallization(dataset)),
         ("Blocks through which the true token's rank got worse", hurt_rates(dataset)),
-        ("The same by kind of token", by_type(dataset)),
+        ("Where predictions settle, by kind of token", by_type(dataset)),
     ]
+
+
+def _cut(dataset: xr.Dataset) -> str:
+    """How much of the completion is shown, where that is not all."""
+    whole = int(np.unique(dataset.prompt.values, return_counts=True)[1].max())
+    return f" (the first {SHOWN_TOKENS} of {whole} tokens)" if whole > SHOWN_TOKENS else ""
 
 
 def _settling(dataset: xr.Dataset) -> str:
@@ -77,6 +83,12 @@ def visible(piece: str) -> str:
     )
 
 
+def short_token(piece: str) -> str:
+    """A token that fits a cell."""
+    shown = visible(piece)
+    return shown if len(shown) <= CELL else f"{shown[: CELL - 1]}…"
+
+
 def lens_table(dataset: xr.Dataset) -> go.Figure:
     """Depth by token: the text is the token ranked first, the colour its probability, hover shows the first
     five."""
@@ -86,7 +98,7 @@ def lens_table(dataset: xr.Dataset) -> go.Figure:
     labels = [Label(f"{plain_text(visible(str(t)))}<br>{i}") for i, t in enumerate(one.text.values)]
     figure = heatmap(
         chance, labels, one.depth.values, "probability of the token ranked first", zmin=0, zmax=1,
-        text=[[plain_text(visible(str(t))[:9]) for t in row] for row in top[:, :, 0]], texttemplate="%{text}",
+        text=[[plain_text(short_token(str(t))) for t in row] for row in top[:, :, 0]], texttemplate="%{text}",
         customdata=hover,
         hovertemplate="depth %{y}<br>%{customdata}<extra></extra>",
     )  # fmt: skip
@@ -102,7 +114,10 @@ def _ranked(one: xr.Dataset, depth: int, token: int) -> str:
     rows = [f"{plain_text(quoted(text))} {chance:.3f}" for text, chance in first]
     rank, chance = int(one["rank"].values[depth, token]), float(one.probability.values[depth, token])
     return "<br>".join(
-        [*rows, f"true {plain_text(quoted(one.text.values[token]))}: rank {rank}, p {chance:.4f}"]
+        [
+            *rows,
+            f"true {plain_text(quoted(one.text.values[token]))}: rank {rank} (0 is first), p {chance:.4f}",
+        ]
     )
 
 
@@ -168,14 +183,16 @@ def completion_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
 def completion_listings(dataset: xr.Dataset) -> list[Listing]:
     """Each prompt, and what the model says next."""
     rows = [
-        (str(kind), shown_text(prompt), shown_text(completion))
-        for kind, prompt, completion in zip(
-            dataset.category.values, dataset.text.values, dataset.completion.values, strict=True
+        (str(number), str(kind), shown_text(prompt), shown_text(completion))
+        for number, (kind, prompt, completion) in enumerate(
+            zip(dataset.category.values, dataset.text.values, dataset.completion.values, strict=True)
         )
     ]
     few = f"The first {SHOWN_TEXTS} prompts" if len(rows) > SHOWN_TEXTS else "Each prompt"
     return [
-        Listing(f"{few}, and what the model says next", ("kind", "prompt", "completion"), rows[:SHOWN_TEXTS])
+        Listing(
+            f"{few}, and what the model says next", ("", "kind", "prompt", "completion"), rows[:SHOWN_TEXTS]
+        )
     ]
 
 

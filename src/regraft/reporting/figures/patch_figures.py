@@ -29,6 +29,8 @@ from regraft.reporting.wording import (
     highest,
 )
 
+LEVEL_LABELS = 10
+"""Tokens whose names have room beside each other; more are written aslant."""
 HALF = 0.5
 """A patch works where it carries half of the difference between the two runs."""
 
@@ -40,18 +42,20 @@ def patch_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         return [(_patched(dataset), effect_line(dataset)), *_estimated(dataset)]
     labels = axis_labels(dataset[column].values)
     if "token" in dataset.coords:
+        between = "<br>" if len(labels) <= LEVEL_LABELS else " "
         labels = [
-            Label(f"{plain_text(str(t).strip() or '·')}<br>{p}")
+            Label(f"{plain_text(str(t).strip() or '·')}{between}{p}")
             for t, p in zip(dataset.token.values, labels, strict=True)
         ]
     figure = heatmap(
         dataset.effect.values, labels, dataset.block.values, "normalised effect", True,
-        hovertemplate="block %{y}, %{x}<br>effect %{z:.3f}<extra></extra>",
+        hovertemplate=f"block %{{y}}, {column} %{{x}}<br>effect %{{z:.3f}}<extra></extra>",
     )  # fmt: skip
     sizes = np.abs(dataset.effect.values[np.isfinite(dataset.effect.values)])
     largest = max(1.0, float(sizes.max(initial=0.0)))
     figure.update_traces(zmin=-largest, zmax=largest, zmid=None, colorscale=DIVERGING)
-    figure.update_xaxes(title=f"{column} of the patched activation", tickangle=0)
+    many = len(labels) > LEVEL_LABELS and "token" in dataset.coords
+    figure.update_xaxes(title=f"{column} of the patched activation", tickangle=-45 if many else 0)
     figure.update_yaxes(title="block")
     return [(_patched(dataset), figure), *_estimated(dataset)]
 
@@ -154,7 +158,7 @@ def patch_finding(dataset: xr.Dataset) -> str:
         correlation = attrs["attribution_correlation"]
         span += (
             "Attribution, from one backward pass, correlates with the measured effects by"
-            f" {correlation:.2f}. "
+            f" {correlation:.3f}. "
         )
     return f"{span}{_carrier(dataset, effect)}".strip()
 
@@ -256,10 +260,12 @@ PATHS = Drawing(
 PATCH = Drawing(
     "Activation patching",
     "Where in the model is the answer's information, and when does it move?",
-    "Each cell puts one activation of the other run into this one: 1 (full blue) means that this single"
-    " activation makes the answer as likely as in the run that it came from, 0 that it changes nothing."
-    " Follow the strong cells upwards to see at which token the information sits and between which blocks it"
-    " moves on.",
+    "Each cell or point puts one activation of the other run into this one: 1 (full blue) means that this"
+    " single activation makes the answer as likely as in the run that it came from, 0 that it changes"
+    " nothing."
+    " Where the columns are tokens, follow the strong cells upwards to see at which token the information"
+    " sits and between which blocks it moves on; resid_pre is what enters a block, resid_post what leaves"
+    " it.",
     patch_figures,
     patch_finding,
     ("logit_difference", "effect", "attribution", "effect_error"),

@@ -8,7 +8,18 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from regraft.reporting.figures.route_panels import shuffle_panels
-from regraft.reporting.theme import FIRST, MUTED, Drawing, axis_labels, bars, base, heatmap, lines, plain_text
+from regraft.reporting.theme import (
+    FIRST,
+    FLOORED,
+    MUTED,
+    Drawing,
+    axis_labels,
+    bars,
+    base,
+    heatmap,
+    lines,
+    plain_text,
+)
 from regraft.reporting.wording import (
     capital,
     counted,
@@ -27,8 +38,8 @@ def repeat_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     increase = np.log10(np.maximum(dataset.increase.values, 1e-4))
     loss = heatmap(
         increase, dataset.times.values, dataset.block.values, "log10 of nats per token above clean",
-        customdata=dataset.loss.values,
-        hovertemplate="block %{y}, %{x} times<br>loss %{customdata:.3f}<extra></extra>",
+        customdata=dataset.increase.values,
+        hovertemplate="block %{y}, %{x} times<br>%{customdata:+.4f} nats above clean<extra></extra>",
     )  # fmt: skip
     loss.update_layout(xaxis_title="times that the block is run", yaxis_title="block")
     shown = _spread(dataset.sizes["block"])
@@ -36,9 +47,16 @@ def repeat_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     length = lines(dataset.times.values, updates, "repetition", "update / stream")
     length.update_yaxes(type="log")
     return [
-        ("Loss when one block is run several times (logarithmic)", loss),
+        (
+            f"Loss added when one block is run several times ({FLOORED})",
+            loss,
+        ),
         ("Length of each repetition's update", length),
     ]
+
+
+RARE = 2
+"""Blocks of one behaviour that are named."""
 
 
 def _spread(count: int, most: int = 6) -> list[int]:
@@ -48,8 +66,17 @@ def _spread(count: int, most: int = 6) -> list[int]:
 
 def repeat_finding(dataset: xr.Dataset) -> str:
     """How many blocks behave in which way, and which one can be repeated most cheaply."""
-    kinds, counts = np.unique(dataset.behaviour.values.astype(str), return_counts=True)
-    sentence = ", ".join(f"{count} {kind}" for kind, count in zip(kinds, counts, strict=True))
+    behaviour = dataset.behaviour.values.astype(str)
+    kinds, counts = np.unique(behaviour, return_counts=True)
+    sentence = ", ".join(
+        f"{count} {kind}"
+        + (
+            f" ({named_blocks(dataset.block.values[behaviour == kind])})"
+            if count <= RARE < len(behaviour)
+            else ""
+        )
+        for kind, count in zip(kinds, counts, strict=True)
+    )
     second, names = dataset.second.values, dataset.block.values
     low, high = lowest(second), highest(second)
     begun = f"Of {counted(dataset.sizes['block'], 'block')}: {sentence}."
@@ -74,12 +101,16 @@ def noise_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         "nats per token",
     )
     loss.update_yaxes(type="log")
+    clean = dataset.attrs["clean_loss"]
+    loss.add_hline(y=clean, line=dict(dash="dot", color=MUTED, width=1))
     ratio = lines(
         blocks, {f"{levels[i]:g}": dataset.ratio.values[:, i] for i in shown}, "block", "behind / in front"
     )
     ratio.update_yaxes(type="log")
+    for figure in (loss, ratio):
+        figure.update_layout(legend_title_text="noise / stream")
     return [
-        ("Loss with noise of each level added in front of a block (logarithmic)", loss),
+        ("Loss with noise of each level added in front of a block (logarithmic; dotted: clean)", loss),
         ("Denoising ratio: below 1 the block damps the noise", ratio),
     ]
 
@@ -124,9 +155,9 @@ def shuffle_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
         text=[f"{t:.3f}, loss {v:.2f}, {s:.1f} s" for t, v, s in measured],
     )  # fmt: skip
     known = dataset.tau.values[np.isfinite(dataset.tau.values)]
-    tau.update_xaxes(title="Kendall's tau with the true order", range=[float(known.min(initial=0.0)), 1.5])
+    tau.update_xaxes(title="Kendall's tau with the true order", range=[float(known.min(initial=0.0)), 1.0])
     tau.update_yaxes(autorange="reversed", type="category", tickmode="linear")
-    tau.update_layout(margin_l=150)
+    tau.update_layout(margin=dict(l=150, r=180))
     true = sorted(dataset.shuffled.values.tolist(), key=lambda b: int(str(b).rpartition(".")[2]))
     places = np.array([[true.index(b) for b in row] for row in dataset.recovered.values])
     found = heatmap(
@@ -305,7 +336,7 @@ SHUFFLE = Drawing(
     "Can the order of the blocks be found again once it is lost?",
     "Blue bars found the true order. Methods without text look at weights or at what blocks do to random"
     " input; the others exchange blocks as long as the loss on the model's own text falls. A smooth ramp in"
-    " the second figure is a chain in the right order; a jump is a block that went astray.",
+    " the map of true places is a chain in the right order; a jump is a block that went astray.",
     shuffle_figures,
     shuffle_finding,
     ("tau", "in_place", "displacement", "loss", "orders", "seconds"),

@@ -124,7 +124,7 @@ def neuron_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     )
     shown = values / np.maximum(np.abs(values).max(1, keepdims=True), np.finfo(float).tiny)
     figure = heatmap(
-        shown, texts, labels, "of its largest activation", True,
+        shown, texts, labels, "activation / the neuron's largest", True,
         customdata=np.dstack([hover, values.round(3).astype(str)]),
         hovertemplate="%{y}<br>…%{customdata[0]}<br>activation %{customdata[1]}<extra></extra>",
     )  # fmt: skip
@@ -152,11 +152,11 @@ def contexts(dataset: xr.Dataset) -> go.Figure:
         hovertext=["<br>".join(plain_text(t) for t in row if t) for row in dataset.context.values],
         hovertemplate="%{y}: %{x:.3g}<br>%{hovertext}<extra></extra>", marker_color="#8a919c",
     )  # fmt: skip
-    figure.update_layout(margin_l=170)
+    figure.update_layout(margin=dict(l=170, r=430))
     figure.update_yaxes(autorange="reversed", type="category", tickmode="linear")
     figure.update_xaxes(
         title="activation at the token in brackets",
-        range=[known.min(initial=0.0), 2.6 * known.max(initial=1e-6)],
+        range=[known.min(initial=0.0), known.max(initial=1e-6)],
     )
     return figure
 
@@ -196,8 +196,8 @@ NEURONS = Drawing(
     "Neurons",
     "Which neurons answer to what a set of texts has in common?",
     "A neuron is listed where it is among the most active of its block in every text of one set and in no"
-    " text of another. In the second figure such neurons are a row that is far from zero over one set only."
-    " Sets of two or three texts have some in common by chance: the contexts of the third figure show whether"
+    " text of another. Where each neuron is drawn in each text, such a row is far from zero over one set."
+    " Sets of two or three texts have some in common by chance: the contexts in running text show whether"
     " a neuron means what the set means.",
     neuron_figures,
     neurons_finding,

@@ -35,7 +35,7 @@ def grouped(data: xr.Dataset, name: str, title: str) -> go.Figure:
     figure = base(360, barmode="group")
     for number, tokenizer in enumerate(data.tokenizer.values):
         values = data[name].sel(tokenizer=tokenizer).values.tolist()
-        hover = f"{plain_text(tokenizer)}, %{{x}}: %{{y:.4g}}<extra></extra>"
+        hover = f"{plain_text(tokenizer)}, %{{x}}: %{{y:.4~g}}<extra></extra>"
         figure.add_bar(
             x=axis_labels(data.domain.values), y=values, name=plain_text(tokenizer),
             marker_color=PALETTE[number % len(PALETTE)],
