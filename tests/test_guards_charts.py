@@ -81,7 +81,7 @@ def test_repetitions_noise_and_orders():
     assert only(tau) == (["a", "b"], [1.0, -0.5])
     assert list(tau.data[0].text) == ["1.000, loss 2.00, 0.5 s", "-0.500, loss 3.00, 4.0 s"]
     assert len(set(tau.data[0].marker.color)) == 2
-    assert list(tau.layout.xaxis.range) == [-0.5, 1.5]
+    assert list(tau.layout.xaxis.range) == [-0.5, 1.0]
     assert tau.layout.height == found.layout.height == 240, "no lower than a legend needs"
     assert field(found) == ([[0, 1, 2], [2, 0, 1]], ["0", "1", "2"], ["a", "b"])
 

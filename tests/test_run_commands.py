@@ -169,6 +169,12 @@ def test_a_page_of_runs_measures_nothing_and_has_every_chapter(reports, tmp_path
     page = (tmp_path / "p" / "report.html").read_text()
     assert re.findall(r'<section id="([\w-]+)"', page) == ["found", "check", "lens", "knockout"]
     assert "a page from 2 run folders; nothing was measured again" in page
+    assert run("report", "--from", reports / "gpt2" / "lens", "--out", tmp_path / "p")[0] == 0, "and again"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    code, said = run("report", "--from", reports / "gpt2", "--out", tmp_path / "full")
+    assert code == 2
+    assert "is not empty and is no run of regraft" in said
     whole = page_from_runs([reports / "gpt2"], tmp_path / "q").read_text()
     assert re.findall(r'<section id="([\w-]+)"', whole) == ["found", "check", "spectra", "lens", "knockout"]
 

@@ -7,11 +7,13 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from regraft.core.files import RunFolderError
 from regraft.core.runs import FINISHED, OUR_MARK, open_run, read_mark, read_settings, write_whole
+from regraft.core.strict_json import json_text
 from regraft.reporting.beside_section import beside_section
 from regraft.reporting.chapter_section import Made
 from regraft.reporting.markup import Section
@@ -104,10 +106,16 @@ def page_from_runs(folders: Sequence[Path], out: Path, beside: str = "") -> Path
     stated = " beside ".join(names)
     lead = f"{stated}: a page from {len(runs)} run folders; nothing was measured again."
     foot = footer([run.made.result for run in runs], time.perf_counter() - began)
+    words = (f"{stated} taken apart", f"{stated}, taken apart", lead)
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        out / "report.html", sheet((f"{stated} taken apart", f"{stated}, taken apart", lead), sections, foot)
-    )
+    write_whole(out / "report.html", sheet(words, sections, foot))
+    mark = {
+        "experiment": "report",
+        "regraft": version("regraft"),
+        "model": stated,
+        "from": list(map(str, folders)),
+    }
+    write_whole(out / OUR_MARK, json_text(mark, indent=1, sort_keys=True) + "\n")
     return out / "report.html"
 
 
