@@ -53,17 +53,13 @@ def test_repetitions_noise_and_orders():
     assert field(loss) == ([[-1, 1], [-4, 0]], ["2", "3"], ["0", "1"])
     assert np.array(loss.data[0].customdata).tolist() == data.increase.values.tolist()
     assert curves(length) == {"block 0": ([2, 3], [0.5, 0.25]), "block 1": ([2, 3], [2.0, 4.0])}
+    grid = ("block", "level")
     data = xr.Dataset(
-        {
-            "loss": (("block", "level"), [[1.0, 2.0], [3.0, 4.0]]),
-            "ratio": (("block", "level"), [[0.1, 0.2], [0.3, 0.4]]),
-        },
-        {"block": ["0", "1"], "level": [0.1, 0.3]},
-        {"clean_loss": 0.5},
-    )
+        {"loss": (grid, [[1.0, 2.0], [3.0, 4.0]]), "ratio": (grid, [[0.1, 0.2], [0.3, 0.4]])},
+        {"block": ["0", "1"], "level": [0.1, 0.3]}, {"clean_loss": 0.5},
+    )  # fmt: skip
     (_, loss), (_, ratio) = noise_figures(data)
-    assert loss.layout.shapes[0].y0 == 0.5, "the clean loss is in view"
-    assert loss.layout.legend.title.text == "noise / stream"
+    assert (loss.layout.shapes[0].y0, loss.layout.legend.title.text) == (0.5, "noise / stream")
     assert curves(loss) == {"0.1": (["0", "1"], [1.0, 3.0]), "0.3": (["0", "1"], [2.0, 4.0])}
     assert curves(ratio) == {"0.1": (["0", "1"], [0.1, 0.3]), "0.3": (["0", "1"], [0.2, 0.4])}
     data = xr.Dataset(
