@@ -128,6 +128,24 @@ def test_a_folded_figure_is_drawn_when_it_is_opened_and_a_link_opens_it(page_fil
     seen.context.close()
 
 
+def test_a_phone_that_is_turned_has_one_colour_bar(page_file, browser):
+    seen = Seen(browser, page_file)
+    seen.to("lens-figure-0")
+    seen.wait_for("document.querySelector('#lens-figure-0 svg.main-svg')")
+    for width in (600, 1280):
+        seen.page.set_viewport_size({"width": width, "height": 900})
+        seen.page.wait_for_timeout(1000)
+        assert seen.page.evaluate("document.querySelectorAll('#lens-figure-0 .colorbar').length") == 1
+        bar, cells = (
+            seen.page.locator(f"#lens-figure-0 {part}").first.bounding_box()
+            for part in (".colorbar .cbfills", ".heatmaplayer")
+        )
+        below = bar["y"] >= cells["y"] + cells["height"]
+        assert below == (width == 600), "below the cells on a phone, beside them elsewhere"
+    seen.quiet()
+    seen.context.close()
+
+
 def test_the_contents_stay_in_view_and_say_where_one_is(page_file, browser):
     for width in SIZES:
         seen = Seen(browser, page_file, width)

@@ -83,24 +83,25 @@ def told(name, model, reading):
 
 def test_chapters_get_prompts_count_and_no_other_chapters_pairs(model, lines, story):
     both = Reading(prompts=tuple(TEXTS), count=3, pairs="p.json")
-    for name in ("ablate", "push", "correlations", "knockout"):
-        assert both.options(name, model) == (
-            {"prompts": TEXTS[:3], "count": 3},
-            {"prompts": TEXTS[:3], "count": 3},
-        ), name
+    given = {"prompts": TEXTS[:3], "count": 3}
+    for name in ("ablate", "push", "knockout"):
+        assert both.options(name, model) == (given, given), name
+    few = given | {"sample": 8}
+    for name in ("correlations", "linearity", "quantize"):
+        assert both.options(name, model) == (few, few), "derivatives at as few tokens in all three"
     assert both.options("patch", model)[0] == {"count": 3, "pairs": "p.json"}
     assert both.options("trajectories", model)[0] == {"count": 3}
     assert Reading(prompts=("a",), count=5, pairs="p.json").options("patch", model)[0]["count"] == 5, (
         "pairs are no prompts"
     )
     assert Reading(prompts=("a",), count=5).options("ablate", model)[0] == {"prompts": ["a"], "count": 1}
-    assert Reading(count=5).options("correlations", model)[0] == {"count": 5}
+    assert Reading(count=5).options("correlations", model)[0] == {"count": 5, "sample": 8}
     assert Reading(prompts_file=lines).options("push", model) == (
         {"prompts": TEXTS},
         {"prompts_file": lines, "count": 4},
     )
     given, said = Reading(text=story).options("correlations", model)
-    assert said == {"text": story, "count": LEAST, "corpus": story}
+    assert said == {"text": story, "count": LEAST, "corpus": story, "sample": 8}
     assert (len(given["prompts"]), given["corpus"], "count" in given) == (LEAST, story, False)
 
 
@@ -144,7 +145,7 @@ def refuse(*_, **__):
     raise ValueError("enough is known")
 
 
-def bent(model, prompts=None, count=20, seed=0):
+def bent(model, prompts=None, count=20, sample=16, seed=0):
     """A quick linearity: one number for each block."""
     return xr.Dataset(
         {"gap": (("part", "block"), [[0.1, 0.3, 0.2, 0.4]], {"correlate": "gap"})},

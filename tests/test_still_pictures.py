@@ -22,6 +22,7 @@ from regraft.reporting.theme import (
     LEVELS,
     PALETTE,
     SEQUENTIAL,
+    apart,
     bars,
     colour_of,
     heatmap,
@@ -190,6 +191,13 @@ def test_the_first_four_colours_are_told_apart_without_middle_cones():
     for i, one in enumerate(PALETTE[:4]):
         for other in PALETTE[:i]:
             assert np.linalg.norm(seen(one) - seen(other)) > TOLD_APART, (one, other)
+
+
+def test_names_of_near_points_stand_on_different_sides():
+    assert apart([0, 1, 1.01, 5], [0, 1, 1, 5]) == ["top center", "top center", "bottom center", "top center"]
+    assert apart([NAN, NAN], [1.0, 2.0]) == ["top center"] * 2, "points that are nowhere"
+    assert apart([], []) == []
+    assert len(set(apart([1] * 6, [1] * 6))) == 6
 
 
 def test_more_than_four_lines_differ_in_more_than_colour():

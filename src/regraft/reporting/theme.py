@@ -230,14 +230,15 @@ def scatter(x: Any, y: Any, names: Any, x_title: str, y_title: str) -> go.Figure
 
 PLACES = ("top center", "bottom center", "middle right", "middle left", "top right", "bottom left")
 """Where a point's name may stand."""
-NEAR = 0.08
+TINY, NEAR = 1e-30, 0.08
 """Share of both axes within which two names would lie on one another."""
 
 
 def apart(x: Any, y: Any) -> list[str]:
     """Places of points' names: those of points that lie near each other stand on different sides."""
     sides = [np.asarray(side, dtype=float) for side in (x, y)]
-    wide = [max(float(np.nanmax(side) - np.nanmin(side)), 1e-30) if len(side) else 1.0 for side in sides]
+    known = [side[np.isfinite(side)] for side in sides]
+    wide = [max(float(np.ptp(side)), TINY) if len(side) else 1.0 for side in known]
     taken: list[int] = []
     for i in range(len(sides[0])):
         near = {

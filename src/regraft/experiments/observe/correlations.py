@@ -38,6 +38,7 @@ def correlations(
     prompts: list[str] | None = None,
     count: int = 0,
     corpus: TextFile = "",
+    sample: int = 0,
     seed: int = 0,
 ) -> xr.Dataset:
     """Correlate every quantity that experiments measure for each block with every other, by ranks over the
@@ -53,6 +54,7 @@ def correlations(
         count: how many prompts each of them measures; 0 for all that are given, or what each measures by
             itself.
         corpus: a text file for every one of them that reads one.
+        sample: how many tokens derivatives are taken at; 0 for as many as linearity takes by itself.
         seed: of everything drawn at random.
 
     Raises:
@@ -65,7 +67,7 @@ def correlations(
         raise ValueError(
             f"there is no experiment {unknown[0]!r} to take quantities from: choose among {known}"
         )
-    given = _given(prompts, count, corpus)
+    given = _given(prompts, count, corpus, sample)
     results, left_out = [], []
     for name in names:
         known = {parameter.name for parameter in experiments()[name].parameters}
@@ -89,10 +91,11 @@ def correlations(
     )
 
 
-def _given(prompts: list[str] | None, count: int, corpus: str) -> dict[str, Any]:
+def _given(prompts: list[str] | None, count: int, corpus: str, sample: int) -> dict[str, Any]:
     """What is handed on to the experiments: what was given, and nothing in place of what was not."""
     kept = first_of(prompts or [], count, "prompts")
     found = {"prompts": kept, "count": min(count, len(kept)) if kept else count, "corpus": corpus}
+    found["sample"] = sample
     return {key: value for key, value in found.items() if value}
 
 

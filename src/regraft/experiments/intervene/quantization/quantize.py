@@ -76,6 +76,7 @@ def quantize(
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
     corpus: TextFile = "",
+    sample: int = 0,
     seed: int = 0,
 ) -> xr.Dataset:
     """Round each block's weights to few bits, alone and all together, and measure the loss; then compare
@@ -100,6 +101,7 @@ def quantize(
         count: how many of the suiting prompts.
         tokens: longest completion, in tokens.
         corpus: a text file on which the loss is measured as well, its first 4,096 tokens.
+        sample: how many tokens the perturbation gap is taken at; 0 for as many as linearity takes by itself.
         seed: of everything drawn at random.
 
     Raises:
@@ -109,7 +111,7 @@ def quantize(
     blocks = list(model.parts.stacks[-1].blocks)
     _check(model, blocks, widths, group, recipe, save, format)
     text = evaluation(model, prompts, count, tokens)
-    read = {"prompts": prompts, "count": count, "seed": seed}
+    read = {"prompts": prompts, "count": count, "seed": seed, **({"sample": sample} if sample else {})}
     if recipe:
         return _one_recipe(model, text, blocks, recipe, widths, group, save, format, read)
     dataset, best = _all_measured(model, text, blocks, widths, group, corpus, read)
