@@ -75,7 +75,7 @@ def test_a_planted_neuron_that_carries_the_answer():
 
 def test_layers_by_number_several_and_all():
     model = opened("gpt2")
-    assert ABLATE(model, prompt="5 6 7").block.values.tolist() == ["3"]
+    assert ABLATE(model, prompt="5 6 7").block.values.tolist() == ["0"]
     assert ABLATE(model, prompt="5 6 7", layer="1, 2").block.values.tolist() == ["1", "2"]
     assert ABLATE(model, prompt="5 6 7", layer="all").sizes["block"] == 4
     with pytest.raises(ValueError, match="'4' is no block: write a number from 0 to 3"):

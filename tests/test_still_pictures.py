@@ -123,6 +123,15 @@ def test_even_ticks_are_round_and_inside():
         assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
 
 
+def test_one_value_alone_is_its_own_tick():
+    assert even_ticks(2.5, 2.5) == [2.5]
+    assert [name for _, name in log_ticks(np.log10(3.0), np.log10(3.0))] == ["3"]
+    figure = polished(bars(["a", "b"], [3.0, 3.0], "block", "loss", "x", log=True))
+    assert "3" in words(tree(figure))
+    same = polished(lines([0, 1], {"one": [3.0, 3.0]}, "x", "y").update_yaxes(type="log"))
+    assert list(same.layout.yaxis.ticktext) == ["3"]
+
+
 def test_numbers_as_people_write_them():
     told = [plain_number(v) for v in (0, 1, 2.5, 1000, 1e5, 1e6, 1e-3, 1e-4, -0.5)]
     assert told == ["0", "1", "2.5", "1,000", "100,000", "1e6", "0.001", "1e-4", "-0.5"]
@@ -205,3 +214,25 @@ def test_more_than_four_lines_differ_in_more_than_colour():
     looks = [(trace.line.dash or "solid", trace.marker.symbol or "circle") for trace in figure.data]
     assert len(set(looks[4:])) == len(looks[4:])
     assert not set(looks[4:]) & set(looks[:4])
+
+
+ODD = (NAN, float("inf"), -float("inf"), 0.0, -0.0, 1.0, 1.0 + 1e-12, -3.0, 1e-300, 1e300, 1e-12, 7.5)
+
+
+def test_whatever_the_numbers_a_picture_is_drawn():
+    generator = np.random.default_rng(0)
+    for turn in range(60):
+        values = [ODD[i] for i in generator.integers(0, len(ODD), 4)]
+        names = ["a", "b", "c", "d"]
+        figures = [
+            bars(names, values, "x", "y", "u", log=bool(turn % 2)),
+            lines([0, 1, 2, 3], {"one": values, "two": values[::-1]}, "x", "y"),
+            heatmap([values, values[::-1]], names, ["r", "s"], "u", bool(turn % 2)),
+        ]
+        if turn % 3:
+            figures[1].update_yaxes(type="log")
+        for figure in figures:
+            root = tree(polished(figure))
+            for one in root.iter():
+                for key in ("x", "y", "x1", "y2", "width", "height", "cx"):
+                    assert np.isfinite(float(one.get(key, 0))), (values, one.attrib)

@@ -109,7 +109,8 @@ def framed(shown: Panel, place: str, main: bool) -> str:
             f"<figure><figcaption>{html.escape(caption)} {link_to(place, caption)}</figcaption>{box}</figure>"
             f"{told}"
         )
-    return f"<details><summary>{html.escape(caption)}</summary><figure>{box}</figure>{told}</details>"
+    link = f'<p class="soft">{link_to(place, caption)}</p>'
+    return f"<details><summary>{html.escape(caption)}</summary><figure>{box}</figure>{told}{link}</details>"
 
 
 def plot_box(figure: go.Figure, place: str, main: bool = True) -> str:

@@ -119,6 +119,8 @@ def even_ticks(low: float, high: float) -> list[float]:
     >>> even_ticks(0.0, 0.9)
     [0.0, 0.2, 0.4, 0.6, 0.8]
     """
+    if not high > low:
+        return [low]
     rough = (high - low) / MOST_TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * one for one in STEPS if power * one >= rough * (1 - 1e-9))

@@ -286,6 +286,7 @@ def heatmap(z: Any, x: Any, y: Any, unit: str, diverging: bool = False, **extra:
     """A matrix with its colour bar; `diverging` centres the colours on zero."""
     figure = base(440)
     centre: dict[str, Any] = {"zmid": 0} if diverging else {}
+    extra.setdefault("hovertemplate", f"%{{y}}, %{{x}}<br>%{{z:.4~g}} {plain_text(unit)}<extra></extra>")
     scale = "diverging" if diverging else "sequential"
     figure.add_heatmap(
         z=z, x=axis_labels(x), y=axis_labels(y), meta=scale,

@@ -23,7 +23,7 @@ from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Variant, Zero
 
-OURS = "She sells sea shells by the"
+OURS = "The capital of France is"
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Ablated:
 
 def ablate(
     model: Model,
-    prompt: str = "She sells sea shells by the",
+    prompt: str = "The capital of France is",
     target: str = "",
     layer: str = "",
     threshold: float = 0.1,
@@ -62,7 +62,8 @@ def ablate(
         prompt: the text whose next token is looked at.
         target: the token whose probability is measured; without it, the model's own most likely next token of
             each prompt.
-        layer: number of a block, several with commas, or all; without it, the last block.
+        layer: number of a block, several with commas, or all; without it, the first
+            block that has neurons: they see the words themselves.
         threshold: a change of the probability beyond this is large.
         decoder_text: what an encoder-decoder has written before the answer; by default nothing.
         prompts: several texts in place of the one; their changes are averaged.
@@ -192,10 +193,11 @@ def _dataset(model: Model, blocks: list[Block], runs: list[Ablated], threshold: 
 def _chosen(model: Model, layer: str) -> list[Block]:
     """The blocks that a user's words name, each with neurons."""
     main = model.main_blocks
-    if layer == "all":
+    if layer in ("", "all"):
         with_neurons = [block for block in main if model.taps.exists(block.index, "mlp_act")]
-        return with_neurons or [_with_neurons(model, main[0])]
-    words = [word.strip() for word in layer.split(",")] if layer else [str(len(main) - 1)]
+        found = with_neurons or [_with_neurons(model, main[0])]
+        return found if layer else found[:1]
+    words = [word.strip() for word in layer.split(",")]
     wrong = next((word for word in words if not word.isdigit() or int(word) >= len(main)), None)
     if wrong is not None:
         raise ValueError(
