@@ -217,8 +217,10 @@ def title_of(dataset: xr.Dataset) -> str:
 
 
 def provenance_line(dataset: xr.Dataset) -> str:
-    """Control deviation and counted work, where the engine ran variants."""
+    """Control deviation and counted work, where the engine ran variants; nothing where no time was taken."""
     attrs = dataset.attrs
+    if "seconds" not in attrs:
+        return ""
     if "control_deviation" not in attrs:
         return f'<p class="soft">Measured in {attrs["seconds"]:.1f} s.</p>'
     saved = f"{attrs['work_saved']:.1f} times less than" if attrs["work_saved"] >= SAVED else "as much as"
