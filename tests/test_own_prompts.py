@@ -86,7 +86,7 @@ def test_chapters_get_prompts_count_and_no_other_chapters_pairs(model, lines, st
     given = {"prompts": TEXTS[:3], "count": 3}
     for name in ("ablate", "push", "knockout"):
         assert both.options(name, model) == (given, given), name
-    few = given | {"sample": 8}
+    few = given | {"sample": 6}
     for name in ("correlations", "linearity", "quantize"):
         assert both.options(name, model) == (few, few), "derivatives at as few tokens in all three"
     assert both.options("patch", model)[0] == {"count": 3, "pairs": "p.json"}
@@ -95,13 +95,13 @@ def test_chapters_get_prompts_count_and_no_other_chapters_pairs(model, lines, st
         "pairs are no prompts"
     )
     assert Reading(prompts=("a",), count=5).options("ablate", model)[0] == {"prompts": ["a"], "count": 1}
-    assert Reading(count=5).options("correlations", model)[0] == {"count": 5, "sample": 8}
+    assert Reading(count=5).options("correlations", model)[0] == {"count": 5, "sample": 6}
     assert Reading(prompts_file=lines).options("push", model) == (
         {"prompts": TEXTS},
         {"prompts_file": lines, "count": 4},
     )
     given, said = Reading(text=story).options("correlations", model)
-    assert said == {"text": story, "count": LEAST, "corpus": story, "sample": 8}
+    assert said == {"text": story, "count": LEAST, "corpus": story, "sample": 6}
     assert (len(given["prompts"]), given["corpus"], "count" in given) == (LEAST, story, False)
 
 

@@ -20,7 +20,7 @@ WITHOUT = """completions lens contributions geometry spectra linearity trajector
 """Chapters that make no sweep of their own, or gather others'."""
 MOST = 900_000
 """Positions through a block that the first sweeps of all chapters may plan: 827,000 when this was written, in
-a report of 86 s on two cores without AVX-512."""
+a report of 80 s on two cores without AVX-512."""
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from regraft.model.model import Model
 LEAST = REPORT_COUNT
 """Passages of a text that are read, and prompts that suit the model that a chapter measures at most, where no
 number is asked for: a report of all chapters in the time in which one reads the first."""
-SAMPLE = 8
-"""Tokens that derivatives are taken at, half of what linearity takes by itself: it is the longest chapter."""
+SAMPLE = 6
+"""Tokens that derivatives are taken at, fewer than linearity takes by itself: it is the longest chapter."""
 HANDS_ON = ("correlations",)
 """Chapters that read no prompts themselves: what they gather must have been measured on as many."""
 
