@@ -247,7 +247,7 @@ def test_tables_of_neurons_and_the_blocks_that_are_named():
     assert np.isnan(found[0, 2])
     assert found[1].tolist() == [2, 3, 4]
     model = opened("llama")
-    assert [b.index for b in _chosen(model, "")] == [3]
+    assert [b.index for b in _chosen(model, "")] == [0]
     assert [b.index for b in _chosen(model, "0, 3")] == [0, 3]
     assert [b.index for b in _chosen(model, "all")] == [0, 1, 2, 3]
     for wrong in ("4", "x", "0,-1"):
