@@ -18,6 +18,7 @@ from regraft.experiments.observe.correlations import SOURCES
 from regraft.experiments.running import measured, run_experiment
 from regraft.model.load import load
 from regraft.reporting import build as building
+from regraft.reporting import chapter_section
 from regraft.reporting.build import build
 from regraft.reporting.chapter_inputs import LEAST, Reading
 from regraft.reporting.markup import plain_section
@@ -170,7 +171,9 @@ def test_a_report_correlates_what_it_measured_and_measures_nothing_twice(
     real = Experiment.function
     monkeypatch.setattr(Experiment, "function", lambda self: bent if self.name == "linearity" else real(self))
     monkeypatch.setattr(
-        building, "result_section", lambda result, command, anchor: plain_section(anchor, anchor, command)
+        chapter_section,
+        "result_section",
+        lambda result, command, anchor: plain_section(anchor, anchor, command),
     )
     chapters = (*SOURCES, "correlations")
     monkeypatch.setattr(building, "CHAPTERS", tuple((name, {}) for name in chapters))

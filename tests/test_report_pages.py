@@ -16,6 +16,7 @@ from regraft.cli.main import app
 from regraft.experiments.running import measured
 from regraft.model.load import load
 from regraft.reporting import build as building
+from regraft.reporting import chapter_section
 from regraft.reporting.build import BEFORE, build
 from regraft.reporting.chapter_section import NOTHING, has_numbers
 from regraft.reporting.drawings import drawing_of
@@ -90,8 +91,8 @@ def test_a_fault_while_drawing_is_a_fault_and_no_refusal(model, planted, tmp_pat
             raise ValueError("zero-size array")
         return drawn(result, command, anchor)
 
-    drawn = building.result_section
-    monkeypatch.setattr(building, "result_section", broken)
+    drawn = chapter_section.result_section
+    monkeypatch.setattr(chapter_section, "result_section", broken)
     path, missing = build(model, tmp_path / "report")
     assert [str(one) for one in missing] == ["patch failed: ValueError: zero-size array"]
     assert headings(path)[-1] == "Activation patching (grid head)"

@@ -154,7 +154,7 @@ def test_a_page_on_paper_holds_whole_figures():
         "white-space: pre-wrap",
     ):
         assert rule in style
-    assert "for (const plot of plots.filter(open)) draw(plot, looks.light, true)" in page
+    assert "for (const plot of plots.filter(shown)) draw(plot, looks.light, true)" in page
     assert "plot.style.zoom = String(690 / needed)" in page
 
 

@@ -19,7 +19,7 @@ from regraft.core.files import RunFolderError
 from regraft.core.runs import open_run, read_mark, store
 from regraft.jobs.run_folders import compare_runs, difference, found_runs
 from regraft.model.load import load
-from regraft.reporting.beside_section import apart
+from regraft.reporting.beside_section import MOST, differences, median_gap
 from regraft.reporting.chapter_inputs import Reading
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.run_pages import command_again, page_from_runs
@@ -67,6 +67,9 @@ def test_runs_are_listed_with_the_chapters_of_reports(reports, tmp_path):
     assert code == 0
     assert "experiment model weights made s state" in said
     assert f"{begun} lens specimen:gpt2" in said
+    code, said = run("show", begun)
+    assert code == 2
+    assert "did not come to its end: the command that began it goes on with it" in said
     code, said = run("runs", tmp_path / "nothing")
     assert code == 2
     assert "there is no folder" in said
@@ -155,8 +158,8 @@ def test_missing_numbers_and_labels_count_as_differences():
     assert difference(one, one).largest == 0, "no number is no number on both sides"
     assert difference(one, one.fillna(2.0)).largest == np.inf
     assert difference(one, one.assign_coords(a=["x", "z"])).reason == "its a are called otherwise"
-    assert apart(one, one * 3) == pytest.approx(2 / 3)
-    assert apart(one * 0, one * 0) == 0
+    assert median_gap(one, one * 3) == pytest.approx(2 / 3)
+    assert median_gap(one * 0, one * 0) == 0
 
 
 def test_a_page_of_runs_measures_nothing_and_has_every_chapter(reports, tmp_path, monkeypatch):
@@ -177,6 +180,42 @@ def test_a_page_of_runs_measures_nothing_and_has_every_chapter(reports, tmp_path
     assert "is not empty and is no run of regraft" in said
     whole = page_from_runs([reports / "gpt2"], tmp_path / "q").read_text()
     assert re.findall(r'<section id="([\w-]+)"', whole) == ["found", "check", "spectra", "lens", "knockout"]
+
+
+def test_a_page_of_runs_takes_no_measured_reports_place_and_reads_nothing_else(reports, tmp_path):
+    measured = copied(reports / "gpt2", tmp_path / "report")
+    before = (measured / "report.html").read_bytes()
+    code, said = run("report", "--from", reports / "gpt2" / "lens", "--out", measured)
+    assert code == 2
+    assert "holds a report that was measured: choose another with --out" in said
+    assert (measured / "report.html").read_bytes() == before
+    words = ["--chapters", "lens", "--prompts", "a text", "--out", tmp_path / "p"]
+    code, said = run("report", "--from", reports / "gpt2" / "lens", *words)
+    assert code == 2
+    assert "measures nothing: leave out --chapters, --prompts" in said
+
+
+def test_texts_that_no_chapter_reads_are_refused_before_a_model_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr("regraft.cli.report.open_model", None)
+    code, said = run("report", "--chapters", "spectra", "--prompts", "a text", "--out", tmp_path / "p")
+    assert code == 2
+    assert "none of the chapters spectra reads prompts or a text" in said
+
+
+def test_runs_are_looked_for_so_deep_and_not_in_results(reports, tmp_path):
+    for place in ("a/b/c", "a/b/d/e"):
+        copied(reports / "gpt2" / "lens", tmp_path / place)
+    (tmp_path / "a" / "run.zarr").mkdir()
+    (tmp_path / "a" / "run.zarr" / "run.json").write_text("{}")
+    assert [one.folder.relative_to(tmp_path).as_posix() for one in found_runs(tmp_path)] == ["a/b/c"]
+
+
+def test_the_most_different_quantities_come_first_and_are_few():
+    told = {"units": "u", "how_to_read": "r"}
+    one = xr.Dataset({f"q{n:02}": ((), 1.0, told) for n in range(15)})
+    other = xr.Dataset({f"q{n:02}": ((), 1.0 + n, told) for n in range(15)})
+    rows = re.findall(r"<tr><td>(q\d+)</td>", differences(["a", "b"], one, other))
+    assert rows == [f"q{n:02}" for n in range(14, 14 - MOST, -1)]
 
 
 def test_runs_of_two_models_want_the_second_named(reports, tmp_path):

@@ -13,19 +13,20 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from regraft.reporting.chapter_section import plot_box
 from regraft.reporting.plotly_script import plotly_script
-from regraft.reporting.polish import polished
+from regraft.reporting.polish import NAMED, polished
 from regraft.reporting.still_axes import Axis, even_ticks, log_ticks, plain_number
-from regraft.reporting.still_picture import WIDTH, still
+from regraft.reporting.still_picture import WIDTH, stands_still, still
 from regraft.reporting.theme import (
     DIVERGING,
     LEVELS,
     PALETTE,
     SEQUENTIAL,
-    apart,
     bars,
     colour_of,
     heatmap,
+    label_sides,
     lines,
     scale_styles,
 )
@@ -89,6 +90,65 @@ def test_a_scale_around_zero_has_zero_in_the_middle():
 def test_hostile_names_stay_words():
     root = tree(bars(["<b>x</b>", "a & b", "%{y}"], [1, 2, 3], "<script>", "y", "u"))
     assert {"<b>x</b>", "a & b", "%{y}"} <= set(words(root))
+
+
+def test_bars_of_equal_traces_stand_beside_each_other():
+    figure = bars(["a"], [1.0], "x", "y", "u")
+    figure.add_bar(x=["a"], y=[1.0])
+    figure.update_layout(barmode="group")
+    left = [float(one.get("x")) for one in tree(figure).iter("rect")]
+    assert left[1] > left[0]
+
+
+def test_cells_of_wide_columns_touch():
+    figure = go.Figure(go.Heatmap(z=[[0, 1, 2]], x=[0, 10, 20], y=["r"], meta="sequential", showscale=False))
+    paths = {one.get("class"): one.get("d") for one in tree(figure).iter("path")}
+    starts = [float(re.match(r"M([\d.]+)", paths[name])[1]) for name in ("q0", "q8", "q16")]
+    wide = float(re.search(r"h([\d.]+)", paths["q0"])[1])
+    assert np.allclose(np.diff(starts), wide + 1, atol=0.2)
+
+
+def test_letters_on_strong_cells_have_the_papers_colour():
+    figure = heatmap(
+        [[0.0, 0.9]], ["a", "b"], ["r"], "u", zmin=0, zmax=1, text=[["p", "q"]], texttemplate="%{text}"
+    )
+    kinds = {one.text: one.get("class") for one in tree(figure).iter("text") if one.get("class")}
+    assert kinds == {"p": "in", "q": "in on"}
+
+
+def test_crosses_are_crosses_and_names_stand_where_they_are_put():
+    figure = go.Figure(
+        go.Scatter(x=[1, 2], y=[1, 2], mode="markers+text", text=["a", "b"], marker_symbol="x-thin")
+    )
+    figure.update_traces(textposition=["middle right", "bottom left"], marker_size=8)
+    root = tree(figure)
+    assert not list(root.iter("circle"))
+    assert [one.get("d").count("M") for one in root.iter("path")] == [2, 2]
+    sides = {one.text: one.get("text-anchor") for one in root.iter("text")}
+    assert (sides["a"], sides["b"]) == ("start", "end")
+
+
+def test_every_block_is_named_and_always_the_last():
+    twelve = polished(lines([str(n) for n in range(12)], {"one": range(12)}, "block", "y"))
+    assert list(twelve.layout.xaxis.tickvals) == [str(n) for n in range(12)]
+    assert twelve.layout.xaxis.type == "category"
+    many = list(polished(lines(range(61), {"one": range(61)}, "depth", "y")).layout.xaxis.tickvals)
+    assert (many[0], many[-1]) == (0, 60)
+    assert len(many) <= NAMED
+    assert min(np.diff(many)) > 1, "none beside another"
+    assert polished(lines([0.5, 1.5], {"one": [1, 2]}, "x", "y")).layout.xaxis.tickvals is None
+
+
+def test_a_figure_of_other_marks_has_no_still_picture_and_is_drawn_all_the_same():
+    """Another package's drawing may hold any mark that the library knows."""
+    box = go.Figure(go.Box(y=[1.0, 2.0, 4.0]))
+    assert not stands_still(box)
+    assert "<svg" not in plot_box(box, "there")
+    assert 'class="plot"' in plot_box(box, "there")
+    piled = bars(["a"], [1.0], "x", "y", "u").update_layout(barmode="relative")
+    assert not stands_still(piled)
+    with pytest.raises(ValueError, match="relative on one another"):
+        still(piled)
 
 
 def test_what_cannot_be_drawn_still_is_refused():
@@ -200,13 +260,19 @@ def test_the_first_four_colours_are_told_apart_without_middle_cones():
     for i, one in enumerate(PALETTE[:4]):
         for other in PALETTE[:i]:
             assert np.linalg.norm(seen(one) - seen(other)) > TOLD_APART, (one, other)
+    assert np.linalg.norm(seen("#b8443c") - seen("#6e6a1e")) < TOLD_APART, "a red and a green that are not"
 
 
 def test_names_of_near_points_stand_on_different_sides():
-    assert apart([0, 1, 1.01, 5], [0, 1, 1, 5]) == ["top center", "top center", "bottom center", "top center"]
-    assert apart([NAN, NAN], [1.0, 2.0]) == ["top center"] * 2, "points that are nowhere"
-    assert apart([], []) == []
-    assert len(set(apart([1] * 6, [1] * 6))) == 6
+    assert label_sides([0, 1, 1.01, 5], [0, 1, 1, 5]) == [
+        "top center",
+        "top center",
+        "bottom center",
+        "top center",
+    ]
+    assert label_sides([NAN, NAN], [1.0, 2.0]) == ["top center"] * 2, "points that are nowhere"
+    assert label_sides([], []) == []
+    assert len(set(label_sides([1] * 6, [1] * 6))) == 6
 
 
 def test_more_than_four_lines_differ_in_more_than_colour():

@@ -15,7 +15,13 @@ from regraft.reporting.build import CHAPTERS
 from regraft.reporting.chapter_inputs import Reading
 from regraft.reporting.chosen_chapters import anchor_of, check_read, chosen_chapters
 from regraft.reporting.drawings import drawings
-from regraft.reporting.figures.patch_figures import marked, patch_listings
+from regraft.reporting.figures.observe_figures import (
+    LONGEST_TEXT,
+    SHOWN_TEXTS,
+    completion_listings,
+    short_token,
+)
+from regraft.reporting.figures.patch_figures import LEVEL_LABELS, marked, patch_figures, patch_listings
 from regraft.reporting.headlines import HEADLINES, headline_of
 from regraft.reporting.markup import Section, cell, chapter, table
 from regraft.reporting.page import sheet
@@ -158,6 +164,38 @@ def test_both_prompts_are_shown_with_what_differs_marked():
         texts = marked(one, other)
         assert [str(text) for text in texts] == [one, other]
     assert patch_listings(result("patch")) == []
+
+
+def test_long_texts_and_many_prompts_are_cut():
+    texts = [f"prompt {n}" for n in range(SHOWN_TEXTS + 3)]
+    long = ["a\nb"] + ["x" * (LONGEST_TEXT + 50)] * (len(texts) - 1)
+    kinds = ["k"] * len(texts)
+    (listing,) = completion_listings(
+        result("completions", category=("prompt", kinds), text=("prompt", texts), completion=("prompt", long))
+    )
+    assert listing.caption.startswith(f"The first {SHOWN_TEXTS} prompts")
+    assert [row[0] for row in listing.rows] == [str(n) for n in range(SHOWN_TEXTS)]
+    assert listing.rows[0][3] == "a⏎b"
+    assert listing.rows[1][3] == "x" * LONGEST_TEXT + "…"
+    assert [short_token(piece) for piece in ("everywhere", "everywher", " a")] == [
+        "everywhe…",
+        "everywher",
+        "a",
+    ]
+
+
+def test_many_tokens_below_a_map_are_written_aslant():
+    for count, angle, between in ((LEVEL_LABELS, 0, "<br>"), (LEVEL_LABELS + 1, -45, " ")):
+        effect = np.zeros((2, count))
+        attrs = {"site": "resid_pre", "direction": "denoise", "pairs": 1, "window": 1}
+        data = result(
+            "patch",
+            {"block": ["0", "1"], "position": range(count), "token": ("position", [" a"] * count)}, attrs,
+            effect=(("block", "position"), effect), attribution=(("block", "position"), effect * NAN),
+        )  # fmt: skip
+        ((_, figure),) = patch_figures(data)
+        assert figure.layout.xaxis.tickangle == angle
+        assert figure.data[0].x[0] == f"a{between}0"
 
 
 def test_minor_columns_leave_a_phone():

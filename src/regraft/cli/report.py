@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from regraft.cli.common import settings_of
+from regraft.cli.common import is_written, settings_of
 from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.options import (
     AttentionOption,
@@ -31,6 +31,9 @@ from regraft.cli.options import (
 from regraft.core.defaults import REPORT_COUNT
 from regraft.core.files import expanded, read_text
 from regraft.jobs.checks import check_prompts, check_run
+
+if TYPE_CHECKING:
+    from regraft.reporting.chapter_inputs import Reading
 
 CHAPTERS = "Chapters to have, with commas between them: lens,patch; by default all that suit the model."
 
@@ -78,7 +81,7 @@ def report(
     """Run what suits the model and write one page that explains it."""
     with errors_in_one_sentence(debug):
         if from_runs:
-            _from_runs(from_runs, out, beside, chapters)
+            _from_runs(context, from_runs, out, beside)
             return
         check_run(out, "report")
         check_prompts(prompts, prompts_file, text)
@@ -88,10 +91,12 @@ def report(
         if beside and cluster:
             raise ValueError("--beside measures two models one after the other: leave --cluster out")
         how = (device, dtype, attention, remote_code, tokenizer, target_tokenizer, stream, memory)
-        check_named(named)
+        from regraft.reporting.chapter_inputs import Reading
+
+        reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
+        check_asked(named, reading)
         opened = open_model(model, *how)
         from regraft.cli.console import make_report
-        from regraft.reporting.chapter_inputs import Reading
 
         other = open_model(beside, *how) if beside else None
         words = (
@@ -105,7 +110,6 @@ def report(
             "memory",
         )
         options = {**dict(zip(words, how, strict=True)), "seed": seed}
-        reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
         settings = settings_of(context, "report")
         with helping(opened, device, cluster, options) as helpers:
             shared = cast(Any, helpers) if cluster else None
@@ -119,19 +123,25 @@ def names_of(chapters: str) -> list[str]:
     return [name for name in (word.strip() for word in chapters.split(",")) if name]
 
 
-def check_named(names: list[str]) -> None:
-    """Make sure that there are such chapters, before a model is opened."""
-    if names:
-        from regraft.reporting.build import CHAPTERS as WHOLE
-        from regraft.reporting.chosen_chapters import chosen_chapters
+def check_asked(names: list[str], reading: Reading) -> None:
+    """Make sure that there are such chapters, and that one reads what is given, before a model is opened."""
+    from regraft.reporting.build import CHAPTERS as WHOLE
+    from regraft.reporting.chosen_chapters import check_read, chosen_chapters
 
-        chosen_chapters(names, WHOLE)
+    check_read(chosen_chapters(names, WHOLE), reading)
 
 
-def _from_runs(folders: list[str], out: Path, beside: str, chapters: str) -> None:
+FROM_TOO = ("from_runs", "out", "beside", "debug")
+"""What may be said beside --from."""
+
+
+def _from_runs(context: typer.Context, folders: list[str], out: Path, beside: str) -> None:
     """The page of run folders."""
-    if chapters:
-        raise ValueError("--from names the runs that the page is made of: leave --chapters out")
+    named = [option.name or "" for option in context.command.params]
+    wrong = [name for name in named if name not in FROM_TOO and is_written(context, name)]
+    if wrong:
+        said = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        raise ValueError(f"--from makes a page of runs that are there and measures nothing: leave out {said}")
     from regraft.reporting.run_pages import page_from_runs
 
     check_run(out, "report", force=True)

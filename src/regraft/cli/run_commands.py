@@ -63,6 +63,11 @@ def show(
         mark = read_mark(folder)
         if mark.get("experiment") == "report":
             raise ValueError(f"{run} is a whole report: open its report.html, or name one of its chapters")
+        if mark.get("finished") is False:
+            raise ValueError(
+                f"the run {run} did not come to its end: the command that began it goes on with it"
+                " (regraft.open_run gives what was measured so far)"
+            )
         from regraft.cli.console import print_as_json, print_result
         from regraft.core.runs import open_run
 

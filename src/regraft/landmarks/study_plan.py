@@ -2,7 +2,7 @@
 this machine, memory by shapes.
 
 A pass is one forward pass over the text that a step reads. The formulas follow from how sweeps share work (a
-variant starts at its first changed block, pairs share the chain behind the first); `tests/test_reproduce.py`
+variant starts at its first changed block, pairs share the chain behind the first); `tests/test_study_plan.py`
 holds them to the work that runs count.
 """
 

@@ -14,6 +14,7 @@ from regraft.reporting.chapter_section import (
     Made,
     download,
     drawn_figure,
+    listed,
     more_figures,
     shown_figures,
     title_of,
@@ -57,6 +58,11 @@ def beside_section(names: Sequence[str], both: Sequence[Made]) -> Section:
             for name, finding in zip(names, findings, strict=True)
             if finding
         )
+        + "".join(
+            listed(one._replace(caption=f"{name}: {one.caption}"))
+            for name, made in zip(names, both, strict=True)
+            for one in drawing.listings(made.result)
+        )
         + drawn[0]
         + f"<h4>How to read it</h4><p>{html.escape(drawing.how_to_read)}</p>"
         + more_figures(drawn[1:])
@@ -80,7 +86,7 @@ def differences(names: Sequence[str], one: xr.Dataset, other: xr.Dataset) -> str
         if b is None or READING not in a.attrs or a.dtype.kind not in "fiu" or b.dtype.kind not in "fiu":
             continue
         rows.append(
-            (apart(a, b), [str(name), a.attrs.get(UNITS, ""), values_in_words(a), values_in_words(b)])
+            (median_gap(a, b), [str(name), a.attrs.get(UNITS, ""), values_in_words(a), values_in_words(b)])
         )
     rows = sorted((row for row in rows if np.isfinite(row[0])), key=lambda row: -row[0])[:MOST]
     if not rows:
@@ -89,7 +95,7 @@ def differences(names: Sequence[str], one: xr.Dataset, other: xr.Dataset) -> str
     return "<h4>What differs most</h4>" + table(header, [row for _, row in rows], minor=(1,))
 
 
-def apart(one: xr.DataArray, other: xr.DataArray) -> float:
+def median_gap(one: xr.DataArray, other: xr.DataArray) -> float:
     """How far two quantities' medians lie apart, as a share of the larger one; NaN where one has none."""
     medians = []
     for values in (one, other):

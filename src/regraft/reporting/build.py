@@ -22,7 +22,7 @@ from regraft.core.strict_json import json_text, opened_attributes
 from regraft.experiments.running import measured, refused, remember
 from regraft.model.model import Model
 from regraft.reporting.chapter_inputs import Reading
-from regraft.reporting.chapter_section import Made, result_section
+from regraft.reporting.chapter_section import Made
 from regraft.reporting.chosen_chapters import Chapter, anchor_of, check_read, chosen_chapters
 from regraft.reporting.drawings import title_for
 from regraft.reporting.markup import Section, plain_section
@@ -186,7 +186,7 @@ class Report:
             self.missing.append(Missing(name, chapter_title(name, chosen), one_line(error)))
             return
         made = Made(anchor, result, command_line(name, self.model, {**chosen, **told, **self.options}))
-        section = result_section(made.result, made.command, anchor)
+        section = made.section()
         self.keep(name, chosen, result, anchor)
         self.made.append(made)
         self.sections.append(section)

@@ -21,7 +21,7 @@ from regraft.reporting.drawings import drawing_of
 from regraft.reporting.headlines import headline_of
 from regraft.reporting.markup import Section, chapter, link_to, table
 from regraft.reporting.polish import polished
-from regraft.reporting.still_picture import still
+from regraft.reporting.still_picture import stands_still, still
 from regraft.reporting.theme import HEIGHT, Listing, Panel, traces_of
 
 FIRST_WORDS = 3
@@ -119,7 +119,7 @@ def plot_box(figure: go.Figure, place: str, main: bool = True) -> str:
         return f'<p class="empty" id="{place}">{NOTHING}</p>'
     height = int(figure.layout.height or HEIGHT)
     style = f"min-width:{least_width(figure)}px;min-height:{height}px"
-    picture = still(figure) if main else ""
+    picture = still(figure) if main and stands_still(figure) else ""
     return f'<div class="wide"><div class="plot" style="{style}" id="{place}">{picture}</div></div>'
 
 

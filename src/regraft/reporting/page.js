@@ -19,7 +19,7 @@ function dressed(figure, look) {
   const phone = narrow.matches;
   const below = { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", len: 0.9 };
   const bar = trace => phone
-    ? { ...trace.colorbar, ...below, title: { ...trace.colorbar.title, side: "bottom", text: trace.colorbar.title?.text?.replace("&nbsp;<br>", "") }, tickcolor: look.ink }
+    ? { ...trace.colorbar, ...below, title: { ...trace.colorbar.title, side: "bottom", text: trace.colorbar.title?.text?.replace($away, "") }, tickcolor: look.ink }
     : { ...trace.colorbar, tickcolor: look.ink };
   const barred = figure.data.some(trace => looks.light[trace.meta] && trace.showscale !== false);
   const data = figure.data.map(trace => looks.light[trace.meta]
@@ -28,7 +28,7 @@ function dressed(figure, look) {
     font: { color: look.ink, size: 12, family: "system-ui, sans-serif" },
     hoverlabel: { bgcolor: look.hover, font: { color: look.ink }, align: "left" } };
   if (phone) layout.margin = { ...layout.margin, l: 40, r: 8 };
-  if (phone && barred) { layout.margin.b = (layout.margin.b ?? 64) + BELOW; layout.height = (layout.height ?? 380) + BELOW; }
+  if (phone && barred) { layout.margin.b = (layout.margin.b ?? 64) + BELOW; layout.height = (layout.height ?? $height) + BELOW; }
   for (const name of Object.keys(layout)) if (/^[xy]axis/.test(name))
     layout[name] = { ...layout[name], gridcolor: look.grid, zerolinecolor: look.grid, linecolor: look.grid, automargin: true };
   if (phone) layout.yaxis = shortened(layout.yaxis ?? {}, data);
@@ -68,8 +68,8 @@ const again = () => { for (const plot of drawn) draw(plot, current()); };
 dark.addEventListener("change", again);
 // A colour bar that moves below leaves its old marks behind: the figure is drawn from nothing.
 narrow.addEventListener("change", () => { for (const plot of drawn) { library().purge(plot); draw(plot, current()); } });
-const open = plot => !plot.closest("details:not([open])");
-window.addEventListener("beforeprint", () => { for (const plot of plots.filter(open)) draw(plot, looks.light, true); });
+const shown = plot => !plot.closest("details:not([open])");
+window.addEventListener("beforeprint", () => { for (const plot of plots.filter(shown)) draw(plot, looks.light, true); });
 window.addEventListener("afterprint", again);
 
 // The contents: closed where they would cover the page, and the section in view is named in them.

@@ -21,7 +21,7 @@ from regraft.reporting.markup import Section, chapter, in_script, table
 from regraft.reporting.plotly_script import plotly_script
 from regraft.reporting.shell_commands import command_line
 from regraft.reporting.story import Group, findings, story_section, told_order
-from regraft.reporting.theme import CONFIG, THEMES, scale_styles
+from regraft.reporting.theme import AWAY, CONFIG, HEIGHT, THEMES, scale_styles
 
 CHECKS = (
     ("replay", "replayed blocks and head against the model's own output", "largest absolute difference"),
@@ -76,7 +76,9 @@ def sheet(words: tuple[str, str, str], sections: Sequence[Section], foot: str) -
         sections="\n".join(grouped(group, own) for group, own in groups),
         footer=foot,
         style=f"{_part('page.css')}\n{scale_styles()}",
-        script=Template(_part("page.js")).substitute(config=in_script(CONFIG), themes=in_script(THEMES)),
+        script=Template(_part("page.js")).substitute(
+            config=in_script(CONFIG), themes=in_script(THEMES), away=in_script(AWAY), height=HEIGHT
+        ),
         plotly=plotly_script() if figures else "",
         figures="\n".join(figures),
     )

@@ -13,10 +13,9 @@ from regraft.reporting.still_axes import Axis, log_ticks
 from regraft.reporting.still_marks import reaches
 from regraft.reporting.theme import traces_of
 
-ENDS = 0.02
-"""Share of an axis' length that is left free at its ends."""
-
-
+ENDS, SHORTEST, BELOW = 0.02, 0.1, 0.1
+"""Share of an axis' length that is left free at its ends, decades that it is taken to have at least for that,
+and share below the shortest bar of a logarithmic one."""
 NAMED = 24
 """Places of an axis that are all named; of more, some at even distances and the last."""
 
@@ -74,7 +73,7 @@ def _plain_ticks(figure: go.Figure, letter: str, name: str, layout: Any) -> None
     if not math.isfinite(axis.low):
         return
     low, high = _with_lines(figure, letter, name, axis)
-    free = ENDS * max(high - low, 0.1)
+    free = ENDS * max(high - low, SHORTEST)
     ticks = log_ticks(low, high)
     layout.range = [low - free, high + free]
     layout.tickvals, layout.ticktext = [10.0**at for at, _ in ticks], [told for _, told in ticks]
@@ -90,4 +89,4 @@ def _with_lines(figure: go.Figure, letter: str, name: str, axis: Axis) -> tuple[
     ]
     low, high = min([axis.low, *across]), max([axis.high, *across])
     bars = any(trace.type == "bar" for trace in traces_of(figure))
-    return (low - 0.1 * max(high - low, 1.0) if bars else low), high
+    return (low - BELOW * max(high - low, 1.0) if bars else low), high

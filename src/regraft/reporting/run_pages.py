@@ -21,7 +21,8 @@ from regraft.reporting.page import check_section, footer, sheet
 from regraft.reporting.shell_commands import option_words
 from regraft.reporting.story import kind_of
 
-WEIGHTS = "weights_sha256"
+WEIGHTS, FROM = "weights_sha256", "from"
+"""Names in `run.json`: whose weights, and the folders that a page was made of."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,11 @@ def page_from_runs(folders: Sequence[Path], out: Path, beside: str = "") -> Path
         beside: where the runs are of two models, the name of the second.
 
     Raises:
-        RunFolderError: one is no run folder, or of a newer version.
+        RunFolderError: one is no run folder, or of a newer version; or a measured report stands where the
+            page is to go.
         ValueError: the runs are of several models, and the second is not named.
     """
+    check_page(out)
     began = time.perf_counter()
     runs = opened_runs(folders)
     names = list(dict.fromkeys(run.model for run in runs))
@@ -103,7 +106,7 @@ def page_from_runs(folders: Sequence[Path], out: Path, beside: str = "") -> Path
     else:
         names = [name for name in names if name != beside] + [beside]
         sections = paired([[run.made for run in runs if run.model == name] for name in names], names)
-    stated = " beside ".join(names)
+    stated = " beside ".join(names) or "Run folders"
     lead = f"{stated}: a page from {len(runs)} run folders; nothing was measured again."
     foot = footer([run.made.result for run in runs], time.perf_counter() - began)
     words = (f"{stated} taken apart", f"{stated}, taken apart", lead)
@@ -113,10 +116,20 @@ def page_from_runs(folders: Sequence[Path], out: Path, beside: str = "") -> Path
         "experiment": "report",
         "regraft": version("regraft"),
         "model": stated,
-        "from": list(map(str, folders)),
+        FROM: list(map(str, folders)),
     }
     write_whole(out / OUR_MARK, json_text(mark, indent=1, sort_keys=True) + "\n")
     return out / "report.html"
+
+
+def check_page(out: Path) -> None:
+    """Make sure that a page of runs takes the place of another such page alone.
+
+    Raises:
+        RunFolderError: the folder holds a report that was measured.
+    """
+    if (out / OUR_MARK).is_file() and FROM not in read_mark(out):
+        raise RunFolderError(f"the folder {out} holds a report that was measured: choose another with --out")
 
 
 def check_models(runs: Sequence[Run], names: Sequence[str], beside: str) -> None:

@@ -45,8 +45,7 @@ def reaches(trace: Any, x: Axis, y: Axis) -> None:
         rows, columns = _sides(trace)
         for axis, values in ((x, columns), (y, rows)):
             numbers = axis.numbers(values)
-            half = (numbers[1] - numbers[0]) / 2 if len(numbers) > 1 else 0.5
-            axis.reach([*(numbers - half), *(numbers + half)])
+            axis.reach([*(numbers - _half(numbers)), *(numbers + _half(numbers))])
         return
     for axis, values, length in ((x, trace.x, _lies(trace)), (y, trace.y, not _lies(trace))):
         numbers = axis.numbers(values if values is not None else ())
@@ -58,19 +57,24 @@ def reaches(trace: Any, x: Axis, y: Axis) -> None:
             axis.reach([*(numbers - 0.5), *(numbers + 0.5)])
 
 
+def _half(numbers: np.ndarray) -> float:
+    """Half the distance between two columns, or two rows, of a heat map."""
+    return float(numbers[1] - numbers[0]) / 2 if len(numbers) > 1 else 0.5
+
+
 def _lies(trace: Any) -> bool:
     return trace.type == "bar" and trace.orientation == "h"
 
 
 def drawn(frame: Frame, traces: Sequence[Any], barmode: str) -> Iterator[str]:
     """All traces of a field, the first at the back."""
-    standing = [trace for trace in traces if trace.type == "bar"]
+    count, place = sum(trace.type == "bar" for trace in traces), 0
     for number, trace in enumerate(traces):
         if trace.type == HEAT:
             yield from _cells(frame, trace)
         elif trace.type == "bar":
-            places = (standing.index(trace), len(standing)) if barmode == "group" else (0, 1)
-            yield from _bars(frame, trace, *places)
+            yield from _bars(frame, trace, *((place, count) if barmode == "group" else (0, 1)))
+            place += 1
         else:
             yield from _line(frame, trace, traces[number - 1] if number else None)
 
@@ -108,8 +112,8 @@ def _cells(frame: Frame, trace: Any) -> Iterator[str]:
             if value is None or not math.isfinite(value):
                 continue
             share = min(1.0, max(0.0, (float(value) - low) / (high - low)))
-            left, right = sorted(frame.at_x(columns[j] + side) for side in (-0.5, 0.5))
-            top, bottom = sorted(frame.at_y(rows[i] + side) for side in (-0.5, 0.5))
+            left, right = sorted(frame.at_x(columns[j] + side * _half(columns)) for side in (-1, 1))
+            top, bottom = sorted(frame.at_y(rows[i] + side * _half(rows)) for side in (-1, 1))
             gap = 1.0 if right - left > 4 and bottom - top > 4 else 0.0
             box = f"M{left:.1f} {top:.1f}h{right - left - gap:.1f}v{bottom - top - gap:.1f}H{left:.1f}z"
             paths.setdefault(round(share * (LEVELS - 1)), []).append(box)
@@ -172,10 +176,20 @@ def _line(frame: Frame, trace: Any, before: Any) -> Iterator[str]:
         yield from _points(trace, points, colour)
     if "text" in mode and trace.text is not None:
         texts = trace.text if not isinstance(trace.text, str) else [trace.text] * len(points)
-        for text, point in zip(texts, points, strict=True):
+        sides = trace.textposition or "top center"
+        for n, (text, point) in enumerate(zip(texts, points, strict=True)):
             if point and text:
                 shown = html.escape(html.unescape(str(text)))
-                yield f'<text x="{point[0]:.1f}" y="{point[1] - 8:.1f}" text-anchor="middle">{shown}</text>'
+                across, down, anchor = _beside(sides if isinstance(sides, str) else sides[n])
+                x, y = point[0] + across, point[1] + down
+                yield f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{shown}</text>'
+
+
+def _beside(side: str) -> tuple[float, float, str]:
+    """Where a point's name stands: pixels across and down, and where it is held."""
+    upright, level = side.split()
+    across, anchor = {"left": (-8.0, "end"), "center": (0.0, "middle"), "right": (8.0, "start")}[level]
+    return across, {"top": -8.0, "middle": 4.0, "bottom": 18.0}[upright], anchor
 
 
 def _path(points: Sequence[tuple[float, float] | None]) -> str:
@@ -195,4 +209,12 @@ def _points(trace: Any, points: Sequence[tuple[float, float] | None], colour: st
         if point:
             own = colours if isinstance(colours, str) else None if colours is None else colours[n]
             fill = own if isinstance(own, str) else colour
-            yield f'<circle fill="{fill}" cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="{size / 2:g}"/>'
+            x, y, half = *point, size / 2
+            if str(trace.marker.symbol).startswith("x"):
+                stroke = trace.marker.line.color or fill
+                down, up = (
+                    f"M{x - half:.1f} {y + side * half:.1f}l{size:g} {-side * size:g}" for side in (-1, 1)
+                )
+                yield f'<path stroke="{stroke}" stroke-width="2" d="{down}{up}"/>'
+            else:
+                yield f'<circle fill="{fill}" cx="{x:.1f}" cy="{y:.1f}" r="{half:g}"/>'

@@ -28,6 +28,8 @@ LINE = 14
 """Pixels from a line of text to the next one."""
 WIDEST, LETTERS = 360.0, 14
 """Pixels that names beside a picture take at most, and letters of a name below it that are counted."""
+PILED = ("stack", "relative")
+"""How bars may stand that a still picture does not have."""
 LEGEND, BAR_ROOM = 24, 92
 """Pixels of a row of names, and of a colour bar with its numbers."""
 
@@ -50,11 +52,12 @@ def still(figure: go.Figure, width: int = WIDTH) -> str:
         width: pixels of the picture.
 
     Raises:
-        ValueError: it has a trace of another kind, or none.
+        ValueError: it has a trace of another kind, bars on one another, or none.
     """
     traces = traces_of(figure)
-    if not traces or any(trace.type not in (HEAT, "scatter", "bar") for trace in traces):
+    if not stands_still(figure):
         kinds = ", ".join(sorted({trace.type for trace in traces})) or "none"
+        kinds += f", {figure.layout.barmode} on one another" if figure.layout.barmode in PILED else ""
         raise ValueError(
             f"a still picture has heat maps, lines, points and bars, and the traces are: {kinds}"
         )
@@ -74,11 +77,17 @@ def still(figure: go.Figure, width: int = WIDTH) -> str:
             top + (1 - place.upwards[0]) * (height - top - below),
         )
         parts += [*_grid(frame, own), *drawn(frame, own, figure.layout.barmode or "group")]
-        parts += [*_shapes(figure, frame, place), *_names(frame, width), *_notes(figure, frame, place)]
+        parts += [*_shapes(figure, frame, place), *_names(frame), *_notes(figure, frame, place)]
     heat = next((t for t in traces if t.type == HEAT and t.showscale is not False), None)
     parts += _colour_bar(heat, width - right + 12, top, height - below) if heat is not None else []
     inside = "".join(parts)
     return f'<svg class="still" viewBox="0 0 {width} {height}" role="img">{inside}</svg>'
+
+
+def stands_still(figure: go.Figure) -> bool:
+    """Whether there is a still picture of a figure: all its marks are known, and no bars are piled up."""
+    kinds = {trace.type for trace in traces_of(figure)}
+    return bool(kinds) and kinds <= {HEAT, "scatter", "bar"} and figure.layout.barmode not in PILED
 
 
 def _places(figure: go.Figure, traces: list[Any]) -> list[Field]:
@@ -154,7 +163,7 @@ def _grid(frame: Frame, traces: list[Any]) -> Iterator[str]:
             yield '<line class="grid" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'.format(*ends)
 
 
-def _names(frame: Frame, width: int) -> Iterator[str]:
+def _names(frame: Frame) -> Iterator[str]:
     """Names of ticks, and what the axes are."""
     x, y = frame.x.layout, frame.y.layout
     lines = 1
@@ -242,12 +251,13 @@ def _legend(traces: list[Any], width: int) -> Iterator[str]:
 
 def _colour_bar(trace: Any, x: float, top: float, bottom: float) -> list[str]:
     """The scale of a heat map, its ends and its middle."""
-    low, high, letter, levels = scale_of(trace)
-    step = (bottom - top) / levels
+    low, high = ends_of(trace)
+    letter = "d" if trace.meta == "diverging" else "q"
+    step = (bottom - top) / LEVELS
     found = [
-        f'<rect class="{letter}{levels - 1 - n}" x="{x:.0f}" y="{top + n * step:.2f}" width="10"'
+        f'<rect class="{letter}{LEVELS - 1 - n}" x="{x:.0f}" y="{top + n * step:.2f}" width="10"'
         f' height="{step + 0.4:.2f}"/>'
-        for n in range(levels)
+        for n in range(LEVELS)
     ]
     for share in (0.0, 0.5, 1.0):
         value = plain_number(float(f"{low + share * (high - low):.3g}"))
@@ -260,12 +270,6 @@ def _colour_bar(trace: Any, x: float, top: float, bottom: float) -> list[str]:
         turned = f' transform="rotate(90 {x + 66:.0f} {middle:.1f})"'
         found.append(text_at(x + 66, middle, plain_words(title).strip(), "middle", turned))
     return found
-
-
-def scale_of(trace: Any) -> tuple[float, float, str, int]:
-    """Ends of a heat map's colours, the letter of their classes, and how many there are."""
-    low, high = ends_of(trace)
-    return low, high, "d" if trace.meta == "diverging" else "q", LEVELS
 
 
 def plain_words(text: Any) -> str:

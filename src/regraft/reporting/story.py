@@ -66,11 +66,9 @@ def told_order(sections: Sequence[Section]) -> list[tuple[Group, list[Section]]]
 
 def kind_of(section: Section) -> str:
     """The experiment that a section is of, or its anchor: `patch-head` is a chapter of `patch`."""
-    if section.experiment:
-        return section.experiment
-    names = {name for group in GROUPS for name in group.names}
-    first = section.anchor.split("-")[0]
-    return section.anchor if section.anchor in names else first
+    if section.experiment or section.anchor in ENDS:
+        return section.experiment or section.anchor
+    return section.anchor.split("-")[0]
 
 
 def findings(sections: Sequence[Section]) -> list[tuple[str, Section]]:

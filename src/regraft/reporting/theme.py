@@ -219,7 +219,7 @@ def scatter(x: Any, y: Any, names: Any, x_title: str, y_title: str) -> go.Figure
     """One named point for each pair of values."""
     figure = base(360)
     figure.add_scatter(
-        x=list(x), y=list(y), mode="markers+text", text=axis_labels(names), textposition=apart(x, y),
+        x=list(x), y=list(y), mode="markers+text", text=axis_labels(names), textposition=label_sides(x, y),
         marker=dict(size=8, color=FIRST),
         hovertemplate=f"%{{text}}<br>{x_title} %{{x:.4~g}}<br>{y_title} %{{y:.4~g}}<extra></extra>",
     )  # fmt: skip
@@ -234,7 +234,7 @@ TINY, NEAR = 1e-30, 0.08
 """Share of both axes within which two names would lie on one another."""
 
 
-def apart(x: Any, y: Any) -> list[str]:
+def label_sides(x: Any, y: Any) -> list[str]:
     """Places of points' names: those of points that lie near each other stand on different sides."""
     sides = [np.asarray(side, dtype=float) for side in (x, y)]
     known = [side[np.isfinite(side)] for side in sides]

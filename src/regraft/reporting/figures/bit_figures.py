@@ -14,10 +14,10 @@ from regraft.reporting.theme import (
     MUTED,
     PALETTE,
     Drawing,
-    apart,
     axis_labels,
     base,
     heatmap,
+    label_sides,
     lines,
     plain_text,
 )
@@ -155,7 +155,7 @@ def quantizers_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
     plane = base(340)
     plane.add_scatter(
         x=dataset.bytes.values / 1e6, y=dataset.loss.values, text=axis_labels(names), mode="markers+text",
-        textposition=apart(dataset.bytes.values, dataset.loss.values),
+        textposition=label_sides(dataset.bytes.values, dataset.loss.values),
         marker=dict(size=9, color=[MUTED] + [FIRST] * (len(names) - 1)),
         hovertemplate="%{text}<br>%{x:.2f} MB, %{y:.4f} nats per token<extra></extra>",
     )  # fmt: skip
