@@ -129,6 +129,7 @@ WRONG = [
     ("none.txt is empty", [*TRANSPLANT, "--learn", "none.txt", "--save", "new"]),
     ("none.txt cannot be written to", [*TRANSPLANT, "--cache", "none.txt", "--save", "new"]),
     ("cannot be written to", ["lens", "--out", "none.txt/below"]),
+    ("nowhere is not a folder", ["report", "--beside", "nowhere"]),
 ]
 RUN = """
 import json, sys

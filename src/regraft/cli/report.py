@@ -30,7 +30,7 @@ from regraft.cli.options import (
 )
 from regraft.core.defaults import REPORT_COUNT
 from regraft.core.files import expanded, read_text
-from regraft.jobs.checks import check_prompts, check_run
+from regraft.jobs.checks import check_opening, check_prompts, check_run
 
 if TYPE_CHECKING:
     from regraft.reporting.chapter_inputs import Reading
@@ -91,6 +91,8 @@ def report(
         if beside and cluster:
             raise ValueError("--beside measures two models one after the other: leave --cluster out")
         how = (device, dtype, attention, remote_code, tokenizer, target_tokenizer, stream, memory)
+        for one in (model, beside) if beside else (model,):
+            check_opening(one, device, dtype, tokenizer, memory)
         from regraft.reporting.chapter_inputs import Reading
 
         reading = Reading(tuple(prompts or ()), prompts_file, text, pairs, count)
