@@ -7,7 +7,7 @@ import torch
 import naive
 from families import FAMILIES, VOCAB
 from regraft.model.load import load
-from regraft.sweeps.metrics import LogitDifference
+from regraft.sweeps.metric_kinds import LogitDifference
 
 METRIC = LogitDifference("d", "logits", tokens=(7, 9))
 SHAPES = ("llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "bert", "t5", "qwen3_5")

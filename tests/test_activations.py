@@ -13,7 +13,8 @@ import naive
 from regraft.core.files import RunFolderError
 from regraft.jobs import activations_job
 from regraft.model.sites import SiteError
-from regraft.sweeps.variants import Add, Route, Scale, Variant
+from regraft.sweeps.routes import Route
+from regraft.sweeps.variants import Add, Scale, Variant
 from small import ids, opened
 
 SITES = (

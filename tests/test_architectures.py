@@ -8,8 +8,9 @@ import torch
 
 from architectures import tiny
 from regraft.model.load import load
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Replace, Scale, Variant, Zero
 from small import METRIC, ids, recorded, reference
 from variants import all_sites
 

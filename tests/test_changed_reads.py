@@ -12,8 +12,9 @@ from regraft.model.parts import in_width
 from regraft.model.sites import SiteError
 from regraft.sweeps import changed_reads
 from regraft.sweeps.metrics import kl_to_clean, stream_distance
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Add, Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Add, Replace, Scale, Variant, Zero
 from small import ids, opened
 
 SITES = (

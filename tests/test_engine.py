@@ -23,8 +23,9 @@ from regraft.sweeps.metrics import (
 from regraft.sweeps.plan import keys_cost
 from regraft.sweeps.prefix_cache import cone_holds
 from regraft.sweeps.recorded_layout import key_share
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Noise, Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Noise, Replace, Scale, Variant, Zero
 from small import METRIC, ids, opened, recorded, reference
 
 

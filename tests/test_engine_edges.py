@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 
 from regraft.model.cpu_pack import packed_layer, packing_applies
 from regraft.model.selfcheck import check
-from regraft.sweeps.metrics import (
-    probability,
-    rank,
-)
+from regraft.sweeps.metrics import probability, rank
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Add, Apply, Noise, Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Add, Apply, Noise, Replace, Scale, Variant, Zero
 from small import METRIC, SHAPES, ids, opened, recorded, reference
 
 

@@ -20,8 +20,9 @@ from regraft.experiments.observe.lens import token_type
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.sweeps.metrics import loss
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 from unknown_decoder import OwnConfig, OwnDecoder
 
 EXPERIMENTS = experiments()

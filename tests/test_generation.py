@@ -13,8 +13,9 @@ from regraft.export.route_model import rebuilt
 from regraft.model.load import load
 from regraft.sweeps.executor import route_logits
 from regraft.sweeps.metrics import loss
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import NEW, PROMPT, Add, Apply, Noise, Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.variants import NEW, PROMPT, Add, Apply, Noise, Replace, Scale, Variant, Zero
 from small import ids, opened
 
 TOKENS = 6

@@ -20,8 +20,9 @@ from regraft.reporting import notebook
 from regraft.sweeps import grids
 from regraft.sweeps.grids import grid
 from regraft.sweeps.metrics import kl_to_clean, loss
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Scale, Variant, Zero
 from small import ids, opened
 
 

@@ -15,9 +15,10 @@ from regraft.sweeps.executor import route_logits
 from regraft.sweeps.plan import Work
 from regraft.sweeps.read_pairs import ReadPairs, _told_apart
 from regraft.sweeps.recorded_layout import batch_rows, live_rows
+from regraft.sweeps.routes import Route, Stop
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult, joined
-from regraft.sweeps.variants import Add, Noise, Replace, Route, Scale, Stop, Variant, Zero
+from regraft.sweeps.variants import Add, Noise, Replace, Scale, Variant, Zero
 from small import METRIC, opened, recorded, reference
 
 

@@ -16,8 +16,9 @@ from regraft.model.branches import _closes
 from regraft.model.inputs import _spoken
 from regraft.model.load import load
 from regraft.model.selfcheck import SelfCheck, _check_values
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Scale, Variant, Zero
 from small import METRIC, opened, recorded, reference
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from regraft.sweeps.batch_layout import BatchLayout, edit_positions
 from regraft.sweeps.plan import CONE_LEAST_STEP, CONE_STEPS, Work, make_plan
-from regraft.sweeps.variants import Route, Scale, Stop, Variant, Zero
+from regraft.sweeps.routes import Route, Stop
+from regraft.sweeps.variants import Scale, Variant, Zero
 
 BLOCKS, FIRST = 6, 3
 SITES = ("resid_pre", "resid_post", "resid_mid", "attn_out", "mlp_out", "mlp_act", "neuron", "z")

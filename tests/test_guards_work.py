@@ -13,8 +13,9 @@ from regraft.export import route_model
 from regraft.export.route_model import route_of, save_blocks
 from regraft.model.recording import Recording
 from regraft.reporting import build as building
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Variant, Zero
+from regraft.sweeps.variants import Variant, Zero
 from small import METRIC, opened, recorded, reference
 
 

@@ -17,7 +17,8 @@ from regraft.model.load import load
 from regraft.model.recording import Recording
 from regraft.modules.placement import placed
 from regraft.sweeps.metrics import loss, stream_distance, token_logit
-from regraft.sweeps.sweep import SweepError, sweep
+from regraft.sweeps.sweep import sweep
+from regraft.sweeps.sweep_result import SweepError
 from regraft.sweeps.variants import Add, Replace, Variant, Zero
 from small import METRIC, ids, opened, recorded
 

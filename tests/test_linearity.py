@@ -28,8 +28,9 @@ from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.drawings import drawing_of
 from regraft.sweeps.metrics import loss
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 from small import opened
 
 RUN = partial(run_experiment, experiments()["linearity"])

@@ -15,9 +15,10 @@ from regraft.model.load import load
 from regraft.model.selfcheck import check
 from regraft.model.sites import SiteError, Tap, packed_taps
 from regraft.model.summary import part_rows, site_rows
-from regraft.sweeps.metrics import LogitDifference
+from regraft.sweeps.metric_kinds import LogitDifference
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Replace, Route, Variant, Zero
+from regraft.sweeps.variants import Replace, Variant, Zero
 from unknown_decoder import OwnConfig, OwnDecoder
 
 METRIC = LogitDifference("d", "logits", tokens=(7, 9))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from regraft.sweeps.batch_layout import BatchLayout
 from regraft.sweeps.plan import make_plan
-from regraft.sweeps.variants import Route, Scale, Variant, Zero
+from regraft.sweeps.routes import Route
+from regraft.sweeps.variants import Scale, Variant, Zero
 
 BLOCKS, POSITIONS = 6, 10
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z")

@@ -19,8 +19,9 @@ from regraft.export.route_model import rebuilt, route_of, save_blocks
 from regraft.model.load import load
 from regraft.sweeps.executor import route_logits
 from regraft.sweeps.metrics import loss
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 from small import ids, opened
 
 QWEN = {name: value for name, value in _DECODER.items() if name != "head_dim"}

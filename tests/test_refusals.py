@@ -13,8 +13,9 @@ from regraft.experiments.intervene.noise import noise
 from regraft.experiments.intervene.swap import swap
 from regraft.model.load import load
 from regraft.sweeps.metrics import kl_to_clean, loss, token_logit
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Add, Noise, Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Add, Noise, Replace, Scale, Variant, Zero
 from small import METRIC, ids, opened, recorded, reference
 
 

@@ -27,8 +27,9 @@ from regraft.sweeps import kept_sweeps, shares
 from regraft.sweeps.kept_sweeps import keeping
 from regraft.sweeps.metrics import kl_to_clean, loss
 from regraft.sweeps.provenance import opened_told, option_told
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Apply, Replace, Route, Scale, Variant
+from regraft.sweeps.variants import Apply, Replace, Scale, Variant
 from small import ids, opened
 from stores import chunks
 

@@ -15,7 +15,8 @@ from regraft.data.evaluation import evaluation
 from regraft.experiments.intervene.repeat import _updates, behaviour
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
-from regraft.sweeps.variants import Noise, Route, Variant
+from regraft.sweeps.routes import Route
+from regraft.sweeps.variants import Noise, Variant
 from small import opened
 
 NAMES = ("repeat", "noise", "knockout", "swap", "prune", "reorder", "transplant")

@@ -16,8 +16,9 @@ from regraft.core.tolerance import gap
 from regraft.experiments.running import run_experiment
 from regraft.model.block_call import without_cache
 from regraft.model.load import load
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Variant, Zero
+from regraft.sweeps.variants import Variant, Zero
 from small import METRIC, ids
 
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=3)

@@ -18,10 +18,11 @@ from regraft.model.load import load
 from regraft.reporting.build import measured_there
 from regraft.sweeps import shares
 from regraft.sweeps.metrics import kl_to_clean, loss
+from regraft.sweeps.routes import Route
 from regraft.sweeps.several_devices import Devices
 from regraft.sweeps.shares import helped_by
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Replace, Route, Scale, Variant
+from regraft.sweeps.variants import Replace, Scale, Variant
 from small import ids, opened
 from stores import alike
 

@@ -26,7 +26,8 @@ from regraft.experiments.intervene.shuffle.seriation import (
 )
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.routes import Route
+from regraft.sweeps.variants import Variant
 from small import opened
 
 RUN = partial(run_experiment, experiments()["shuffle"])

@@ -18,8 +18,9 @@ from regraft.streaming.empty_model import Loader
 from regraft.streaming.pages import Pages
 from regraft.streaming.residency import CHUNK, Placement, Sizes, place
 from regraft.sweeps.metrics import kl_to_clean, logit_difference, loss
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Add, Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Add, Replace, Scale, Variant, Zero
 from small import ids
 from streamed_models import PLENTY, bare, least, near, prompts_of, saved
 

@@ -15,7 +15,7 @@ from regraft.core.registry import experiments
 from regraft.experiments.running import run_experiment
 from regraft.model.load import load
 from regraft.reporting.drawings import drawing_of
-from regraft.sweeps.variants import Route
+from regraft.sweeps.routes import Route
 from small import ids, opened
 
 TEXT = dict(prompts=["5 6 7 8 9", "10 11 12"], tokens=4)

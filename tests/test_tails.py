@@ -16,9 +16,10 @@ from regraft.sweeps.metrics import kl_to_clean, logit_difference, loss
 from regraft.sweeps.plan import keys_cost
 from regraft.sweeps.prefix_cache import cone_holds, cone_of
 from regraft.sweeps.recorded_layout import key_share
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.unchanged import ASKED
-from regraft.sweeps.variants import Add, Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Add, Replace, Scale, Variant, Zero
 from small import METRIC, ids, opened, recorded, reference
 
 CONED = [name for name in FAMILIES if name in (

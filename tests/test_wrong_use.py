@@ -15,8 +15,9 @@ from regraft.core.registry import experiments
 from regraft.core.tolerance import gap
 from regraft.model.load import load
 from regraft.sweeps.metrics import loss, token_logit
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Add, Replace, Route, Variant, Zero
+from regraft.sweeps.variants import Add, Replace, Variant, Zero
 from small import METRIC, opened, recorded, reference
 
 

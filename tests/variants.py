@@ -7,8 +7,9 @@ import torch
 
 import naive
 from regraft.sweeps.metrics import stream_distance
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Add, Replace, Route, Scale, Variant, Zero
+from regraft.sweeps.variants import Add, Replace, Scale, Variant, Zero
 from small import METRIC, recorded
 
 

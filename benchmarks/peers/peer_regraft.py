@@ -14,9 +14,10 @@ from benchmarks.peers.worker import Outcome, Peer, serve, timed
 from regraft.model.load import load
 from regraft.model.model import Model
 from regraft.sweeps.metrics import logit_difference
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
-from regraft.sweeps.variants import Replace, Route, Variant, Zero
+from regraft.sweeps.variants import Replace, Variant, Zero
 
 
 class Regraft(Peer):

@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from regraft.sweeps.gradients import gradients as gradients
     from regraft.sweeps.grids import grid as grid
     from regraft.sweeps.kept_sweeps import keeping as keeping
-    from regraft.sweeps.metrics import Metric as Metric
+    from regraft.sweeps.metric_kinds import Metric as Metric
     from regraft.sweeps.metrics import kl_to_clean as kl_to_clean
     from regraft.sweeps.metrics import log_probability as log_probability
     from regraft.sweeps.metrics import logit_difference as logit_difference
@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from regraft.sweeps.metrics import token_logit as token_logit
     from regraft.sweeps.metrics import top1_agreement as top1_agreement
     from regraft.sweeps.own_metrics import metric as metric
+    from regraft.sweeps.routes import Route as Route
     from regraft.sweeps.several_devices import Devices as Devices
     from regraft.sweeps.sweep import sweep as sweep
     from regraft.sweeps.variants import Add as Add
@@ -107,7 +108,6 @@ if TYPE_CHECKING:
     from regraft.sweeps.variants import Edit as Edit
     from regraft.sweeps.variants import Noise as Noise
     from regraft.sweeps.variants import Replace as Replace
-    from regraft.sweeps.variants import Route as Route
     from regraft.sweeps.variants import Scale as Scale
     from regraft.sweeps.variants import Variant as Variant
     from regraft.sweeps.variants import Zero as Zero
@@ -121,9 +121,10 @@ _HOMES = {
     "model.model": ("Model",),
     "model.recording": ("Recording",),
     "sweeps.sweep": ("sweep",),
-    "sweeps.variants": ("Add", "Apply", "Edit", "Noise", "Replace", "Route", "Scale", "Variant", "Zero"),
+    "sweeps.routes": ("Route",),
+    "sweeps.variants": ("Add", "Apply", "Edit", "Noise", "Replace", "Scale", "Variant", "Zero"),
+    "sweeps.metric_kinds": ("Metric",),
     "sweeps.metrics": (
-        "Metric",
         "kl_to_clean",
         "log_probability",
         "logit_difference",

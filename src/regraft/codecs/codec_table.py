@@ -132,8 +132,17 @@ CODECS = {
 def codec(name: str) -> Codec:
     """A codec by name.
 
+    Returns:
+        An object with `compress` and `decompress`, bytes to bytes, and both for streams.
+
     Raises:
         ValueError: there is none of this name.
+
+    Examples:
+        >>> ulz = regraft.codec("ulz")
+        >>> packed = ulz.compress(b"to be or not to be, " * 20)
+        >>> len(packed) < 400, ulz.decompress(packed) == b"to be or not to be, " * 20
+        (True, True)
     """
     if name not in CODECS:
         raise ValueError(f"there is no codec {name!r}: choose one of {', '.join(CODECS)}")

@@ -135,8 +135,16 @@ def store_settings(settings: Mapping[str, Any], folder: Path) -> None:
 def open_run(out: Path | str) -> xr.Dataset:
     """The result in a run folder; of a run that did not end, what was measured of its sweeps, NaN elsewhere.
 
+    Returns:
+        The dataset as the experiment returned it.
+
     Raises:
         RunFolderError: it is no run folder, or one of a newer version.
+
+    Examples:
+        >>> page, missing = regraft.report(model, "pages", chapters=["knockout"])
+        >>> regraft.open_run(page.parent / "knockout").loss.attrs["units"]
+        'nats per token'
     """
     import xarray as xr
 

@@ -24,7 +24,8 @@ from regraft.model.block_call import CANNOT
 from regraft.model.inputs import rows_of
 from regraft.model.model import Model
 from regraft.sweeps.live_edits import Copies, check_live, live_edits
-from regraft.sweeps.variants import Edit, Route, Variant, listed, variants_of, whole_number
+from regraft.sweeps.routes import Route, whole_number
+from regraft.sweeps.variants import Edit, Variant, listed, variants_of
 
 
 @contextmanager
@@ -40,8 +41,18 @@ def changed(model: Model, variant: Variant | Edit | Route | Sequence[Edit]) -> I
         model: an opened model.
         variant: a `Variant`, a route, an edit or several.
 
+    Returns:
+        A context; inside, the model.
+
     Raises:
         ValueError: a site that a run does not pass, or a route that this model cannot run by itself.
+
+    Examples:
+        >>> ids = model.record("The capital of France is").ids_BT
+        >>> with regraft.changed(model, regraft.Zero("6.mlp_out")):
+        ...     changed = model.hf(ids).logits
+        >>> bool((changed == model.hf(ids).logits).all())
+        False
     """
     with changed_copies(model, variant):
         yield model
@@ -64,7 +75,13 @@ def changed_copies(model: Model, variant: Variant | Edit | Route | Sequence[Edit
 
 @dataclass(frozen=True)
 class Generated:
-    """What was written behind each prompt: token ids, up to the end token, and their text."""
+    """What was written behind each prompt: token ids, up to the end token, and their text.
+
+    Examples:
+        >>> written = model.generate(["The capital of France is", "It is dark"], tokens=2)
+        >>> len(written.texts), [len(ids) for ids in written.ids]
+        (2, [2, 2])
+    """
 
     prompt_ids: tuple[tuple[int, ...], ...]
     ids: tuple[tuple[int, ...], ...]
@@ -105,9 +122,20 @@ def generate(
         attention_mask: for token ids, 1 on tokens and 0 on padding; "all" where the pad token is meant as
             one.
 
+    Returns:
+        Token ids and texts of what was written, one for each prompt.
+
     Raises:
         ValueError: a model that writes no text, an edit that no token passes, a route that cannot be run, no
             room for the tokens.
+
+    Examples:
+        >>> written = regraft.generate(model, "The capital of France is", tokens=1)
+        >>> written.texts
+        (' Paris',)
+        >>> without = regraft.Route.skip(12, {0})
+        >>> written != regraft.generate(model, "The capital of France is", route=without, tokens=1)
+        True
     """
     rows = rows_of(model, prompts, attention_mask).ids
     given = (edits,) if isinstance(edits, Edit) else tuple(edits)

@@ -33,8 +33,16 @@ WEIGHTS = "graft.safetensors"
 def make_embedding(model: Model, config: ByteConfig) -> ByteEmbedding:
     """A fresh byte embedding that fits a model.
 
+    Returns:
+        The module, not trained yet.
+
     Raises:
         ValueError: sizes that do not fit, or a tokenizer whose bytes cannot be told.
+
+    Examples:
+        >>> embedding = regraft.make_embedding(model, regraft.ByteConfig())
+        >>> sum(p.numel() for p in embedding.parameters()), model.parts.embedding.weight.numel()
+        (410976, 786432)
     """
     if model.tokenizer is None:
         raise ValueError(
@@ -49,8 +57,18 @@ def make_embedding(model: Model, config: ByteConfig) -> ByteEmbedding:
 def swaps_of(model: Model, grafts: Sequence[Graft]) -> Swaps:
     """Every part of the model that a graft takes the place of, with what stands there then.
 
+    Returns:
+        Modules of the model with the modules that take their places.
+
     Raises:
         ValueError: two grafts for one part, or the model lacks the part.
+
+    Examples:
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> made = regraft.fit_embedding(model, "to-swap", plan=few, warm=2, length=16)
+        >>> swaps = regraft.swaps_of(model, [regraft.attach(pathlib.Path("to-swap/graft"), model)])
+        >>> [(type(part).__name__, type(graft).__name__) for part, graft in swaps]
+        [('Embedding', 'ByteEmbedding')]
     """
     kinds = [kind_of(graft) for graft in grafts]
     if len(set(kinds)) < len(kinds):
@@ -114,9 +132,24 @@ ADDED = ("model", "source", "weights_sha256", "parameters", "tree", "pair")
 def attach(folder: Path, model: Model, kind: str = "") -> Graft:
     """The graft of a folder, made for this very model.
 
+    Args:
+        folder: of the graft.
+        model: an opened model, the one that the graft was made for.
+        kind: which kind it must be; by default any.
+
+    Returns:
+        The graft: its module, its kind, and the part whose place it takes.
+
     Raises:
         CheckpointError: no graft (of that kind) is there, it was made for another model, or its tensors do
             not fit.
+
+    Examples:
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> made = regraft.fit_embedding(model, "to-attach", plan=few, warm=2, length=16)
+        >>> graft = regraft.attach(pathlib.Path("to-attach/graft"), model)
+        >>> type(graft).__name__
+        'ByteEmbedding'
     """
     about = read_about(folder)
     if kind and about["kind"] != kind:

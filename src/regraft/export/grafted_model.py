@@ -45,13 +45,28 @@ def write_grafted(
     """Write the model with its grafts; returns one sentence.
 
     Args:
+        model: an opened model.
+        grafts: what takes its parts' places.
+        target: the folder to write.
         certificate: what the grafts were measured to change, written into the model card and beside it.
         remote_code: carry regraft's own files along, so that `trust_remote_code=True` opens the folder
             without regraft.
 
+    Returns:
+        What was written and how it was read back, in a sentence.
+
     Raises:
         RunFolderError: the target is not empty.
         ValueError: read again, a tensor of the folder differs by a bit, or its outputs by more than rounding.
+
+    Examples:
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> made = regraft.fit_embedding(model, "to-write", plan=few, warm=2, length=16)
+        >>> certificate = regraft.evaluate_grafts(model, ["to-write/graft"], length=16, most=2)
+        >>> graft = regraft.attach(pathlib.Path("to-write/graft"), model)
+        >>> print(regraft.write_grafted(model, [graft], certificate, pathlib.Path("written")))
+        written opens with transformers behind `import regraft`; read again, its tensors are the grafts'
+        to the bit ...
     """
     check_empty(target, "--save")
     model.check_whole("a model is written from all its weights")

@@ -25,7 +25,7 @@ from regraft.model.recording import Recording
 from regraft.model.selfcheck import LENGTH, sample_ids
 from regraft.sweeps.executor import route_logits, route_stream
 from regraft.sweeps.live_edits import Copies
-from regraft.sweeps.variants import Route
+from regraft.sweeps.routes import Route
 
 
 @contextmanager

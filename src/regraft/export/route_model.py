@@ -30,8 +30,9 @@ from regraft.model.wrappers import refuse_adapters
 from regraft.sweeps.executor import route_logits, route_stream
 from regraft.sweeps.metrics import kl_to_clean, loss, top1_agreement
 from regraft.sweeps.provenance import provenance, sweep_attributes
+from regraft.sweeps.routes import Route, Stop
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Stop, Variant
+from regraft.sweeps.variants import Variant
 
 Writer = Callable[[Any, Path], None]
 """Puts a changed model into a new folder."""

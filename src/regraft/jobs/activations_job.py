@@ -27,7 +27,8 @@ from regraft.model.sites import DICTIONARY
 from regraft.sweeps.feature_edits import model_base
 from regraft.sweeps.live_reads import HELD, checked, fitting, live_reads, run_heard
 from regraft.sweeps.provenance import provenance
-from regraft.sweeps.variants import Edit, Route, Variant, whole_number
+from regraft.sweeps.routes import Route, whole_number
+from regraft.sweeps.variants import Edit, Variant
 
 TOKENS = 4096
 """Tokens that a batch has: with the bytes that it keeps bounded too, what the model itself needs in a run
@@ -75,6 +76,12 @@ def activations(
     Raises:
         ValueError: a site, position or prompt that does not exist; sites of two stacks.
         RunFolderError: the folder holds other activations, or something else.
+
+    Examples:
+        >>> texts = ["It is dark", "It is light and warm"]
+        >>> data = regraft.activations(model, texts, "6.resid_post", positions=-1)
+        >>> dict(data["6.resid_post"].sizes)
+        {'token': 2, '6.resid_post feature': 192}
     """
     addresses = [sites] if isinstance(sites, str) else list(dict.fromkeys(sites))
     if not addresses:

@@ -91,6 +91,14 @@ def describe_features(
     Raises:
         RunFolderError: the folder is not empty.
         ValueError: a text without a token, or neighbours' files of what are no adapters.
+
+    Examples:
+        >>> tuned = regraft.load("specimen:tuned")
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> fitted = regraft.fit_transcoder(model, tuned, "described", features=32, plan=few, length=64)
+        >>> data = regraft.describe_features("described/graft", "page", most=2, length=64, k=2)
+        >>> dict(data.frequency.sizes), data.frequency.attrs["units"]
+        ({'block': 12, 'feature': 32}, 'share of tokens above zero')
     """
     folder, out = expanded(folder), expanded(out)
     check_empty(out, "--out")
@@ -193,9 +201,20 @@ def attribute_prompt(
         most: features at tokens that are looked at.
         device: where to run.
 
+    Returns:
+        Nodes and edges of the pruned graph, in logits.
+
     Raises:
         RunFolderError: the folder is not empty.
         ValueError: an empty prompt, or a model that no rule makes linear.
+
+    Examples:
+        >>> tuned = regraft.load("specimen:tuned")
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> fitted = regraft.fit_transcoder(model, tuned, "attributed", features=32, plan=few, length=64)
+        >>> graph = regraft.attribute_prompt("attributed/graft", "Anna has 12 coins", "graph", most=16)
+        >>> {node.kind for node in graph.nodes} >= {"token", "logit"}
+        True
     """
     folder, out = expanded(folder), expanded(out)
     check_empty(out, "--out")

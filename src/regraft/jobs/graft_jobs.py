@@ -103,6 +103,11 @@ def fit_embedding(
     Raises:
         ValueError: sizes that do not fit the model, or no tokenizer.
         RunFolderError: there is a graft already.
+
+    Examples:
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> print(regraft.fit_embedding(model, "bytes", plan=few, warm=2, length=16))
+        410,976 parameters, 0.52 of the table's; ...
     """
     config, plan, weights = config or ByteConfig(), plan or TrainingPlan(), weights or LossWeights()
     out = expanded(out)
@@ -158,6 +163,27 @@ def evaluate_grafts(
     kind.
 
     The certificate is written beside the first, as JSON and as a page.
+
+    Args:
+        model: an opened model.
+        folders: of one graft, or of two that stand in their places together.
+        texts: NAME=PATH of each domain; without them an almanac.
+        length, most: tokens of a sequence, sequences of each domain.
+        opened: how the model was opened, for the command that is named as the next.
+
+    Returns:
+        The certificate: bits per byte, divergence, agreement and costs by domain, with units.
+
+    Raises:
+        CheckpointError: no graft is there, or it was made for another model.
+        ValueError: there is no text.
+
+    Examples:
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> made = regraft.fit_embedding(model, "short", plan=few, warm=2, length=16)
+        >>> certificate = regraft.evaluate_grafts(model, ["short/graft"], length=16, most=2)
+        >>> certificate.bits_per_byte_after.attrs["units"], certificate.kl.attrs["units"]
+        ('bits per byte of text, with the graft', 'nats per token from the model as it was')
     """
     folders = [expanded(folder) for folder in folders]
     grafts = [attach(folder, model) for folder in folders]
@@ -193,7 +219,27 @@ def evaluate_grafts(
 
 
 def bake_embedding(model: Model, folder: Path | str, target: Path | str) -> str:
-    """Write the model with the graft's table."""
+    """Write the model with the graft's table.
+
+    Args:
+        model: an opened model.
+        folder: of the byte embedding, measured before.
+        target: the folder to write.
+
+    Returns:
+        What was written and how it was read back, in a sentence.
+
+    Raises:
+        CheckpointError: no byte embedding is there, or it was made for another model.
+        RunFolderError: the target is not empty.
+
+    Examples:
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> made = regraft.fit_embedding(model, "to-bake", plan=few, warm=2, length=16)
+        >>> certificate = regraft.evaluate_grafts(model, ["to-bake/graft"], length=16, most=2)
+        >>> print(regraft.bake_embedding(model, "to-bake/graft", "baked"))
+        baked opens with transformers and gives the graft's outputs ...
+    """
     folder, target = expanded(folder), expanded(target)
     graft = attach(folder, model, EMBEDDING)
     assert isinstance(graft, ByteEmbedding)
@@ -203,7 +249,31 @@ def bake_embedding(model: Model, folder: Path | str, target: Path | str) -> str:
 def export_grafts(
     model: Model, folders: Sequence[Path | str], target: Path | str, remote_code: bool = False
 ) -> str:
-    """Write the model with one graft or two in it."""
+    """Write the model with one graft or two in it.
+
+    Args:
+        model: an opened model.
+        folders: of one graft, or of two that stand in their places together, measured before.
+        target: the folder to write.
+        remote_code: carry regraft's own files along: `trust_remote_code=True` then opens the folder without
+            regraft.
+
+    Returns:
+        What was written and how it was read back, in a sentence.
+
+    Raises:
+        CheckpointError: no graft is there, or it was made for another model.
+        RunFolderError: the target is not empty.
+        ValueError: a graft was not measured yet.
+
+    Examples:
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> made = regraft.fit_embedding(model, "to-export", plan=few, warm=2, length=16)
+        >>> certificate = regraft.evaluate_grafts(model, ["to-export/graft"], length=16, most=2)
+        >>> print(regraft.export_grafts(model, ["to-export/graft"], "exported"))
+        exported opens with transformers behind `import regraft`; read again, its tensors are the grafts'
+        to the bit ...
+    """
     folders, target = [expanded(folder) for folder in folders], expanded(target)
     grafts = [attach(folder, model) for folder in folders]
     return write_grafted(model, grafts, read_certificate(folders), target, remote_code)

@@ -35,7 +35,12 @@ MEASURED = 32
 @dataclass(frozen=True)
 class Build:
     """How a head is built: which tree, how wide, how large an adapter in times the width, and where the rows
-    start."""
+    start.
+
+    Examples:
+        >>> regraft.Build(tree="huffman", states=200).branching
+        2
+    """
 
     tree: Literal["by-id", "huffman", "two-means", "scores", "merges"] = "scores"
     """Which tree; `scores`: 2-means of what the tokens score on the model's states."""
@@ -70,7 +75,28 @@ def build_head(
     opened: Mapping[str, Any] | None = None,
 ) -> str:
     """Build a tree head, give it starting weights, and write it to `out/graft`; `opened` is how the model was
-    opened."""
+    opened.
+
+    Args:
+        model: an opened model with an output matrix.
+        out: the folder.
+        texts: files and folders whose tokens and states shape the tree; without them an almanac.
+        how: which tree, and how the head starts.
+        length: tokens of a sequence.
+        seed: of everything drawn at random.
+        opened: how the model was opened, for the command that is named as the next.
+
+    Returns:
+        What was built, in a sentence.
+
+    Raises:
+        ValueError: sizes that do not fit, or a model without an output matrix.
+        RunFolderError: there is a graft already.
+
+    Examples:
+        >>> print(regraft.build_head(model, "head", how=regraft.Build(states=60, adapter=1.0), length=16))
+        a scores tree over 4,096 tokens, 12 decisions of up to 2 deep, ...
+    """
     how, out = how or Build(), expanded(out)
     check_empty(out / "graft", "--out")
     check_empty(out / "run", "--out")
@@ -160,6 +186,28 @@ def fit_head(
     """Train the head in `out/graft` and write it there again; checkpoints and log stand in `out/run`.
 
     Of several processes the first writes and has something to say.
+
+    Args:
+        model: an opened model.
+        out: the folder that `build_head` wrote.
+        texts: files and folders to train on; without them an almanac.
+        plan: how long and how fast.
+        loss: cross-entropy along the text's own paths, or the divergence from the original head.
+        length: tokens of a sequence.
+        seed: of everything drawn at random.
+        opened: how the model was opened, for the command that is named as the next.
+
+    Returns:
+        What came out, in a sentence or two.
+
+    Raises:
+        CheckpointError: no head was built in the folder, or it was built for another model.
+
+    Examples:
+        >>> built = regraft.build_head(model, "to-fit", how=regraft.Build(states=60, adapter=1.0), length=16)
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> print(regraft.fit_head(model, "to-fit", plan=few, length=16))
+        after 2 steps the loss on 32 sequences of the text is ... nats per token, the original head's ...
     """
     out = expanded(out)
     text = training_text(model, texts, length, out / "text", seed)

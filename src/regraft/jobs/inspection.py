@@ -30,7 +30,17 @@ class Inspection:
 
 
 def inspect(model: Model) -> Inspection:
-    """The parts, sites and self-check of an opened model."""
+    """The parts, sites and self-check of an opened model.
+
+    Returns:
+        Tables of parts (with shapes and bytes) and sites (with reasons where one does not exist), and
+        what the self-check measured.
+
+    Examples:
+        >>> found = regraft.inspect(model)
+        >>> [(row.part, row.shape, row.bytes) for row in found.parts][0]
+        ('embedding', '4096 x 192', 3145728)
+    """
     return Inspection(model.name, part_rows(model), site_rows(model), model.check.as_dict())
 
 
@@ -40,9 +50,22 @@ def inspect_headers(
     """The anatomy of a checkpoint from its headers alone; `out` is a folder for it as JSON and as a
     drawing, with `pickle_shapes` the tensors of pickles in a local folder are told too.
 
+    Args:
+        source: a folder, a hub id or a specimen.
+        out: a new folder for the anatomy as JSON and as a drawing; nothing writes none.
+        pickle_shapes: tell the tensors of pickles in a local folder, too, executing nothing.
+
+    Returns:
+        Every model that the files hold, with its parts and the bytes of each.
+
     Raises:
         CheckpointError: there is no such checkpoint, or its headers are damaged.
         RunFolderError: the folder is not empty.
+
+    Examples:
+        >>> anatomy = regraft.inspect_headers("specimen:gpt2")
+        >>> sum(component.bytes for component in anatomy)
+        2766336
     """
     if out is not None:
         out = expanded(out)

@@ -38,8 +38,13 @@ def fit_lens(
     """Tune a lens and write it to `out/lens`; the run's checkpoints and log stand in `out/run`.
 
     Args:
+        model: an opened model that writes text.
+        out: the folder.
         texts: files and folders to tune on; without them an almanac.
+        plan: how long and how fast.
         positions: places of a batch that are read at every depth.
+        length: tokens of a sequence.
+        seed: of everything drawn at random.
         opened: how the model was opened, for the command that is named as the next.
 
     Returns:
@@ -48,6 +53,11 @@ def fit_lens(
     Raises:
         ValueError: the model does not write text with one stack, or has no tokenizer.
         RunFolderError: there is a lens already.
+
+    Examples:
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> print(regraft.fit_lens(model, "lens", plan=few, positions=8, length=16))
+        over all depths before the last, the tuned lens is ... nats from what the model says at the end, ...
     """
     out = expanded(out)
     check_empty(out / "lens", "--out")

@@ -45,6 +45,11 @@ def report(
     Raises:
         RunFolderError: the folder holds something else, or a report of another model or version.
         ValueError: there is no such chapter, or none that reads what is given.
+
+    Examples:
+        >>> page, missing = regraft.report(model, "report", chapters=["knockout"])
+        >>> page.name, missing
+        ('report.html', [])
     """
     check_writable(Path(out), "report", model.weights_sha256, version("regraft"))
     return build(model, Path(out), seed, chapter, options, reading, cluster, chapters)
@@ -84,6 +89,12 @@ def report_beside(
     Raises:
         RunFolderError: a folder holds something else.
         ValueError: there is no such chapter, or none that reads what is given.
+
+    Examples:
+        >>> tuned = regraft.load("specimen:tuned")
+        >>> page, missing = regraft.report_beside(model, tuned, "both", chapters=["spectra"])
+        >>> page.name, missing
+        ('beside.html', [])
     """
     asked = chosen_chapters(chapters, CHAPTERS)
     check_read(asked, reading or Reading())

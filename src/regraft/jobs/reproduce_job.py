@@ -194,8 +194,16 @@ def reproduce(
         count: prompts that are read instead of the study's number.
         seed: of everything drawn at random.
 
+    Returns:
+        Each published figure with what was found, how far they are apart, and what was expected.
+
     Raises:
         ValueError: no study, a step that it does not have, or a model of another shape.
+
+    Examples:
+        >>> beside = regraft.reproduce(model, "reproduced", only=["spectra"])
+        >>> beside[0].landmark.quantity, beside[0].unit, abs(beside[0].landmark.value - beside[0].value) < 0.1
+        ('block norm', 'Frobenius norm of all matrices of the block', True)
     """
     source = model.source or model.name
     chosen = study_for(source, study)

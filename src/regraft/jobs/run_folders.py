@@ -58,8 +58,16 @@ class Difference:
 def found_runs(folder: Path) -> list[FoundRun]:
     """All run folders in a folder, itself included, chapters of reports behind their report.
 
+    Returns:
+        What each run is of, in the order of the folders' names.
+
     Raises:
         RunFolderError: there is no such folder, or no run in it.
+
+    Examples:
+        >>> page, missing = regraft.report(model, "listed", chapters=["knockout"])
+        >>> [found.experiment for found in regraft.found_runs(page.parent)]
+        ['report', 'knockout']
     """
     if not folder.is_dir():
         raise RunFolderError(f"there is no folder {folder}")
@@ -103,8 +111,18 @@ class Comparison:
 def compare_runs(one: Path, other: Path) -> Comparison:
     """What differs between two runs of one experiment.
 
+    Returns:
+        Settings that differ, and for each variable how far the two are apart, in its own unit.
+
     Raises:
         RunFolderError: one is no run folder, is a report, or they are of different experiments.
+
+    Examples:
+        >>> page, missing = regraft.report(model, "one", chapters=["knockout"])
+        >>> page, missing = regraft.report(model, "other", chapters=["knockout"], seed=1)
+        >>> compared = regraft.compare_runs(pathlib.Path("one/knockout"), pathlib.Path("other/knockout"))
+        >>> compared.provenance, {one.name: one.units for one in compared.values}["loss"]
+        ({'seed': (0, 1)}, 'nats per token')
     """
     marks = [read_mark(folder) for folder in (one, other)]
     kinds = [str(mark.get("experiment")) for mark in marks]

@@ -65,7 +65,7 @@ def train_tokenizer(
     *,
     like: str = "",
 ) -> str:
-    """Train a tokenizer on files and data sets, write its folder, and say what came out.
+    r"""Train a tokenizer on files and data sets, write its folder, and say what came out.
 
     Args:
         out: the folder, which `AutoTokenizer` opens.
@@ -74,9 +74,18 @@ def train_tokenizer(
         recipe: what is trained.
         like: a tokenizer whose special tokens and chat template are carried over.
 
+    Returns:
+        What came out, in a sentence.
+
     Raises:
         ValueError: there is no text, or the recipe does not fit.
         RunFolderError: the folder is not empty.
+
+    Examples:
+        >>> from regraft.specimens import almanac
+        >>> _ = pathlib.Path("books.txt").write_text("\n".join(almanac.corpus(20_000, 7)))
+        >>> print(regraft.train_tokenizer("made", ["books.txt"], recipe=regraft.Recipe(600)))
+        600 tokens, kind supertoken, trained on ...
     """
     out = expanded(out)
     check_empty(out, "--out")
@@ -121,7 +130,7 @@ def compare_tokenizers(
     most: int = 200,
     bits: bool = False,
 ) -> xr.Dataset:
-    """Compare tokenizers on the same text, and write the page and the data.
+    r"""Compare tokenizers on the same text, and write the page and the data.
 
     Args:
         names: folders, hub ids or specimens.
@@ -131,9 +140,20 @@ def compare_tokenizers(
         most: pieces of about 800 characters drawn from each domain.
         bits: the names are models: measure bits per byte, too.
 
+    Returns:
+        By domain and tokenizer: bytes, characters and words per token, and shares of tokens that cross words.
+
     Raises:
         ValueError: two tokenizers have one name, or there is no text.
         RunFolderError: the folder is not empty.
+
+    Examples:
+        >>> from regraft.specimens import almanac
+        >>> _ = pathlib.Path("books.txt").write_text("\n".join(almanac.corpus(20_000, 7)))
+        >>> both = ["specimen:qwen3", "specimen:gpt2"]
+        >>> data = regraft.compare_tokenizers(both, "compared", ["books=books.txt"], most=4)
+        >>> dict(data.bytes_per_token.sizes), data.bytes_per_token.attrs["units"]
+        ({'tokenizer': 2, 'domain': 1}, 'bytes of text for each token')
     """
     out = expanded(out)
     check_empty(out, "--out")

@@ -95,6 +95,14 @@ def fit_transcoder(
     Raises:
         ValueError: the models are no pair, or the text has no token.
         RunFolderError: there are adapters already.
+
+    Examples:
+        >>> tuned = regraft.load("specimen:tuned")
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> fitted = regraft.fit_transcoder(model, tuned, "adapters", features=32, plan=few, length=64)
+        >>> print(fitted)
+        150,144 parameters beside 12 MLPs; after 2 steps the divergence from specimen:tuned is ... nats
+        per token, ...
     """
     weights, plan, out = weights or TranscoderLoss(), plan or TrainingPlan(batch=8), expanded(out)
     check_empty(out / "graft", "--out")
@@ -178,8 +186,24 @@ def open_transcoder(
 
     A folder in the layout of the published adapters, a whole model with adapters in it, opens too.
 
+    Args:
+        folder: of the adapters.
+        base, target: other names of the same weights.
+        device: where to run.
+
+    Returns:
+        The adapted model, and its adapters.
+
     Raises:
         CheckpointError: no adapters are there, or they were made for other weights.
+
+    Examples:
+        >>> tuned = regraft.load("specimen:tuned")
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> fitted = regraft.fit_transcoder(model, tuned, "opened", features=32, plan=few, length=64)
+        >>> adapted, adapters = regraft.open_transcoder("opened/graft")
+        >>> adapted.record("Anna has 12 coins")["5.feature"].shape  # (B, T, F)
+        torch.Size([1, 8, 32])
     """
     if is_published(expanded(folder)):
         carrier, graft = read_published(expanded(folder), device)
@@ -219,12 +243,29 @@ def evaluate_transcoder(
     Args:
         folder: of the adapters.
         base, target: other names of the same weights.
+        texts: NAME=PATH of each domain.
         length, most: tokens of a sequence, sequences of each domain.
         prompts_count: whether predictions of the questions' tokens count.
         solve: held-out problems that every model writes on behind; 0: none, or all of `problems`.
         problems: JSONL with `question` and `answer`; without it worked sums.
         new_tokens: tokens written behind a problem at most.
         device: where to run.
+
+    Returns:
+        Losses of base, target, hybrid and adapted model in nats per token, what is recovered, and how
+        many features are active.
+
+    Raises:
+        CheckpointError: no adapters are there, or the models are not theirs.
+        ValueError: there is no text.
+
+    Examples:
+        >>> tuned = regraft.load("specimen:tuned")
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> fitted = regraft.fit_transcoder(model, tuned, "measured", features=32, plan=few, length=64)
+        >>> data = regraft.evaluate_transcoder("measured/graft", length=64, most=2)
+        >>> dict(data.loss.sizes), data.loss.attrs["units"]
+        ({'domain': 1, 'model': 4}, 'nats per token that counts')
     """
     folder = expanded(folder)
     if solve < 0:
@@ -262,7 +303,30 @@ def evaluate_transcoder(
 
 def export_transcoder(folder: Path | str, target: Path | str, remote_code: bool = False) -> str:
     """Write the model with the adapters in it as a Hugging Face folder; adapters that were not measured are
-    measured first, on worked sums."""
+    measured first, on worked sums.
+
+    Args:
+        folder: of the adapters.
+        target: the folder to write.
+        remote_code: carry regraft's own files along, so that `trust_remote_code=True` opens the folder
+            without regraft.
+
+    Returns:
+        What was written and how it was read back, in a sentence.
+
+    Raises:
+        CheckpointError: no adapters are there.
+        RunFolderError: the target is not empty.
+
+    Examples:
+        >>> tuned = regraft.load("specimen:tuned")
+        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> fitted = regraft.fit_transcoder(model, tuned, "to-write", features=32, plan=few, length=64)
+        >>> data = regraft.evaluate_transcoder("to-write/graft", length=64, most=2)
+        >>> print(regraft.export_transcoder("to-write/graft", "adapted"))
+        adapted opens with transformers behind `import regraft`; read again, its tensors are the grafts'
+        to the bit ...
+    """
     folder, target = expanded(folder), expanded(target)
     check_empty(target, "--save")
     if not (folder / CERTIFICATE).exists():

@@ -49,7 +49,7 @@ def transplant_tokenizer(
     heal: int = 0,
     seed: int = 0,
 ) -> tuple[xr.Dataset, str]:
-    """Give a model another tokenizer: estimate rows, heal them, measure, write; the certificate and what to
+    r"""Give a model another tokenizer: estimate rows, heal them, measure, write; the certificate and what to
     say.
 
     Args:
@@ -62,9 +62,23 @@ def transplant_tokenizer(
         heal: steps of a short training of the new rows alone.
         seed: of everything drawn at random.
 
+    Returns:
+        The certificate, and what to say of it.
+
     Raises:
         ValueError: the model cannot have this tokenizer, or what was asked for means nothing.
         RunFolderError: the target is not empty.
+
+    Examples:
+        >>> from regraft.specimens import almanac
+        >>> _ = pathlib.Path("books.txt").write_text("\n".join(almanac.corpus(20_000, 7)))
+        >>> words = regraft.Recipe(600, "superword")
+        >>> made = regraft.train_tokenizer("new-words", ["books.txt"], recipe=words)
+        >>> sources = regraft.Sources(encoder="none", pieces=2, controls=False)
+        >>> pieces = regraft.InitSettings("retok")
+        >>> data, said = regraft.transplant_tokenizer(model, "new-words", "planted", pieces, sources)
+        >>> dict(data.bits_per_byte.sizes), data.bits_per_byte.attrs["units"]
+        ({'state': 2, 'domain': 1}, 'bits per byte of text')
     """
     settings, sources, target = settings or InitSettings(), sources or Sources(), expanded(target)
     began = time.perf_counter()

@@ -28,6 +28,8 @@ from regraft.tokenizers.transplantation import old_case
 
 READ = 2000
 """Pieces of text that alignment and auxiliary vectors are made from."""
+NO_ENCODER = "none"
+"""Said in an encoder's place where there is to be none, on the command line and here."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Sources:
 
     `opened` are the options that the model was opened with, for the command that makes it all again;
     `controls`: whether rows drawn at random are measured, too.
+
+    Examples:
+        >>> regraft.Sources(train=("books.txt",), encoder="none").pieces  # that are measured of a domain
+        100
     """
 
     train: tuple[str, ...] = ()
@@ -60,9 +66,10 @@ def opened_case(model: Model, tokenizer: str, sources: Sources) -> TransplantCas
     """What the methods look at, from what a command names."""
     reader = open_tokenizer(tokenizer)
     donor_VD = donor_table(sources.donor, reader) if sources.donor else None
-    vectors = (
-        Vectors(open_encoder(sources.encoder, str(model.device)), sources.cache) if sources.encoder else None
+    encoder = (
+        None if sources.encoder in ("", NO_ENCODER) else open_encoder(sources.encoder, str(model.device))
     )
+    vectors = encoder and Vectors(encoder, sources.cache)
     return old_case(model, reader, learning_text(sources.train), vectors, donor_VD)
 
 
@@ -94,7 +101,7 @@ def explain_token(
     settings: InitSettings | None = None,
     sources: Sources | None = None,
 ) -> xr.Dataset:
-    """What the rows of one new token would be made of: its pieces and neighbours, how much alike, and the
+    r"""What the rows of one new token would be made of: its pieces and neighbours, how much alike, and the
     weights.
 
     Args:
@@ -104,8 +111,19 @@ def explain_token(
         settings: how rows of new tokens are estimated.
         sources: what is read besides the model.
 
+    Returns:
+        A row for each old token that is mixed in: its share of the length, likeness and weight, in shares.
+
     Raises:
         ValueError: the new tokenizer has no such token, or the model cannot have this tokenizer.
+
+    Examples:
+        >>> from regraft.specimens import almanac
+        >>> _ = pathlib.Path("books.txt").write_text("\n".join(almanac.corpus(20_000, 7)))
+        >>> made = regraft.train_tokenizer("words", ["books.txt"], recipe=regraft.Recipe(600, "superword"))
+        >>> told = regraft.explain_token(model, "words", "#590", sources=regraft.Sources(encoder="none"))
+        >>> round(float(told.weight.sum()), 3), told.weight.attrs["units"]
+        (1.0, 'share of the new row')
     """
     settings, sources = settings or InitSettings(), sources or Sources()
     check_donor(settings, sources)

@@ -62,9 +62,21 @@ def load(
         memory: the most that the process may hold, `"3GiB"` or a number of bytes; by itself it streams a
             checkpoint that does not fit.
 
+    Returns:
+        The opened model; its notes say what was done on the way, `model.check` what was proved.
+
     Raises:
         ValueError: the checkpoint is damaged, incomplete, not safetensors, no transformer was found in it, or
             two of its blocks do not fit into the memory.
+
+    Examples:
+        >>> model = regraft.load("specimen:gpt2")
+        >>> len(model.blocks), model.width, model.vocabulary
+        (4, 128, 4096)
+        >>> regraft.load("no-such-folder/model")
+        Traceback (most recent call last):
+        ...
+        regraft.checkpoint.locate.CheckpointError: ...
     """
     notes: list[str] = []
     source, tokenizer = _source_of(source, tokenizer)

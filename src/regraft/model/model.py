@@ -43,6 +43,16 @@ class Model(ReadsTexts):
     proves something (fewer than 8 where the model has fewer positions), `notes` what a reader should know of
     how it was opened. `target_tokenizer` is that of what an encoder-decoder writes, where it is not the one
     of what it reads.
+
+    Examples:
+        >>> model.site("6.resid_post").address
+        '6.resid_post'
+        >>> model.record("It is dark and she walks").positions
+        7
+        >>> model.site("12.resid_post")
+        Traceback (most recent call last):
+        ...
+        regraft.model.sites.SiteError: ...
     """
 
     hf: Any

@@ -44,6 +44,13 @@ class Recording:
     tokens; `scored_BT` is True on the tokens that a loss counts (token t is predicted at position t - 1).
     `notes` say what a reader of a result should know of the prompts. The recording belongs to the weights and
     hooks that it was made with.
+
+    Examples:
+        >>> clean = model.record("It is dark and she walks")
+        >>> clean["6.resid_post"].shape  # (B, T, D): prompts, positions, width
+        torch.Size([1, 7, 192])
+        >>> clean["6.z"].shape  # (B, T, H, width of a head)
+        torch.Size([1, 7, 6, 32])
     """
 
     model: Model

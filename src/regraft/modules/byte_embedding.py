@@ -25,6 +25,11 @@ class ByteConfig:
     MLP, readout.
 
     `flatten` lays the bytes side by side; `pool` lets one learnt query per head attend to them.
+
+    Examples:
+        >>> config = regraft.ByteConfig(byte_width=32, neurons=256)
+        >>> config.group  # bytes kept of a token
+        16
     """
 
     group: int = 16
@@ -72,7 +77,13 @@ def _near(width: int, group: int) -> str:
 
 
 class ByteEmbedding(nn.Module):
-    """The function from token ids to vectors; takes the place of an `nn.Embedding`."""
+    """The function from token ids to vectors; takes the place of an `nn.Embedding`.
+
+    Examples:
+        >>> embedding = regraft.make_embedding(model, regraft.ByteConfig())
+        >>> type(embedding).__name__, embedding(model.record("It is dark").ids_BT).shape  # (B, T, D)
+        ('ByteEmbedding', torch.Size([1, 3, 192]))
+    """
 
     codes_VG: Tensor
     own_V: Tensor

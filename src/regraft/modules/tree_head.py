@@ -60,7 +60,24 @@ class TreeShape:
 
 
 def tree_head(tree: Tree, width: int, neurons: int = 0, sparse: bool = True) -> TreeHead:
-    """A head on a tree, all of its decisions even; `neurons` of the adapter in front (0: none)."""
+    """A head on a tree, all of its decisions even; `neurons` of the adapter in front (0: none).
+
+    Args:
+        tree: over the vocabulary's V tokens.
+        width: of the states that it reads, D.
+        neurons: of the adapter in front; 0: none.
+        sparse: whether its tables have sparse gradients.
+
+    Returns:
+        The head: from states (..., D) to log-probabilities (..., V) in nats.
+
+    Examples:
+        >>> from regraft.modules.trees import by_id
+        >>> head = regraft.tree_head(by_id(16), width=8)
+        >>> log_p = head.log_probabilities(torch.zeros(1, 8))  # (R, V) nats: all decisions are even
+        >>> [round(float(p), 4) for p in log_p.exp()[0, :2].detach()]
+        [0.0625, 0.0625]
+    """
     shape = TreeShape(tree.leaves, len(tree.children_NB), tree.children_NB.shape[1], len(tree.levels))
     head = TreeHead(shape, width, neurons, sparse)
     for name, tensor in tables(tree).items():
@@ -114,6 +131,12 @@ class TreeHead(nn.Module):
     """Vectors and biases of a tree's inner nodes, behind an adapter if it has neurons; everything exact.
 
     Row V - 1 of the tables is padding: always zero, never moved.
+
+    Examples:
+        >>> from regraft.modules.trees import by_id
+        >>> head = regraft.tree_head(by_id(16), width=8)
+        >>> type(head).__name__, head.shape.leaves, head.shape.depth
+        ('TreeHead', 16, 4)
     """
 
     nodes_VL: Tensor

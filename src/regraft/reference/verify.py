@@ -131,9 +131,18 @@ def rebuild(
         carry: at a stage that parts take the official tensor and go on.
         official: how the official tensors are had.
 
+    Returns:
+        For every stage its shape, the largest difference from the official tensor and how many decimals
+        match.
+
     Raises:
         CheckpointError: no rebuilt architecture has such tensors, or the folder is not whole.
         ValueError: a variant that is not rebuilt, a wrong dtype, an unknown stage, an empty text.
+
+    Examples:
+        >>> data = regraft.rebuild("specimen:gpt2", generate=2)
+        >>> dict(data.largest.sizes), bool((data.decimals >= 5).all())
+        ({'stage': 53}, True)
     """
     if dtype not in NEEDED:
         raise ValueError(f"dtype {dtype!r} cannot be compared in: choose {' or '.join(NEEDED)}")

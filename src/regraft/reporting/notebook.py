@@ -30,8 +30,16 @@ def figure(dataset: xr.Dataset, number: int = 0) -> go.Figure:
         dataset: the result of an experiment, or of a sweep of a grid.
         number: which of its figures.
 
+    Returns:
+        A plotly figure.
+
     Raises:
         ValueError: it is no result of regraft, or has not so many figures.
+
+    Examples:
+        >>> data = regraft.knockout(model, count=2, tokens=4)
+        >>> len(regraft.figure(data).data) > 0
+        True
     """
     if not isinstance(dataset, xr.Dataset) or "experiment" not in dataset.attrs:
         raise ValueError(

@@ -105,6 +105,14 @@ class Cluster:
     Raises:
         ClusterError: Ray is not installed, no cluster is there, the model is a live one, or a worker has
             other versions or other weights.
+
+    Examples:
+        >>> workers = regraft.Cluster(regraft.load("specimen:qwen3"), "local", workers=1)
+        >>> clean = workers.model.record("It is dark")
+        >>> cells = [regraft.Zero(f"{b}.mlp_out") for b in range(12)]
+        >>> regraft.sweep(clean, cells, regraft.loss(), cluster=workers).values["loss"].shape
+        torch.Size([12, 1])
+        >>> workers.close()
     """
 
     def __init__(

@@ -24,7 +24,8 @@ from regraft.sweeps.linear_edits import CleanBlocks, corrected_stream
 from regraft.sweeps.plan import SweepPlan, keys_cost
 from regraft.sweeps.plan_nodes import EntryEdit, Leaf, Node
 from regraft.sweeps.prefix_cache import cone_of
-from regraft.sweeps.variants import Edit, Route
+from regraft.sweeps.routes import Route
+from regraft.sweeps.variants import Edit
 
 
 @dataclass(eq=False)

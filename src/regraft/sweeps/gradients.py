@@ -32,9 +32,18 @@ def gradients(recording: Recording, metric: AnyMetric, sites: str | Sequence[str
         metric: what is differentiated: its mean over a prompt's positions, as a sweep gives it.
         sites: one address or several.
 
+    Returns:
+        By site a tensor in the activation's own shape, in the metric's unit for each unit of the activation.
+
     Raises:
         SiteError: a site that does not exist here, or the pattern.
         ValueError: a metric that does not vary smoothly, so that it has no gradient.
+
+    Examples:
+        >>> clean = model.record("The capital of France is")
+        >>> slope = regraft.gradients(clean, regraft.token_logit(" Paris"), "6.z")["6.z"]
+        >>> slope.shape == clean["6.z"].shape  # logits for each unit of the activation
+        True
     """
     addresses = [sites] if isinstance(sites, str) else list(dict.fromkeys(sites))
     model, what = recording.model, resolved(metric, recording)

@@ -11,8 +11,9 @@ import numpy as np
 
 from regraft.model.model import Model
 from regraft.sweeps.provenance import provenance, sweep_attributes
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep_result import SweepResult
-from regraft.sweeps.variants import Edit, Route, Variant
+from regraft.sweeps.variants import Edit, Variant
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -50,16 +51,23 @@ def grid(edit: Callable[..., Variant | Edit | Route | Sequence[Edit]], **coordin
     """Variants for all combinations of coordinates; a sweep of them gives an `xarray.Dataset` with these
     dimensions.
 
-        cells = grid(lambda block, at: Zero(f"{block}.mlp_out", at), block=range(12), at=[0, -1])
-        sweep(recording, cells, loss()).loss.sel(block=2, at=-1)
-
     Args:
         edit: what is done at a cell: a function of the coordinates, by their names, that returns an edit,
             several, a route or a `Variant`.
         coordinates: the values of each dimension.
 
+    Returns:
+        The cells, for `sweep`, which answers with a dataset over these dimensions.
+
     Raises:
         ValueError: no function, no coordinates, one without values, or one whose name the result needs.
+
+    Examples:
+        >>> zero = lambda block, at: regraft.Zero(f"{block}.mlp_out", at)
+        >>> cells = regraft.grid(zero, block=range(12), at=[0, -1])
+        >>> data = regraft.sweep(model.record("The capital of France is", " Paris"), cells, regraft.loss())
+        >>> dict(data.loss.sizes), data.loss.attrs["units"]
+        ({'block': 12, 'at': 2}, 'nats per token')
     """
     if not callable(edit):
         what = type(edit).__name__

@@ -21,7 +21,7 @@ import torch
 from regraft.core.files import place_of, writing
 from regraft.core.scoped import scoped
 from regraft.model.recording import Recording
-from regraft.sweeps.metrics import Metric
+from regraft.sweeps.metric_kinds import Metric
 from regraft.sweeps.plan import Work
 from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.told_variants import digest_of
@@ -59,7 +59,23 @@ _KEEPING: ContextVar[KeptRun | None] = ContextVar("regraft_keeping", default=Non
 
 @contextmanager
 def keeping(folder: Path | str | None) -> Iterator[None]:
-    """While inside, every sweep is kept in a folder, and what is there already is not measured again."""
+    """While inside, every sweep is kept in a folder, and what is there already is not measured again.
+
+    Args:
+        folder: where groups of variants are kept as they are measured, with checksums; None keeps nothing.
+
+    Returns:
+        A context.
+
+    Examples:
+        >>> clean = model.record("It is dark and she walks")
+        >>> with regraft.keeping("kept"):
+        ...     first = regraft.sweep(clean, regraft.Zero("6.mlp_out"), regraft.loss()).mean("loss")
+        >>> with regraft.keeping("kept"):  # read again, nothing is run
+        ...     again = regraft.sweep(clean, regraft.Zero("6.mlp_out"), regraft.loss()).mean("loss")
+        >>> bool(first == again)
+        True
+    """
     with scoped(_KEEPING, None if folder is None else KeptRun(place_of(folder))):
         yield
 

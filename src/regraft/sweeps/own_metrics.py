@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regraft.model.recording import Recording
-from regraft.sweeps.metrics import AtPosition, Clean, Metric, full, predicted_pairs
+from regraft.sweeps.metric_kinds import AtPosition, Clean, Metric, full, predicted_pairs
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,6 @@ def metric(
 ) -> Metric:
     """A metric of one's own: any function of the logits at the positions that are read.
 
-    >>> entropy = metric(lambda logits: -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1), "nats")
-
     Args:
         function: from logits (c, V) of some rows and positions to a number for each, (c,).
         unit: what goes with every number.
@@ -66,9 +64,19 @@ def metric(
         scored: read every position that predicts a scored token, and average over a prompt's.
         larger_is_better: which way is better.
 
+    Returns:
+        A metric for `sweep`, which answers with (variants, prompts).
+
     Raises:
         ValueError: no function, or both a position and all that are scored. When it is measured: it returns
             another shape, or a number that is not finite.
+
+    Examples:
+        >>> in_nats = lambda logits: -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+        >>> entropy = regraft.metric(in_nats, "nats", name="entropy")
+        >>> result = regraft.sweep(model.record("It is dark"), regraft.Zero("6.mlp_out"), entropy)
+        >>> result.values["entropy"].shape, result.units["entropy"]
+        (torch.Size([1, 1]), 'nats')
     """
     if not callable(function) or (scored and position is not None):
         what = f"a {type(function).__name__} is no function of the logits" if not callable(function) else ""

@@ -24,7 +24,8 @@ from regraft.sweeps.batch_layout import (
     edit_positions,
 )
 from regraft.sweeps.plan_nodes import EntryEdit, Leaf, Node, Source, scheduled
-from regraft.sweeps.variants import Edit, Route, Stop, Variant
+from regraft.sweeps.routes import Route, Stop
+from regraft.sweeps.variants import Edit, Variant
 
 CONE_STEPS, CONE_LEAST_STEP = 16, 4
 """Rows that go together carry positions from the same place on: sixteen places, none of fewer than four

@@ -6,7 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from regraft.sweeps.variants import Edit, Stop
+from regraft.sweeps.routes import Stop
+from regraft.sweeps.variants import Edit
 
 Source = tuple[str, int]
 """A recorded stream: `("pre", b)` enters block b, `("post", b)` leaves it."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from regraft.model.recording import Recording
-from regraft.sweeps.metrics import AnyMetric, Metric, resolved
+from regraft.sweeps.metric_kinds import Metric
+from regraft.sweeps.metrics import AnyMetric, resolved
 from regraft.sweeps.region_metrics import with_regions
 
 

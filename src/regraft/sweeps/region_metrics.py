@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regraft.model.recording import Recording
-from regraft.sweeps.metrics import AtPosition, Clean, Metric
+from regraft.sweeps.metric_kinds import AtPosition, Clean, Metric
 
 
 @dataclass(frozen=True)

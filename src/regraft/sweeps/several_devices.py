@@ -22,6 +22,12 @@ class Devices:
     """Copies of one model on other devices; the model itself measures, too.
 
     Its own shares are measured by the thread that asks, which may hold the model already.
+
+    Examples:
+        >>> two = regraft.Devices(model, [regraft.load()])  # the second one on "cuda:1", for instance
+        >>> clean, cells = model.record("It is dark"), [regraft.Zero(f"{b}.mlp_out") for b in range(12)]
+        >>> regraft.sweep(clean, cells, regraft.loss(), cluster=two).values["loss"].shape
+        torch.Size([12, 1])
     """
 
     def __init__(self, model: Model, copies: Sequence[Model]):

@@ -26,16 +26,18 @@ from regraft.sweeps.executor import Replay, State
 from regraft.sweeps.feature_edits import spliced
 from regraft.sweeps.forecast import announce
 from regraft.sweeps.grids import Grid, as_dataset
-from regraft.sweeps.metrics import AnyMetric, Metric, measured_type, metrics_of
+from regraft.sweeps.metric_kinds import Metric, measured_type
+from regraft.sweeps.metrics import AnyMetric, metrics_of
 from regraft.sweeps.plan import SweepPlan, Work, make_plan, naive_cost
 from regraft.sweeps.plan_nodes import Leaf
 from regraft.sweeps.prefix_cache import why_no_cone
 from regraft.sweeps.read_pairs import ReadPairs, named_metrics
 from regraft.sweeps.recorded_layout import batch_rows, layout_of, live_rows
+from regraft.sweeps.routes import Route
 from regraft.sweeps.shares import Helpers, helped_by, in_shares, measured_in_shares
-from regraft.sweeps.sweep_result import SweepResult, joined
+from regraft.sweeps.sweep_result import SweepError, SweepResult, joined
 from regraft.sweeps.unchanged import Unchanged
-from regraft.sweeps.variants import Add, Edit, Replace, Route, Variant, variants_of
+from regraft.sweeps.variants import Add, Edit, Replace, Variant, variants_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -101,8 +103,15 @@ def sweep(
 
     Raises:
         ValueError: a site, position, target or route that does not exist here; the sentence says which.
-        SweepError: the control row, which changes nothing, came out different: no number of this sweep can be
-            trusted.
+        SweepError: the control row, which changes nothing, came out different: no number can be trusted.
+
+    Examples:
+        >>> skipped = [regraft.Route.skip(12, {block}) for block in range(12)]
+        >>> result = regraft.sweep(model.record("It is dark"), skipped, regraft.loss())
+        >>> result.values["loss"].shape  # (variants, prompts), nats per token
+        torch.Size([12, 1])
+        >>> result.work.executed < result.work.naive  # calls of blocks that were run, and of whole forwards
+        True
     """
     recordings = [recording] if isinstance(recording, Recording) else recording
     metrics, cells = metrics_of(metric), variants if isinstance(variants, Grid) else None
@@ -142,10 +151,6 @@ def _measured(
         return _Sweep(recording, list(some), metrics, exact, (number, count)).run()
 
     return measured_in_shares(recording, variants, metrics, exact, here)
-
-
-class SweepError(RuntimeError):
-    """A sweep whose numbers cannot be trusted; the message says why."""
 
 
 class _Sweep:

@@ -15,6 +15,10 @@ from regraft.sweeps.changed_reads import joined_reads
 from regraft.sweeps.plan import Work
 
 
+class SweepError(RuntimeError):
+    """A sweep whose numbers cannot be trusted; the message says why."""
+
+
 @dataclass(repr=False)
 class SweepResult:
     """What a sweep measured.

@@ -15,7 +15,8 @@ from torch import Tensor
 from regraft.model.recording import Recording
 from regraft.sweeps.batch_layout import STREAM_SITES, BatchLayout, check_positions, edit_positions
 from regraft.sweeps.edits import Carried, pick_value
-from regraft.sweeps.variants import Replace, Route, Variant
+from regraft.sweeps.routes import Route
+from regraft.sweeps.variants import Replace, Variant
 
 ASKED = 8
 """Variants of a block from which on its insides are read to compare them, at the cost of one run of the

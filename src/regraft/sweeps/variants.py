@@ -1,26 +1,23 @@
-"""What a sweep varies: routes (which blocks a run passes through) and edits (changes of an activation at a
-site).
+"""What a sweep varies: edits (changes of an activation at a site), on a route or on the clean one.
 
 Shapes: g edits of a group, B prompts, k positions, W features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from regraft.sweeps.routes import Route
+
 Position = int | Sequence[int] | str | None
 PROMPT, NEW = "prompt", "new"
 """Positions of an edit while text is written: those of the prompt, and those of what is written behind it."""
-MOST_STOPS = 10_000
-"""Calls on a route, more than any model has blocks: an iterator that goes on beyond them does not end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +26,12 @@ class Edit:
 
     A negative position counts from the end of each prompt. Positions are numbers; a mask of booleans is
     refused. While text is written, `"prompt"` and `"new"` mean all tokens of either.
+
+    Examples:
+        >>> isinstance(regraft.Zero("6.mlp_out", position=-1), regraft.Edit)
+        True
+        >>> regraft.Zero("6.mlp_out", position=-1).site
+        '6.mlp_out'
     """
 
     site: str
@@ -56,7 +59,13 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Zero(Edit):
-    """Set the activation to 0."""
+    """Set the activation to 0.
+
+    Examples:
+        >>> clean = model.record("The capital of France is", " Paris")
+        >>> regraft.sweep(clean, regraft.Zero("6.head.0"), regraft.loss()).values["loss"].shape
+        torch.Size([1, 1])
+    """
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -107,6 +116,14 @@ class Replace(_WithValue):
     `value` is one number, one vector (W,), one for each position (k, W) or for each prompt and position (B,
     k, W), or a whole activation (B, T, W), of which the edited positions are taken. With a negative position
     a whole activation must come from prompts as long as the edited ones.
+
+    Examples:
+        >>> am = model.record("The time displayed is 9:00 am. Therefore, it is currently the")
+        >>> pm = model.record("The time displayed is 9:00 pm. Therefore, it is currently the")
+        >>> patched = regraft.Replace("3.resid_pre", am["3.resid_pre"], position=-1)
+        >>> result = regraft.sweep(pm, patched, regraft.logit_difference(" morning", " night"))
+        >>> result.values["logit_difference"].shape  # logits, (variants, prompts)
+        torch.Size([1, 1])
     """
 
     def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
@@ -115,7 +132,14 @@ class Replace(_WithValue):
 
 
 class Add(_WithValue):
-    """Add `value`, in any of the shapes of `Replace`."""
+    """Add `value`, in any of the shapes of `Replace`.
+
+    Examples:
+        >>> night = model.activations(" night", "6.resid_post", positions=-1)["6.resid_post"].values[0]
+        >>> night.shape  # (D,)
+        (192,)
+        >>> written = model.generate("It is dark", edits=regraft.Add("6.resid_post", night, "new"), tokens=3)
+    """
 
     def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
         assert value_BkW is not None
@@ -124,7 +148,14 @@ class Add(_WithValue):
 
 @dataclass(frozen=True, eq=False)
 class Scale(Edit):
-    """Multiply the activation by `factor`."""
+    """Multiply the activation by `factor`.
+
+    Examples:
+        >>> clean = model.record("It is dark")
+        >>> same = regraft.sweep(clean, regraft.Scale("6.mlp_out", 1.0), regraft.stream_distance())
+        >>> round(float(same.mean("stream_distance")), 3)
+        0.0
+    """
 
     factor: float = 1.0
 
@@ -152,7 +183,11 @@ class Apply(Edit):
     The function sees the edited positions alone, of one run, in any number; it answers for each position by
     itself. (Where rows carry only what an edit can change, there is nothing else to see.)
 
-    >>> spliced = Apply("5.resid_post", lambda x: sae.decode(sae.encode(x)))
+    Examples:
+        >>> clean = model.record("It is dark")
+        >>> clipped = regraft.Apply("6.mlp_out", lambda x: x.clamp(-1, 1))
+        >>> regraft.sweep(clean, clipped, regraft.kl_to_clean()).values["kl_to_clean"].shape
+        torch.Size([1, 1])
     """
 
     function: Callable[[Tensor], Tensor] | None = None
@@ -194,7 +229,15 @@ class Apply(Edit):
 @dataclass(frozen=True, eq=False)
 class Noise(Edit):
     """Add Gaussian noise whose standard deviation is `scale` times the activation's root mean square at each
-    position."""
+    position.
+
+    Examples:
+        >>> clean = model.record("It is dark")
+        >>> levels = [regraft.Noise("6.resid_pre", scale, seed=1) for scale in (0.1, 1.0)]
+        >>> far = regraft.sweep(clean, levels, regraft.stream_distance()).values["stream_distance"]
+        >>> bool(far[0] < far[1])
+        True
+    """
 
     scale: float = 0.0
     seed: int = 0
@@ -235,83 +278,16 @@ def _plain(position: Position) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Stop:
-    """One call on a route: a block, or `module` in that block's place, called with that block's arguments."""
-
-    block: int
-    module: Callable[..., Any] | None = None
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Two stops with one key compute the same."""
-        return (self.block, None if self.module is None else id(self.module))
-
-
-@dataclass(frozen=True, eq=False)
-class Route:
-    """The sequence of blocks that a run passes through."""
-
-    stops: tuple[Stop, ...]
-    count: int | None = None
-    """Number of blocks of the models that it was made for, where it was made for a number."""
-
-    @classmethod
-    def order(cls, blocks: Iterable[int]) -> Route:
-        """Blocks in the given order; any may be missing or come again.
-
-        Raises:
-            ValueError: it does not end.
-        """
-        stops = tuple(Stop(block) for block in islice(blocks, MOST_STOPS + 1))
-        if len(stops) > MOST_STOPS:
-            raise ValueError(
-                f"this route goes on behind {MOST_STOPS:,} blocks and may never end: give a list of blocks"
-            )
-        return cls(stops)
-
-    @classmethod
-    def skip(cls, count: int, skipped: Iterable[int]) -> Route:
-        """All of `count` blocks but some."""
-        left_out = set(skipped)
-        _within(count, left_out)
-        return cls(tuple(Stop(block) for block in range(count) if block not in left_out), count)
-
-    @classmethod
-    def swap(cls, count: int, first: int, second: int) -> Route:
-        """All of `count` blocks with two exchanged."""
-        _within(count, (first, second))
-        order = list(range(count))
-        order[first], order[second] = order[second], order[first]
-        return cls(tuple(Stop(block) for block in order), count)
-
-    @classmethod
-    def repeat(cls, count: int, block: int, times: int) -> Route:
-        """All of `count` blocks, one of them `times` times in place (0: left out)."""
-        _within(count, (block,))
-        if whole_number(times, "number of times") < 0:
-            raise ValueError(f"a block cannot be run {times} times: write 0 or more")
-        return cls(tuple(Stop(b) for b in range(count) for _ in range(times if b == block else 1)), count)
-
-    @classmethod
-    def replace(cls, count: int, modules: Mapping[int, Callable[..., Any]]) -> Route:
-        """All of `count` blocks, with other modules in some blocks' places."""
-        _within(count, modules)
-        return cls(tuple(Stop(block, modules.get(block)) for block in range(count)), count)
-
-
-def _within(count: int, blocks: Iterable[int]) -> None:
-    blocks = [whole_number(block, "block") for block in blocks]
-    wrong = next((block for block in blocks if not 0 <= block < count), None)
-    if wrong is not None:
-        raise ValueError(f"there is no block {wrong}: there are {count} blocks, 0 to {count - 1}")
-
-
-@dataclass(frozen=True, eq=False)
 class Variant:
     """One run that differs from the clean one: a route (None: the clean one) and edits on it, one or several.
 
     Raises:
         ValueError: something among the edits is no edit, or the route is none.
+
+    Examples:
+        >>> both = regraft.Variant([regraft.Zero("3.mlp_out"), regraft.Scale("6.head.2", 0.5)])
+        >>> regraft.sweep(model.record("It is dark"), both, regraft.kl_to_clean()).values["kl_to_clean"].shape
+        torch.Size([1, 1])
     """
 
     edits: Sequence[Edit] = ()
@@ -354,14 +330,3 @@ def variants_of(given: Any) -> list[Variant]:
     if wrong is not None:
         raise ValueError(f"a {type(wrong).__name__} is no variant: give Variant([edits]), an edit or a route")
     return made
-
-
-def whole_number(value: Any, noun: str) -> int:
-    """A whole number that counts something.
-
-    Raises:
-        ValueError: a boolean, a fraction, or no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{value!r} is no {noun}: write a whole number")
-    return int(value)

@@ -41,6 +41,14 @@ class InitSettings:
 
     Raises:
         ValueError: a value that means nothing.
+
+    Examples:
+        >>> regraft.InitSettings("hybrid", temperature=0.5).nearest
+        3
+        >>> regraft.InitSettings(temperature=0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: ...
     """
 
     method: Method = "hybrid"

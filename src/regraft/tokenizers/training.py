@@ -45,6 +45,14 @@ class Recipe:
     Raises:
         ValueError: the size does not hold every byte and the special tokens or is absurd, a share is not
             between 0 and 1, or there is nothing to merge or to hold.
+
+    Examples:
+        >>> regraft.Recipe(600, "superword").words  # share of the vocabulary spent within words
+        0.5
+        >>> regraft.Recipe(100)
+        Traceback (most recent call last):
+        ...
+        ValueError: ...
     """
 
     vocabulary: int = 16384

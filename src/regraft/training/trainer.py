@@ -1,8 +1,7 @@
 """One trainer for all grafts: the frozen model teaches the part that stands in for one of its own.
 
-Teacher and student are one model and share every weight of the trunk; only the graft's parameters are in the
-optimisers. Runs under Hugging Face Accelerate: one process or several, with the frozen trunk whole in each or
-spread over them (`many`). Shapes: B sequences, T tokens.
+They share the trunk; only the graft's parameters are in the optimisers. Runs under Accelerate, in one process
+or several, with the frozen trunk whole in each or spread over them. Shapes: B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -37,8 +36,12 @@ from regraft.training.schedules import cosine
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and how fast to train: steps, sequences a step, rate, schedule, precision, and when to write
-    and to stop."""
+    """How long and how fast to train, in which precision, and when to write and to stop.
+
+    Examples:
+        >>> regraft.TrainingPlan(steps=100, batch=4).rate
+        0.001
+    """
 
     steps: int = 600
     """Training steps."""

@@ -23,9 +23,10 @@ from regraft.experiments.observe.paired import FEWEST, rank_correlation
 from regraft.model.model import Model
 from regraft.sweeps.metrics import log_probability, logit_difference
 from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
-from regraft.sweeps.variants import Replace, Route, Variant
+from regraft.sweeps.variants import Replace, Variant
 
 KNOWN = 1.0
 """Logits by which the two prompts must differ in the right direction: the effect is a share of this
@@ -70,6 +71,11 @@ def bottleneck(model: Model, pairs: TextFile = "", count: int = 0) -> xr.Dataset
     Raises:
         ValueError: no pair that this tokenizer can say and this model knows, or a model that predicts no next
             token.
+
+    Examples:
+        >>> data = regraft.bottleneck(model, count=1)
+        >>> dict(data["restored_effect"].sizes), data["restored_effect"].attrs["units"]
+        ({'kind': 3, 'block': 12}, 'share of the difference between the runs')
     """
     if not model.causal or model.parts.head is None:
         raise ValueError(f"{model.name} predicts no next token, so there is no answer to restore")

@@ -21,9 +21,10 @@ from regraft.experiments.intervene.knockout_pairs import (
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 
 MISSED = "A block far above the others is one that the model cannot do without."
 
@@ -56,6 +57,11 @@ def knockout(
     Raises:
         ValueError: the model has no next-token loss, the mode is not known, or a region's marker is absent
             from a text or not closed there.
+
+    Examples:
+        >>> data = regraft.knockout(model, count=2, tokens=4)
+        >>> dict(data["loss"].sizes), data["loss"].attrs["units"]
+        ({'block': 12}, 'nats per token')
     """
     if regions and mode != "single":
         raise ValueError("regions are told of blocks skipped alone: choose --mode single")

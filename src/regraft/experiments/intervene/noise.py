@@ -46,6 +46,11 @@ def noise(
 
     Raises:
         ValueError: a negative level, or a model without a next-token loss.
+
+    Examples:
+        >>> data = regraft.noise(model, levels=[0.1, 0.5], count=1, tokens=4)
+        >>> dict(data["loss"].sizes), data["loss"].attrs["units"]
+        ({'block': 12, 'level': 2}, 'nats per token')
     """
     chosen = list(levels) if levels else list(LEVELS)
     wrong = [level for level in chosen if not 0 <= level < float("inf")]

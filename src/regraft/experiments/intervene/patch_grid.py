@@ -12,7 +12,7 @@ from regraft.model.parts import Block, in_width
 from regraft.model.recording import Recording
 from regraft.model.sites import SiteError, parse_site
 from regraft.sweeps.gradients import gradients
-from regraft.sweeps.metrics import LogitDifference
+from regraft.sweeps.metric_kinds import LogitDifference
 from regraft.sweeps.variants import Replace, Variant
 
 WHOLE = ("block", "last")

@@ -87,6 +87,11 @@ def paths(
     Raises:
         ValueError: prompts of unequal length without a map, a target that is not one token, or a receiver
             that does not exist, does not listen to the stream, or has no sender in front of it.
+
+    Examples:
+        >>> data = regraft.paths(model, receivers=["9.q.2"])
+        >>> dict(data["logit_difference"].sizes), data["logit_difference"].attrs["units"]
+        ({'block': 12, 'sender': 7}, 'logit of the answer minus logit of the wrong one')
     """
     if through not in ("nothing", "mlps") or direction not in ("denoise", "noise"):
         raise ValueError(

@@ -43,6 +43,11 @@ def prune(
     Raises:
         ValueError: a block that does not exist, nothing left, a model without a next-token loss, or one that
             cannot be written without its blocks.
+
+    Examples:
+        >>> data = regraft.prune(model, drop=[3, 5], save="smaller", count=1, tokens=4)
+        >>> dict(data["loss"].sizes), data["loss"].attrs["units"]
+        ({'state': 2}, 'nats per token')
     """
     check_save(save)
     stack = model.parts.stacks[-1]

@@ -99,6 +99,11 @@ def push(
     Raises:
         ValueError: a target that is not one token, a model that predicts no next token, or pairs beside other
             texts.
+
+    Examples:
+        >>> data = regraft.push(model)
+        >>> dict(data["push"].sizes), data["push"].attrs["units"]
+        ({'component': 108, 'target': 2}, "nats: change of the target's log-probability")
     """
     wanted = list(targets) if targets else [" yes", " no"]
     if not model.causal:

@@ -35,6 +35,11 @@ def reorder(
 
     Raises:
         ValueError: a block that does not exist, or an order that cannot be written.
+
+    Examples:
+        >>> data = regraft.reorder(model, order=[0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10, 11], count=1, tokens=4)
+        >>> dict(data["loss"].sizes), data["loss"].attrs["units"]
+        ({'state': 2}, 'nats per token')
     """
     check_save(save)
     stack = model.parts.stacks[-1]

@@ -19,8 +19,9 @@ from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 
 SETTLED, CONVERGED, EXPLODED, RETURNED = 0.05, 0.5, 2.0, 0.5
 """Shares of the first update that later ones are compared with: what is still, what has halved, what has
@@ -54,6 +55,11 @@ def repeat(
 
     Raises:
         ValueError: fewer than 2 repetitions, or a model without a next-token loss.
+
+    Examples:
+        >>> data = regraft.repeat(model, times=2, count=1, tokens=4)
+        >>> dict(data["loss"].sizes), data["loss"].attrs["units"]
+        ({'block': 12, 'times': 2}, 'nats per token')
     """
     if times < 2:
         raise ValueError(f"{times} repetitions are too few: 2 or more show what happens")

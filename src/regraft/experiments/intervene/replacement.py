@@ -23,8 +23,9 @@ from regraft.model.norm_parameters import Gains, gains_of, rms_norm, takes_mean_
 from regraft.model.parts import Block, is_norm
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -59,6 +60,11 @@ def replacement(
     Raises:
         ValueError: an unknown change, blocks that call neither a nonlinearity nor a norm of their own, or a
             model without a next-token loss.
+
+    Examples:
+        >>> data = regraft.replacement(model, changes=["identity"], count=1, tokens=4)
+        >>> dict(data["increase"].sizes), data["increase"].attrs["units"]
+        ({'change': 1, 'block': 12}, 'nats per token above clean, in one block')
     """
     known = (*NONLINEARITIES, *NORMS)
     chosen = list(changes) if changes else list(known)

@@ -46,7 +46,7 @@ def steer(
     count: int = PROMPT_COUNT,
     tokens: int = COMPLETION_TOKENS,
 ) -> xr.Dataset:
-    """Add the mean difference of two sets of texts to the stream; measure what it moves and what it costs.
+    r"""Add the mean difference of two sets of texts to the stream; measure what it moves and what it costs.
 
     The vector is the mean of the stream behind a block over all tokens but the first of every other text of
     one set, minus that of the other (Turner et al., 2023; Rimsky et al., 2024). Effect: how much less the one
@@ -66,6 +66,14 @@ def steer(
     Raises:
         ValueError: fewer than four texts in a set, a block or strength that does not exist, or a model that
             writes no text.
+
+    Examples:
+        >>> glad = "She laughs and sings.\nHe is glad.\nA merry song.\nThe sun shines.\n"
+        >>> sad = "She weeps and sighs.\nHe is sad.\nA sad song.\nThe rain falls.\n"
+        >>> _ = pathlib.Path("glad.txt").write_text(glad), pathlib.Path("sad.txt").write_text(sad)
+        >>> data = regraft.steer(model, towards="glad.txt", away="sad.txt", blocks=[6], count=1, tokens=4)
+        >>> dict(data["effect"].sizes), data["effect"].attrs["units"]
+        ({'block': 1, 'strength': 7}, 'nats per token by which the texts steered to are preferred, ...')
     """
     chosen = _strengths(strengths)
     sets = [_texts(model, towards, "towards"), _texts(model, away, "away")]

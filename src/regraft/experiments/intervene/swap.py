@@ -17,8 +17,9 @@ from regraft.experiments.intervene.swap_zones import CLUSTERS, COSTS, PUBLISHED,
 from regraft.model.model import Model
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 
 
 def swap(
@@ -43,6 +44,11 @@ def swap(
 
     Raises:
         ValueError: the model has no next-token loss, or a single block in every stack.
+
+    Examples:
+        >>> data = regraft.swap(model, count=1, tokens=4)
+        >>> dict(data["cost"].sizes), data["cost"].attrs["units"]
+        ({'block': 12, 'other': 12}, 'nats per token above clean')
     """
     pairs = [
         (i, j)

@@ -19,8 +19,9 @@ from regraft.model.parts import Block
 from regraft.model.selfcheck import sample_ids
 from regraft.sweeps.metrics import loss
 from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 
 
 def transplant(
@@ -49,6 +50,11 @@ def transplant(
     Raises:
         ValueError: a donor of another width, or whose blocks cannot be called as this model's are; a block
             that does not exist; a model without a next-token loss; a result that cannot be written.
+
+    Examples:
+        >>> data = regraft.transplant(model, donor="specimen:tuned", count=1, tokens=4)
+        >>> dict(data["loss"].sizes), data["loss"].attrs["units"]
+        ({'donor_block': 12, 'block': 12}, 'nats per token')
     """
     if save and not put:
         raise ValueError("--save writes one model: say which blocks to put where with --put DONOR:PLACE")

@@ -40,6 +40,11 @@ def completions(
     Raises:
         ValueError: the model does not write text from left to right, or an edit that is none.
         ImportError: there is no vLLM in this environment.
+
+    Examples:
+        >>> data = regraft.completions(model, prompts=["The capital of France is"], tokens=3)
+        >>> dict(data["completion_tokens"].sizes), data["completion_tokens"].attrs["units"]
+        ({'prompt': 1}, 'tokens')
     """
     edits = [edit_of(word) for word in edit or ()]
     check_live(model, edits)

@@ -23,7 +23,7 @@ from regraft.model.model import Model
 from regraft.model.norm_parameters import gains_of, takes_mean_away
 from regraft.model.parts import Block, Branch, has_matrix, matrix_OI
 from regraft.model.recording import Recording
-from regraft.sweeps.metrics import predicted_pairs
+from regraft.sweeps.metric_kinds import predicted_pairs
 
 BRANCHES = {"attention": ("attn", "mixer"), "cross-attention": ("cross",), "mlp": ("mlp",)}
 """Branches of a block by what they are called here, and by kind."""
@@ -70,6 +70,11 @@ def contributions(
     Raises:
         ValueError: the model predicts no next token, or its logits are no norm and matrix of the stream (a
             soft cap, for example).
+
+    Examples:
+        >>> data = regraft.contributions(model, count=2, tokens=4)
+        >>> dict(data["by_block"].sizes), data["by_block"].attrs["units"]
+        ({'block': 12, 'token': 6}, 'logits, from each block')
     """
     text = evaluation(model, prompts, count, tokens)
     parts = []

@@ -59,6 +59,11 @@ def correlations(
 
     Raises:
         ValueError: an experiment that does not exist, a negative count, or fewer than two quantities.
+
+    Examples:
+        >>> data = regraft.correlations(model, of=["knockout", "geometry"], count=2)
+        >>> dict(data["rho"].sizes), data["rho"].attrs["units"]
+        ({'quantity': 10, 'other': 10}, "Spearman's rank correlation over blocks")
     """
     names = tuple(of or SOURCES)
     unknown = [name for name in names if name not in experiments() or name == "correlations"]

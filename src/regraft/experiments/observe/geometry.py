@@ -129,6 +129,11 @@ def geometry(
 
     Raises:
         ValueError: fewer than two tokens, or a stack that does not exist.
+
+    Examples:
+        >>> data = regraft.geometry(model, count=2, tokens=4)
+        >>> dict(data["participation_ratio"].sizes), data["participation_ratio"].attrs["units"]
+        ({'depth': 13}, 'dimensions')
     """
     seen = observed(
         model, prompts, count, tokens, stack, read_corpus(model, str(expanded(corpus))) if corpus else ()

@@ -32,7 +32,7 @@ from regraft.experiments.observe.lens_summaries import (
 from regraft.export.lens_folder import open_lens
 from regraft.model.model import Model
 from regraft.model.recording import Recording
-from regraft.sweeps.metrics import predicted_pairs
+from regraft.sweeps.metric_kinds import predicted_pairs
 
 SHOWN = 5
 """Tokens that are named at each depth."""
@@ -144,6 +144,11 @@ def lens(
     Raises:
         ValueError: the model predicts no next token (an encoder), or has no output matrix.
         CheckpointError: the folder holds no lens that was tuned for this model.
+
+    Examples:
+        >>> data = regraft.lens(model, prompts=["The capital of France is"], tokens=2)
+        >>> dict(data["rank"].sizes), data["rank"].attrs["units"]
+        ({'depth': 13, 'token': 2}, 'tokens ahead of the true one')
     """
     if k < 1:
         raise ValueError(f"k is {k}: the true token must be allowed at least rank 0, so k is 1 or more")

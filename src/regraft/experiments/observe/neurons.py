@@ -84,6 +84,11 @@ def neurons(
     Raises:
         ValueError: a negative count, fewer than two prompts, an unknown category, or no block with an MLP
             that has neurons.
+
+    Examples:
+        >>> data = regraft.neurons(model, prompts=["three and four", "nine and two"], k=4)
+        >>> dict(data["activation"].sizes), data["activation"].attrs["units"]
+        ({'neuron': 4, 'text': 2}, 'activation of the neuron in each text')
     """
     if min(k, contexts, show) < 1:
         raise ValueError(f"{min(k, contexts, show)} is too few: k, contexts and show are 1 or more")

@@ -21,9 +21,10 @@ from regraft.model.model import Model
 from regraft.model.parts import Block, is_norm
 from regraft.model.recording import Recording
 from regraft.sweeps.metrics import loss
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 
 RIDGE_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """Ridges that are tried, added to the plain sums of squares."""

@@ -51,6 +51,11 @@ def spectra(weights: Model | Weights, roles: list[str] | None = None, outside: b
 
     Raises:
         ValueError: no matrix of such a role, or no block.
+
+    Examples:
+        >>> data = regraft.spectra(model, roles=["q", "k"])
+        >>> dict(data["effective_rank"].sizes), data["effective_rank"].attrs["units"]
+        ({'matrix': 24}, 'directions')
     """
     held = weights_of(weights)
     matrices = [m for m in held.matrices if roles is None or m.role in roles]

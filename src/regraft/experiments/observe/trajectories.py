@@ -102,6 +102,11 @@ def trajectories(
 
     Raises:
         ValueError: fewer than two groups, a file that cannot be used, or a model without a tokenizer.
+
+    Examples:
+        >>> data = regraft.trajectories(model, count=2)
+        >>> dict(data["cosine_mean"].sizes), data["cosine_mean"].attrs["units"]
+        ({'relation': 4, 'place': 2, 'depth': 13}, 'cosine of the two states')
     """
     chosen = _in_turn(_chosen(model, groups, kind, file), count)
     walks = []

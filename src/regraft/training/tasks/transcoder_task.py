@@ -24,7 +24,12 @@ from regraft.training.distributed import anywhere
 
 @dataclass(frozen=True)
 class TranscoderLoss:
-    """How much each part of the loss counts."""
+    """How much each part of the loss counts.
+
+    Examples:
+        >>> regraft.TranscoderLoss(l1=0.01).bridge  # weight of the mixed runs
+        2.0
+    """
 
     kl: float = 1.0
     """Weight of the divergence of the target's predictions from the adapted model's."""

@@ -32,9 +32,10 @@ from regraft.model.model import Model
 from regraft.model.parts import Block
 from regraft.model.weights import Matrix, live_weights
 from regraft.sweeps.metrics import loss
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 
 CORPUS_TOKENS = 4096
 """Tokens of running text that a loss is measured on, as published."""

@@ -31,9 +31,10 @@ from regraft.model.model import Model
 from regraft.model.parts import Block
 from regraft.sweeps.metrics import loss, top1_agreement
 from regraft.sweeps.provenance import sweep_attributes
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 
 WHOLE_MODEL = "llmcompressor"
 """The package that quantizes a whole model at once."""
@@ -73,6 +74,11 @@ def quantizers(
 
     Raises:
         ValueError: an unknown method, or a model without a next-token loss.
+
+    Examples:
+        >>> data = regraft.quantizers(model, methods=["RTN 4 bits"], count=1, tokens=4)
+        >>> dict(data["loss"].sizes), data["loss"].attrs["units"]
+        ({'quantizer': 2}, 'nats per token')
     """
     chosen = _chosen(methods, group)
     model.check_whole("quantizers lets libraries pack whole blocks and times them")

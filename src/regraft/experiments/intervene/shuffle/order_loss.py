@@ -15,9 +15,10 @@ import numpy as np
 from regraft.data.evaluation import Evaluation
 from regraft.model.parts import Block
 from regraft.sweeps.metrics import loss
+from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.sweep_result import SweepResult
-from regraft.sweeps.variants import Route, Variant
+from regraft.sweeps.variants import Variant
 
 START_TEMPERATURE, PROPOSALS, NEAR, AT_ONCE = 0.3, 1500, 0.75, 12
 """Annealing: temperature in nats at the start, orders tried in all, share of exchanges between near places,

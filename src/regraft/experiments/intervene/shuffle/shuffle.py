@@ -56,6 +56,11 @@ def shuffle(
 
     Raises:
         ValueError: an unknown method, fewer than three blocks, or a model without a next-token loss.
+
+    Examples:
+        >>> data = regraft.shuffle(model, method="greedy_cosine", count=1, tokens=4)
+        >>> dict(data["tau"].sizes), data["tau"].attrs["units"]
+        ({'method': 1}, "Kendall's tau with the true order")
     """
     chosen = _methods(method)
     model.check_whole("shuffle compares the weights of all blocks")
