@@ -15,7 +15,7 @@ from benchmarks.peers.cases import Task
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-PACKAGES = {"tl": "transformer_lens==4.3.0", "nn": "nnsight==0.8.1"}
+PACKAGES = {"tl": "transformer_lens==4.3.0", "nn": "nnsight==0.8.1", "mk": "mergekit==0.1.5"}
 SCRIPTS = {
     "regraft": "peer_regraft",
     "before": "peer_regraft",

@@ -40,7 +40,7 @@ def _address(label: Any) -> Any:
 
 def as_result(dataset: xr.Dataset) -> xr.Dataset:
     """The result with its blocks addressed both ways; `dataset.regraft` is there from the first one on."""
-    _accessor()
+    offer_figures()
     if BLOCK not in dataset.dims or BLOCK not in dataset.coords:
         return dataset
     if dataset[BLOCK].dtype.kind not in "UO":
@@ -49,7 +49,8 @@ def as_result(dataset: xr.Dataset) -> xr.Dataset:
 
 
 @cache
-def _accessor() -> type:
+def offer_figures() -> type:
+    """Make `dataset.regraft` an accessor: until then the name is that of an attribute, the version."""
     return xr.register_dataset_accessor("regraft")(Drawn)
 
 

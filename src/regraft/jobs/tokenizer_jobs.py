@@ -12,6 +12,7 @@ from pathlib import Path
 import xarray as xr
 
 from regraft.core.files import check_empty, expanded, keeping, whole_folder
+from regraft.core.results import as_result
 from regraft.core.runs import store
 from regraft.data.text_files import dataset_rows, text_files, text_of, texts_in
 from regraft.jobs.checks import named_texts
@@ -179,7 +180,7 @@ def compare_tokenizers(
     with keeping(data), whole_folder(out) as fresh:
         store(data, fresh)
         (fresh / "tokenizers.html").write_text(page, encoding="utf-8")
-    return data
+    return as_result(data)
 
 
 def comparison_rows(data: xr.Dataset) -> Iterator[str]:

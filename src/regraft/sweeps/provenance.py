@@ -49,7 +49,10 @@ class Proved(Protocol):
 
 def provenance(model: Proved) -> dict[str, Any]:
     """Where a number comes from: model and weights, versions, kind of arithmetic, self-check, command line,
-    time."""
+    time; what bears it can be drawn."""
+    from regraft.core.results import offer_figures  # xarray, which an import of regraft does without
+
+    offer_figures()
     return {
         "model": model.name,
         "weights_sha256": model.weights_sha256,
