@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 VLLM := .vllm
 READERS := .readers
 
-.PHONY: report test test-slow test-vllm test-readers lint bench mutants clean
+.PHONY: report test test-slow test-vllm test-readers docs lint bench mutants clean
 
 report: $(READY)
 	$(VENV)/bin/regraft report --out report
@@ -27,9 +27,14 @@ test-vllm: $(READY) $(VLLM)/.ready
 test-readers: $(READY) $(READERS)/.ready
 	$(PYTHON) -m pytest -q -m readers tests/test_neighbour_readers.py
 
+# every snippet and command of the pages runs, then the pages that are made from code, then the site
+docs: $(READY)
+	$(PYTHON) -m pytest -n 2 -q -m "slow or not slow" tests/test_docs.py tests/test_readme.py tests/test_docs_site.py
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m tools.docs_site.build
+
 lint: $(READY)
-	$(VENV)/bin/ruff check src tests benchmarks tools
-	$(VENV)/bin/ruff format --check src tests benchmarks tools
+	$(VENV)/bin/ruff check src tests benchmarks tools docs/tutorials
+	$(VENV)/bin/ruff format --check src tests benchmarks tools docs/tutorials
 	$(VENV)/bin/pyright
 
 bench: $(READY)
@@ -55,4 +60,4 @@ $(READERS)/.ready:
 	touch $(READERS)/.ready
 
 clean:
-	rm -rf report
+	rm -rf report build site

@@ -111,7 +111,11 @@ def by_mergekit(command: Path, recipe: str, folder: Path) -> dict[str, torch.Ten
     file.write_text(recipe, encoding="utf-8")
     variables = {**os.environ, **quiet_variables()}
     done = subprocess.run(
-        [str(command), str(file), str(folder / "theirs")], env=variables, capture_output=True, text=True, check=False
+        [str(command), str(file), str(folder / "theirs")],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -169,7 +173,9 @@ def main() -> int:
     given = {name: folder for name, folder in vars(parser.parse_args()).items() if folder}
     python = environment("mk", given)
     asked = "from importlib.metadata import version; print(version('mergekit'))"
-    version = subprocess.run([str(python), "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+    version = subprocess.run(
+        [str(python), "-c", asked], capture_output=True, text=True, check=True
+    ).stdout.strip()
     wrong, count = [], 0
     for title, code, _, recipe in TASKS:
         with tempfile.TemporaryDirectory() as place:

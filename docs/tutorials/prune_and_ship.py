@@ -37,7 +37,12 @@ greedy.regraft.table()
 # It is read again and compared with the route in the live model before it is kept.
 
 # %%
-pruned = regraft.prune(model, drop=[int(b) for b in greedy.removed.values[:2] if str(b).isdigit()] or [5], save="smaller", count=8)
+pruned = regraft.prune(
+    model,
+    drop=[int(b) for b in greedy.removed.values[:2] if str(b).isdigit()] or [5],
+    save="smaller",
+    count=8,
+)
 pruned.regraft.table()
 
 # %%
@@ -46,7 +51,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 hf = AutoModelForCausalLM.from_pretrained("smaller")
 tokenizer = AutoTokenizer.from_pretrained("smaller")
 ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
-print(hf.config.num_hidden_layers, "blocks;", tokenizer.decode(hf.generate(ids, max_new_tokens=4, do_sample=False)[0]))
+print(
+    hf.config.num_hidden_layers,
+    "blocks;",
+    tokenizer.decode(hf.generate(ids, max_new_tokens=4, do_sample=False)[0]),
+)
 
 # %% [markdown]
 # ## Few bits, where they hurt least
@@ -56,14 +65,20 @@ print(hf.config.num_hidden_layers, "blocks;", tokenizer.decode(hf.generate(ids, 
 
 # %%
 smaller = regraft.load("smaller")
-rounded = regraft.quantize(smaller, count=4, recipe="oracle", save="smaller-four-bits", sample=4)
+rounded = regraft.quantize(
+    smaller, count=4, recipe="oracle", save="smaller-four-bits", sample=4
+)
 rounded.regraft.figure()
 
 # %%
 for folder in ("smaller", "smaller-four-bits"):
     size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     print(f"{folder}: {size / 2**20:.1f} MiB of weights")
-print(sorted(json.loads(Path("smaller-four-bits/config.json").read_text())["quantization_config"])[:3])
+print(
+    sorted(
+        json.loads(Path("smaller-four-bits/config.json").read_text())["quantization_config"]
+    )[:3]
+)
 
 # %% [markdown]
 # ## What does the user of it get?

@@ -24,11 +24,15 @@ for name, shape in stages[3:15]:
 # On the command line that is `regraft rebuild specimen:gpt2 --skeleton my-gpt2`. The folder holds `model.py` to
 # fill in, the official tensors for two short texts, and `check.py`:
 
+
 # %%
 def check(*words):
     """Run the judge as a student does."""
-    done = subprocess.run([sys.executable, folder / "check.py", *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, folder / "check.py", *words], capture_output=True, text=True
+    )
     print(done.stdout)
+
 
 check()
 
@@ -38,7 +42,7 @@ check()
 # Two tables: one row for each token, one for each place. The tensors bear the checkpoint's names.
 
 # %%
-(folder / "model.py").write_text('''
+(folder / "model.py").write_text("""
 def stages(weights, config, inputs):
     ids = inputs["input_ids"]
     tokens = weights["wte.weight"][ids]
@@ -46,7 +50,7 @@ def stages(weights, config, inputs):
     positions = weights["wpe.weight"][1 : ids.shape[1] + 1].unsqueeze(0)
     yield "embed.positions", positions
     yield "embed.sum", tokens + positions
-''')
+""")
 check()
 
 # %% [markdown]
@@ -58,7 +62,7 @@ check()
 # Pre-norm attention, then an MLP. Two traps are left in on purpose: look at the last lines of the output.
 
 # %%
-right_embeddings = '''
+right_embeddings = """
 import torch
 from torch.nn.functional import gelu, layer_norm
 
@@ -80,8 +84,8 @@ def stages(weights, config, inputs):
     stream = tokens + positions
     yield "embed.sum", stream
     yield from block(weights, config, inputs, stream, 0)
-'''
-block = '''
+"""
+block = """
 
 def block(weights, config, inputs, stream, i):
     (texts, length, width), heads = stream.shape, config["n_head"]
@@ -111,8 +115,10 @@ def block(weights, config, inputs, stream, i):
     out = linear(act, weights, f"h.{i}.mlp.c_proj")
     yield f"{i}.mlp_out", out
     yield f"{i}.resid_post", stream + out
-'''
-(folder / "model.py").write_text(right_embeddings + block.replace("SCALE", "").replace("FORM", ""))
+"""
+(folder / "model.py").write_text(
+    right_embeddings + block.replace("SCALE", "").replace("FORM", "")
+)
 check()
 
 # %% [markdown]
@@ -128,7 +134,9 @@ check("--carry")
 
 # %%
 scale, form = " / (width // heads) ** 0.5", ', approximate="tanh"'
-(folder / "model.py").write_text(right_embeddings + block.replace("SCALE", scale).replace("FORM", form))
+(folder / "model.py").write_text(
+    right_embeddings + block.replace("SCALE", scale).replace("FORM", form)
+)
 check()
 
 # %% [markdown]
@@ -139,15 +147,20 @@ check()
 
 # %% tags=["solution"]
 whole = right_embeddings.replace(
-    'yield from block(weights, config, inputs, stream, 0)',
-    '''for i in range(config["n_layer"]):
+    "yield from block(weights, config, inputs, stream, 0)",
+    """for i in range(config["n_layer"]):
         stream = yield from block(weights, config, inputs, stream, i)
     final = norm(stream, weights, "ln_f", config)
     yield "final_norm", final
-    yield "logits", final @ weights["wte.weight"].T''',
+    yield "logits", final @ weights["wte.weight"].T""",
 )
-ends = block.rstrip().replace("yield f\"{i}.resid_post\", stream + out", "stream = stream + out\n    yield f\"{i}.resid_post\", stream\n    return stream")
-(folder / "model.py").write_text(whole + ends.replace("SCALE", scale).replace("FORM", form) + "\n")
+ends = block.rstrip().replace(
+    'yield f"{i}.resid_post", stream + out',
+    'stream = stream + out\n    yield f"{i}.resid_post", stream\n    return stream',
+)
+(folder / "model.py").write_text(
+    whole + ends.replace("SCALE", scale).replace("FORM", form) + "\n"
+)
 done = subprocess.run([sys.executable, folder / "check.py"], capture_output=True, text=True)
 print("\n".join(done.stdout.splitlines()[-3:]))
 

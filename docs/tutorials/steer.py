@@ -26,7 +26,12 @@ print(model.generate(prompt, tokens=12).texts[0])
 # %%
 night = model.activations(" night", "6.resid_post", positions=-1)["6.resid_post"].values[0]
 for strength in (0.1, 0.3, 1.0):
-    print(strength, model.generate(prompt, edits=Add("6.resid_post", strength * night, "new"), tokens=12).texts[0])
+    print(
+        strength,
+        model.generate(
+            prompt, edits=Add("6.resid_post", strength * night, "new"), tokens=12
+        ).texts[0],
+    )
 
 # %% [markdown]
 # ## A direction from two sets of texts
@@ -35,13 +40,31 @@ for strength in (0.1, 0.3, 1.0):
 # parts them. Half of each set makes the vector; the other half measures it, so it is not judged by its own texts.
 
 # %%
-glad = ["She laughed and sang.", "He was merry all day.", "They danced with joy.", "The children smiled.",
-        "A happy song rang out.", "What joy it was.", "He grinned and cheered.", "All were glad and bright."]
-sad = ["She wept and sighed.", "He was gloomy all day.", "They mourned in grief.", "The children cried.",
-       "A mournful song rang out.", "What grief it was.", "He frowned and moaned.", "All were sad and weary."]
+glad = [
+    "She laughed and sang.",
+    "He was merry all day.",
+    "They danced with joy.",
+    "The children smiled.",
+    "A happy song rang out.",
+    "What joy it was.",
+    "He grinned and cheered.",
+    "All were glad and bright.",
+]
+sad = [
+    "She wept and sighed.",
+    "He was gloomy all day.",
+    "They mourned in grief.",
+    "The children cried.",
+    "A mournful song rang out.",
+    "What grief it was.",
+    "He frowned and moaned.",
+    "All were sad and weary.",
+]
 Path("glad.txt").write_text("\n".join(glad))
 Path("sad.txt").write_text("\n".join(sad))
-steered = regraft.steer(model, towards="glad.txt", away="sad.txt", blocks=[3, 6, 9], count=4)
+steered = regraft.steer(
+    model, towards="glad.txt", away="sad.txt", blocks=[3, 6, 9], count=4
+)
 steered.regraft.figure()
 
 # %% [markdown]
@@ -57,23 +80,33 @@ steered.regraft.figure(1)
 #
 # ## The control: a random direction of the same length
 
+
 # %%
 def vector_of(texts):
     states = model.activations(texts, "6.resid_post", positions=-1)["6.resid_post"].values
     return states.mean(0)
+
 
 direction = vector_of(glad[:4]) - vector_of(sad[:4])
 draw = np.random.default_rng(0)
 random = draw.standard_normal(direction.shape)
 random *= np.linalg.norm(direction) / np.linalg.norm(random)
 
+
 def preference(edit):
     """Nats per token by which held-out glad texts are likelier than held-out sad ones."""
     found = []
     for texts in (glad[4:], sad[4:]):
         record = model.record(texts)
-        found.append(float(regraft.sweep(record, [regraft.Variant([edit] if edit else [])], regraft.loss()).mean("loss")[0]))
+        found.append(
+            float(
+                regraft.sweep(
+                    record, [regraft.Variant([edit] if edit else [])], regraft.loss()
+                ).mean("loss")[0]
+            )
+        )
     return found[1] - found[0]
+
 
 before = preference(None)
 for name, vector in (("glad minus sad", direction), ("random, as long", random)):
@@ -92,8 +125,13 @@ for name, vector in (("glad minus sad", direction), ("random, as long", random))
 ids = model.record(prompt).ids_BT
 with model.changed(Add("6.resid_post", direction, "new")):
     written = model.hf.generate(ids, max_new_tokens=8, do_sample=False)
-print(model.tokenizer.decode(written[0, ids.shape[1]:]))
-print("and as it was:", model.tokenizer.decode(model.hf.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1]:]))
+print(model.tokenizer.decode(written[0, ids.shape[1] :]))
+print(
+    "and as it was:",
+    model.tokenizer.decode(
+        model.hf.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    ),
+)
 
 # %% [markdown]
 # ## Try it yourself

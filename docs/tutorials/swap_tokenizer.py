@@ -24,10 +24,16 @@ print(Path("learn.txt").read_text()[:200])
 # `superword` spends half of the vocabulary within words and lets the rest merge across them.
 
 # %%
-print(regraft.train_tokenizer("words", ["learn.txt"], recipe=Recipe(4096, "superword"), like="specimen:qwen3"))
+print(
+    regraft.train_tokenizer(
+        "words", ["learn.txt"], recipe=Recipe(4096, "superword"), like="specimen:qwen3"
+    )
+)
 
 # %%
-compared = regraft.compare_tokenizers(["words", "specimen:qwen3"], "compared", ["held-out=held-out.txt"])
+compared = regraft.compare_tokenizers(
+    ["words", "specimen:qwen3"], "compared", ["held-out=held-out.txt"]
+)
 compared.bytes_per_token.to_pandas()
 
 # %% [markdown]
@@ -38,7 +44,9 @@ compared.bytes_per_token.to_pandas()
 
 # %%
 model = regraft.load()
-sources = Sources(train=("learn.txt",), domains=("held-out=held-out.txt",), pieces=20, encoder="none")
+sources = Sources(
+    train=("learn.txt",), domains=("held-out=held-out.txt",), pieces=20, encoder="none"
+)
 told = regraft.explain_token(model, "words", "#4090", InitSettings("local"), sources)
 print(repr(told.attrs["token"]), told.attrs["made"])
 told[["old_token", "weight"]].to_pandas()
@@ -51,7 +59,9 @@ told[["old_token", "weight"]].to_pandas()
 # it knows.
 
 # %%
-certificate, said = regraft.transplant_tokenizer(model, "words", "planted", InitSettings("local"), sources)
+certificate, said = regraft.transplant_tokenizer(
+    model, "words", "planted", InitSettings("local"), sources
+)
 print(said)
 certificate.bits_per_byte.to_pandas()
 
@@ -64,7 +74,9 @@ certificate.regraft.figure()
 # A short training of the *new rows alone*: everything else stays the model it was.
 
 # %%
-healed, said = regraft.transplant_tokenizer(model, "words", "healed", InitSettings("local"), sources, heal=60)
+healed, said = regraft.transplant_tokenizer(
+    model, "words", "healed", InitSettings("local"), sources, heal=60
+)
 healed.bits_per_byte.to_pandas()
 
 # %% [markdown]
@@ -73,9 +85,16 @@ healed.bits_per_byte.to_pandas()
 # %%
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-hf, tokenizer = AutoModelForCausalLM.from_pretrained("healed"), AutoTokenizer.from_pretrained("healed")
+hf, tokenizer = (
+    AutoModelForCausalLM.from_pretrained("healed"),
+    AutoTokenizer.from_pretrained("healed"),
+)
 ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
-print(ids.shape[1], "tokens in;", tokenizer.decode(hf.generate(ids, max_new_tokens=4, do_sample=False)[0]))
+print(
+    ids.shape[1],
+    "tokens in;",
+    tokenizer.decode(hf.generate(ids, max_new_tokens=4, do_sample=False)[0]),
+)
 
 # %% [markdown]
 # ## Try it yourself
@@ -83,9 +102,15 @@ print(ids.shape[1], "tokens in;", tokenizer.decode(hf.generate(ids, max_new_toke
 # Is the pieces' likeness worth computing? Compare `local` with the plain mean of the pieces (`retok`).
 
 # %% tags=["solution"]
-plain, said = regraft.transplant_tokenizer(model, "words", "plain", InitSettings("retok"), sources)
+plain, said = regraft.transplant_tokenizer(
+    model, "words", "plain", InitSettings("retok"), sources
+)
 for name, one in (("local", certificate), ("retok", plain)):
-    print(name, one.bits_per_byte.sel(state="after").values.round(2), one.bits_per_byte.attrs["units"])
+    print(
+        name,
+        one.bits_per_byte.sel(state="after").values.round(2),
+        one.bits_per_byte.attrs["units"],
+    )
 
 # %% [markdown]
 # ## Where to go on

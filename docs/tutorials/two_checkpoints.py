@@ -24,7 +24,11 @@ for name, model in (("base", base), ("tuned", tuned)):
 
 # %%
 loss, plan = TranscoderLoss(l1=0.05), TrainingPlan(steps=60, batch=4)
-print(regraft.fit_transcoder(base, tuned, "adapters", features=128, weights=loss, plan=plan, length=96))
+print(
+    regraft.fit_transcoder(
+        base, tuned, "adapters", features=128, weights=loss, plan=plan, length=96
+    )
+)
 
 # %% [markdown]
 # ## Measure
@@ -61,18 +65,24 @@ often[often > 0].sort_values(ascending=False).head(5)
 adapted, adapters = regraft.open_transcoder("adapters/graft")
 text = adapted.record(problem, tuned.generate(problem, tokens=40).texts[0])
 largest = {f"{b}.feature": text[f"{b}.feature"][0].amax(0) for b in range(12)}
-active = [f"{site}.{n}" for site, found in largest.items() for n in found.nonzero()[:, 0].tolist()]
+active = [
+    f"{site}.{n}" for site, found in largest.items() for n in found.nonzero()[:, 0].tolist()
+]
 without = regraft.sweep(text, [regraft.Zero(site) for site in active], regraft.loss())
 added = without.values["loss"][:, 0] - float(without.clean_mean("loss"))
-print(f"{len(active)} features are active on this text; without one of them the loss rises most for")
+print(
+    f"{len(active)} features are active on this text; without one of them the loss rises most for"
+)
 for number in added.topk(5).indices.tolist():
     print(f"  {active[number]:<16} by {float(added[number]):.3f} nats per token")
 
 # %%
 with adapters.switch(strength=0.0):
     off = adapted.record(problem, tuned.generate(problem, tokens=40).texts[0])
-    print(f"with adapters {float(without.clean_mean('loss')):.3f}, all switched off"
-          f" {float(regraft.sweep(off, [regraft.Variant()], regraft.loss()).mean('loss')[0]):.3f} nats per token")
+    print(
+        f"with adapters {float(without.clean_mean('loss')):.3f}, all switched off"
+        f" {float(regraft.sweep(off, [regraft.Variant()], regraft.loss()).mean('loss')[0]):.3f} nats per token"
+    )
 
 # %% [markdown]
 # ## Trace a prediction
@@ -80,10 +90,15 @@ with adapters.switch(strength=0.0):
 # At one prompt the adapted model is made linear, and what every feature, token and bias adds to a logit adds up to it.
 
 # %%
-graph = regraft.attribute_prompt("adapters/graft", problem + " <think> First, 12 + 9 =", "graph", most=64)
+graph = regraft.attribute_prompt(
+    "adapters/graft", problem + " <think> First, 12 + 9 =", "graph", most=64
+)
 logits = [node for node in graph.nodes if node.kind == "logit"]
 print("next token:", [(node.text, round(node.value, 2)) for node in logits[:3]])
-print(sum(node.kind == "feature" for node in graph.nodes), "features at tokens stand in the graph")
+print(
+    sum(node.kind == "feature" for node in graph.nodes),
+    "features at tokens stand in the graph",
+)
 
 # %% [markdown]
 # ## Try it yourself
@@ -92,11 +107,20 @@ print(sum(node.kind == "feature" for node in graph.nodes), "features at tokens s
 
 # %% tags=["solution"]
 regraft.fit_transcoder(
-    base, tuned, "random", features=128, weights=loss, plan=plan, length=96, random_features=True
+    base,
+    tuned,
+    "random",
+    features=128,
+    weights=loss,
+    plan=plan,
+    length=96,
+    random_features=True,
 )
 control = regraft.evaluate_transcoder("random/graft", length=96, most=40)
 for name, one in (("trained", measured), ("random encoders", control)):
-    print(f"{name}: {float(one.active.mean()):.1f} active of 128, loss {float(one.loss.sel(model='adapted')[0]):.3f} nats per token")
+    print(
+        f"{name}: {float(one.active.mean()):.1f} active of 128, loss {float(one.loss.sel(model='adapted')[0]):.3f} nats per token"
+    )
 
 # %% [markdown]
 # ## Where to go on

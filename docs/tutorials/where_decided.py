@@ -32,8 +32,15 @@ for name, recording in (("am", am), ("pm", pm)):
 # The logit lens reads the stream at every depth with the model's own last norm and output matrix.
 
 # %%
-lens = regraft.lens(model, prompts=["The time displayed is 9:00 pm. Therefore, it is currently the"], tokens=1)
-[f"depth {int(depth)}: {str(token)!r}" for depth, token in zip(lens.depth, lens["first"][:, 0].values)]
+lens = regraft.lens(
+    model,
+    prompts=["The time displayed is 9:00 pm. Therefore, it is currently the"],
+    tokens=1,
+)
+[
+    f"depth {int(depth)}: {str(token)!r}"
+    for depth, token in zip(lens.depth, lens["first"][:, 0].values, strict=True)
+]
 
 # %% [markdown]
 # The lens says when an answer becomes *readable by the head*. It does not say where it was decided: early depths
@@ -67,7 +74,9 @@ print(f"read at {pm.model.token_text(int(pm.ids_BT[0, position]))!r} up to block
 
 # %%
 cells = grid(
-    lambda block, head: Replace(f"{block}.head.{head}", am[f"{block}.head.{head}"], position=-1),
+    lambda block, head: Replace(
+        f"{block}.head.{head}", am[f"{block}.head.{head}"], position=-1
+    ),
     block=range(12),
     head=range(6),
 )
@@ -86,11 +95,15 @@ print(f"the head that carries most of it: {block}.head.{head}")
 # the difference between am and pm must shrink. And a control: the same for a head that the map calls idle.
 
 # %%
-idle_block, idle_head = strongest.isel(at=int(abs(strongest - strongest.median()).argmin())).at.item()
+idle_block, idle_head = strongest.isel(
+    at=int(abs(strongest - strongest.median()).argmin())
+).at.item()
 for name, b, h in (("the head", block, head), ("an idle one", idle_block, idle_head)):
     change = Zero(f"{b}.head.{h}", position=-1)
     gap = [float(sweep(r, change, decided).mean("logit_difference")[0]) for r in (am, pm)]
-    print(f"without {name} ({b}.head.{h}): am {gap[0]:+.1f}, pm {gap[1]:+.1f}, apart by {gap[0] - gap[1]:.1f}")
+    print(
+        f"without {name} ({b}.head.{h}): am {gap[0]:+.1f}, pm {gap[1]:+.1f}, apart by {gap[0] - gap[1]:.1f}"
+    )
 
 # %% [markdown]
 # If the gap did not close altogether, other paths carry the rest: a model can know a thing twice. `regraft paths`
@@ -103,8 +116,13 @@ for name, b, h in (("the head", block, head), ("an idle one", idle_block, idle_h
 
 # %% tags=["solution"]
 order = strongest.sortby(strongest, ascending=False).at.values[:2]
-single = [sweep(pm, Zero(f"{b}.head.{h}", position=-1), decided).mean("logit_difference") for b, h in order]
-both = sweep(pm, [regraft.Variant([Zero(f"{b}.head.{h}", position=-1) for b, h in order])], decided)
+single = [
+    sweep(pm, Zero(f"{b}.head.{h}", position=-1), decided).mean("logit_difference")
+    for b, h in order
+]
+both = sweep(
+    pm, [regraft.Variant([Zero(f"{b}.head.{h}", position=-1) for b, h in order])], decided
+)
 clean = sweep(pm, [regraft.Variant()], decided).mean("logit_difference")
 print("sum of the single changes:", round(float(sum(one - clean for one in single)), 2))
 print("both at once:             ", round(float(both.mean("logit_difference") - clean), 2))

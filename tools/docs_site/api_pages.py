@@ -1,19 +1,26 @@
-"""Pages of the reference: one for each group of public names, from their docstrings; what an experiment returns
-is told from what its example measured.
-"""
+"""Pages of the reference: one for each group of public names, from their docstrings; what an experiment
+returns is told from what its example measured."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
+import regraft
 from regraft import load
 from regraft.core.quantities import READING, UNITS
 from tools.docs_site.examples import home_of, run_example
 from tools.docs_site.public_names import EXPERIMENTS, GROUPS
 
+FUNCTION = re.compile(r"<function (\w+) at \w+>")
+"""How Python writes a function that is a default."""
+WIDE = 84
+"""Letters of a line of code that fit on a page."""
+STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 HEAD = """!!! note "Examples"
     Every example on this page ran when the page was made. They begin with `import regraft` and
     `model = regraft.load()`; `numpy`, `torch` and `pathlib` are imported.
@@ -36,14 +43,34 @@ def returned(data: xr.Dataset) -> str:
     return "\n".join(rows)
 
 
+def signature(name: str) -> str:
+    """How a function is called, with the values of its defaults; one parameter on each line where all of them
+    do not fit on one."""
+    found = inspect.signature(inspect.unwrap(getattr(regraft, name)))
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    written = [
+        str(inspect.Signature([p.replace(kind=p.KEYWORD_ONLY)]))[1:-1] for p in bare if p.kind not in STARRED
+    ]
+    stars = [("**" if p.kind is p.VAR_KEYWORD else "*") + p.name for p in bare if p.kind in STARRED]
+    parts = [re.sub(r"^\*, ", "", FUNCTION.sub(r"\1", one)) for one in [*written, *stars]]
+    first = next((i for i, p in enumerate(bare) if p.kind is p.KEYWORD_ONLY), None)
+    if first is not None:
+        parts.insert(first, "*")
+    line = f"regraft.{name}({', '.join(parts)})"
+    if len(line) <= WIDE:
+        return line
+    return "\n".join([f"regraft.{name}(", *(f"    {part}," for part in parts), ")"])
+
+
 def entry(name: str, data: xr.Dataset | None) -> str:
     """A name's place on its page."""
-    text = f"## {name} {{ #{name} }}\n\n::: {home_of(name)}\n"
+    called = "" if inspect.isclass(getattr(regraft, name)) else f"```python\n{signature(name)}\n```\n\n"
+    text = f"## {name} {{ #{name} }}\n\n{called}::: {home_of(name)}\n"
     if data is None:
         return text
     sizes = "sizes are those of the example above"
     return (
-        f"{text}\n??? abstract \"What `{name}` returns: {len(data.data_vars)} variables ({sizes})\"\n\n"
+        f'{text}\n??? abstract "What `{name}` returns: {len(data.data_vars)} variables ({sizes})"\n\n'
         + "\n".join(f"    {line}" for line in returned(data).splitlines())
         + "\n"
     )

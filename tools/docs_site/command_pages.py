@@ -45,7 +45,9 @@ def page_of(words: str) -> str:
         if first in names:
             return title
     if first not in experiments():
-        raise ValueError(f"the command {words} has no page: name it in GROUPS of tools/docs_site/command_pages.py")
+        raise ValueError(
+            f"the command {words} has no page: name it in GROUPS of tools/docs_site/command_pages.py"
+        )
     return "Intervening"
 
 
@@ -95,7 +97,14 @@ def write_pages(folder: Path) -> None:
     pages: dict[str, list[tuple[str, Any]]] = {}
     for words, command in commands():
         pages.setdefault(page_of(words), []).append((words, command))
-    index = ["# Command line", "", "Made from the commands themselves.", "", "## Before or behind any command", ""]
+    index = [
+        "# Command line",
+        "",
+        "Made from the commands themselves.",
+        "",
+        "## Before or behind any command",
+        "",
+    ]
     index += [*shared(), ""]
     for title, members in pages.items():
         file = title.lower().replace(" ", "-") + ".md"

@@ -1,7 +1,9 @@
-"""Tutorials: scripts in cells, run by Jupyter as a reader runs them, and written as pages with what they showed.
+"""Tutorials: scripts in cells, run by Jupyter as a reader runs them, and written as pages with what they
+showed.
 
-The sources are `docs/tutorials/*.py` in jupytext's percent format. Each becomes a notebook to download, with its
-outputs, and a Markdown page: figures as still pictures with the interactive one behind a link, solutions folded.
+The sources are `docs/tutorials/*.py` in jupytext's percent format. Each becomes a notebook to download, with
+its outputs, and a Markdown page: figures as still pictures with the interactive one behind a link, solutions
+folded.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import numpy as np
 import plotly.io
 from nbclient import NotebookClient
 
-from regraft.reporting.plotly_script import write_figure
 from regraft.reporting.still_picture import stands_still, still
+from regraft.reporting.theme import CONFIG
 
 SOURCES = Path(__file__).parent.parent.parent / "docs" / "tutorials"
 TITLES = {
@@ -38,6 +40,8 @@ LONGEST = 120.0
 """Seconds that a tutorial may run, Jupyter's start aside."""
 PLOTLY = "application/vnd.plotly.v1+json"
 SOLUTION = "solution"
+SCRIPT = "../../assets/plotly-cartesian.min.js"
+"""Where a figure's own page finds the drawing library: once on the site."""
 
 
 def read(name: str) -> Any:
@@ -61,7 +65,9 @@ def run(name: str) -> tuple[Any, float]:
     """
     made = read(name)
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(made, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}})
+        client = NotebookClient(
+            made, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}
+        )
         with client.setup_kernel():
             began = time.monotonic()
             for number, cell in enumerate(made.cells):
@@ -118,7 +124,7 @@ def first_code(made: Any) -> int:
 def output(one: Any, name: str, figures: Path) -> str:
     """What a cell showed, as Markdown or HTML."""
     if one.output_type == "stream":
-        return f'```{{ .text .output }}\n{one.text.rstrip()}\n```'
+        return f"```{{ .text .output }}\n{one.text.rstrip()}\n```"
     data = one.get("data", {})
     if PLOTLY in data:
         return figure(data[PLOTLY], name, figures)
@@ -126,7 +132,7 @@ def output(one: Any, name: str, figures: Path) -> str:
         shown = "".join(data["text/html"])
         return f'<div class="shown" markdown="0">\n{blank_lines_out(shown)}\n</div>'
     text = "".join(data.get("text/plain", ""))
-    return f'```{{ .text .output }}\n{text}\n```' if text else ""
+    return f"```{{ .text .output }}\n{text}\n```" if text else ""
 
 
 def blank_lines_out(text: str) -> str:
@@ -152,6 +158,6 @@ def figure(data: dict[str, Any], name: str, figures: Path) -> str:
     if not stands_still(drawn):
         raise ValueError(f"there is no still picture of the figure of {name}: show another")
     title = drawn.layout.title.text or name
-    write_figure(drawn, figures / f"{name}.html", title)
+    plotly.io.write_html(drawn, figures / f"{name}.html", include_plotlyjs=SCRIPT, config=CONFIG)
     caption = f'{html.escape(title)} · <a href="figures/{name}.html">interactive</a>'
     return f'<figure class="drawn" markdown="0">{still(drawn)}<figcaption>{caption}</figcaption></figure>'

@@ -197,7 +197,8 @@ def attribute_prompt(
         folder: of the adapters.
         prompt: the text.
         out: a new folder.
-        nodes, edges: shares of all influence that are kept.
+        nodes: share of all influence that is kept in nodes.
+        edges: share that is kept in edges.
         most: features at tokens that are looked at.
         device: where to run.
 

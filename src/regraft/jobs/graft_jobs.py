@@ -168,7 +168,8 @@ def evaluate_grafts(
         model: an opened model.
         folders: of one graft, or of two that stand in their places together.
         texts: NAME=PATH of each domain; without them an almanac.
-        length, most: tokens of a sequence, sequences of each domain.
+        length: tokens of a sequence.
+        most: sequences of each domain.
         opened: how the model was opened, for the command that is named as the next.
 
     Returns:

@@ -80,7 +80,8 @@ def pareto_transcoder(
     broken off goes on.
 
     Args:
-        base, target: the pair of models.
+        base: the model before it was tuned.
+        target: the tuned model.
         out: a folder; each fit has one of its own in it, and `pareto.json` and `pareto.html` stand beside.
         texts: files and folders to train on; without them worked sums.
         l1: the weights of the features' sizes.
@@ -88,7 +89,12 @@ def pareto_transcoder(
             (`next-token`), encoders that stay as they were drawn (`random`).
         control_l1: the weight of the sizes for the controls.
         held: NAME=PATH of text to measure on; without it other worked sums.
-        backbone, features, weights, plan, length, seed: of every fit, as in `fit_transcoder`.
+        backbone: of every fit, as in `fit_transcoder`; as are those that follow.
+        features: of every block.
+        weights: of the parts of the loss.
+        plan: how long and how fast.
+        length: tokens of a sequence.
+        seed: of everything drawn at random.
         solve: held-out worked sums that every model solves.
 
     Returns:

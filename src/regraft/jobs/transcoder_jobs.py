@@ -188,7 +188,8 @@ def open_transcoder(
 
     Args:
         folder: of the adapters.
-        base, target: other names of the same weights.
+        base: another name of the same weights.
+        target: another name of the tuned ones.
         device: where to run.
 
     Returns:
@@ -242,9 +243,11 @@ def evaluate_transcoder(
 
     Args:
         folder: of the adapters.
-        base, target: other names of the same weights.
+        base: another name of the same weights.
+        target: another name of the tuned ones.
         texts: NAME=PATH of each domain.
-        length, most: tokens of a sequence, sequences of each domain.
+        length: tokens of a sequence.
+        most: sequences of each domain.
         prompts_count: whether predictions of the questions' tokens count.
         solve: held-out problems that every model writes on behind; 0: none, or all of `problems`.
         problems: JSONL with `question` and `answer`; without it worked sums.

@@ -1,5 +1,5 @@
 """The drawing library as every page holds it: plotly.js for cartesian figures, brought by
-`tools/fetch_plotly.py`."""
+`tools/fetch_scripts.py`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ a scale is given that scale's colours by the page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -51,11 +51,15 @@ CONFIG = {
 """How a figure behaves on every page: nothing offers to send a reader's data anywhere."""
 
 
-def scale_styles() -> str:
+WHERE = {"light": "{}", "dark": "@media screen and (prefers-color-scheme: dark) {{{}}}"}
+"""Where a page has which theme, as its style says it: on paper the light one."""
+
+
+def scale_styles(where: Mapping[str, str] = WHERE) -> str:
     """Both scales in both themes as a page's style: `q0` to `q16` from least to most, `d0` to `d16` around
-    zero; on paper the light ones."""
+    zero."""
     rules = []
-    for theme, around in (("light", "{}"), ("dark", "@media screen and (prefers-color-scheme: dark) {{{}}}")):
+    for theme, around in where.items():
         colours = "".join(
             f".{letter}{level}{{fill:{colour_of(THEMES[theme][scale], level / (LEVELS - 1))}}}"
             for letter, scale in (("q", "sequential"), ("d", "diverging"))

@@ -43,7 +43,8 @@ def logit_difference(first: Target, second: Target, position: int | None = None)
     """Logit of `first` minus logit of `second` at the last (or the given) position.
 
     Args:
-        first, second: tokens, as text or ids.
+        first: a token, as text or id.
+        second: the token whose logit is taken away.
         position: which position is read; by default the last.
 
     Examples:

@@ -52,7 +52,7 @@ def knockout(
         tokens: longest completion, in tokens.
         limit: greedy stops before the loss exceeds this multiple of the clean loss.
         regions: markers of parts of the text for which the loss is told by itself, for example
-            <think>...</think>; with single.
+            `<think>...</think>`; with single.
 
     Raises:
         ValueError: the model has no next-token loss, the mode is not known, or a region's marker is absent
