@@ -78,43 +78,39 @@ steered.regraft.figure(1)
 # A good direction moves the first figure long before it moves the second. How much is that worth? Compare it
 # with what *any* vector of this length does.
 #
-# ## The control: a random direction of the same length
+# ## The control: random directions of the same length
 
 
 # %%
-def vector_of(texts):
-    states = model.activations(texts, "6.resid_post", positions=-1)["6.resid_post"].values
-    return states.mean(0)
+def mean_state(texts, block=8):
+    """The mean of the stream behind a block over all tokens of some texts."""
+    site = f"{block}.resid_post"
+    return model.activations(texts, site)[site].values.mean(0)
 
 
-direction = vector_of(glad[:4]) - vector_of(sad[:4])
-draw = np.random.default_rng(0)
-random = draw.standard_normal(direction.shape)
-random *= np.linalg.norm(direction) / np.linalg.norm(random)
+def preference(vectors, block=8):
+    """Nats per token by which held-out glad texts are likelier than sad ones, above clean."""
+    cells = [Add(f"{block}.resid_post", vector) for vector in vectors]
+    rises = []
+    for texts in (sad[4:], glad[4:]):
+        result = regraft.sweep(model.record(texts), cells, regraft.loss())
+        rises.append(result.mean("loss").numpy() - float(result.clean_mean("loss")))
+    return rises[0] - rises[1]
 
 
-def preference(edit):
-    """Nats per token by which held-out glad texts are likelier than held-out sad ones."""
-    found = []
-    for texts in (glad[4:], sad[4:]):
-        record = model.record(texts)
-        found.append(
-            float(
-                regraft.sweep(
-                    record, [regraft.Variant([edit] if edit else [])], regraft.loss()
-                ).mean("loss")[0]
-            )
-        )
-    return found[1] - found[0]
-
-
-before = preference(None)
-for name, vector in (("glad minus sad", direction), ("random, as long", random)):
-    print(f"{name}: {preference(Add('6.resid_post', vector)) - before:+.3f} nats per token")
+direction = mean_state(glad[:4]) - mean_state(sad[:4])
+chance = np.random.default_rng(0).standard_normal((20, len(direction)))
+chance *= np.linalg.norm(direction) / np.linalg.norm(chance, axis=1, keepdims=True)
+for strength in (1, 2, 4):
+    found = preference([strength * direction])[0]
+    beaten = int((preference(strength * chance) < found).sum())
+    print(
+        f"{strength} times: {found:+.3f} nats per token, more than {beaten} of 20 random ones"
+    )
 
 # %% [markdown]
-# The second number is what a vector of this length moves by chance alone: one draw of many. A claim about steering
-# should quote both.
+# Every added vector is a variant of one sweep. The longer the vectors, the wider what chance does, too: a large effect
+# at a large strength proves little by itself. A claim about steering should quote the control.
 #
 # ## Ship it
 #
@@ -123,7 +119,7 @@ for name, vector in (("glad minus sad", direction), ("random, as long", random))
 
 # %%
 ids = model.record(prompt).ids_BT
-with model.changed(Add("6.resid_post", direction, "new")):
+with model.changed(Add("8.resid_post", 4 * direction, "new")):
     written = model.hf.generate(ids, max_new_tokens=8, do_sample=False)
 print(model.tokenizer.decode(written[0, ids.shape[1] :]))
 print(
@@ -136,15 +132,14 @@ print(
 # %% [markdown]
 # ## Try it yourself
 #
-# Is block 6 special? Draw five random directions instead of one and give their spread.
+# Is block 8 special? Make the same direction behind block 2 and see whether it beats chance there.
 
 # %% tags=["solution"]
-moved = []
-for seed in range(5):
-    other = np.random.default_rng(seed).standard_normal(direction.shape)
-    other *= np.linalg.norm(direction) / np.linalg.norm(other)
-    moved.append(preference(Add("6.resid_post", other)) - before)
-print(f"five random directions: from {min(moved):+.3f} to {max(moved):+.3f} nats per token")
+early = mean_state(glad[:4], 2) - mean_state(sad[:4], 2)
+length = np.linalg.norm(early) / np.linalg.norm(direction)
+found = preference([early], 2)[0]
+beaten = int((preference(length * chance, 2) < found).sum())
+print(f"behind block 2: {found:+.3f} nats per token, more than {beaten} of 20 random ones")
 
 # %% [markdown]
 # ## Where to go on
