@@ -197,3 +197,14 @@ def test_the_specimen_keeps_its_landmark():
     assert data.effect.values[:6, told].min() > 0.5
     assert data.effect.values[8:, last].min() > 0.5
     assert data.attrs["attribution_correlation"] > 0.5
+
+
+@pytest.mark.parametrize(("grid", "its_own"), [("head", "z"), ("neuron", "mlp_act")])
+def test_a_grid_of_parts_takes_no_other_site(grid, its_own):
+    model = load()
+    with pytest.raises(
+        ValueError, match=f"the {grid} grid patches {its_own}, part by part, not q: leave site out"
+    ):
+        RUN(model, grid=grid, site="q")
+    named, silent = RUN(model, grid=grid, site=its_own), RUN(model, grid=grid)
+    assert np.array_equal(named.effect, silent.effect, equal_nan=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from families import FAMILIES
+
 README = Path(__file__).parent.parent / "README.md"
 LONGEST = 100
 """Lines that a newcomer reads in five minutes."""
@@ -22,4 +24,6 @@ def test_the_pieces_of_python_run_one_after_the_other(tmp_path, monkeypatch, cap
 
 
 def test_the_readme_is_what_a_newcomer_reads_in_five_minutes():
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= LONGEST
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST
+    assert f"{len(FAMILIES)} tested families" in text

@@ -94,7 +94,22 @@ a card. What it does not do: averages of weights (linear, slerp, TIES, DARE and 
 experts made from dense models. For those stay with mergekit, and open the result with
 `regraft report --model FOLDER`.
 """
-TAIL = """## Another tokenizer
+TAIL = """## One after the other
+
+What was written is a model like any other: save, and go on from there. Name the prompts, so that losses
+compare.
+
+```bash
+regraft transplant --donor specimen:tuned --put 7:7 --save hybrid --prompts-file questions.txt
+regraft repeat --model hybrid --block 3 --times 2 --save hybrid-twice --prompts-file questions.txt
+regraft report --model specimen:qwen3 --beside hybrid-twice --chapters knockout --out beside
+```
+
+Each model is scored on what it writes itself behind a prompt, so a loss says how sure it is of its own text.
+On the *same* text compare by `kl` in the table of `transplant`, the distance from the model as it was, or by
+`patch`, which reads tokens that you name.
+
+## Another tokenizer
 
 `mergekit-tokensurgeon` and `regraft tokenizer transplant` answer one question in different ways, so their
 rows are not the same. Its approximation by matching pursuit is `--method pursuit` here; beside the rows

@@ -60,7 +60,8 @@ print(
 # %% [markdown]
 # ## Few bits, where they hurt least
 #
-# Blocks differ in how well they stand rounding. `quantize` measures each alone and spends a budget of bits by
+# A specimen is measured on prompts in its own words, a folder on prompts about mixed topics, so losses of the two do
+# not compare unless you name the prompts (`prompts=[...]`, `--prompts-file`). Blocks differ in how well they stand rounding. `quantize` measures each alone and spends a budget of bits by
 # what it found, at equal bytes with the same bits everywhere.
 
 # %%

@@ -54,12 +54,14 @@ def stages(weights, config, inputs):
 check()
 
 # %% [markdown]
-# The judge stops at the first stage that parts, and says what usually causes such a difference: the positions start
+# A stage passes when five decimals agree (values above 1 are scaled to 1 first; 17 decimals stand for equal to the
+# bit). The judge stops at the first stage that parts, and says what usually causes such a difference: the positions start
 # at 0, not at 1. (BERT's cousins do start later, which is where the mistake comes from.)
 #
 # ## The first block
 #
-# Pre-norm attention, then an MLP. Two traps are left in on purpose: look at the last lines of the output.
+# A norm in front of attention and another in front of the MLP (pre-norm). The cell below writes `model.py` with two
+# words left open, `SCALE` and `FORM`, and fills them with nothing first: two traps. Look at the last lines of the output.
 
 # %%
 right_embeddings = """

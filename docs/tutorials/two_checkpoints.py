@@ -76,6 +76,9 @@ print(
 for number in added.topk(5).indices.tolist():
     print(f"  {active[number]:<16} by {float(added[number]):.3f} nats per token")
 
+# %% [markdown]
+# After so short a fit the work is spread over many features, and no single one matters much. All of them together do:
+
 # %%
 with adapters.switch(strength=0.0):
     off = adapted.record(problem, tuned.generate(problem, tokens=40).texts[0])

@@ -69,7 +69,8 @@ print(f"read at {pm.model.token_text(int(pm.ids_BT[0, position]))!r} up to block
 # %% [markdown]
 # ## Third instrument: every head, one at a time
 #
-# `grid` makes a variant for every combination; a sweep of it is an `xarray.Dataset` with those dimensions. Here
+# `grid` makes a variant for every combination; a sweep of it is an `xarray.Dataset` with those dimensions (blocks
+# by their addresses, which `sel(block=6)` finds by number, too). Here
 # each head's output is replaced by what it gave in the *am* run, all 72 in one call.
 
 # %%
@@ -85,7 +86,7 @@ heads.regraft.figure()
 
 # %%
 strongest = heads.logit_difference.stack(at=("block", "head"))
-block, head = strongest.isel(at=int(strongest.argmax())).at.item()
+block, head = strongest.isel(at=int(strongest.values.argmax())).at.item()
 print(f"the head that carries most of it: {block}.head.{head}")
 
 # %% [markdown]
@@ -96,7 +97,7 @@ print(f"the head that carries most of it: {block}.head.{head}")
 
 # %%
 idle_block, idle_head = strongest.isel(
-    at=int(abs(strongest - strongest.median()).argmin())
+    at=int(abs(strongest - strongest.median()).values.argmin())
 ).at.item()
 for name, b, h in (("the head", block, head), ("an idle one", idle_block, idle_head)):
     change = Zero(f"{b}.head.{h}", position=-1)
@@ -128,6 +129,9 @@ print("sum of the single changes:", round(float(sum(one - clean for one in singl
 print("both at once:             ", round(float(both.mean("logit_difference") - clean), 2))
 
 # %% [markdown]
+# Where both at once do more than the sum, each stands in for the other when it is missing; where they do less, they
+# write the same thing. A second head that does nothing alone makes the question empty: look at its single change first.
+#
 # ## Where to go on
 #
 # - Your own prompts: `regraft patch --pairs cases.json`, a list of objects with `clean`, `corrupt`, `answer`, `wrong`.

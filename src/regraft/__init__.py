@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from regraft.core.auto_classes import register
+from regraft.core.silence import silent
 
 if TYPE_CHECKING:
     from regraft.codecs.codec_table import codec as codec
@@ -287,7 +288,8 @@ def __getattr__(name: str) -> Any:
         return version("regraft")
     for module, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(f"regraft.{module}"), name)
+            with silent():  # what libraries say as they are imported is of this machine
+                return getattr(import_module(f"regraft.{module}"), name)
     from regraft.core.registry import experiments
 
     if name in experiments():

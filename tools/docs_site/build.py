@@ -17,7 +17,7 @@ from pathlib import Path
 
 from regraft.reporting import plotly_script
 from regraft.reporting.theme import scale_styles
-from tools.docs_site import api_pages, command_pages, gallery, tutorials
+from tools.docs_site import api_pages, command_pages, gallery, site_page, tutorials
 from tools.docs_site.figures import without_source
 from tools.docs_site.site_links import wrong_links
 
@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES, SITE = ROOT / "build" / "pages", ROOT / "site"
 BESIDE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages that stand in the project's root, and their names on the site."""
+NO_SEARCH = "---\nsearch: {exclude: true}\n---\n\n"
+"""In front of pages that would come first for every word: they name everything."""
 SHIM = "https://unpkg.com/iframe-worker/shim"
 """What the theme would fetch for the search of a site that is opened from a folder."""
 SCHEMES = {
@@ -39,7 +41,7 @@ def lay_pages(folder: Path) -> None:
     shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("tutorials"))
     for name, other in BESIDE.items():
         text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
-        (folder / other).write_text(moved(text), encoding="utf-8")
+        (folder / other).write_text(NO_SEARCH + moved(text), encoding="utf-8")
     for page in folder.glob("*.md"):
         page.write_text(moved(page.read_text(encoding="utf-8")), encoding="utf-8")
     (folder / "assets" / "scales.css").write_text(scale_styles(SCHEMES), encoding="utf-8")
@@ -74,6 +76,7 @@ def make_pages(folder: Path) -> list[str]:
     wrong = [one for page in sorted((ROOT / "docs").glob("*.md")) for one in without_source(page)]
     command_pages.write_pages(folder / "commands")
     wrong += api_pages.write_pages(folder / "reference")
+    site_page.write_page(folder / "reference")
     done("references made, every example run")
     taken = tutorials.write_pages(folder / "tutorials")
     done("tutorials run (" + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in taken.items()) + ")")

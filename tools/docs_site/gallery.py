@@ -23,7 +23,11 @@ GUIDES = {
     "shuffle": "shuffle", "quantize": "quantize", "quantizers": "quantize",
 }  # fmt: skip
 """The page that explains an experiment."""
-HEAD = f"""# Gallery
+HEAD = f"""---
+hide: [navigation, toc]
+---
+
+# Gallery
 
 The main figure of every chapter of a report on `specimen:qwen3`, made with this site. A figure leads to its
 chapter, where it can be hovered over; [the whole report]({REPORT}/report.html) has the folded ones, too.

@@ -36,8 +36,9 @@ TITLES = {
     "two_checkpoints": "From two checkpoints to a feature page",
 }
 """The tutorials in order."""
-LONGEST = 120.0
-"""Seconds that a tutorial may run, Jupyter's start aside."""
+TIMEOUT = 600
+"""Seconds after which a cell is given up. A tutorial takes less than two minutes on two idle cores, which the
+build prints; a busy machine is no fault of a page."""
 PLOTLY = "application/vnd.plotly.v1+json"
 SOLUTION = "solution"
 SCRIPT = "../../assets/plotly-cartesian.min.js"
@@ -61,20 +62,18 @@ def run(name: str) -> tuple[Any, float]:
 
     Raises:
         CellExecutionError: a cell ended in an error.
-        ValueError: it took too long.
+        CellTimeoutError: a cell took too long.
     """
     made = read(name)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
-            made, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}
+            made, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": folder}}
         )
         with client.setup_kernel():
             began = time.monotonic()
             for number, cell in enumerate(made.cells):
                 client.execute_cell(cell, number)
             seconds = time.monotonic() - began
-    if seconds > LONGEST:
-        raise ValueError(f"the tutorial {name} takes {seconds:.0f} s, and {LONGEST:.0f} are allowed")
     for cell in made.cells:
         cell.metadata = {"tags": cell.metadata.get("tags", [])}
         if cell.cell_type == "code":

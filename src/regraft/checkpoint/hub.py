@@ -26,5 +26,6 @@ def resolve(source: str | Path | None) -> tuple[Path, str]:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{text} is neither a folder here nor a model that the hub gave us: {reason}"
+            f"{text} is neither a folder here nor a model that the hub gave us ({reason}): write the id as"
+            " the hub has it, or, without a connection, the folder of a model"
         ) from error

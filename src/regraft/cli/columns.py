@@ -11,6 +11,16 @@ def aligned(rows: list[list[str]]) -> list[str]:
     ]
 
 
+WIDE = 48
+"""Letters of a setting that a table shows; what is longer is cut, and stands whole in run.json."""
+
+
+def cut(cell: str) -> str:
+    """A setting as a table shows it."""
+    shown = short(cell)
+    return shown if len(shown) <= WIDE else f"{shown[: WIDE - 1]}…"
+
+
 def short(cell: str) -> str:
     """A cell as a table shows it: numbers in five figures, line ends as marks."""
     try:

@@ -349,6 +349,9 @@ def print_result(dataset: xr.Dataset) -> None:
     finding = drawing.finding(dataset)
     if finding:
         console.print(finding, highlight=False)
+    saved = str(dataset.attrs.get("saved", ""))
+    if saved and saved not in finding:
+        console.print(f"Saved: {saved}", highlight=False)
     rows = list(csv.reader(io.StringIO(csv_text(dataset))))
     print("\n".join(aligned([[short(cell) for cell in row] for row in rows[: SHOWN_ROWS + 1]])))
     if len(rows) > SHOWN_ROWS + 1:

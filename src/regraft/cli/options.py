@@ -15,6 +15,7 @@ import typer
 
 from regraft.core.files import expanded
 from regraft.core.signatures import Parameter, fields_of
+from regraft.core.silence import silent
 from regraft.jobs.checks import check_opening
 
 if TYPE_CHECKING:
@@ -104,8 +105,9 @@ def open_model(
     """Open a model as the common options say; what is wrong with them is told before anything heavy is
     imported."""
     check_opening(model, device, dtype, tokenizer, memory)
-    from regraft.jobs.helping import devices_of, memory_of_each
-    from regraft.model.load import load
+    with silent():  # what libraries say as they are imported is of this machine, not of the model
+        from regraft.jobs.helping import devices_of, memory_of_each
+        from regraft.model.load import load
 
     room = None if stream or memory else memory_of_each(devices_of(device))
     return load(

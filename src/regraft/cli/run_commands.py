@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from regraft.cli.columns import aligned, short
+from regraft.cli.columns import aligned, cut
 from regraft.cli.errors import errors_in_one_sentence
 from regraft.cli.options import DebugOption, JsonOption
 from regraft.core.files import expanded
@@ -100,7 +100,7 @@ def compare(
             typer.echo(json_text(told, indent=1))
             return
         rows = [["made with", one, other]]
-        rows += [[name, *(short(str(value)) for value in both)] for name, both in found.provenance.items()]
+        rows += [[name, *(cut(str(value)) for value in both)] for name, both in found.provenance.items()]
         typer.echo("\n".join(aligned(rows)) if len(rows) > 1 else "Both were made in the same way.")
         apart = [value for value in found.values if value.largest or value.reason]
         typer.echo("")

@@ -109,7 +109,7 @@ def check_empty(folder: Path | str, option: str) -> None:
     check_place(folder, option)
     place = place_of(folder)
     if place.exists() and any(place.iterdir()):
-        raise RunFolderError(f"the folder {folder} is not empty: choose another with {option}")
+        raise RunFolderError(f"the folder {folder} is not empty: choose another with {option}, or remove it")
 
 
 def check_folder_there(folder: Path | str, option: str) -> None:

@@ -114,7 +114,7 @@ def unfit(annotation: str, value: Any) -> str:
     if value is None:
         return "" if plain != annotation else "to be left out"
     if plain in ("TextFile", "KeptFolder", "NewFolder", "ModelName"):
-        return "" if isinstance(value, (str, Path)) else "the name of a file or folder"
+        return "" if isinstance(value, (str, Path)) else "the name of a file or folder: write it to one"
     if plain.startswith("list["):
         kinds, what = _KINDS.get(plain[5:-1], ((object,), ""))
         fits = (

@@ -13,6 +13,7 @@ import xarray as xr
 
 from regraft.core.files import RunFolderError
 from regraft.core.quantities import UNITS
+from regraft.core.results import BLOCK
 from regraft.core.runs import FINISHED, OUR_MARK, open_run, read_mark
 
 DEEP = 3
@@ -155,7 +156,8 @@ def difference(one: xr.DataArray, other: xr.DataArray) -> Difference:
     name, units = str(one.name), one.attrs.get(UNITS, "")
     if one.dims != other.dims or one.shape != other.shape:
         shapes = " and ".join(str(dict(values.sizes)) for values in (one, other))
-        return Difference(name, units, math.nan, math.nan, "", f"of other shapes, {shapes}")
+        where = "; regraft report --beside sets two models beside one another" if BLOCK in one.dims else ""
+        return Difference(name, units, math.nan, math.nan, "", f"of other shapes, {shapes}{where}")
     for dim in one.dims:
         if (
             dim in one.coords

@@ -75,15 +75,12 @@ def mask(case: StageCase) -> str:
     ours, official = case.ours <= MASKED, case.official <= MASKED
     if not bool((ours ^ official).any()):
         return ""
-    rule, other = (
-        ("the official model", "this one")
-        if bool((official & ~ours).any())
-        else ("this one", "the official model")
-    )
+    lacking = bool((official & ~ours).any())
+    rule, other = ("the official model", "this one") if lacking else ("this one", "the official model")
     later = (official ^ ours).any(dim=0).any(dim=0) if ours.dim() == 4 else None
     causal = later is not None and not bool(later.tril().any())
     kind = (
-        "later tokens: the causal mask is missing"
+        f"later tokens: the causal mask {'is missing' if lacking else 'has no place here'}"
         if causal
         else "tokens: a padding, window or causal mask differs"
     )
@@ -190,7 +187,7 @@ def other_stage(case: StageCase) -> str:
         if name != case.stage and near(case.ours, tensor.double()):
             placed = "norm" in case.kind or "norm" in name or case.kind.startswith("resid")
             why = (
-                "a norm stands in another place, or is left out"
+                "a norm stands in another place, or it or an addition to the stream is left out"
                 if placed
                 else "a step between the two is left out"
             )

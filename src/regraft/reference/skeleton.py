@@ -40,7 +40,7 @@ WHAT = {
     "v": "values, all heads side by side",
     "q_norm": "queries, each head's normed",
     "k_norm": "keys, each head's normed",
-    "scores": "queries times keys, scaled, with bias and mask: what softmax is given",
+    "scores": "queries times keys, with this architecture's scale, bias and mask: what softmax is given",
     "probs": "softmax of the scores",
     "heads": "probabilities times values, all heads side by side again",
     "attn_out": "the heads through the output matrix",

@@ -85,7 +85,7 @@ def patch(
         grid: block x position, block x head (all positions), block (all positions), last (the position at
             which the answer is read alone), or one block's neurons (all positions).
         site: which activation of a block: resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z or
-            mlp_act.
+            mlp_act; the grids of heads and neurons have their own.
         direction: denoise puts clean activations into the corrupted run, noise the other way round.
         window: how many blocks from each one on are patched together.
         block: for the neuron grid, the number of the block; by default the last.

@@ -15,6 +15,10 @@ from regraft.sweeps.gradients import gradients
 from regraft.sweeps.metric_kinds import LogitDifference
 from regraft.sweeps.variants import Replace, Variant
 
+STREAM = "resid_pre"
+"""The site that is patched where none is named."""
+FIXED = {"head": "z", "neuron": "mlp_act"}
+"""Grids whose columns are parts of one site, and that site."""
 WHOLE = ("block", "last")
 """Grids with one cell for each block: all positions, or the one at which the answer is read."""
 
@@ -24,7 +28,12 @@ class PatchGrid:
     column."""
 
     def __init__(self, model: Model, grid: str, site: str, window: int, block: int):
-        self.model, self.grid, self.site, self.window = model, grid, site, window
+        if grid in FIXED and site not in (STREAM, FIXED[grid]):
+            raise ValueError(
+                f"the {grid} grid patches {FIXED[grid]}, part by part, not {site}: leave site out"
+            )
+        self.model, self.grid, self.window = model, grid, window
+        self.site = FIXED.get(grid, site)
         blocks = stack_blocks(model)
         self.rows: list[Block] = list(blocks)
         self.cells: list[tuple[int, int]] = []
@@ -33,11 +42,9 @@ class PatchGrid:
                 raise ValueError(
                     f"there is no block {block}: there are {len(blocks)} blocks, 0 to {len(blocks) - 1}"
                 )
-            self.rows, self.site = [blocks[block]], "mlp_act"
+            self.rows = [blocks[block]]
             model.tap(f"{blocks[block].address}.mlp_act")
-        elif grid == "head":
-            self.site = "z"
-        elif grid not in ("position", "block", "last"):
+        elif grid not in ("position", "block", "last", *FIXED):
             raise ValueError(f"grid {grid!r} is not known: choose position, head, block, last or neuron")
         self.addresses = [_address(model, row, self.site) for row in self.rows]
         if grid == "head" and not any(a and model.tap(a).heads for a in self.addresses):
