@@ -46,7 +46,7 @@ def test_cells_of_grids():
     source = model.record([ids(5, 3)])
     places = [(0, 1), (3, 2)]
     for grid, columns, cells in (("position", [1, 2], 8), ("block", ["all"], 4), ("head", [0, 1, 2, 3], 16)):
-        plan = PatchGrid(model, grid, "attn_out", 2, -1)
+        plan = PatchGrid(model, grid, "resid_pre" if grid == "head" else "attn_out", 2, -1)
         variants, named = plan.variants(source, places)
         assert named == columns
         assert len(variants) == len(plan.cells) == cells
@@ -69,7 +69,7 @@ def test_cells_of_grids():
     assert torch.equal(variants[7].edits[0].value[:, 0], source["2.mlp_act"][0, [0, 3], 7])
     for block in (4, -5):
         with pytest.raises(ValueError, match=f"no block {block}"):
-            PatchGrid(model, "neuron", "", 1, block)
+            PatchGrid(model, "neuron", "resid_pre", 1, block)
     with pytest.raises(ValueError, match="not known"):
         PatchGrid(model, "other", "resid_pre", 1, -1)
     with pytest.raises(SiteError, match="whole"):

@@ -188,7 +188,7 @@ def test_values_of_parameters_are_of_their_kind():
         "str": {"a text"},
         "list[int]": {"a list, each a whole number"},
         "list[str]": {"a list, each a text"},
-        "TextFile": {"the name of a file or folder"},
+        "TextFile": {"the name of a file or folder: write it to one"},
         "int | None": {"a whole number"},
     }
     assert unfit("int", None) == "to be left out"

@@ -86,13 +86,13 @@ def test_an_example_that_is_wrong_or_missing_is_found(model, monkeypatch):
             >>> 1 / 0
         """
 
-    def silent():
+    def wordless():
         """None."""
 
     monkeypatch.setattr(regraft, "broken", broken, raising=False)
-    monkeypatch.setattr(regraft, "silent", silent, raising=False)
+    monkeypatch.setattr(regraft, "wordless", wordless, raising=False)
     wrong, _ = run_example("broken", model)
     assert "nats per token" in wrong[0]
     assert "ZeroDivisionError" in wrong[1]
     with pytest.raises(ValueError, match="has no example"):
-        run_example("silent", model)
+        run_example("wordless", model)
