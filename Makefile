@@ -27,9 +27,9 @@ test-vllm: $(READY) $(VLLM)/.ready
 test-readers: $(READY) $(READERS)/.ready
 	$(PYTHON) -m pytest -q -m readers tests/test_neighbour_readers.py
 
-# every snippet and command of the pages runs, then the pages that are made from code, then the site
+# every snippet and command of the pages runs, then tutorials and pages that are made from code, then the site
 docs: $(READY)
-	$(PYTHON) -m pytest -n 2 -q -m "slow or not slow" tests/test_docs.py tests/test_readme.py tests/test_docs_site.py
+	$(PYTHON) -m pytest -n 2 -q -m "slow or not slow" -k "not a_tutorial_runs" tests/test_docs.py tests/test_readme.py tests/test_docs_site.py
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m tools.docs_site.build
 
 lint: $(READY)
