@@ -4,6 +4,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 VLLM := .vllm
 READERS := .readers
+DOCS := $(VENV)/.docs-ready
 
 .PHONY: report test test-slow test-vllm test-readers docs lint bench mutants clean
 
@@ -28,7 +29,7 @@ test-readers: $(READY) $(READERS)/.ready
 	$(PYTHON) -m pytest -q -m readers tests/test_neighbour_readers.py
 
 # every snippet and command of the pages runs, then tutorials and pages that are made from code, then the site
-docs: $(READY)
+docs: $(DOCS)
 	$(PYTHON) -m pytest -n 2 -q -m "slow or not slow" -k "not a_tutorial_runs" tests/test_docs.py tests/test_readme.py tests/test_docs_site.py
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m tools.docs_site.build
 
@@ -47,6 +48,10 @@ $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || python3 -m venv $(VENV)
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[test]"
 	touch $(READY)
+
+$(DOCS): $(READY)
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[docs]"
+	touch $(DOCS)
 
 $(VLLM)/.ready: pyproject.toml
 	test -d $(VLLM) || python3.11 -m venv $(VLLM)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,16 +102,12 @@ def certify(
             sums.add_streams(row, taught, learnt)
             worst += _worst(model, name, before, after, written_BT)
             advance(f"measuring {name}", start + BATCH, total)
-    worst = sorted(worst, key=lambda one: -one[0])[:WORST]
     read = np.array([min(most, len(windows)) for windows in domains.values()])
     return xr.Dataset(
         {
             **sums.variables(read),
             **tokens.by_group(table),
-            "excess": ("worst", [one[0] for one in worst], {"units": "nats more than the model as it was"}),
-            "token": ("worst", [one[2] for one in worst], {"units": "token that was to come"}),
-            "context": ("worst", [one[3] for one in worst], {"units": "text in front of it"}),
-            "worst_domain": ("worst", [one[1] for one in worst], {"units": "domain"}),
+            **_worst_quantities(worst),
             **measured_costs(model, swaps, next(iter(domains.values()))),
             **_against_noise(model, swaps, next(iter(domains.values()))),
         },
@@ -129,6 +125,21 @@ def certify(
             "seconds": time.perf_counter() - began,
         },
     )
+
+
+def _worst_quantities(found: Sequence[tuple[float, str, str, str]]) -> dict[str, Any]:
+    """The tokens that cost most more than before, the worst first: how much, where, which, behind what."""
+    columns = list(zip(*sorted(found, key=lambda one: -one[0])[:WORST], strict=True)) or [()] * 4
+    units = {
+        "excess": "nats more than the model as it was",
+        "worst_domain": "domain",
+        "token": "token that was to come",
+        "context": "text in front of it",
+    }
+    return {
+        name: ("worst", list(column), {"units": unit})
+        for (name, unit), column in zip(units.items(), columns, strict=True)
+    }
 
 
 @dataclass

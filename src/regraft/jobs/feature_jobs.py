@@ -93,8 +93,7 @@ def describe_features(
         ValueError: a text without a token, or neighbours' files of what are no adapters.
 
     Examples:
-        >>> tuned = regraft.load("specimen:tuned")
-        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> tuned, few = regraft.load("specimen:tuned"), regraft.TrainingPlan(steps=2, batch=2)
         >>> fitted = regraft.fit_transcoder(model, tuned, "described", features=32, plan=few, length=64)
         >>> data = regraft.describe_features("described/graft", "page", most=2, length=64, k=2)
         >>> dict(data.frequency.sizes), data.frequency.attrs["units"]
@@ -111,8 +110,7 @@ def describe_features(
     source = _source(standing, of, list(domains.values()), seed)
     found = feature_pass(standing.carrier, source, domains, most, k, seed)
     facts = Facts(standing.carrier, source, found)
-    data = facts.table()
-    about = read_about(folder)
+    data, about = facts.table(), read_about(folder)
     data.attrs = {
         **provenance(standing.carrier), "experiment": "features", "of": of,
         "pair_base": about["pair"]["base"], "pair_target": about["pair"]["target"],
@@ -210,8 +208,7 @@ def attribute_prompt(
         ValueError: an empty prompt, or a model that no rule makes linear.
 
     Examples:
-        >>> tuned = regraft.load("specimen:tuned")
-        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> tuned, few = regraft.load("specimen:tuned"), regraft.TrainingPlan(steps=2, batch=2)
         >>> fitted = regraft.fit_transcoder(model, tuned, "attributed", features=32, plan=few, length=64)
         >>> graph = regraft.attribute_prompt("attributed/graft", "Anna has 12 coins", "graph", most=16)
         >>> {node.kind for node in graph.nodes} >= {"token", "logit"}

@@ -105,8 +105,7 @@ def fit_embedding(
         RunFolderError: there is a graft already.
 
     Examples:
-        >>> few = regraft.TrainingPlan(steps=2, batch=2)
-        >>> print(regraft.fit_embedding(model, "bytes", plan=few, warm=2, length=16))
+        >>> print(regraft.fit_embedding(model, "bytes", plan=regraft.TrainingPlan(2, 2), warm=2, length=16))
         410,976 parameters, 0.52 of the table's; ...
     """
     config, plan, weights = config or ByteConfig(), plan or TrainingPlan(), weights or LossWeights()
@@ -118,9 +117,8 @@ def fit_embedding(
     weights_sha256 = model.weights_sha256
     table = token_bytes(model.tokenizer, model.table_rows)
     text = training_text(model, texts, length, out / "run", seed)
-    started = newest(out / "run") is not None
     errors: list[float] = []
-    if not started:
+    if newest(out / "run") is None:
         metric = sensitivity(model, text) if felt and model.parts.head is not None else None
         errors = warm_up(graft, embedded_rows(model), warm, metric, seed=seed, matrices=plan.matrices)
     origin = {

@@ -104,9 +104,8 @@ def pareto_transcoder(
         ValueError: no weight, a folder that holds adapters made otherwise, or what `fit_transcoder` refuses.
 
     Examples:
-        >>> tuned, few = regraft.load("specimen:tuned"), regraft.TrainingPlan(steps=2, batch=2)
-        >>> short = {"features": 32, "plan": few, "length": 64}
-        >>> data = regraft.pareto_transcoder(model, tuned, "pareto", l1=[0.01, 0.001], **short)
+        >>> tuned, few = regraft.load("specimen:tuned"), {"plan": regraft.TrainingPlan(2, 2), "length": 64}
+        >>> data = regraft.pareto_transcoder(model, tuned, "pareto", l1=[0.01, 0.001], features=32, **few)
         >>> dict(data.kl.sizes), data.kl.attrs["units"]
         ({'fit': 2, 'domain': 1}, 'nats per token from the target')
     """
@@ -115,8 +114,7 @@ def pareto_transcoder(
     fits = _fits(out, l1, controls, control_l1, backbone, weights)
     text = text_of_source(target, TextSource(texts, length=length, seed=seed), out / "text").digest()
     for fit in fits:
-        made_so = {**pair_of(base, target, fit.backbone), "text_sha256": text}
-        _check_made_so(fit, made_so, plan, features, seed)
+        _check_made_so(fit, pair_of(base, target, fit.backbone) | {"text_sha256": text}, plan, features, seed)
     found = []
     for fit in fits:
         if not (fit.folder / "graft").exists():
@@ -126,21 +124,18 @@ def pareto_transcoder(
                 weights=fit.weights, plan=plan, length=length, seed=seed,
                 random_features=fit.random_features, encoded=out / "text",
             )  # fmt: skip
-        names: dict[str, Any] = {
-            "base": base.source, "target": target.source, "device": str(base.device),
-        }  # fmt: skip
+        names: dict[str, Any] = {"base": base.source, "target": target.source, "device": str(base.device)}
         found.append(evaluate_transcoder(fit.folder / "graft", held, length=length, solve=solve, **names))
     data = _side_by_side(fits, found)
-    with keeping(data), whole_file(out / "pareto.json") as part:
-        part.write_text(json_text(data.to_dict(), indent=1) + "\n", encoding="utf-8")
-    given = {
-        "control_l1": control_l1, "features": features, "length": length, "solve": solve, "seed": seed,
-        **asdict(plan),
-    }  # fmt: skip
+    given = {"control_l1": control_l1, "features": features, "length": length, "solve": solve, **asdict(plan)}
     lists = {"l1": [repr(one) for one in l1], "control": controls, "text": texts, "held": held}
-    command = _command({"out": out, "base": base.source, "target": target.source, **given}, lists)
-    with keeping(data), whole_file(out / "pareto.html") as part:
-        part.write_text(page(target, [data], [command], data.attrs["seconds"], {}), encoding="utf-8")
+    command = _command(
+        {"out": out, "base": base.source, "target": target.source, **given, "seed": seed}, lists
+    )
+    html = page(target, [data], [command], data.attrs["seconds"], {})
+    for name, whole in (("pareto.json", json_text(data.to_dict(), indent=1) + "\n"), ("pareto.html", html)):
+        with keeping(data), whole_file(out / name) as part:
+            part.write_text(whole, encoding="utf-8")
     return data
 
 

@@ -97,8 +97,7 @@ def fit_transcoder(
         RunFolderError: there are adapters already.
 
     Examples:
-        >>> tuned = regraft.load("specimen:tuned")
-        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> tuned, few = regraft.load("specimen:tuned"), regraft.TrainingPlan(steps=2, batch=2)
         >>> fitted = regraft.fit_transcoder(model, tuned, "adapters", features=32, plan=few, length=64)
         >>> print(fitted)
         150,144 parameters beside 12 MLPs; after 2 steps the divergence from specimen:tuned is ... nats
@@ -124,14 +123,20 @@ def fit_transcoder(
     if not processes().is_main_process:
         return ""
     save_graft(graft, carrier, out / "graft", pair=pair)
+    return _said_of(log, graft, target.name, weights.kl, out)
+
+
+def _said_of(
+    log: Sequence[Mapping[str, float]], graft: Transcoders, target: str, kl: float, out: Path
+) -> str:
+    """What a fit came to, over its last steps, and the command that goes on; `kl` weighs the divergence."""
     last = {name: float(np.mean([line[name] for line in log[-20:]])) for name in log[-1]}
     words = ["regraft", "graft", "transcoder", "eval", "--graft", str(out / "graft")]
-    divergence = f"the divergence from {target.name} is {last['kl'] / (weights.kl or 1):.4f} nats per token, "
+    divergence = f"the divergence from {target} is {last['kl'] / kl:.4f} nats per token, " if kl else ""
     return (
         f"{sum(p.numel() for p in graft.parameters()):,} parameters beside {graft.shape.blocks} MLPs; after"
-        f" {len(log)} steps {divergence if weights.kl else ''}the same first token in"
-        f" {last['agreement']:.1%} of cases, {last['active']:.1f} of {features} features are active. Next:"
-        f" `{shlex.join(words)}`"
+        f" {len(log)} steps {divergence}the same first token in {last['agreement']:.1%} of cases,"
+        f" {last['active']:.1f} of {graft.shape.features} features are active. Next: `{shlex.join(words)}`"
     )
 
 
@@ -199,8 +204,7 @@ def open_transcoder(
         CheckpointError: no adapters are there, or they were made for other weights.
 
     Examples:
-        >>> tuned = regraft.load("specimen:tuned")
-        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> tuned, few = regraft.load("specimen:tuned"), regraft.TrainingPlan(steps=2, batch=2)
         >>> fitted = regraft.fit_transcoder(model, tuned, "opened", features=32, plan=few, length=64)
         >>> adapted, adapters = regraft.open_transcoder("opened/graft")
         >>> adapted.record("Anna has 12 coins")["5.feature"].shape  # (B, T, F)
@@ -263,8 +267,7 @@ def evaluate_transcoder(
         ValueError: there is no text.
 
     Examples:
-        >>> tuned = regraft.load("specimen:tuned")
-        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> tuned, few = regraft.load("specimen:tuned"), regraft.TrainingPlan(steps=2, batch=2)
         >>> fitted = regraft.fit_transcoder(model, tuned, "measured", features=32, plan=few, length=64)
         >>> data = regraft.evaluate_transcoder("measured/graft", length=64, most=2)
         >>> dict(data.loss.sizes), data.loss.attrs["units"]
@@ -322,8 +325,7 @@ def export_transcoder(folder: Path | str, target: Path | str, remote_code: bool 
         RunFolderError: the target is not empty.
 
     Examples:
-        >>> tuned = regraft.load("specimen:tuned")
-        >>> few = regraft.TrainingPlan(steps=2, batch=2)
+        >>> tuned, few = regraft.load("specimen:tuned"), regraft.TrainingPlan(steps=2, batch=2)
         >>> fitted = regraft.fit_transcoder(model, tuned, "to-write", features=32, plan=few, length=64)
         >>> data = regraft.evaluate_transcoder("to-write/graft", length=64, most=2)
         >>> print(regraft.export_transcoder("to-write/graft", "adapted"))

@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -97,18 +97,7 @@ def transplant_tokenizer(
         data = data.assign_coords(control=list(CONTROLS)) if "control" in data.dims else data
     data = data.assign(frequent_origins(done, domains))
     data.attrs |= told_of(case, sources)
-    words = [
-        "regraft",
-        "tokenizer",
-        "transplant",
-        "--model",
-        model.source or model.name,
-        "--tokenizer",
-        tokenizer,
-    ]
-    command = shlex.join(
-        [*words, *options_as_words(settings, sources, multiple, heal, seed), "--save", str(target)]
-    )
+    command = _command(model, tokenizer, options_as_words(settings, sources, multiple, heal, seed), target)
     data.attrs["seconds"] = time.perf_counter() - began
     if not heal:
         data = data.assign(row_view(done))
@@ -124,6 +113,12 @@ def transplant_tokenizer(
     sentence = written(done, data, command, target)
     shutil.rmtree(run)
     return data, sentence
+
+
+def _command(model: Model, tokenizer: str, options: Sequence[str], target: Path) -> str:
+    """The command that makes the same transplant again."""
+    named = ["--model", model.source or model.name, "--tokenizer", tokenizer]
+    return shlex.join(["regraft", "tokenizer", "transplant", *named, *options, "--save", str(target)])
 
 
 def written(done: Transplant, data: xr.Dataset, command: str, target: Path) -> str:

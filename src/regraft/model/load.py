@@ -73,22 +73,16 @@ def load(
         >>> model = regraft.load("specimen:gpt2")
         >>> len(model.blocks), model.width, model.vocabulary
         (4, 128, 4096)
-        >>> regraft.load("no-such-folder/model")
+        >>> regraft.load("./no-such-folder")
         Traceback (most recent call last):
         ...
-        regraft.checkpoint.locate.CheckpointError: ...
+        regraft.checkpoint.locate.NoCheckpointError: ...
     """
     notes: list[str] = []
     source, tokenizer = _source_of(source, tokenizer)
     streamed: Streamed | None = None
     if isinstance(source, nn.Module):
-        if stream or memory:
-            raise ValueError("a live model is in memory already: to stream one, name its folder or hub id")
-        if device or dtype:
-            raise ValueError(
-                "a live model is opened as it is: move it or change its dtype before, then load it without"
-                " them"
-            )
+        _check_live(bool(stream or memory), bool(device or dtype))
         inner, notes = unwrapped(source)
         hf, folder, name = cast(Any, inner), None, type(inner).__name__
         streamed = taken_over(hf)
@@ -104,9 +98,7 @@ def load(
         refuse_adapted_folder(folder)
         hf, streamed = from_files(folder, device or "cpu", dtype, attention, remote_code, stream, memory)
         tokenizer = tokenizer or read_tokenizer(folder, remote_code)
-    tokenizer, target_tokenizer = (
-        _named_tokenizer(one, remote_code) for one in (tokenizer, target_tokenizer)
-    )
+    tokenizer, target_tokenizer = (_named_tokenizer(t, remote_code) for t in (tokenizer, target_tokenizer))
     model = open_live(hf, tokenizer, name, folder, pack and streamed is None, streamed)
     notes += [] if streamed is None else [streamed.in_words()]
     model.notes, model.target_tokenizer = notes, target_tokenizer
@@ -117,6 +109,20 @@ def load(
         )
     model.source = name if isinstance(source, nn.Module) else str(source or DEFAULT_SPECIMEN)
     return model
+
+
+def _check_live(streamed: bool, moved: bool) -> None:
+    """Make sure that nothing is asked of a live model that opening files alone can do.
+
+    Raises:
+        ValueError: it is to be streamed, or to go to another device or type.
+    """
+    if streamed:
+        raise ValueError("a live model is in memory already: to stream one, name its folder or hub id")
+    if moved:
+        raise ValueError(
+            "a live model is opened as it is: move it or change its dtype before, then load it without them"
+        )
 
 
 def _source_of(source: Any, tokenizer: Any) -> tuple[str | Path | nn.Module | None, Any]:

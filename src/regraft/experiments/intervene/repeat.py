@@ -5,6 +5,8 @@ Shapes: L blocks, N repetitions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import xarray as xr
@@ -85,16 +87,7 @@ def repeat(
                 losses - result.clean_mean("loss"),
                 {"units": "nats per token above clean"},
             ),
-            "update_length": (
-                ("block", "times"),
-                updates,
-                {"units": "length of this repetition's update / length of the stream"},
-            ),
-            "behaviour": (
-                "block",
-                [behaviour(u, b) for u, b in zip(updates, back, strict=True)],
-                {"units": "by its updates"},
-            ),
+            **_by_updates(updates, back),
             "second": (
                 "block",
                 losses[:, 1] - result.clean_mean("loss"),
@@ -113,6 +106,16 @@ def repeat(
         with keeping(found):
             found.attrs["saved"] = _saved(model, text, block, times, save)
     return found
+
+
+def _by_updates(updates: np.ndarray, back: np.ndarray) -> dict[str, Any]:
+    """Lengths of every repetition's update, and how each block behaves by them."""
+    length = {"units": "length of this repetition's update / length of the stream"}
+    named = [behaviour(u, b) for u, b in zip(updates, back, strict=True)]
+    return {
+        "update_length": (("block", "times"), updates, length),
+        "behaviour": ("block", named, {"units": "by its updates"}),
+    }
 
 
 def _saved(model: Model, text: Evaluation, number: int, times: int, folder: str) -> str:
