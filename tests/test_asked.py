@@ -51,7 +51,7 @@ WRONG = [
     ("add --weights-only", ["inspect", "--pickle-shapes"]),
     ("nowhere is not a folder", ["inspect", "nowhere", "--weights-only"]),
     ("is not empty", ["inspect", "--weights-only", "--out", "full"]),
-    ("is not empty: choose another with --skeleton", ["rebuild", "--skeleton", "full"]),
+    ("is not empty: choose another with --skeleton, or remove it", ["rebuild", "--skeleton", "full"]),
     ("empty is not a model folder: it has no config.json", ["lens", "--model", "empty"]),
     ("device 'gpu' is not known", ["lens", "--device", "gpu"]),
     ("device 'cuda:' is not known", ["spectra", "--device", "cuda:"]),

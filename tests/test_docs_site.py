@@ -12,8 +12,9 @@ import pytest
 from plotly.graph_objects import Figure, Heatmap
 
 from regraft.cli.main import app
-from tools.docs_site import command_pages, site_page, tutorials
-from tools.docs_site.build import BESIDE, ROOT, SCHEMES, SHIM, from_here, moved
+from regraft.reporting.build import Missing
+from tools.docs_site import command_pages, gallery, site_page, tutorials
+from tools.docs_site.build import BESIDE, ROOT, SCHEMES, SHIM, from_here, lay_pages, moved
 from tools.docs_site.figures import filled, like, without_source
 from tools.docs_site.gallery import GUIDES
 from tools.docs_site.public_names import GROUPS
@@ -33,7 +34,7 @@ def test_a_figure_that_no_script_made_is_found(tmp_path):
     (tmp_path / "measured_x.md").write_text("| loss | 0.2049 |\n")
     page.write_text(
         "On the specimen it is 0.205<!--measured_x.md--> and 3.4<!--=lens.mean()-->.\n\n"
-        "`0.777` of a Qwen3-1.7B by torch 2.13 on the specimen.\n\n"
+        "`0.777` of a Qwen3-1.7B by torch 2.13 and transformers 5.23 on the specimen.\n\n"
         "A setting of 0.5 elsewhere.\n"
     )
     assert without_source(page) == []
@@ -116,6 +117,31 @@ def test_a_site_is_searched_from_a_folder_without_a_request(tmp_path):
 def test_pages_of_the_root_are_linked_as_they_are_on_the_site():
     assert moved("[a](../CONTRIBUTING.md) [b](CHANGELOG.md#x)") == "[a](contributing.md) [b](changelog.md#x)"
     assert all((ROOT / name).is_file() for name in BESIDE)
+
+
+def test_pages_are_laid_out_with_their_links_and_without_the_sources_of_tutorials(tmp_path):
+    lay_pages(tmp_path / "pages")
+    laid = tmp_path / "pages"
+    assert "](contributing.md)" in (laid / "architecture.md").read_text()
+    for name in BESIDE.values():  # they name everything, and would come first for every word
+        assert (laid / name).read_text().startswith("---\nsearch: {exclude: true}\n---\n")
+        assert "](docs/" not in (laid / name).read_text()
+    assert not (laid / "tutorials").exists()
+    assert "slate" in (laid / "assets" / "scales.css").read_text()
+    assert (laid / "assets" / "plotly-cartesian.min.js").stat().st_size > 1_000_000
+
+
+def test_a_report_with_a_chapter_that_failed_makes_no_gallery(tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("x")
+    missing = [Missing("lens", "Logit lens", "it broke", "Traceback"), Missing("push", "Push", "no pair")]
+    monkeypatch.setattr(gallery, "report", lambda model, out: (tmp_path / "report.html", missing))
+    monkeypatch.setattr(gallery, "load", lambda: None)
+    with pytest.raises(RuntimeError, match="lens failed: it broke"):
+        gallery.make_report(tmp_path / "one")
+    del missing[0]
+    (tmp_path / "two").mkdir()
+    gallery.make_report(tmp_path / "two")
+    assert (tmp_path / "two" / gallery.REPORT / "report.html").read_text() == "x"
 
 
 def test_every_page_stands_in_the_contents_and_every_guide_is_there():

@@ -88,3 +88,4 @@ def test_a_model_comes_from_the_hub_and_a_name_that_it_does_not_know_is_refused(
     assert done.stdout.split() == ["owner/small", digest, "0.0"], done.stderr
     assert done.returncode == 1
     assert "owner/other is neither a folder here nor a model that the hub gave us" in done.stderr
+    assert "without a connection, the folder of a model" in done.stderr

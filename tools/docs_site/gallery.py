@@ -43,7 +43,7 @@ def make_report(folder: Path) -> None:
     made, missing = report(load(), folder / "whole")
     failed = [one for one in missing if one.trace]
     if failed:
-        raise RuntimeError(f"chapters of the report failed: {failed}")
+        raise RuntimeError("; ".join(map(str, failed)))
     (folder / REPORT).mkdir()
     shutil.copy(made, folder / REPORT / "report.html")
 
