@@ -11,13 +11,14 @@ import pytest
 import xarray as xr
 
 from regraft.cli import console as commands
+from regraft.jobs import experiment_job
 
 
 @pytest.fixture
 def begun(monkeypatch):
     """The work that a command began, in order; nothing of it is done."""
     seen = []
-    found = xr.Dataset({"it": ("x", [1.5])}, attrs={"agrees": True})
+    found = xr.Dataset({"it": ("x", [1.5])}, attrs={"agrees": True, "experiment": "it"})
 
     def planted(name, value=None):
         monkeypatch.setattr(commands, name, lambda *args, **kwargs: seen.append((name, *args)) or value)
@@ -55,7 +56,7 @@ def test_a_rebuilt_model_is_compared_written_and_shown(begun, capsys, out, as_js
     steps = [
         ("check_writable", out, "rebuild", "sum of it"),
         ("rebuild", "it", ["text"], "2.mlp", "float64"),
-        ("write_run", found, out, None, None),
+        ("write_run", found, out, None),
     ]
     wanted = steps if out else steps[1:2]
     assert [
@@ -81,13 +82,12 @@ def test_an_experiment_is_run_written_and_shown(begun, capsys, kept, as_json, mo
         return found
 
     monkeypatch.setattr(commands, "run_experiment", run)
+    monkeypatch.setattr(experiment_job, "run_experiment", run)
     model = SimpleNamespace(weights_sha256="sum", name="m", dtype="float32", device="cpu", proof=dict)
     commands.show_experiment(experiment, model, {"count": 3}, out, 7, as_json)
     said = capsys.readouterr().out
     assert ran == [(model, 7, {"count": 3})]
-    assert [step[:4] for step in seen if step[0] != "print_result"] == (
-        [("check_writable", out, "it", "sum"), ("write_run", found, out, None)] if out else []
-    )
+    assert (out is not None and (out / "run.json").is_file()) == kept
     assert (("print_result", found) in seen) == (not as_json)
     assert ("written to" in said) == (out is not None and not as_json)
     if as_json:

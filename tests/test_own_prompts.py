@@ -52,7 +52,7 @@ def runs(monkeypatch):
         seen.append((experiment.name, options))
         return real(experiment, model, seed, **options)
 
-    for place in ("regraft.experiments.running", "regraft.cli.console"):
+    for place in ("regraft.experiments.running", "regraft.cli.console", "regraft.jobs.experiment_job"):
         monkeypatch.setattr(f"{place}.run_experiment", counted)
     return seen
 

@@ -170,7 +170,9 @@ def test_the_command_prints_a_finished_run_and_refuses_another(tmp_path, monkeyp
     assert first.exit_code == 0, first.output
     assert not (tmp_path / "r" / LOCK).exists()
     assert json.loads((tmp_path / "r" / "run.json").read_text())["finished"] is True
-    monkeypatch.setattr("regraft.cli.console.run_experiment", lambda *words, **more: pytest.fail("it is run"))
+    monkeypatch.setattr(
+        "regraft.jobs.experiment_job.run_experiment", lambda *words, **more: pytest.fail("it is run")
+    )
     again = run("knockout", *FEW, *out)
     assert again.exit_code == 0, again.output
     assert "holds this run, finished: nothing was run" in " ".join(again.stdout.split())

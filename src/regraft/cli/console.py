@@ -21,18 +21,17 @@ from regraft.cli.anatomy_text import print_anatomy
 from regraft.cli.columns import aligned, short
 from regraft.cli.common import common
 from regraft.cli.progress_bar import StepBars, progress_bar, with_bar
-from regraft.core.begun_runs import begun, ended, finished
-from regraft.core.files import still_told, whole_folder
+from regraft.core.files import still_told
 from regraft.core.interrupts import kept_when_stopped
 from regraft.core.progress import listening
 from regraft.core.registry import Experiment
-from regraft.core.runs import check_writable, open_run, store, store_settings
+from regraft.core.runs import check_writable, store_settings
 from regraft.core.strict_json import json_text, opened_attributes
 from regraft.data.own_texts import given_prompts
 from regraft.experiments.running import run_experiment
+from regraft.jobs.experiment_job import run_kept, write_run
 from regraft.jobs.inspection import headers_json, inspect, inspect_headers
 from regraft.jobs.report_job import report, report_beside
-from regraft.model.kept_packing import same_packing
 from regraft.model.model import Model
 from regraft.model.weights import Weights
 from regraft.reference.checkpoint_reader import open_rebuilt
@@ -45,8 +44,6 @@ from regraft.reporting.drawings import drawing_of
 from regraft.reporting.figures.rebuild_figures import OUTSIDE, split
 from regraft.reporting.page import CHECKS
 from regraft.sweeps.forecast import PlannedError, planning
-from regraft.sweeps.kept_sweeps import keeping
-from regraft.sweeps.provenance import opened_told, option_told, provenance
 
 console = Console(markup=False)
 SHOWN_ROWS = 12
@@ -186,25 +183,15 @@ def show_experiment(
             dataset = with_bar(lambda: run_experiment(experiment, model, seed, **options))
         _told(dataset, None, as_json)
         return
-    check_writable(out, experiment.name, model.weights_sha256, version("regraft"), force)
-    told = run_told(experiment, model, options, seed)
-    if not force and finished(out, told):
-        _told(open_run(out), None, as_json)
-        if not as_json and not common().quiet:
-            console.print(f"{out} holds this run, finished: nothing was run (--force measures anew)")
-        return
-    mark = {**provenance(model), "experiment": experiment.name}
-    kept = kept_when_stopped(
-        lambda: f"stopped. {out} keeps what was measured; the same command goes on from there"
+    kept = run_kept(
+        experiment, model, options, out, seed, settings, force, lambda it: _told(it, None, as_json), with_bar
     )
-    with begun(out, told, mark, force) as place, kept:
-        with (
-            still_told(lambda found: _told(found, None, as_json)),
-            keeping(place),
-            same_packing(model, place),
-        ):
-            dataset = with_bar(lambda: run_experiment(experiment, model, seed, **options))
-        _told(dataset, out, as_json, settings, begun=ended(told))
+    if as_json or common().quiet:
+        return
+    if kept.fresh:
+        _say_written(out)
+    else:
+        console.print(f"{out} holds this run, finished: nothing was run (--force measures anew)")
 
 
 def show_plan(experiment: Experiment, model: Model | Weights, options: dict[str, Any], seed: int) -> None:
@@ -224,28 +211,12 @@ def show_plan(experiment: Experiment, model: Model | Weights, options: dict[str,
     raise ValueError(f"{experiment.name} makes no sweep with these options: there is no plan to show")
 
 
-def run_told(
-    experiment: Experiment, model: Model | Weights, options: Mapping[str, Any], seed: int
-) -> dict[str, Any]:
-    """What the numbers of a run hang on: weights, options, versions, and how the model was opened."""
-    kinds = {one.name: one.annotation.removesuffix(" | None") for one in experiment.parameters}
-    return {
-        "experiment": experiment.name,
-        **opened_told(model, seed),
-        **{
-            f"--{name.replace('_', '-')}": option_told(kinds.get(name, ""), value)
-            for name, value in options.items()
-        },
-    }
-
-
 def _told(
     dataset: xr.Dataset,
     out: Path | None,
     as_json: bool,
     settings: Mapping[str, Any] | None = None,
     show: Callable[[xr.Dataset], None] | None = None,
-    begun: Mapping[str, Any] | None = None,
 ) -> None:
     """Print a result, by `show` where it is no table, and then write its run folder where one is asked
     for."""
@@ -254,9 +225,13 @@ def _told(
     else:
         (show or print_result)(dataset)
     if out is not None:
-        write_run(dataset, out, settings, begun)
+        write_run(dataset, out, settings)
         if not as_json and not common().quiet:
-            console.print(f"written to {out} (`regraft show {out} --draw` draws it)", highlight=False)
+            _say_written(out)
+
+
+def _say_written(out: Path) -> None:
+    console.print(f"written to {out} (`regraft show {out} --draw` draws it)", highlight=False)
 
 
 def print_as_json(dataset: xr.Dataset) -> None:
@@ -326,21 +301,6 @@ def print_stages(dataset: xr.Dataset) -> None:
         highlight=False,
         style="dim",
     )
-
-
-def write_run(
-    dataset: xr.Dataset,
-    out: Path,
-    settings: Mapping[str, Any] | None = None,
-    begun: Mapping[str, Any] | None = None,
-) -> None:
-    """The run folder: data, provenance, the options that make it again, and the numbers as CSV. Figures are
-    drawn when they are asked for (`regraft show RUN --draw`), so that a folder stays small."""
-    with whole_folder(out) as folder:
-        store(dataset, folder, begun)
-        if settings:
-            store_settings(settings, folder)
-        (folder / "data.csv").write_text(csv_text(dataset), encoding="utf-8")
 
 
 def print_result(dataset: xr.Dataset) -> None:

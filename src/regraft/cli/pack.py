@@ -299,9 +299,10 @@ def _compare(files: Sequence[str], out: str, force: bool, how: dict[str, str], a
         raise ValueError("--compare takes one file")
     if out and not force:
         check_empty(out, "--out")
-    from regraft.cli.console import print_result, write_run
+    from regraft.cli.console import print_result
     from regraft.cli.progress_bar import with_bar
     from regraft.jobs.codec_comparison import compare_codecs
+    from regraft.jobs.experiment_job import write_run
 
     model = _opened(how["model"], how["tokenizer"]) if how["model"] else None
     dataset = with_bar(lambda: compare_codecs(files[0], model))
