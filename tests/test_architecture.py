@@ -31,6 +31,7 @@ ORDER = [
     "features",
     "reporting",
     "jobs",
+    "studio",
     "cli",
     "__main__",
 ]

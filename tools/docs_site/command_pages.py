@@ -15,7 +15,7 @@ from regraft.core.registry import experiments
 GROUPS = {
     "Observing": ("lens", "contributions", "geometry", "spectra", "linearity", "trajectories", "neurons",
                   "correlations", "completions", "tuned-lens"),
-    "Pages and runs": ("report", "reproduce", "inspect", "runs", "show", "compare"),
+    "Pages and runs": ("report", "reproduce", "inspect", "runs", "show", "compare", "studio"),
     "Building": ("graft", "tokenizer", "rebuild", "pack", "unpack"),
 }  # fmt: skip
 """Commands by the page that they stand on; experiments that are not named here intervene."""

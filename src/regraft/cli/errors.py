@@ -17,6 +17,7 @@ from regraft.core.registry import REFUSALS
 _CODECS = ("numba", "zpaq", "PIL", "skimage", "cv2", "brotli", "lz4", "zstandard")
 EXTRAS = {
     "accelerate": "train", "tensorboard": "train", "faiss": "tokens", "datasets": "tokens",
+    "nicegui": "studio", "psutil": "studio", "uvicorn": "studio", "fastapi": "studio",
     **dict.fromkeys(_CODECS, "codecs"),
 }  # fmt: skip
 """Libraries that come with an extra of this package, for what needs them."""

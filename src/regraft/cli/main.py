@@ -57,6 +57,7 @@ from regraft.cli.pack import pack, unpack
 from regraft.cli.report import report
 from regraft.cli.reproduce import reproduce
 from regraft.cli.run_commands import compare, runs, show
+from regraft.cli.studio_command import studio
 from regraft.cli.tokenizer import tokenizer
 from regraft.core.files import check_empty
 from regraft.core.registry import Experiment, experiments
@@ -124,6 +125,7 @@ app.command("report")(report)
 app.command("runs")(runs)
 app.command("show")(show)
 app.command("compare")(compare)
+app.command("studio")(studio)
 
 
 @app.command("inspect")

@@ -20,3 +20,6 @@ ANSWER = " morning"
 """What follows the one."""
 WRONG_ANSWER = " night"
 """What follows the other."""
+
+STUDIO_PORT = 8421
+"""Where `regraft studio` listens where nothing is said."""

@@ -20,6 +20,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
+from transformers.generation.streamers import BaseStreamer
 
 from regraft.checkpoint.locate import SPECIMENS
 from regraft.core.caching import cache_folder, cache_is_kept
@@ -287,17 +288,40 @@ def check_writes(model: Model) -> None:
         raise ValueError(f"{model.name} scores {model.parts.labels} labels, not tokens, so it writes no text")
 
 
-def write_on(model: Model, batch_BT: Tensor, how: Sampling) -> list[list[int]]:
+Heard = Callable[[int], object]
+"""Is given every token of one prompt's continuation as it is written."""
+
+
+def write_on(model: Model, batch_BT: Tensor, how: Sampling, heard: Heard | None = None) -> list[list[int]]:
     """Token ids behind each prompt of a batch of one length, end tokens and what follows them included.
 
     Draws come from PyTorch's own generator.
     """
+    assert heard is None or len(batch_BT) == 1
     if isinstance(model.hf, GenerationMixin):
-        return _by_itself(model, batch_BT, how)
-    return _step_by_step(model, batch_BT, how)
+        return _by_itself(model, batch_BT, how, heard)
+    return _step_by_step(model, batch_BT, how, heard)
 
 
-def _by_itself(model: Model, batch: Tensor, how: Sampling) -> list[list[int]]:
+class _Listens(BaseStreamer):
+    """Takes tokens from the model's own generation: the prompt first, then one after the other."""
+
+    def __init__(self, heard: Heard):
+        self.heard, self.prompt = heard, True
+
+    def put(self, value: Tensor) -> None:
+        """Pass on what was written."""
+        if self.prompt:
+            self.prompt = False
+            return
+        for token in value.flatten().tolist():
+            self.heard(token)
+
+    def end(self) -> None:
+        """Nothing more comes."""
+
+
+def _by_itself(model: Model, batch: Tensor, how: Sampling, heard: Heard | None) -> list[list[int]]:
     """By the model's own generation, without the checkpoint's sampling settings."""
     own = model.hf.generation_config
     drawn = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.drawn else {}
@@ -315,14 +339,16 @@ def _by_itself(model: Model, batch: Tensor, how: Sampling) -> list[list[int]]:
     with model.held(), torch.no_grad():
         model.hf.generation_config = greedy
         try:
-            out = model.hf.generate(input_ids=batch, attention_mask=torch.ones_like(batch)).tolist()
+            listens = {} if heard is None else {"streamer": _Listens(heard)}
+            mask = torch.ones_like(batch)
+            out = model.hf.generate(input_ids=batch, attention_mask=mask, **listens).tolist()
         finally:
             model.hf.generation_config = own
     start = 1 if model.two_stacks else batch.shape[1]
     return [row[start:] for row in out]
 
 
-def _step_by_step(model: Model, batch: Tensor, how: Sampling) -> list[list[int]]:
+def _step_by_step(model: Model, batch: Tensor, how: Sampling, heard: Heard | None) -> list[list[int]]:
     """The same for a model that cannot generate: one whole forward for every token."""
     start = batch.shape[1]
     with torch.no_grad():
@@ -330,6 +356,8 @@ def _step_by_step(model: Model, batch: Tensor, how: Sampling) -> list[list[int]]
             logits_BV = model.run(input_ids=batch).logits[:, -1]
             following = _drawn(logits_BV, how) if how.drawn else logits_BV.argmax(-1)
             batch = torch.cat([batch, following[:, None]], dim=1)
+            if heard is not None:
+                heard(int(following))
     return batch[:, start:].tolist()
 
 

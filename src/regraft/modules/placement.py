@@ -6,7 +6,7 @@ The model is the same object before, during and after: teacher and student share
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,18 +29,33 @@ def placed(root: nn.Module, old: nn.Module, new: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: the model does not hold `old`.
     """
+    with hold_of(root).on(root):
+        back = put(root, old, new)
+        try:
+            yield
+        finally:
+            back()
+
+
+def put(root: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[], None]:
+    """The same until what is returned is called, for who keeps a graft in its place from one thread to the
+    other.
+
+    Raises:
+        ValueError: the model does not hold `old`.
+    """
     every = [(parent, name, child) for parent in root.modules() for name, child in parent._modules.items()]
     places = [(parent, name, child) for parent, name, child in every if child is old or tied(child, old)]
     if not places:
         raise ValueError(f"this model holds no such {type(old).__name__} to replace")
-    with hold_of(root).on(root):
-        try:
-            for parent, name, _ in places:
-                setattr(parent, name, new)
-            yield
-        finally:
-            for parent, name, child in places:
-                setattr(parent, name, child)
+    for parent, name, _ in places:
+        setattr(parent, name, new)
+
+    def back() -> None:
+        for parent, name, child in places:
+            setattr(parent, name, child)
+
+    return back
 
 
 @contextmanager

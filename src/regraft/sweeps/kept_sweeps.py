@@ -53,6 +53,14 @@ class KeptRun:
         number, self._next = self._next, self._next + 1
         return KeptSweep(self.folder / STORE / f"{number:04d}", told, count, at_once)
 
+    def there(self, told: str) -> KeptSweep | None:
+        """The sweep that a run comes to next, to be read; None where it is not the one of these words, or not
+        begun."""
+        number, self._next = self._next, self._next + 1
+        folder = self.folder / STORE / f"{number:04d}"
+        found = KeptSweep.there(folder) if folder.is_dir() else None
+        return found if found is not None and found.group.attrs.get("told") == told else None
+
 
 _KEEPING: ContextVar[KeptRun | None] = ContextVar("regraft_keeping", default=None)
 

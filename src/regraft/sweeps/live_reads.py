@@ -45,6 +45,30 @@ def live_reads(
         yield heard
 
 
+@contextmanager
+def live_stops(model: Model, stops: Sequence[int], copies: Copies) -> Iterator[dict[int, Tensor]]:
+    """While inside, every run of the live model leaves the stream that enters its first stop, under -1, and
+    the one that leaves each stop, under the stop's number: a block that comes twice is heard twice.
+
+    Args:
+        model: an opened model, on its route.
+        stops: the blocks that the route passes, in order.
+        copies: what runs in each module's place, as `changed_copies` yields it.
+    """
+    heard: dict[int, Tensor] = {}
+    visits: dict[int, int] = {}
+    with model.held(), ExitStack() as hooks:
+        for number, block in enumerate(stops):
+            visit = visits[block] = visits.get(block, -1) + 1
+            own = model.blocks[block].module
+            module = copies[own][visit] if own in copies else own
+            sites = [("resid_pre", -1)] if number == 0 else []
+            for name, key in [*sites, ("resid_post", number)]:
+                tap = model.tap(f"{model.blocks[block].address}.{name}")
+                hooks.enter_context(_kept(tap, heard, key, {own: [module]}))
+        yield heard
+
+
 def fitting(lengths: Sequence[int], most: int) -> int:
     """How many rows go together, padded to the longest of them, into at most so many tokens; at least one."""
     longest = count = 0
@@ -103,10 +127,10 @@ def _hear_middle(
         hooks.enter_context(_passing(addition(branch), adds, copies))
 
 
-def _kept(tap: Tap, heard: dict[str, Tensor], address: str, copies: Copies) -> Any:
+def _kept(tap: Tap, heard: dict[Any, Tensor], key: Any, copies: Copies) -> Any:
     def keep(x_BTW: Tensor) -> Tensor:
         chosen = x_BTW if tap.features is None else x_BTW[..., tap.features.to(x_BTW.device)]
-        heard[address] = chosen.detach().clone()
+        heard[key] = chosen.detach().clone()
         return x_BTW
 
     return _passing(tap, keep, copies)

@@ -21,6 +21,7 @@ from regraft.sweeps.metrics import AnyMetric
 from regraft.sweeps.plan import Work
 from regraft.sweeps.read_pairs import named_metrics
 from regraft.sweeps.recorded_layout import batch_rows, live_rows
+from regraft.sweeps.so_far import kept_alone, measures_nothing, share_was_kept
 from regraft.sweeps.sweep_result import SweepResult
 from regraft.sweeps.variants import Variant
 
@@ -82,6 +83,8 @@ def measured_in_shares(
     kept: KeptSweep | None = None
     if run is not None:
         told = told_apart(recording, named_metrics(metrics, recording), variants, exact)
+        if measures_nothing():
+            return stacked(kept_alone(run, told))
         kept = run.next_sweep(told, len(variants), at_once)
     ranges = kept.ranges if kept is not None else divided(len(variants), at_once)
     if not ranges:
@@ -96,6 +99,7 @@ def measured_in_shares(
     for number, result in chain.from_iterable(ways):
         if kept is not None:
             kept.write(number, result)
+            share_was_kept()
         found[number] = result
     return stacked([found[number] for number in range(len(ranges))])
 

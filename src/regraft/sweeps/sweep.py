@@ -35,6 +35,7 @@ from regraft.sweeps.read_pairs import ReadPairs, named_metrics
 from regraft.sweeps.recorded_layout import batch_rows, layout_of, live_rows
 from regraft.sweeps.routes import Route
 from regraft.sweeps.shares import Helpers, helped_by, in_shares, measured_in_shares
+from regraft.sweeps.so_far import check_tellable
 from regraft.sweeps.sweep_result import SweepError, SweepResult, joined
 from regraft.sweeps.unchanged import Unchanged
 from regraft.sweeps.variants import Add, Edit, Replace, Variant, variants_of
@@ -139,10 +140,8 @@ def _measured(
     place: tuple[int, int],
     read: str | Sequence[str],
 ) -> SweepResult:
-    """One recording's share of a sweep; in shares of its variants where those are kept or others help.
-
-    `place` is the recording's number among how many.
-    """
+    """One recording's part of a sweep, `place` its number of how many; in shares where those are of use."""
+    check_tellable(in_shares() and not read)
     if read or not in_shares():
         return _Sweep(recording, variants, metrics, exact, place, read).run()
 

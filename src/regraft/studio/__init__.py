@@ -1,0 +1,1 @@
+"""A local page in which one plays with a model: `regraft studio`."""

@@ -1,0 +1,225 @@
+"""One opened model, and what all pages ask of it: they see one state, whoever changed it.
+
+What is asked is taken at once, in the order in which it comes; the model answers one question at a time, and
+a question that a newer one has overtaken is not answered. A question that cannot be answered leaves what was
+there before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from regraft.core.registry import REFUSALS
+from regraft.export.graft_folder import attach, swaps_of
+from regraft.model.load import load
+from regraft.model.model import Model
+from regraft.model.recording import Recording
+from regraft.modules.placement import put
+from regraft.modules.transcoder import Transcoders
+from regraft.studio.code import code
+from regraft.studio.limits import Limits
+from regraft.studio.maps import PartMap, feature_map, head_map, neuron_map
+from regraft.studio.readings import Asked, Reading, StaleError, check_plays, read, recorded, variant_of, write
+from regraft.studio.touches import Touch, check_touch, token_id
+
+PROMPT = "The capital of France is"
+"""What a page shows first."""
+KEPT = 8
+"""Recordings that are kept: prompts come and go."""
+
+
+class Bench:
+    """A model on the bench."""
+
+    def __init__(self, source: str, limits: Limits, changed: Callable[[], None], written: Callable[[], None]):
+        self.source, self.limits = source, limits
+        self.changed, self.was_written = changed, written
+        self.plain = load(source)
+        self.model: Model = self.plain
+        self.grafts: dict[Path, Any] = {}
+        self.on: tuple[Path, ...] = ()
+        self.asked = self.wanted = Asked(PROMPT)
+        self.reading: Reading | None = None
+        self.texts: dict[str, str] = {"clean": "", "changed": ""}
+        self.number = self.busy = 0
+        self.why_not = ""
+        self._lock, self._placed = asyncio.Lock(), ExitStack()
+        self._recordings: dict[tuple[str, tuple[Path, ...]], Recording] = {}
+        self._writing: asyncio.Task[None] | None = None
+        try:
+            check_plays(self.model)
+        except ValueError as error:
+            self.why_not = str(error)
+
+    async def ask(self, change: Callable[[Asked], Asked]) -> str:
+        """Ask for something else than now; returns why not, "" where it was answered."""
+        if self.why_not:
+            return self.why_not
+        self.wanted = change(self.wanted)
+        self.number += 1
+        number, asked = self.number, self.wanted
+        self.busy += 1
+        try:
+            async with self._lock:
+                if number != self.number:
+                    return ""
+                try:
+                    self.reading = await asyncio.to_thread(
+                        read, self.model, asked, self.limits, self.recording
+                    )
+                except REFUSALS as error:
+                    if self.wanted == asked:
+                        self.wanted = self.asked
+                    return " ".join(str(error).split())
+                self.asked = asked
+        finally:
+            self.busy -= 1
+            self.changed()
+        self._write_on(number)
+        return ""
+
+    async def touch(self, touch: Touch) -> str:
+        """Add a touch; one of the same site and token that does the same takes its place."""
+
+        def added(asked: Asked) -> Asked:
+            others = [one for one in asked.touches if one.target != touch.target]
+            return replace(asked, touches=(*others, touch))
+
+        try:
+            check_touch(touch, self.model, len(self.reading.tokens) if self.reading else 1)
+        except ValueError as error:
+            return str(error)
+        return await self.ask(added)
+
+    def recording(self, text: str, what: str) -> Recording:
+        """A prompt's clean run, kept while the grafts stay as they are."""
+        key = (text, self.on)
+        if key not in self._recordings:
+            while len(self._recordings) >= KEPT:
+                self._recordings.pop(next(iter(self._recordings)))
+            self._recordings[key] = recorded(self.model, text, self.limits, what)
+        return self._recordings[key]
+
+    def program(self) -> str:
+        """The Python lines that do what is shown."""
+        asked = self.asked
+        clean = self.recording(asked.prompt, "the prompt")
+        other = self.recording(asked.second, "the second prompt") if asked.second else None
+        target = token_id(self.model, asked.answer) if asked.answer else self.target()
+        return code(self.source, asked, clean, other, target, self.limits.written)
+
+    def target(self) -> int:
+        """The token that the model itself says next."""
+        clean = self.recording(self.asked.prompt, "the prompt")
+        return int(clean.head(clean.post(len(self.model.blocks) - 1)[:, -1:])[0, -1].argmax())
+
+    async def parts(self, kind: str, position: int) -> PartMap:
+        """A map of heads, neurons or features at a token.
+
+        Raises:
+            ValueError: there are none here.
+        """
+        async with self._lock:
+            return await asyncio.to_thread(self._parts, kind, position)
+
+    def _parts(self, kind: str, position: int) -> PartMap:
+        clean = self.recording(self.asked.prompt, "the prompt")
+        position = min(position, clean.positions - 1)
+        if kind == "heads":
+            return head_map(clean, position)
+        if kind == "neurons":
+            return neuron_map(clean, position)
+        on = [self.grafts[folder] for folder in self.on]
+        adapters = next((graft for graft in on if isinstance(graft, Transcoders)), None)
+        if adapters is None:
+            raise ValueError(
+                "no transcoder adapters are switched on: switch a folder of them on under Models"
+            )
+        return feature_map(clean, adapters, position)
+
+    def _write_on(self, number: int) -> None:
+        self.texts = {"clean": "", "changed": ""}
+        self._writing = asyncio.get_running_loop().create_task(self._write(number))
+
+    async def _write(self, number: int) -> None:
+        """Both continuations, told token by token; given up where something else is asked for."""
+        loop, asked = asyncio.get_running_loop(), self.asked
+
+        def heard_of(which: str) -> Callable[[int], None]:
+            def heard(token: int) -> None:
+                if number != self.number:
+                    raise StaleError
+                loop.call_soon_threadsafe(self._wrote, number, which, self.model.token_text(token))
+
+            return heard
+
+        def written(which: str) -> str:
+            clean = self.recording(asked.prompt, "the prompt")
+            other = self.recording(asked.second, "the second prompt") if asked.second else None
+            variant = variant_of(asked, clean, other) if which == "changed" else None
+            return write(clean, variant, self.limits.written, heard_of(which))
+
+        for which in ("clean", "changed") if asked.changes else ("clean",):
+            async with self._lock:
+                if number != self.number:
+                    return
+                try:
+                    text = await asyncio.to_thread(written, which)
+                except StaleError:
+                    return
+                except REFUSALS as error:
+                    text = f"({' '.join(str(error).split())})"
+            if number == self.number:
+                self.texts[which] = text
+                self.was_written()
+
+    def _wrote(self, number: int, which: str, piece: str) -> None:
+        if number == self.number:
+            self.texts[which] += piece
+            self.was_written()
+
+    async def switch(self, folder: Path, on: bool) -> str:
+        """Put a graft's parts in their places, or the model's own back; returns why not."""
+        wanted = [*(f for f in self.on if f != folder), *([folder] if on else [])]
+        async with self._lock:
+            self.number += 1
+            try:
+                await asyncio.to_thread(self._place, wanted)
+            except REFUSALS as error:
+                await asyncio.to_thread(self._place, list(self.on))
+                self.changed()
+                return " ".join(str(error).split())
+            self.on = tuple(wanted)
+        return await self.ask(lambda asked: asked)
+
+    def _place(self, folders: Sequence[Path]) -> None:
+        """Open the live model again with these grafts in it: what was proved of it without them need not hold
+        with them."""
+        with self.plain.held():
+            self._placed.close()
+        self.model = self.plain
+        for folder in folders:
+            if folder not in self.grafts:
+                self.grafts[folder] = attach(folder, self.plain)
+        grafts = [self.grafts[folder] for folder in folders]
+        if not grafts:
+            return
+        with ExitStack() as undone:
+            with self.plain.held():
+                for old, new in swaps_of(self.plain, grafts):
+                    undone.callback(put(self.plain.hf, old, new))
+            self.model = load(self.plain.hf, self.plain.tokenizer)
+            self._placed = undone.pop_all()
+
+    async def close(self) -> None:
+        """Leave the model as it was opened, and stop what is written."""
+        self.number += 1
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+        async with self._lock:
+            self._placed.close()

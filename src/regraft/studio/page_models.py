@@ -1,0 +1,112 @@
+"""The page of models: those that are open, another one, grafts switched on and off, pages of features."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nicegui import ui
+
+from regraft.export.graft_description import ABOUT
+from regraft.studio.bench import Bench
+from regraft.studio.looks import Look
+from regraft.studio.studio_state import Studio, sentence
+
+DEEP = 4
+"""Folders inside folders in which grafts are looked for."""
+
+
+class ModelsPage:
+    """One browser's view of the models."""
+
+    def __init__(
+        self, studio: Studio, bench: Bench | None, look: Look, show: Callable[[str], Awaitable[None]]
+    ):
+        self.studio, self.bench, self.look, self.show_model = studio, bench, look, show
+
+    def build(self) -> None:
+        """Put the page together."""
+        self.listed()
+        with ui.row().classes("w-full items-center gap-2"):
+            name = ui.input("Folder, hub id or specimen:qwen3").props("outlined dense data-testid=model-name")
+            name.classes("grow")
+
+            async def open_it() -> None:
+                await self._open(name.value or "")
+
+            ui.button("Open", on_click=open_it).props("data-testid=open-model")
+        self.grafts()
+
+    async def _open(self, name: str) -> None:
+        try:
+            bench = await self.studio.open(name)
+        except (ValueError, OSError, RuntimeError, ImportError, LookupError) as error:
+            self.look.say(sentence(error))
+            return
+        await self.show_model(bench.source)
+
+    @ui.refreshable_method
+    def listed(self) -> None:
+        """The models that are open."""
+        for source, bench in self.studio.benches.items():
+            here = self.bench is not None and source == self.bench.source
+            with ui.row().classes("w-full items-center gap-2"):
+                ui.button(bench.plain.name, on_click=partial(self.show_model, source)).props(
+                    f"no-caps dense {'' if here else 'outline'}"
+                )
+                dtype = str(bench.plain.dtype).removeprefix("torch.")
+                told = f"{len(bench.plain.blocks)} blocks, width {bench.plain.width}, {dtype}"
+                ui.label(told).classes("rg-soft")
+                if not here:
+                    ui.button(icon="close", on_click=partial(self._close, source)).props(
+                        "flat dense size=sm aria-label=close"
+                    )
+
+    async def _close(self, source: str) -> None:
+        try:
+            await self.studio.close(source)
+        except ValueError as error:
+            self.look.say(sentence(error))
+
+    @ui.refreshable_method
+    def grafts(self) -> None:
+        """Grafts in the folders of the studio, each with its switch."""
+        if self.bench is None:
+            return
+        found = graft_folders(self.studio.places.folders)
+        ui.label("Grafts in the folders of this studio" if found else
+                 "There is no graft in the folders of this studio.").classes("rg-soft")  # fmt: skip
+        for folder in found:
+            switch = ui.switch(_within(folder, self.studio.places.folders), value=folder in self.bench.on)
+            switch.on_value_change(partial(self._switch, folder)).props("data-testid=graft")
+
+    async def _switch(self, folder: Path, event: Any) -> None:
+        assert self.bench is not None
+        if event.value == (folder in self.bench.on):
+            return
+        why = await self.bench.switch(folder, bool(event.value))
+        if why:
+            self.look.say(why)
+        self.grafts.refresh()
+
+    async def show(self) -> None:
+        """Show what is open now."""
+        self.listed.refresh()
+        await asyncio.sleep(0)
+
+
+def graft_folders(roots: list[Path]) -> list[Path]:
+    """Every folder of a graft below some folders."""
+    found: list[Path] = []
+    for root in roots:
+        for depth in range(DEEP + 1):
+            found += [file.parent for file in root.glob("*/" * depth + ABOUT)]
+    return sorted({folder.resolve() for folder in found if not folder.is_symlink()})
+
+
+def _within(folder: Path, roots: list[Path]) -> str:
+    root = next(root for root in roots if folder.is_relative_to(root))
+    return str(folder.relative_to(root.parent))

@@ -1,0 +1,85 @@
+"""A studio served: the page, the door in front of it, the port."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from nicegui import app as nicegui_app
+from nicegui import ui
+
+from regraft.core.defaults import STUDIO_PORT
+from regraft.core.registry import REFUSALS
+from regraft.studio.gate import Gate, new_token
+from regraft.studio.limits import Limits
+from regraft.studio.page import build
+from regraft.studio.port import listening
+from regraft.studio.studio_state import Studio, sentence
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+"""Names of this machine that a browser may call it by."""
+
+
+def serve(
+    model: str,
+    runs: Path,
+    folders: Sequence[Path] = (),
+    host: str = "127.0.0.1",
+    port: int = STUDIO_PORT,
+    limits: Limits | None = None,
+    tell: Callable[[str], object] = print,
+) -> None:
+    """Serve a studio until it is stopped.
+
+    Args:
+        model: the first model.
+        runs: the folder that runs are written to.
+        folders: others that a page may name.
+        host: where to listen; loopback unless somebody else is meant to come.
+        port: of the page; 0 takes one that is free.
+        limits: of prompts, queue and pages.
+        tell: is given the address.
+
+    Raises:
+        RefusedError: the port is taken, by whom it says.
+    """
+    sock = listening(host, port)
+    port = int(sock.getsockname()[1])
+    token = new_token()
+    studio = Studio(runs, folders, limits)
+    inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    failed: list[str] = []
+
+    async def start() -> None:
+        try:
+            await studio.open(model)
+        except REFUSALS as error:
+            failed.append(sentence(error))
+        tell(f"the studio is at http://{_named(host)}:{port}/{token}/ (Ctrl-C ends it)")
+
+    nicegui_app.on_startup(start)
+    nicegui_app.on_shutdown(studio.end)
+    build(studio, failed)
+    with tempfile.TemporaryDirectory() as kept:
+        # Nothing of a page is kept between two studios; the library would make a folder where it is started.
+        os.environ["NICEGUI_STORAGE_PATH"] = kept
+        ui.run_with(
+            inner, title="regraft studio", dark=None, show_welcome_message=False, reconnect_timeout=3.0
+        )
+        hosts = tuple(dict.fromkeys((*LOOPBACK, _named(host))))
+        config = uvicorn.Config(
+            Gate(inner, token, hosts, port),
+            log_level="error",
+            ws_max_size=(limits or Limits()).message,
+            server_header=False,
+            timeout_graceful_shutdown=3,
+        )
+        uvicorn.Server(config).run(sockets=[sock])
+
+
+def _named(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,134 @@
+"""A studio in a process of its own, and pages of it in a browser, for tests that look at it from outside."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+
+SOON = 30_000
+"""Milliseconds that a page has to show something."""
+START = "from regraft.cli.main import main; main()"
+"""The command line, without the script that an installation makes of it."""
+
+
+class Served:
+    """A studio that listens on a free port: its address, and its processes."""
+
+    def __init__(self, runs: Path, *words: str):
+        self.runs = runs
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, "studio", "--runs", str(runs), "--port", "0", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said: list[str] = []
+        assert self.process.stderr is not None
+        threading.Thread(target=self._drain, args=(self.process.stderr,), daemon=True).start()
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if found := re.search(r"http://\S+/", line):
+                self.address = found.group(0)
+                break
+        else:
+            raise AssertionError("".join(self.said))
+
+    def _drain(self, stream) -> None:
+        self.said.extend(stream)
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """Processes that run experiments."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [one for one in found if "regraft.studio.worker" in " ".join(_words(one))]
+
+    @property
+    def resident(self) -> int:
+        """Bytes that the studio's own process holds."""
+        return psutil.Process(self.process.pid).memory_info().rss
+
+    def stop(self) -> int:
+        """End it as Ctrl-C does; returns its exit code."""
+        self.process.send_signal(2)
+        try:
+            return self.process.wait(30)
+        finally:
+            self.process.kill()
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+class Page:
+    """A page that is open, what it complained of and asked for."""
+
+    def __init__(self, browser, served, width=1280, scheme="light"):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.errors, self.requests = [], []
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(served.address)
+        self.at("effects").wait_for(timeout=SOON)
+
+    def _heard(self, message):
+        if message.type in ("error", "warning"):
+            self.errors.append(message.text)
+
+    def at(self, name):
+        return self.page.get_by_test_id(name)
+
+    def tab(self, name):
+        self.at(f"tab-{name}").click()
+
+    def until(self, name, *texts):
+        """Wait until a part says one of some texts; returns what it says."""
+        for _ in range(SOON // 100):
+            if self.at(name).count() and any(text in self.at(name).inner_text() for text in texts):
+                return self.at(name).inner_text()
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{name}: {self.at(name).all_inner_texts()}, not {texts}")
+
+    def cell(self, across, up):
+        box = self.page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+        self.page.mouse.click(box["x"] + box["width"] * across, box["y"] + box["height"] * (1 - up))
+
+    def pick(self, across, up, wanted):
+        """Click a cell until what is chosen is of the map that is waited for."""
+        for _ in range(40):
+            self.page.wait_for_timeout(250)
+            self.cell(across, up)
+            self.page.wait_for_timeout(250)
+            if self.at("site").count() and wanted in self.at("site").inner_text():
+                return
+        raise AssertionError(f"{self.at('site').all_inner_texts()}, not {wanted}")
+
+    def choose(self, experiment):
+        """Choose an experiment's form by its title."""
+        self.at("experiment").click()
+        self.page.get_by_role("option", name=experiment, exact=False).first.click()
+
+    def undo(self):
+        if self.at("undo").count():
+            self.at("undo").click()
+            self.at("changes").wait_for(state="detached", timeout=SOON)
+
+    def close(self, quiet=True):
+        overflow = self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        self.context.close()
+        if quiet:
+            assert self.errors == [], self.errors
+        assert overflow <= 0, f"{overflow} pixels wider than the screen"
+        assert {url.split("/")[2].split(":")[0] for url in self.requests if url.startswith("http")} == {
+            "127.0.0.1"
+        }

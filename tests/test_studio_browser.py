@@ -1,0 +1,225 @@
+"""The studio in a real browser: everything by clicking, at both sizes and in both themes, without a word on
+the console and without a request that leaves this machine."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from studio_server import SOON, START, Page, Served
+
+pytestmark = pytest.mark.slow
+SIZES, SCHEMES = (1280, 390), ("light", "dark")
+EVERY = "0,1,2,3,4,5,6,7,8,9,10,11"
+"""Blocks of an ablation that takes long enough to be watched, and to be stopped."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    made = Served(tmp_path_factory.mktemp("studio") / "runs")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    assert chromium, "this test needs a browser: apt-get install chromium"
+    with sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def opened(browser, served):
+    made = []
+
+    def open_page(**how):
+        made.append(Page(browser, served, **how))
+        return made[-1]
+
+    yield open_page
+    for page in made[:1]:
+        page.tab("prompt")
+        page.undo()
+    for page in made:
+        page.close()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", SIZES)
+def test_a_part_is_clicked_and_changed_and_put_back(opened, width, scheme):
+    page = opened(width=width, scheme=scheme)
+    page.pick(0.9, 0.5, "resid_post")
+    page.at("apply").click()
+    assert "→" in page.until("effects", "→")
+    page.until("text-clean", "Paris")
+    page.at("text-changed").wait_for()
+    page.undo()
+    assert "→" not in page.at("effects").inner_text()
+    for name, site in (("Heads", ".head."), ("Neurons", ".neuron.")):
+        page.at("map").get_by_text(name, exact=True).click()
+        page.pick(0.05, 0.5, site)
+    page.at("map").get_by_text("Features", exact=True).click()
+    page.until("no-map", "switched on")
+    page.at("theme").click()
+    page.at("map").get_by_text("Lens", exact=True).click()
+
+
+def test_blocks_are_skipped_repeated_moved_and_dragged(opened):
+    page = opened()
+    for name, wanted in (
+        ("skip", "0 1 2 4"),
+        ("repeat", "0 1 2 3 3"),
+        ("move-left", "0 1 3 2"),
+        ("move-right", "0 1 2 4 3"),
+    ):
+        page.at("block-3").click()
+        page.at(name).click()
+        page.until("effects", "→")
+        page.page.wait_for_timeout(300)
+        assert page.at("blocks").inner_text().split()[: len(wanted.split())] == wanted.split()
+        page.undo()
+    page.at("block-2").drag_to(page.at("block-5"))
+    page.until("effects", "→")
+    assert page.at("blocks").inner_text().split()[:7] == ["0", "1", "3", "4", "5", "2", "6"]
+
+
+def test_what_cannot_be_is_said_and_the_page_lives_on(opened):
+    page = opened()
+    page.at("prompt").fill("word " * 400)
+    page.at("read").click()
+    page.page.get_by_text("a page takes 256").wait_for(timeout=SOON)
+    page.at("prompt").fill("The capital of Italy is")
+    page.at("read").click()
+    page.until("chip-3", "Italy")
+    page.tab("models")
+    page.at("model-name").fill("/etc")
+    page.at("open-model").click()
+    page.page.get_by_text("lies outside the folders").wait_for(timeout=SOON)
+    page.tab("prompt")
+    page.at("prompt").fill("The capital of France is")
+    page.at("read").click()
+    page.until("chip-3", "France")
+
+
+def test_two_browsers_see_one_state(opened):
+    one, other = opened(), opened(width=390, scheme="dark")
+    one.at("block-3").click()
+    one.at("pick-mlp_out").click()
+    one.at("apply").click()
+    other.until("changes", "3.mlp_out")
+    assert one.until("effects", "→") == other.until("effects", "→")
+    other.undo()
+    one.at("changes").wait_for(state="detached", timeout=SOON)
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_an_experiment_runs_is_opened_and_compared(opened, served, width):
+    page = opened(width=width)
+    page.tab("experiments")
+    jobs = page.page.locator("[data-testid^=state-]")
+    for _ in range(2):
+        before = jobs.count()
+        page.at("field-count").fill("4")
+        page.at("run").click()
+        page.until(f"state-{before}", "done")
+    assert page.page.locator("[data-testid=pictures] .js-plotly-plot").count() >= 1
+    command = page.at("command").inner_text()
+    assert command.startswith("regraft knockout --model specimen:qwen3 --count 4 --out ")
+    page.tab("runs")
+    page.at("again").click()
+    rows = page.at("runs").locator("tbody .q-checkbox")
+    rows.nth(0).click()
+    page.at("open-run").click()
+    page.at("finding").wait_for(timeout=SOON)
+    rows.nth(1).click()
+    page.at("compare-runs").click()
+    page.until("compared", "loss")
+
+
+def test_the_command_that_is_shown_finds_the_run_finished(opened):
+    page = opened()
+    page.tab("experiments")
+    number = page.page.locator("[data-testid^=state-]").count()
+    page.at("field-count").fill("3")
+    page.at("run").click()
+    page.until(f"state-{number}", "done")
+    words = shlex.split(page.at("command").inner_text())
+    said = subprocess.run(
+        [sys.executable, "-c", START, *words[1:]],
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert "finished: nothing was run" in " ".join(said.stdout.split())
+
+
+def test_a_job_is_cancelled_and_a_killed_worker_is_told_and_replaced(opened, served):
+    page = opened()
+    page.tab("experiments")
+
+    def run(experiment, **fields):
+        number = page.page.locator("[data-testid^=state-]").count()
+        page.choose(experiment)
+        for name, value in fields.items():
+            page.at(f"field-{name}").fill(value)
+        page.at("run").click()
+        return number
+
+    long = run("Neuron ablation", layer=EVERY)
+    page.until(f"state-{long}", "%")
+    page.at(f"cancel-{long}").click()
+    page.until(f"state-{long}", "stopped")
+    page.until(f"sentence-{long}", "keeps what was measured")
+    other = run("Neuron ablation", layer=EVERY)
+    page.until(f"state-{other}", "%")
+    (worker,) = served.workers
+    worker.send_signal(signal.SIGKILL)
+    page.until(f"sentence-{other}", "signal SIGKILL")
+    third = run("Knockout", count="3")
+    page.until(f"state-{third}", "done")
+    page.choose("Knockout")
+
+
+def test_a_figure_grows_while_its_run_goes_on(opened):
+    page = opened()
+    page.tab("experiments")
+    number = page.page.locator("[data-testid^=state-]").count()
+    page.choose("Neuron ablation")
+    page.at("field-layer").fill(EVERY)
+    page.at("run").click()
+    page.until(f"state-{number}", "%")
+    page.page.locator("[data-testid=pictures] .js-plotly-plot").first.wait_for(timeout=SOON)
+    assert "%" in page.at(f"state-{number}").inner_text()
+    page.at(f"cancel-{number}").click()
+    page.until(f"state-{number}", "stopped")
+    page.choose("Knockout")
+
+
+def test_a_closed_page_leaves_nothing_running(browser, served):
+    page = Page(browser, served)
+    page.tab("experiments")
+    page.choose("Neuron ablation")
+    number = page.page.locator("[data-testid^=state-]").count()
+    page.at("field-layer").fill(EVERY)
+    page.at("run").click()
+    page.until(f"state-{number}", "%")
+    assert len(served.workers) == 1
+    page.close()
+    for _ in range(400):
+        if not served.workers:
+            break
+        time.sleep(0.1)
+    assert served.workers == []
+    again = Page(browser, served)
+    again.tab("experiments")
+    assert "keeps what was measured" in again.at(f"sentence-{number}").inner_text()
+    again.close()

@@ -1,0 +1,151 @@
+"""Who knocks at a studio's door, what noise does to it, and what is left after hundreds of random clicks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import shutil
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+import socketio
+
+from studio_server import START, Page, Served
+
+pytestmark = pytest.mark.slow
+CLICKS = 400
+"""Of each of two browsers at once, at random."""
+ROOM = 200 << 20
+"""Bytes that a process may hold more after them: caches of recordings, figures under way, freed and not
+given back."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    made = Served(tmp_path_factory.mktemp("studio") / "runs")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    assert chromium, "this test needs a browser: apt-get install chromium"
+    with sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def test_nobody_without_the_token_or_from_elsewhere_is_told_anything(served):
+    base, token = served.address.rsplit("/", 2)[0], served.address.rsplit("/", 2)[1]
+    for path, headers in (
+        ("/", {}),
+        ("/wrong/", {}),
+        (f"/{token}/", {"origin": "http://evil.example"}),
+        (f"/{token}/", {"host": "evil.example"}),
+        ("/_nicegui/", {}),
+        (f"/{token}/../", {}),
+    ):
+        answer = httpx.get(base + path, headers=headers)
+        assert (answer.status_code, answer.content) == (403, b"")
+    assert httpx.get(served.address).status_code == 200
+
+
+def test_noise_on_routes_and_sockets_breaks_nothing(served):
+    drawn = random.Random(0)
+    base = served.address
+    with httpx.Client(timeout=10) as client:
+        for _ in range(300):
+            path = "".join(drawn.choice("abc/._-%20~?&=\\0é") for _ in range(drawn.randrange(1, 40)))
+            method = drawn.choice(["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH"])
+            body = drawn.randbytes(drawn.randrange(200)) if method in ("POST", "PUT", "PATCH") else None
+            prefix = drawn.choice(["", "_nicegui/", "_nicegui_ws/socket.io/", "_nicegui/components/"])
+            assert client.request(method, base + prefix + path.lstrip("/"), content=body).status_code < 500
+
+    async def sent():
+        client = socketio.AsyncClient(reconnection=False)
+        await client.connect(
+            base + "?client_id=none", transports=["websocket"], socketio_path="_nicegui_ws/socket.io"
+        )
+        for _ in range(300):
+            name = drawn.choice(["event", "javascript_response", "handshake", "ack", "log", "\0"])
+            data = drawn.choice(
+                [None, 1, "x" * 5000, [], {}, {"client_id": "none", "id": 1, "listener_id": "a", "args": [1]}]
+            )
+            if client.connected:
+                await client.emit(name, data)
+        await asyncio.sleep(0.5)
+        await client.disconnect()
+
+    def send():
+        # A studio may close the socket on what is no message of its own.
+        with contextlib.suppress(socketio.exceptions.SocketIOError):
+            asyncio.run(sent())
+
+    # The browser's own loop runs in this thread.
+    noise = threading.Thread(target=send)
+    noise.start()
+    noise.join()
+    assert httpx.get(served.address).status_code == 200
+
+
+def test_a_second_studio_on_the_port_names_the_first(served, tmp_path):
+    port = served.address.split(":")[2].split("/")[0]
+    said = subprocess.run(
+        [sys.executable, "-c", START, "studio", "--port", port,
+         "--runs", str(tmp_path / "r")],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert said.returncode == 2
+    assert f"port {port} is taken by process {served.process.pid}" in " ".join(said.stderr.split())
+
+
+CLICKED = ("chip-1", "chip-3", "apply", "undo", "block-2", "block-7", "skip", "repeat", "move-left", "theme")
+CLICKED += (
+    "pick-mlp_out",
+    "pick-resid_post",
+    "read",
+    "tab-runs",
+    "tab-models",
+    "tab-prompt",
+    "again",
+    "python",
+)
+
+
+def test_random_clicks_of_two_browsers_leave_model_and_memory_as_they_were(browser, served):
+    pages = [Page(browser, served), Page(browser, served, width=390, scheme="dark")]
+    first = pages[0].at("effects").inner_text()
+    drawn = random.Random(1)
+
+    def click(count):
+        for number in range(count):
+            page = pages[number % 2]
+            where = drawn.choice(CLICKED)
+            if drawn.random() < 0.2 and page.page.locator(".nsewdrag").count():
+                page.cell(drawn.random(), drawn.random())
+            elif page.at(where).count() == 1 and page.at(where).is_visible():
+                page.at(where).click(timeout=5000, force=True)
+        for page in pages:
+            page.page.keyboard.press("Escape")
+            page.page.wait_for_timeout(1000)
+
+    click(CLICKS)
+    before = served.resident
+    click(CLICKS)
+    assert served.resident - before < ROOM
+    pages[0].tab("prompt")
+    pages[0].page.wait_for_timeout(1500)
+    pages[0].undo()
+    pages[0].page.wait_for_timeout(1500)
+    assert pages[0].at("effects").inner_text() == first
+    for page in pages:
+        page.close()
+    assert [line for line in served.said if "Traceback" in line] == []
