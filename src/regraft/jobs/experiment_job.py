@@ -26,7 +26,7 @@ from regraft.sweeps.provenance import opened_told, option_told, provenance
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptExperiment:
     """A run that a folder holds: its result, and whether it was measured just now."""
 
     result: xr.Dataset
@@ -43,7 +43,7 @@ def run_kept(
     force: bool = False,
     tell: Callable[[xr.Dataset], object] = lambda found: None,
     work: Callable[[Callable[[], xr.Dataset]], xr.Dataset] = lambda run: run(),
-) -> Kept:
+) -> KeptExperiment:
     """Run one experiment into a folder; the same call goes on with a run that did not end, answers with one
     that did, and replaces it with `force`.
 
@@ -68,7 +68,7 @@ def run_kept(
     if not force and finished(out, told):
         there = open_run(out)
         tell(there)
-        return Kept(there, False)
+        return KeptExperiment(there, False)
     mark = {**provenance(model), "experiment": experiment.name}
     kept = kept_when_stopped(
         lambda: f"stopped. {out} keeps what was measured; the same command goes on from there"
@@ -78,7 +78,7 @@ def run_kept(
             dataset = work(lambda: run_experiment(experiment, model, seed, **options))
         tell(dataset)
         write_run(dataset, out, settings, ended(told))
-    return Kept(dataset, True)
+    return KeptExperiment(dataset, True)
 
 
 def run_told(

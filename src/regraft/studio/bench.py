@@ -24,7 +24,16 @@ from regraft.modules.transcoder import Transcoders
 from regraft.studio.code import code
 from regraft.studio.limits import Limits
 from regraft.studio.maps import PartMap, feature_map, head_map, neuron_map
-from regraft.studio.readings import Asked, Reading, StaleError, check_plays, read, recorded, variant_of, write
+from regraft.studio.readings import (
+    Asked,
+    PromptReading,
+    StaleError,
+    check_plays,
+    read,
+    recorded,
+    variant_of,
+    write,
+)
 from regraft.studio.touches import Touch, check_touch, token_id
 
 PROMPT = "The capital of France is"
@@ -44,7 +53,7 @@ class Bench:
         self.grafts: dict[Path, Any] = {}
         self.on: tuple[Path, ...] = ()
         self.asked = self.wanted = Asked(PROMPT)
-        self.reading: Reading | None = None
+        self.reading: PromptReading | None = None
         self.texts: dict[str, str] = {"clean": "", "changed": ""}
         self.number = self.busy = 0
         self.why_not = ""

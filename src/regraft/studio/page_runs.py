@@ -14,7 +14,7 @@ from regraft.jobs.run_folders import Comparison, compare_runs, found_runs
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.run_pages import command_again
 from regraft.studio.looks import Look
-from regraft.studio.pictures import pictures_of
+from regraft.studio.run_pictures import pictures_of
 from regraft.studio.studio_state import Studio, sentence
 from regraft.studio.themed import themed
 

@@ -71,7 +71,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptReading:
     """All that a page shows at once.
 
     `next_clean` and `next_changed` are tokens with their probabilities, most likely first; `answer` is the
@@ -131,7 +131,7 @@ def variant_of(asked: Asked, clean: Recording, other: Recording | None) -> Varia
 
 def read(
     model: Model, asked: Asked, limits: Limits, record: Callable[[str, str], Recording] | None = None
-) -> Reading:
+) -> PromptReading:
     """Everything that a page shows for what it asks.
 
     Args:
@@ -162,7 +162,7 @@ def read(
             changed_lens, changed_V = _changed(clean, variant, asked)
         else:
             effects = _clean_effects(clean, target)
-    return Reading(
+    return PromptReading(
         [model.token_text(token) for token in clean.ids_BT[0].tolist()],
         [] if other is None else [model.token_text(token) for token in other.ids_BT[0].tolist()],
         model.token_text(target),

@@ -16,9 +16,9 @@ from regraft.core.defaults import STUDIO_PORT
 from regraft.core.registry import REFUSALS
 from regraft.studio.gate import Gate, new_token
 from regraft.studio.limits import Limits
-from regraft.studio.page import build
 from regraft.studio.port import listening
 from regraft.studio.studio_state import Studio, sentence
+from regraft.studio.tabs import build
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 """Names of this machine that a browser may call it by."""

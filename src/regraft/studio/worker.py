@@ -24,7 +24,7 @@ from regraft.experiments.running import run_experiment
 from regraft.jobs.experiment_job import run_kept
 from regraft.model.load import load
 from regraft.model.weights import open_weights
-from regraft.studio.pictures import pictures_of, pictures_of_sweeps
+from regraft.studio.run_pictures import pictures_of, pictures_of_sweeps
 from regraft.sweeps.kept_sweeps import keeping
 from regraft.sweeps.so_far import NotMeasuredError, only_kept, watching
 
@@ -61,7 +61,7 @@ class Grows:
                 return pictures_of_sweeps(open_run(self.out))
 
 
-class Worker:
+class RunsOneByOne:
     """What a worker has opened, and how it runs what it is told to."""
 
     def __init__(self, say: Say):
@@ -115,7 +115,7 @@ def serve(told: TextIO, answers: TextIO) -> None:
         answers.write(json_text(words) + "\n")
         answers.flush()
 
-    worker = Worker(say)
+    worker = RunsOneByOne(say)
     say(state="ready")
     while True:
         try:

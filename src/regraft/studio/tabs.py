@@ -36,10 +36,10 @@ def build(studio: Studio, failed: Sequence[str]) -> None:
             return
         client.on_delete(studio.went)
         look = Look(bool(await ui.run_javascript(DARK, timeout=5.0)))
-        await Pages(studio, look, model).build(failed)
+        await Tabs(studio, look, model).build(failed)
 
 
-class Pages:
+class Tabs:
     """All that one browser page shows."""
 
     def __init__(self, studio: Studio, look: Look, source: str):
