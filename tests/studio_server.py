@@ -100,7 +100,10 @@ class Page:
         raise AssertionError(f"{name}: {self.at(name).all_inner_texts()}, not {texts}")
 
     def cell(self, across, up):
-        box = self.page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+        where = self.page.locator(".js-plotly-plot .nsewdrag")
+        box = where.first.bounding_box() if where.count() else None
+        if box is None:  # it is being drawn: who waits for what a click does clicks again
+            return
         self.page.mouse.click(box["x"] + box["width"] * across, box["y"] + box["height"] * (1 - up))
 
     def pick(self, across, up, wanted):
