@@ -15,7 +15,6 @@ import pytest
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from regraft.cli import console as commands
 from regraft.cli.main import app
 from regraft.core import files as disk
 from regraft.core.files import (
@@ -33,6 +32,7 @@ from regraft.core.files import (
 from regraft.core.registry import experiments
 from regraft.experiments.running import run_experiment
 from regraft.export import verified_folder
+from regraft.jobs import experiment_job
 from small import opened
 
 pytestmark = pytest.mark.usefixtures("quick_linearity")
@@ -308,7 +308,7 @@ def test_what_was_measured_survives_a_full_disk(tmp_path, monkeypatch, name):
 
 
 def test_a_result_is_printed_before_its_run_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "store", lambda *words: disk_is_full())
+    monkeypatch.setattr(experiment_job, "store", lambda *words: disk_is_full())
     words = ["--model", "specimen:gpt2", "--count", "2", "--tokens", "3"]
     for command, shown in (("knockout", "units: loss"), ("prune", "units: loss")):
         own = ["--out", str(tmp_path / command), *(["--drop", "1"] if command == "prune" else [])]
