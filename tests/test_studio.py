@@ -91,7 +91,7 @@ def test_the_lines_of_python_measure_what_is_shown(model, recordings, order):
     asked = Asked(PROMPT, SECOND, touches=tuple(TOUCHES.values()), order=order)
     reading = read(model, asked, LIMITS)
     target = model.single_token(" Paris")
-    written = code("specimen:qwen3", asked, *recordings, target, 4)
+    written = code(("specimen:qwen3", ()), asked, *recordings, target, 4)
     there, said = {}, io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(written, there)
@@ -264,7 +264,7 @@ def test_a_port_that_is_taken_is_told_with_its_holder():
         assert free.family == socket.AF_INET
 
 
-def test_pages_see_one_state_and_the_newest_question_is_answered():
+def test_pages_see_one_state_and_no_question_is_lost():
     async def played():
         told = []
         bench = Bench("specimen:qwen3", LIMITS, lambda: told.append(bench.asked), lambda: None)
@@ -279,9 +279,14 @@ def test_pages_see_one_state_and_the_newest_question_is_answered():
         why = await bench.ask(lambda asked: Asked(""))
         assert "is empty" in why
         assert bench.reading is kept
-        assert bench.wanted == bench.asked
+        both = [bench.touch(Touch("5.mlp_out", "zero", 1)), bench.ask(lambda asked: Asked(""))]
+        assert [bool(why) for why in await asyncio.gather(*both)] == [False, True]
+        assert [touch.site for touch in bench.asked.touches][-1] == "5.mlp_out"
+        bench.busy = LIMITS.asked
+        assert "questions to answer" in await bench.ask(lambda asked: Asked("lost"))
+        bench.busy = 0
         await bench.touch(Touch("3.mlp_out", "zero", 1))
-        assert len(bench.asked.touches) == 2
+        assert len(bench.asked.touches) == 3
         await bench.ask(lambda asked: Asked(PROMPT))
         await bench._writing
         assert bench.texts == {"clean": bench.plain.generate(PROMPT, tokens=24).texts[0], "changed": ""}

@@ -4,7 +4,8 @@ belongs to."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from regraft.modules.backbone import mlps_of
 from regraft.modules.byte_codes import byte_embedding
 from regraft.modules.byte_embedding import ByteConfig, ByteEmbedding
 from regraft.modules.graft_kinds import EMBEDDING, TRANSCODER, Graft, fresh, kind_of, sizes, standing
-from regraft.modules.placement import Swaps
+from regraft.modules.placement import Swaps, put
 from regraft.modules.tree_head import TreeHead, check_tree
 
 WEIGHTS = "graft.safetensors"
@@ -127,6 +128,30 @@ def write_graft(graft: Graft, model: Model, folder: Path, weights: str = "", **s
 
 
 ADDED = ("model", "source", "weights_sha256", "parameters", "tree", "pair")
+
+
+def put_in(model: Model, grafts: Sequence[Graft]) -> Callable[[], None]:
+    """Put grafts in the places of a model's parts, so that the live model can be opened again with them; what
+    is returned takes them out.
+
+    A byte embedding stands there as the table that it amounts to: it looks at one token at a time, so both
+    give the same vectors, and a model is opened by its table.
+
+    Raises:
+        ValueError: two grafts for one part, or the model lacks the part.
+    """
+    with ExitStack() as undone:
+        with model.held():
+            for old, new in swaps_of(model, grafts):
+                undone.callback(put(model.hf, old, as_table(model, new)))
+        return undone.pop_all().close
+
+
+def as_table(model: Model, part: nn.Module) -> nn.Module:
+    """A byte embedding as a plain table in the model's own type; any other part as it is."""
+    if not isinstance(part, ByteEmbedding):
+        return part
+    return nn.Embedding.from_pretrained(part.table().to(model.dtype))
 
 
 def attach(folder: Path, model: Model, kind: str = "") -> Graft:

@@ -1,8 +1,7 @@
 """One opened model, and what all pages ask of it: they see one state, whoever changed it.
 
-What is asked is taken at once, in the order in which it comes; the model answers one question at a time, and
-a question that a newer one has overtaken is not answered. A question that cannot be answered leaves what was
-there before.
+Questions are answered one at a time, in the order in which they come, each as a change of what stands then:
+none is lost, whoever else asks. One that cannot be answered leaves what was there before.
 """
 
 from __future__ import annotations
@@ -15,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from regraft.core.registry import REFUSALS
-from regraft.export.graft_folder import attach, swaps_of
+from regraft.export.graft_folder import attach, put_in
 from regraft.model.load import load
 from regraft.model.model import Model
 from regraft.model.recording import Recording
-from regraft.modules.placement import put
 from regraft.modules.transcoder import Transcoders
 from regraft.studio.code import code
-from regraft.studio.limits import Limits
+from regraft.studio.limits import Limits, sentence
 from regraft.studio.maps import PartMap, feature_map, head_map, neuron_map
 from regraft.studio.readings import (
     Asked,
@@ -34,7 +32,7 @@ from regraft.studio.readings import (
     variant_of,
     write,
 )
-from regraft.studio.touches import Touch, check_touch, token_id
+from regraft.studio.touches import Touch, check_touch
 
 PROMPT = "The capital of France is"
 """What a page shows first."""
@@ -52,13 +50,15 @@ class Bench:
         self.model: Model = self.plain
         self.grafts: dict[Path, Any] = {}
         self.on: tuple[Path, ...] = ()
-        self.asked = self.wanted = Asked(PROMPT)
+        self.asked = Asked(PROMPT)
         self.reading: PromptReading | None = None
+        self.program = ""
+        """The Python lines that do what is shown."""
         self.texts: dict[str, str] = {"clean": "", "changed": ""}
         self.number = self.busy = 0
         self.why_not = ""
         self._lock, self._placed = asyncio.Lock(), ExitStack()
-        self._recordings: dict[tuple[str, tuple[Path, ...]], Recording] = {}
+        self._recordings: dict[str, Recording] = {}
         self._writing: asyncio.Task[None] | None = None
         try:
             check_plays(self.model)
@@ -69,28 +69,33 @@ class Bench:
         """Ask for something else than now; returns why not, "" where it was answered."""
         if self.why_not:
             return self.why_not
-        self.wanted = change(self.wanted)
+        if self.busy >= self.limits.asked:
+            return f"the model has {self.busy} questions to answer: wait a moment"
         self.number += 1
-        number, asked = self.number, self.wanted
+        number = self.number
         self.busy += 1
         try:
             async with self._lock:
-                if number != self.number:
-                    return ""
                 try:
-                    self.reading = await asyncio.to_thread(
-                        read, self.model, asked, self.limits, self.recording
-                    )
+                    await asyncio.to_thread(self._answer, change(self.asked))
                 except REFUSALS as error:
-                    if self.wanted == asked:
-                        self.wanted = self.asked
-                    return " ".join(str(error).split())
-                self.asked = asked
+                    return sentence(error)
         finally:
             self.busy -= 1
             self.changed()
         self._write_on(number)
         return ""
+
+    def _answer(self, asked: Asked) -> None:
+        reading = read(self.model, asked, self.limits, self.recording)
+        source = (self.source, self.on)
+        clean, other = self._recorded(asked)
+        program = code(source, asked, clean, other, reading.target, self.limits.written)
+        self.asked, self.reading, self.program = asked, reading, program
+
+    def _recorded(self, asked: Asked) -> tuple[Recording, Recording | None]:
+        clean = self.recording(asked.prompt, "the prompt")
+        return clean, self.recording(asked.second, "the second prompt") if asked.second else None
 
     async def touch(self, touch: Touch) -> str:
         """Add a touch; one of the same site and token that does the same takes its place."""
@@ -106,26 +111,12 @@ class Bench:
         return await self.ask(added)
 
     def recording(self, text: str, what: str) -> Recording:
-        """A prompt's clean run, kept while the grafts stay as they are."""
-        key = (text, self.on)
-        if key not in self._recordings:
+        """A prompt's clean run, kept while the model is what it is."""
+        if text not in self._recordings:
             while len(self._recordings) >= KEPT:
                 self._recordings.pop(next(iter(self._recordings)))
-            self._recordings[key] = recorded(self.model, text, self.limits, what)
-        return self._recordings[key]
-
-    def program(self) -> str:
-        """The Python lines that do what is shown."""
-        asked = self.asked
-        clean = self.recording(asked.prompt, "the prompt")
-        other = self.recording(asked.second, "the second prompt") if asked.second else None
-        target = token_id(self.model, asked.answer) if asked.answer else self.target()
-        return code(self.source, asked, clean, other, target, self.limits.written)
-
-    def target(self) -> int:
-        """The token that the model itself says next."""
-        clean = self.recording(self.asked.prompt, "the prompt")
-        return int(clean.head(clean.post(len(self.model.blocks) - 1)[:, -1:])[0, -1].argmax())
+            self._recordings[text] = recorded(self.model, text, self.limits, what)
+        return self._recordings[text]
 
     async def parts(self, kind: str, position: int) -> PartMap:
         """A map of heads, neurons or features at a token.
@@ -168,8 +159,7 @@ class Bench:
             return heard
 
         def written(which: str) -> str:
-            clean = self.recording(asked.prompt, "the prompt")
-            other = self.recording(asked.second, "the second prompt") if asked.second else None
+            clean, other = self._recorded(asked)
             variant = variant_of(asked, clean, other) if which == "changed" else None
             return write(clean, variant, self.limits.written, heard_of(which))
 
@@ -182,7 +172,7 @@ class Bench:
                 except StaleError:
                     return
                 except REFUSALS as error:
-                    text = f"({' '.join(str(error).split())})"
+                    text = f"({sentence(error)})"
             if number == self.number:
                 self.texts[which] = text
                 self.was_written()
@@ -202,7 +192,7 @@ class Bench:
             except REFUSALS as error:
                 await asyncio.to_thread(self._place, list(self.on))
                 self.changed()
-                return " ".join(str(error).split())
+                return sentence(error)
             self.on = tuple(wanted)
         return await self.ask(lambda asked: asked)
 
@@ -211,7 +201,8 @@ class Bench:
         with them."""
         with self.plain.held():
             self._placed.close()
-        self.model = self.plain
+        # A recording belongs to the model that it was made of, and each opening makes another.
+        self.model, self._recordings = self.plain, {}
         for folder in folders:
             if folder not in self.grafts:
                 self.grafts[folder] = attach(folder, self.plain)
@@ -219,9 +210,7 @@ class Bench:
         if not grafts:
             return
         with ExitStack() as undone:
-            with self.plain.held():
-                for old, new in swaps_of(self.plain, grafts):
-                    undone.callback(put(self.plain.hf, old, new))
+            undone.callback(put_in(self.plain, grafts))
             self.model = load(self.plain.hf, self.plain.tokenizer)
             self._placed = undone.pop_all()
 
@@ -231,4 +220,5 @@ class Bench:
         if self._writing is not None:
             await asyncio.wait([self._writing])
         async with self._lock:
-            self._placed.close()
+            with self.plain.held():
+                self._placed.close()

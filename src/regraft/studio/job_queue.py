@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ LINE = 1 << 26
 """Bytes of the longest line of a worker: the figures of a run."""
 PATIENCE = 10.0
 """Seconds that a worker has to end by itself before it is killed."""
+SHOWN = 12
+"""Jobs that a page lists; the figures of others are in their folders."""
 ENDED = ("done", "failed", "stopped")
 
 
@@ -49,6 +52,8 @@ class Job:
     total: int = 0
     began: float = 0.0
     pictures: list[list[str]] = field(default_factory=list)
+    cancelled: bool = False
+    """Whether it is to stop, for one that no worker has been told of yet."""
 
     @property
     def share(self) -> float:
@@ -84,8 +89,8 @@ class Jobs:
         self.places, self.limits, self.changed = places, limits, changed
         self.jobs: list[Job] = []
         self.process: asyncio.subprocess.Process | None = None
-        self.ended = 0
-        """Workers that died."""
+        self._told: Job | None = None
+        """The job that the worker has: before, a Ctrl-C would end a worker that only begins."""
         self._going: asyncio.Task[None] | None = None
 
     def submit(self, name: str, model: str, given: dict[str, Any], seed: int = 0) -> Job:
@@ -110,6 +115,8 @@ class Jobs:
         command = command_line(settings, out)
         job = Job(len(self.jobs), name, source, options, settings, seed, out, command)
         self.jobs.append(job)
+        for old in self.jobs[:-SHOWN]:
+            old.pictures = []
         self._go_on()
         self.changed()
         return job
@@ -133,8 +140,11 @@ class Jobs:
             raise RefusedError(f"job {number} does not run: there is nothing to cancel")
         if job.state == "waiting":
             job.state, job.sentence = "stopped", "cancelled before it began"
-        elif self.process is not None:
-            self.process.send_signal(signal.SIGINT)
+        elif not job.cancelled:
+            job.cancelled = True
+            if self._told is job:
+                assert self.process is not None
+                self.process.send_signal(signal.SIGINT)
         self.changed()
 
     def _go_on(self) -> None:
@@ -150,17 +160,14 @@ class Jobs:
         job.state, job.began, job.work = "running", time.monotonic(), "opening the model"
         self.changed()
         process = await self._worker()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(f"{job.told()}\n".encode())
-            await process.stdin.drain()
-            while job.state == "running" and (line := await process.stdout.readline()):
-                self._heard(job, json.loads(line))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the worker is gone: what follows says so
+        if job.cancelled:
+            job.state, job.sentence = "stopped", "cancelled before it began"
+            return
+        # A worker that is gone takes nothing and says nothing: what follows tells of it.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            await self._talk(process, job)
+        self._told = None
         if job.state == "running":
-            self.ended += 1
             code = await process.wait()
             self.process = None
             job.state = "failed"
@@ -168,6 +175,16 @@ class Jobs:
                 f"the worker process died ({_death(code)}); another one takes the next job. What was measured"
                 f" is kept: `{job.command}` goes on with it"
             )
+
+    async def _talk(self, process: asyncio.subprocess.Process, job: Job) -> None:
+        """Tell the worker of a job, and hear of it until it ends."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._told = job
+        process.stdin.write(f"{job.told()}\n".encode())
+        await process.stdin.drain()
+        while job.state == "running" and (line := await process.stdout.readline()):
+            self._heard(job, json.loads(line))
 
     async def _worker(self) -> asyncio.subprocess.Process:
         if self.process is None or self.process.returncode is not None:
@@ -177,11 +194,12 @@ class Jobs:
                 "regraft.studio.worker",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
                 limit=LINE,
                 # Ctrl-C in the terminal is for the studio, which ends its worker itself.
                 start_new_session=True,
             )
+            assert self.process.stdout is not None
+            await self.process.stdout.readline()  # it is ready, and hears of Ctrl-C
         return self.process
 
     def _heard(self, job: Job, told: dict[str, Any]) -> None:
@@ -198,6 +216,7 @@ class Jobs:
     async def leave(self) -> None:
         """Stop everything: nobody looks any more, or the studio ends."""
         for job in self.jobs:
+            job.cancelled = job.state not in ENDED
             if job.state == "waiting":
                 job.state, job.sentence = "stopped", "given up when the last page was closed"
         process, self.process = self.process, None

@@ -17,6 +17,8 @@ class Limits:
     """Changes that stand at once."""
     stops: int = 256
     """Blocks on a route."""
+    asked: int = 32
+    """Questions that a model has to answer at once."""
     written: int = 24
     """Tokens of a continuation."""
     queued: int = 8
@@ -31,6 +33,11 @@ class Limits:
 
 class RefusedError(ValueError):
     """What a page asked for and is not given; the sentence says why and what to do."""
+
+
+def sentence(error: BaseException) -> str:
+    """An error as a page says it."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_text(text: str, what: str, limits: Limits) -> str:

@@ -12,10 +12,12 @@ from nicegui import ui
 from regraft.core.registry import experiments
 from regraft.core.signatures import Parameter
 from regraft.reporting.drawings import title_for
+from regraft.studio.bench import Bench
 from regraft.studio.forms import choices, plain_kind
-from regraft.studio.job_queue import ENDED, Job
+from regraft.studio.job_queue import ENDED, SHOWN, Job
+from regraft.studio.limits import sentence
 from regraft.studio.looks import Look
-from regraft.studio.studio_state import Studio, sentence
+from regraft.studio.studio_state import Studio
 from regraft.studio.themed import themed
 
 KINDS = {"int": "whole number", "float": "number", "TextFile": "file", "KeptFolder": "folder",
@@ -26,8 +28,8 @@ FIRST = "knockout"
 class ExperimentsPage:
     """One browser's view of experiments and jobs."""
 
-    def __init__(self, studio: Studio, model: str, look: Look):
-        self.studio, self.model, self.look = studio, model, look
+    def __init__(self, studio: Studio, bench: Bench | None, look: Look):
+        self.studio, self.bench, self.look = studio, bench, look
         self.chosen, self.number = FIRST, -1
         self.fields: dict[str, Any] = {}
         self._drawn: tuple[Any, ...] = ()
@@ -45,10 +47,19 @@ class ExperimentsPage:
                 ui.select(names, value=self.chosen, on_change=choose).props(
                     "outlined dense data-testid=experiment"
                 ).classes("w-full")
+                self.told()
                 self.form()
             with ui.column().classes("rg-wide gap-2"):
                 self.listed()
                 self.pictures()
+
+    @ui.refreshable_method
+    def told(self) -> None:
+        """What an experiment does not measure, where that may be thought."""
+        if self.bench is not None and self.bench.on:
+            ui.label("Experiments run on the model without the grafts that are switched on.").props(
+                "data-testid=plain"
+            )
 
     @ui.refreshable_method
     def form(self) -> None:
@@ -68,7 +79,8 @@ class ExperimentsPage:
         given = {name: field.value for name, field in self.fields.items()}
         seed = int(given.pop("seed", 0) or 0)
         try:
-            job = self.studio.jobs.submit(self.chosen, self.model, given, seed)
+            source = self.bench.source if self.bench is not None else ""
+            job = self.studio.jobs.submit(self.chosen, source, given, seed)
         except ValueError as error:
             self.look.say(sentence(error))
             return
@@ -83,7 +95,7 @@ class ExperimentsPage:
             ui.label("Nothing was run yet: fill in the form, and run it.").classes("rg-soft")
             return
         with ui.column().classes("w-full gap-1").props("data-testid=jobs"):
-            for job in reversed(jobs[-12:]):
+            for job in reversed(jobs[-SHOWN:]):
                 self._job(job)
 
     def _job(self, job: Job) -> None:

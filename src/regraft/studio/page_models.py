@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 from nicegui import ui
 
+from regraft.core.registry import REFUSALS
 from regraft.export.graft_description import ABOUT
 from regraft.studio.bench import Bench
+from regraft.studio.limits import sentence
 from regraft.studio.looks import Look
-from regraft.studio.studio_state import Studio, sentence
+from regraft.studio.studio_state import Studio
 
 DEEP = 4
 """Folders inside folders in which grafts are looked for."""
@@ -43,7 +44,7 @@ class ModelsPage:
     async def _open(self, name: str) -> None:
         try:
             bench = await self.studio.open(name)
-        except (ValueError, OSError, RuntimeError, ImportError, LookupError) as error:
+        except REFUSALS as error:
             self.look.say(sentence(error))
             return
         await self.show_model(bench.source)
@@ -92,10 +93,10 @@ class ModelsPage:
             self.look.say(why)
         self.grafts.refresh()
 
-    async def show(self) -> None:
-        """Show what is open now."""
+    def show(self) -> None:
+        """Show what is open now, and which grafts are on."""
         self.listed.refresh()
-        await asyncio.sleep(0)
+        self.grafts.refresh()
 
 
 def graft_folders(roots: list[Path]) -> list[Path]:

@@ -76,7 +76,7 @@ class PromptPage:
             ui.button("Read", on_click=read).props("data-testid=read")
         for field in (prompt, second, answer):
             field.on("keydown.enter.exact.prevent", read)
-        self.fields = (prompt, second, answer)
+        self.fields, self._texts = (prompt, second, answer), _texts(asked)
 
     @ui.refreshable_method
     def chips(self) -> None:
@@ -146,17 +146,21 @@ class PromptPage:
 
     def _clicked(self, sites: list[list[str]] | None, event: Any) -> None:
         """A cell was clicked: it is what the next touch touches."""
-        point = (event.args.get("points") or [{}])[0]
-        place = point.get("pointIndex") or point.get("pointNumber")
-        if not isinstance(place, list) or len(place) != 2:
-            return
-        row, column = map(int, place)
+        match event.args:
+            case {"points": [{"pointIndex": [int(row), int(column)]}, *_]}:
+                pass
+            case {"points": [{"pointNumber": [int(row), int(column)]}, *_]}:
+                pass
+            case _:
+                return
+        order, reading = self._order(), self.bench.reading
         if sites is not None:
-            self.pick(sites[row][column])
-            return
-        order = self.bench.asked.order or range(len(self.bench.model.blocks))
-        self.position = column
-        self.pick("0.resid_pre" if row == 0 else f"{list(order)[row - 1]}.resid_post")
+            # The features of adapters are looked at; only sites can be touched.
+            if self.map != "features" and 0 <= row < len(sites) and 0 <= column < len(sites[row]):
+                self.pick(sites[row][column])
+        elif reading is not None and 0 <= row <= len(order) and 0 <= column < len(reading.tokens):
+            self.position = column
+            self.pick("0.resid_pre" if row == 0 else f"{order[row - 1]}.resid_post")
 
     def pick(self, site: str) -> None:
         """Choose what the next touch touches."""
@@ -311,19 +315,25 @@ class PromptPage:
         if self.bench.reading is None:
             return
         with ui.expansion("The same in Python").classes("w-full").props("data-testid=python"):
-            ui.code(self.bench.program(), language="python").classes("w-full")
+            ui.code(self.bench.program, language="python").classes("w-full")
 
     async def show(self) -> None:
         """Show what the bench has now, whoever changed it."""
-        for field, text in zip(self.fields, vars(self.bench.asked).values(), strict=False):
-            if field.value != text:
+        texts = _texts(self.bench.asked)
+        for field, text, before in zip(self.fields, texts, self._texts, strict=True):
+            if text != before:  # what somebody types here stays, whatever else is changed elsewhere
                 field.set_value(text)
+        self._texts = texts
         count = len(self.bench.reading.tokens) if self.bench.reading else 1
         self.position = min(self.position, count - 1)
         for part in (self.chips, self.touching, self.changes, self.effects, self.next_tokens,
                      self.continuations, self.blocks, self.program):  # fmt: skip
             part.refresh()
         await self.draw()
+
+
+def _texts(asked: Asked) -> tuple[str, str, str]:
+    return asked.prompt, asked.second, asked.answer
 
 
 def _row(effect: Effect) -> None:

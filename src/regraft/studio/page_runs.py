@@ -9,13 +9,15 @@ from typing import Any
 from nicegui import ui
 
 from regraft.core.files import RunFolderError
+from regraft.core.registry import REFUSALS
 from regraft.core.runs import open_run, read_mark
 from regraft.jobs.run_folders import Comparison, compare_runs, found_runs
 from regraft.reporting.drawings import drawing_of
 from regraft.reporting.run_pages import command_again
+from regraft.studio.limits import sentence
 from regraft.studio.looks import Look
 from regraft.studio.run_pictures import pictures_of
-from regraft.studio.studio_state import Studio, sentence
+from regraft.studio.studio_state import Studio
 from regraft.studio.themed import themed
 
 COLUMNS = [
@@ -90,7 +92,7 @@ class RunsPage:
         try:
             (folder,) = self._chosen(1)
             self.content = await asyncio.to_thread(_content, folder)
-        except (ValueError, OSError) as error:
+        except REFUSALS as error:
             self.why = sentence(error)
         self.shown.refresh()
 
@@ -99,7 +101,7 @@ class RunsPage:
         try:
             one, other = self._chosen(2)
             self.comparison = await asyncio.to_thread(compare_runs, one, other)
-        except (ValueError, OSError) as error:
+        except REFUSALS as error:
             self.why = sentence(error)
         self.shown.refresh()
 

@@ -30,6 +30,30 @@ def listening(host: str, port: int) -> socket.socket:
     return made
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+"""Names of this machine that a browser on it calls it by."""
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts that mean every address of this machine."""
+
+
+def in_address(host: str) -> str:
+    """A host as it stands in an address."""
+    return f"[{host}]" if ":" in host else host
+
+
+def names_of(host: str) -> tuple[str, ...]:
+    """The names that a browser may call a studio by which listens on `host`: where that is every address of
+    this machine, each of them and its name."""
+    import psutil
+
+    own: list[str] = [host]
+    if host in EVERYWHERE:
+        own = [socket.gethostname(), socket.getfqdn()]
+        for addresses in psutil.net_if_addrs().values():
+            own += [a.address for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6)]
+    return tuple(dict.fromkeys((*LOOPBACK, *(in_address(one) for one in own))))
+
+
 def holder(port: int) -> str:
     """Who listens on a port, as far as this system says it to this user."""
     import psutil

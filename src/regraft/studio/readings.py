@@ -74,13 +74,14 @@ class Effect:
 class PromptReading:
     """All that a page shows at once.
 
-    `next_clean` and `next_changed` are tokens with their probabilities, most likely first; `answer` is the
-    token whose logit is told.
+    `next_clean` and `next_changed` are tokens with their probabilities, most likely first; `answer` and
+    `target` are the token whose logit is told, and its id.
     """
 
     tokens: list[str]
     second: list[str]
     answer: str
+    target: int
     lens: Lens
     lens_changed: Lens | None
     next_clean: list[tuple[str, float]]
@@ -166,6 +167,7 @@ def read(
         [model.token_text(token) for token in clean.ids_BT[0].tolist()],
         [] if other is None else [model.token_text(token) for token in other.ids_BT[0].tolist()],
         model.token_text(target),
+        target,
         lens,
         changed_lens,
         likely(model, end_V),

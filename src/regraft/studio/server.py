@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,13 +13,10 @@ from nicegui import ui
 from regraft.core.defaults import STUDIO_PORT
 from regraft.core.registry import REFUSALS
 from regraft.studio.gate import Gate, new_token
-from regraft.studio.limits import Limits
-from regraft.studio.port import listening
-from regraft.studio.studio_state import Studio, sentence
+from regraft.studio.limits import Limits, sentence
+from regraft.studio.port import in_address, listening, names_of
+from regraft.studio.studio_state import Studio
 from regraft.studio.tabs import build
-
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-"""Names of this machine that a browser may call it by."""
 
 
 def serve(
@@ -59,27 +54,17 @@ def serve(
             await studio.open(model)
         except REFUSALS as error:
             failed.append(sentence(error))
-        tell(f"the studio is at http://{_named(host)}:{port}/{token}/ (Ctrl-C ends it)")
+        tell(f"the studio is at http://{in_address(host)}:{port}/{token}/ (Ctrl-C ends it)")
 
     nicegui_app.on_startup(start)
     nicegui_app.on_shutdown(studio.end)
     build(studio, failed)
-    with tempfile.TemporaryDirectory() as kept:
-        # Nothing of a page is kept between two studios; the library would make a folder where it is started.
-        os.environ["NICEGUI_STORAGE_PATH"] = kept
-        ui.run_with(
-            inner, title="regraft studio", dark=None, show_welcome_message=False, reconnect_timeout=3.0
-        )
-        hosts = tuple(dict.fromkeys((*LOOPBACK, _named(host))))
-        config = uvicorn.Config(
-            Gate(inner, token, hosts, port),
-            log_level="error",
-            ws_max_size=(limits or Limits()).message,
-            server_header=False,
-            timeout_graceful_shutdown=3,
-        )
-        uvicorn.Server(config).run(sockets=[sock])
-
-
-def _named(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    ui.run_with(inner, title="regraft studio", dark=None, show_welcome_message=False, reconnect_timeout=3.0)
+    config = uvicorn.Config(
+        Gate(inner, token, names_of(host), port),
+        log_level="error",
+        ws_max_size=studio.limits.message,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+    )
+    uvicorn.Server(config).run(sockets=[sock])

@@ -76,9 +76,6 @@ class Studio:
         if self.pages >= self.limits.pages:
             raise RefusedError(f"{self.pages} pages are open, as many as may be: close one")
         self.pages += 1
-        if self._leaving is not None:
-            self._leaving.cancel()
-            self._leaving = None
 
     def went(self) -> None:
         """A page was closed; behind the last one nothing goes on."""
@@ -88,6 +85,8 @@ class Studio:
 
     async def _leave(self) -> None:
         await asyncio.sleep(LOOKED_AWAY)
+        if self.pages:
+            return
         for bench in self.benches.values():
             bench.number += 1  # what is written is not wanted any more
         await self.jobs.leave()
@@ -97,8 +96,3 @@ class Studio:
         for bench in self.benches.values():
             await bench.close()
         await self.jobs.leave()
-
-
-def sentence(error: BaseException) -> str:
-    """An error as a page says it."""
-    return " ".join(str(error).split()) or type(error).__name__

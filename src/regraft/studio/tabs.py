@@ -35,8 +35,15 @@ def build(studio: Studio, failed: Sequence[str]) -> None:
             ui.label(str(error))
             return
         client.on_delete(studio.went)
-        look = Look(bool(await ui.run_javascript(DARK, timeout=5.0)))
+        look = Look(await _is_dark())
         await Tabs(studio, look, model).build(failed)
+
+
+async def _is_dark() -> bool:
+    try:
+        return bool(await ui.run_javascript(DARK, timeout=5.0))
+    except TimeoutError:  # a page that went while it came
+        return False
 
 
 class Tabs:
@@ -62,7 +69,7 @@ class Tabs:
             for name in names:
                 ui.tab(name).props(f"data-testid=tab-{name.lower()}")
         self.models = ModelsPage(studio, bench, look, self._go_to)
-        self.experiments = ExperimentsPage(studio, bench.source if bench else "", look)
+        self.experiments = ExperimentsPage(studio, bench, look)
         self.runs = RunsPage(studio, look)
         self.prompt = PromptPage(bench, look) if bench else None
         with ui.tab_panels(tabs, value="Prompt" if bench else "Models", keep_alive=False).classes("w-full"):
@@ -90,9 +97,13 @@ class Tabs:
         self.studio.worked.subscribe(self.experiments.show)
 
     async def _read(self) -> None:
+        if self.bench is not None and self.bench not in self.studio.benches.values():
+            ui.navigate.to("?")  # somebody has closed this page's model
+            return
         if self.prompt is not None:
             await self.prompt.show()
-        await self.models.show()
+        self.models.show()
+        self.experiments.told.refresh()
 
     async def _turn(self) -> None:
         self.look.dark = not self.look.dark
