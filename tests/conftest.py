@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import functools
 import gc
+import shutil
 
 import numpy as np
 import pytest
@@ -98,6 +99,29 @@ _specimen = functools.cache(transcoder_jobs.load)
 def opened_once(source, **how):
     """`load`, which keeps the specimens."""
     return (_specimen if str(source).startswith("specimen:") else _specimen.__wrapped__)(source, **how)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, for slow tests: Playwright's own loop would hold up other tests of the module."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    assert chromium, "this test needs a browser: apt-get install chromium"
+    with sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A studio of the specimen in a process of its own."""
+    from studio_server import Served
+
+    made = Served(tmp_path_factory.mktemp("studio") / "runs")
+    yield made
+    made.stop()
 
 
 @pytest.fixture

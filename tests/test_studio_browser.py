@@ -4,7 +4,6 @@ the console and without a request that leaves this machine."""
 from __future__ import annotations
 
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,39 +11,22 @@ import time
 
 import pytest
 
-from studio_server import SOON, START, Page, Served
+from studio_server import SOON, START, Page
 
 pytestmark = pytest.mark.slow
-SIZES, SCHEMES = (1280, 390), ("light", "dark")
+VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
+"""Pixels across and the theme, for everything that is clicked."""
 EVERY = "0,1,2,3,4,5,6,7,8,9,10,11"
 """Blocks of an ablation that takes long enough to be watched, and to be stopped."""
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    made = Served(tmp_path_factory.mktemp("studio") / "runs")
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium")
-    assert chromium, "this test needs a browser: apt-get install chromium"
-    with sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def opened(browser, served):
+@pytest.fixture(params=VIEWS, ids=lambda view: f"{view[0]}-{view[1]}")
+def opened(request, browser, served):
+    """Opens pages of the view, and puts back what they changed."""
     made = []
 
-    def open_page(**how):
-        made.append(Page(browser, served, **how))
+    def open_page(view=request.param):
+        made.append(Page(browser, served, *view))
         return made[-1]
 
     yield open_page
@@ -55,10 +37,8 @@ def opened(browser, served):
         page.close()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", SIZES)
-def test_a_part_is_clicked_and_changed_and_put_back(opened, width, scheme):
-    page = opened(width=width, scheme=scheme)
+def test_a_part_is_clicked_and_changed_and_put_back(opened):
+    page = opened()
     page.pick(0.9, 0.5, "resid_post")
     page.at("apply").click()
     assert "→" in page.until("effects", "→")
@@ -94,7 +74,19 @@ def test_blocks_are_skipped_repeated_moved_and_dragged(opened):
     assert page.at("blocks").inner_text().split()[:7] == ["0", "1", "3", "4", "5", "2", "6"]
 
 
-def test_what_cannot_be_is_said_and_the_page_lives_on(opened):
+BAD_MODELS = {
+    "/etc": "lies outside the folders",
+    "nothing": "is no model",
+    "code": "runs no code of a checkpoint",
+    "specimen:nobody": "there is no specimen 'nobody'",
+}
+"""Names that are typed under Models, and what is said of each."""
+
+
+def test_what_cannot_be_is_said_and_the_page_lives_on(opened, served):
+    for name, config in (("nothing", "{"), ("code", '{"auto_map": {"AutoConfig": "own.Config"}}')):
+        (served.runs / name).mkdir(parents=True, exist_ok=True)
+        (served.runs / name / "config.json").write_text(config)
     page = opened()
     page.at("prompt").fill("word " * 400)
     page.at("read").click()
@@ -103,9 +95,10 @@ def test_what_cannot_be_is_said_and_the_page_lives_on(opened):
     page.at("read").click()
     page.until("chip-3", "Italy")
     page.tab("models")
-    page.at("model-name").fill("/etc")
-    page.at("open-model").click()
-    page.page.get_by_text("lies outside the folders").wait_for(timeout=SOON)
+    for name, why in BAD_MODELS.items():
+        page.at("model-name").fill(name)
+        page.at("open-model").click()
+        page.page.get_by_text(why).wait_for(timeout=SOON)
     page.tab("prompt")
     page.at("prompt").fill("The capital of France is")
     page.at("read").click()
@@ -113,7 +106,7 @@ def test_what_cannot_be_is_said_and_the_page_lives_on(opened):
 
 
 def test_two_browsers_see_one_state(opened):
-    one, other = opened(), opened(width=390, scheme="dark")
+    one, other = opened(), opened(VIEWS[-1])
     one.at("block-3").click()
     one.at("pick-mlp_out").click()
     one.at("apply").click()
@@ -123,9 +116,8 @@ def test_two_browsers_see_one_state(opened):
     one.at("changes").wait_for(state="detached", timeout=SOON)
 
 
-@pytest.mark.parametrize("width", SIZES)
-def test_an_experiment_runs_is_opened_and_compared(opened, served, width):
-    page = opened(width=width)
+def test_an_experiment_runs_is_opened_and_compared(opened):
+    page = opened()
     page.tab("experiments")
     jobs = page.page.locator("[data-testid^=state-]")
     for _ in range(2):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +13,8 @@ import httpx
 import pytest
 import socketio
 
-from studio_server import START, Page, Served
+from regraft.studio.limits import Limits
+from studio_server import START, Page
 
 pytestmark = pytest.mark.slow
 CLICKS = 400
@@ -22,25 +22,6 @@ CLICKS = 400
 ROOM = 200 << 20
 """Bytes that a process may hold more after them: caches of recordings, figures under way, freed and not
 given back."""
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    made = Served(tmp_path_factory.mktemp("studio") / "runs")
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium")
-    assert chromium, "this test needs a browser: apt-get install chromium"
-    with sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def test_nobody_without_the_token_or_from_elsewhere_is_told_anything(served):
@@ -58,6 +39,38 @@ def test_nobody_without_the_token_or_from_elsewhere_is_told_anything(served):
     assert httpx.get(served.address).status_code == 200
 
 
+async def knocking(base):
+    """A socket as a browser opens it."""
+    client = socketio.AsyncClient(reconnection=False)
+    await client.connect(
+        base + "?client_id=none", transports=["websocket"], socketio_path="_nicegui_ws/socket.io"
+    )
+    return client
+
+
+def beside(work):
+    """Do work with a loop of its own: the browser's runs in this thread."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_a_message_over_the_limit_is_not_read(served):
+    left = {}
+
+    async def sent():
+        for size in (1000, Limits().message + 1):
+            client = await knocking(served.address)
+            await client.emit("log", "x" * size)
+            await asyncio.sleep(1)
+            left[size] = client.connected
+            await client.disconnect()
+
+    beside(lambda: asyncio.run(sent()))
+    assert list(left.values()) == [True, False], left
+    assert httpx.get(served.address).status_code == 200
+
+
 def test_noise_on_routes_and_sockets_breaks_nothing(served):
     drawn = random.Random(0)
     base = served.address
@@ -70,10 +83,7 @@ def test_noise_on_routes_and_sockets_breaks_nothing(served):
             assert client.request(method, base + prefix + path.lstrip("/"), content=body).status_code < 500
 
     async def sent():
-        client = socketio.AsyncClient(reconnection=False)
-        await client.connect(
-            base + "?client_id=none", transports=["websocket"], socketio_path="_nicegui_ws/socket.io"
-        )
+        client = await knocking(base)
         for _ in range(300):
             name = drawn.choice(["event", "javascript_response", "handshake", "ack", "log", "\0"])
             data = drawn.choice(
@@ -89,10 +99,7 @@ def test_noise_on_routes_and_sockets_breaks_nothing(served):
         with contextlib.suppress(socketio.exceptions.SocketIOError):
             asyncio.run(sent())
 
-    # The browser's own loop runs in this thread.
-    noise = threading.Thread(target=send)
-    noise.start()
-    noise.join()
+    beside(send)
     assert httpx.get(served.address).status_code == 200
 
 

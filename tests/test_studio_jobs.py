@@ -18,9 +18,7 @@ import regraft
 from regraft.cli.main import app
 from regraft.core.tolerance import gap
 from regraft.data.generation import Sampling, write_on
-from regraft.modules.placement import all_placed
-from regraft.studio import page_models, studio_state, worker
-from regraft.studio.bench import Bench
+from regraft.studio import studio_state, worker
 from regraft.studio.job_queue import Jobs
 from regraft.studio.limits import Limits, RefusedError
 from regraft.studio.places import Places
@@ -179,61 +177,6 @@ def test_a_text_is_heard_as_it_is_written_and_ends_where_nobody_wants_it(monkeyp
     with pytest.raises(StaleError):
         write_on(model, ids, Sampling(6), stale)
     assert model.hf.generation_config is own
-
-
-@pytest.fixture(scope="module")
-def graft(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("grafts") / "byte"
-    few = regraft.TrainingPlan(steps=2, batch=2)
-    regraft.fit_embedding(regraft.load("specimen:gpt2"), folder, plan=few, warm=2, length=16)
-    return (folder / "graft").resolve()
-
-
-def test_a_graft_is_switched_on_measured_told_in_python_and_taken_out(graft):
-    async def played():
-        bench = Bench("specimen:gpt2", LIMITS, lambda: None, lambda: None)
-        before = bench.plain.fingerprint()
-        assert await bench.ask(lambda asked: asked) == ""
-        plain = bench.reading
-        for _ in range(2):  # the second time, no recording of the first is taken for this one's
-            assert await bench.switch(graft, True) == ""
-            ids = bench.model.record(bench.asked.prompt).ids_BT
-            changed = bench.reading
-            program = bench.program
-            assert await bench.switch(graft, False) == ""
-            assert bench.plain.fingerprint() == before
-        assert bench.reading.next_clean == plain.next_clean
-        swaps = regraft.swaps_of(bench.plain, [bench.grafts[graft]])
-        with all_placed(bench.plain.hf, swaps):
-            wanted = bench.plain.hf(ids).logits[0, -1].softmax(-1)
-        assert changed.next_clean[0][0] == bench.plain.token_text(int(wanted.argmax()))
-        assert changed.next_clean != plain.next_clean
-        there = {}
-        exec(program, there)
-        loss = next(one.clean for one in changed.effects if one.name == "loss on the prompt")
-        assert (
-            gap(torch.tensor(there["result"].clean_mean("loss")), torch.tensor(loss)) <= bench.plain.rounding
-        )
-
-    asyncio.run(played())
-
-
-def test_a_graft_of_another_model_is_refused_and_what_was_on_stays(graft):
-    async def played():
-        bench = Bench("specimen:qwen3", LIMITS, lambda: None, lambda: None)
-        before = bench.plain.fingerprint()
-        assert "was made for specimen:gpt2" in await bench.switch(graft, True)
-        assert bench.on == ()
-        assert bench.plain.fingerprint() == before
-
-    asyncio.run(played())
-
-
-def test_grafts_are_found_in_the_folders_alone(graft, tmp_path):
-    root = graft.parents[1]
-    assert page_models.graft_folders([root]) == [graft]
-    (tmp_path / "link").symlink_to(graft)
-    assert page_models.graft_folders([tmp_path]) == []
 
 
 def test_models_and_pages_are_bounded_and_a_model_that_is_no_model_is_told(tmp_path, monkeypatch):

@@ -218,14 +218,19 @@ def open_transcoder(
     put(graft, carrier.hf, mlp_paths(carrier))
     model = load((carrier.hf, carrier.tokenizer) if carrier.tokenizer is not None else carrier.hf, pack=False)
     model.name = f"{carrier.name} with adapters"
-    for block, adapter in zip(model.main_blocks, graft, strict=True):
+    name_features(model, graft, str(folder))
+    return model, graft
+
+
+def name_features(model: Model, adapters: Transcoders, source: str = "") -> None:
+    """Make the features of adapters that stand in a model sites of it (`5.feature.317`)."""
+    for block, adapter in zip(model.main_blocks, adapters, strict=True):
         bias = adapter.dec.bias
         model.dictionaries[block.index] = Dictionary(
             "standard", "mlp_in", "mlp_out", adapter.enc.weight.detach().T.float(),
             adapter.enc.bias.detach().float(), adapter.dec.weight.detach().T.float(),
-            torch.zeros(graft.shape.width) if bias is None else bias.detach().float(), source=str(folder),
+            torch.zeros(adapters.shape.width) if bias is None else bias.detach().float(), source=source,
         )  # fmt: skip
-    return model, graft
 
 
 def evaluate_transcoder(

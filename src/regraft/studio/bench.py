@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from regraft.core.registry import REFUSALS
-from regraft.export.graft_folder import attach, put_in
-from regraft.model.load import load
+from regraft.export.graft_folder import attach
 from regraft.model.model import Model
 from regraft.model.recording import Recording
+from regraft.modules.graft_kinds import Graft
 from regraft.modules.transcoder import Transcoders
 from regraft.studio.code import code
 from regraft.studio.limits import Limits, sentence
 from regraft.studio.maps import PartMap, feature_map, head_map, neuron_map
+from regraft.studio.opening import open_grafted, open_plain
 from regraft.studio.readings import (
     Asked,
     PromptReading,
@@ -46,9 +46,10 @@ class Bench:
     def __init__(self, source: str, limits: Limits, changed: Callable[[], None], written: Callable[[], None]):
         self.source, self.limits = source, limits
         self.changed, self.was_written = changed, written
-        self.plain = load(source)
+        opened = open_plain(source)
+        self.plain = opened.model
         self.model: Model = self.plain
-        self.grafts: dict[Path, Any] = {}
+        self.grafts: dict[Path, Graft] = dict(opened.grafts)
         self.on: tuple[Path, ...] = ()
         self.asked = Asked(PROMPT)
         self.reading: PromptReading | None = None
@@ -64,6 +65,9 @@ class Bench:
             check_plays(self.model)
         except ValueError as error:
             self.why_not = str(error)
+        if opened.grafts and not self.why_not:
+            self.on = tuple(opened.grafts)
+            self._place(self.on)
 
     async def ask(self, change: Callable[[Asked], Asked]) -> str:
         """Ask for something else than now; returns why not, "" where it was answered."""
@@ -194,7 +198,17 @@ class Bench:
                 self.changed()
                 return sentence(error)
             self.on = tuple(wanted)
-        return await self.ask(lambda asked: asked)
+        return await self.ask(self._still_there)
+
+    def _still_there(self, asked: Asked) -> Asked:
+        """What is asked, without touches of features that went with their adapters."""
+        length = len(self.reading.tokens) if self.reading else 1
+        kept = []
+        for touch in asked.touches:
+            with suppress(ValueError):
+                check_touch(touch, self.model, length)
+                kept.append(touch)
+        return replace(asked, touches=tuple(kept))
 
     def _place(self, folders: Sequence[Path]) -> None:
         """Open the live model again with these grafts in it: what was proved of it without them need not hold
@@ -207,12 +221,9 @@ class Bench:
             if folder not in self.grafts:
                 self.grafts[folder] = attach(folder, self.plain)
         grafts = [self.grafts[folder] for folder in folders]
-        if not grafts:
-            return
-        with ExitStack() as undone:
-            undone.callback(put_in(self.plain, grafts))
-            self.model = load(self.plain.hf, self.plain.tokenizer)
-            self._placed = undone.pop_all()
+        if grafts:
+            self.model, take_out = open_grafted(self.plain, grafts)
+            self._placed.callback(take_out)
 
     async def close(self) -> None:
         """Leave the model as it was opened, and stop what is written."""

@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regraft.model.recording import Recording
+from regraft.studio.opening import has_adapters
 from regraft.studio.readings import Asked
 from regraft.studio.touches import line_of
+
+OTHERS = {"Path": "pathlib"}
+OWN = {
+    "open_grafted": "regraft.studio.opening",
+    "open_plain": "regraft.studio.opening",
+    "read_vector": "regraft.sweeps.edit_words",
+}
+"""What the lines call beside `regraft` itself, and where it lies: other libraries', and our own."""
 
 
 def code(
@@ -46,21 +55,29 @@ def code(
     ]
     if given:
         lines.append(f"print(model.generate({asked.prompt!r}, tokens={tokens}{given}))")
-    return "\n".join(lines) + "\n"
+    return _with_imports(lines)
+
+
+def _with_imports(lines: Sequence[str]) -> str:
+    """Lines behind the imports of what they call."""
+    program = "\n".join(lines) + "\n"
+    (first, own) = (
+        [f"from {where} import {name}" for name, where in group.items() if f"{name}(" in program]
+        for group in (OTHERS, OWN)
+    )
+    return "\n".join([*first, *([""] if first else []), "import regraft", *own, "", program])
 
 
 def _opened(source: str, grafts: Sequence[Path]) -> list[str]:
     """The lines that open the model, with its grafts in their places."""
+    if [str(folder) for folder in grafts] == [source]:
+        return [f"model, adapters = regraft.open_transcoder({source!r})"]
+    if has_adapters(source):
+        return [f"model = open_plain({source!r}).model"]
     if not grafts:
-        return ["import regraft", "", f"model = regraft.load({source!r})"]
+        return [f"model = regraft.load({source!r})"]
     return [
-        "from pathlib import Path",
-        "",
-        "import regraft",
-        "from regraft.export.graft_folder import put_in",
-        "",
         f"plain = regraft.load({source!r})",
         f"grafts = [regraft.attach(Path(folder), plain) for folder in {[str(folder) for folder in grafts]}]",
-        "put_in(plain, grafts)",
-        "model = regraft.load(plain.hf, plain.tokenizer)",
+        "model, take_out = open_grafted(plain, grafts)",
     ]

@@ -22,6 +22,7 @@ from regraft.core.registry import Experiment, experiments
 from regraft.core.strict_json import json_text
 from regraft.studio.forms import check_form, command_line, options_of, settings_of
 from regraft.studio.limits import Limits, RefusedError
+from regraft.studio.opening import check_is_model
 from regraft.studio.places import Places
 
 LINE = 1 << 26
@@ -110,6 +111,7 @@ class Jobs:
             raise RefusedError(f"there is no experiment {name!r}")
         options = options_of(experiment, given, self.places, self.limits)
         source, out = self.places.model(model), self._folder(experiment)
+        check_is_model(source)
         check_form(experiment, options, out)
         settings = settings_of(experiment, source, options, seed)
         command = command_line(settings, out)

@@ -10,7 +10,8 @@ from typing import Any
 from nicegui import ui
 
 from regraft.core.registry import REFUSALS
-from regraft.export.graft_description import ABOUT
+from regraft.export.graft_description import ABOUT, read_about
+from regraft.modules.graft_kinds import TRANSCODER
 from regraft.studio.bench import Bench
 from regraft.studio.limits import sentence
 from regraft.studio.looks import Look
@@ -81,8 +82,14 @@ class ModelsPage:
         ui.label("Grafts in the folders of this studio" if found else
                  "There is no graft in the folders of this studio.").classes("rg-soft")  # fmt: skip
         for folder in found:
-            switch = ui.switch(_within(folder, self.studio.places.folders), value=folder in self.bench.on)
-            switch.on_value_change(partial(self._switch, folder)).props("data-testid=graft")
+            with ui.row().classes("w-full items-center gap-2"):
+                switch = ui.switch(_within(folder, self.studio.places.folders), value=folder in self.bench.on)
+                switch.on_value_change(partial(self._switch, folder)).props("data-testid=graft")
+                if read_about(folder)["kind"] == TRANSCODER and str(folder) not in self.studio.benches:
+                    # Adapters stand in a model of their own: one model with the MLPs of another.
+                    opens = ui.button("Open the model that they were trained in")
+                    opens.props("flat dense no-caps data-testid=open-adapters")
+                    opens.on_click(partial(self._open, str(folder)))
 
     async def _switch(self, folder: Path, event: Any) -> None:
         assert self.bench is not None

@@ -12,9 +12,10 @@ from nicegui import ui
 from regraft.studio.bench import Bench
 from regraft.studio.looks import Look
 from regraft.studio.maps import PartMap
+from regraft.studio.places import Places
 from regraft.studio.readings import Asked, Effect
 from regraft.studio.themed import lens_figure, part_figure, themed
-from regraft.studio.touches import WITH_AMOUNT, WORDS, Touch
+from regraft.studio.touches import WITH_AMOUNT, WORDS, Does, Touch
 
 MAPS = {"lens": "Lens", "heads": "Heads", "neurons": "Neurons", "features": "Features"}
 AROUND, COLUMN = 130, 58
@@ -26,8 +27,8 @@ SITES = ("resid_post", "attn_out", "mlp_out")
 class PromptPage:
     """One browser's view of a bench: the state is the bench's, only what is chosen is its own."""
 
-    def __init__(self, bench: Bench, look: Look):
-        self.bench, self.look = bench, look
+    def __init__(self, bench: Bench, look: Look, places: Places):
+        self.bench, self.look, self.places = bench, look, places
         self.site, self.position = "", 0
         self.every = False
         self.map, self.shown_changed = "lens", True
@@ -155,8 +156,7 @@ class PromptPage:
                 return
         order, reading = self._order(), self.bench.reading
         if sites is not None:
-            # The features of adapters are looked at; only sites can be touched.
-            if self.map != "features" and 0 <= row < len(sites) and 0 <= column < len(sites[row]):
+            if 0 <= row < len(sites) and 0 <= column < len(sites[row]):
                 self.pick(sites[row][column])
         elif reading is not None and 0 <= row <= len(order) and 0 <= column < len(reading.tokens):
             self.position = column
@@ -189,18 +189,29 @@ class PromptPage:
             with ui.row().classes("w-full no-wrap gap-2"):
                 amount = ui.number("times", value=2.0, format="%g").props("dense outlined data-testid=amount")
                 amount.bind_visibility_from(does, "value", lambda value: value in WITH_AMOUNT)
-                token_field = ui.input("token", value=" Paris").props("dense outlined data-testid=token")
-                token_field.bind_visibility_from(does, "value", lambda value: value == "token")
+                named = {"token": ui.input("token", value=" Paris"), "vector": ui.input("file")}
+                for kind, entry in named.items():
+                    entry.props(f"dense outlined data-testid={kind}")
+                    entry.bind_visibility_from(does, "value", kind.__eq__)
 
             async def apply() -> None:
-                position = None if self.every else self.position
-                number = 1.0 if amount.value is None else float(amount.value)
-                touch = Touch(self.site, does.value or "zero", position, number, token_field.value or "")
-                why = await self.bench.touch(touch)
-                if why:
-                    self.look.say(why)
+                given = named[does.value].value or "" if does.value in named else ""
+                await self._touch(does.value or "zero", amount.value, given)
 
             ui.button("Change it", on_click=apply).props("data-testid=apply")
+
+    async def _touch(self, does: Does, amount: float | None, given: str) -> None:
+        """Change the chosen part; a file lies in the folders of the studio, or is not read."""
+        try:
+            named = str(self.places.inside(given)) if does == "vector" and given else given
+        except ValueError as error:
+            self.look.say(str(error))
+            return
+        position = None if self.every else self.position
+        touch = Touch(self.site, does, position, 1.0 if amount is None else float(amount), named)
+        why = await self.bench.touch(touch)
+        if why:
+            self.look.say(why)
 
     @ui.refreshable_method
     def changes(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from regraft.checkpoint.locate import HUB_ID, SPECIMENS
+from regraft.checkpoint.locate import HUB_ID
 from regraft.core.files import expanded
 from regraft.studio.limits import RefusedError
 
@@ -43,7 +43,7 @@ class Places:
             RefusedError: it is a folder outside.
         """
         name = name.strip()
-        specimen = name.partition(":")[0] == "specimen" and name.partition(":")[2] in ("", *SPECIMENS)
+        specimen = name.partition(":")[0] == "specimen"  # of which there is a list, and no path
         relative = (self.runs / name).is_dir() if name and "\x00" not in name else False
         if specimen or (HUB_ID.fullmatch(name) and not expanded(name).exists() and not relative):
             return name

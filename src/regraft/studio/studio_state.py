@@ -9,10 +9,10 @@ from pathlib import Path
 
 from nicegui import Event
 
-from regraft.jobs.checks import check_model
 from regraft.studio.bench import Bench
 from regraft.studio.job_queue import Jobs
 from regraft.studio.limits import Limits, RefusedError
+from regraft.studio.opening import check_source
 from regraft.studio.places import Places
 
 LOOKED_AWAY = 5.0
@@ -48,7 +48,7 @@ class Studio:
                 raise RefusedError(
                     f"{len(self.benches)} models are open, as many as may be: close one under Models"
                 )
-            await asyncio.to_thread(check_model, source)
+            await asyncio.to_thread(check_source, source, self.places)
             bench = await asyncio.to_thread(Bench, source, self.limits, self.read.emit, self.written.emit)
             self.benches[source] = bench
         await bench.ask(lambda asked: asked)

@@ -71,7 +71,7 @@ class Tabs:
         self.models = ModelsPage(studio, bench, look, self._go_to)
         self.experiments = ExperimentsPage(studio, bench, look)
         self.runs = RunsPage(studio, look)
-        self.prompt = PromptPage(bench, look) if bench else None
+        self.prompt = PromptPage(bench, look, studio.places) if bench else None
         with ui.tab_panels(tabs, value="Prompt" if bench else "Models", keep_alive=False).classes("w-full"):
             with ui.tab_panel("Prompt"):
                 if self.prompt is not None:

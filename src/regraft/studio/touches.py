@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
 from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.model.sites import SiteError
 from regraft.studio.limits import RefusedError
+from regraft.sweeps.edit_words import read_vector
 from regraft.sweeps.variants import Add, Edit, Replace, Scale, Zero
 
-Does = Literal["zero", "scale", "second", "difference", "token"]
+Does = Literal["zero", "scale", "second", "difference", "token", "vector"]
 WORDS: dict[Does, str] = {
     "zero": "set to 0",
     "scale": "scale by",
     "second": "put in what the second prompt has",
     "difference": "add second minus first, times",
     "token": "add a token's direction, times",
+    "vector": "add the vector of a file or a run of steer, times",
 }
 """What a touch does, as a page says it."""
-WITH_AMOUNT = ("scale", "difference", "token")
+WITH_AMOUNT = ("scale", "difference", "token", "vector")
 MOST = 1e6
 """The largest factor: beyond it the stream leaves the numbers of its type."""
 
@@ -35,14 +39,14 @@ MOST = 1e6
 class Touch:
     """One change: at a site, at one token of the prompt (None: at every token, written ones too).
 
-    `amount` is a factor; `token` the token whose row of the output matrix is added.
+    `amount` is a factor; `named` the token whose row of the output matrix is added, or the file of a vector.
     """
 
     site: str
     does: Does
     position: int | None = None
     amount: float = 1.0
-    token: str = ""
+    named: str = ""
 
     @property
     def target(self) -> tuple[str, int | None, Does]:
@@ -52,7 +56,7 @@ class Touch:
     def __str__(self) -> str:
         amount = f" {self.amount:g}" if self.does in WITH_AMOUNT else ""
         where = "every token" if self.position is None else f"token {self.position}"
-        named = f" {self.token!r}" if self.does == "token" else ""
+        named = f" {self.named!r}" if self.does in ("token", "vector") else ""
         return f"{self.site} at {where}: {WORDS[self.does]}{amount}{named}"
 
 
@@ -97,6 +101,8 @@ def edit_of(touch: Touch, clean: Recording, other: Recording | None) -> Edit:
     if touch.does == "token":
         row_D = _token_row(clean.model, touch)
         return Add(touch.site, touch.amount * row_D, touch.position)
+    if touch.does == "vector":
+        return Add(touch.site, touch.amount * _vector(clean.model, touch), touch.position)
     assert touch.position is not None
     theirs_W = _there(touch.site, other, second_position(touch.position, clean, other))
     if touch.does == "second":
@@ -145,13 +151,23 @@ def token_id(model: Model, text: str) -> int:
 def _token_row(model: Model, touch: Touch) -> Tensor:
     """The token's row of the output matrix, (D,)."""
     head = model.parts.head
-    token = token_id(model, touch.token)
+    token = token_id(model, touch.named)
     weight_VD = None if head is None else getattr(head, "weight", None)
     if not isinstance(weight_VD, Tensor) or weight_VD.shape[1] != model.width:
         raise RefusedError(f"{model.name} has no output matrix as wide as its stream to take a row of")
     if touch.site.split(".")[-1] not in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"):
         raise RefusedError(f"{touch.site} is not as wide as the stream: add a direction to the stream")
     return weight_VD[token].detach().float()
+
+
+def _vector(model: Model, touch: Touch) -> np.ndarray:
+    """The numbers of the file, (W,) or several of them."""
+    if not touch.named:
+        raise RefusedError("no file is named: write a .npy or .safetensors, or the folder of a run of steer")
+    try:
+        return read_vector(Path(touch.named), touch.site, Path(touch.named).name)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
 
 
 def line_of(touch: Touch, clean: Recording, other: Recording | None) -> str:
@@ -164,8 +180,11 @@ def line_of(touch: Touch, clean: Recording, other: Recording | None) -> str:
     if touch.does == "scale":
         return f"regraft.Scale({site}, {touch.amount:g}{where})"
     if touch.does == "token":
-        row = f"model.hf.get_output_embeddings().weight[{token_id(clean.model, touch.token)}].detach()"
+        row = f"model.hf.get_output_embeddings().weight[{token_id(clean.model, touch.named)}].detach()"
         return f"regraft.Add({site}, {touch.amount:g} * {row}{where})"
+    if touch.does == "vector":
+        read = f"read_vector(Path({touch.named!r}), {site}, {Path(touch.named).name!r})"
+        return f"regraft.Add({site}, {touch.amount:g} * {read}{where})"
     assert touch.position is not None
     theirs = f"other[{site}][0, {second_position(touch.position, clean, other)}].flatten()"
     if touch.does == "second":

@@ -44,7 +44,7 @@ def edit_of(word: str) -> Edit:
         return Scale(site, _number(word, what), position)
     scaled = _TIMES.match(what)
     times, file = (_number(word, scaled["times"]), scaled["file"]) if scaled else (1.0, what)
-    return Add(site, times * _vector(word, site, expanded(file)), position)
+    return Add(site, times * read_vector(expanded(file), site, word), position)
 
 
 def _number(word: str, given: str) -> float:
@@ -63,8 +63,8 @@ def _position(word: str, where: str | None) -> Position:
         raise ValueError(f"{where!r} in {word!r} is no position: {FORM}") from error
 
 
-def _vector(word: str, site: str, file: Path) -> np.ndarray:
-    """The numbers of a file; of a run of steer those of the site's block.
+def read_vector(file: Path, site: str, word: str) -> np.ndarray:
+    """The numbers of a file; of a run of steer those of the site's block; `word` is what named it.
 
     Raises:
         ValueError: it cannot be read, or holds no single vector.
