@@ -99,6 +99,14 @@ class Page:
             self.page.wait_for_timeout(100)
         raise AssertionError(f"{name}: {self.at(name).all_inner_texts()}, not {texts}")
 
+    def differs(self, name, before):
+        """Wait until a part says something else than before."""
+        for _ in range(SOON // 100):
+            if self.at(name).count() and self.at(name).inner_text() not in ("", before):
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{name} still says {before}")
+
     def cell(self, across, up):
         where = self.page.locator(".js-plotly-plot .nsewdrag")
         box = where.first.bounding_box() if where.count() else None

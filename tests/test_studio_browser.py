@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+import regraft
 from studio_server import SOON, START, Page
 
 pytestmark = pytest.mark.slow
@@ -76,8 +79,8 @@ def test_blocks_are_skipped_repeated_moved_and_dragged(opened):
 
 BAD_MODELS = {
     "/etc": "lies outside the folders",
-    "nothing": "is no model",
-    "code": "runs no code of a checkpoint",
+    "nothing": "config.json of nothing cannot be used",
+    "code": "contains custom code",
     "specimen:nobody": "there is no specimen 'nobody'",
 }
 """Names that are typed under Models, and what is said of each."""
@@ -87,6 +90,7 @@ def test_what_cannot_be_is_said_and_the_page_lives_on(opened, served):
     for name, config in (("nothing", "{"), ("code", '{"auto_map": {"AutoConfig": "own.Config"}}')):
         (served.runs / name).mkdir(parents=True, exist_ok=True)
         (served.runs / name / "config.json").write_text(config)
+        save_file({"a": np.zeros(2, np.float32)}, served.runs / name / "model.safetensors")
     page = opened()
     page.at("prompt").fill("word " * 400)
     page.at("read").click()
@@ -103,6 +107,65 @@ def test_what_cannot_be_is_said_and_the_page_lives_on(opened, served):
     page.at("prompt").fill("The capital of France is")
     page.at("read").click()
     page.until("chip-3", "France")
+
+
+def test_another_model_is_opened_played_with_and_closed(opened):
+    page = opened()
+    page.tab("models")
+    page.at("model-name").fill("specimen:gpt2")
+    page.at("open-model").click()
+    page.until("model", "specimen:gpt2")
+    page.at("block-3").click()
+    page.at("skip").click()
+    page.until("effects", "→")
+    page.undo()
+    page.tab("models")
+    page.page.get_by_role("button", name="specimen:qwen3").click()
+    page.until("model", "specimen:qwen3")
+    page.tab("models")
+    page.at("close-specimen:gpt2").click()
+    page.at("close-specimen:gpt2").wait_for(state="detached", timeout=SOON)
+
+
+@pytest.fixture(scope="module")
+def grafts(served):
+    """A byte embedding and adapters in the studio's folder."""
+    few = regraft.TrainingPlan(steps=2, batch=2, warmup=1)
+    base, tuned = regraft.load(), regraft.load("specimen:tuned")
+    regraft.fit_embedding(base, served.runs / "byte", plan=few, warm=2, length=16)
+    regraft.fit_transcoder(base, tuned, served.runs / "adapters", features=16, plan=few, length=64)
+
+
+@pytest.mark.usefixtures("grafts")
+def test_grafts_are_switched_on_and_off_and_features_are_touched(opened):
+    page = opened()
+    before = page.until("effects", "loss")
+    page.tab("models")
+    byte = page.at("graft").filter(has_text="byte")
+    byte.click()
+    page.tab("prompt")
+    page.differs("effects", before)
+    page.tab("models")
+    byte.click()
+    page.tab("prompt")
+    page.until("effects", before)
+    page.tab("models")
+    page.at("open-adapters").click()
+    page.until("model", "with the MLPs of")
+    page.at("map").get_by_text("Features", exact=True).click()
+    page.pick(0.05, 0.5, ".feature.")
+    page.at("apply").click()
+    page.until("changes", ".feature.")
+    page.tab("models")
+    page.at("graft").filter(has_text="adapters").click()
+    page.tab("prompt")
+    page.until("no-map", "switched on")
+    page.tab("models")
+    page.page.get_by_role("button", name="specimen:qwen3", exact=True).click()
+    page.until("model", "specimen:qwen3")
+    page.tab("models")
+    page.page.locator("[data-testid^='close-specimen:tuned with']").click()
+    page.page.locator("[data-testid^='close-specimen:tuned with']").wait_for(state="detached", timeout=SOON)
 
 
 def test_two_browsers_see_one_state(opened):

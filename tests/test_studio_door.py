@@ -17,8 +17,8 @@ from regraft.studio.limits import Limits
 from studio_server import START, Page
 
 pytestmark = pytest.mark.slow
-CLICKS = 400
-"""Of each of two browsers at once, at random."""
+CLICKS = 3000
+"""Of two browsers at once, at random, twice: some ten minutes."""
 ROOM = 200 << 20
 """Bytes that a process may hold more after them: caches of recordings, figures under way, freed and not
 given back."""

@@ -63,9 +63,9 @@ class ModelsPage:
                 told = f"{len(bench.plain.blocks)} blocks, width {bench.plain.width}, {dtype}"
                 ui.label(told).classes("rg-soft")
                 if not here:
-                    ui.button(icon="close", on_click=partial(self._close, source)).props(
-                        "flat dense size=sm aria-label=close"
-                    )
+                    closes = ui.button(icon="close", on_click=partial(self._close, source))
+                    closes.props("flat dense size=sm aria-label=close")
+                    closes.props["data-testid"] = f"close-{bench.plain.name}"  # a name may hold spaces
 
     async def _close(self, source: str) -> None:
         try:

@@ -13,14 +13,16 @@ from regraft.studio.page_prompt import PromptPage
 from regraft.studio.page_runs import RunsPage
 from regraft.studio.studio_state import Studio
 
-DARK = "window.matchMedia('(prefers-color-scheme: dark)').matches"
-HIDDEN_STAYS = """
-import("nicegui-plotly").then(({ Plotly }) => {
-  const { resize } = Plotly.Plots;
-  Plotly.Plots.resize = plot => plot.offsetParent ? resize(plot) : Promise.resolve();
-});
+BEFORE = """
+const { Plotly } = await import("nicegui-plotly");
+const { resize } = Plotly.Plots;
+Plotly.Plots.resize = plot => plot.offsetParent ? resize(plot).catch(() => plot) : Promise.resolve(plot);
+return window.matchMedia("(prefers-color-scheme: dark)").matches;
 """
-"""A figure in a tab that goes is not drawn to its new size, of nothing, which plotly calls an error."""
+"""Asks for the browser's theme; and a figure in a tab or on a page that goes is not drawn to its new size, of
+nothing, which plotly calls an error. This has to stand before the first figure does."""
+LOADED = 30.0
+"""Seconds in which a browser loads what draws figures."""
 
 
 def build(studio: Studio, failed: Sequence[str]) -> None:
@@ -41,7 +43,7 @@ def build(studio: Studio, failed: Sequence[str]) -> None:
 
 async def _is_dark() -> bool:
     try:
-        return bool(await ui.run_javascript(DARK, timeout=5.0))
+        return bool(await ui.run_javascript(BEFORE, timeout=LOADED))
     except TimeoutError:  # a page that went while it came
         return False
 
@@ -87,7 +89,6 @@ class Tabs:
                     ui.label(why).props("data-testid=failed")
                 self.models.build()
         self._listen()
-        ui.run_javascript(HIDDEN_STAYS)
 
     def _listen(self) -> None:
         """Hear of readings, texts and jobs, whoever asked for them."""
