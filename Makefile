@@ -6,6 +6,9 @@ VLLM := .vllm
 READERS := .readers
 DOCS := $(VENV)/.docs-ready
 
+# processes that tests start read what others have compiled, also where the shell forbids it to be kept
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: report test test-slow test-vllm test-readers docs lint bench mutants clean
 
 report: $(READY)

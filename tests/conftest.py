@@ -117,7 +117,7 @@ def browser():
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """A studio of the specimen in a process of its own."""
-    from studio_server import Served
+    from tools.served_studio import Served
 
     made = Served(tmp_path_factory.mktemp("studio") / "runs")
     yield made

@@ -1,71 +1,15 @@
-"""A studio in a process of its own, and pages of it in a browser, for tests that look at it from outside."""
+"""Pages of a studio in a browser, for tests that look at it from outside."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-import threading
-from pathlib import Path
-
-import psutil
-
 SOON = 30_000
 """Milliseconds that a page has to show something."""
-START = "from regraft.cli.main import main; main()"
-"""The command line, without the script that an installation makes of it."""
 
-
-class Served:
-    """A studio that listens on a free port: its address, and its processes."""
-
-    def __init__(self, runs: Path, *words: str):
-        self.runs = runs
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", START, "studio", "--runs", str(runs), "--port", "0", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.said: list[str] = []
-        assert self.process.stderr is not None
-        threading.Thread(target=self._drain, args=(self.process.stderr,), daemon=True).start()
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if found := re.search(r"http://\S+/", line):
-                self.address = found.group(0)
-                break
-        else:
-            raise AssertionError("".join(self.said))
-
-    def _drain(self, stream) -> None:
-        self.said.extend(stream)
-
-    @property
-    def workers(self) -> list[psutil.Process]:
-        """Processes that run experiments."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return [one for one in found if "regraft.studio.worker" in " ".join(_words(one))]
-
-    @property
-    def resident(self) -> int:
-        """Bytes that the studio's own process holds."""
-        return psutil.Process(self.process.pid).memory_info().rss
-
-    def stop(self) -> int:
-        """End it as Ctrl-C does; returns its exit code."""
-        self.process.send_signal(2)
-        try:
-            return self.process.wait(30)
-        finally:
-            self.process.kill()
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
+CELLS = """() => {
+  const cells = document.querySelector(".js-plotly-plot .nsewdrag");
+  return cells && cells.getBoundingClientRect().toJSON();
+}"""
+"""Where the cells of a map are drawn, as things stand: nothing is waited for."""
 
 
 class Page:
@@ -108,8 +52,7 @@ class Page:
         raise AssertionError(f"{name} still says {before}")
 
     def cell(self, across, up):
-        where = self.page.locator(".js-plotly-plot .nsewdrag")
-        box = where.first.bounding_box() if where.count() else None
+        box = self.page.evaluate(CELLS)
         if box is None:  # it is being drawn: who waits for what a click does clicks again
             return
         self.page.mouse.click(box["x"] + box["width"] * across, box["y"] + box["height"] * (1 - up))
@@ -123,6 +66,11 @@ class Page:
             if self.at("site").count() and wanted in self.at("site").inner_text():
                 return
         raise AssertionError(f"{self.at('site').all_inner_texts()}, not {wanted}")
+
+    def next_job(self):
+        """The number that the next job will have; the newest stands first, and old ones are not listed."""
+        newest = self.page.locator("[data-testid^=state-]").first
+        return int(newest.get_attribute("data-testid").rpartition("-")[2]) + 1 if newest.count() else 0
 
     def choose(self, experiment):
         """Choose an experiment's form by its title."""

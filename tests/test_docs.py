@@ -209,6 +209,7 @@ def hints(output):
     return [shlex.split(found) for found in re.findall(r"Next:\s+`([^`]+)`", " ".join(output.split()))]
 
 
+@pytest.mark.slow
 def test_what_a_command_says_to_do_next_is_done_as_it_is_printed(tmp_path, monkeypatch):
     """From another folder, since nobody says where to stand; training shortened by options behind it."""
     text = tmp_path / "a text.txt"

@@ -252,6 +252,7 @@ def test_families_that_are_not_a_llama():
         assert np.isfinite(found.fit_recovered.sel(fit="residual")).all(), name
 
 
+@pytest.mark.slow
 def test_the_specimen_shows_that_sharing_explains_the_ratio():
     data = RUN(load(), published=True, count=2, tokens=12, sample=1, directions=1)
     assert float(np.median(data.gap_ratio)) < 0.95 < float(np.median(data.gap_ratio_shared))

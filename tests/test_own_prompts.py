@@ -158,7 +158,7 @@ def bent(model, prompts=None, count=20, sample=16, seed=0):
     ("reading", "seed"),
     [
         (dict(prompts=tuple(TEXTS)), 0),
-        (dict(prompts=tuple(TEXTS), count=3), 2),
+        pytest.param(dict(prompts=tuple(TEXTS), count=3), 2, marks=pytest.mark.slow),
         pytest.param(dict(text=""), 0, marks=pytest.mark.slow),
         pytest.param(dict(count=6), 0, marks=pytest.mark.slow),
     ],

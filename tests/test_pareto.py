@@ -37,6 +37,7 @@ def told(*words):
     return CliRunner().invoke(app, prepared([*words]))
 
 
+@pytest.mark.slow
 def test_weights_and_controls_stand_side_by_side_and_are_made_once(models, tmp_path, monkeypatch):
     monkeypatch.setattr(transcoder_jobs, "HELD", 6)
     options = {"features": 12, "plan": PLAN}

@@ -112,6 +112,7 @@ def test_a_file_of_problems_is_read_by_the_template_and_wrong_lines_are_named(tm
         read_problems(tmp_path / "none.jsonl", plain)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_pairs")
 def test_the_certificate_says_what_each_model_solves(tmp_path):
     base, target = regraft.load("specimen:qwen3"), regraft.load("specimen:tuned")

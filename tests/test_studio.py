@@ -58,11 +58,9 @@ def test_what_is_shown_of_a_touch_is_what_the_live_model_says_under_it(model, re
         logits_V = model.run(**recordings[0].inputs).logits[0, -1].float()
     shares = logits_V.softmax(-1)
     assert reading.next_changed[0][0] == model.token_text(int(shares.argmax()))
-    assert gap(torch.tensor(reading.next_changed[0][1]), shares.max()) <= model.rounding * 10
+    assert gap(torch.tensor(reading.next_changed[0][1]), shares.max()) <= model.rounding
     target = model.single_token(" Paris")
-    assert (
-        gap(torch.tensor(effects(reading)["logit of the answer"][1]), logits_V[target]) <= model.rounding * 10
-    )
+    assert gap(torch.tensor(effects(reading)["logit of the answer"][1]), logits_V[target]) <= model.rounding
     assert reading.lens_changed is not None
     assert reading.lens_changed.words[-1][-1] == reading.next_changed[0][0]
     assert effects(reading)["KL from the clean next token"][1] > 0
@@ -98,7 +96,7 @@ def test_the_lines_of_python_measure_what_is_shown(model, recordings, order):
     result = there["result"]
     for name, shown in (("loss", "loss on the prompt"), ("logit", "logit of the answer")):
         wanted = torch.tensor(effects(reading)[shown][1])
-        assert gap(result.mean(name)[0], wanted) <= model.rounding * 10
+        assert gap(result.mean(name)[0], wanted) <= model.rounding
     assert len(said.getvalue().splitlines()) > 2
 
 
@@ -148,11 +146,11 @@ def test_maps_name_the_parts_whose_numbers_they_show(model, recordings):
     clean = recordings[0]
     heads, neurons = head_map(clean, 2), neuron_map(clean, 2)
     assert heads.sites[6][1] == "6.head.1"
-    assert gap(torch.tensor(heads.values[6][1]), clean["6.head.1"][0, 2].norm()) <= model.rounding * 10
+    assert gap(torch.tensor(heads.values[6][1]), clean["6.head.1"][0, 2].norm()) <= model.rounding
     block, number = neurons.sites[3][0].split(".neuron.")
     found = clean[f"{block}.mlp_act"][0, 2]
     assert int(found.abs().argmax()) == int(number)
-    assert gap(torch.tensor(neurons.values[3][0]), found[int(number)]) <= model.rounding * 10
+    assert gap(torch.tensor(neurons.values[3][0]), found[int(number)]) <= model.rounding
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import regraft
-from studio_server import SOON, START, Page
+from studio_server import SOON, Page
+from tools.served_studio import START
 
 pytestmark = pytest.mark.slow
 VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
@@ -182,12 +183,11 @@ def test_two_browsers_see_one_state(opened):
 def test_an_experiment_runs_is_opened_and_compared(opened):
     page = opened()
     page.tab("experiments")
-    jobs = page.page.locator("[data-testid^=state-]")
     for _ in range(2):
-        before = jobs.count()
+        number = page.next_job()
         page.at("field-count").fill("4")
         page.at("run").click()
-        page.until(f"state-{before}", "done")
+        page.until(f"state-{number}", "done")
     assert page.page.locator("[data-testid=pictures] .js-plotly-plot").count() >= 1
     command = page.at("command").inner_text()
     assert command.startswith("regraft knockout --model specimen:qwen3 --count 4 --out ")
@@ -205,7 +205,7 @@ def test_an_experiment_runs_is_opened_and_compared(opened):
 def test_the_command_that_is_shown_finds_the_run_finished(opened):
     page = opened()
     page.tab("experiments")
-    number = page.page.locator("[data-testid^=state-]").count()
+    number = page.next_job()
     page.at("field-count").fill("3")
     page.at("run").click()
     page.until(f"state-{number}", "done")
@@ -222,7 +222,7 @@ def test_a_job_is_cancelled_and_a_killed_worker_is_told_and_replaced(opened, ser
     page.tab("experiments")
 
     def run(experiment, **fields):
-        number = page.page.locator("[data-testid^=state-]").count()
+        number = page.next_job()
         page.choose(experiment)
         for name, value in fields.items():
             page.at(f"field-{name}").fill(value)
@@ -247,7 +247,7 @@ def test_a_job_is_cancelled_and_a_killed_worker_is_told_and_replaced(opened, ser
 def test_a_figure_grows_while_its_run_goes_on(opened):
     page = opened()
     page.tab("experiments")
-    number = page.page.locator("[data-testid^=state-]").count()
+    number = page.next_job()
     page.choose("Neuron ablation")
     page.at("field-layer").fill(EVERY)
     page.at("run").click()
@@ -263,7 +263,7 @@ def test_a_closed_page_leaves_nothing_running(browser, served):
     page = Page(browser, served)
     page.tab("experiments")
     page.choose("Neuron ablation")
-    number = page.page.locator("[data-testid^=state-]").count()
+    number = page.next_job()
     page.at("field-layer").fill(EVERY)
     page.at("run").click()
     page.until(f"state-{number}", "%")

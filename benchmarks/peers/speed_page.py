@@ -106,6 +106,10 @@ def page() -> str:
         "",
         *reported(),
         "",
+        "## The studio",
+        "",
+        *played(),
+        "",
         "A GPU has not been at hand: `benchmarks/gpu.sh` holds the same grid in bfloat16, a model streamed through 6 GB,"
         " and the tests marked `gpu`.",
     ]
@@ -198,6 +202,24 @@ def reported() -> list[str]:
         f" cores, {found['time'][:10]}): {len(found['chapters'])} chapters, the longest {told}. The page has"
         f" {found['page_bytes'] / 1e6:.1f} MB, of which plotly is {found['script_bytes'] / 1e6:.1f}.",
     ]
+
+
+def played() -> list[str]:
+    """How soon a click is answered, from `python -m benchmarks.studio_time`."""
+    found = read(RESULTS / "studio.json")
+    made = found["machine"]
+    lines = [
+        f"Measured by `python -m benchmarks.studio_time` ({made['cpu']}, {made['cores']} cores, {found['time'][:10]}) on the"
+        f" specimen, medians of {found['times']} clicks: until losses, logits, the lens clean and changed, next tokens and"
+        " the lines of Python are there; beside one plain forward pass of the same prompt, in turn with them.",
+        "",
+        "| click | median | longest | plain forward |",
+        "|---|---|---|---|",
+    ]
+    for name, one in found["clicks"].items():
+        times = [f"{1000 * one[key]:.0f} ms" for key in ("seconds", "longest", "forward_seconds")]
+        lines.append(f"| {name} | {' | '.join(times)} |")
+    return lines
 
 
 def sizes() -> list[str]:

@@ -225,11 +225,15 @@ class Bench:
             self.model, take_out = open_grafted(self.plain, grafts)
             self._placed.callback(take_out)
 
+    async def settled(self) -> None:
+        """Wait until nothing is written any more."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+
     async def close(self) -> None:
         """Leave the model as it was opened, and stop what is written."""
         self.number += 1
-        if self._writing is not None:
-            await asyncio.wait([self._writing])
+        await self.settled()
         async with self._lock:
             with self.plain.held():
                 self._placed.close()
