@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.shared import RESULTS
-from regraft.core.defaults import DEFAULT_SPECIMEN
+from regraft.checkpoint.locate import DEFAULT_SPECIMEN
 from regraft.studio.bench import Bench
 from regraft.studio.limits import Limits
 from regraft.studio.touches import Touch

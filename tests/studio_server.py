@@ -10,6 +10,11 @@ CELLS = """() => {
   return cells && cells.getBoundingClientRect().toJSON();
 }"""
 """Where the cells of a map are drawn, as things stand: nothing is waited for."""
+TAP = """name => {
+  const part = document.querySelector(`[data-testid="${name}"]`);
+  if (part && part.offsetParent) part.click();
+}"""
+"""A click on what is to be seen at once, if it is."""
 
 
 class Page:
@@ -56,6 +61,10 @@ class Page:
         if box is None:  # it is being drawn: who waits for what a click does clicks again
             return
         self.page.mouse.click(box["x"] + box["width"] * across, box["y"] + box["height"] * (1 - up))
+
+    def tap(self, name):
+        """Click a part if it is there now."""
+        self.page.evaluate(TAP, name)
 
     def pick(self, across, up, wanted):
         """Click a cell until what is chosen is of the map that is waited for."""

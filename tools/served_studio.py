@@ -4,6 +4,7 @@ outside."""
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -28,7 +29,8 @@ class Served:
         )
         self.said: list[str] = []
         assert self.process.stderr is not None
-        threading.Thread(target=self._drain, args=(self.process.stderr,), daemon=True).start()
+        self._drains = threading.Thread(target=self._drain, args=(self.process.stderr,), daemon=True)
+        self._drains.start()
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if found := re.search(r"http://\S+/", line):
@@ -53,11 +55,15 @@ class Served:
 
     def stop(self) -> int:
         """End it as Ctrl-C does; returns its exit code."""
-        self.process.send_signal(2)
+        self.process.send_signal(signal.SIGINT)
         try:
             return self.process.wait(30)
         finally:
             self.process.kill()
+            self._drains.join(30)
+            for stream in (self.process.stdout, self.process.stderr):
+                assert stream is not None
+                stream.close()
 
 
 def _words(process: psutil.Process) -> list[str]:

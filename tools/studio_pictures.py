@@ -20,10 +20,10 @@ SOON = 60_000
 
 
 def touched(page: Page) -> None:
-    """Set a block's MLP to 0, so that the page shows what that does."""
+    """Set what a block's MLP writes to 0, so that the page shows what that does."""
     page.get_by_test_id("effects").wait_for(timeout=SOON)
     page.get_by_test_id("chip-3").click()
-    page.get_by_test_id("block-9").click()
+    page.get_by_test_id("block-0").click()
     page.get_by_test_id("pick-mlp_out").click()
     page.get_by_test_id("apply").click()
     page.get_by_test_id("text-changed").wait_for(timeout=SOON)

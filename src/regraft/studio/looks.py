@@ -16,6 +16,8 @@ STYLE = """
 .rg-text { overflow-wrap: anywhere; min-height: 1.4em; }
 .rg-chips .q-btn { white-space: pre; }
 .rg-numbers td { padding: 1px 10px 1px 0; font-variant-numeric: tabular-nums; }
+.rg-numbers td:last-child { padding-right: 0; }
+.rg-numbers td:last-child * { word-break: keep-all; overflow-wrap: normal; }
 .rg-changed { font-weight: 600; white-space: nowrap; }
 .rg-change { font-size: 13px; overflow-wrap: anywhere; }
 .rg-figures { min-width: 0; }
