@@ -124,6 +124,28 @@ def served(tmp_path_factory):
     made.stop()
 
 
+@pytest.fixture(
+    params=[(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")],
+    ids=lambda view: f"{view[0]}-{view[1]}",
+)
+def opened(request, browser, served):
+    """Opens pages of the studio at a width in pixels and in a theme, and puts back what they changed."""
+    from studio_server import Page
+
+    made = []
+
+    def open_page(view=request.param):
+        made.append(Page(browser, served, *view))
+        return made[-1]
+
+    yield open_page
+    for page in made[:1]:
+        page.tab("prompt")
+        page.undo()
+    for page in made:
+        page.close()
+
+
 @pytest.fixture
 def quick_linearity(monkeypatch):
     """A model without a tokenizer is quantized by a gap of our own: its derivatives take long and are other

@@ -20,7 +20,7 @@ TAP = """name => {
 class Page:
     """A page that is open, what it complained of and asked for."""
 
-    def __init__(self, browser, served, width=1280, scheme="light"):
+    def __init__(self, browser, served, width=1280, scheme="light", shown="effects"):
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page = self.context.new_page()
         self.errors, self.requests = [], []
@@ -28,7 +28,7 @@ class Page:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(served.address)
-        self.at("effects").wait_for(timeout=SOON)
+        self.at(shown).wait_for(timeout=SOON)
 
     def _heard(self, message):
         if message.type in ("error", "warning"):
@@ -76,15 +76,37 @@ class Page:
                 return
         raise AssertionError(f"{self.at('site').all_inner_texts()}, not {wanted}")
 
+    def menu(self, block, item):
+        """Choose what a block's menu offers; a page that shows an answer just then closes it, and it is
+        opened again."""
+        from playwright.sync_api import TimeoutError as TookTooLong
+
+        for _ in range(SOON // 1000):
+            self.at(block).click()
+            try:
+                self.at(item).click(timeout=1000)
+            except TookTooLong:
+                self.page.keyboard.press("Escape")
+                continue
+            return
+        raise AssertionError(f"the menu of {block} does not offer {item}")
+
+    def gone(self, selector):
+        """Click a button, which goes with what it closes."""
+        found = self.page.locator(selector)
+        found.click()
+        found.wait_for(state="detached", timeout=SOON)
+
     def next_job(self):
         """The number that the next job will have; the newest stands first, and old ones are not listed."""
+        self.page.locator("[data-testid=jobs], [data-testid=no-jobs]").first.wait_for(timeout=SOON)
         newest = self.page.locator("[data-testid^=state-]").first
         return int(newest.get_attribute("data-testid").rpartition("-")[2]) + 1 if newest.count() else 0
 
     def choose(self, experiment):
         """Choose an experiment's form by its title."""
         self.at("experiment").click()
-        self.page.get_by_role("option", name=experiment, exact=False).first.click()
+        self.page.get_by_role("option", name=experiment, exact=True).first.click()
 
     def undo(self):
         if self.at("undo").count():

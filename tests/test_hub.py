@@ -3,76 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from regraft.checkpoint.hub import resolve
-
-FOLDER = resolve("specimen:gpt2")[0]
-COMMIT = "a" * 40
-
-
-class Hub(BaseHTTPRequestHandler):
-    def answer(self, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(200)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        files = sorted(p.name for p in FOLDER.iterdir())
-        if self.path.startswith("/api/models/owner/small"):
-            listing = {
-                "id": "owner/small",
-                "sha": COMMIT,
-                "siblings": [{"rfilename": name} for name in files],
-            }
-            tree = [
-                {"type": "file", "path": n, "size": (FOLDER / n).stat().st_size, "oid": "b" * 40}
-                for n in files
-            ]
-            body = json.dumps(tree if "/tree/" in self.path else listing).encode()
-            self.answer(body, {"Content-Type": "application/json"})
-        elif self.path.startswith("/owner/small/resolve/") and self.path.split("/")[-1] in files:
-            body = (FOLDER / self.path.split("/")[-1]).read_bytes()
-            self.answer(body, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT})
-        else:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args) -> None:
-        pass
+from hub_at_hand import FOLDER, at_hub, hub_at_hand
 
 
 @pytest.fixture
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with hub_at_hand() as address:
+        yield address
 
 
 def opened(hub, home, *names):
-    """Models opened one after the other, in a process of its own: where the hub is, is read at import."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub,
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-    }
+    """Models opened one after the other, in a process of its own."""
+    environment = {**os.environ, **at_hub(hub, home)}
     code = (
         f"import regraft\nfor name in {names!r}:\n    m = regraft.load(name)\n"
         "    print(m.name, m.weights_sha256, m.check.replay)"

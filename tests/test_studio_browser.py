@@ -11,34 +11,20 @@ import time
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-import regraft
+from regraft.core.registry import experiments
+from regraft.reporting.drawings import title_for
+from regraft.studio.limits import Limits
 from studio_server import SOON, Page
 from tools.served_studio import START
 
 pytestmark = pytest.mark.slow
-VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
-"""Pixels across and the theme, for everything that is clicked."""
-EVERY = "0,1,2,3,4,5,6,7,8,9,10,11"
-"""Blocks of an ablation that takes long enough to be watched, and to be stopped."""
-
-
-@pytest.fixture(params=VIEWS, ids=lambda view: f"{view[0]}-{view[1]}")
-def opened(request, browser, served):
-    """Opens pages of the view, and puts back what they changed."""
-    made = []
-
-    def open_page(view=request.param):
-        made.append(Page(browser, served, *view))
-        return made[-1]
-
-    yield open_page
-    for page in made[:1]:
-        page.tab("prompt")
-        page.undo()
-    for page in made:
-        page.close()
+LONG = {
+    "layer": "0,1,2,3,4,5,6,7,8,9,10,11",
+    "prompt": "The capital of Italy is Rome. The capital of Spain is Madrid. " * 4
+    + "The capital of France is",
+}
+"""Fields of an ablation that takes long enough to be watched, and to be stopped."""
 
 
 def test_a_part_is_clicked_and_changed_and_put_back(opened):
@@ -53,10 +39,73 @@ def test_a_part_is_clicked_and_changed_and_put_back(opened):
     for name, site in (("Heads", ".head."), ("Neurons", ".neuron.")):
         page.at("map").get_by_text(name, exact=True).click()
         page.pick(0.05, 0.5, site)
+        page.at("apply").click()
+        page.until("changes", site)
+        page.until("effects", "→")
+        page.undo()
     page.at("map").get_by_text("Features", exact=True).click()
     page.until("no-map", "switched on")
     page.at("theme").click()
     page.at("map").get_by_text("Lens", exact=True).click()
+
+
+DONE = {
+    "scale by": "regraft.Scale(",
+    "put in what the second": "regraft.Replace(",
+    "add second minus first": "other[",
+    "add a token": "get_output_embeddings()",
+    "add the vector": "read_vector(",
+}
+"""What can be done to a part beside setting it to 0, and what the Python lines then call."""
+
+
+def test_everything_that_can_be_done_is_chosen_and_its_lines_are_copied(opened, served):
+    served.runs.mkdir(exist_ok=True)
+    np.save(served.runs / "v.npy", np.ones(192, np.float32))
+    page = opened()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.at("second").fill("The big capital of Italy is")
+    page.at("read").click()
+    page.at("chip-4").click()
+    for does, called in DONE.items():
+        page.menu("block-3", "pick-mlp_out")
+        page.at("does").click()
+        page.page.get_by_role("option", name=does, exact=False).first.click()
+        if "vector" in does:
+            page.at("vector").fill("v.npy")
+        page.at("apply").click()
+        page.until("changes", does)
+        page.until("effects", "→")
+        page.at("python").get_by_text("The same in Python").click()
+        page.until("python", called)
+        page.at("python").locator("button").last.click()
+        copied = page.page.evaluate("navigator.clipboard.readText()")
+        assert called in copied
+        assert copied.startswith(("import regraft", "from pathlib"))
+        page.undo()
+    page.at("second").fill("")
+    page.at("read").click()
+
+
+def test_every_experiment_has_its_form_and_a_full_queue_takes_no_more(opened):
+    page = opened()
+    page.tab("experiments")
+    for name, experiment in experiments().items():
+        page.choose(title_for(name))
+        for parameter in experiment.parameters:
+            page.at(f"field-{parameter.name}").first.wait_for(timeout=SOON)
+    page.choose("Neuron ablation")
+    for name, value in LONG.items():
+        page.at(f"field-{name}").fill(value)
+    for _ in range(Limits().queued + 2):
+        page.at("run").click()
+        page.page.wait_for_timeout(300)
+    page.page.get_by_text("experiments wait already").first.wait_for(timeout=SOON)
+    cancels = page.page.locator("[data-testid^=cancel-]")
+    while cancels.count():
+        cancels.first.click()
+        page.page.wait_for_timeout(500)
+    page.choose("Knockout")
 
 
 def test_blocks_are_skipped_repeated_moved_and_dragged(opened):
@@ -67,8 +116,7 @@ def test_blocks_are_skipped_repeated_moved_and_dragged(opened):
         ("move-left", "0 1 3 2"),
         ("move-right", "0 1 2 4 3"),
     ):
-        page.at("block-3").click()
-        page.at(name).click()
+        page.menu("block-3", name)
         page.until("effects", "→")
         page.page.wait_for_timeout(300)
         assert page.at("blocks").inner_text().split()[: len(wanted.split())] == wanted.split()
@@ -78,101 +126,9 @@ def test_blocks_are_skipped_repeated_moved_and_dragged(opened):
     assert page.at("blocks").inner_text().split()[:7] == ["0", "1", "3", "4", "5", "2", "6"]
 
 
-BAD_MODELS = {
-    "/etc": "lies outside the folders",
-    "nothing": "config.json of nothing cannot be used",
-    "code": "contains custom code",
-    "specimen:nobody": "there is no specimen 'nobody'",
-}
-"""Names that are typed under Models, and what is said of each."""
-
-
-def test_what_cannot_be_is_said_and_the_page_lives_on(opened, served):
-    for name, config in (("nothing", "{"), ("code", '{"auto_map": {"AutoConfig": "own.Config"}}')):
-        (served.runs / name).mkdir(parents=True, exist_ok=True)
-        (served.runs / name / "config.json").write_text(config)
-        save_file({"a": np.zeros(2, np.float32)}, served.runs / name / "model.safetensors")
-    page = opened()
-    page.at("prompt").fill("word " * 400)
-    page.at("read").click()
-    page.page.get_by_text("a page takes 256").wait_for(timeout=SOON)
-    page.at("prompt").fill("The capital of Italy is")
-    page.at("read").click()
-    page.until("chip-3", "Italy")
-    page.tab("models")
-    for name, why in BAD_MODELS.items():
-        page.at("model-name").fill(name)
-        page.at("open-model").click()
-        page.page.get_by_text(why).wait_for(timeout=SOON)
-    page.tab("prompt")
-    page.at("prompt").fill("The capital of France is")
-    page.at("read").click()
-    page.until("chip-3", "France")
-
-
-def test_another_model_is_opened_played_with_and_closed(opened):
-    page = opened()
-    page.tab("models")
-    page.at("model-name").fill("specimen:gpt2")
-    page.at("open-model").click()
-    page.until("model", "specimen:gpt2")
-    page.at("block-3").click()
-    page.at("skip").click()
-    page.until("effects", "→")
-    page.undo()
-    page.tab("models")
-    page.page.get_by_role("button", name="specimen:qwen3").click()
-    page.until("model", "specimen:qwen3")
-    page.tab("models")
-    page.at("close-specimen:gpt2").click()
-    page.at("close-specimen:gpt2").wait_for(state="detached", timeout=SOON)
-
-
-@pytest.fixture(scope="module")
-def grafts(served):
-    """A byte embedding and adapters in the studio's folder."""
-    few = regraft.TrainingPlan(steps=2, batch=2, warmup=1)
-    base, tuned = regraft.load(), regraft.load("specimen:tuned")
-    regraft.fit_embedding(base, served.runs / "byte", plan=few, warm=2, length=16)
-    regraft.fit_transcoder(base, tuned, served.runs / "adapters", features=16, plan=few, length=64)
-
-
-@pytest.mark.usefixtures("grafts")
-def test_grafts_are_switched_on_and_off_and_features_are_touched(opened):
-    page = opened()
-    before = page.until("effects", "loss")
-    page.tab("models")
-    byte = page.at("graft").filter(has_text="byte")
-    byte.click()
-    page.tab("prompt")
-    page.differs("effects", before)
-    page.tab("models")
-    byte.click()
-    page.tab("prompt")
-    page.until("effects", before)
-    page.tab("models")
-    page.at("open-adapters").click()
-    page.until("model", "with the MLPs of")
-    page.at("map").get_by_text("Features", exact=True).click()
-    page.pick(0.05, 0.5, ".feature.")
-    page.at("apply").click()
-    page.until("changes", ".feature.")
-    page.tab("models")
-    page.at("graft").filter(has_text="adapters").click()
-    page.tab("prompt")
-    page.until("no-map", "switched on")
-    page.tab("models")
-    page.page.get_by_role("button", name="specimen:qwen3", exact=True).click()
-    page.until("model", "specimen:qwen3")
-    page.tab("models")
-    page.page.locator("[data-testid^='close-specimen:tuned with']").click()
-    page.page.locator("[data-testid^='close-specimen:tuned with']").wait_for(state="detached", timeout=SOON)
-
-
 def test_two_browsers_see_one_state(opened):
-    one, other = opened(), opened(VIEWS[-1])
-    one.at("block-3").click()
-    one.at("pick-mlp_out").click()
+    one, other = opened(), opened((390, "dark"))
+    one.menu("block-3", "pick-mlp_out")
     one.at("apply").click()
     other.until("changes", "3.mlp_out")
     assert one.until("effects", "→") == other.until("effects", "→")
@@ -183,21 +139,23 @@ def test_two_browsers_see_one_state(opened):
 def test_an_experiment_runs_is_opened_and_compared(opened):
     page = opened()
     page.tab("experiments")
+    folders = []
     for _ in range(2):
         number = page.next_job()
         page.at("field-count").fill("4")
         page.at("run").click()
         page.until(f"state-{number}", "done")
+        folders.append(shlex.split(page.at("command").inner_text())[-1].rpartition("/")[2])
     assert page.page.locator("[data-testid=pictures] .js-plotly-plot").count() >= 1
     command = page.at("command").inner_text()
     assert command.startswith("regraft knockout --model specimen:qwen3 --count 4 --out ")
     page.tab("runs")
     page.at("again").click()
-    rows = page.at("runs").locator("tbody .q-checkbox")
-    rows.nth(0).click()
+    rows = [page.at("runs").locator("tbody tr").filter(has_text=folder) for folder in folders]
+    rows[0].locator(".q-checkbox").click()
     page.at("open-run").click()
     page.at("finding").wait_for(timeout=SOON)
-    rows.nth(1).click()
+    rows[1].locator(".q-checkbox").click()
     page.at("compare-runs").click()
     page.until("compared", "loss")
 
@@ -229,12 +187,12 @@ def test_a_job_is_cancelled_and_a_killed_worker_is_told_and_replaced(opened, ser
         page.at("run").click()
         return number
 
-    long = run("Neuron ablation", layer=EVERY)
-    page.until(f"state-{long}", "%")
+    long = run("Neuron ablation", **LONG)
+    page.until(f"state-{long}", "s left")
     page.at(f"cancel-{long}").click()
     page.until(f"state-{long}", "stopped")
     page.until(f"sentence-{long}", "keeps what was measured")
-    other = run("Neuron ablation", layer=EVERY)
+    other = run("Neuron ablation", **LONG)
     page.until(f"state-{other}", "%")
     (worker,) = served.workers
     worker.send_signal(signal.SIGKILL)
@@ -249,7 +207,8 @@ def test_a_figure_grows_while_its_run_goes_on(opened):
     page.tab("experiments")
     number = page.next_job()
     page.choose("Neuron ablation")
-    page.at("field-layer").fill(EVERY)
+    for name, value in LONG.items():
+        page.at(f"field-{name}").fill(value)
     page.at("run").click()
     page.until(f"state-{number}", "%")
     page.page.locator("[data-testid=pictures] .js-plotly-plot").first.wait_for(timeout=SOON)
@@ -264,7 +223,8 @@ def test_a_closed_page_leaves_nothing_running(browser, served):
     page.tab("experiments")
     page.choose("Neuron ablation")
     number = page.next_job()
-    page.at("field-layer").fill(EVERY)
+    for name, value in LONG.items():
+        page.at(f"field-{name}").fill(value)
     page.at("run").click()
     page.until(f"state-{number}", "%")
     assert len(served.workers) == 1

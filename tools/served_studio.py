@@ -19,10 +19,10 @@ START = "from regraft.cli.main import main; main()"
 class Served:
     """A studio that listens on a free port: its address, and its processes."""
 
-    def __init__(self, runs: Path, *words: str):
+    def __init__(self, runs: Path, *words: str, start: str = START):
         self.runs = runs
         self.process = subprocess.Popen(
-            [sys.executable, "-c", START, "studio", "--runs", str(runs), "--port", "0", *words],
+            [sys.executable, "-c", start, "studio", "--runs", str(runs), "--port", "0", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

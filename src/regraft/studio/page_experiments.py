@@ -33,6 +33,8 @@ class ExperimentsPage:
         self.chosen, self.number = FIRST, -1
         self.fields: dict[str, Any] = {}
         self._drawn: tuple[Any, ...] = ()
+        self._shown: tuple[Any, ...] = ()
+        self._progress: dict[int, tuple[ui.label, ui.linear_progress | None]] = {}
 
     def build(self) -> None:
         """Put the page together."""
@@ -90,9 +92,11 @@ class ExperimentsPage:
     @ui.refreshable_method
     def listed(self) -> None:
         """Every job of this studio, the newest first."""
-        jobs = self.studio.jobs.jobs
+        jobs, self._progress = self.studio.jobs.jobs, {}
         if not jobs:
-            ui.label("Nothing was run yet: fill in the form, and run it.").classes("rg-soft")
+            ui.label("Nothing was run yet: fill in the form, and run it.").classes("rg-soft").props(
+                "data-testid=no-jobs"
+            )
             return
         with ui.column().classes("w-full gap-1").props("data-testid=jobs"):
             for job in reversed(jobs[-SHOWN:]):
@@ -104,13 +108,15 @@ class ExperimentsPage:
                 ui.button(
                     f"{job.number}: {job.experiment}", on_click=partial(self._look_at, job.number)
                 ).props("flat dense no-caps")
-                ui.label(_state(job)).props(f"data-testid=state-{job.number}").classes("rg-soft")
+                state = ui.label(_state(job)).props(f"data-testid=state-{job.number}").classes("rg-soft")
                 if job.state not in ENDED:
                     ui.button("Cancel", on_click=partial(self._cancel, job.number)).props(
                         f"flat dense no-caps data-testid=cancel-{job.number}"
                     )
+            bar = None
             if job.state == "running":
-                ui.linear_progress(job.share, show_value=False).props("instant-feedback")
+                bar = ui.linear_progress(job.share, show_value=False).props("instant-feedback")
+            self._progress[job.number] = (state, bar)
             if job.sentence:
                 ui.label(job.sentence).classes("rg-soft").props(f"data-testid=sentence-{job.number}")
 
@@ -145,8 +151,22 @@ class ExperimentsPage:
         return jobs[self.number] if jobs and -1 <= self.number < len(jobs) else None
 
     def show(self) -> None:
-        """Show how far every job is; figures only where they are others than before."""
-        self.listed.refresh()
+        """Show how far every job is; figures only where they are others than before.
+
+        Buttons are made anew only where a job came, began or ended: a click on one that is made anew in the
+        middle of it would be lost.
+        """
+        shown = self.studio.jobs.jobs[-SHOWN:]
+        states = tuple((one.number, one.state, one.sentence) for one in shown)
+        if states != self._shown:
+            self._shown = states
+            self.listed.refresh()
+        for one in shown:
+            state, bar = self._progress.get(one.number, (None, None))
+            if state is not None:
+                state.set_text(_state(one))
+            if bar is not None:
+                bar.set_value(one.share)
         job = self._at_hand()
         now = (job.number, id(job.pictures), self.look.dark) if job else ()
         if now != self._drawn:

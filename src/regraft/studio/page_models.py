@@ -28,6 +28,7 @@ class ModelsPage:
         self, studio: Studio, bench: Bench | None, look: Look, show: Callable[[str], Awaitable[None]]
     ):
         self.studio, self.bench, self.look, self.show_model = studio, bench, look, show
+        self._shown: tuple[Any, ...] = ()
 
     def build(self) -> None:
         """Put the page together."""
@@ -101,9 +102,14 @@ class ModelsPage:
         self.grafts.refresh()
 
     def show(self) -> None:
-        """Show what is open now, and which grafts are on."""
-        self.listed.refresh()
-        self.grafts.refresh()
+        """Show what is open now, and which grafts are on; where that is another than before, since a click on
+        a button that is made anew would be lost."""
+        on = () if self.bench is None else tuple(self.bench.on)
+        now = (tuple(self.studio.benches), self.bench, on, *graft_folders(self.studio.places.folders))
+        if now != self._shown:
+            self._shown = now
+            self.listed.refresh()
+            self.grafts.refresh()
 
 
 def graft_folders(roots: list[Path]) -> list[Path]:

@@ -35,6 +35,7 @@ class PromptPage:
         self.parts: PartMap | None = None
         self.no_map = ""
         self._dragged: int | None = None
+        self._shown: dict[str, Any] = {}
 
     def build(self) -> None:
         """Put the page together."""
@@ -95,8 +96,7 @@ class PromptPage:
 
     async def _choose(self, position: int) -> None:
         self.position = position
-        self.chips.refresh()
-        self.touching.refresh()
+        self._show_again()
         if self.map != "lens":
             await self.draw()
 
@@ -166,8 +166,7 @@ class PromptPage:
         """Choose what the next touch touches."""
         if site:
             self.site = site
-            self.chips.refresh()
-            self.touching.refresh()
+            self._show_again()
 
     @ui.refreshable_method
     def touching(self) -> None:
@@ -337,10 +336,29 @@ class PromptPage:
         self._texts = texts
         count = len(self.bench.reading.tokens) if self.bench.reading else 1
         self.position = min(self.position, count - 1)
-        for part in (self.chips, self.touching, self.changes, self.effects, self.next_tokens,
-                     self.continuations, self.blocks, self.program):  # fmt: skip
+        for part in (self.effects, self.next_tokens, self.continuations):
             part.refresh()
+        self._show_again()
         await self.draw()
+
+    def _show_again(self) -> None:
+        """Make what is clicked, typed into and opened anew where it would be another: a menu that is open, or
+        a click that is under way, would be lost with what it belongs to."""
+        bench = self.bench
+        tokens = None if bench.reading is None else bench.reading.tokens
+        now = {
+            "chips": (tokens, bench.why_not, self.position),
+            "touching": (tokens, self.site, self.position),
+            "changes": (bench.asked.touches, bench.asked.changes),
+            "blocks": (tokens is None, self._order()),
+            "program": (tokens is None, bench.program),
+        }
+        parts = {"chips": self.chips, "touching": self.touching, "changes": self.changes,
+                 "blocks": self.blocks, "program": self.program}  # fmt: skip
+        for name, what in now.items():
+            if name not in self._shown or self._shown[name] != what:
+                self._shown[name] = what
+                parts[name].refresh()
 
 
 def _texts(asked: Asked) -> tuple[str, str, str]:

@@ -58,7 +58,7 @@ class RunsPage:
         ui.timer(0.1, self.look_again, once=True)
 
     async def look_again(self) -> None:
-        """Read the folder."""
+        """Read the folder: the newest run stands first."""
         self.table.update_rows(await asyncio.to_thread(self._rows))
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ class RunsPage:
                 "seconds": "" if one.seconds != one.seconds else f"{one.seconds:.1f}",
                 "state": one.state,
             }
-            for one in found
+            for one in sorted(found, key=lambda run: run.time, reverse=True)
         ]
 
     def _chosen(self, wanted: int) -> list[Path]:
