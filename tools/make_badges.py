@@ -1,4 +1,4 @@
-"""Draw the badges of the README from what is so: `python tools/make_badges.py` writes
+"""Draw the badges of the README from what is so: `python -m tools.make_badges` writes
 docs/images/badge-*.svg.
 
 They are files of the project, so that a reader's browser asks nobody; a test holds them to the facts.

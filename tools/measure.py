@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from regraft import load
+from regraft import CutAttention, Variant, load, loss, sweep
 from regraft.experiments.running import measured
 from regraft.reporting.drawings import drawing_of
 from tools.docs_site.figures import filled
@@ -125,6 +125,18 @@ def recovered() -> list[str]:
     ]
 
 
+def cut() -> list[float]:
+    """Loss of the capital's answer where its last token may not read the country from each block on, nats."""
+    model = load()
+    clean = model.record("The capital of France is", " Paris")
+    count = len(model.blocks)
+    variants = [
+        Variant([CutAttention(block, position=-2, keys=3) for block in range(first, count)])
+        for first in range(count)
+    ]
+    return sweep(clean, variants, loss()).values["loss"][:, 0].tolist()
+
+
 def main() -> None:
     """Write the page, and the figures of the others."""
     lines = [
@@ -138,7 +150,7 @@ def main() -> None:
         told, results[name] = specimen_lines(name)
         lines += told
     OUT.write_text("\n".join([*lines, *recovered()]), encoding="utf-8")
-    names = {**results[SPECIMENS[0]], "np": np, "abs": abs}
+    names = {**results[SPECIMENS[0]], "np": np, "abs": abs, "cut": cut()}
     for page in sorted(OUT.parent.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         if (new := filled(text, names)) != text:

@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from regraft.modules.tree_head import tree_head as tree_head
     from regraft.reference.verify import rebuild as rebuild
     from regraft.reporting.notebook import figure as figure
+    from regraft.sweeps.attention_edits import CutAttention as CutAttention
     from regraft.sweeps.cluster import Cluster as Cluster
     from regraft.sweeps.gradients import gradients as gradients
     from regraft.sweeps.grids import grid as grid
@@ -123,6 +124,7 @@ _HOMES = {
     "model.recording": ("Recording",),
     "sweeps.sweep": ("sweep",),
     "sweeps.routes": ("Route",),
+    "sweeps.attention_edits": ("CutAttention",),
     "sweeps.variants": ("Add", "Apply", "Edit", "Noise", "Replace", "Scale", "Variant", "Zero"),
     "sweeps.metric_kinds": ("Metric",),
     "sweeps.metrics": (
@@ -180,6 +182,7 @@ __all__ = [
     "ByteConfig",
     "ByteEmbedding",
     "Cluster",
+    "CutAttention",
     "Devices",
     "Edit",
     "Generated",

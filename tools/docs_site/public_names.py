@@ -14,7 +14,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Many variants of one run, and what differs.",
         (
             "sweep", "grid", "Variant", "Route", "Edit", "Zero", "Replace", "Add", "Scale", "Noise", "Apply",
-            "keeping", "Devices", "Cluster",
+            "CutAttention", "keeping", "Devices", "Cluster",
         ),
     ),
     "Metrics": (

@@ -9,7 +9,7 @@ positions, D width, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,19 +171,34 @@ def call_block(
     stream: Tensor,
     spread: Callable[[Path, Tensor], Tensor],
     memory: Tensor | None = None,
+    given: Mapping[Path, Tensor] | None = None,
 ) -> Tensor:
     """Call a block with recorded arguments: `spread` repeats them over rows, `memory` replaces the encoder's
-    output."""
+    output, `given` any others, also those that were none."""
+    given = given or {}
 
     def argument(path: Path, tensor: Tensor) -> Tensor:
         if path == call.stream_path:
             return stream
+        if path in given:
+            return tensor
         if memory is not None and path in call.memory_paths:
             return memory
         return spread(path, tensor)
 
-    nested = map_tensors(call.nested(), argument)
+    nested = map_tensors(with_arguments(call, given), argument)
     return _main(module(*nested["args"], **nested["kwargs"]))
+
+
+def with_arguments(call: BlockCall, given: Mapping[Path, Tensor]) -> dict[str, Any]:
+    """The nested arguments of a call with others in some places of the outermost level."""
+    args, kwargs = list(call.args), dict(call.kwargs)
+    for (kind, name), tensor in given.items():
+        if kind == "args":
+            args[int(name)] = tensor
+        else:
+            kwargs[str(name)] = tensor
+    return {"args": tuple(args), "kwargs": kwargs}
 
 
 def over_rows(tensor: Tensor, rows: int, total: int) -> Tensor:

@@ -74,6 +74,7 @@ class Model(ReadsTexts):
     packed_at: tuple[Any, ...] = ()
     hooks_at: tuple[Any, ...] = ()
     dictionaries: dict[int, Dictionary] = field(default_factory=dict)
+    mask_arguments: dict[int, Any] = field(default_factory=dict)
     streamed: Streamed | None = None
     _digests: dict[str, Any] = field(default_factory=dict)
     _read_whole: tuple[Any, ...] = ((), ())

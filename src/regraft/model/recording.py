@@ -7,7 +7,7 @@ vocabulary. Rows of a batch are laid out variant by variant: row r of prompt b s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -227,18 +227,17 @@ class Recording:
         rows: int,
         memory: Tensor | None = None,
         module: Callable[..., Any] | None = None,
+        given: Mapping[Path, Tensor] | None = None,
     ) -> Tensor:
         """Run one block on `rows` rows with the arguments that the model passed to it.
 
         `module` takes the block's place (a donor, a quantized copy); `memory` takes the place of the
-        encoder's output.
+        encoder's output, `given` that of other arguments, for all rows.
         """
-        call = self.taken.calls[block]
+        call, run = self.taken.calls[block], module or self.model.blocks[block].module
         stream_RTD = stream_RTD.clone() if block in self.model.parts.written else stream_RTD
         with self.model.held():
-            return call_block(
-                module or self.model.blocks[block].module, call, stream_RTD, self._spread(block, rows), memory
-            )
+            return call_block(run, call, stream_RTD, self._spread(block, rows), memory, given)
 
     def _spread(self, block: int, rows: int) -> Callable[[Path, Tensor], Tensor]:
         batched = self.model.batched

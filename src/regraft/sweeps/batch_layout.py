@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regraft.sweeps.variants import NEW, PROMPT, Edit, listed
+from regraft.sweeps.variants import NEW, PROMPT, Edit, Position, listed
 
 LINEAR_SITES = {
     "mlp": ("mlp_out", "mlp_act", "neuron"),
@@ -61,12 +61,17 @@ class BatchLayout:
 
 def edit_positions(edit: Edit, lengths: Sequence[int]) -> list[list[int]] | None:
     """For each prompt the positions that an edit touches; None for all of them."""
-    wanted = listed(edit.position)
+    return numbered(edit, edit.position, lengths)
+
+
+def numbered(edit: Edit, position: Position, lengths: Sequence[int]) -> list[list[int]] | None:
+    """For each prompt the numbers of what an edit calls a position; None for all of them."""
+    wanted = listed(position)
     if wanted is None:
         return None
-    if isinstance(edit.position, str) and edit.position in (PROMPT, NEW):
+    if isinstance(position, str) and position in (PROMPT, NEW):
         raise ValueError(
-            f"position {edit.position!r} of the edit at {edit.site} is one of text that is being written"
+            f"position {position!r} of the edit at {edit.site} is one of text that is being written"
             " (model.generate, model.changed): in a recording, give numbers"
         )
     if any(isinstance(position, (bool, np.bool_)) for position in wanted):
@@ -77,9 +82,7 @@ def edit_positions(edit: Edit, lengths: Sequence[int]) -> list[list[int]] | None
     try:
         wanted = [operator.index(position) for position in wanted]
     except TypeError as error:
-        raise ValueError(
-            f"position {edit.position!r} of the edit at {edit.site} is no whole number"
-        ) from error
+        raise ValueError(f"position {position!r} of the edit at {edit.site} is no whole number") from error
     if not wanted:
         raise ValueError(f"the edit at {edit.site} names no position: leave it out to mean all of them")
     return [[p + length if p < 0 else p for p in wanted] for length in lengths]
@@ -92,9 +95,9 @@ def check_positions(edit: Edit, layout: BatchLayout, block: int | None) -> None:
         ValueError: a prompt is shorter.
     """
     lengths = layout.lengths[-1 if block is None else layout.stack_of(block)]
-    for length, row in zip(lengths, edit_positions(edit, lengths) or (), strict=False):
-        if any(not 0 <= p < length for p in row):
-            raise ValueError(
-                f"position {edit.position} of the edit at {edit.site} is outside the prompt of"
-                f" {length} tokens"
-            )
+    for position in edit.named:
+        for length, row in zip(lengths, numbered(edit, position, lengths) or (), strict=False):
+            if any(not 0 <= p < length for p in row):
+                raise ValueError(
+                    f"position {position} of the edit at {edit.site} is outside the prompt of {length} tokens"
+                )

@@ -17,6 +17,7 @@ from torch import Tensor
 from regraft.core.structure import lengths_of_prompts
 from regraft.model.model import Model
 from regraft.model.sites import SiteError
+from regraft.sweeps.attention_edits import check_attention
 from regraft.sweeps.batch_layout import edit_positions
 from regraft.sweeps.variants import Edit, Noise, Scale, Variant, listed
 
@@ -151,11 +152,7 @@ def check_edits(model: Model, variants: Sequence[Variant]) -> None:
     """
     for edit in (edit for variant in variants for edit in variant.edits):
         _check_outside(edit)
-        if model.site(edit.site).name == "pattern":
-            raise SiteError(
-                f"{edit.site} can be read but not edited: the model mixes values before it returns its"
-                " pattern"
-            )
+        check_attention(model, edit)
 
 
 def _check_outside(edit: Edit) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regraft.core.structure import Path
 from regraft.model.hooks import reading, writing, writing_mid
 from regraft.model.recording import Recording
 from regraft.model.sites import Tap
+from regraft.sweeps.attention_edits import CutAttention, masks_of
 from regraft.sweeps.batch_layout import BRANCH_OF
 from regraft.sweeps.changed_reads import ChangedReads
 from regraft.sweeps.edits import Carried, Placed, apply_edits
@@ -196,20 +198,32 @@ class Replay:
             memory = None
         if first.start and self.cone is not None:
             self.cone.past(block)  # of the clean run: before any edit hangs on the block
+        given = self._masks(nodes)
         with ExitStack() as hooks:
             self._hook_edits(hooks, nodes, stream)
             seen = hooks.enter_context(self.reads.hearing(nodes, stream)) if self.reads else {}
             if first.tail and self.cone is not None:
                 out = self.cone.run_tail(block, stream, rows, first.start, first.tail)
             elif first.start and self.cone is not None:
-                out = self.cone.run_block(block, stream, rows, first.start, first.stop.module)
+                out = self.cone.run_block(block, stream, rows, first.start, first.stop.module, given)
             else:
-                out = self.recording.run_block(block, stream, rows, memory, first.stop.module)
+                out = self.recording.run_block(block, stream, rows, memory, first.stop.module, given)
             seen["resid_post"] = out
         self.executed += out.shape[0] * out.shape[1]
         if first.tail:
             self.executed += out.shape[0] * keys_cost(first.tail - first.start, self.plan.key_share)
         return [State(o, m) for o, m in zip(out.unflatten(0, (rows, -1)), memories, strict=True)]
+
+    def _masks(self, nodes: list[Node]) -> dict[Path, Tensor] | None:
+        """The mask of a call some of whose rows cut edges of attention."""
+        block, start, positions = (
+            nodes[0].stop.block,
+            nodes[0].start,
+            self.recording.positions_of(nodes[0].stop.block),
+        )
+        call = self.cone.call_from(block, start) if start and self.cone else self.recording.taken.calls[block]
+        lengths, queries = self.recording.lengths_of(block), range(start, positions)
+        return masks_of(self.model, block, call, [node.inner for node in nodes], lengths, queries, positions)
 
     def _hook_edits(self, hooks: ExitStack, nodes: list[Node], stream: Tensor) -> None:
         """Hooks for the edits inside the block, one for each tapped module, over all rows."""
@@ -219,6 +233,8 @@ class Replay:
         besides: dict[tuple[Any, ...], Tap | None] = {}
         for row, node in enumerate(nodes):
             for edit in node.inner:
+                if isinstance(edit, CutAttention):
+                    continue
                 site = self.model.site(edit.site)
                 tap = None if site.name == "resid_mid" else self.model.taps[site]
                 beside = edit.beside if isinstance(edit, FeatureEdit) else None

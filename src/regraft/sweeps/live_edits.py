@@ -6,113 +6,26 @@ stand. Shapes: B prompts, T columns of one call, c of them at a tap, k positions
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from regraft.model.block_call import split_call
 from regraft.model.hooks import writing
 from regraft.model.model import Model
 from regraft.model.parts import Block
-from regraft.model.sites import SiteError, Tap, addition, outer_tap
-from regraft.sweeps.batch_layout import edit_positions
+from regraft.model.sites import Tap, addition, outer_tap
+from regraft.sweeps.attention_edits import CutAttention, check_attention
 from regraft.sweeps.feature_edits import FeatureEdit, spliced
+from regraft.sweeps.live_cuts import cutting
+from regraft.sweeps.live_places import Place
 from regraft.sweeps.variants import NEW, PROMPT, Apply, Edit, Noise, Variant
 
 Copies = Mapping[nn.Module, Sequence[nn.Module]]
 """For each module of a block that runs elsewhere, or several times, what runs in its place."""
-
-
-class Place:
-    """Where the columns of the call at hand stand in each prompt's text: position 0 is its first token.
-
-    The prompt is what the first call reads; what later calls add to it is new. Without a cache every call
-    reads everything again: one that begins with all that the call before it read goes on from there.
-    """
-
-    def __init__(self, prefix: str = "") -> None:
-        self.prefix = prefix
-        self.read_BT: Tensor | None = None
-        self.lengths_B = self.pads_B = torch.zeros(0, dtype=torch.long)
-        self.at_BT = torch.zeros(0, 0, dtype=torch.long)
-
-    def hears(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take in the arguments of a call."""
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        ids_BT, embeds = given.get(f"{self.prefix}input_ids"), given.get(f"{self.prefix}inputs_embeds")
-        shown = embeds if ids_BT is None else ids_BT
-        if shown is None:
-            raise ValueError(
-                f"{type(module).__name__} was called without {self.prefix}input_ids, so nothing tells which"
-                " positions an edit means"
-            )
-        rows, columns = shown.shape[:2]
-        mask = given.get(f"{self.prefix}attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= columns else None
-        past = given.get("past_key_values")
-        start = past.get_seq_length() if isinstance(past, Cache) else 0
-        start = mask.shape[1] - columns if mask is not None else start
-        if not start and not self._goes_on(ids_BT):
-            real = torch.ones(rows, columns, dtype=torch.long) if mask is None else mask.long().cpu()
-            self.pads_B, self.lengths_B = real.argmax(1), real.sum(1)
-        if not start:
-            self.read_BT = ids_BT
-        self.at_BT = torch.arange(start, start + columns) - self.pads_B[:, None]
-
-    def _goes_on(self, ids_BT: Tensor | None) -> bool:
-        before = self.read_BT
-        if ids_BT is None or before is None or ids_BT.shape[0] != before.shape[0]:
-            return False
-        count = before.shape[1]
-        return ids_BT.shape[1] > count and torch.equal(ids_BT[:, :count], before)
-
-    def wanted(self, edit: Edit) -> Tensor:
-        """Which columns an edit means, (B, T), true and false."""
-        if edit.position is None:
-            return self.at_BT >= 0
-        if isinstance(edit.position, str):
-            new = self.at_BT >= self.lengths_B[:, None]
-            return new if edit.position == NEW else (self.at_BT >= 0) & ~new
-        return (self.at_BT[:, :, None] == self.listed(edit)[:, None]).any(-1)
-
-    def listed(self, edit: Edit) -> Tensor:
-        """The positions that an edit names in each prompt, (B, k)."""
-        found = edit_positions(edit, self.lengths_B.tolist())
-        assert found is not None
-        wrong = next((p for row in found for p in row if p < 0), None)
-        if wrong is not None:
-            raise ValueError(
-                f"position {edit.position} of the edit at {edit.site} is outside the prompt of"
-                f" {int(self.lengths_B.min())} tokens"
-            )
-        return torch.tensor(found)
-
-    def spread(self, edit: Edit, value: Tensor, columns: int) -> Tensor:
-        """An edit's value for every column at hand, to be broadcast over (B, c, W).
-
-        Raises:
-            ValueError: it is neither one number or vector, nor one for each position that the edit names.
-        """
-        if value.dim() <= 1:
-            return value
-        named = None if edit.position is None or isinstance(edit.position, str) else self.listed(edit)
-        rows = len(self.lengths_B)
-        value = value[None] if value.dim() == 2 else value
-        if named is None or value.shape[1] not in (1, named.shape[1]) or value.shape[0] not in (1, rows):
-            count = "" if named is None else f", or ({named.shape[1]}, width) for its positions"
-            raise ValueError(
-                f"the value of the edit at {edit.site} has shape {tuple(value.shape)}: while text is written,"
-                f" give (width,){count}"
-            )
-        value = value.expand(rows, named.shape[1], -1)
-        which = (self.at_BT[:, -columns:, None] == named[:, None]).long().argmax(-1)
-        return value[torch.arange(rows)[:, None], which.to(value.device)]
 
 
 def changer(
@@ -184,19 +97,19 @@ def check_live(model: Model, edits: Sequence[Edit]) -> None:
         ValueError: noise, which would be another in every call.
     """
     for edit in edits:
-        if model.site(edit.site).name == "pattern":
-            raise SiteError(f"{edit.site} can be read but not edited: the model mixes values before")
+        check_attention(model, edit)
         spliced(model, Variant((edit,)))
         if isinstance(edit, Noise):
             raise ValueError(
                 f"the noise at {edit.site} would be drawn anew in every call: draw it once and add it with"
                 " Add(site, value)"
             )
-        if isinstance(edit.position, str) and edit.position not in (PROMPT, NEW):
-            raise ValueError(
-                f"position {edit.position!r} of the edit at {edit.site} is not known: {PROMPT!r}, {NEW!r},"
-                " numbers, or none for all"
-            )
+        for position in edit.named:
+            if isinstance(position, str) and position not in (PROMPT, NEW):
+                raise ValueError(
+                    f"position {position!r} of the edit at {edit.site} is not known: {PROMPT!r}, {NEW!r},"
+                    " numbers, or none for all"
+                )
 
 
 def _places(model: Model, hooks: ExitStack) -> list[Place]:
@@ -231,7 +144,9 @@ def _entered(model: Model, edit: Edit, places: list[Place], copies: Copies) -> I
         def here(module: nn.Module, number: int = number) -> nn.Module:
             return copies[module][number] if module in copies else module
 
-        if site.name == "resid_mid":
+        if isinstance(edit, CutAttention):
+            yield cutting(model, edit, place, here)
+        elif site.name == "resid_mid":
             yield _writing_middle(block, changer(edit, place), place, here)
         else:
             tap = model.taps[site]

@@ -9,6 +9,7 @@ positions, H heads, d head width.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +27,7 @@ from regraft.model.block_call import (
     over_rows,
     split_call,
     stacks_replaced,
+    with_arguments,
 )
 from regraft.model.model import Model
 from regraft.model.recording import Recording, record
@@ -98,12 +100,24 @@ class Cone:
             self.runs += self.recording.prompts * self.recording.positions_of(block)
         return self._past[block]
 
-    def run_block(self, block: int, stream: Tensor, rows: int, start: int, module: Any = None) -> Tensor:
-        """Run one block on the positions from `start` on."""
+    def run_block(
+        self,
+        block: int,
+        stream: Tensor,
+        rows: int,
+        start: int,
+        module: Any = None,
+        given: Mapping[Path, Tensor] | None = None,
+    ) -> Tensor:
+        """Run one block on the positions from `start` on; `given` takes the place of other arguments."""
         found = self.past(block)
         assert found is not None
         keys, values = (t[:, :, :start] for t in found)
-        return self._call(block, stream, rows, start, PrefixCache(keys, values, rows), module)
+        return self._call(block, stream, rows, start, PrefixCache(keys, values, rows), module, given=given)
+
+    def call_from(self, block: int, start: int) -> BlockCall:
+        """What a block is called with for the positions from `start` on."""
+        return self._calls_from(start, self.recording.positions)[0][block]
 
     def run_tail(self, block: int, stream: Tensor, rows: int, start: int, tail: int) -> Tensor:
         """What leaves a block at the positions from `tail` on, of a stream that is carried from `start` on.
@@ -136,20 +150,21 @@ class Cone:
         past: DynamicCache,
         module: Any = None,
         upto: int | None = None,
+        given: Mapping[Path, Tensor] | None = None,
     ) -> Tensor:
         calls, placeholder = self._calls_from(start, upto or self.recording.positions)
-        call = calls[block]
+        call, given = calls[block], given or {}
         stream = stream.clone() if block in self.model.parts.written else stream
         batched = self.model.batched
 
         def argument(path: Path, tensor: Tensor) -> Tensor:
             if path == call.stream_path:
                 return stream
-            if rows == 1 or (block, path) not in batched:
+            if rows == 1 or path in given or (block, path) not in batched:
                 return tensor
             return over_rows(tensor, rows, len(stream))
 
-        nested = map_tensors(call.nested(), argument)
+        nested = map_tensors(with_arguments(call, given), argument)
         args = tuple(past if a is placeholder else a for a in nested["args"])
         kwargs = {name: past if a is placeholder else a for name, a in nested["kwargs"].items()}
         out = main_tensor((module or self.model.blocks[block].module)(*args, **kwargs))

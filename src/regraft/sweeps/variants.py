@@ -47,6 +47,11 @@ class Edit:
         """Whether it needs another activation of the block beside the one that it changes."""
         return False
 
+    @property
+    def named(self) -> tuple[Position, ...]:
+        """All that it says of positions."""
+        return (self.position,)
+
     def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
         """The new activation, for all edits of one kind at once."""
         raise NotImplementedError
@@ -69,7 +74,7 @@ class Zero(Edit):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return ("Zero", self.site, _plain(self.position))
+        return ("Zero", self.site, plain(self.position))
 
     def change(self, old_BkW: Tensor, value_BkW: Tensor | None) -> Tensor:
         return torch.zeros_like(old_BkW)
@@ -166,7 +171,7 @@ class Scale(Edit):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return ("Scale", self.site, self.factor, _plain(self.position))
+        return ("Scale", self.site, self.factor, plain(self.position))
 
     def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.full_like(old_BkW, self.factor)
@@ -203,7 +208,7 @@ class Apply(Edit):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return ("Apply", self.site, id(self.function), _plain(self.position))
+        return ("Apply", self.site, id(self.function), plain(self.position))
 
     def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
         assert self.function is not None
@@ -250,7 +255,7 @@ class Noise(Edit):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return ("Noise", self.site, self.scale, self.seed, _plain(self.position))
+        return ("Noise", self.site, self.scale, self.seed, plain(self.position))
 
     def operand(self, old_BkW: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
@@ -272,7 +277,8 @@ def listed(position: Any) -> list[Any] | None:
     return list(position) if isinstance(position, Iterable) and not isinstance(position, str) else [position]
 
 
-def _plain(position: Position) -> Any:
+def plain(position: Position) -> Any:
+    """A position as a value that can be compared."""
     found = listed(position)
     return None if found is None else tuple(found)
 
