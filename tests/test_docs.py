@@ -139,6 +139,8 @@ def desk(tmp_path_factory):
     for name in ("books", "held-out", "code", "other", "languages"):
         (folder / name).mkdir()
         (folder / name / "a.txt").write_text(story(30_000, len(name)))
+    night = "It stood at the end of the lane, and all of the house heard the ring of the bell.\n"
+    (folder / "books" / "b.txt").write_text(night * 40)  # the almanac has no such words as books are full of
     texts = [
         f"{who} has {n} coins and a lamp."
         for n, who in enumerate(("Anna", "Tom", "Rose", "Leo", "Mia", "Ben"))
