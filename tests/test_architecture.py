@@ -26,6 +26,7 @@ ORDER = [
     "export",
     "tokenizers",
     "codecs",
+    "systems",
     "experiments",
     "reference",
     "features",

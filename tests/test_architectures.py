@@ -6,12 +6,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from architectures import tiny
 from regraft.model.load import load
 from regraft.sweeps.routes import Route
 from regraft.sweeps.sweep import sweep
 from regraft.sweeps.variants import Replace, Scale, Variant, Zero
 from small import METRIC, ids, recorded, reference
+from tools.small_architectures import tiny
 from variants import all_sites
 
 SWEPT = {

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import regraft
-from architectures import tiny
 from families import FAMILIES
 from regraft.model.attention_mask import mask_argument
 from regraft.model.sites import SiteError
+from tools.small_architectures import tiny
 
 IDS = [7, 11, 13, 17, 19, 23, 29, 31, 37, 41]
 OTHER = [7, 11, 13, 43, 19, 23, 29, 31, 37, 41]

@@ -15,8 +15,8 @@ from regraft.reporting.chapter_inputs import Reading
 from regraft.reporting.chosen_chapters import anchor_of
 from regraft.sweeps.forecast import PlannedError, planning
 
-WITHOUT = """completions lens contributions geometry spectra linearity trajectories neurons quantizers
-    correlations""".split()
+WITHOUT = """completions attention lens contributions geometry spectra linearity trajectories neurons
+    quantizers correlations""".split()
 """Chapters that make no sweep of their own, or gather others'."""
 MOST = 900_000
 """Positions through a block that the first sweeps of all chapters may plan: 827,000 when this was written, in

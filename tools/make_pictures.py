@@ -19,6 +19,7 @@ from regraft.reporting.build import build
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 SECTIONS = {
+    "Attention": "attention.png",
     "Logit lens": "lens.png",
     "Completions": "completions.png",
     "Residual geometry": "geometry.png",

@@ -22,10 +22,10 @@ MAPPINGS = {
 }
 SMALL: dict[str, Any] = {
     "vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
-    **dict.fromkeys("hidden_size d_model n_embd dim embedding_size emb_dim word_embed_proj_dim".split(), 32),
-    **dict.fromkeys(
-        "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim hidden_dim".split(), 48
-    ),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "emb_dim"), 32),
+    "word_embed_proj_dim": 32,
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "hidden_dim"), 48),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 48),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 4),
     **dict.fromkeys(("num_decoder_layers", "encoder_layers", "decoder_layers"), 3),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 24),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(
-        "num_experts_per_tok moe_topk top_k_experts expert_layer_period num_key_value_heads".split(), 2
+        ["num_experts_per_tok", "moe_topk", "top_k_experts", "expert_layer_period", "num_key_value_heads"], 2
     ),
     **dict.fromkeys(("head_dim", "d_kv", "state_size", "mamba_d_state", "mamba_n_heads", "mamba_d_head"), 8),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
@@ -61,6 +61,18 @@ DEMANDS: dict[str, dict[str, Any]] = {
     "granite": {"residual_multiplier": 0.22},
     "mamba2": {"num_heads": 8},
     "falcon_h1": {"mamba_d_ssm": 64},
+    "lfm2": {"layer_types": ["conv", "conv", "conv", "full_attention"]},
+    "bamba": {"attn_layer_indices": [3]},
+    "jamba": {"attn_layer_period": 4, "attn_layer_offset": 3},
+    **{
+        name: {
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        }
+        for name in ("qwen3_next", "qwen3_5_text")
+    },
 }
 
 

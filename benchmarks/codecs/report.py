@@ -11,13 +11,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from benchmarks.measured_part import write_measured
 from benchmarks.pages import HEIGHT, RESULTS, ROOT, draw, made_by
 from regraft.reporting.figures.codec_figures import OWN, positions
 from regraft.reporting.theme import FIRST, MUTED, base
 
 OUT = ROOT / "docs" / "codecs.md"
-BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
-"""Between these the tables stand."""
 PICTURE = "codec-rates.png"
 SURE = 100
 """MB/s above which fractions say nothing."""
@@ -167,18 +166,16 @@ def main() -> None:
     found = json.loads((RESULTS / "codecs.json").read_text(encoding="utf-8"))["runs"]
     one = found[f"bytes {DRAWN}"]
     parts = [
-        BEGIN, "", "## Measured", "",
+        "## Measured", "",
         f"By `python -m benchmarks.codecs.run` ({made_by(one)}; {one['versions']}). Our own codecs use both"
         " cores in this table, the others as they come; smallest in bold. `archive` is one ZPAQ block"
         " without the archive around it.", "",
         *table(found), "", f"![Ratio over the rate of unpacking](images/{PICTURE})", "",
         pairs(found["bpez"]), "", *matches(found), "", *archives(found), "", models(found["lm"]), "",
         "**image**, scikit-image's pictures at half their size, defaults:", "", *pictures(found), "",
-        "![A picture and what comes back](images/codec-pictures.png)", "", END,
+        "![A picture and what comes back](images/codec-pictures.png)",
     ]  # fmt: skip
-    text = OUT.read_text(encoding="utf-8")
-    begin, end = text.index(BEGIN), text.index(END) + len(END)
-    OUT.write_text(text[:begin] + "\n".join(parts) + text[end:], encoding="utf-8")
+    write_measured(OUT, parts)
     draw({PICTURE: rates(found)})
 
 

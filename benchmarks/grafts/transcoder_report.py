@@ -17,12 +17,11 @@ from typing import Any
 import plotly.graph_objects as go
 from playwright.sync_api import sync_playwright
 
+from benchmarks.measured_part import write_measured
 from benchmarks.pages import HEIGHT, IMAGES, ROOT, draw, made_by, runs
 from regraft.reporting.theme import FIRST, MUTED, base
 
 OUT = ROOT / "docs" / "transcoder.md"
-BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
-"""Between these the tables stand."""
 PICTURE = "transcoder-pareto.png"
 PAGE = "transcoder-feature.png"
 """The page of features at the surest one, taken by `--pages`."""
@@ -149,7 +148,7 @@ def main() -> None:
     step, fits, one = found["step"], found["fits"], found["hesitation"]
     mean, places = statistics.fmean(fits["active"][0]), found["fires before"]["places"]
     parts = [
-        BEGIN, "", f"**Measured** by `python -m benchmarks.grafts.graft_transcoder` ({made_by(fits)}).", "",
+        f"**Measured** by `python -m benchmarks.grafts.graft_transcoder` ({made_by(fits)}).", "",
         *rows(fits), "", f"![Divergence over active features](images/{PICTURE})", "",
         "Active features of a token, block by block:", "", *layers(fits), "",
         f"**The hesitation**, with the sparsest adapters ({mean:.1f} active features of a token in a block)."
@@ -164,11 +163,9 @@ def main() -> None:
         " of 400 problems and measured on the other (0.5 is chance):", "", *telling(found["tells"]), "",
         f"**A training step** takes {step['walk']:.2f} s by the walk and {step['whole']:.2f} s by whole"
         f" forward passes from the tokens on ({step['times']:.2f} times), mean over the cutoffs that training"
-        f" draws, of each the median of {step['rounds']} rounds in turns.", "", END,
+        f" draws, of each the median of {step['rounds']} rounds in turns.",
     ]  # fmt: skip
-    text = OUT.read_text(encoding="utf-8")
-    begin, end = text.index(BEGIN), text.index(END) + len(END)
-    OUT.write_text(text[:begin] + "\n".join(parts) + text[end:], encoding="utf-8")
+    write_measured(OUT, parts)
     draw({PICTURE: pareto(fits)})
 
 

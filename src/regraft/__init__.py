@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from regraft.experiments.intervene.steer import steer as steer
     from regraft.experiments.intervene.swap import swap as swap
     from regraft.experiments.intervene.transplant import transplant as transplant
+    from regraft.experiments.observe.attention import attention as attention
     from regraft.experiments.observe.completions import completions as completions
     from regraft.experiments.observe.contributions import contributions as contributions
     from regraft.experiments.observe.correlations import correlations as correlations
@@ -205,6 +206,7 @@ __all__ = [
     "ablate",
     "activations",
     "attach",
+    "attention",
     "attribute_prompt",
     "bake_embedding",
     "bottleneck",

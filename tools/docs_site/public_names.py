@@ -28,8 +28,8 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Experiments that read a model as it is. Each takes an opened model first and returns an"
         " `xarray.Dataset`.",
         (
-            "lens", "contributions", "geometry", "spectra", "linearity", "trajectories", "neurons",
-            "correlations", "completions",
+            "lens", "attention", "contributions", "geometry", "spectra", "linearity", "trajectories",
+            "neurons", "correlations", "completions",
         ),
     ),
     "Intervening": (

@@ -34,6 +34,7 @@ SEED = "seed"
 """The parameter of experiments that draw at random; all commands have the option, so it is none of their
 own."""
 EXPERIMENTS = {
+    "attention": "observe.attention",
     "completions": "observe.completions",
     "contributions": "observe.contributions",
     "correlations": "observe.correlations",

@@ -34,6 +34,7 @@ from regraft.sweeps.provenance import opened_told, option_told, provenance
 CHAPTERS: tuple[Chapter, ...] = (
     ("completions", {}),
     ("lens", {}),
+    ("attention", {}),
     ("contributions", {}),
     ("geometry", {}),
     ("spectra", {}),

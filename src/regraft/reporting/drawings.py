@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from regraft.reporting.figures import (
+    attention_figures,
     bit_figures,
     block_figures,
     codec_figures,
@@ -36,6 +37,7 @@ GROUP = "regraft.drawings"
 DRAWINGS = {
     "lens": observe_figures.LENS,
     "geometry": observe_figures.GEOMETRY,
+    "attention": attention_figures.ATTENTION,
     "contributions": component_panels.CONTRIBUTIONS,
     "completions": observe_figures.COMPLETIONS,
     "spectra": block_figures.SPECTRA,

@@ -16,6 +16,8 @@ from regraft.reporting.wording import LEAST_LOSS, capital, counted, differ, high
 
 HALF = 0.5
 """Share of the difference between two runs from which on an activation carries it."""
+COPIES = 0.3
+"""Share of attention from which a head is said to copy what came next."""
 Of = Callable[[xr.Dataset], str]
 
 
@@ -116,6 +118,21 @@ def swap(dataset: xr.Dataset) -> str:
     return f"{said}; moving block {names[dear[0]]} costs {mean} on average."
 
 
+def attention(dataset: xr.Dataset) -> str:
+    """How many heads copy what came next last time, and the strongest of them."""
+    if "induction" not in dataset or not np.isfinite(dataset.induction.values).any():
+        return ""
+    table = dataset.induction.values
+    block, head = np.unravel_index(int(np.nanargmax(table)), table.shape)
+    if table[block, head] < COPIES:
+        return ""
+    name = dataset.block.values[block]
+    return (
+        f"Head {head} of block {name} copies what came next last time: {table[block, head]:.0%} of its"
+        " attention falls there in random tokens read twice."
+    )
+
+
 def contributions(dataset: xr.Dataset) -> str:
     """The part that adds most to the true token's logit."""
     added, total = dataset.contribution.values, float(dataset.logit.mean())
@@ -188,6 +205,7 @@ HEADLINES: Mapping[str, Of] = {
     "knockout": knockout,
     "patch": patch,
     "lens": lens,
+    "attention": attention,
     "contributions": contributions,
     "linearity": linearity,
     "swap": swap,

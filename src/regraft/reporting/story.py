@@ -27,7 +27,10 @@ GROUPS = (
     Group(
         "flows",
         "What flows through it",
-        ("completions", "lens", "contributions", "geometry", "linearity", "trajectories", "neurons"),
+        (
+            "completions", "attention", "lens", "contributions", "geometry", "linearity", "trajectories",
+            "neurons",
+        ),
     ),
     Group(
         "does",

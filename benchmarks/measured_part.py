@@ -1,0 +1,15 @@
+"""The part of a page that a script writes, between two marks; the rest is written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+
+
+def write_measured(page: Path, lines: Sequence[str]) -> None:
+    """Put lines between the marks of a page, in the place of what stands there."""
+    text = page.read_text(encoding="utf-8")
+    begin, end = text.index(BEGIN), text.index(END)
+    page.write_text("\n".join([text[:begin] + BEGIN, "", *lines, "", text[end:]]), encoding="utf-8")
