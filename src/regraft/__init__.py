@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from regraft.core.runs import open_run as open_run
     from regraft.experiments.intervene.ablate import ablate as ablate
     from regraft.experiments.intervene.bottleneck import bottleneck as bottleneck
+    from regraft.experiments.intervene.cache import cache as cache
     from regraft.experiments.intervene.knockout import knockout as knockout
     from regraft.experiments.intervene.noise import noise as noise
     from regraft.experiments.intervene.patch import patch as patch
@@ -211,6 +212,7 @@ __all__ = [
     "bake_embedding",
     "bottleneck",
     "build_head",
+    "cache",
     "certify",
     "changed",
     "codec",

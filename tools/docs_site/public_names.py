@@ -36,8 +36,8 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Experiments that change a part and measure what it did. Each takes an opened model first and returns"
         " an `xarray.Dataset`.",
         (
-            "knockout", "swap", "patch", "paths", "push", "ablate", "bottleneck", "steer", "repeat", "noise",
-            "replacement", "quantize", "quantizers", "shuffle", "transplant", "prune", "reorder",
+            "cache", "knockout", "swap", "patch", "paths", "push", "ablate", "bottleneck", "steer", "repeat",
+            "noise", "replacement", "quantize", "quantizers", "shuffle", "transplant", "prune", "reorder",
         ),
     ),
     "Results": (

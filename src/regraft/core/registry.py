@@ -46,6 +46,7 @@ EXPERIMENTS = {
     "trajectories": "observe.trajectories",
     "ablate": "intervene.ablate",
     "bottleneck": "intervene.bottleneck",
+    "cache": "intervene.cache",
     "knockout": "intervene.knockout",
     "noise": "intervene.noise",
     "patch": "intervene.patch",

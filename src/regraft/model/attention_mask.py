@@ -60,30 +60,29 @@ def mask_argument(model: Model, block: int) -> MaskArgument:
     return found
 
 
-def with_edges_cut(
-    call: BlockCall, argument: MaskArgument, cut_Rqs: Tensor, causal: bool
-) -> dict[Path, Tensor]:
+def with_edges_cut(call: BlockCall, argument: MaskArgument, cut: Tensor, causal: bool) -> dict[Path, Tensor]:
     """The mask of a call with edges taken out, as the argument to be given in place of its own.
 
     Args:
         call: what the block was called with, for as many queries and keys.
-        cut_Rqs: true where a query may not read a key.
+        cut: true where a query may not read a key, (R, q, s), or head by head (R, H, q, s).
         causal: what a call without a mask means: no key behind its query (else every key).
 
     Raises:
         ValueError: a query would be left without any key.
     """
     before = dict(walk_tensors(call.nested())).get(argument.path)
-    rows, queries, keys = cut_Rqs.shape
+    cut_RHqs = cut[:, None] if cut.dim() == 3 else cut
+    rows, _, queries, keys = cut_RHqs.shape
     if before is None:
-        allowed = torch.ones(queries, keys, dtype=torch.bool, device=cut_Rqs.device)
+        allowed = torch.ones(queries, keys, dtype=torch.bool, device=cut.device)
         allowed = allowed.tril(keys - queries)[None, None] if causal else allowed[None, None]
     else:
         assert before.shape[-2:] == (queries, keys)
         before = before if before.shape[0] == rows else before.repeat(rows // before.shape[0], 1, 1, 1)
         allowed = before if before.dtype == torch.bool else before > torch.finfo(before.dtype).min / 2
-    kept = allowed & ~cut_Rqs[:, None]
-    if bool((cut_Rqs.any(-1)[:, None] & allowed.any(-1) & ~kept.any(-1)).any()):
+    kept = allowed & ~cut_RHqs
+    if bool((cut_RHqs.any(-1) & allowed.any(-1) & ~kept.any(-1)).any()):
         raise ValueError(
             "an attention edit takes every key from a query, whose attention is then no number: leave it"
             " one, for example its own position"

@@ -43,7 +43,10 @@ GROUPS = (
     Group(
         "changed",
         "What can be changed",
-        ("replacement", "shuffle", "quantize", "quantizers", "transplant", "prune", "reorder", "steer"),
+        (
+            "replacement", "shuffle", "quantize", "quantizers", "cache", "transplant", "prune", "reorder",
+            "steer",
+        ),
     ),
 )  # fmt: skip
 """Groups of a report, and the experiments of each in the order in which they are told."""

@@ -115,6 +115,18 @@ class Cone:
         keys, values = (t[:, :, :start] for t in found)
         return self._call(block, stream, rows, start, PrefixCache(keys, values, rows), module, given=given)
 
+    def on_past(
+        self,
+        block: int,
+        stream: Tensor,
+        rows: int,
+        start: int,
+        past: PrefixCache,
+        given: Mapping[Path, Tensor] | None = None,
+    ) -> Tensor:
+        """Run one block on the positions from `start` on, on keys and values of one's own for the rest."""
+        return self._call(block, stream, rows, start, past, given=given)
+
     def call_from(self, block: int, start: int) -> BlockCall:
         """What a block is called with for the positions from `start` on."""
         return self._calls_from(start, self.recording.positions)[0][block]

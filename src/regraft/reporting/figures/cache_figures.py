@@ -1,0 +1,111 @@
+"""Figures of strategies for keys and values: lost over kept, by distance, by block and head."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from regraft.reporting.theme import FIRST, MUTED, SECOND, THIRD, Drawing, Panel, base, heatmap, lines, panel
+from regraft.reporting.wording import counted
+
+FAMILIES = {
+    "fewer bits": ("bf16", "fp8", "fp8_e5m2", "int8", "int4", "int3", "int2"),
+    "fewer tokens": ("window", "h2o", "snapkv", "pyramid", "scissorhands", "offload"),
+    "fewer tokens, a control": ("random", "oldest"),
+    "fewer heads, directions or blocks": ("heads", "rank", "share"),
+}
+"""Kinds of strategies, each with a colour and a mark of its own."""
+LOOKS = ((FIRST, "circle"), (SECOND, "square"), (MUTED, "x"), (THIRD, "diamond"))
+FLOOR = 1e-6
+"""Nats per token under which a strategy changes nothing that a figure shows."""
+FREE = 1e-3
+"""Nats per token up to which a strategy is said to cost nothing."""
+SHOWN = 6
+"""Lines of strategies that can be told apart."""
+
+
+def cache_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
+    """What is lost over bytes, with the front of what nothing beats."""
+    figure = base(430)
+    for (name, kinds), (colour, mark) in zip(FAMILIES.items(), LOOKS, strict=True):
+        some = data.isel(strategy=np.isin(data.kind.values, kinds))
+        if some.sizes["strategy"]:
+            figure.add_scatter(
+                x=some.bytes.values, y=np.maximum(some.kl.values, FLOOR), mode="markers", name=name,
+                marker=dict(size=9, color=colour, symbol=mark), text=[str(s) for s in some.strategy.values],
+                hovertemplate="%{text}<br>%{x:,.0f} bytes per token<br>%{y:.3g} nats<extra></extra>",
+            )  # fmt: skip
+    front = front_of(data)
+    figure.add_scatter(
+        x=data.bytes.values[front], y=np.maximum(data.kl.values[front], FLOOR), mode="lines",
+        name="nothing is better", line=dict(color=MUTED, dash="dot"), hoverinfo="skip",
+    )  # fmt: skip
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.12, x=0))
+    figure.update_xaxes(title="bytes for each token of the prefix", type="log")
+    figure.update_yaxes(title="nats per token from the whole cache", type="log")
+    drawn = [("What a cache loses, over what it keeps", figure)]
+    if np.isfinite(data.sensitivity_head.values).any():
+        heads = heatmap(
+            data.sensitivity_head.values, data.key_head.values, data.block.values, "nats",
+            hovertemplate="block %{y}, key head %{x}<br>%{z:.3g} nats<extra></extra>",
+        )  # fmt: skip
+        heads.update_layout(xaxis_title="key head", yaxis_title="block")
+        drawn.append((f"One head's cache as {data.attrs['sensitivity']}, the others whole", heads))
+    return drawn
+
+
+def front_of(data: xr.Dataset) -> list[int]:
+    """Strategies that no other beats in bytes and in what is lost, by bytes."""
+    found: list[int] = []
+    least = float("inf")
+    for number in np.lexsort((data.kl.values, data.bytes.values)):
+        if data.kl.values[number] < least:
+            least = float(data.kl.values[number])
+            found.append(int(number))
+    return found
+
+
+def cache_panels(data: xr.Dataset) -> list[Panel]:
+    """Added loss over distance of the cheapest of each kind, and single blocks."""
+    order = np.argsort(data.bytes.values)
+    some: dict[str, np.ndarray] = {}
+    for number in order:
+        kind = str(data.kind.values[number])
+        if kind not in {name.partition(":")[0] for name in some} and len(some) < SHOWN:
+            some[str(data.strategy.values[number])] = data.loss_added_by_distance.values[number]
+    curve = lines(data.distance.values, some, "tokens behind the prefix", "nats per token")
+    each = lines(data.block.values, {"one block": data.sensitivity_block.values}, "block", "nats per token")
+    return [
+        panel(data, "loss_added_by_distance", "Loss added over distance, the smallest of each kind", curve),
+        panel(data, "sensitivity_block", f"One block's cache as {data.attrs['sensitivity']}", each),
+    ]
+
+
+def cache_finding(data: xr.Dataset) -> str:
+    """The smallest cache that costs nothing, and the smallest of all."""
+    free = data.isel(strategy=data.kl.values <= FREE)
+    said = f"Of {counted(data.sizes['strategy'], 'strategy', 'strategies')}"
+    if free.sizes["strategy"]:
+        best = int(np.argmax(free.ratio.values))
+        said += (
+            f", {free.strategy.values[best]} keeps a prefix in {free.ratio.values[best]:.1f} times fewer"
+            f" bytes and changes the next token by {free.kl.values[best]:.1g} nats"
+        )
+    least = int(np.argmin(data.bytes.values))
+    return (
+        f"{said}; the smallest, {data.strategy.values[least]}, keeps {data.bytes.values[least]:,.0f} bytes"
+        f" for each token and costs {data.kl.values[least]:.2g} nats."
+    )
+
+
+CACHE = Drawing(
+    "Keys and values",
+    "What of a prefix must be kept?",
+    "Each point is a strategy: to the left it keeps less, below it changes the next token's distribution"
+    " less. Dropping tokens loses what they said; fewer bits blur all of them.",
+    cache_figures,
+    cache_finding,
+    ("bytes", "ratio", "kl", "top1_agreement", "loss_added", "repeat_accuracy"),
+    cache_panels,
+)
