@@ -13,6 +13,7 @@ from regraft.experiments.intervene.cache import STRATEGIES
 from regraft.systems.cache_codes import FLOATS, as_float, coded, packed, unpacked
 from regraft.systems.cache_run import kept_of, pasts_of, suffix_streams
 from regraft.systems.cache_strategies import DROPS, INTS, Past, Strategy, StrategyError, keep, strategy
+from regraft.systems.kept_cache import kept_cache
 
 LENGTH, PREFIX = 40, 24
 
@@ -236,6 +237,59 @@ def test_a_window_of_the_models_own_loses_nothing_by_a_window():
     assert apart(suffix_streams(text, [row], PREFIX)[0], clean) < 1e-5
     less = kept_of(strategy("window:budget=3,sinks=0"), pasts_of(text, PREFIX))
     assert apart(suffix_streams(text, [less], PREFIX)[0], clean) > 1e-5
+
+
+# while text is written
+# ----------------------------------------------------------------------------------------------------
+
+WRITTEN = ("whole", "int4", "int2:k=token,recent=3", "fp8", "window:budget=5", "h2o:budget=50%", "rank:r=4")
+WRITTEN += ("heads:merge=2", "snapkv:budget=6,queries=4", "pyramid:budget=6", "share:every=2")
+
+
+@pytest.mark.parametrize("words", WRITTEN)
+def test_text_is_written_on_what_is_kept_of_the_prompt(words):
+    """Token by token what the slow way says: the prompt kept anew, all that was written behind it run at
+    once."""
+    model = regraft.load()
+    prompts = ["The time displayed is 9:00 am. Therefore, it is currently the"]
+    found = model.generate(prompts, tokens=6, cache=words)
+    ids = list(found.prompt_ids[0])
+    length, written = len(ids), []
+    for _ in found.ids[0]:
+        text = model.record([[*ids, *written, ids[0]]], attention_mask="all")
+        kept = kept_of(strategy(words), pasts_of(text, length))
+        ends = (
+            text.post(11)[:, [length - 1]] if not written else suffix_streams(text, [kept], length)[0][:, :-1]
+        )
+        written.append(int(text.head(ends)[0, -1].argmax()))
+    assert written == list(found.ids[0])
+
+
+def test_what_is_kept_while_text_is_written_is_no_more_than_it_says(text, pasts):
+    cache = kept_cache(text.model, text.ids_BT[:, :PREFIX], "window:budget=6")
+    cache.update(pasts[0].keys_BGPK, pasts[0].values_BGPK, 0)
+    one = pasts[0].keys_BGPK[:, :, :1]
+    keys, _ = cache.update(one, one, 0)
+    assert keys.shape[2] == 7
+    assert cache.get_seq_length() == PREFIX + 1
+    assert cache.layers[0].get_mask_sizes(1) == (8, PREFIX + 2 - 8)
+    assert torch.equal(keys[:, :, :4], pasts[0].keys_BGPK[:, :, :4])
+
+
+def test_strategies_that_text_cannot_be_written_with_are_refused():
+    model = regraft.load()
+    with pytest.raises(ValueError, match="keeps what an unchanged prompt has"):
+        model.generate("It is dark", cache="int4", edits=regraft.Zero("3.mlp_out"))
+    with pytest.raises(StrategyError, match="did you mean int4"):
+        model.generate("It is dark", cache="in4")
+    with pytest.raises(StrategyError, match="a window of their own"):
+        regraft.load(FAMILIES["mistral"]()).generate([5, 6, 7, 8], cache="int4")
+    with pytest.raises(StrategyError, match="one mask for all of them"):
+        regraft.load(FAMILIES["llama"](), attention="eager").generate(
+            [*range(5, 25)], cache="pyramid:budget=9"
+        )
+    with pytest.raises(ValueError, match="is recurrent"):
+        regraft.load(FAMILIES["mamba2"]()).generate([5, 6, 7, 8], cache="int4")
 
 
 # the experiment

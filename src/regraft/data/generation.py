@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 
 from regraft.checkpoint.locate import SPECIMENS
@@ -251,6 +251,8 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     cache: bool = True
+    past: Cache | None = None
+    """A cache of one's own, empty, for one batch."""
 
     def check(self) -> None:
         """Refuse what means nothing.
@@ -341,7 +343,8 @@ def _by_itself(model: Model, batch: Tensor, how: Sampling, heard: Heard | None) 
         try:
             listens = {} if heard is None else {"streamer": _Listens(heard)}
             mask = torch.ones_like(batch)
-            out = model.hf.generate(input_ids=batch, attention_mask=mask, **listens).tolist()
+            past = {} if how.past is None else {"past_key_values": how.past}
+            out = model.hf.generate(input_ids=batch, attention_mask=mask, **past, **listens).tolist()
         finally:
             model.hf.generation_config = own
     start = 1 if model.two_stacks else batch.shape[1]

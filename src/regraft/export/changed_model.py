@@ -10,7 +10,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from regraft.model.model import Model
 from regraft.sweeps.live_edits import Copies, check_live, live_edits
 from regraft.sweeps.routes import Route, whole_number
 from regraft.sweeps.variants import Edit, Variant, listed, variants_of
+from regraft.systems.kept_cache import kept_cache
 
 
 @contextmanager
@@ -101,7 +102,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    cache: bool = True,
+    cache: bool | str = True,
     attention_mask: Any = None,
 ) -> Generated:
     """Write on behind prompts while the model passes through edits and along a route.
@@ -118,7 +119,9 @@ def generate(
         temperature: of the draw of each token; 0 takes the most likely one.
         top_p: draw among the most likely tokens that have this share.
         seed: of the draw.
-        cache: keep keys and values between tokens.
+        cache: keep keys and values between tokens; or a strategy that says what is kept of the prompt, such
+            as
+            "int4:recent=32" or "h2o:budget=25%" (`regraft cache` measures them).
         attention_mask: for token ids, 1 on tokens and 0 on padding; "all" where the pad token is meant as
             one.
 
@@ -139,15 +142,12 @@ def generate(
     """
     rows = rows_of(model, prompts, attention_mask).ids
     given = (edits,) if isinstance(edits, Edit) else tuple(edits)
-    how = Sampling(whole_number(tokens, "number of tokens"), temperature, top_p, cache)
-    how.check()
-    check_writes(model)
-    if room(model, rows, how.tokens) < how.tokens:
+    how = Sampling(whole_number(tokens, "number of tokens"), temperature, top_p, cache is not False)
+    if isinstance(cache, str) and (given or route is not None):
         raise ValueError(
-            f"{how.tokens} tokens behind the longest prompt do not fit into the model: ask for"
-            f" {room(model, rows, how.tokens)} at most"
+            f"cache={cache!r} keeps what an unchanged prompt has: write with edits or a route, or with it"
         )
-    _check_reached(model, given, rows, how.tokens)
+    _check_asked(model, how, rows, given)
     by_length: dict[int, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         by_length[len(row)].append(number)
@@ -157,6 +157,8 @@ def generate(
             batch = torch.tensor([rows[number] for number in numbers], device=model.device)
             own = [_of_prompts(edit, numbers, len(rows)) for edit in given]
             with changed(model, Variant(own, route)):
+                if isinstance(cache, str):
+                    how = replace(how, past=kept_cache(model, batch, cache))
                 if route is not None and how.cache:
                     _check_keeps(model, batch[:1])
                 written = write_on(model, batch, how)
@@ -164,6 +166,22 @@ def generate(
     ids = tuple(tuple(found[number]) for number in range(len(rows)))
     texts = tuple("".join(map(model.token_text, row)) for row in ids)
     return Generated(tuple(map(tuple, rows)), ids, texts)
+
+
+def _check_asked(model: Model, how: Sampling, rows: list[list[int]], edits: Sequence[Edit]) -> None:
+    """Make sure that the model writes text, that the tokens fit, and that every edit is passed.
+
+    Raises:
+        ValueError: they do not.
+    """
+    how.check()
+    check_writes(model)
+    if room(model, rows, how.tokens) < how.tokens:
+        raise ValueError(
+            f"{how.tokens} tokens behind the longest prompt do not fit into the model: ask for"
+            f" {room(model, rows, how.tokens)} at most"
+        )
+    _check_reached(model, edits, rows, how.tokens)
 
 
 def _check_keeps(model: Model, prompt_1T: Tensor) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from regraft.systems.cache_codes import FLOATS, as_float, coded
+from regraft.systems.cache_codes import FLOATS, Coded, as_float, coded
 
 INTS = {f"int{bits}": bits for bits in (8, 4, 3, 2)}
 DROPS = ("window", "h2o", "snapkv", "pyramid", "scissorhands", "random", "oldest")
@@ -50,22 +50,39 @@ class Past:
     blocks: int = 1
 
 
+Reads = Callable[[], tuple[Tensor, Tensor]]
+"""Keys and values from what is held of them."""
+
+
 @dataclass(frozen=True)
 class Kept:
-    """What stays of a block's past: keys and values as they are read, which tokens of each head are there,
-    every
-    tensor that is held for it, and bytes that are moved for each token that is written."""
+    """What stays of a block's past: keys and values as they are read, which tokens of each head are there
+    (None: all), every tensor that is held for it, bytes that are moved for each token that is written, and
+    how codes are read again."""
 
     keys_BGPK: Tensor
     values_BGPK: Tensor
     stays_BGP: Tensor | None
     held: Sequence[Tensor]
     moved: int = 0
+    decoded: Reads | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of everything that is held."""
         return sum(one.numel() * one.element_size() for one in self.held)
+
+    @property
+    def count(self) -> int:
+        """How many tokens of each head are there."""
+        return self.keys_BGPK.shape[2] if self.stays_BGP is None else int(self.stays_BGP[0, 0].sum())
+
+    def reads(self) -> Reads:
+        """Keys and values of the tokens that are there, (B, G, n, K), from what is held alone."""
+        if self.decoded is not None:
+            return self.decoded
+        there = (self.keys_BGPK, self.values_BGPK) if self.stays_BGP is None else (self.held[0], self.held[1])
+        return lambda: there
 
 
 @dataclass(frozen=True)
@@ -153,8 +170,7 @@ def keep(asked: Strategy, past: Past) -> Kept:
     if asked.kind in INTS:
         return _in_bits(asked, past)
     if asked.kind in FLOATS:
-        parts = [as_float(one, asked.kind) for one in (past.keys_BGPK, past.values_BGPK)]
-        return _read_back(past, parts[0].read(), parts[1].read(), [t for part in parts for t in part.tensors])
+        return _as_short(past, asked.kind)
     if asked.kind == "heads":
         return _merged(past, int(asked.number("merge", 2)))
     if asked.kind == "rank":
@@ -172,27 +188,41 @@ def keep(asked: Strategy, past: Past) -> Kept:
     return Kept(past.keys_BGPK, past.values_BGPK, None, held)
 
 
-def _read_back(past: Past, keys: Tensor, values: Tensor, held: Sequence[Tensor]) -> Kept:
-    return Kept(keys.to(past.keys_BGPK.dtype), values.to(past.values_BGPK.dtype), None, held)
+def _decoded(held: Sequence[Tensor], read: Reads) -> Kept:
+    keys_BGPK, values_BGPK = read()
+    return Kept(keys_BGPK, values_BGPK, None, held, decoded=read)
 
 
 def _in_bits(asked: Strategy, past: Past) -> Kept:
     """Codes of a few bits, the last tokens whole (KIVI: keys by channel, values by token)."""
     bits, group = INTS[asked.kind], int(asked.number("group", GROUP))
-    recent = min(int(asked.number("recent", 0)), past.keys_BGPK.shape[2])
-    found, held = [], []
+    cut = max(0, past.keys_BGPK.shape[2] - int(asked.number("recent", 0)))
+    parts: list[tuple[Coded | None, Tensor]] = []
     for numbers, name, usual in ((past.keys_BGPK, "k", "channel"), (past.values_BGPK, "v", "token")):
-        cut = numbers.shape[2] - recent
         along = 2 if asked.options.get(name, usual) == "channel" else 3
-        last = numbers[:, :, cut:]
-        if cut:
-            part = coded(numbers[:, :, :cut], int(asked.number(f"{name}bits", bits)), along, group)
-            found.append(torch.cat([part.read().to(numbers.dtype), last], dim=2))
-            held += part.tensors
-        else:
-            found.append(last)
-        held += [last.contiguous()] if recent else []
-    return Kept(found[0], found[1], None, held)
+        width = int(asked.number(f"{name}bits", bits))
+        codes = coded(numbers[:, :, :cut], width, along, group) if cut else None
+        parts.append((codes, numbers[:, :, cut:].contiguous()))
+
+    def read() -> tuple[Tensor, Tensor]:
+        whole = [
+            last if codes is None else torch.cat([codes.read().to(last.dtype), last], dim=2)
+            for codes, last in parts
+        ]
+        return whole[0], whole[1]
+
+    held = [tensor for codes, _ in parts if codes is not None for tensor in codes.tensors]
+    return _decoded([*held, *(last for _, last in parts if last.numel())], read)
+
+
+def _as_short(past: Past, name: str) -> Kept:
+    """Short floats."""
+    parts = [as_float(one, name) for one in (past.keys_BGPK, past.values_BGPK)]
+    dtype = past.keys_BGPK.dtype
+    return _decoded(
+        [tensor for part in parts for tensor in part.tensors],
+        lambda: (parts[0].read().to(dtype), parts[1].read().to(dtype)),
+    )
 
 
 def _merged(past: Past, together: int) -> Kept:
@@ -200,23 +230,29 @@ def _merged(past: Past, together: int) -> Kept:
     groups = past.keys_BGPK.shape[1]
     if groups % together:
         raise StrategyError(f"heads:merge={together} does not divide {groups} key heads")
-    means = [one.unflatten(1, (-1, together)).mean(2) for one in (past.keys_BGPK, past.values_BGPK)]
-    keys, values = (one.repeat_interleave(together, dim=1) for one in means)
-    return _read_back(past, keys, values, means)
+    keys, values = (one.unflatten(1, (-1, together)).mean(2) for one in (past.keys_BGPK, past.values_BGPK))
+    return _decoded(
+        [keys, values],
+        lambda: (keys.repeat_interleave(together, dim=1), values.repeat_interleave(together, dim=1)),
+    )
 
 
 def _low_rank(past: Past, rank: int) -> Kept:
     """Keys (as they are kept, rotated) and values of each head through their own first singular
     directions."""
-    found, held = [], []
-    for numbers in (past.keys_BGPK, past.values_BGPK):
-        left, sizes, right = torch.linalg.svd(numbers.double(), full_matrices=False)
-        some = min(rank, sizes.shape[-1])
-        coordinates = (left[..., :some] * sizes[..., None, :some]).to(numbers.dtype)
-        directions = right[..., :some, :].to(numbers.dtype)
-        found.append(coordinates @ directions)
-        held += [coordinates, directions]
-    return _read_back(past, found[0], found[1], held)
+    pairs = [_directions(numbers, rank) for numbers in (past.keys_BGPK, past.values_BGPK)]
+    return _decoded(
+        [tensor for pair in pairs for tensor in pair],
+        lambda: (pairs[0][0] @ pairs[0][1], pairs[1][0] @ pairs[1][1]),
+    )
+
+
+def _directions(numbers_BGPK: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Coordinates (B, G, P, r) along the first singular directions, and those (B, G, r, K)."""
+    left, sizes, right = torch.linalg.svd(numbers_BGPK.double(), full_matrices=False)
+    some = min(rank, sizes.shape[-1])
+    coordinates = left[..., :some] * sizes[..., None, :some]
+    return coordinates.to(numbers_BGPK.dtype), right[..., :some, :].to(numbers_BGPK.dtype)
 
 
 # what is dropped
