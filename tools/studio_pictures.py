@@ -35,6 +35,8 @@ def ran(page: Page) -> None:
     page.get_by_test_id("tab-experiments").click()
     page.get_by_test_id("run").click()
     page.get_by_test_id("state-0").filter(has_text="done").wait_for(timeout=3 * SOON)
+    so_far = page.get_by_test_id("pictures").filter(has_text="measured so far")
+    so_far.wait_for(state="detached", timeout=SOON)
     page.locator("[data-testid=pictures] .js-plotly-plot .main-svg").first.wait_for(timeout=SOON)
     page.wait_for_timeout(1000)
 

@@ -93,6 +93,7 @@ class ExperimentsPage:
     def listed(self) -> None:
         """Every job of this studio, the newest first."""
         jobs, self._progress = self.studio.jobs.jobs, {}
+        self._shown = self._states()
         if not jobs:
             ui.label("Nothing was run yet: fill in the form, and run it.").classes("rg-soft").props(
                 "data-testid=no-jobs"
@@ -156,12 +157,9 @@ class ExperimentsPage:
         Buttons are made anew only where a job came, began or ended: a click on one that is made anew in the
         middle of it would be lost.
         """
-        shown = self.studio.jobs.jobs[-SHOWN:]
-        states = tuple((one.number, one.state, one.sentence) for one in shown)
-        if states != self._shown:
-            self._shown = states
+        if self._states() != self._shown:
             self.listed.refresh()
-        for one in shown:
+        for one in self.studio.jobs.jobs[-SHOWN:]:
             state, bar = self._progress.get(one.number, (None, None))
             if state is not None:
                 state.set_text(_state(one))
@@ -172,6 +170,9 @@ class ExperimentsPage:
         if now != self._drawn:
             self._drawn = now
             self.pictures.refresh()
+
+    def _states(self) -> tuple[Any, ...]:
+        return tuple((one.number, one.state, one.sentence) for one in self.studio.jobs.jobs[-SHOWN:])
 
 
 def _field(parameter: Parameter) -> Any:

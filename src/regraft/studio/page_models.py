@@ -42,6 +42,7 @@ class ModelsPage:
 
             ui.button("Open", on_click=open_it).props("data-testid=open-model")
         self.grafts()
+        self._shown = self._open_now()
 
     async def _open(self, name: str) -> None:
         try:
@@ -104,12 +105,15 @@ class ModelsPage:
     def show(self) -> None:
         """Show what is open now, and which grafts are on; where that is another than before, since a click on
         a button that is made anew would be lost."""
-        on = () if self.bench is None else tuple(self.bench.on)
-        now = (tuple(self.studio.benches), self.bench, on, *graft_folders(self.studio.places.folders))
+        now = self._open_now()
         if now != self._shown:
             self._shown = now
             self.listed.refresh()
             self.grafts.refresh()
+
+    def _open_now(self) -> tuple[Any, ...]:
+        on = () if self.bench is None else tuple(self.bench.on)
+        return (tuple(self.studio.benches), self.bench, on, *graft_folders(self.studio.places.folders))
 
 
 def graft_folders(roots: list[Path]) -> list[Path]:

@@ -53,6 +53,7 @@ class PromptPage:
                 self.continuations()
         self.blocks()
         self.program()
+        self._shown = self._keys()
 
     async def ask(self, change: Callable[[Asked], Asked]) -> None:
         """Ask the bench, and say why not where it does not answer."""
@@ -344,21 +345,25 @@ class PromptPage:
     def _show_again(self) -> None:
         """Make what is clicked, typed into and opened anew where it would be another: a menu that is open, or
         a click that is under way, would be lost with what it belongs to."""
+        now = self._keys()
+        parts = {"chips": self.chips, "touching": self.touching, "changes": self.changes,
+                 "blocks": self.blocks, "program": self.program}  # fmt: skip
+        for name, what in now.items():
+            if self._shown[name] != what:
+                self._shown[name] = what
+                parts[name].refresh()
+
+    def _keys(self) -> dict[str, Any]:
+        """What the parts that are clicked, typed into and opened show."""
         bench = self.bench
         tokens = None if bench.reading is None else bench.reading.tokens
-        now = {
+        return {
             "chips": (tokens, bench.why_not, self.position),
             "touching": (tokens, self.site, self.position),
             "changes": (bench.asked.touches, bench.asked.changes),
             "blocks": (tokens is None, self._order()),
             "program": (tokens is None, bench.program),
         }
-        parts = {"chips": self.chips, "touching": self.touching, "changes": self.changes,
-                 "blocks": self.blocks, "program": self.program}  # fmt: skip
-        for name, what in now.items():
-            if name not in self._shown or self._shown[name] != what:
-                self._shown[name] = what
-                parts[name].refresh()
 
 
 def _texts(asked: Asked) -> tuple[str, str, str]:
