@@ -287,23 +287,25 @@ class PromptPage:
                 )
                 tile.on("dragstart", partial(self._drag, place))
                 tile.on("dragover.prevent", lambda: None)
-                tile.on("drop.prevent", partial(self._drop_block, place))
+                tile.on("drop.prevent", partial(self._drop_block, order, place))
                 with tile, ui.menu():
-                    self._block_menu(place, block)
+                    self._block_menu(order, place)
 
-    def _block_menu(self, place: int, block: int) -> None:
+    def _block_menu(self, order: list[int], place: int) -> None:
+        """Of the order that is shown: the bench may have another one by now."""
+        block = order[place]
         for name in SITES:
             ui.menu_item(f"Touch {block}.{name}", partial(self.pick, f"{block}.{name}")).props(
                 f"data-testid=pick-{name}"
             )
-        for text, order in (
-            ("Skip it", _without(self._order(), place)),
-            ("Repeat it", _repeated(self._order(), place)),
-            ("Move it left", _moved(self._order(), place, place - 1)),
-            ("Move it right", _moved(self._order(), place, place + 1)),
+        for text, other in (
+            ("Skip it", _without(order, place)),
+            ("Repeat it", _repeated(order, place)),
+            ("Move it left", _moved(order, place, place - 1)),
+            ("Move it right", _moved(order, place, place + 1)),
         ):
             named = text.lower().replace(" it", "").replace(" ", "-")
-            ui.menu_item(text, partial(self._reorder, order)).props(f"data-testid={named}")
+            ui.menu_item(text, partial(self._reorder, other)).props(f"data-testid={named}")
 
     def _order(self) -> list[int]:
         return list(self.bench.asked.order or range(len(self.bench.model.blocks)))
@@ -311,10 +313,10 @@ class PromptPage:
     def _drag(self, place: int) -> None:
         self._dragged = place
 
-    async def _drop_block(self, place: int) -> None:
+    async def _drop_block(self, order: list[int], place: int) -> None:
         dragged, self._dragged = self._dragged, None
-        if dragged is not None and dragged != place:
-            await self._reorder(_moved(self._order(), dragged, place))
+        if dragged is not None and dragged != place and dragged < len(order):
+            await self._reorder(_moved(order, dragged, place))
 
     async def _reorder(self, order: list[int]) -> None:
         plain = order == list(range(len(self.bench.model.blocks)))
