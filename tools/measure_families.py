@@ -1,8 +1,9 @@
 """What opens of transformers' architectures, and which sites each has: `PYTHONPATH=tests python
-tools/measure_families.py`.
+-m tools.measure_families`.
 
-Every architecture is made tiny and random (`tests/architectures.py`), opened and self-checked; the table goes
-to docs/families.md. What cannot be made small from its configuration's own field names is not in it.
+Every architecture is made tiny and random (`tools/small_architectures.py`), opened and self-checked; the
+table goes to docs/families.md. What cannot be made small from its configuration's own field names is not in
+it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging as transformers_logging
 
-from architectures import MAPPINGS, tiny
 from regraft.model.block_call import CANNOT
 from regraft.model.load import load
 from regraft.model.model import Model
+from tools.small_architectures import MAPPINGS, tiny
 
 NAMES = ("resid_mid", "attn_out", "cross_out", "mixer_out", "mlp_out", "q", "k", "v", "z", "mlp_act")
 MOST_PARAMETERS = 3_000_000
