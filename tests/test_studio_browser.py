@@ -136,6 +136,24 @@ def test_two_browsers_see_one_state(opened):
     one.at("changes").wait_for(state="detached", timeout=SOON)
 
 
+def test_what_is_open_stays_open_whatever_another_page_changes(opened):
+    one, other = opened(), opened((390, "dark"))
+    one.menu("block-3", "pick-mlp_out")
+    one.at("does").click()
+    one.page.get_by_role("option", name="scale by", exact=False).first.click()
+    one.at("does").click()
+    one.page.get_by_role("option", name="set to 0", exact=False).first.wait_for(timeout=SOON)
+    other.menu("block-5", "pick-mlp_out")
+    other.at("apply").click()
+    one.until("changes", "5.mlp_out")
+    one.until("effects", "→")
+    one.page.wait_for_timeout(1000)
+    assert one.page.get_by_role("option", name="set to 0", exact=False).first.is_visible()
+    one.page.keyboard.press("Escape")
+    assert "scale by" in one.at("does").locator("xpath=ancestor::label").inner_text()
+    other.undo()
+
+
 def test_an_experiment_runs_is_opened_and_compared(opened):
     page = opened()
     page.tab("experiments")
@@ -188,8 +206,11 @@ def test_a_job_is_cancelled_and_a_killed_worker_is_told_and_replaced(opened, ser
         return number
 
     long = run("Neuron ablation", **LONG)
+    page.until(f"state-{long}", "%")
+    button = page.at(f"cancel-{long}").element_handle()
     page.until(f"state-{long}", "s left")
-    page.at(f"cancel-{long}").click()
+    assert button.evaluate("one => one.isConnected"), "a click on it would be lost if it were made anew"
+    button.click()
     page.until(f"state-{long}", "stopped")
     page.until(f"sentence-{long}", "keeps what was measured")
     other = run("Neuron ablation", **LONG)
