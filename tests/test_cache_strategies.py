@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from transformers import DynamicCache
 
 import regraft
 from families import FAMILIES
 from regraft.experiments.intervene.cache import STRATEGIES
+from regraft.reporting.figures.cache_figures import cache_finding, front_of
 from regraft.systems.cache_codes import FLOATS, as_float, coded, packed, unpacked
 from regraft.systems.cache_run import kept_of, pasts_of, suffix_streams
-from regraft.systems.cache_strategies import DROPS, INTS, Past, Strategy, StrategyError, keep, strategy
+from regraft.systems.cache_strategies import DROPS, Past, Strategy, StrategyError, keep, strategy
 from regraft.systems.kept_cache import kept_cache
 
 LENGTH, PREFIX = 40, 24
+HALVES = 4e-3
+"""Of numbers of four at most, what a lowest value and 255 steps in half precision are off: two parts in a
+thousand and the same once more."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,7 @@ def toy(length=20, heads=2, width=8, seed=0):
 
 
 def apart(one, other):
-    return float((one - other).abs().max() / other.abs().max())
+    return float((one - other).detach().abs().max() / other.detach().abs().max())
 
 
 # codes
@@ -59,18 +66,21 @@ def test_codes_are_packed_to_the_bit_and_come_back(bits):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("axis", [2, 3])
 def test_a_group_is_off_by_half_a_step_at_most_and_shares_one_scale(bits, axis):
-    numbers = torch.randn(2, 3, 21, 10, generator=torch.Generator().manual_seed(2))
+    numbers = torch.randn(2, 3, 21, 20, generator=torch.Generator().manual_seed(2))
     kept = coded(numbers, bits, axis, group=8)
     back = kept.read()
-    groups = -(-numbers.shape[axis] // 8)
-    assert kept.scales.shape[axis] == groups
-    for number, part in enumerate(numbers.tensor_split(list(range(8, numbers.shape[axis], 8)), dim=axis)):
-        if part.shape[axis] == 8 and groups * 8 == numbers.shape[axis]:
-            step = (part.amax(axis) - part.amin(axis)) / ((1 << bits) - 1)
-            off = (back.narrow(axis, number * 8, 8) - part).abs().amax(axis)
-            assert (off <= 0.51 * step + 2e-3).all()
-    span = numbers.amax(axis, keepdim=True) - numbers.amin(axis, keepdim=True)
-    assert ((back - numbers).abs() <= 0.51 * span / ((1 << bits) - 1) + 2e-3).all()
+    runs = numbers.split(8, dim=axis)
+    assert [one.shape[axis] for one in runs] == [8, 8, numbers.shape[axis] - 16]
+    assert kept.scales.shape[axis] == 3
+    for number, part in enumerate(runs):
+        step = (part.amax(axis) - part.amin(axis)) / ((1 << bits) - 1)
+        off = (back.narrow(axis, number * 8, part.shape[axis]) - part).abs().amax(axis)
+        assert (off <= 0.5 * step + HALVES).all()
+
+
+def test_numbers_beyond_half_precision_are_refused():
+    with pytest.raises(ValueError, match="keep them in bf16 or fp8"):
+        coded(torch.full((1, 1, 4, 4), 1e5), 4, 2, 4)
 
 
 def test_a_channel_far_from_the_others_is_kept_by_channel_and_drowns_them_by_token():
@@ -88,7 +98,8 @@ def test_a_channel_far_from_the_others_is_kept_by_channel_and_drowns_them_by_tok
 def test_short_floats_use_all_of_their_range(name):
     numbers = 1e-4 * torch.randn(1, 2, 9, 4, generator=torch.Generator().manual_seed(0))
     kept = as_float(numbers, name)
-    assert apart(kept.read(), numbers) < (2**-2 if name == "fp8_e5m2" else 2**-3)
+    digits = {"bf16": 8, "fp8": 4, "fp8_e5m2": 3}[name]  # half of the last one, of the largest number
+    assert apart(kept.read(), numbers) <= 1.01 * 2**-digits
     assert sum(t.numel() * t.element_size() for t in kept.tensors) == numbers.numel() * FLOATS[
         name
     ].itemsize + (0 if name == "bf16" else 2 * 4)
@@ -104,7 +115,8 @@ def test_bytes_are_those_of_every_tensor_and_budgets_are_kept(words):
     kept = keep(asked, past)
     assert kept.nbytes == sum(t.numel() * t.element_size() for t in kept.held) > 0
     whole = keep(strategy("whole"), past).nbytes
-    assert kept.nbytes <= whole or asked.kind in ("rank", *INTS)
+    assert kept.nbytes <= whole or asked.kind == "rank"
+    assert kept.nbytes < whole or asked.kind in ("whole", "rank", "share", "offload")
     if asked.kind in DROPS:
         assert (kept.stays_BGP.sum(-1) == asked.tokens(past)).all()
         places = kept.stays_BGP[0, 0].nonzero()[:, 0]
@@ -155,6 +167,11 @@ def test_words_that_are_no_strategy_are_refused(words, why):
         strategy(words)
 
 
+def test_blocks_of_other_heads_are_not_shared():
+    with pytest.raises(StrategyError, match="has other heads than block 0"):
+        kept_of(strategy("share:every=2"), [toy(heads=2), replace(toy(heads=4), block=1)])
+
+
 def test_heads_that_do_not_divide_are_refused(pasts):
     with pytest.raises(StrategyError, match="does not divide 2 key heads"):
         kept_of(strategy("heads:merge=3"), pasts)
@@ -186,9 +203,9 @@ def forced(text, kept):
 def test_a_suffix_on_what_is_read_is_the_models_own_forward_on_it(text, pasts, words):
     kept = kept_of(strategy(words), pasts)
     found = suffix_streams(text, [kept], PREFIX)[0]
-    assert apart(found, forced(text, kept)) < 1e-5
+    assert apart(found, forced(text, kept)) <= text.model.rounding
     clean = text.post(3)[:, PREFIX:]
-    assert (apart(found, clean) < 1e-5) == (words == "whole")
+    assert (apart(found, clean) <= text.model.rounding) == (words == "whole")
 
 
 @pytest.mark.parametrize("kind", DROPS)
@@ -204,17 +221,17 @@ def test_dropped_tokens_are_not_there_for_the_suffix(text, pasts, kind):
                 one.keys_BGPK + 3 * gone, one.values_BGPK - 5 * gone, one.stays_BGP, one.held, one.moved
             )
         )
-    assert apart(suffix_streams(text, [spoilt], PREFIX)[0], found) < 1e-5
+    assert apart(suffix_streams(text, [spoilt], PREFIX)[0], found) <= text.model.rounding
     assert apart(found, text.post(3)[:, PREFIX:]) > 1e-4
     whole = kept_of(strategy(f"{kind}:budget={PREFIX}" if kind != "pyramid" else "window:budget=100%"), pasts)
-    assert apart(suffix_streams(text, [whole], PREFIX)[0], text.post(3)[:, PREFIX:]) < 1e-5
+    assert apart(suffix_streams(text, [whole], PREFIX)[0], text.post(3)[:, PREFIX:]) <= text.model.rounding
 
 
 def test_rows_of_several_strategies_are_each_what_they_are_alone(text, pasts):
     rows = [kept_of(strategy(words), pasts) for words in ("whole", "window:budget=6", "int2", "h2o:budget=9")]
     together = suffix_streams(text, rows, PREFIX)
     for number, row in enumerate(rows):
-        assert apart(together[number], suffix_streams(text, [row], PREFIX)[0]) < 1e-5
+        assert apart(together[number], suffix_streams(text, [row], PREFIX)[0]) <= text.model.rounding
 
 
 def test_a_shared_block_reads_the_one_in_front_and_holds_nothing(pasts):
@@ -234,9 +251,9 @@ def test_a_window_of_the_models_own_loses_nothing_by_a_window():
     text = model.record(ids, attention_mask="all")
     row = kept_of(strategy("window:budget=4,sinks=0"), pasts_of(text, PREFIX))
     clean = text.post(3)[:, PREFIX:]
-    assert apart(suffix_streams(text, [row], PREFIX)[0], clean) < 1e-5
+    assert apart(suffix_streams(text, [row], PREFIX)[0], clean) <= model.rounding
     less = kept_of(strategy("window:budget=3,sinks=0"), pasts_of(text, PREFIX))
-    assert apart(suffix_streams(text, [less], PREFIX)[0], clean) > 1e-5
+    assert apart(suffix_streams(text, [less], PREFIX)[0], clean) > 10 * model.rounding
 
 
 # while text is written
@@ -254,15 +271,17 @@ def test_text_is_written_on_what_is_kept_of_the_prompt(words):
     prompts = ["The time displayed is 9:00 am. Therefore, it is currently the"]
     found = model.generate(prompts, tokens=6, cache=words)
     ids = list(found.prompt_ids[0])
-    length, written = len(ids), []
-    for _ in found.ids[0]:
+    length, written, ahead = len(ids), [], []
+    for token in found.ids[0]:
         text = model.record([[*ids, *written, ids[0]]], attention_mask="all")
         kept = kept_of(strategy(words), pasts_of(text, length))
         ends = (
             text.post(11)[:, [length - 1]] if not written else suffix_streams(text, [kept], length)[0][:, :-1]
         )
-        written.append(int(text.head(ends)[0, -1].argmax()))
-    assert written == list(found.ids[0])
+        logits = text.head(ends)[0, -1]
+        ahead.append(float((logits.max() - logits[token]) / logits.abs().max()))
+        written.append(token)
+    assert max(ahead) <= model.rounding, "each token is the likeliest, or as likely"
 
 
 def test_what_is_kept_while_text_is_written_is_no_more_than_it_says(text, pasts):
@@ -273,7 +292,8 @@ def test_what_is_kept_while_text_is_written_is_no_more_than_it_says(text, pasts)
     assert keys.shape[2] == 7
     assert cache.get_seq_length() == PREFIX + 1
     assert cache.layers[0].get_mask_sizes(1) == (8, PREFIX + 2 - 8)
-    assert torch.equal(keys[:, :, :4], pasts[0].keys_BGPK[:, :, :4])
+    assert apart(keys[:, :, :4], pasts[0].keys_BGPK[:, :, :4]) <= text.model.rounding
+    assert torch.equal(keys[:, :, 6:], one)
 
 
 def test_strategies_that_text_cannot_be_written_with_are_refused():
@@ -305,7 +325,9 @@ def test_the_experiment_measures_what_its_parts_say():
     assert data.bytes.values[0] == 12 * 2 * 2 * 32 * 4
     assert data.kl.values[1] < data.kl.values[2] < data.kl.values[4]
     assert data.ratio.values == pytest.approx(data.bytes.values[0] / data.bytes.values)
-    assert np.isclose(data.loss_added_by_distance.mean("distance"), data.loss_added, atol=2e-2).all()
+    parts = [len(part) for part in np.array_split(np.arange(15), data.sizes["distance"])]
+    spread = data.loss_added_by_distance.values @ parts / 15
+    assert spread == pytest.approx(data.loss_added.values, abs=1e-5)
     assert (data.sensitivity_block.values >= -1e-6).all()
     assert data.sensitivity_head.shape == (12, 2)
 
@@ -322,3 +344,20 @@ def test_models_whose_cache_cannot_be_changed_and_texts_that_are_short_are_refus
         regraft.cache(regraft.load(), prefix=1000, suffix=100)
     with pytest.raises(StrategyError, match="did you mean"):
         regraft.cache(regraft.load(), strategies=["inf4"])
+    with pytest.raises(ValueError, match="numbers of 2 or more"):
+        regraft.cache(regraft.load(), texts=1)
+
+
+def test_the_front_is_what_nothing_beats_and_the_finding_names_what_is_free():
+    data = xr.Dataset(
+        {
+            "bytes": ("strategy", [100.0, 50.0, 40.0, 20.0]),
+            "ratio": ("strategy", [1.0, 2.0, 2.5, 5.0]),
+            "kl": ("strategy", [0.0, 9e-4, 2e-3, 0.5]),
+        },
+        coords={"strategy": ["whole", "a", "b", "c"]},
+    )
+    assert front_of(data) == [3, 2, 1, 0]
+    assert front_of(data.assign(kl=("strategy", [0.0, 9e-4, 0.6, 0.5]))) == [3, 1, 0]
+    assert "a keeps a prefix in 2.0 times fewer bytes" in cache_finding(data)
+    assert cache_finding(data).endswith("c, keeps 20 bytes for each token and costs 0.5 nats.")

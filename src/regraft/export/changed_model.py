@@ -119,9 +119,8 @@ def generate(
         temperature: of the draw of each token; 0 takes the most likely one.
         top_p: draw among the most likely tokens that have this share.
         seed: of the draw.
-        cache: keep keys and values between tokens; or a strategy that says what is kept of the prompt, such
-            as
-            "int4:recent=32" or "h2o:budget=25%" (`regraft cache` measures them).
+        cache: keep keys and values between tokens; or a strategy that says what is kept of the prompt: words
+            such as "int4:recent=32" or "h2o:budget=25%" (`regraft cache` measures them).
         attention_mask: for token ids, 1 on tokens and 0 on padding; "all" where the pad token is meant as
             one.
 

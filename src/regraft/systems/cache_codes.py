@@ -19,9 +19,8 @@ FLOATS = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.
 
 @dataclass(frozen=True)
 class Coded:
-    """A tensor as it is kept: codes packed into bytes (or short floats), a scale and a smallest value for
-    each
-    group."""
+    """A tensor as it is kept: codes packed into bytes (or short floats), with a scale and a lowest value for
+    each run of `group` numbers along `axis`."""
 
     codes: Tensor
     scales: Tensor | None
@@ -29,6 +28,7 @@ class Coded:
     shape: tuple[int, ...]
     bits: int
     axis: int
+    group: int
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -44,11 +44,9 @@ class Coded:
         assert self.lowest is not None
         count = torch.Size(self.shape).numel()
         codes = unpacked(self.codes, self.bits, count).view(self.shape).float()
-        grouped, size = _grouped(codes, self.axis, self.scales.shape[self.axis])
-        found = grouped * self.scales.float().unsqueeze(self.axis + 1) + self.lowest.float().unsqueeze(
-            self.axis + 1
-        )
-        return found.flatten(self.axis, self.axis + 1)[(slice(None),) * self.axis + (slice(size),)]
+        scales, lowest = (one.float().unsqueeze(self.axis + 1) for one in (self.scales, self.lowest))
+        found = _grouped(codes, self.axis, self.group) * scales + lowest
+        return found.flatten(self.axis, self.axis + 1).narrow(self.axis, 0, self.shape[self.axis])
 
 
 def coded(numbers: Tensor, bits: int, axis: int, group: int) -> Coded:
@@ -56,19 +54,25 @@ def coded(numbers: Tensor, bits: int, axis: int, group: int) -> Coded:
     of its own, kept in half precision.
 
     With keys (B, G, P, K), `axis=2` runs over tokens, so that each channel has its scale ("by channel"), and
-    `axis=3` over channels ("by token").
+    `axis=3` over channels ("by token"). The last run may be shorter.
+
+    Raises:
+        ValueError: a number too large for half precision, in which the lowest value is kept.
     """
-    axis = axis % numbers.dim()
-    count = -(-numbers.shape[axis] // group)
-    grouped, _ = _grouped(numbers.float(), axis, count)
+    grouped = _grouped(numbers.float(), axis, group)
     low, high = grouped.amin(axis + 1), grouped.amax(axis + 1)
     levels = (1 << bits) - 1
     scales = ((high - low) / levels).clamp_min(torch.finfo(torch.float16).smallest_normal).half()
     lowest = low.half()
+    if not bool(lowest.isfinite().all() and scales.isfinite().all()):
+        raise ValueError(
+            f"keys or values reach {float(numbers.abs().max()):.3g}, beyond a lowest value in half precision:"
+            " keep them in bf16 or fp8"
+        )
     steps = (grouped - lowest.float().unsqueeze(axis + 1)) / scales.float().unsqueeze(axis + 1)
     codes = steps.round().clamp(0, levels).to(torch.uint8).flatten(axis, axis + 1)
-    codes = codes[(slice(None),) * axis + (slice(numbers.shape[axis]),)]
-    return Coded(packed(codes, bits), scales, lowest, tuple(numbers.shape), bits, axis)
+    codes = codes.narrow(axis, 0, numbers.shape[axis])
+    return Coded(packed(codes, bits), scales, lowest, tuple(numbers.shape), bits, axis, group)
 
 
 def as_float(numbers: Tensor, name: str) -> Coded:
@@ -76,10 +80,10 @@ def as_float(numbers: Tensor, name: str) -> Coded:
     type's."""
     dtype = FLOATS[name]
     if dtype.itemsize > 1:
-        return Coded(numbers.to(dtype), None, None, tuple(numbers.shape), 0, 0)
+        return Coded(numbers.to(dtype), None, None, tuple(numbers.shape), 0, 0, 0)
     most = numbers.float().abs().amax((-2, -1), keepdim=True)
     scales = (most / torch.finfo(dtype).max).clamp_min(torch.finfo(torch.float32).tiny)
-    return Coded((numbers.float() / scales).to(dtype), scales, None, tuple(numbers.shape), 0, 0)
+    return Coded((numbers.float() / scales).to(dtype), scales, None, tuple(numbers.shape), 0, 0, 0)
 
 
 def packed(codes: Tensor, bits: int) -> Tensor:
@@ -102,15 +106,11 @@ def unpacked(stored: Tensor, bits: int, count: int) -> Tensor:
     return (flags.flatten()[: count * bits].view(count, bits).int() * weights).sum(1).to(torch.uint8)
 
 
-def _grouped(numbers: Tensor, axis: int, count: int) -> tuple[Tensor, int]:
-    """Numbers with an axis cut into so many groups, the last one filled up with its last number; and the
-    size."""
+def _grouped(numbers: Tensor, axis: int, group: int) -> Tensor:
+    """Numbers with an axis cut into runs of so many, the last one filled up with its last number."""
     size = numbers.shape[axis]
-    group = -(-size // count)
-    missing = count * group - size
+    missing = -size % group
     if missing:
-        last = numbers.narrow(axis, size - 1, 1).expand(
-            *numbers.shape[:axis], missing, *numbers.shape[axis + 1 :]
-        )
-        numbers = torch.cat([numbers, last], dim=axis)
-    return numbers.unflatten(axis, (count, group)), size
+        last = numbers.narrow(axis, size - 1, 1)
+        numbers = torch.cat([numbers, *[last] * missing], dim=axis)
+    return numbers.unflatten(axis, (-1, group))

@@ -1,8 +1,8 @@
 """A prefix whose keys and values are changed, and the rest of the text run on it: only the suffix is
 computed.
 
-Shapes: N strategies, B texts, H query heads, G key heads, P tokens of the prefix, q tokens behind it, T = P +
-    q, K width of a head, D width, V vocabulary.
+Shapes: N strategies, B texts, H query heads, G key heads, P tokens of the prefix, q tokens behind it (T =
+P + q), K width of a head, D width, V vocabulary.
 """
 
 from __future__ import annotations

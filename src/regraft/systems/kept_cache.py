@@ -74,20 +74,24 @@ def kept_cache(model: Model, prompts_BP: Tensor, words: str) -> Cache:
     """
     asked = strategy(words)
     check_caches(model)
+    _check_windows(model, words)
     recording = record(model, prompts_BP.tolist(), attention_mask="all")
     length = prompts_BP.shape[1]
     kept = kept_of(asked, pasts_of(recording, length))
-    _check_written(model, words, kept)
+    _check_counts(model, words, kept)
     return Cache(layers=[KeptLayer(one, length) for one in kept])
 
 
-def _check_written(model: Model, words: str, kept: Sequence[Kept]) -> None:
+def _check_counts(model: Model, words: str, kept: Sequence[Kept]) -> None:
     counts = {one.count for one in kept}
     if len(counts) > 1 and model.attention != "sdpa":
         raise StrategyError(
             f"{words} keeps another number of tokens in each block, and {model.attention} attention is given"
             " one mask for all of them: load the model with attention='sdpa'"
         )
+
+
+def _check_windows(model: Model, words: str) -> None:
     if any(mixer.window for block in model.blocks for mixer in mixers_of(block, model.hf.config)):
         raise StrategyError(
             f"{words} cannot be used while text is written here: some blocks have a window of their own,"

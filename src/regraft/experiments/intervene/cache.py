@@ -54,7 +54,7 @@ def cache(
     """Keep less of a prefix's keys and values, and measure what is lost behind it.
 
     Source: KIVI, StreamingLLM, H2O, SnapKV, PyramidKV, Scissorhands. Every strategy keeps something else of
-        the same prefix; only what stands behind it is run. Bytes are those of every tensor that is held.
+    the same prefix; only what stands behind it is run. Bytes are those of every tensor that is held.
 
     Args:
         strategies: as words, such as int4:k=channel,recent=32 or h2o:budget=25%; without them, some forty.
@@ -63,15 +63,15 @@ def cache(
         suffix: tokens behind them.
         texts: how many texts; their prefixes are also read twice.
         sensitivity: the strategy that is put into one block, and one head, at a time.
+        seed: of the general passages, where no text is given.
 
     Raises:
         ValueError: an unknown strategy, one that keeps nothing, a model whose cache cannot be changed, or a
-            text
-            that is too short.
+            text that is too short.
 
     Examples:
-        >>> data = regraft.cache(model, strategies=["int8", "window:budget=25%"], prefix=48, suffix=16,
-        texts=2)
+        >>> some = ["int8", "window:budget=25%"]
+        >>> data = regraft.cache(model, strategies=some, prefix=48, suffix=16, texts=2)
         >>> data["kl"].attrs["units"], bool(data["kl"][0] < data["kl"][1])
         ('nats per token, from the whole cache', True)
     """
