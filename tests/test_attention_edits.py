@@ -11,6 +11,7 @@ from torch import nn
 
 import regraft
 from families import FAMILIES
+from regraft.model import attention_mask
 from regraft.model.attention_mask import mask_argument
 from regraft.model.sites import SiteError
 from tools.small_architectures import tiny
@@ -168,16 +169,18 @@ def test_text_is_written_without_reading_what_is_cut():
     free = model.generate(prompt, tokens=6)
     cut = model.generate(prompt, tokens=6, edits=edits)
     rows = model.tokenizer(prompt)["input_ids"]
-    written = []
-    for _ in range(6):  # the same without a cache, by sweeps
+    written, ahead = [], []
+    for token in cut.ids[0]:  # the same without a cache, by sweeps: what was written is likeliest there too
         ids = rows + written
         new = list(range(len(rows), len(ids)))
         keys = list(range(len(rows)))
         variant = [regraft.CutAttention(b, position=new, keys=keys) for b in range(12)] if new else []
         clean = model.record([ids], attention_mask="all")
         last = end(clean, regraft.Variant(variant)) if new else clean.post(11)
-        written.append(int(clean.head(last)[0, -1].argmax()))
-    assert list(cut.ids[0][-6:]) == written
+        logits = clean.head(last)[0, -1]
+        ahead.append(float((logits.max() - logits[token]) / logits.abs().max()))
+        written.append(token)
+    assert max(ahead) <= model.rounding
     assert cut.texts != free.texts
 
 
@@ -229,7 +232,13 @@ def test_a_block_that_reads_keys_in_another_way_as_well_is_refused():
         mask_argument(model, 2)
 
 
+def test_a_mask_that_is_no_argument_is_refused(monkeypatch):
+    monkeypatch.setattr(attention_mask, "NAME", "another_name")
+    with pytest.raises(SiteError, match="the mask is no argument of this model's blocks"):
+        mask_argument(regraft.load(FAMILIES["llama"]()), 1)
+
+
 def test_attention_beside_a_scan_is_refused_where_the_scan_reads_on():
     model = regraft.load(tiny("causal", "falcon_h1"))
-    with pytest.raises(SiteError, match=r"in another way|no attention|linear attention"):
+    with pytest.raises(SiteError, match="in another way"):
         mask_argument(model, 0)

@@ -25,8 +25,7 @@ from regraft.model.sites import SiteError
 NAME = "attention_mask"
 _TOKENS, _SHORTER, _KEY = 8, 5, 2
 """Of the proof: tokens of its two prompts, of which the shorter one makes the model write its mask out, and
-the key
-that is cut, neither the first one, which heads rest on, nor near the end, which few queries read."""
+the key that is cut, neither the first one, which heads rest on, nor near the end, which few queries read."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ def mask_argument(model: Model, block: int) -> MaskArgument:
 
     Raises:
         SiteError: the block has no attention, its mask is no argument, or the query reads the key in another
-            way
-            as well (a convolution, a recurrence).
+            way as well (a convolution, a recurrence).
     """
     if block not in model.mask_arguments:
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import AttentionInterface
 
 from regraft.core.tolerance import gap
 from regraft.model.model import Model
@@ -22,7 +22,8 @@ from regraft.model.recording import Recording
 from regraft.model.sites import SiteError
 
 NAME = "by_head"
-"""What our function is called in a configuration, for the length of one run."""
+"""What our function is called in a configuration for the length of one run, with a number of its own behind
+it: another model's run in another thread has another function."""
 Hears = Callable[[int, Tensor], None]
 """Takes a head's number and its weights (B, q, s)."""
 
@@ -32,8 +33,7 @@ def read_patterns(recording: Recording, block: int, hears: Hears) -> None:
 
     Raises:
         SiteError: the block has no attention, forms no pattern, or its weights cannot be had: its attention
-            neither
-            takes another function nor returns them.
+            neither takes another function nor returns them.
     """
     model = recording.model
     attn = model.blocks[block].branch("attn")
@@ -79,13 +79,16 @@ def _heads_heard(attention: nn.Module, hears: Hears) -> Iterator[None]:
         listener = hears if module in inside else _nobody  # a block's cross-attention goes the same way
         return _by_head(listener, module, query, key, value, attention_mask, options), None
 
-    ALL_ATTENTION_FUNCTIONS.register(NAME, by_head)
-    config._attn_implementation_internal = NAME
+    name = f"{NAME}_{id(by_head)}"
+    # the class's table, since an architecture may have one of its own beside it; and the field itself, since
+    # its setter would also change what configurations inside this one say
+    AttentionInterface.register(name, by_head)
+    config._attn_implementation_internal = name
     try:
         yield
     finally:
         config._attn_implementation_internal = before
-        type(ALL_ATTENTION_FUNCTIONS)._global_mapping.pop(NAME)
+        AttentionInterface._global_mapping.pop(name)
 
 
 def _nobody(head: int, weights_Bqs: Tensor) -> None:
@@ -101,7 +104,8 @@ def _by_head(
     mask: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """The output (B, q, H, K) of an attention, computed in float32 one head after the other."""
+    """The output (B, q, H, K) of an attention, computed in float32 at least, one head after the other."""
+    wide = torch.promote_types(query_BHqK.dtype, torch.float32)
     heads, groups = query_BHqK.shape[1], key_BGsK.shape[1]
     scaling = options.get("scaling") or query_BHqK.shape[-1] ** -0.5
     causal = options.get("is_causal")
@@ -109,26 +113,25 @@ def _by_head(
     out = []
     for head in range(heads):
         group = head * groups // heads
-        scores = query_BHqK[:, head].float() @ key_BGsK[:, group].float().mT * scaling
+        scores = query_BHqK[:, head].to(wide) @ key_BGsK[:, group].to(wide).mT * scaling
         if (cap := options.get("softcap")) is not None:
             scores = cap * torch.tanh(scores / cap)
         if (bias := options.get("position_bias")) is not None:
             scores = scores + bias[:, head % bias.shape[1]]
         scores = _masked(scores, mask, head, causal)
         if (sinks := options.get("s_aux", getattr(module, "sinks", None))) is not None:
-            sink = sinks.reshape(-1)[head].float().expand(*scores.shape[:-1], 1)
+            sink = sinks.reshape(-1)[head].to(wide).expand(*scores.shape[:-1], 1)
             weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
         else:
             weights = scores.softmax(-1)
         hears(head, weights)
-        out.append(weights @ value_BGsK[:, group].float())
+        out.append(weights @ value_BGsK[:, group].to(wide))
     return torch.stack(out, dim=2).to(query_BHqK.dtype)
 
 
 def _masked(scores_Bqs: Tensor, mask: Tensor | None, head: int, causal: bool) -> Tensor:
     """Scores with what may not be read at minus infinity; without a mask, a query of several reads nothing
-    behind
-    it."""
+    behind it."""
     queries, keys = scores_Bqs.shape[-2:]
     if mask is None:
         if not causal or queries == 1:

@@ -109,16 +109,13 @@ def masks_of(
     lengths: Sequence[int],
     queries: range,
     positions: int,
-) -> dict[Path, Tensor] | None:
-    """The argument that takes the place of a block's mask in one call of many rows; None where no row cuts
-    any.
+) -> dict[Path, Tensor]:
+    """The argument that takes the place of a block's mask in one call of many rows.
 
     Args:
         edits: those inside the block, row by row.
         queries: the positions that the rows carry.
     """
-    if not any(isinstance(edit, CutAttention) for row in edits for edit in row):
-        return None
     device = model.device
     nothing = torch.zeros(len(lengths), len(queries), positions, dtype=torch.bool)
     cut = [

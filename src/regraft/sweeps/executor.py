@@ -215,12 +215,11 @@ class Replay:
         return [State(o, m) for o, m in zip(out.unflatten(0, (rows, -1)), memories, strict=True)]
 
     def _masks(self, nodes: list[Node]) -> dict[Path, Tensor] | None:
-        """The mask of a call some of whose rows cut edges of attention."""
-        block, start, positions = (
-            nodes[0].stop.block,
-            nodes[0].start,
-            self.recording.positions_of(nodes[0].stop.block),
-        )
+        """The mask of a call some of whose rows cut edges of attention; None where none does."""
+        if not any(isinstance(edit, CutAttention) for node in nodes for edit in node.inner):
+            return None
+        block, start = nodes[0].stop.block, nodes[0].start
+        positions = self.recording.positions_of(block)
         call = self.cone.call_from(block, start) if start and self.cone else self.recording.taken.calls[block]
         lengths, queries = self.recording.lengths_of(block), range(start, positions)
         return masks_of(self.model, block, call, [node.inner for node in nodes], lengths, queries, positions)

@@ -15,7 +15,7 @@ from transformers import Cache
 
 from regraft.core.structure import walk_tensors
 from regraft.model.attention_mask import MaskArgument, mask_argument, reads_ahead, with_edges_cut
-from regraft.model.block_call import BlockCall, split_call
+from regraft.model.block_call import BlockCall, split_call, with_arguments
 from regraft.model.model import Model
 from regraft.sweeps.attention_edits import CutAttention
 from regraft.sweeps.live_places import Place
@@ -38,13 +38,8 @@ def cutting(
         if not bool(cut_Bqs.any()):
             return args, kwargs
         given = with_edges_cut(call, argument, cut_Bqs, causal=not reads_ahead(model, index))
-        positional, named = list(args), dict(kwargs)
-        for (kind, name), mask in given.items():
-            if kind == "args":
-                positional[int(name)] = mask
-            else:
-                named[str(name)] = mask
-        return tuple(positional), named
+        nested = with_arguments(call, given)
+        return nested["args"], nested["kwargs"]
 
     handle = here(block.module).register_forward_pre_hook(change, with_kwargs=True)
     try:

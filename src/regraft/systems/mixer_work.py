@@ -40,11 +40,12 @@ def _is_kernel(module: nn.Module, parameter: nn.Parameter) -> bool:
     return any(one.weight is parameter for one in module.modules() if isinstance(one, nn.Conv1d))
 
 
-def prefill_macs(mixers: Sequence[Mixer], length: int) -> int:
-    """Multiply-adds of reading T tokens at once: matrices, pairs of a query with the keys that it may read,
-    recurrences."""
+def prefill_macs(mixers: Sequence[Mixer], length: int, causal: bool = True) -> int:
+    """Multiply-adds of reading T tokens at once: matrices, pairs of a query with the keys that it may read
+    (where it reads ahead, all of them, or as many on either side as its window says), recurrences."""
     return sum(
-        length * (linear_macs(m.module) + STEPS * m.inner) + m.pair * _pairs(length, m.window) for m in mixers
+        length * (linear_macs(m.module) + STEPS * m.inner) + m.pair * _pairs(length, m.window, causal)
+        for m in mixers
     )
 
 
@@ -56,8 +57,8 @@ def decode_macs(mixers: Sequence[Mixer], length: int) -> int:
     )
 
 
-def _pairs(length: int, window: int | None) -> int:
-    """Pairs of a query and a key that it may read, in a causal text of T tokens."""
-    if window is None or window >= length:
-        return length * (length + 1) // 2
-    return window * (window + 1) // 2 + (length - window) * window
+def _pairs(length: int, window: int | None, causal: bool) -> int:
+    """Pairs of a query and a key that it may read, in a text of T tokens."""
+    reach = length if window is None else min(window, length)
+    behind = reach * (reach + 1) // 2 + (length - reach) * reach
+    return behind if causal else 2 * behind - length  # as many ahead, and itself once

@@ -6,7 +6,7 @@ heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,7 @@ class Mixer:
 
 def mixers_of(block: Block, config: Any) -> list[Mixer]:
     """Every mixer of a block in the order of its modules, cross-attention left out; none where nothing mixes
-    tokens, or nothing is
-    known."""
+    tokens, or nothing is known."""
     found: list[Mixer] = []
     inside: set[nn.Module] = set()
     for name, module in block.module.named_modules():
@@ -233,11 +232,6 @@ def window_of(module: nn.Module, config: Any, block: Block) -> int | None:
         name = "" if getattr(config, "use_sliding_window", True) is False else "sliding_window"
     found = getattr(config, name, None) if name else None
     return found if type(found) is int and found > 0 else None
-
-
-def plain_linears(module: nn.Module) -> Iterator[nn.Module]:
-    """The linear maps of a module."""
-    return (one for one in module.modules() if acts_linear(one))
 
 
 _KINDS: tuple[Callable[[nn.Module, Any, Block], Mixer | None], ...] = (

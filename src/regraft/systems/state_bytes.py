@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Cache
 
 from regraft.core.structure import walk_tensors
+from regraft.model.attention_mask import reads_ahead
 from regraft.model.block_call import CANNOT, longest_input
 from regraft.model.model import Model
 from regraft.model.selfcheck import sample_ids
@@ -32,17 +33,17 @@ HOLDERS = ("past_key_values", "cache_params", "state")
 @dataclass(frozen=True)
 class BlockState:
     """What one block keeps: its mixers, bytes by formula, and bytes that were counted (None: not held where
-    they
-    can be counted)."""
+    they can be counted). A block that reads ahead keeps nothing: an encoder does not write on."""
 
     mixers: tuple[Mixer, ...]
     itemsize: int
     counted_at: tuple[int, ...]
     counted: tuple[int, ...] | None
+    writes: bool = True
 
     def bytes_at(self, length: int) -> int:
         """Bytes by formula for a text of so many tokens."""
-        return sum(self._bytes_of(mixer, length) for mixer in self.mixers)
+        return sum(self._bytes_of(mixer, length) for mixer in self.mixers) if self.writes else 0
 
     def _bytes_of(self, mixer: Mixer, length: int) -> int:
         kept = length if mixer.kept is None else min(length, mixer.kept)
@@ -68,7 +69,11 @@ def block_states(model: Model) -> tuple[list[BlockState], str]:
     counted, why = _counted(model, lengths, len(blocks))
     states = [
         BlockState(
-            row, model.dtype.itemsize, lengths, None if counted is None else tuple(c[i] for c in counted)
+            row,
+            model.dtype.itemsize,
+            lengths,
+            None if counted is None else tuple(c[i] for c in counted),
+            writes=not reads_ahead(model, blocks[i].index),
         )
         for i, row in enumerate(mixers)
     ]
@@ -91,8 +96,10 @@ def _lengths(model: Model, mixers: list[Mixer]) -> tuple[int, ...]:
 
 
 def _counted(model: Model, lengths: tuple[int, ...], blocks: int) -> tuple[list[list[int]] | None, str]:
-    if model.two_stacks or not model.causal:
-        return None, "an encoder keeps nothing, and a decoder behind one keeps the encoder's keys as well"
+    if model.two_stacks:
+        return None, "a decoder behind an encoder keeps the encoder's keys as well"
+    if not model.causal:
+        return None, "an encoder keeps nothing"
     found = []
     for length in lengths:
         ids = torch.tensor([sample_ids(model.table_rows, length, seed=1)], device=model.device)

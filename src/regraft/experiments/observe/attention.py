@@ -66,6 +66,7 @@ def attention(
         heads: heads whose pattern on the first text is kept and drawn, as BLOCK.HEAD; without them, the one
             that does most of each.
         recall: also ask for what stood in the context: random tokens again, pairs, a pair far back.
+        seed: of the random tokens of the tasks.
 
     Raises:
         ValueError: nothing in the model mixes tokens, it has no attention and heads are named, or a head does
@@ -127,8 +128,8 @@ def _survey(model: Model, states: list[BlockState], at: list[int]) -> xr.Dataset
     formula = np.array([[state.bytes_at(t) for t in state.counted_at] for state in states], float)
     held = np.array([[state.bytes_at(t) for t in at] for state in states], float)
     full = np.array([[_as_full(state, t) for t in at] for state in states], float)
-    mixing = np.array([[prefill_macs(state.mixers, t) for t in at] for state in states], float)
-    writing = np.array([[decode_macs(state.mixers, t) for t in at] for state in states], float)
+    mixing = np.array([[prefill_macs(s.mixers, t, s.writes) for t in at] for s in states], float)
+    writing = np.array([[decode_macs(s.mixers, t) if s.writes else none for t in at] for s in states], float)
     whole = sum(linear_macs(block.module) + expert_macs(block.module, model) for block in model.main_blocks)
     inside = sum(linear_macs(m.module) for state in states for m in state.mixers)
     matrices = np.array(at, float) * (whole - inside)
@@ -172,9 +173,7 @@ def _survey(model: Model, states: list[BlockState], at: list[int]) -> xr.Dataset
         "counted_length": list(states[0].counted_at),
     }
     per_token = sum(s.bytes_at(FAR) - s.bytes_at(FAR - 1) for s in states)
-    bounded = sum(
-        s.bytes_at(1 << 40) for s in states if any(m.kept for m in s.mixers) or s.bytes_at(1) == s.bytes_at(0)
-    )
+    bounded = sum(s.bytes_at(FAR) for s in states) - per_token * FAR
     passes = (weight_bytes(model) - bounded) / per_token if per_token else float("inf")
     attrs = {"passes_weights": max(0.0, passes), "longest": longest or 0,
              "agrees": int(sum(s.agrees for s in states)), "blocks": len(states)}  # fmt: skip
@@ -182,8 +181,9 @@ def _survey(model: Model, states: list[BlockState], at: list[int]) -> xr.Dataset
 
 
 def _as_full(state: BlockState, length: int) -> int:
-    """Bytes of keys and values of all query heads, of all tokens."""
-    return sum(2 * m.heads * m.head_width * length for m in state.mixers) * state.itemsize
+    """Bytes of keys and values of all query heads, of all tokens; `pair` counts the numbers of both."""
+    numbers = sum(m.pair or 2 * m.heads * m.head_width for m in state.mixers)
+    return numbers * length * state.itemsize if state.writes else 0
 
 
 # the heads

@@ -128,10 +128,10 @@ def attention_finding(data: xr.Dataset) -> str:
     each = ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
     kinds = f", all {names[0]}" if len(names) == 1 else f": {each}"
     per_token = int(data.state_per_token.values.sum())
-    state = f"{per_token:,} bytes for each token" if per_token else "a state of fixed size"
     fixed = int(data.state_fixed.values.sum())
-    if per_token and fixed:
-        state += f" and {fixed:,} whatever the length"
+    kept = [f"{per_token:,} bytes for each token"] if per_token else []
+    kept += [f"{fixed:,} bytes whatever the length"] if fixed else []
+    state = " and ".join(kept) or "nothing"
     sentence = f"{counted(data.sizes['block'], 'block')} mix tokens{kinds}; they keep {state}"
     if data.attrs["not_counted"]:
         sentence += f" by formula (not counted: {data.attrs['not_counted']})"
