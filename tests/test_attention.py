@@ -15,7 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 import regraft
 from families import FAMILIES
 from regraft.core.structure import walk_tensors
-from regraft.experiments.observe.head_patterns import MEASURES, Reading, measured_patterns, twice
+from regraft.experiments.observe.head_patterns import MEASURES, PatternReading, measured_patterns, twice
 from regraft.experiments.observe.recall_tasks import TEXTS, _asked, _repeated, recall_dataset
 from regraft.model import attention_patterns
 from regraft.model.attention_patterns import read_patterns
@@ -221,7 +221,7 @@ def test_no_pattern_is_kept_whole():
 def test_measures_of_patterns_that_are_known():
     ids = torch.tensor([[5, 6, 7, 5, 6, 7]])
     places = torch.arange(6)
-    reading = Reading(ids, places[:, None] - places[None], {})
+    reading = PatternReading(ids, places[:, None] - places[None], {})
     hard = torch.zeros(1, 6, 6)
     for query, key in enumerate((0, 0, 1, 1, 2, 3)):
         hard[0, query, key] = 1

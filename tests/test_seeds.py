@@ -20,7 +20,10 @@ from regraft.experiments.running import run_experiment
 from small import opened
 
 SOURCE = Path(regraft.__file__).parent
-DRAWING = ("correlations", "geometry", "linearity", "neurons", "noise", "quantize", "shuffle", "trajectories")
+DRAWING = (
+    "attention", "cache", "correlations", "geometry", "linearity", "neurons", "noise", "quantize",
+    "shuffle", "trajectories",
+)  # fmt: skip
 
 
 def test_every_experiment_that_draws_takes_a_seed_and_no_other_one_does():

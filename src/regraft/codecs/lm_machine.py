@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 from regraft.codecs.frame import DamagedFileError
+from regraft.core.machine import processor
 
 MOST_THREADS = 256
 """More are not asked of any machine."""
@@ -27,16 +26,6 @@ SETTINGS = ("MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE
 
 class OtherMachineError(ValueError):
     """A file that another machine, library or model wrote; the message says which."""
-
-
-def processor() -> str:
-    """The processor's name."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8", errors="replace").splitlines() if told.is_file() else []
-    kept = {"vendor_id", "cpu family", "model", "model name"}
-    found = [line.partition(":") for line in lines[:40]]
-    values = [value.strip() for name, _, value in found if name.strip() in kept]
-    return " ".join(dict.fromkeys(values)) or platform.processor() or platform.machine()
 
 
 def arithmetic(threads: int, dtype: torch.dtype) -> dict[str, Any]:

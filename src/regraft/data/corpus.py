@@ -41,3 +41,19 @@ def corpus(model: Model, path: str = "", seed: int = 0) -> list[list[int]]:
         for ending in (c.base, c.synonym, c.antonym, c.style, c.unrelated)
     ]
     return passages(model, texts, LONGEST)
+
+
+def text_rows(model: Model, path: str, seed: int, length: int, count: int) -> list[list[int]]:
+    """Running text as rows of so many tokens, evenly spread over it.
+
+    Raises:
+        ValueError: the text is too short, or there is none.
+    """
+    ids = [token for passage in corpus(model, path, seed) for token in passage]
+    if len(ids) < length * count:
+        raise ValueError(
+            f"the text has {len(ids)} tokens, and {count} texts of {length} are asked for: name a longer one,"
+            " or fewer texts"
+        )
+    step = len(ids) // count
+    return [ids[first : first + length] for first in range(0, step * count, step)]

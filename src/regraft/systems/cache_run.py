@@ -19,7 +19,7 @@ from regraft.model.attention_patterns import read_patterns
 from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.sweeps.prefix_cache import Cone, PrefixCache, cone_of, why_no_cone
-from regraft.systems.cache_strategies import Kept, Past, Strategy, StrategyError, keep
+from regraft.systems.cache_strategies import KeptPast, Past, Strategy, StrategyError, keep
 
 ROWS = 8
 """Strategies that go through a block together: their prefixes are held side by side."""
@@ -57,7 +57,7 @@ def _past(recording: Recording, cone: Cone, block: int, length: int) -> Past:
     return Past(keys, values, attention, block, len(recording.model.blocks))
 
 
-def kept_of(asked: Strategy, pasts: Sequence[Past], only: int | None = None) -> list[Kept]:
+def kept_of(asked: Strategy, pasts: Sequence[Past], only: int | None = None) -> list[KeptPast]:
     """What a strategy keeps of every block; of one block alone, the others whole.
 
     Raises:
@@ -77,19 +77,19 @@ def kept_of(asked: Strategy, pasts: Sequence[Past], only: int | None = None) -> 
         if source is past or only not in (None, past.block):
             found.append(keep(whole, past))
         else:
-            found.append(Kept(source.keys_BGPK, source.values_BGPK, None, ()))
+            found.append(KeptPast(source.keys_BGPK, source.values_BGPK, None, ()))
     return found
 
 
 @torch.no_grad()
-def suffix_streams(recording: Recording, rows: Sequence[Sequence[Kept]], length: int) -> Tensor:
+def suffix_streams(recording: Recording, rows: Sequence[Sequence[KeptPast]], length: int) -> Tensor:
     """The stream that leaves the last block behind the prefix, for each row of what is kept: (N, B, q, D)."""
     return torch.cat([
         _together(recording, rows[first : first + ROWS], length) for first in range(0, len(rows), ROWS)
     ])  # fmt: skip
 
 
-def _together(recording: Recording, rows: Sequence[Sequence[Kept]], length: int) -> Tensor:
+def _together(recording: Recording, rows: Sequence[Sequence[KeptPast]], length: int) -> Tensor:
     cone, count = cone_of(recording), len(rows)
     stream = recording.pre(0)[:, length:].repeat(count, 1, 1)
     with recording.model.held():
@@ -106,7 +106,7 @@ def _together(recording: Recording, rows: Sequence[Sequence[Kept]], length: int)
 
 
 def _masks(
-    recording: Recording, cone: Cone, block: int, kept: Sequence[Kept], length: int
+    recording: Recording, cone: Cone, block: int, kept: Sequence[KeptPast], length: int
 ) -> dict[Path, Tensor] | None:
     """The mask of a call some of whose rows lack tokens of the prefix, head by head."""
     if all(one.stays_BGP is None for one in kept):

@@ -7,13 +7,13 @@ head, R tokens that stay whole.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from regraft.core.near_names import nearest
 from regraft.systems.cache_codes import FLOATS, Coded, as_float, coded
 
 INTS = {f"int{bits}": bits for bits in (8, 4, 3, 2)}
@@ -55,7 +55,7 @@ Reads = Callable[[], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptPast:
     """What stays of a block's past: keys and values as they are read, which tokens of each head are there
     (None: all), every tensor that is held for it, bytes that are moved for each token that is written, and
     how codes are read again."""
@@ -130,22 +130,17 @@ def strategy(words: str) -> Strategy:
     """
     kind, _, rest = words.strip().partition(":")
     if kind not in KINDS:
-        raise StrategyError(f"there is no cache strategy {kind!r}{_nearest(kind, KINDS)}")
+        raise StrategyError(f"there is no cache strategy {kind!r}{nearest(kind, KINDS)}")
     options = {}
     for piece in filter(None, rest.split(",")):
         name, _, value = piece.partition("=")
         known = OPTIONS.get(kind, ())
         if name not in known:
             told = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise StrategyError(f"{kind} has no option {name!r}: {told}{_nearest(name, known)}")
+            raise StrategyError(f"{kind} has no option {name!r}: {told}{nearest(name, known)}")
         options[name] = value
     _check(kind, options)
     return Strategy(words.strip(), kind, options)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {found[0]}?" if found else f" (there are {', '.join(known)})" if known else ""
 
 
 def _check(kind: str, options: Mapping[str, str]) -> None:
@@ -165,7 +160,7 @@ def _check(kind: str, options: Mapping[str, str]) -> None:
             raise StrategyError(f"{kind}:{name}={value} is not one of {', '.join(map(str, INTS.values()))}")
 
 
-def keep(asked: Strategy, past: Past) -> Kept:
+def keep(asked: Strategy, past: Past) -> KeptPast:
     """What a strategy keeps of a block's past, and what is read of it."""
     if asked.kind in INTS:
         return _in_bits(asked, past)
@@ -184,16 +179,16 @@ def keep(asked: Strategy, past: Past) -> Kept:
         away = sum(one.numel() * one.element_size() for one in held) - sum(
             n.numel() * n.element_size() for n in near
         )
-        return Kept(past.keys_BGPK, past.values_BGPK, None, near, away)
-    return Kept(past.keys_BGPK, past.values_BGPK, None, held)
+        return KeptPast(past.keys_BGPK, past.values_BGPK, None, near, away)
+    return KeptPast(past.keys_BGPK, past.values_BGPK, None, held)
 
 
-def _decoded(held: Sequence[Tensor], read: Reads) -> Kept:
+def _decoded(held: Sequence[Tensor], read: Reads) -> KeptPast:
     keys_BGPK, values_BGPK = read()
-    return Kept(keys_BGPK, values_BGPK, None, held, decoded=read)
+    return KeptPast(keys_BGPK, values_BGPK, None, held, decoded=read)
 
 
-def _in_bits(asked: Strategy, past: Past) -> Kept:
+def _in_bits(asked: Strategy, past: Past) -> KeptPast:
     """Codes of a few bits, the last tokens whole (KIVI: keys by channel, values by token)."""
     bits, group = INTS[asked.kind], int(asked.number("group", GROUP))
     cut = max(0, past.keys_BGPK.shape[2] - int(asked.number("recent", 0)))
@@ -215,7 +210,7 @@ def _in_bits(asked: Strategy, past: Past) -> Kept:
     return _decoded([*held, *(last for _, last in parts if last.numel())], read)
 
 
-def _as_short(past: Past, name: str) -> Kept:
+def _as_short(past: Past, name: str) -> KeptPast:
     """Short floats."""
     parts = [as_float(one, name) for one in (past.keys_BGPK, past.values_BGPK)]
     dtype = past.keys_BGPK.dtype
@@ -225,7 +220,7 @@ def _as_short(past: Past, name: str) -> Kept:
     )
 
 
-def _merged(past: Past, together: int) -> Kept:
+def _merged(past: Past, together: int) -> KeptPast:
     """Neighbouring key heads as their mean, read by all queries of both."""
     groups = past.keys_BGPK.shape[1]
     if groups % together:
@@ -237,7 +232,7 @@ def _merged(past: Past, together: int) -> Kept:
     )
 
 
-def _low_rank(past: Past, rank: int) -> Kept:
+def _low_rank(past: Past, rank: int) -> KeptPast:
     """Keys (as they are kept, rotated) and values of each head through their own first singular
     directions."""
     pairs = [_directions(numbers, rank) for numbers in (past.keys_BGPK, past.values_BGPK)]
@@ -259,7 +254,7 @@ def _directions(numbers_BGPK: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 # ----------------------------------------------------------------------------------------------------
 
 
-def _dropped(asked: Strategy, past: Past) -> Kept:
+def _dropped(asked: Strategy, past: Past) -> KeptPast:
     """Some tokens of each head alone: those that the strategy picks."""
     stays_BGP = _picked(asked, past)
     count = int(stays_BGP.sum(-1).max())
@@ -269,7 +264,7 @@ def _dropped(asked: Strategy, past: Past) -> Kept:
     ]
     same = bool((stays_BGP == stays_BGP[:, :1]).all())
     held += [] if same and asked.kind in ("window", "oldest") else [places.squeeze(-1).to(torch.int32)]
-    return Kept(past.keys_BGPK, past.values_BGPK, stays_BGP, held)
+    return KeptPast(past.keys_BGPK, past.values_BGPK, stays_BGP, held)
 
 
 def _picked(asked: Strategy, past: Past) -> Tensor:

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from regraft.model.model import Model
 from regraft.model.recording import record
 from regraft.systems.cache_run import check_caches, kept_of, pasts_of
-from regraft.systems.cache_strategies import Kept, StrategyError, strategy
+from regraft.systems.cache_strategies import KeptPast, StrategyError, strategy
 from regraft.systems.mixers import mixers_of
 
 
@@ -28,7 +28,7 @@ class KeptLayer(DynamicLayer):
     all.
     """
 
-    def __init__(self, kept: Kept, length: int):
+    def __init__(self, kept: KeptPast, length: int):
         super().__init__()
         self.reads, self.count = kept.reads(), kept.count
         self.length, self.read_prompt = length, False
@@ -82,7 +82,7 @@ def kept_cache(model: Model, prompts_BP: Tensor, words: str) -> Cache:
     return Cache(layers=[KeptLayer(one, length) for one in kept])
 
 
-def _check_counts(model: Model, words: str, kept: Sequence[Kept]) -> None:
+def _check_counts(model: Model, words: str, kept: Sequence[KeptPast]) -> None:
     counts = {one.count for one in kept}
     if len(counts) > 1 and model.attention != "sdpa":
         raise StrategyError(

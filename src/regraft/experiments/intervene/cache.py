@@ -18,12 +18,12 @@ from torch import Tensor
 from regraft.core.progress import advance
 from regraft.core.quantities import quantity
 from regraft.core.signatures import TextFile
-from regraft.data.corpus import corpus
+from regraft.data.corpus import text_rows
 from regraft.model.block_call import longest_input
 from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.systems.cache_run import check_caches, kept_of, pasts_of, suffix_streams
-from regraft.systems.cache_strategies import DROPS, Kept, Past, Strategy, strategy
+from regraft.systems.cache_strategies import DROPS, KeptPast, Past, Strategy, strategy
 
 BUDGETS = ("50%", "25%", "12.5%")
 PLAIN = (
@@ -83,26 +83,14 @@ def cache(
     longest = longest_input(model.hf.config)
     if longest and max(prefix + suffix, 2 * prefix) > longest:
         raise ValueError(f"{model.name} reads {longest} tokens at most: make prefix and suffix shorter")
-    read = model.record(_windows(model, text, seed, prefix + suffix, texts), attention_mask="all")
-    shorter = _windows(model, text, seed, prefix, texts)
+    read = model.record(text_rows(model, text, seed, prefix + suffix, texts), attention_mask="all")
+    shorter = text_rows(model, text, seed, prefix, texts)
     again = model.record([row * 2 for row in shorter], attention_mask="all")
     told = _measured(read, again, asked, prefix)
     by_block, by_head = _sensitivity(read, alone, prefix)
     return _dataset(model, asked, told, by_block, by_head, prefix, suffix).assign_attrs(
         sensitivity=alone.words, prefix=prefix, suffix=suffix, texts=texts
     )
-
-
-def _windows(model: Model, text: str, seed: int, length: int, count: int) -> list[list[int]]:
-    """Running text as rows of so many tokens."""
-    ids = [token for passage in corpus(model, text, seed) for token in passage]
-    if len(ids) < length * count:
-        raise ValueError(
-            f"the text has {len(ids)} tokens, and {count} texts of {length} are asked for: name a longer one,"
-            " or fewer texts"
-        )
-    step = len(ids) // count
-    return [ids[first : first + length] for first in range(0, step * count, step)]
 
 
 # numbers of every strategy
@@ -181,7 +169,7 @@ def _sensitivity(read: Recording, alone: Strategy, length: int) -> tuple[np.ndar
     return by_block, by_head
 
 
-def _of_head(past: Past, changed: Kept, head: int) -> Kept:
+def _of_head(past: Past, changed: KeptPast, head: int) -> KeptPast:
     """What a strategy keeps of one head, the others whole."""
     keys, values = past.keys_BGPK.clone(), past.values_BGPK.clone()
     keys[:, head], values[:, head] = changed.keys_BGPK[:, head], changed.values_BGPK[:, head]
@@ -190,7 +178,7 @@ def _of_head(past: Past, changed: Kept, head: int) -> Kept:
         some = torch.ones_like(stays)
         some[:, head] = stays[:, head]
         stays = some
-    return Kept(keys, values, stays, ())
+    return KeptPast(keys, values, stays, ())
 
 
 def _dataset(

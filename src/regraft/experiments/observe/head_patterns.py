@@ -20,7 +20,7 @@ from regraft.model.sites import SiteError
 
 
 @dataclass(frozen=True)
-class Reading:
+class PatternReading:
     """A recording's tokens and places, as measures of a pattern see them."""
 
     ids_BT: Tensor
@@ -28,37 +28,37 @@ class Reading:
     regions: Mapping[str, Tensor]
 
 
-Measure = Callable[[Tensor, Reading], Tensor]
+Measure = Callable[[Tensor, PatternReading], Tensor]
 """From a head's weights (B, T, T) to a number for each query, (B, T)."""
 
 
-def entropy(weights_BTT: Tensor, reading: Reading) -> Tensor:
+def entropy(weights_BTT: Tensor, reading: PatternReading) -> Tensor:
     """Nats: 0 where one key is read, log(t + 1) where all are read alike."""
     return -torch.xlogy(weights_BTT, weights_BTT).sum(-1)
 
 
-def distance(weights_BTT: Tensor, reading: Reading) -> Tensor:
+def distance(weights_BTT: Tensor, reading: PatternReading) -> Tensor:
     """Mean distance to what is read, in tokens."""
     return (weights_BTT * reading.distance_TT.abs()).sum(-1)
 
 
-def first(weights_BTT: Tensor, reading: Reading) -> Tensor:
+def first(weights_BTT: Tensor, reading: PatternReading) -> Tensor:
     """Share that falls on the first token."""
     return weights_BTT[..., 0]
 
 
-def previous(weights_BTT: Tensor, reading: Reading) -> Tensor:
+def previous(weights_BTT: Tensor, reading: PatternReading) -> Tensor:
     """Share that falls on the token before."""
     return (weights_BTT * (reading.distance_TT == 1)).sum(-1)
 
 
-def duplicate(weights_BTT: Tensor, reading: Reading) -> Tensor:
+def duplicate(weights_BTT: Tensor, reading: PatternReading) -> Tensor:
     """Share that falls on earlier tokens that are the same."""
     same_BTT = reading.ids_BT[:, :, None] == reading.ids_BT[:, None]
     return (weights_BTT * (same_BTT & (reading.distance_TT > 0))).sum(-1)
 
 
-def induction(weights_BTT: Tensor, reading: Reading) -> Tensor:
+def induction(weights_BTT: Tensor, reading: PatternReading) -> Tensor:
     """Share that falls on tokens right behind an earlier one that is the same (Olsson et al. 2022)."""
     same_BTT = reading.ids_BT[:, :, None] == reading.ids_BT[:, None]
     behind_BTT = torch.nn.functional.pad(same_BTT, (1, 0))[..., :-1]
@@ -116,12 +116,12 @@ def measured_patterns(
     return dict(zip(names, _joined(rows, recording, len(names)), strict=True)), kept, why
 
 
-def _reading(recording: Recording) -> Reading:
+def _reading(recording: Recording) -> PatternReading:
     places = torch.arange(recording.positions, device=recording.ids_BT.device)
     told, regions = recording.regions, {}
     if told is not None:
         regions = {name: told.number_BT == number for number, name in enumerate(("outside", *told.names))}
-    return Reading(recording.ids_BT, places[:, None] - places[None], regions)
+    return PatternReading(recording.ids_BT, places[:, None] - places[None], regions)
 
 
 def _joined(rows: list[list[Tensor]], recording: Recording, names: int) -> np.ndarray:
