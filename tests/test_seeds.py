@@ -21,7 +21,7 @@ from small import opened
 
 SOURCE = Path(regraft.__file__).parent
 DRAWING = (
-    "attention", "cache", "correlations", "geometry", "linearity", "neurons", "noise", "quantize",
+    "attention", "cache", "compile", "correlations", "geometry", "linearity", "neurons", "noise", "quantize",
     "shuffle", "trajectories",
 )  # fmt: skip
 

@@ -1,8 +1,9 @@
 """Everything that is worth knowing on a GPU: `bash benchmarks/gpu.sh --json FILE`.
 
 The card's own matrix rate; the patch grid in bfloat16 beside a plain loop of hooks; a checkpoint of
-Qwen3-4B's shape streamed through 6 GB; a training step of each graft; the tests marked `gpu`. Each part has a
-limit of its own, and one that fails leaves the others. `--quick` tries all of it on a CPU with tiny shapes.
+Qwen3-4B's shape streamed through 6 GB; a training step of each graft; the kernels of attention; the tests
+marked `gpu`. Each part has a limit of its own, and one that fails leaves the others. `--quick` tries all of
+it on a CPU with tiny shapes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from benchmarks.machine import machine
 from benchmarks.streaming.checkpoint import QWEN3_4B, write_checkpoint
 from benchmarks.streaming.run import TINY, work
 from regraft import load
+from regraft.systems.kernel_bench import kernel_dataset
+from regraft.systems.kernels import AttentionShape
 
 LIMITS = {"grid": 240, "tests": 150, "stream": 100}
 """Seconds of each part; together with the start they stay under nine minutes."""
@@ -108,6 +111,20 @@ def training_steps(device: torch.device) -> dict[str, float]:
     return found
 
 
+def attention_kernels(device: torch.device, quick: bool) -> dict[str, Any]:
+    """Every kernel of attention in bfloat16 on heads like those of Qwen3-4B: milliseconds, share of the
+    card's rate, error, and why some do not run."""
+    shape = AttentionShape(1, 32, 8, 128, 1)
+    keys = [64] if quick else [512, 2048, 8192]
+    data = kernel_dataset(shape, keys, torch.bfloat16, device)
+    numbers = {name: data[name].values.tolist() for name in data.data_vars if str(name).startswith("kernel_")}
+    return {
+        "kernels": data.kernel.values.tolist(), "phases": data.phase.values.tolist(), "keys": keys,
+        "dispatched_to": data.dispatched_to.values.tolist(),
+        **{str(name): values for name, values in numbers.items()}, **data.attrs,
+    }  # fmt: skip
+
+
 def gpu_tests(quick: bool) -> str:
     """The last line of the tests marked `gpu`; they are collected, and not run, where there is no card."""
     chosen = ["--collect-only", "-q"] if quick else ["-q"]
@@ -140,6 +157,7 @@ def main() -> int:
         "matrix_rate": lambda: matrix_rate(device, given.quick),
         "grid": lambda: patch_grid(given.quick),
         "stream": lambda: streamed(device, given.quick),
+        "kernels": lambda: attention_kernels(device, given.quick),
         "training": lambda: training_steps(device),
         "tests": lambda: gpu_tests(given.quick),
     }

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from regraft.experiments.intervene.swap import swap as swap
     from regraft.experiments.intervene.transplant import transplant as transplant
     from regraft.experiments.observe.attention import attention as attention
+    from regraft.experiments.observe.compile import compile as compile
     from regraft.experiments.observe.completions import completions as completions
     from regraft.experiments.observe.contributions import contributions as contributions
     from regraft.experiments.observe.correlations import correlations as correlations
@@ -218,6 +219,7 @@ __all__ = [
     "codec",
     "compare_runs",
     "compare_tokenizers",
+    "compile",
     "completions",
     "contributions",
     "correlations",

@@ -16,7 +16,7 @@ from regraft.reporting.story import GROUPS
 REPORT = "report-of-the-specimen"
 GUIDES = {
     "spectra": "spectra", "completions": "completions", "lens": "lens", "contributions": "lens",
-    "attention": "attention", "cache": "cache",
+    "attention": "attention", "cache": "cache", "compile": "compile",
     "geometry": "geometry", "linearity": "linearity", "trajectories": "trajectories", "neurons": "neurons",
     "correlations": "correlations", "knockout": "interventions", "swap": "interventions",
     "patch": "interventions", "paths": "interventions", "bottleneck": "interventions", "push": "components",

@@ -32,7 +32,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device | str = "cpu") -
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with (
-        _no_native_chatter(),
+        no_native_chatter(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen,
     ):
         work()
@@ -49,7 +49,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device | str = "cpu") -
 
 
 @contextmanager
-def _no_native_chatter() -> Iterator[None]:
+def no_native_chatter() -> Iterator[None]:
     """While inside, nothing below Python writes to the error stream: the profiler announces itself there."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -35,6 +35,7 @@ SEED = "seed"
 own."""
 EXPERIMENTS = {
     "attention": "observe.attention",
+    "compile": "observe.compile",
     "completions": "observe.completions",
     "contributions": "observe.contributions",
     "correlations": "observe.correlations",

@@ -194,6 +194,25 @@ def bars(x: Any, y: Any, x_title: str, y_title: str, unit: str, log: bool = Fals
     return figure
 
 
+def grouped_bars(
+    x: Any, series: Mapping[str, Any], x_title: str, y_title: str, log: bool = False
+) -> go.Figure:
+    """For each x one bar of every named series, side by side, with a legend."""
+    figure = base(360, barmode="group")
+    assert len(series) <= len(PALETTE), "more bars than the palette can tell apart"
+    for (name, y), colour in zip(series.items(), PALETTE, strict=False):
+        hover = f"{plain_text(name)}<br>%{{x}}: %{{y:.4~g}} {y_title}<extra></extra>"
+        figure.add_bar(
+            x=axis_labels(x), y=list(y), name=plain_text(name), marker_color=colour, hovertemplate=hover
+        )
+    figure.update_layout(
+        showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
+    )
+    figure.update_xaxes(title=x_title, type="category")
+    figure.update_yaxes(title=y_title, type="log" if log else "linear")
+    return figure
+
+
 def lines(x: Any, series: dict[str, Any], x_title: str, y_title: str) -> go.Figure:
     """One line for each named series over the same x, with a legend where there are several."""
     figure = base(340)

@@ -25,6 +25,8 @@ from regraft.experiments.observe.recall_tasks import recall_dataset
 from regraft.model.block_call import longest_input
 from regraft.model.model import Model
 from regraft.model.recording import Recording
+from regraft.systems.kernel_bench import KEYS, kernel_dataset
+from regraft.systems.kernels import AttentionShape
 from regraft.systems.mixer_work import decode_macs, expert_macs, linear_macs, prefill_macs
 from regraft.systems.state_bytes import BlockState, block_states, weight_bytes
 
@@ -51,6 +53,8 @@ def attention(
     lengths: list[int] | None = None,
     heads: list[str] | None = None,
     recall: bool = False,
+    bench: bool = False,
+    keys: list[int] | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Survey what mixes tokens: kinds, state in bytes by formula and counted, work, and what heads look at.
@@ -66,6 +70,8 @@ def attention(
         heads: heads whose pattern on the first text is kept and drawn, as BLOCK.HEAD; without them, the one
             that does most of each.
         recall: also ask for what stood in the context: random tokens again, pairs, a pair far back.
+        bench: also time the kernels of attention on this model's heads, each beside eager in float64.
+        keys: of the kernels' calls; without them, 128, 512 and 1,024.
         seed: of the random tokens of the tasks.
 
     Raises:
@@ -85,6 +91,7 @@ def attention(
     at = [int(length) for length in lengths or LENGTHS]
     if any(length < 1 for length in at):
         raise ValueError("a length of less than one token has no state: give lengths of 1 or more")
+    shape = _shape(states, keys or list(KEYS)) if bench or keys else None
     named = _named_heads(model, heads)
     found = [_survey(model, states, at)]
     told: dict[str, Any] = {"not_counted": why_not_counted, "weights_bytes": weight_bytes(model)}
@@ -95,7 +102,24 @@ def attention(
         told |= {**text.attributes, "no_pattern": json.dumps(notes)}
     if recall:
         found.append(recall_dataset(model, seed))
+    if shape is not None:
+        found.append(kernel_dataset(shape, keys or list(KEYS), model.dtype, model.device))
     return xr.merge(found, combine_attrs="drop_conflicts").assign_attrs(**told)
+
+
+def _shape(states: list[BlockState], keys: list[int]) -> AttentionShape:
+    """The heads of the model's softmax attention, one text.
+
+    Raises:
+        ValueError: it has none, or a number of keys is none.
+    """
+    if min(keys) < 1:
+        raise ValueError("a call of attention has one key at least: give numbers of keys of 1 or more")
+    mixers = [m for state in states for m in state.mixers if m.heads and m.key_heads and not m.inner]
+    if not mixers:
+        raise ValueError("the kernels are those of softmax attention, and this model has none: drop --bench")
+    widest = max(mixers, key=lambda m: m.heads * m.head_width)
+    return AttentionShape(1, widest.heads, widest.key_heads, widest.head_width, max(keys))
 
 
 def _named_heads(model: Model, heads: list[str] | None) -> list[tuple[int, int]]:

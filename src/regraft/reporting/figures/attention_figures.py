@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from regraft.reporting.figures.kernel_figures import kernel_listings, kernel_panels
 from regraft.reporting.theme import Drawing, Panel, axis_labels, bars, heatmap, lines, panel, token_labels
 from regraft.reporting.wording import counted
 
@@ -107,7 +108,7 @@ def attention_panels(data: xr.Dataset) -> list[Panel]:
     for name, across in RECALLED.items():
         if f"recall_{name}" in data and data.sizes[f"{name}_size"]:
             found.append(_recall(data, name, across))
-    return found
+    return [*found, *kernel_panels(data)]
 
 
 def _recall(data: xr.Dataset, name: str, across: str) -> Panel:
@@ -156,4 +157,5 @@ ATTENTION = Drawing(
     attention_finding,
     ("state_per_token", "state_fixed", "window", "query_heads", "key_heads"),
     attention_panels,
+    listings=kernel_listings,
 )
