@@ -72,6 +72,7 @@ def test_blocks_that_were_elsewhere_leave_again(way, tmp_path):
     assert model.streamed.bytes_read > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_linearity")
 def test_experiments_of_a_dispatched_model(tmp_path):
     plain, model = load(made("llama")), load(disk_offload(made("llama"), tmp_path, CPU))

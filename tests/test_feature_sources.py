@@ -76,6 +76,7 @@ def test_a_direction_in_the_place_of_a_dead_feature_is_dead():
     assert found.frequency_F(1)[6] > 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_pairs")
 def test_a_page_of_each_kind_and_no_files_of_what_is_no_adapter(tmp_path, monkeypatch):
     from test_transcoder_jobs import SHORT

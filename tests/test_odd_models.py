@@ -76,5 +76,6 @@ def test_a_report_on_an_odd_model_is_true_and_says_what_is_missing(name, tmp_pat
         assert {"completions", "knockout", "patch"} <= left_out, "without prompts of its own"
 
 
+@pytest.mark.slow
 def test_a_report_on_a_model_of_three_tokens_and_eleven_positions(tmp_path):
     assert {"patch", "push", "shuffle"} <= check("three_tokens", tmp_path / "three")

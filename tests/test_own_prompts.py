@@ -212,6 +212,7 @@ def test_correlations_of_other_prompts_are_other_ones_and_refuse_negative_counts
         correlations(model, of=of, count=-1)
 
 
+@pytest.mark.slow
 def test_the_command_line_reads_files_texts_and_pairs(lines, story, tmp_path, runs):
     common = ("--model", "specimen:gpt2", "--json")
     done = run("ablate", "--prompts-file", lines, "--count", "2", "--out", str(tmp_path / "run"), *common)

@@ -269,6 +269,7 @@ def test_published_adapters_are_counted_by_the_command(folder, tmp_path, monkeyp
     assert "features are active at a token, mean over blocks" in said
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_fetched_and_reproduced(hub, tmp_path):  # noqa: F811
     """The specimen's own study under a hub's name, from a server of this machine."""
     told = (study_module.resources.files("regraft.landmarks") / "studies" / "specimen-gpt2.toml").read_text()
