@@ -21,8 +21,8 @@ from small import opened
 
 SOURCE = Path(regraft.__file__).parent
 DRAWING = (
-    "attention", "cache", "compile", "correlations", "geometry", "linearity", "neurons", "noise", "quantize",
-    "shuffle", "trajectories",
+    "attention", "cache", "compile", "correlations", "disaggregate", "geometry", "linearity", "neurons",
+    "noise", "quantize", "shuffle", "trajectories",
 )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from regraft.experiments.observe.completions import completions as completions
     from regraft.experiments.observe.contributions import contributions as contributions
     from regraft.experiments.observe.correlations import correlations as correlations
+    from regraft.experiments.observe.disaggregate import disaggregate as disaggregate
     from regraft.experiments.observe.geometry import geometry as geometry
     from regraft.experiments.observe.lens import lens as lens
     from regraft.experiments.observe.linearity import linearity as linearity
@@ -224,6 +225,7 @@ __all__ = [
     "contributions",
     "correlations",
     "describe_features",
+    "disaggregate",
     "evaluate_grafts",
     "evaluate_transcoder",
     "explain_token",

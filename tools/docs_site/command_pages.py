@@ -13,8 +13,8 @@ from regraft.cli.main import app
 from regraft.core.registry import experiments
 
 GROUPS = {
-    "Observing": ("lens", "attention", "compile", "contributions", "geometry", "spectra", "linearity",
-                  "trajectories", "neurons", "correlations", "completions", "tuned-lens"),
+    "Observing": ("lens", "attention", "compile", "disaggregate", "contributions", "geometry", "spectra",
+                  "linearity", "trajectories", "neurons", "correlations", "completions", "tuned-lens"),
     "Pages and runs": ("report", "reproduce", "inspect", "runs", "show", "compare", "studio"),
     "Building": ("graft", "tokenizer", "rebuild", "pack", "unpack"),
 }  # fmt: skip

@@ -17,6 +17,7 @@ REPORT = "report-of-the-specimen"
 GUIDES = {
     "spectra": "spectra", "completions": "completions", "lens": "lens", "contributions": "lens",
     "attention": "attention", "cache": "cache", "compile": "compile",
+    "disaggregate": "disaggregate",
     "geometry": "geometry", "linearity": "linearity", "trajectories": "trajectories", "neurons": "neurons",
     "correlations": "correlations", "knockout": "interventions", "swap": "interventions",
     "patch": "interventions", "paths": "interventions", "bottleneck": "interventions", "push": "components",

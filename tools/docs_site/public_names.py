@@ -28,7 +28,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Experiments that read a model as it is. Each takes an opened model first and returns an"
         " `xarray.Dataset`.",
         (
-            "lens", "attention", "compile", "contributions", "geometry", "spectra",
+            "lens", "attention", "compile", "disaggregate", "contributions", "geometry", "spectra",
             "linearity", "trajectories",
             "neurons", "correlations", "completions",
         ),

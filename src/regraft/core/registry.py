@@ -39,6 +39,7 @@ EXPERIMENTS = {
     "completions": "observe.completions",
     "contributions": "observe.contributions",
     "correlations": "observe.correlations",
+    "disaggregate": "observe.disaggregate",
     "geometry": "observe.geometry",
     "lens": "observe.lens",
     "linearity": "observe.linearity",

@@ -44,8 +44,8 @@ GROUPS = (
         "changed",
         "What can be changed",
         (
-            "replacement", "shuffle", "quantize", "quantizers", "cache", "compile", "transplant", "prune",
-            "reorder", "steer",
+            "replacement", "shuffle", "quantize", "quantizers", "cache", "compile", "disaggregate",
+            "transplant", "prune", "reorder", "steer",
         ),
     ),
 )  # fmt: skip
