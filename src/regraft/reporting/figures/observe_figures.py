@@ -11,15 +11,12 @@ import xarray as xr
 from regraft.reporting.figures.geometry_panels import geometry_panels
 from regraft.reporting.figures.lens_panels import lens_panels
 from regraft.reporting.theme import (
-    FIRST,
     MUTED,
-    SECOND,
     Drawing,
     Label,
     Listing,
-    axis_labels,
     bars,
-    base,
+    grouped_bars,
     heatmap,
     lines,
     plain_text,
@@ -123,23 +120,19 @@ def _ranked(one: xr.Dataset, depth: int, token: int) -> str:
 
 def crystallization(dataset: xr.Dataset) -> go.Figure:
     """Share of tokens by the depth at which they crystallize and are first ranked first."""
-    figure = base(barmode="group")
     depths = dataset.depth.values
-    kept = f"stays in the top {dataset.attrs.get('k', 'k')}"
-    for name, label, colour in (
-        ("crystallization", kept, FIRST),
-        ("first_top1", "first ranked first", SECOND),
-    ):
-        values = dataset[name].values
-        share = [float((values == depth).mean()) for depth in depths]
-        hover = f"{label}<br>depth %{{x}}: %{{y:.1%}} of tokens<extra></extra>"
-        figure.add_bar(x=axis_labels(depths), y=share, name=label, marker_color=colour, hovertemplate=hover)
-    figure.update_layout(
-        showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
-    )
-    figure.update_xaxes(title="depth (blocks passed)", type="category")
-    figure.update_yaxes(title="share of tokens", tickformat=".0%")
+    series = {
+        label: [float((dataset[name].values == depth).mean()) for depth in depths]
+        for name, label in _both_ways(dataset, "crystallization", "first_top1")
+    }
+    figure = grouped_bars(depths, series, "depth (blocks passed)", "share of tokens")
+    figure.update_yaxes(tickformat=".0%")
     return figure
+
+
+def _both_ways(dataset: xr.Dataset, kept: str, first: str) -> list[tuple[str, str]]:
+    """The two ways in which a token settles: what each is called in the result, and in a legend."""
+    return [(kept, f"stays in the top {dataset.attrs.get('k', 'k')}"), (first, "first ranked first")]
 
 
 def hurt_rates(dataset: xr.Dataset) -> go.Figure:
@@ -154,24 +147,14 @@ def hurt_rates(dataset: xr.Dataset) -> go.Figure:
 
 def by_type(dataset: xr.Dataset) -> go.Figure:
     """Mean depths of settling for each kind of token."""
-    figure = base(300, barmode="group")
     labels = [
-        plain_text(f"{kind} ({n})")
-        for kind, n in zip(dataset.by_type.values, dataset.tokens_by_type.values, strict=True)
+        f"{kind} ({n})" for kind, n in zip(dataset.by_type.values, dataset.tokens_by_type.values, strict=True)
     ]
-    kept = f"stays in the top {dataset.attrs.get('k', 'k')}"
-    for name, label, colour in (
-        ("crystallization_by_type", kept, FIRST),
-        ("first_top1_by_type", "first ranked first", SECOND),
-    ):
-        hover = f"{label}<br>%{{x}}: depth %{{y:.2f}}<extra></extra>"
-        figure.add_bar(x=labels, y=dataset[name].values, name=label, marker_color=colour, hovertemplate=hover)
-    figure.update_layout(
-        showlegend=True, legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0), margin_t=64
-    )
-    figure.update_xaxes(title="kind of token (tokens)", type="category")
-    figure.update_yaxes(title="mean depth")
-    return figure
+    series = {
+        label: dataset[name].values
+        for name, label in _both_ways(dataset, "crystallization_by_type", "first_top1_by_type")
+    }
+    return grouped_bars(labels, series, "kind of token (tokens)", "mean depth")
 
 
 def completion_figures(dataset: xr.Dataset) -> list[tuple[str, go.Figure]]:
