@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> list[str]:
+    """Lines of a table; the first columns hold words, the others numbers, which stand on the right."""
+    under = "|" + "---|" * words + "---:|" * (len(head) - words)
+    return [_line(head), under, *map(_line, rows)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def write_measured(page: Path, lines: Sequence[str]) -> None:

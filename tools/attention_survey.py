@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import regraft
-from benchmarks.measured_part import write_measured
+from benchmarks.measured_part import table, write_measured
 from regraft.systems.state_bytes import block_states
 from tools.small_architectures import tiny
 
@@ -48,9 +48,8 @@ def rows() -> list[list[str]]:
 
 def main() -> None:
     """Write the table into the page."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    lines += ["| " + " | ".join(re.sub(r"\s+", " ", cell) for cell in row) + " |" for row in rows()]
-    write_measured(PAGE, lines)
+    cells = [[re.sub(r"\s+", " ", cell) for cell in row] for row in rows()]
+    write_measured(PAGE, table(HEAD, cells, words=len(HEAD)))
 
 
 if __name__ == "__main__":

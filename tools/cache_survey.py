@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import regraft
-from benchmarks.measured_part import write_measured
+from benchmarks.measured_part import table, write_measured
 from benchmarks.pages import draw
 from regraft.reporting.figures.cache_figures import cache_figures, front_of
 
@@ -30,13 +30,13 @@ def main() -> None:
         f" tokens and {data.attrs['suffix']} behind it, float32, seed 0; in bold what no other beats in bytes"
         " and nats.",
         "",
-        "| strategy | " + " | ".join(head for head, _ in COLUMNS.values()) + " |",
-        "|---|" + "---:|" * len(COLUMNS),
     ]
+    rows = []
     for number, name in enumerate(data.strategy.values):
         told = f"**`{name}`**" if number in front else f"`{name}`"
         cells = [form.format(float(data[column][number])) for column, (_, form) in COLUMNS.items()]
-        lines.append(f"| {told} | " + " | ".join(cells) + " |")
+        rows.append([told, *cells])
+    lines += table(["strategy", *(head for head, _ in COLUMNS.values())], rows)
     write_measured(PAGE, [*lines, "", "![What a cache loses, over what it keeps](images/cache.png)"])
     draw({"cache.png": cache_figures(data)[0][1]})
 

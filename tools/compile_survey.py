@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import regraft
-from benchmarks.measured_part import write_measured
+from benchmarks.measured_part import table, write_measured
 from regraft.reporting.figures.compile_figures import compile_finding
 from regraft.systems.units import PARTS
 
@@ -27,9 +27,8 @@ def main() -> None:
         f" {data.attrs['torch']} on {data.attrs['machine']}, {data.attrs['threads']} threads; the compiler's"
         f" own start took {data.attrs['compiler_start_s']:.1f} s.",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|---|" + "---:|" * (len(HEAD) - 1),
     ]
+    rows = []
     for name in data.unit.values:
         one, made = data.sel(unit=name), data.sel(unit=name, way="default")
         eager, even = float(one.warm.sel(way="eager")), float(made.break_even)
@@ -39,9 +38,10 @@ def main() -> None:
             f"{even:,.0f}" if np.isfinite(even) else "never", str(int(one.breaks)),
             f"{int(one.operators.sel(way='eager'))} → {int(made.operators)}", f"{float(made.difference):.1e}",
         ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     same = float(data.same_tokens.sel(way="default").values[-1])
     lines += [
+        *table(HEAD, rows),
         "",
         f"The compiled model says the same likeliest token at {same:.0%} of positions."
         f" {compile_finding(data)}",

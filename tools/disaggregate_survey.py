@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 import regraft
-from benchmarks.measured_part import write_measured
+from benchmarks.measured_part import table, write_measured
 from benchmarks.pages import draw
 from regraft.reporting.figures.disaggregate_figures import disaggregate_figures, disaggregate_finding
 
@@ -20,38 +20,38 @@ HEAD = (
 )  # fmt: skip
 
 
-def _row(data: xr.Dataset, over: str, way: str, prompt: int) -> str:
+def _row(data: xr.Dataset, over: str, way: str, prompt: int) -> list[str]:
     one = data.sel(over=over, way=way, prompt=prompt)
     numbers = [f"{int(one[name]):,}" for name in ("bytes", "formula_bytes", "wire")]
     milliseconds = [f"{float(one[name]):.1f}" for name in ("first_token", "together_first_token")]
-    cells = [
+    return [
         over, f"`{way}`", f"{prompt:,}", *numbers, f"{float(one.exposed):.2f}",
         f"{float(one.hidden):.0%}", *milliseconds, f"{float(one.same_tokens):.0%}",
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
 
 
 def _stars(data: xr.Dataset) -> list[str]:
     speeds = [f"{speed:g} GB/s" for speed in data.speed.values]
-    lines = ["| requests | " + " | ".join(speeds) + " |", "|---|" + "---:|" * len(speeds)]
+    rows = []
     for mix in data.mix.values:
         told = [f"{v:.1f}" if np.isfinite(v) else "never" for v in data.pays_from.sel(mix=mix).values]
-        lines.append(f"| {mix} | " + " | ".join(told) + " |")
-    return lines
+        rows.append([str(mix), *told])
+    return table(["requests", *speeds], rows)
 
 
 def main() -> None:
     """Write tables and picture."""
     data = regraft.disaggregate(regraft.load(), over=["shared", "tcp", "ray"])
     told = data.attrs
+    rows = [
+        _row(data, str(over), str(way), int(prompt))
+        for over in data.over.values for way in data.way.values for prompt in data.prompt.values
+    ]  # fmt: skip
     lines = [
         f"`specimen:qwen3`, {told['tokens']} tokens written, float32, PyTorch {told['torch']} on"
         f" {told['machine']}, one thread for each process. {disaggregate_finding(data)}",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|---|---|" + "---:|" * (len(HEAD) - 2),
-        *(_row(data, str(o), str(w), int(p)) for o in data.over.values for w in data.way.values
-          for p in data.prompt.values),
+        *table(HEAD, rows, words=2),
         "",
         f"Requests a second from which apart wins, {told['machines']} simulated machines, limits"
         f" {told['limit_first_ms']:.0f} ms for the first token and {told['limit_between_ms']:.0f} ms between"

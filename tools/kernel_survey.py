@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from benchmarks.measured_part import write_measured
+from benchmarks.measured_part import table, write_measured
 from regraft.systems.kernel_bench import KEYS, kernel_dataset
 from regraft.systems.kernels import AttentionShape
 
@@ -31,7 +31,7 @@ HEAD = (
 )
 
 
-def _rows(data: xr.Dataset) -> list[str]:
+def _rows(data: xr.Dataset) -> list[list[str]]:
     found = []
     for kernel in data.kernel.values:
         for phase in data.phase.values:
@@ -40,13 +40,12 @@ def _rows(data: xr.Dataset) -> list[str]:
                 if np.isnan(one.kernel_ms):
                     continue
                 moved = f"{float(one.kernel_bandwidth):.1f}" if phase == "decode" else ""
-                cells = [
+                found.append([
                     f"`{kernel}`", str(phase), f"{keys:,}", f"{float(one.kernel_ms):.3g}",
                     f"{float(one.kernel_rate):.3f}", f"{float(one.kernel_share):.0%}", moved,
                     f"{float(one.kernel_peak) / 2**20:.2f}", f"{float(one.kernel_error):.1e}",
                     f"{float(one.kernel_allowed):.1e}",
-                ]  # fmt: skip
-                found.append("| " + " | ".join(cells) + " |")
+                ])  # fmt: skip
     return found
 
 
@@ -62,9 +61,7 @@ def main() -> None:
         f" {told['copy_bytes'] / 1e9:.1f} GB/s."
         f" {wrong or 'No'} results are beyond what is allowed.",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|---|---|" + "---:|" * (len(HEAD) - 2),
-        *_rows(data),
+        *table(HEAD, _rows(data), words=2),
         "",
         "Not usable here:",
         "",

@@ -62,7 +62,7 @@ def compile(
     """Compile parts of a model: what the first call costs, what later ones save, and where graphs break.
 
     Source: PyTorch 2 (Ansel et al., 2024). Every part is called alone on what a text really gives it; eager
-    and compiled take turns, so that a noisy machine troubles both. Minutes, most of them the compiler's.
+    and compiled take turns, so that a noisy machine troubles both. Most of the time is the compiler's.
 
     Args:
         units: norm, sum and norm, rotation, attention, recurrence, mlp, block, stack or model; without them,
