@@ -51,17 +51,18 @@ def ids():
 
 @pytest.fixture(scope="module")
 def pair(model):
-    with paired(model, "tcp") as made:
+    with paired(model, "tcp", torch.get_num_threads()) as made:
         yield made
 
 
-def plain(model, ids, tokens):
-    """The model's own forward on the whole text for each token, without a cache."""
-    text = list(ids)
-    for _ in range(tokens):
-        with torch.no_grad(), model.held():
-            text.append(int(model.hf(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
-    return text[len(ids) :]
+def likeliest(model, ids, written):
+    """Whether each token is the likeliest one, within rounding, by the model's own forward on the whole text
+    without a cache: of two that are as good as equal another order of sums may take either."""
+    with torch.no_grad(), model.held():
+        logits = model.hf(input_ids=torch.tensor([[*ids, *written]]), use_cache=False).logits[0]
+    told = logits[len(ids) - 1 : -1]
+    below = told.max(-1).values - told[range(len(written)), written]
+    return bool((below <= model.rounding * logits.abs().max()).all())
 
 
 def test_reading_hands_each_block_on_and_writing_goes_on_from_it(model, ids):
@@ -76,7 +77,9 @@ def test_reading_hands_each_block_on_and_writing_goes_on_from_it(model, ids):
         assert torch.equal(keys, cache.layers[block].keys)
         assert torch.equal(values, cache.layers[block].values)
     one = together(model, ids, TOKENS)
-    assert [first, *one.ids] == plain(model, ids, TOKENS)
+    assert first == one.first
+    assert likeliest(model, ids, [first, *one.ids])
+    assert not likeliest(model, ids, [first, *one.ids[:-1], (one.ids[-1] + 1) % 90])
     assert len(one.between_s) == TOKENS - 1
     assert one.exposed_s == 0
 
@@ -109,14 +112,14 @@ def test_requests_that_come_together_are_answered_each(model, pair, ids):
     prompts = {request.prompt: ids[: request.prompt] for request in requests}
     answers = served(pair, requests, prompts)
     for moved, request in zip(answers, requests, strict=True):
-        assert [moved.first, *moved.ids] == plain(model, prompts[request.prompt], 4)
+        assert likeliest(model, prompts[request.prompt], [moved.first, *moved.ids])
     assert answers[0].there <= answers[1].there <= answers[2].there
     told = measured(pair, ids, TOKENS, BLOCKS, 2, together(model, ids, TOKENS))
     assert (told.same, told.payload) == (1.0, formula_bytes(model, LENGTH, BLOCKS))
 
 
 def test_a_process_that_dies_is_an_error(model, ids):
-    with paired(model, "shared") as pair:
+    with paired(model, "shared", torch.get_num_threads()) as pair:
         assert pair.answer(pair.ask(ids, TOKENS)).ids == together(model, ids, TOKENS).ids
         pair.process.kill()
         with pytest.raises(PeerGoneError):
@@ -210,8 +213,8 @@ def test_the_command_measures_simulates_and_draws(model, tmp_path, monkeypatch):
     assert torch.get_num_threads() == before
     assert (data.bytes == data.formula_bytes).all()
     assert (data.same_tokens.sel(way=[WHOLE, BLOCKS]) == 1).all()
-    assert (data.hidden.sel(way=WHOLE) <= 1).all()
-    assert (data.first_token > 0).all()
+    assert (data.exposed.sel(way=WHOLE) > 0).all(), "what is sent afterwards hides nothing"
+    assert (data.hidden.sel(way=WHOLE) == 0).all()
     assert data.goodput.dims == ("mix", "arrangement", "rate")
     assert (data.goodput <= data.rate * 1.5).all()
     assert {"real_first_ms", "simulated_first_ms", "machine", "threads"} <= set(data.attrs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,13 @@ def test_a_kernel_that_does_not_take_a_shape_is_told_with_the_reason():
 
     assert tried(Kernel("picky", picky), given(), "prefill") == (None, "widths of 16 are not taken")
 
+    def warns(query, key, value, causal):
+        warnings.warn("Flash attention was not used because the width is odd", stacklevel=1)
+        raise RuntimeError("no kernel is left")
+
+    told = tried(Kernel("warns", warns), given(), "prefill")
+    assert told == (None, "Flash attention was not used because the width is odd")
+
 
 @pytest.mark.parametrize("name", ["math", "eager"])
 @pytest.mark.parametrize("phase", PHASES)
@@ -187,11 +195,11 @@ def test_rates_are_work_over_time(table):
     assert np.isfinite(table.kernel_launch.sel(kernel="flash"))
 
 
-def test_eager_holds_every_pair_and_flash_does_not(table):
+def test_eager_holds_every_pair(table):
+    """Flash holds blocks for each thread, so that nothing is said of it that would hold on many cores."""
     peak = table.kernel_peak.sel(phase="prefill", key_count=24)
     scores = SHAPE.texts * SHAPE.heads * 24 * 24 * 4
     assert float(peak.sel(kernel="eager")) >= scores
-    assert float(peak.sel(kernel="flash")) < float(peak.sel(kernel="eager"))
     call = call_of(BY_NAME["eager"], given(), "prefill")
     assert float(peak.sel(kernel="eager")) == peak_bytes(call, CPU)
 

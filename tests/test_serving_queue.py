@@ -34,7 +34,7 @@ def test_one_machine_that_only_reads_waits_as_pollaczek_and_khinchine_say():
     assert abs(np.mean(means) - wanted) < error < 0.1 * wanted
 
 
-def stepped(requests, service, batch, tick=1e-3):
+def stepped(requests, service, batch, tick=1e-4):
     """One machine that reads and writes, told by time that passes in small steps."""
     waiting, writing, found = list(enumerate(requests)), [], {}
     now, busy_until, doing, reading = 0.0, 0.0, "", (0, requests[0])
@@ -62,8 +62,8 @@ def test_events_are_those_of_time_that_passes_in_small_steps(batch):
     answers = together(requests, 1, PLAIN, batch)
     wanted = stepped(requests, PLAIN, batch)
     for one, (first, between) in zip(answers, wanted, strict=True):
-        assert one.first_s == pytest.approx(first, abs=0.15), one
-        assert one.between_s == pytest.approx(between, abs=0.05), one
+        assert one.first_s == pytest.approx(first, abs=0.02), one
+        assert one.between_s == pytest.approx(between, abs=0.01), one
 
 
 def test_a_lone_request_waits_for_nothing():

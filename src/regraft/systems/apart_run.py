@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from regraft.model.model import Model
 from regraft.systems.apart import BLOCKS, Moved, PeerPair, prefill, together
 from regraft.systems.serving_queue import Request, Service
+from regraft.systems.transport import PeerGoneError
 
 STEPS = 6
 """Steps of writing that a time between tokens is the median of."""
@@ -103,13 +104,13 @@ def served(
     """Requests that come at their times: read here and written there, one after the other on both sides."""
     asked: queue.Queue[Moved | None] = queue.Queue()
     answers: list[Moved] = []
-    failed: list[Exception] = []
+    failed: list[PeerGoneError] = []
 
     def collect() -> None:
         try:
             while (moved := asked.get()) is not None:
                 answers.append(pair.answer(moved))
-        except (ConnectionError, KeyError) as error:
+        except PeerGoneError as error:
             failed.append(error)
 
     collector = threading.Thread(target=collect, daemon=True)
