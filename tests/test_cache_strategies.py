@@ -15,8 +15,9 @@ from families import FAMILIES
 from regraft.experiments.intervene.cache import STRATEGIES
 from regraft.reporting.figures.cache_figures import cache_finding, front_of
 from regraft.systems.cache_codes import FLOATS, as_float, coded, packed, unpacked
+from regraft.systems.cache_past import Past, StrategyError
 from regraft.systems.cache_run import kept_of, pasts_of, suffix_streams
-from regraft.systems.cache_strategies import DROPS, Past, Strategy, StrategyError, keep, strategy
+from regraft.systems.cache_strategies import DROPS, Strategy, keep, strategy
 from regraft.systems.kept_cache import kept_cache
 
 LENGTH, PREFIX = 40, 24
@@ -157,7 +158,7 @@ def test_each_way_of_dropping_keeps_what_it_says():
         ("window:budget=0", "keeps nothing"),
         ("h2o:budget=0%", "keeps nothing"),
         ("window:budget=much", "is no number"),
-        ("int4:k=row", "by channel or by token"),
+        ("int4:k=row", "is not channel or token"),
         ("int4:vbits=5", "is not one of 8, 4, 3, 2"),
         ("bf16:k=token", "it takes none"),
     ],

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from regraft.checkpoint.continued import TRAINED, WHOLE, put_together
 from regraft.core.files import expanded, reading
 
 SPECIMENS = {
@@ -22,7 +23,10 @@ SPECIMENS = {
     "tuned": "specimen-qwen3-tuned",
     "gpt2": "specimen-gpt2",
     "t5": "specimen-t5",
+    "recall": "specimen-recall",
 }
+CONTINUED = {"specimen-recall": "specimen-qwen3"}
+"""Specimens of which only what changed is shipped, and what they were before."""
 DEFAULT_SPECIMEN = "specimen:qwen3"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CHECKSUMS = "SHA256SUMS"
@@ -58,7 +62,7 @@ def located(source: str | Path | None) -> tuple[Path | None, str]:
         kind = text.partition(":")[2] or DEFAULT_SPECIMEN.partition(":")[2]
         if kind not in SPECIMENS:
             raise NoCheckpointError(f"there is no specimen {kind!r}: choose one of {', '.join(SPECIMENS)}")
-        return Path(str(resources.files("regraft.specimens") / SPECIMENS[kind])), f"specimen:{kind}"
+        return _specimen(SPECIMENS[kind]), f"specimen:{kind}"
     folder = expanded(text)
     with reading(text, "give a model folder that you may read"):
         if folder.exists() or text.startswith((".", "/", "~")) or not HUB_ID.fullmatch(text):
@@ -70,6 +74,18 @@ def located(source: str | Path | None) -> tuple[Path | None, str]:
             next(folder.iterdir(), None)
             return folder, folder.resolve().name
     return None, text
+
+
+def _specimen(name: str) -> Path:
+    """The folder of a specimen; of one that is another's further training, where it was put together."""
+    own, base = (
+        Path(str(resources.files("regraft.specimens") / n)) for n in (name, CONTINUED.get(name, name))
+    )
+    if own == base:
+        return own
+    for folder in (own, base):
+        _check_sums(folder)
+    return put_together(own, base, check_header, digest([own / TRAINED, base / WHOLE]))
 
 
 def check_folder(folder: Path, config: bool = True) -> list[Path]:

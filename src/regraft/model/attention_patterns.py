@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,18 @@ NAME = "by_head"
 it: another model's run in another thread has another function."""
 Hears = Callable[[int, Tensor], None]
 """Takes a head's number and its weights (B, q, s)."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What transformers hands to the function that computes an attention."""
+
+    module: nn.Module
+    query_BHqK: Tensor
+    key_BGsK: Tensor
+    value_BGsK: Tensor
+    mask: Tensor | None
+    options: dict[str, Any]
 
 
 def read_patterns(recording: Recording, block: int, hears: Hears) -> None:
@@ -48,7 +61,12 @@ def read_patterns(recording: Recording, block: int, hears: Hears) -> None:
         heard.append(head)
         hears(head, weights_Bqs)
 
-    with model.held(), torch.no_grad(), _heads_heard(attn.attention, listen):
+    def by_head(call: AttentionCall) -> Tensor:
+        # a block's cross-attention goes the same way
+        return _by_head(listen if call.module in inside else _nobody, call)
+
+    inside = set(attn.attention.modules())
+    with model.held(), torch.no_grad(), _computed_by(attn.attention, by_head):
         out = recording.run_block(block, recording.pre(block), rows=1)
     if heard and gap(out, recording.post(block)) <= model.rounding:
         return
@@ -58,17 +76,42 @@ def read_patterns(recording: Recording, block: int, hears: Hears) -> None:
         hears(head, weights_BTT)
 
 
+def read_queries(recording: Recording, block: int) -> Tensor:
+    """The queries (B, H, T, K) that a block asks on its recorded stream, rotated as they meet the keys.
+
+    Raises:
+        SiteError: the block has no attention, or computes it without a function that can be another.
+    """
+    model = recording.model
+    attn = model.blocks[block].branch("attn")
+    heard: list[Tensor] = []
+    if attn is not None and attn.attention is not None and not attn.recurrent:
+        inside = set(attn.attention.modules())
+
+        def listen(call: AttentionCall) -> Tensor:
+            if call.module in inside:
+                heard.append(call.query_BHqK)
+            return _by_head(_nobody, call)
+
+        with model.held(), torch.no_grad(), _computed_by(attn.attention, listen):
+            recording.run_block(block, recording.pre(block), rows=1)
+    if not heard:
+        raise SiteError(f"the queries of block {model.blocks[block].address} cannot be had")
+    return heard[0]
+
+
 @contextmanager
-def _heads_heard(attention: nn.Module, hears: Hears) -> Iterator[None]:
+def _computed_by(attention: nn.Module, function: Callable[[AttentionCall], Tensor]) -> Iterator[None]:
     """While inside, the attention's function is ours, where its configuration names one."""
-    inside = set(attention.modules())
-    config: Any = next((c for m in inside if (c := getattr(m, "config", None)) is not None), None)
+    config: Any = next(
+        (c for m in attention.modules() if (c := getattr(m, "config", None)) is not None), None
+    )
     before = getattr(config, "_attn_implementation", None)
     if config is None or before is None:
         yield
         return
 
-    def by_head(
+    def answer(
         module: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -76,13 +119,12 @@ def _heads_heard(attention: nn.Module, hears: Hears) -> Iterator[None]:
         attention_mask: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, None]:
-        listener = hears if module in inside else _nobody  # a block's cross-attention goes the same way
-        return _by_head(listener, module, query, key, value, attention_mask, options), None
+        return function(AttentionCall(module, query, key, value, attention_mask, options)), None
 
-    name = f"{NAME}_{id(by_head)}"
+    name = f"{NAME}_{id(answer)}"
     # the class's table, since an architecture may have one of its own beside it; and the field itself, since
     # its setter would also change what configurations inside this one say
-    AttentionInterface.register(name, by_head)
+    AttentionInterface.register(name, answer)
     config._attn_implementation_internal = name
     try:
         yield
@@ -95,16 +137,10 @@ def _nobody(head: int, weights_Bqs: Tensor) -> None:
     pass
 
 
-def _by_head(
-    hears: Hears,
-    module: nn.Module,
-    query_BHqK: Tensor,
-    key_BGsK: Tensor,
-    value_BGsK: Tensor,
-    mask: Tensor | None,
-    options: dict[str, Any],
-) -> Tensor:
+def _by_head(hears: Hears, call: AttentionCall) -> Tensor:
     """The output (B, q, H, K) of an attention, computed in float32 at least, one head after the other."""
+    query_BHqK, key_BGsK, value_BGsK = call.query_BHqK, call.key_BGsK, call.value_BGsK
+    module, options = call.module, call.options
     wide = torch.promote_types(query_BHqK.dtype, torch.float32)
     heads, groups = query_BHqK.shape[1], key_BGsK.shape[1]
     scaling = options.get("scaling") or query_BHqK.shape[-1] ** -0.5
@@ -118,7 +154,7 @@ def _by_head(
             scores = cap * torch.tanh(scores / cap)
         if (bias := options.get("position_bias")) is not None:
             scores = scores + bias[:, head % bias.shape[1]]
-        scores = _masked(scores, mask, head, causal)
+        scores = _masked(scores, call.mask, head, causal)
         if (sinks := options.get("s_aux", getattr(module, "sinks", None))) is not None:
             sink = sinks.reshape(-1)[head].to(wide).expand(*scores.shape[:-1], 1)
             weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]

@@ -45,10 +45,10 @@ def load(
     """Open a transformer, find its parts, and prove on a short input that they are what they seem.
 
     Args:
-        source: nothing for the embedded specimen, `"specimen:tuned"`, `"specimen:gpt2"` or `"specimen:t5"`, a
-            folder, a hub id, or a live Hugging Face model (then `tokenizer` may go with it, or both as a
-            pair). A wrapper (an adapter, a sentence encoder, a compiled or data-parallel model) is opened
-            through what it wraps, which the notes say.
+        source: nothing for the embedded specimen, `"specimen:tuned"`, `"specimen:recall"`,
+            `"specimen:gpt2"` or `"specimen:t5"`, a folder, a hub id, or a live Hugging Face model (then
+            `tokenizer` may go with it, or both as a pair). A wrapper (an adapter, a sentence encoder, a
+            compiled or data-parallel model) is opened through what it wraps, which the notes say.
         tokenizer: a tokenizer, or the folder or hub id of one; by default the model's own.
         target_tokenizer: a tokenizer, or the folder or hub id of one, of what an encoder-decoder writes,
             where that is not the one of what it reads.

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from regraft.core.structure import Path
 from regraft.model.attention_mask import mask_argument, with_edges_cut
-from regraft.model.attention_patterns import read_patterns
+from regraft.model.attention_patterns import read_patterns, read_queries
 from regraft.model.model import Model
 from regraft.model.recording import Recording
 from regraft.sweeps.prefix_cache import Cone, PrefixCache, cone_of, why_no_cone
-from regraft.systems.cache_strategies import KeptPast, Past, Strategy, StrategyError, keep
+from regraft.systems.cache_past import KeptPast, Past, StrategyError
+from regraft.systems.cache_strategies import Strategy, keep
+from regraft.systems.rotation import Rotation, rotation_of
 
 ROWS = 8
 """Strategies that go through a block together: their prefixes are held side by side."""
@@ -54,7 +56,14 @@ def _past(recording: Recording, cone: Cone, block: int, length: int) -> Past:
         read_patterns(recording, block, lambda head, w: rows.append(w[:, first:length, :length].sum(1)))
         return torch.stack(rows, dim=1)
 
-    return Past(keys, values, attention, block, len(recording.model.blocks))
+    @cache
+    def queries() -> Tensor:
+        return read_queries(recording, block)[:, :, :length]
+
+    def rotation() -> Rotation:
+        return rotation_of(recording, block)
+
+    return Past(keys, values, attention, block, len(recording.model.blocks), queries, rotation)
 
 
 def kept_of(asked: Strategy, pasts: Sequence[Past], only: int | None = None) -> list[KeptPast]:

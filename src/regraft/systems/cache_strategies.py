@@ -7,7 +7,7 @@ head, R tokens that stay whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from regraft.core.near_names import nearest
 from regraft.systems.cache_codes import FLOATS, Coded, as_float, coded
+from regraft.systems.cache_past import KeptPast, Past, StrategyError, decoded
+from regraft.systems.cache_shapes import latent, low_rank, merged
 
 INTS = {f"int{bits}": bits for bits in (8, 4, 3, 2)}
 DROPS = ("window", "h2o", "snapkv", "pyramid", "scissorhands", "random", "oldest")
-KINDS = ("whole", *FLOATS, *INTS, "heads", "rank", "share", *DROPS, "offload")
+KINDS = ("whole", *FLOATS, *INTS, "heads", "rank", "latent", "share", *DROPS, "offload")
 """Every kind of strategy."""
 GROUP = 32
 """Numbers that share a scale (KIVI, Liu et al. 2024)."""
@@ -29,60 +31,6 @@ QUERIES, POOL = 16, 7
 2024)."""
 FALLS = 0.5
 """Of a pyramid: by which share of the mean budget the first block has more, and the last less."""
-
-
-class StrategyError(ValueError):
-    """Words that are no strategy, or one that keeps nothing."""
-
-
-@dataclass(frozen=True)
-class Past:
-    """Keys and values of one block for a prefix, and what its own queries looked at.
-
-    `attention(last)` gives how much the prefix's last queries (None: all) look at each of its tokens, (B, H,
-    P).
-    """
-
-    keys_BGPK: Tensor
-    values_BGPK: Tensor
-    attention: Callable[[int | None], Tensor]
-    block: int = 0
-    blocks: int = 1
-
-
-Reads = Callable[[], tuple[Tensor, Tensor]]
-"""Keys and values from what is held of them."""
-
-
-@dataclass(frozen=True)
-class KeptPast:
-    """What stays of a block's past: keys and values as they are read, which tokens of each head are there
-    (None: all), every tensor that is held for it, bytes that are moved for each token that is written, and
-    how codes are read again."""
-
-    keys_BGPK: Tensor
-    values_BGPK: Tensor
-    stays_BGP: Tensor | None
-    held: Sequence[Tensor]
-    moved: int = 0
-    decoded: Reads | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything that is held."""
-        return sum(one.numel() * one.element_size() for one in self.held)
-
-    @property
-    def count(self) -> int:
-        """How many tokens of each head are there."""
-        return self.keys_BGPK.shape[2] if self.stays_BGP is None else int(self.stays_BGP[0, 0].sum())
-
-    def reads(self) -> Reads:
-        """Keys and values of the tokens that are there, (B, G, n, K), from what is held alone."""
-        if self.decoded is not None:
-            return self.decoded
-        there = (self.keys_BGPK, self.values_BGPK) if self.stays_BGP is None else (self.held[0], self.held[1])
-        return lambda: there
 
 
 @dataclass(frozen=True)
@@ -108,13 +56,19 @@ class Strategy:
 
 OPTIONS = {
     **{name: ("k", "v", "group", "recent", "kbits", "vbits") for name in INTS},
-    "heads": ("merge",),
-    "rank": ("r",),
+    "heads": ("merge", "fit"),
+    "rank": ("r", "rotation"),
+    "latent": ("r",),
     "share": ("every",),
     **dict.fromkeys(DROPS, ("budget", "sinks", "recent", "queries", "pool", "seed")),
     "offload": ("budget",),
 }
 """Options of each kind."""
+WORDS = {
+    "k": ("channel", "token"), "v": ("channel", "token"), "fit": ("mean", "queries"),
+    "rotation": ("kept", "undone"),
+}  # fmt: skip
+"""Options that are words, and which."""
 
 
 def strategy(words: str) -> Strategy:
@@ -145,9 +99,9 @@ def strategy(words: str) -> Strategy:
 
 def _check(kind: str, options: Mapping[str, str]) -> None:
     for name, value in options.items():
-        if name in ("k", "v"):
-            if value not in ("channel", "token"):
-                raise StrategyError(f"{kind}:{name}={value} is not by channel or by token")
+        if name in WORDS:
+            if value not in WORDS[name]:
+                raise StrategyError(f"{kind}:{name}={value} is not {' or '.join(WORDS[name])}")
             continue
         plain = value[:-1] if name == "budget" and value.endswith("%") else value
         try:
@@ -167,9 +121,11 @@ def keep(asked: Strategy, past: Past) -> KeptPast:
     if asked.kind in FLOATS:
         return _as_short(past, asked.kind)
     if asked.kind == "heads":
-        return _merged(past, int(asked.number("merge", 2)))
+        return merged(past, int(asked.number("merge", 2)), asked.options.get("fit") == "queries")
     if asked.kind == "rank":
-        return _low_rank(past, int(asked.number("r", 16)))
+        return low_rank(past, int(asked.number("r", 16)), asked.options.get("rotation") == "undone")
+    if asked.kind == "latent":
+        return latent(past, int(asked.number("r", 48)))
     if asked.kind in DROPS:
         return _dropped(asked, past)
     held = [past.keys_BGPK, past.values_BGPK]
@@ -181,11 +137,6 @@ def keep(asked: Strategy, past: Past) -> KeptPast:
         )
         return KeptPast(past.keys_BGPK, past.values_BGPK, None, near, away)
     return KeptPast(past.keys_BGPK, past.values_BGPK, None, held)
-
-
-def _decoded(held: Sequence[Tensor], read: Reads) -> KeptPast:
-    keys_BGPK, values_BGPK = read()
-    return KeptPast(keys_BGPK, values_BGPK, None, held, decoded=read)
 
 
 def _in_bits(asked: Strategy, past: Past) -> KeptPast:
@@ -207,47 +158,17 @@ def _in_bits(asked: Strategy, past: Past) -> KeptPast:
         return whole[0], whole[1]
 
     held = [tensor for codes, _ in parts if codes is not None for tensor in codes.tensors]
-    return _decoded([*held, *(last for _, last in parts if last.numel())], read)
+    return decoded([*held, *(last for _, last in parts if last.numel())], read)
 
 
 def _as_short(past: Past, name: str) -> KeptPast:
     """Short floats."""
     parts = [as_float(one, name) for one in (past.keys_BGPK, past.values_BGPK)]
     dtype = past.keys_BGPK.dtype
-    return _decoded(
+    return decoded(
         [tensor for part in parts for tensor in part.tensors],
         lambda: (parts[0].read().to(dtype), parts[1].read().to(dtype)),
     )
-
-
-def _merged(past: Past, together: int) -> KeptPast:
-    """Neighbouring key heads as their mean, read by all queries of both."""
-    groups = past.keys_BGPK.shape[1]
-    if groups % together:
-        raise StrategyError(f"heads:merge={together} does not divide {groups} key heads")
-    keys, values = (one.unflatten(1, (-1, together)).mean(2) for one in (past.keys_BGPK, past.values_BGPK))
-    return _decoded(
-        [keys, values],
-        lambda: (keys.repeat_interleave(together, dim=1), values.repeat_interleave(together, dim=1)),
-    )
-
-
-def _low_rank(past: Past, rank: int) -> KeptPast:
-    """Keys (as they are kept, rotated) and values of each head through their own first singular
-    directions."""
-    pairs = [_directions(numbers, rank) for numbers in (past.keys_BGPK, past.values_BGPK)]
-    return _decoded(
-        [tensor for pair in pairs for tensor in pair],
-        lambda: (pairs[0][0] @ pairs[0][1], pairs[1][0] @ pairs[1][1]),
-    )
-
-
-def _directions(numbers_BGPK: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Coordinates (B, G, P, r) along the first singular directions, and those (B, G, r, K)."""
-    left, sizes, right = torch.linalg.svd(numbers_BGPK.double(), full_matrices=False)
-    some = min(rank, sizes.shape[-1])
-    coordinates = left[..., :some] * sizes[..., None, :some]
-    return coordinates.to(numbers_BGPK.dtype), right[..., :some, :].to(numbers_BGPK.dtype)
 
 
 # what is dropped

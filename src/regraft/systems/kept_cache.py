@@ -15,8 +15,9 @@ from transformers.cache_utils import DynamicLayer
 
 from regraft.model.model import Model
 from regraft.model.recording import record
+from regraft.systems.cache_past import KeptPast, StrategyError
 from regraft.systems.cache_run import check_caches, kept_of, pasts_of
-from regraft.systems.cache_strategies import KeptPast, StrategyError, strategy
+from regraft.systems.cache_strategies import strategy
 from regraft.systems.mixers import mixers_of
 
 

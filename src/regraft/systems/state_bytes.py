@@ -5,7 +5,7 @@ Shapes: T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,18 @@ def block_states(model: Model) -> tuple[list[BlockState], str]:
     return states, why
 
 
+FAR = 1 << 40
+"""Tokens, more than any window: what still grows there grows without end."""
+
+
+def length_as_heavy(states: Sequence[BlockState], weights: int) -> float:
+    """Tokens of a text whose state is as large as the weights; infinite where the state stops growing, 0
+    where what does not grow is as large already."""
+    per_token = sum(s.bytes_at(FAR) - s.bytes_at(FAR - 1) for s in states)
+    bounded = sum(s.bytes_at(FAR) for s in states) - per_token * FAR
+    return max(0.0, (weights - bounded) / per_token) if per_token else float("inf")
+
+
 def weight_bytes(model: Model) -> int:
     """Bytes of a model's weights, each tensor once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.hf.parameters())
@@ -111,11 +123,11 @@ def _counted(model: Model, lengths: tuple[int, ...], blocks: int) -> tuple[list[
         held = next((out[name] for name in HOLDERS if name in out and out[name] is not None), None)
         if held is None:
             return None, "the model holds its state in its own modules, not in a cache that it returns"
-        found.append(_by_block(held, blocks))
+        found.append(held_bytes(held, blocks))
     return found, ""
 
 
-def _by_block(held: Any, blocks: int) -> list[int]:
+def held_bytes(held: Any, blocks: int) -> list[int]:
     """Bytes of every block's tensors in a cache, or in a state whose last dimension counts blocks."""
     if isinstance(held, Cache):
         rows = [0] * blocks

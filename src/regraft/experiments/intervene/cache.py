@@ -6,6 +6,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -19,11 +20,14 @@ from regraft.core.progress import advance
 from regraft.core.quantities import quantity
 from regraft.core.signatures import TextFile
 from regraft.data.corpus import text_rows
+from regraft.experiments.intervene.cache_needles import DEPTHS, needles, prefix_lengths
 from regraft.model.block_call import longest_input
 from regraft.model.model import Model
 from regraft.model.recording import Recording
+from regraft.systems.cache_past import KeptPast, Past
+from regraft.systems.cache_peers import peer_caches
 from regraft.systems.cache_run import check_caches, kept_of, pasts_of, suffix_streams
-from regraft.systems.cache_strategies import DROPS, KeptPast, Past, Strategy, strategy
+from regraft.systems.cache_strategies import DROPS, Strategy, strategy
 
 BUDGETS = ("50%", "25%", "12.5%")
 PLAIN = (
@@ -61,7 +65,7 @@ def cache(
         text: a text file; without it, the specimen's almanac or general prompts.
         prefix: tokens whose keys and values are changed.
         suffix: tokens behind them.
-        texts: how many texts; their prefixes are also read twice.
+        texts: how many texts; their prefixes are also read twice, and facts are hidden in them.
         sensitivity: the strategy that is put into one block, and one head, at a time.
         seed: of the general passages, where no text is given.
 
@@ -87,8 +91,10 @@ def cache(
     shorter = text_rows(model, text, seed, prefix, texts)
     again = model.record([row * 2 for row in shorter], attention_mask="all")
     told = _measured(read, again, asked, prefix)
+    beside = [_needle_map(model, text, asked, prefix, texts, seed), _peers(read, prefix)]
     by_block, by_head = _sensitivity(read, alone, prefix)
-    return _dataset(model, asked, told, by_block, by_head, prefix, suffix).assign_attrs(
+    data = _dataset(model, asked, told, by_block, by_head, prefix, suffix)
+    return xr.merge([data, *beside], combine_attrs="drop_conflicts").assign_attrs(
         sensitivity=alone.words, prefix=prefix, suffix=suffix, texts=texts
     )
 
@@ -132,7 +138,13 @@ class _Clean:
 
     def against(self, stream_BqD: Tensor) -> dict[str, Any]:
         """Divergence, agreement and added loss, in parts of the suffix as well."""
-        logs = self._logs(stream_BqD)
+        return self._apart(self._logs(stream_BqD))
+
+    def of_logits(self, logits_BqV: Tensor) -> dict[str, Any]:
+        """The same of what somebody else computed."""
+        return self._apart(logits_BqV[:, :-1].float().log_softmax(-1))
+
+    def _apart(self, logs: Tensor) -> dict[str, Any]:
         kl_Bq = (self.logs.exp() * (self.logs - logs)).sum(-1)
         added_Bq = -(logs - self.logs).gather(-1, self.targets[..., None])[..., 0]
         spans = [float(part.mean()) for part in added_Bq.tensor_split(SPANS, dim=1)]
@@ -149,6 +161,63 @@ def _right(again: Recording, stream_BqD: Tensor, length: int) -> float:
     """Share of the tokens that are read again which are likeliest."""
     logits = again.head(stream_BqD[:, :-1])
     return float((logits.argmax(-1) == again.ids_BT[:, length + 1 :]).float().mean())
+
+
+def _needle_map(
+    model: Model, text: str, asked: Sequence[Strategy], prefix: int, texts: int, seed: int
+) -> xr.Dataset:
+    """What is found again of a fact in the prefix, over strategy, length of the prefix and depth; nothing
+    where no words can be written. Where the whole cache finds nothing, a strategy has nothing to lose: it is
+    not asked."""
+    if model.tokenizer is None:
+        return xr.Dataset()
+    lengths = prefix_lengths(prefix)
+    hits = np.full((len(asked), len(lengths), len(DEPTHS)), np.nan)
+    whole = np.zeros(hits.shape[1:])
+    for at, length in enumerate(lengths):
+        hidden = needles(model, text, length, texts, seed)
+        whole[at] = hidden.right(strategy("whole"))
+        for number, one in enumerate(asked if whole[at].any() else ()):
+            hits[number, at] = hidden.right(one)
+            advance("strategies asked for a fact", at * len(asked) + number + 1, len(lengths) * len(asked))
+    asked_at = whole.any(1)
+    found = quantity(
+        ("strategy", "needle_length", "needle_depth"), hits,
+        f"share of {texts} facts that are told again, all tokens",
+        "By the tokens of the prefix and where in it the fact stood: dropping loses what it dropped.",
+    )  # fmt: skip
+    over_all = hits[:, asked_at].mean((1, 2)) if asked_at.any() else np.full(len(asked), np.nan)
+    data = {
+        "needle_map": found,
+        "needle_whole": quantity(("needle_length", "needle_depth"), whole,
+                                 "share of facts told again from the whole cache", "What there is to lose."),
+        "needle_accuracy": quantity("strategy", over_all,
+                                    "share of facts told again, where the whole cache finds any",
+                                    "Recall: beside bytes, what a cache is for."),
+    }  # fmt: skip
+    return xr.Dataset(data, coords={"needle_length": lengths, "needle_depth": list(DEPTHS)})
+
+
+def _peers(read: Recording, length: int) -> xr.Dataset:
+    """transformers' own caches on the same texts."""
+    clean, told = _Clean(read, length), {name: list[float]() for name in ("bytes", "kl", "top1", "loss")}
+    peers = peer_caches(read, length)
+    for peer in peers.values():
+        logits_BqV = peer.logits_BqV
+        numbers = {} if logits_BqV is None else clean.of_logits(logits_BqV)
+        told["bytes"].append(np.nan if logits_BqV is None else peer.nbytes / (read.prompts * length))
+        for name in ("kl", "top1", "loss"):
+            told[name].append(numbers.get(name, np.nan))
+    reading = "transformers' own, on the same texts behind the same prefix."
+    data = {
+        "peer_bytes": quantity("peer", told["bytes"], "bytes for each token of the prefix", reading),
+        "peer_kl": quantity("peer", told["kl"], "nats per token, from the whole cache", reading),
+        "peer_top1": quantity("peer", told["top1"], "share of positions with the same likeliest token",
+                              reading),
+        "peer_loss_added": quantity("peer", told["loss"], "nats per token, above the whole cache", reading),
+    }  # fmt: skip
+    missing = {name: peer.why_not for name, peer in peers.items() if peer.why_not}
+    return xr.Dataset(data, coords={"peer": list(peers)}, attrs={"peers_missing": json.dumps(missing)})
 
 
 def _sensitivity(read: Recording, alone: Strategy, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ FAMILIES = {
     "fewer bits": ("bf16", "fp8", "fp8_e5m2", "int8", "int4", "int3", "int2"),
     "fewer tokens": ("window", "h2o", "snapkv", "pyramid", "scissorhands", "offload"),
     "fewer tokens, a control": ("random", "oldest"),
-    "fewer heads, directions or blocks": ("heads", "rank", "share"),
+    "fewer heads, directions or blocks": ("heads", "rank", "latent", "share"),
 }
 """Kinds of strategies, each with a colour and a mark of its own."""
 LOOKS = ((FIRST, "circle"), (SECOND, "square"), (MUTED, "x"), (THIRD, "diamond"))
@@ -45,6 +45,16 @@ def cache_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
     figure.update_xaxes(title="bytes for each token of the prefix", type="log")
     figure.update_yaxes(title="nats per token from the whole cache", type="log")
     drawn = [("What a cache loses, over what it keeps", figure)]
+    if "peer_kl" in data and np.isfinite(data.peer_kl.values).any():
+        there = data.isel(peer=np.isfinite(data.peer_kl.values))
+        figure.add_scatter(
+            x=there.peer_bytes.values, y=np.maximum(there.peer_kl.values, FLOOR), mode="markers",
+            name="transformers' own", marker=dict(size=10, color=MUTED, symbol="star-open"),
+            text=[str(s) for s in there.peer.values],
+            hovertemplate="%{text}<br>%{x:,.0f} bytes per token<br>%{y:.3g} nats<extra></extra>",
+        )  # fmt: skip
+    if recalls(data):
+        drawn.append(("Facts told again, over what is kept", _recall(data)))
     if np.isfinite(data.sensitivity_head.values).any():
         heads = heatmap(
             data.sensitivity_head.values, data.key_head.values, data.block.values, "nats",
@@ -53,6 +63,28 @@ def cache_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
         heads.update_layout(xaxis_title="key head", yaxis_title="block")
         drawn.append((f"One head's cache as {data.attrs['sensitivity']}, the others whole", heads))
     return drawn
+
+
+def recalls(data: xr.Dataset) -> bool:
+    """Whether facts were asked for that the whole cache tells."""
+    return "needle_accuracy" in data and bool(np.isfinite(data.needle_accuracy.values).any())
+
+
+def _recall(data: xr.Dataset) -> go.Figure:
+    """Recall over bytes, a point for each strategy."""
+    figure = base(400)
+    for (name, kinds), (colour, mark) in zip(FAMILIES.items(), LOOKS, strict=True):
+        some = data.isel(strategy=np.isin(data.kind.values, kinds))
+        if some.sizes["strategy"]:
+            figure.add_scatter(
+                x=some.bytes.values, y=some.needle_accuracy.values, mode="markers", name=name,
+                marker=dict(size=9, color=colour, symbol=mark), text=[str(s) for s in some.strategy.values],
+                hovertemplate="%{text}<br>%{x:,.0f} bytes per token<br>%{y:.0%} told again<extra></extra>",
+            )  # fmt: skip
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.12, x=0))
+    figure.update_xaxes(title="bytes for each token of the prefix", type="log")
+    figure.update_yaxes(title="share of facts told again", range=[-0.03, 1.03], tickformat=".0%")
+    return figure
 
 
 def front_of(data: xr.Dataset) -> list[int]:
@@ -76,7 +108,19 @@ def cache_panels(data: xr.Dataset) -> list[Panel]:
             some[str(data.strategy.values[number])] = data.loss_added_by_distance.values[number]
     curve = lines(data.distance.values, some, "tokens behind the prefix", "nats per token")
     each = lines(data.block.values, {"one block": data.sensitivity_block.values}, "block", "nats per token")
+    places = []
+    if recalls(data):
+        table = data.needle_map.isel(needle_length=-1)
+        names = [str(s) for s in data.strategy.values]
+        where = heatmap(
+            table.values, data.needle_depth.values, names, "share",
+            hovertemplate="%{y}<br>fact at %{x} of the prefix<br>%{z:.0%} told again<extra></extra>",
+        )  # fmt: skip
+        where.update_layout(xaxis_title="where the fact stood: 0 first, 1 last", height=120 + 16 * len(names))
+        longest = int(data.needle_length.values[-1])
+        places = [panel(data, "needle_map", f"Facts told again, in a prefix of {longest} tokens", where)]
     return [
+        *places,
         panel(data, "loss_added_by_distance", "Loss added over distance, the smallest of each kind", curve),
         panel(data, "sensitivity_block", f"One block's cache as {data.attrs['sensitivity']}", each),
     ]
@@ -106,6 +150,6 @@ CACHE = Drawing(
     " less. Dropping tokens loses what they said; fewer bits blur all of them.",
     cache_figures,
     cache_finding,
-    ("bytes", "ratio", "kl", "top1_agreement", "loss_added", "repeat_accuracy"),
+    ("bytes", "ratio", "kl", "top1_agreement", "loss_added", "repeat_accuracy", "needle_accuracy"),
     cache_panels,
 )
