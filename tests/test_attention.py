@@ -21,6 +21,7 @@ from regraft.model import attention_patterns
 from regraft.model.attention_patterns import read_patterns
 from regraft.model.sites import SiteError
 from regraft.reporting.drawings import drawing_of
+from regraft.reporting.figures.attention_figures import attention_panels
 from regraft.reporting.headlines import headline_of
 from regraft.systems import state_bytes
 from regraft.systems.mixer_work import decode_macs, prefill_macs
@@ -358,3 +359,26 @@ def test_who_copies_is_always_right_and_who_guesses_is_as_right_as_chance(monkey
     for name in ("repeat", "pair", "far"):
         assert (data[f"recall_{name}"] == 1).all()
         assert data[f"recall_{name}"].attrs["units"].startswith(f"share right of {TEXTS}")
+
+
+# several models
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_models_side_by_side_are_each_what_they_are_alone(tmp_path):
+    few = {"count": 1, "tokens": 2, "lengths": [64, 4096]}
+    data = regraft.attention(regraft.load(), beside=["specimen:gpt2", "specimen:tuned"], **few)
+    assert data.surveyed.values.tolist() == ["specimen:qwen3", "specimen:gpt2", "specimen:tuned"]
+    for number, name in enumerate(data.surveyed.values.tolist()):
+        alone = regraft.attention(regraft.load(name), **few)
+        one = data.isel(surveyed=number)
+        assert one.beside_state.values.tolist() == alone.state.sum("block").values.tolist()
+        assert one.beside_mixing_share.values == pytest.approx(alone.mixing_share.values)
+        assert float(one.beside_passes_weights) == alone.attrs["passes_weights"]
+        assert int(one.beside_weights) == alone.attrs["weights_bytes"]
+        assert float(one.beside_agrees) == 1
+    assert data.surveyed_kinds.values[0] == "12 grouped"
+    captions = [one.caption for one in attention_panels(data)]
+    assert sum("specimen:gpt2: 4 full" in caption for caption in captions) == 1
+    with pytest.raises(ValueError, match="no specimen"):
+        regraft.attention(regraft.load(), beside=["specimen:gpt3"], **few)

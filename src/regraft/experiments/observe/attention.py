@@ -14,6 +14,7 @@ import xarray as xr
 from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.quantities import quantity
 from regraft.data.evaluation import evaluation_or_texts
+from regraft.experiments.observe.attention_beside import beside_dataset
 from regraft.experiments.observe.head_patterns import (
     MEASURES,
     forms_patterns,
@@ -28,7 +29,7 @@ from regraft.model.recording import Recording
 from regraft.systems.kernel_bench import KEYS, kernel_dataset
 from regraft.systems.kernels import AttentionShape
 from regraft.systems.mixer_work import decode_macs, expert_macs, linear_macs, prefill_macs
-from regraft.systems.state_bytes import BlockState, block_states, weight_bytes
+from regraft.systems.state_bytes import BlockState, block_states, length_as_heavy, weight_bytes
 
 LENGTHS = (2048, 8192, 32_768, 131_072)
 """Tokens at which state and work are told."""
@@ -36,8 +37,6 @@ AGAIN, TEXTS = 24, 4
 """Tokens of a random text that is read twice, and how many there are: short enough for every model."""
 DRAWN = 24
 """Tokens of a pattern that is drawn, so that they can be read."""
-FAR = 1 << 40
-"""Tokens, more than any window: what still grows there grows without end."""
 ON_TEXT = ("entropy", "distance", "first", "previous")
 ON_REPEATED = ("duplicate", "induction")
 """What is measured on text, and on random tokens that are read twice, where nothing but the repetition
@@ -55,6 +54,7 @@ def attention(
     recall: bool = False,
     bench: bool = False,
     keys: list[int] | None = None,
+    beside: list[str] | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Survey what mixes tokens: kinds, state in bytes by formula and counted, work, and what heads look at.
@@ -72,6 +72,7 @@ def attention(
         recall: also ask for what stood in the context: random tokens again, pairs, a pair far back.
         bench: also time the kernels of attention on this model's heads, each beside eager in float64.
         keys: of the kernels' calls; without them, 128, 512 and 1,024.
+        beside: other models (specimens, folders, hub ids) whose state and work stand beside this one's.
         seed: of the random tokens of the tasks.
 
     Raises:
@@ -104,6 +105,8 @@ def attention(
         found.append(recall_dataset(model, seed))
     if shape is not None:
         found.append(kernel_dataset(shape, keys or list(KEYS), model.dtype, model.device))
+    if beside:
+        found.append(beside_dataset(model, states, beside, at))
     return xr.merge(found, combine_attrs="drop_conflicts").assign_attrs(**told)
 
 
@@ -196,10 +199,8 @@ def _survey(model: Model, states: list[BlockState], at: list[int]) -> xr.Dataset
         "length": at,
         "counted_length": list(states[0].counted_at),
     }
-    per_token = sum(s.bytes_at(FAR) - s.bytes_at(FAR - 1) for s in states)
-    bounded = sum(s.bytes_at(FAR) for s in states) - per_token * FAR
-    passes = (weight_bytes(model) - bounded) / per_token if per_token else float("inf")
-    attrs = {"passes_weights": max(0.0, passes), "longest": longest or 0,
+    passes = length_as_heavy(states, weight_bytes(model))
+    attrs = {"passes_weights": passes, "longest": longest or 0,
              "agrees": int(sum(s.agrees for s in states)), "blocks": len(states)}  # fmt: skip
     return xr.Dataset(data, coords=coords, attrs=attrs)
 

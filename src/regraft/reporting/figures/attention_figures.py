@@ -7,7 +7,17 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from regraft.reporting.figures.kernel_figures import kernel_listings, kernel_panels
-from regraft.reporting.theme import Drawing, Panel, axis_labels, bars, heatmap, lines, panel, token_labels
+from regraft.reporting.theme import (
+    MUTED,
+    Drawing,
+    Panel,
+    axis_labels,
+    bars,
+    heatmap,
+    lines,
+    panel,
+    token_labels,
+)
 from regraft.reporting.wording import counted
 
 MAPS = {
@@ -108,7 +118,25 @@ def attention_panels(data: xr.Dataset) -> list[Panel]:
     for name, across in RECALLED.items():
         if f"recall_{name}" in data and data.sizes[f"{name}_size"]:
             found.append(_recall(data, name, across))
+    if "beside_state" in data:
+        found.append(_beside(data))
     return [*found, *kernel_panels(data)]
+
+
+def _beside(data: xr.Dataset) -> Panel:
+    """State over length, one line for each model, with its weights as a point where the two are equal."""
+    names = [str(name) for name in data.surveyed.values]
+    each = {name: data.beside_state.values[i] / MIB for i, name in enumerate(names)}
+    figure = lines(data.length.values, each, "tokens", "MiB")
+    figure.add_scatter(
+        x=data.beside_passes_weights.values, y=data.beside_weights.values / MIB, mode="markers",
+        name="as much as the weights", marker=dict(size=10, symbol="x", color=MUTED), text=names,
+        hovertemplate="%{text}<br>%{x:,.0f} tokens, %{y:,.1f} MiB<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(type="log")
+    told = "; ".join(f"{n}: {k}" for n, k in zip(names, data.surveyed_kinds.values, strict=True))
+    return panel(data, "beside_state", f"State of one text in each model ({told})", figure)
 
 
 def _recall(data: xr.Dataset, name: str, across: str) -> Panel:
