@@ -17,6 +17,7 @@ from regraft.core.progress import advance
 from regraft.core.quantities import quantity
 from regraft.core.signatures import TextFile
 from regraft.data.corpus import text_rows
+from regraft.experiments.observe.expert_ranks import expert_dataset
 from regraft.model.block_call import longest_input
 from regraft.model.model import Model
 from regraft.systems import serving_queue
@@ -51,6 +52,7 @@ def disaggregate(
     text: TextFile = "",
     machines: int = 4,
     repeats: int = 5,
+    ranks: int = 0,
     seed: int = 0,
 ) -> xr.Dataset:
     """Read prompts in one process and write in another: what moving keys and values costs, and when it pays.
@@ -67,6 +69,8 @@ def disaggregate(
         text: a text file; without it, the specimen's almanac or general prompts.
         machines: how many are simulated.
         repeats: how often each is measured.
+        ranks: of a mixture: machines over which its experts are spread, by what its routers choose on the
+            longest prompt; 0: none.
         seed: of the text, and of the simulated requests.
 
     Raises:
@@ -84,6 +88,7 @@ def disaggregate(
         raise ValueError("write two tokens or more, on two machines or more, and measure once or more")
     check_apart(model, how, links)
     rows = text_rows(model, text, seed, max(at), 1)
+    spread = expert_dataset(model, rows, ranks) if ranks else xr.Dataset()
     prompts = {length: rows[0][:length] for length in at}
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as many as the other process has: each computes as the other does
@@ -94,7 +99,7 @@ def disaggregate(
         attrs = {**measured_on(model.device), **told.compared, "tokens": tokens, "machines": machines}
     finally:
         torch.set_num_threads(before)
-    return xr.merge([data, simulated], combine_attrs="drop_conflicts").assign_attrs(**attrs)
+    return xr.merge([data, simulated, spread], combine_attrs="drop_conflicts").assign_attrs(**attrs)
 
 
 def _lengths(model: Model, lengths: Sequence[int] | None, tokens: int) -> list[int]:

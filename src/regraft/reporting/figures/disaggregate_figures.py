@@ -38,7 +38,16 @@ def disaggregate_panels(data: xr.Dataset) -> list[Panel]:
     stars = {str(mix): data.pays_from.sel(mix=mix).values for mix in data.mix.values}
     curve = lines(data.speed.values, stars, "GB/s between machines", "requests a second")
     curve.update_xaxes(type="log")
+    found = []
+    if "expert_load" in data:
+        at = int(np.argmax(data.expert_unevenness.values))
+        each = {"each expert once": data.expert_load.values[at],
+                "with copies of the busiest": data.expert_load_copied.values[at]}  # fmt: skip
+        loads = grouped_bars([f"rank {r}" for r in data["rank"].values], each, "", "tokens times experts")
+        where = f"Work of each machine in block {data.expert_block.values[at]}, the most uneven"
+        found = [panel(data, "expert_load", where, loads)]
     return [
+        *found,
         panel(data, "bytes", f"Bytes moved of {int(longest.prompt):,} tokens", sizes),
         panel(data, "hidden", "Share of sending that reading hides", shares),
         panel(data, "pays_from", "The rate from which apart wins (no point: at none)", curve),
