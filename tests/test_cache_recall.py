@@ -13,11 +13,15 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, QuantizedCache
 
 import regraft
+from families import FAMILIES
 from regraft.checkpoint import continued, locate
 from regraft.checkpoint.locate import CheckpointError
+from regraft.core.caching import without_cache
+from regraft.experiments.intervene import cache_needles
 from regraft.experiments.intervene.cache_needles import DEPTHS, needles, prefix_lengths
 from regraft.specimens import almanac
 from regraft.specimens.long_pages import page
+from regraft.systems.cache_peers import peer_caches
 from regraft.systems.cache_run import kept_of, pasts_of
 from regraft.systems.cache_strategies import strategy
 
@@ -55,7 +59,9 @@ def test_what_is_told_again_is_what_the_model_writes(recaller, hidden):
         written = recaller.generate([ids[:-count]], tokens=count).ids[0]
         hits.append(list(written[:count]) == ids[-count:])
     found = hidden.right(strategy("whole"))
-    assert found.tolist() == pytest.approx(np.array(hits, float).reshape(len(DEPTHS), -1).mean(1))
+    # one near tie of fifteen facts may fall to the other side in another batch
+    off = found - np.array(hits, float).reshape(len(DEPTHS), -1).mean(1)
+    assert np.abs(off).sum() <= 1 / 3 + 1e-9
     assert found.mean() >= 0.6, "the specimen recalls most facts"
 
 
@@ -63,7 +69,9 @@ def test_a_fact_that_was_dropped_is_lost_and_one_that_is_kept_is_not(hidden):
     last = hidden.right(strategy("window:budget=50%"))
     assert last[:2].max() == 0, "what stood at a tenth and three tenths is gone"
     assert last[-1] >= hidden.right(strategy("whole"))[-1] - 0.4
-    assert hidden.right(strategy("int8")).tolist() == hidden.right(strategy("whole")).tolist()
+    # eight bits may turn one near tie of fifteen facts
+    off = hidden.right(strategy("int8")) - hidden.right(strategy("whole"))
+    assert np.abs(off).sum() <= 1 / 3 + 1e-9
 
 
 def test_an_answer_counts_only_where_all_of_its_tokens_are_right(hidden):
@@ -81,7 +89,7 @@ def test_an_answer_counts_only_where_all_of_its_tokens_are_right(hidden):
 def test_prefixes_that_are_tried_hold_a_fact():
     assert prefix_lengths(448) == [112, 224, 448]
     assert prefix_lengths(96) == [24, 48, 96]
-    assert prefix_lengths(20) == [20]
+    assert prefix_lengths(20) == []
 
 
 def test_where_the_whole_cache_tells_nothing_no_strategy_is_asked():
@@ -95,7 +103,9 @@ def test_the_experiment_tells_recall_by_strategy_length_and_depth(recaller, hidd
     data = regraft.cache(recaller, strategies=asked, prefix=96, suffix=16, texts=3)
     assert data.needle_map.dims == ("strategy", "needle_length", "needle_depth")
     for number, words in enumerate(asked):
-        assert data.needle_map.values[number, -1].tolist() == hidden.right(strategy(words)).tolist()
+        hits, held = hidden.measured(strategy(words))
+        assert data.needle_map.values[number, -1].tolist() == hits.tolist()
+        assert float(data.needle_bytes[number, -1]) == held
     some = data.needle_whole.values.any(1)
     assert data.needle_accuracy.values == pytest.approx(data.needle_map.values[:, some].mean((1, 2)))
     assert data.needle_accuracy.values[2] < data.needle_accuracy.values[0] / 2
@@ -116,6 +126,39 @@ def test_caches_of_transformers_stand_beside_the_strategies():
     assert told["QuantizedCache fp8"] == told["DynamicCache"] / 4
     assert 0 < kl["QuantizedCache fp8"] < 1e-3
     assert set(json.loads(data.attrs["peers_missing"])) == {name for name in kl if np.isnan(kl[name])}
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "gpt2"])
+def test_models_that_a_cache_of_transformers_is_not_for_are_measured_all_the_same(name, tmp_path):
+    """Windows refuse the quantized cache; no tokenizer, no facts: each is told, and the rest is there."""
+    model = regraft.load(FAMILIES[name]())
+    ids = torch.randint(5, 90, (2, 30), generator=torch.Generator().manual_seed(0)).tolist()
+    peers = peer_caches(model.record(ids, attention_mask="all"), 20)
+    assert peers["DynamicCache"].logits_BqV is not None
+    assert bool(peers["QuantizedCache fp8"].why_not) == (name != "gpt2")
+
+
+def test_why_no_facts_are_asked_for_is_told(monkeypatch):
+    model, few = regraft.load(), {"strategies": ["int8"], "suffix": 8, "texts": 2}
+    short = regraft.cache(model, prefix=6, **few)
+    assert short.attrs["needles_missing"] == "a prefix of 6 tokens holds no fact"
+    assert "needle_map" not in short
+    assert np.isfinite(short.kl.values).all()
+    monkeypatch.setattr(cache_needles, "check_known", lambda *given: refuse())
+    data = regraft.cache(model, prefix=30, **few)
+    assert data.attrs["needles_missing"] == "unknown words"
+    assert np.isfinite(data.kl.values).all()
+
+
+def refuse():
+    raise ValueError("unknown words")
+
+
+def test_facts_that_do_not_fit_are_refused(recaller):
+    with pytest.raises(ValueError, match="pass the 1024 that are read"):
+        needles(recaller, "", 1020, 2, 0)
+    with pytest.raises(ValueError, match="more than a prefix of 5"):
+        needles(recaller, "", 5, 2, 0)
 
 
 def test_our_fp8_is_theirs_where_a_block_has_one_head_and_one_text():
@@ -157,7 +200,9 @@ def test_the_recalling_specimen_is_the_plain_one_with_other_attention(recaller):
     assert recaller.name == "specimen:recall"
 
 
-def test_a_specimen_is_put_together_once_and_anew_where_what_is_shipped_changed(tmp_path, monkeypatch):
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """A model of two tensors, and another one's further training of the second."""
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "cache"))
     base, own = tmp_path / "base", tmp_path / "further"
     for folder in (base, own):
@@ -166,15 +211,53 @@ def test_a_specimen_is_put_together_once_and_anew_where_what_is_shipped_changed(
     (base / "config.json").write_text("{}")
     (base / "SHA256SUMS").write_text("of the other one")
     save_file({"b": torch.full((2, 2), 5.0)}, own / continued.TRAINED)
-    folder = continued.put_together(own, base, locate.check_header, "1" * 64)
+    return own, base
+
+
+def test_a_specimen_is_put_together_once(parts, tmp_path):
+    folder = continued.put_together(*parts, locate.check_header)
     made = load_file(folder / continued.WHOLE)
     assert torch.equal(made["a"], torch.zeros(3))
     assert torch.equal(made["b"], torch.full((2, 2), 5.0))
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", continued.WHOLE]
+    assert sorted(file.name for file in folder.iterdir()) == ["SHA256SUMS", "config.json", continued.WHOLE]
+    assert folder.is_relative_to(tmp_path / "cache")
+    locate.check_folder(folder)
     before = (folder / continued.WHOLE).stat().st_mtime_ns
-    assert continued.put_together(own, base, locate.check_header, "1" * 64) == folder
+    assert continued.put_together(*parts, locate.check_header) == folder
     assert (folder / continued.WHOLE).stat().st_mtime_ns == before
-    assert continued.put_together(own, base, locate.check_header, "2" * 64) != folder
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "lost"])
+def test_one_that_is_not_whole_any_more_is_put_together_anew(parts, damage):
+    folder = continued.put_together(*parts, locate.check_header)
+    weights = (folder / continued.WHOLE).read_bytes()
+    if damage == "lost":
+        (folder / "config.json").unlink()
+    else:
+        spoilt = weights[:-4] if damage == "cut" else weights[:-1] + b"x"
+        (folder / continued.WHOLE).write_bytes(spoilt)
+    assert continued.put_together(*parts, locate.check_header) == folder
+    assert (folder / continued.WHOLE).read_bytes() == weights
+    assert (folder / "config.json").is_file()
+
+
+def test_what_ships_with_another_configuration_stands_elsewhere(parts):
+    folder = continued.put_together(*parts, locate.check_header)
+    (parts[1] / "config.json").write_text("{ }")
+    other = continued.put_together(*parts, locate.check_header)
+    assert other != folder
+    assert (other / "config.json").read_text() == "{ }"
+
+
+def test_without_a_cache_or_with_a_closed_one_it_is_in_a_folder_of_this_process(parts, tmp_path, monkeypatch):
+    with without_cache():
+        folder = continued.put_together(*parts, locate.check_header)
+    assert not (tmp_path / "cache").exists()
+    assert torch.equal(load_file(folder / continued.WHOLE)["b"], torch.full((2, 2), 5.0))
+    closed = tmp_path / "closed"
+    closed.write_text("a file, in which no folder can be")
+    monkeypatch.setenv("REGRAFT_CACHE", str(closed))
+    assert continued.put_together(*parts, locate.check_header) == folder
 
 
 def test_a_damaged_part_of_a_specimen_is_told(tmp_path, monkeypatch):

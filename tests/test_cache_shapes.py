@@ -11,6 +11,7 @@ from regraft.systems.cache_past import Past
 from regraft.systems.cache_run import kept_of, pasts_of, suffix_streams
 from regraft.systems.cache_strategies import keep, strategy
 from regraft.systems.rotation import Rotation, RotationError, rotation_of
+from tools.small_architectures import tiny
 
 LENGTH, PREFIX = 40, 24
 
@@ -67,12 +68,33 @@ def test_a_turn_of_neighbours_or_halves_is_a_product_of_complex_numbers(halves):
 
 @pytest.mark.parametrize("name", ["gpt2", "gptj"])
 def test_keys_whose_rotation_is_not_known_are_refused(name):
-    with pytest.raises(RotationError, match="the keys of"):
+    with pytest.raises(RotationError, match="leave latent and rotation=undone out"):
         rotation_of(recorded(name), 0)
 
 
+@pytest.mark.parametrize("name", ["smollm3", "cohere2", "glm", "qwen3", "ernie4_5"])
+def test_every_blocks_keys_are_undone_in_its_own_way(name):
+    """Some blocks do not rotate, some turn neighbours: held to what the projection (and norm) gives."""
+    model = regraft.load(tiny("causal", name))
+    text = model.record([[*range(5, 5 + LENGTH)]], attention_mask="all")
+    turned = set()
+    for block, past in enumerate(pasts_of(text, PREFIX)):
+        attention = model.blocks[block].module.self_attn
+        made = []
+        name_of = "k_norm" if hasattr(attention, "k_norm") else "k_proj"
+        handle = getattr(attention, name_of).register_forward_hook(lambda m, args, out: made.append(out))
+        with torch.no_grad():
+            model.run(input_ids=text.ids_BT)
+        handle.remove()
+        width = past.keys_BGPK.shape[-1]
+        wanted = made[0].reshape(1, LENGTH, -1, width).transpose(1, 2)[:, :, :PREFIX]
+        assert far(past.rotation().undone(past.keys_BGPK), wanted) <= 10 * model.rounding, block
+        turned.add(far(past.keys_BGPK, wanted) > 0.01)
+    assert turned == ({True, False} if name in ("smollm3", "cohere2") else {True})
+
+
 def test_a_turn_that_does_not_make_one_token_alike_everywhere_is_not_believed(text, monkeypatch):
-    monkeypatch.setitem(text.model.proved, "rotation", float("nan"))
+    monkeypatch.setitem(text.model.proved, "rotation of block 0", float("nan"))
     with pytest.raises(RotationError, match="in a way that is not known"):
         rotation_of(text, 0)
 

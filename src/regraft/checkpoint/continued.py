@@ -4,37 +4,76 @@ put together in the cache when it is first asked for.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from regraft.core.caching import cache_folder
+from regraft.core.caching import cache_folder, cache_is_kept
 from regraft.core.files import whole_file
 
-TRAINED, WHOLE = "trained.safetensors", "model.safetensors"
+TRAINED, WHOLE, SUMS = "trained.safetensors", "model.safetensors", "SHA256SUMS"
 
 
-def put_together(own: Path, base: Path, header_of: Callable[[Path], dict[str, Any]], digest: str) -> Path:
+def put_together(own: Path, base: Path, header_of: Callable[[Path], dict[str, Any]]) -> Path:
     """The folder of the whole model: files of `base`, with the tensors of `own` in the place of its own.
 
-    The weights are written last, so that a folder that has them is whole; `digest` tells one version of what
-    was shipped from another.
-
-    Raises:
-        NotWrittenError: the cache cannot be written to.
+    It is in the cache, under a name that follows from everything that was shipped, and is put together anew
+    where it is not what was written; with a cache that is off or closed, in a folder for this process alone.
     """
-    folder = cache_folder() / "specimens" / digest[:16] / own.name
-    if (folder / WHOLE).is_file():
+    small = [file for file in sorted(base.iterdir()) if file.is_file() and file.name not in (WHOLE, SUMS)]
+    shipped = _digest([own / TRAINED, base / WHOLE, *small])
+    if cache_is_kept():
+        try:
+            return _written(
+                cache_folder() / "specimens" / shipped[:16] / own.name, own, base, small, header_of
+            )
+        except OSError:  # a cache that cannot be written to is none
+            pass
+    return _written(Path(_temporary().name) / shipped[:16] / own.name, own, base, small, header_of)
+
+
+def _written(
+    folder: Path, own: Path, base: Path, small: list[Path], header_of: Callable[[Path], dict[str, Any]]
+) -> Path:
+    """The folder, written where it is not whole: its list of checksums is the last file."""
+    if _is_whole(folder):
         return folder
-    for file in base.iterdir():
-        if file.is_file() and file.name not in (WHOLE, "SHA256SUMS"):
-            with whole_file(folder / file.name) as part:
-                shutil.copyfile(file, part)
+    for file in small:
+        with whole_file(folder / file.name) as part:
+            shutil.copyfile(file, part)
     with whole_file(folder / WHOLE) as part:
         shutil.copyfile(base / WHOLE, part)
         _overwrite(part, header_of(base / WHOLE), own / TRAINED, header_of(own / TRAINED))
+    lines = [f"{_digest([folder / name])} {name}" for name in (*(file.name for file in small), WHOLE)]
+    with whole_file(folder / SUMS) as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file is what was written."""
+    sums = folder / SUMS
+    if not sums.is_file():
+        return False
+    told = [line.partition(" ") for line in sums.read_text(encoding="utf-8").splitlines()]
+    return all((folder / name).is_file() and _digest([folder / name]) == wanted for wanted, _, name in told)
+
+
+def _digest(files: list[Path]) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+@cache
+def _temporary() -> TemporaryDirectory[str]:
+    """A folder that goes with the process."""
+    return TemporaryDirectory(prefix="regraft-specimens-")
 
 
 def _overwrite(whole: Path, places: dict[str, Any], trained: Path, own: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from regraft.checkpoint.continued import TRAINED, WHOLE, put_together
+from regraft.checkpoint.continued import put_together
 from regraft.core.files import expanded, reading
 
 SPECIMENS = {
@@ -85,7 +85,7 @@ def _specimen(name: str) -> Path:
         return own
     for folder in (own, base):
         _check_sums(folder)
-    return put_together(own, base, check_header, digest([own / TRAINED, base / WHOLE]))
+    return put_together(own, base, check_header)
 
 
 def check_folder(folder: Path, config: bool = True) -> list[Path]:

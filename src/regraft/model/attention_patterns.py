@@ -96,7 +96,9 @@ def read_queries(recording: Recording, block: int) -> Tensor:
         with model.held(), torch.no_grad(), _computed_by(attn.attention, listen):
             recording.run_block(block, recording.pre(block), rows=1)
     if not heard:
-        raise SiteError(f"the queries of block {model.blocks[block].address} cannot be had")
+        raise SiteError(
+            f"the queries of block {model.blocks[block].address} of {model.name} cannot be had: use fit=mean"
+        )
     return heard[0]
 
 

@@ -100,6 +100,12 @@ class Cone:
             self.runs += self.recording.prompts * self.recording.positions_of(block)
         return self._past[block]
 
+    def keys_of(self, block: int, stream_BTD: Tensor) -> Tensor:
+        """The keys (B, H, T, d) that a block makes of another stream than the recorded one."""
+        found = self._keys(block, stream_BTD, 1, 0)
+        assert found is not None
+        return found[0]
+
     def run_block(
         self,
         block: int,

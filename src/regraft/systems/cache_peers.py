@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, QuantizedCache, StaticCache
 
+from regraft.model.block_call import CANNOT
 from regraft.model.recording import Recording
 from regraft.systems.state_bytes import held_bytes
 
@@ -49,10 +50,10 @@ def _run(recording: Recording, length: int, make: Callable[[], Cache]) -> PeerCa
     model, ids_BT = recording.model, recording.ids_BT
     try:
         cache = make()
-    except ImportError as error:
+        with model.held():
+            model.hf(input_ids=ids_BT[:, :length], past_key_values=cache, use_cache=True)
+            nbytes = sum(held_bytes(cache, len(model.blocks)))
+            out = model.hf(input_ids=ids_BT[:, length:], past_key_values=cache, use_cache=True)
+    except (ImportError, *CANNOT) as error:  # what is not installed, or is not for such a model
         return PeerCache(None, 0, " ".join(str(error).split()))
-    with model.held():
-        model.hf(input_ids=ids_BT[:, :length], past_key_values=cache, use_cache=True)
-        nbytes = sum(held_bytes(cache, len(model.blocks)))
-        out = model.hf(input_ids=ids_BT[:, length:], past_key_values=cache, use_cache=True)
     return PeerCache(out.logits, nbytes)

@@ -7,6 +7,7 @@ head, R tokens that stay whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -108,6 +109,8 @@ def _check(kind: str, options: Mapping[str, str]) -> None:
             number = float(plain)
         except ValueError as error:
             raise StrategyError(f"{kind}:{name}={value} is no number") from error
+        if not math.isfinite(number) or (name != "budget" and number != int(number)):
+            raise StrategyError(f"{kind}:{name}={value} is no whole number")
         if number < 0 or (number == 0 and name not in ("sinks", "recent", "seed")):
             raise StrategyError(f"{kind}:{name}={value} keeps nothing: give more than 0")
         if name.endswith("bits") and number not in INTS.values():

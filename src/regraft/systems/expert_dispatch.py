@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from regraft.core.structure import walk_tensors
 from regraft.model.model import Model
+from regraft.systems.timing import wait
 
+PASSES = 6
+"""Through the model: the first warms up, of the others the median time counts."""
+Heard = tuple[np.ndarray, int, list[float]]
+"""Choices, experts, and seconds of every pass."""
 TABLE = 2
 """Dimensions of a router's choices: tokens, and the experts of each."""
 
@@ -43,38 +48,49 @@ def router_trace(model: Model, ids_BT: Tensor) -> dict[str, Routed]:
     Raises:
         ValueError: nothing in the model is called so.
     """
-    found: dict[str, Routed] = {}
+    found: dict[str, Heard] = {}
     begun: dict[int, float] = {}
     tokens = ids_BT.numel()
+    device = model.device
     with ExitStack() as hooks:
         for block in model.main_blocks:
             for module in block.module.modules():
-                hooks.callback(module.register_forward_pre_hook(_starts(begun), with_kwargs=True).remove)
-                listen = _ends(found, begun, block.address, tokens)
+                hooks.callback(
+                    module.register_forward_pre_hook(_starts(begun, device), with_kwargs=True).remove
+                )
+                listen = _ends(found, begun, block.address, tokens, device)
                 hooks.callback(module.register_forward_hook(listen, with_kwargs=True).remove)
         with torch.no_grad():
-            model.run(input_ids=ids_BT.to(model.device))
+            for _ in range(PASSES):
+                model.run(input_ids=ids_BT.to(device))
     if not found:
         raise ValueError(
             f"{model.name} has no experts whose choice could be heard: leave ranks out, or name a mixture"
         )
-    return found
+    return {
+        address: Routed(choices, experts, float(np.median(seconds[1:])))  # the first pass warms up
+        for address, (choices, experts, seconds) in found.items()
+    }
 
 
-def _starts(begun: dict[int, float]) -> Any:
+def _starts(begun: dict[int, float], device: torch.device) -> Any:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        wait(device)
         begun[id(module)] = time.perf_counter()
 
     return hook
 
 
-def _ends(found: dict[str, Routed], begun: dict[int, float], address: str, tokens: int) -> Any:
+def _ends(
+    found: dict[str, Heard], begun: dict[int, float], address: str, tokens: int, device: torch.device
+) -> Any:
     def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        wait(device)
         seconds = time.perf_counter() - begun[id(module)]
         for choices_Nk in _tables([args, kwargs], tokens):
             experts = _expert_count(module)
             if experts > int(choices_Nk.max()):
-                found.setdefault(address, Routed(choices_Nk.cpu().numpy(), experts, seconds))
+                found.setdefault(address, (choices_Nk.cpu().numpy(), experts, []))[2].append(seconds)
 
     return hook
 

@@ -170,17 +170,24 @@ def _needle_map(
     where no words can be written. Where the whole cache finds nothing, a strategy has nothing to lose: it is
     not asked."""
     if model.tokenizer is None:
-        return xr.Dataset()
-    lengths = prefix_lengths(prefix)
-    hits = np.full((len(asked), len(lengths), len(DEPTHS)), np.nan)
-    whole = np.zeros(hits.shape[1:])
-    for at, length in enumerate(lengths):
-        hidden = needles(model, text, length, texts, seed)
-        whole[at] = hidden.right(strategy("whole"))
-        for number, one in enumerate(asked if whole[at].any() else ()):
-            hits[number, at] = hidden.right(one)
-            advance("strategies asked for a fact", at * len(asked) + number + 1, len(lengths) * len(asked))
+        return xr.Dataset(attrs={"needles_missing": "no tokenizer to write facts with"})
+    try:
+        hidden = [needles(model, text, length, texts, seed) for length in prefix_lengths(prefix)]
+    except ValueError as error:  # what is measured beside it needs no facts
+        return xr.Dataset(attrs={"needles_missing": str(error)})
+    if not hidden:
+        return xr.Dataset(attrs={"needles_missing": f"a prefix of {prefix} tokens holds no fact"})
+    lengths = [one.prefix for one in hidden]
+    whole = np.stack([one.right(strategy("whole")) for one in hidden])
     asked_at = whole.any(1)
+    hits = np.full((len(asked), *whole.shape), np.nan)
+    held = np.full((len(asked), len(hidden)), np.nan)
+    for at in np.flatnonzero(asked_at):
+        for number, one in enumerate(asked):
+            hits[number, at], held[number, at] = hidden[at].measured(one)
+            advance(
+                "strategies asked for a fact", int(at) * len(asked) + number + 1, len(hidden) * len(asked)
+            )
     found = quantity(
         ("strategy", "needle_length", "needle_depth"), hits,
         f"share of {texts} facts that are told again, all tokens",
@@ -189,6 +196,9 @@ def _needle_map(
     over_all = hits[:, asked_at].mean((1, 2)) if asked_at.any() else np.full(len(asked), np.nan)
     data = {
         "needle_map": found,
+        "needle_bytes": quantity(("strategy", "needle_length"), held,
+                                 "bytes for each token of the prefix, everything that is held",
+                                 "Of these texts: what is whole or shared counts for more in short ones."),
         "needle_whole": quantity(("needle_length", "needle_depth"), whole,
                                  "share of facts told again from the whole cache", "What there is to lose."),
         "needle_accuracy": quantity("strategy", over_all,

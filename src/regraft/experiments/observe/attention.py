@@ -15,6 +15,7 @@ from regraft.core.defaults import COMPLETION_TOKENS, PROMPT_COUNT
 from regraft.core.quantities import quantity
 from regraft.data.evaluation import evaluation_or_texts
 from regraft.experiments.observe.attention_beside import beside_dataset
+from regraft.experiments.observe.attention_refresh import refresh_dataset
 from regraft.experiments.observe.head_patterns import (
     MEASURES,
     forms_patterns,
@@ -55,6 +56,7 @@ def attention(
     bench: bool = False,
     keys: list[int] | None = None,
     beside: list[str] | None = None,
+    refresh: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
     """Survey what mixes tokens: kinds, state in bytes by formula and counted, work, and what heads look at.
@@ -73,7 +75,8 @@ def attention(
         bench: also time the kernels of attention on this model's heads, each beside eager in float64.
         keys: of the kernels' calls; without them, 128, 512 and 1,024.
         beside: other models (specimens, folders, hub ids) whose state and work stand beside this one's.
-        seed: of the random tokens of the tasks.
+        refresh: also empty recurrent states, and hide keys, in the middle of texts.
+        seed: of the random tokens of the tasks, and of the texts of refresh.
 
     Raises:
         ValueError: nothing in the model mixes tokens, it has no attention and heads are named, or a head does
@@ -105,6 +108,8 @@ def attention(
         found.append(recall_dataset(model, seed))
     if shape is not None:
         found.append(kernel_dataset(shape, keys or list(KEYS), model.dtype, model.device))
+    if refresh:
+        found.append(refresh_dataset(model, seed))
     if beside:
         found.append(beside_dataset(model, states, beside, at))
     return xr.merge(found, combine_attrs="drop_conflicts").assign_attrs(**told)

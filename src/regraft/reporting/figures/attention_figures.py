@@ -118,6 +118,10 @@ def attention_panels(data: xr.Dataset) -> list[Panel]:
     for name, across in RECALLED.items():
         if f"recall_{name}" in data and data.sizes[f"{name}_size"]:
             found.append(_recall(data, name, across))
+    if "refresh_loss" in data:
+        each = {str(name): data.refresh_loss.values[i] for i, name in enumerate(data.left.values)}
+        curve = lines(data.behind.values, each, "tokens behind the place", "nats per token")
+        found.append(panel(data, "refresh_loss", "Loss where a text goes on with less of its past", curve))
     if "beside_state" in data:
         found.append(_beside(data))
     return [*found, *kernel_panels(data)]

@@ -77,7 +77,8 @@ def _recall(data: xr.Dataset) -> go.Figure:
         some = data.isel(strategy=np.isin(data.kind.values, kinds))
         if some.sizes["strategy"]:
             figure.add_scatter(
-                x=some.bytes.values, y=some.needle_accuracy.values, mode="markers", name=name,
+                x=some.needle_bytes.mean("needle_length").values, y=some.needle_accuracy.values,
+                mode="markers", name=name,
                 marker=dict(size=9, color=colour, symbol=mark), text=[str(s) for s in some.strategy.values],
                 hovertemplate="%{text}<br>%{x:,.0f} bytes per token<br>%{y:.0%} told again<extra></extra>",
             )  # fmt: skip
@@ -110,14 +111,15 @@ def cache_panels(data: xr.Dataset) -> list[Panel]:
     each = lines(data.block.values, {"one block": data.sensitivity_block.values}, "block", "nats per token")
     places = []
     if recalls(data):
-        table = data.needle_map.isel(needle_length=-1)
+        asked_at = np.flatnonzero(np.isfinite(data.needle_map.values).all((0, 2)))
+        table = data.needle_map.isel(needle_length=int(asked_at[-1]))
         names = [str(s) for s in data.strategy.values]
         where = heatmap(
             table.values, data.needle_depth.values, names, "share",
             hovertemplate="%{y}<br>fact at %{x} of the prefix<br>%{z:.0%} told again<extra></extra>",
         )  # fmt: skip
         where.update_layout(xaxis_title="where the fact stood: 0 first, 1 last", height=120 + 16 * len(names))
-        longest = int(data.needle_length.values[-1])
+        longest = int(table.needle_length)
         places = [panel(data, "needle_map", f"Facts told again, in a prefix of {longest} tokens", where)]
     return [
         *places,
