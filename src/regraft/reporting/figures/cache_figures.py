@@ -119,6 +119,7 @@ def cache_panels(data: xr.Dataset) -> list[Panel]:
             hovertemplate="%{y}<br>fact at %{x} of the prefix<br>%{z:.0%} told again<extra></extra>",
         )  # fmt: skip
         where.update_layout(xaxis_title="where the fact stood: 0 first, 1 last", height=120 + 16 * len(names))
+        where.update_yaxes(autorange="reversed", automargin=True)
         longest = int(table.needle_length)
         places = [panel(data, "needle_map", f"Facts told again, in a prefix of {longest} tokens", where)]
     return [
