@@ -72,7 +72,7 @@ def test_keys_whose_rotation_is_not_known_are_refused(name):
         rotation_of(recorded(name), 0)
 
 
-@pytest.mark.parametrize("name", ["smollm3", "cohere2", "glm", "qwen3", "ernie4_5"])
+@pytest.mark.parametrize("name", ["smollm3", "cohere2", "glm", "qwen3", "ernie4_5", "gpt_oss"])
 def test_every_blocks_keys_are_undone_in_its_own_way(name):
     """Some blocks do not rotate, some turn neighbours: held to what the projection (and norm) gives."""
     model = regraft.load(tiny("causal", name))
@@ -88,7 +88,7 @@ def test_every_blocks_keys_are_undone_in_its_own_way(name):
         handle.remove()
         width = past.keys_BGPK.shape[-1]
         wanted = made[0].reshape(1, LENGTH, -1, width).transpose(1, 2)[:, :, :PREFIX]
-        assert far(past.rotation().undone(past.keys_BGPK), wanted) <= 10 * model.rounding, block
+        assert far(past.rotation().undone(past.keys_BGPK), wanted) <= model.rounding, block
         turned.add(far(past.keys_BGPK, wanted) > 0.01)
     assert turned == ({True, False} if name in ("smollm3", "cohere2") else {True})
 

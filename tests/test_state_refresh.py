@@ -28,13 +28,17 @@ def plain(model, ids, first):
 
 @pytest.mark.parametrize("name", ["qwen3_5_text", "qwen3_next", "olmo_hybrid", "lfm2", "falcon_h1"])
 def test_without_state_and_keys_a_text_goes_on_as_if_nothing_stood_in_front(name):
-    model, ids = regraft.load(tiny("causal", name)), texts()
+    hf = tiny("causal", name)
+    for module in hf.modules():
+        if isinstance(module, torch.nn.Conv1d):
+            module.weight.data.mul_(8)  # so that a random convolution carries more than rounding
+    model, ids = regraft.load(hf), texts()
     check_goes_on(model, ids, PREFIX)
     found = {left: losses_behind(model, ids, PREFIX, *how) for left, how in LEFT.items()}
     assert gap(found["all"], plain(model, ids, PREFIX)) <= model.rounding
     assert gap(found["neither"], plain(model, ids[:, PREFIX:], 0)) <= model.rounding
     for one, other in (("all", "no recurrent state"), ("all", "no keys"), ("no keys", "neither")):
-        assert gap(found[one], found[other]) > 1e-6, (one, other)
+        assert gap(found[one], found[other]) > 3 * model.rounding, (one, other)
     assert keeps_keys(model)
     assert not keeps_keys(regraft.load(tiny("causal", "mamba2")))
 
@@ -47,7 +51,9 @@ def test_emptying_what_is_empty_already_changes_nothing(monkeypatch):
             if name.endswith(("in_proj_qkv", "conv1d")):
                 torch.nn.init.zeros_(module.weight)
     whole, emptied = (losses_behind(model, ids, PREFIX, empties, False) for empties in (False, True))
-    assert torch.equal(whole, emptied)
+    assert gap(whole, emptied) <= model.rounding
+    keys = losses_behind(model, ids, PREFIX, False, True)
+    assert gap(whole, keys) > 3 * model.rounding, "what is left reads the prefix"
 
 
 @pytest.mark.parametrize(
@@ -71,5 +77,7 @@ def test_the_experiment_tells_loss_over_distance(monkeypatch):
     assert data.refresh_loss.sel(left="no recurrent state").values == pytest.approx(
         [part.mean() for part in parts], rel=1e-5
     )
+    alone = regraft.load(tiny("causal", "mamba2"))
+    assert refresh_dataset(alone, 0).left.values.tolist() == ["all", "no recurrent state"], "it has no keys"
     with pytest.raises(ValueError, match="no recurrent blocks"):
         regraft.attention(regraft.load(), count=1, tokens=2, refresh=True)
