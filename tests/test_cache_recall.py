@@ -19,6 +19,7 @@ from regraft.checkpoint.locate import CheckpointError
 from regraft.core.caching import without_cache
 from regraft.experiments.intervene import cache_needles
 from regraft.experiments.intervene.cache_needles import DEPTHS, needles, prefix_lengths
+from regraft.reporting.figures.cache_figures import cache_figures, cache_finding, cache_panels
 from regraft.specimens import almanac
 from regraft.specimens.long_pages import page
 from regraft.systems.cache_peers import peer_caches
@@ -153,6 +154,30 @@ def test_why_no_facts_are_asked_for_is_told(monkeypatch):
 
 def refuse():
     raise ValueError("unknown words")
+
+
+def test_facts_whose_words_a_tokenizer_drops_are_refused(recaller, monkeypatch):
+    monkeypatch.setattr(cache_needles, "check_known", lambda *given: None)
+    monkeypatch.setattr(cache_needles, "_fact", lambda model, drawn: ([5, 6], [7], []))
+    with pytest.raises(ValueError, match="drops the words of facts"):
+        needles(recaller, "", 40, 2, 0)
+
+
+def test_the_map_of_facts_is_the_longest_prefix_of_which_some_are_told(recaller):
+    data = regraft.cache(recaller, strategies=["whole", "window:budget=10%"], prefix=96, suffix=8, texts=2)
+    lost = data.needle_map.values.copy()
+    lost[:, -1] = np.nan  # as where the whole cache tells none of the longest
+    part = data.assign(needle_map=(data.needle_map.dims, lost, data.needle_map.attrs))
+    for one, tokens in ((data, 96), (part, 48)):
+        drawn = cache_panels(one)[0]
+        assert drawn.caption == f"Facts told again, in a prefix of {tokens} tokens"
+        assert np.isfinite(np.array(drawn.figure.data[0].z, float)).all()
+    captions = [caption for caption, _ in cache_figures(data)]
+    assert "Facts told again, over what is kept" in captions
+    assert cache_finding(data).endswith(f"the smallest {float(data.needle_accuracy[1]):.0%}.")
+    points = {t: x for trace in dict(cache_figures(data))["Facts told again, over what is kept"].data
+              for t, x in zip(trace.text, trace.x, strict=True)}  # fmt: skip
+    assert points["window:budget=10%"] == pytest.approx(float(data.needle_bytes[1].mean()))
 
 
 def test_facts_that_do_not_fit_are_refused(recaller):

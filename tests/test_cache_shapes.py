@@ -7,6 +7,8 @@ import torch
 
 import regraft
 from families import FAMILIES
+from regraft.sweeps.prefix_cache import Cone
+from regraft.systems import rotation
 from regraft.systems.cache_past import Past
 from regraft.systems.cache_run import kept_of, pasts_of, suffix_streams
 from regraft.systems.cache_strategies import keep, strategy
@@ -95,6 +97,14 @@ def test_every_blocks_keys_are_undone_in_its_own_way(name):
 
 def test_a_turn_that_does_not_make_one_token_alike_everywhere_is_not_believed(text, monkeypatch):
     monkeypatch.setitem(text.model.proved, "rotation of block 0", float("nan"))
+    with pytest.raises(RotationError, match="in a way that is not known"):
+        rotation_of(text, 0)
+
+
+def test_keys_that_no_way_of_turning_makes_alike_are_refused(monkeypatch):
+    text = recorded("llama")
+    noise = torch.randn(1, 2, rotation.PLACES, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(Cone, "keys_of", lambda self, block, stream: noise)
     with pytest.raises(RotationError, match="in a way that is not known"):
         rotation_of(text, 0)
 

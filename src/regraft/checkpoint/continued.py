@@ -4,7 +4,6 @@ put together in the cache when it is first asked for.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -12,10 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from regraft.checkpoint.checksums import CHECKSUMS, digest, unlike_sums
 from regraft.core.caching import cache_folder, cache_is_kept
 from regraft.core.files import whole_file
 
-TRAINED, WHOLE, SUMS = "trained.safetensors", "model.safetensors", "SHA256SUMS"
+TRAINED, WHOLE = "trained.safetensors", "model.safetensors"
 
 
 def put_together(own: Path, base: Path, header_of: Callable[[Path], dict[str, Any]]) -> Path:
@@ -24,8 +24,10 @@ def put_together(own: Path, base: Path, header_of: Callable[[Path], dict[str, An
     It is in the cache, under a name that follows from everything that was shipped, and is put together anew
     where it is not what was written; with a cache that is off or closed, in a folder for this process alone.
     """
-    small = [file for file in sorted(base.iterdir()) if file.is_file() and file.name not in (WHOLE, SUMS)]
-    shipped = _digest([own / TRAINED, base / WHOLE, *small])
+    small = [
+        file for file in sorted(base.iterdir()) if file.is_file() and file.name not in (WHOLE, CHECKSUMS)
+    ]
+    shipped = digest([own / TRAINED, base / WHOLE, *small])
     if cache_is_kept():
         try:
             return _written(
@@ -40,7 +42,7 @@ def _written(
     folder: Path, own: Path, base: Path, small: list[Path], header_of: Callable[[Path], dict[str, Any]]
 ) -> Path:
     """The folder, written where it is not whole: its list of checksums is the last file."""
-    if _is_whole(folder):
+    if (folder / CHECKSUMS).is_file() and not unlike_sums(folder):
         return folder
     for file in small:
         with whole_file(folder / file.name) as part:
@@ -48,26 +50,10 @@ def _written(
     with whole_file(folder / WHOLE) as part:
         shutil.copyfile(base / WHOLE, part)
         _overwrite(part, header_of(base / WHOLE), own / TRAINED, header_of(own / TRAINED))
-    lines = [f"{_digest([folder / name])} {name}" for name in (*(file.name for file in small), WHOLE)]
-    with whole_file(folder / SUMS) as part:
+    lines = [f"{digest([folder / name])} {name}" for name in (*(file.name for file in small), WHOLE)]
+    with whole_file(folder / CHECKSUMS) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether every file is what was written."""
-    sums = folder / SUMS
-    if not sums.is_file():
-        return False
-    told = [line.partition(" ") for line in sums.read_text(encoding="utf-8").splitlines()]
-    return all((folder / name).is_file() and _digest([folder / name]) == wanted for wanted, _, name in told)
-
-
-def _digest(files: list[Path]) -> str:
-    found = hashlib.sha256()
-    for file in files:
-        found.update(file.read_bytes())
-    return found.hexdigest()
 
 
 @cache

@@ -7,7 +7,6 @@ and that the tensors' offsets cover the file without a gap or an overlap.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import struct
@@ -15,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from regraft.checkpoint.checksums import digest, unlike_sums
 from regraft.checkpoint.continued import put_together
 from regraft.core.files import expanded, reading
 
@@ -29,7 +29,6 @@ CONTINUED = {"specimen-recall": "specimen-qwen3"}
 """Specimens of which only what changed is shipped, and what they were before."""
 DEFAULT_SPECIMEN = "specimen:qwen3"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-CHECKSUMS = "SHA256SUMS"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LARGEST_HEADER = 100_000_000
 """Bytes that the format allows a header of safetensors."""
@@ -246,28 +245,8 @@ def _check_offsets(name: str, tensors: dict[str, Any], data_bytes: int) -> None:
 
 
 def _check_sums(folder: Path) -> None:
-    sums = folder / CHECKSUMS
-    if not sums.is_file():
-        return
-    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
-        wanted, _, name = line.strip().partition(" ")
-        name = name.strip().lstrip("*")
-        if wanted and not (folder / name).is_file():
-            raise CheckpointError(f"{CHECKSUMS} names {name or line}, which is not in {folder.name}")
-        if wanted and digest([folder / name]) != wanted:
-            raise CheckpointError(
-                f"{name} differs from the checksum in {CHECKSUMS}: the file is damaged, fetch it again"
-            )
-
-
-def digest(files: list[Path]) -> str:
-    """SHA-256 over the bytes of some files, one behind the other."""
-    found = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 22):
-                found.update(chunk)
-    return found.hexdigest()
+    if reason := unlike_sums(folder):
+        raise CheckpointError(reason)
 
 
 def weights_digest(folder: Path) -> str:

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from regraft.checkpoint.locate import CheckpointError, digest
+from regraft.checkpoint.checksums import digest
+from regraft.checkpoint.locate import CheckpointError
 from regraft.core.files import check_empty, expanded, read_text, whole_file, whole_folder
 from regraft.core.strict_json import json_text, numbers_again
 from regraft.data.token_bytes import token_bytes

@@ -19,8 +19,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from regraft.checkpoint.checksums import digest
 from regraft.checkpoint.hub import resolve
-from regraft.checkpoint.locate import CheckpointError, digest
+from regraft.checkpoint.locate import CheckpointError
 from regraft.core.files import NotWrittenError, check_place, place_of, writing
 from regraft.core.progress import advance
 from regraft.core.silence import silent

@@ -27,22 +27,14 @@ SHOWN = 6
 
 def cache_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
     """What is lost over bytes, with the front of what nothing beats."""
-    figure = base(430)
-    for (name, kinds), (colour, mark) in zip(FAMILIES.items(), LOOKS, strict=True):
-        some = data.isel(strategy=np.isin(data.kind.values, kinds))
-        if some.sizes["strategy"]:
-            figure.add_scatter(
-                x=some.bytes.values, y=np.maximum(some.kl.values, FLOOR), mode="markers", name=name,
-                marker=dict(size=9, color=colour, symbol=mark), text=[str(s) for s in some.strategy.values],
-                hovertemplate="%{text}<br>%{x:,.0f} bytes per token<br>%{y:.3g} nats<extra></extra>",
-            )  # fmt: skip
+    figure = _scattered(
+        data, data.bytes.values, np.maximum(data.kl.values, FLOOR), "%{y:.3g} nats", height=430
+    )  # fmt: skip
     front = front_of(data)
     figure.add_scatter(
         x=data.bytes.values[front], y=np.maximum(data.kl.values[front], FLOOR), mode="lines",
         name="nothing is better", line=dict(color=MUTED, dash="dot"), hoverinfo="skip",
     )  # fmt: skip
-    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.12, x=0))
-    figure.update_xaxes(title="bytes for each token of the prefix", type="log")
     figure.update_yaxes(title="nats per token from the whole cache", type="log")
     drawn = [("What a cache loses, over what it keeps", figure)]
     if "peer_kl" in data and np.isfinite(data.peer_kl.values).any():
@@ -65,6 +57,23 @@ def cache_figures(data: xr.Dataset) -> list[tuple[str, go.Figure]]:
     return drawn
 
 
+def _scattered(data: xr.Dataset, held: np.ndarray, found: np.ndarray, said: str, height: int) -> go.Figure:
+    """A point for each strategy at its bytes, each kind with its colour and mark."""
+    figure = base(height)
+    for (name, kinds), (colour, mark) in zip(FAMILIES.items(), LOOKS, strict=True):
+        some = np.isin(data.kind.values, kinds)
+        if some.any():
+            figure.add_scatter(
+                x=held[some], y=found[some], mode="markers", name=name,
+                marker=dict(size=9, color=colour, symbol=mark),
+                text=[str(s) for s in data.strategy.values[some]],
+                hovertemplate=f"%{{text}}<br>%{{x:,.0f}} bytes per token<br>{said}<extra></extra>",
+            )  # fmt: skip
+    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.12, x=0))
+    figure.update_xaxes(title="bytes for each token of the prefix", type="log")
+    return figure
+
+
 def recalls(data: xr.Dataset) -> bool:
     """Whether facts were asked for that the whole cache tells."""
     return "needle_accuracy" in data and bool(np.isfinite(data.needle_accuracy.values).any())
@@ -72,18 +81,8 @@ def recalls(data: xr.Dataset) -> bool:
 
 def _recall(data: xr.Dataset) -> go.Figure:
     """Recall over bytes, a point for each strategy."""
-    figure = base(400)
-    for (name, kinds), (colour, mark) in zip(FAMILIES.items(), LOOKS, strict=True):
-        some = data.isel(strategy=np.isin(data.kind.values, kinds))
-        if some.sizes["strategy"]:
-            figure.add_scatter(
-                x=some.needle_bytes.mean("needle_length").values, y=some.needle_accuracy.values,
-                mode="markers", name=name,
-                marker=dict(size=9, color=colour, symbol=mark), text=[str(s) for s in some.strategy.values],
-                hovertemplate="%{text}<br>%{x:,.0f} bytes per token<br>%{y:.0%} told again<extra></extra>",
-            )  # fmt: skip
-    figure.update_layout(showlegend=True, legend=dict(orientation="h", y=1.12, x=0))
-    figure.update_xaxes(title="bytes for each token of the prefix", type="log")
+    held = data.needle_bytes.mean("needle_length").values
+    figure = _scattered(data, held, data.needle_accuracy.values, "%{y:.0%} told again", height=400)
     figure.update_yaxes(title="share of facts told again", range=[-0.03, 1.03], tickformat=".0%")
     return figure
 
@@ -140,10 +139,14 @@ def cache_finding(data: xr.Dataset) -> str:
             f" bytes and changes the next token by {free.kl.values[best]:.1g} nats"
         )
     least = int(np.argmin(data.bytes.values))
-    return (
-        f"{said}; the smallest, {data.strategy.values[least]}, keeps {data.bytes.values[least]:,.0f} bytes"
+    said += (
+        f"; the smallest, {data.strategy.values[least]}, keeps {data.bytes.values[least]:,.0f} bytes"
         f" for each token and costs {data.kl.values[least]:.2g} nats."
     )
+    if recalls(data):
+        whole, told = float(data.needle_whole.mean()), float(data.needle_accuracy[least])
+        said += f" Of facts in the prefix the whole cache tells {whole:.0%} again, the smallest {told:.0%}."
+    return said
 
 
 CACHE = Drawing(
