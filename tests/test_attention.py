@@ -380,5 +380,9 @@ def test_models_side_by_side_are_each_what_they_are_alone(tmp_path):
     assert data.surveyed_kinds.values[0] == "12 grouped"
     captions = [one.caption for one in attention_panels(data)]
     assert sum("specimen:gpt2: 4 full" in caption for caption in captions) == 1
+    mib = float(data.beside_state[1, 1]) / 2**20
+    assert f"4,096 tokens keeps 24.0 MiB in specimen:qwen3, {mib:,.1f} MiB in" in drawing_of(data).finding(
+        data
+    )
     with pytest.raises(ValueError, match="no specimen"):
         regraft.attention(regraft.load(), beside=["specimen:gpt3"], **few)

@@ -154,6 +154,17 @@ def test_a_merged_key_is_the_nearest_to_what_the_queries_ask():
     assert fitted.nbytes == mean.nbytes
 
 
+def test_where_no_query_asks_a_merged_key_is_the_mean():
+    drawn = torch.Generator().manual_seed(3)
+    keys, values = (torch.randn(1, 2, 12, 6, generator=drawn, dtype=torch.float64) for _ in range(2))
+    queries = torch.randn(1, 4, 12, 6, generator=drawn, dtype=torch.float64)
+    queries[..., 0] = 0
+    past = Past(keys, values, lambda last: keys[..., 0], queries=lambda: queries)
+    found = keep(strategy("heads:merge=2,fit=queries"), past).keys_BGPK
+    assert torch.allclose(found[0, 0, :, 0], keys[0, :, :, 0].mean(0))
+    assert not torch.allclose(found[0, 0, :, 1], keys[0, :, :, 1].mean(0))
+
+
 def test_heads_that_are_alike_merge_into_themselves_however(text):
     past = pasts_of(text, PREFIX)[0]
     same = Past(past.keys_BGPK[:, :1].expand(-1, 2, -1, -1), past.values_BGPK, past.attention,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import regraft
 from families import FAMILIES
 from regraft.core.tolerance import gap
 from regraft.experiments.observe import expert_ranks
 from regraft.experiments.observe.expert_ranks import expert_dataset
+from regraft.reporting.figures.disaggregate_figures import disaggregate_finding
 from regraft.systems.expert_dispatch import Routed, dispatch, in_a_row, rank_of, replicated, router_trace
 from tools.small_architectures import tiny
 
@@ -70,6 +72,64 @@ def test_copies_go_to_the_busiest_and_make_work_more_even():
     assert more.load_R.sum() == once.load_R.sum() == choices.size
     assert more.unevenness < once.unevenness
     assert replicated(choices, 8, 4, 0) == in_a_row(8, 4)
+
+
+def test_an_expert_has_one_copy_on_each_machine_at_most():
+    only = np.zeros((12, 1), int)  # one expert gets everything
+    places = replicated(only, 4, 2, 3)
+    assert places[0] == [0, 1], "two machines, two copies, whatever is left to give"
+    assert sum(len(held) for held in places) == 4 + 3
+
+
+def test_a_table_of_numbers_that_are_no_experts_is_not_heard():
+    """A module that is given positions as a table, and holds fewer parts than they go to."""
+
+    class Placed(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args, **kwargs):
+            self.placed(torch.arange(20)[:, None].expand(-1, 2))
+            return self.inner(*args, **kwargs)
+
+    class Table(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = torch.nn.ModuleList([torch.nn.Identity() for _ in range(4)])
+
+        def forward(self, places):
+            return places
+
+    model = regraft.load(tiny("causal", "qwen3_moe"))
+    block = model.blocks[0].module
+    inner = block.mlp
+    block.mlp = Placed(inner)
+    block.mlp.placed = Table()
+    chosen = router_trace(model, torch.arange(5, 25)[None])["0"].choices_Nk
+    block.mlp = inner
+    assert np.array_equal(chosen, router_trace(model, torch.arange(5, 25)[None])["0"].choices_Nk)
+
+
+def test_the_finding_names_the_busiest_machine():
+    torch.manual_seed(0)
+    model = regraft.load(FAMILIES["mixtral"]())
+    rows = torch.randint(5, 90, (1, 40), generator=torch.Generator().manual_seed(1)).tolist()
+    spread = expert_dataset(model, rows, 2)
+    moved = xr.Dataset(
+        {
+            "bytes": (("over", "way", "prompt"), [[[10.0]]]),
+            "exposed": (("over", "way", "prompt"), [[[1.0]]]),
+            "same_tokens": (("over", "way", "prompt"), [[[1.0]]]),
+            "together_first_token": ("prompt", [5.0]),
+            "pays_from": (("mix", "speed"), [[np.nan]]),
+        },
+        coords={"over": ["tcp"], "way": ["whole"], "prompt": [8], "mix": ["short"], "speed": [1.0]},
+        attrs={"machines": 4},
+    )
+    told = disaggregate_finding(xr.merge([moved, spread], combine_attrs="drop_conflicts"))
+    assert f"of 2 ranks the busiest computes {float(spread.expert_unevenness.max()):.2f} times" in told
+    assert "rank" not in disaggregate_finding(moved)
 
 
 def test_things_are_dealt_out_as_evenly_as_they_go():

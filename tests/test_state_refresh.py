@@ -10,6 +10,7 @@ import regraft
 from regraft.core.tolerance import gap
 from regraft.experiments.observe import attention_refresh
 from regraft.experiments.observe.attention_refresh import refresh_dataset
+from regraft.reporting.figures.attention_figures import _refresh_told
 from regraft.systems.state_refresh import LEFT, NoRecurrenceError, check_goes_on, keeps_keys, losses_behind
 from tools.small_architectures import tiny
 
@@ -79,5 +80,8 @@ def test_the_experiment_tells_loss_over_distance(monkeypatch):
     )
     alone = regraft.load(tiny("causal", "mamba2"))
     assert refresh_dataset(alone, 0).left.values.tolist() == ["all", "no recurrent state"], "it has no keys"
+    told = _refresh_told(data)
+    costs = float((data.refresh_loss[1] - data.refresh_loss[0]).mean())
+    assert f"the loss is {costs:+.3g} nats with no recurrent state, " in told
     with pytest.raises(ValueError, match="no recurrent blocks"):
         regraft.attention(regraft.load(), count=1, tokens=2, refresh=True)

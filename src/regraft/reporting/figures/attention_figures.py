@@ -176,7 +176,25 @@ def attention_finding(data: xr.Dataset) -> str:
     counts = {what: int((data[name].values >= STRONG).sum()) for name, what in DOES.items() if name in data}
     doing = [f"{count} {what}" for what, count in counts.items() if count]
     told = f" Of its heads, with at least half of their attention: {', '.join(doing)}." if doing else ""
-    return f"{sentence}.{told}"
+    return f"{sentence}.{told}{_beside_told(data)}{_refresh_told(data)}"
+
+
+def _beside_told(data: xr.Dataset) -> str:
+    """State of every model at the longest length."""
+    if "beside_state" not in data:
+        return ""
+    at = zip(data.surveyed.values, data.beside_state.values[:, -1] / MIB, strict=True)
+    each = ", ".join(f"{mib:,.1f} MiB in {name}" for name, mib in at)
+    return f" A text of {int(data.length[-1]):,} tokens keeps {each}."
+
+
+def _refresh_told(data: xr.Dataset) -> str:
+    """What emptied states and hidden keys cost."""
+    if "refresh_loss" not in data:
+        return ""
+    means = data.refresh_loss.mean("behind")
+    each = [f"{float(means[i] - means[0]):+.3g} nats with {name}" for i, name in enumerate(data.left.values)]
+    return f" Behind a place where less of its past is left the loss is {', '.join(each[1:])}."
 
 
 ATTENTION = Drawing(

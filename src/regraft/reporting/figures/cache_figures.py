@@ -130,7 +130,7 @@ def cache_panels(data: xr.Dataset) -> list[Panel]:
 
 def cache_finding(data: xr.Dataset) -> str:
     """The smallest cache that costs nothing, and the smallest of all."""
-    free = data.isel(strategy=data.kl.values <= FREE)
+    free = data.isel(strategy=(data.kl.values <= FREE) & (data.ratio.values > 1))
     said = f"Of {counted(data.sizes['strategy'], 'strategy', 'strategies')}"
     if free.sizes["strategy"]:
         best = int(np.argmax(free.ratio.values))
@@ -144,7 +144,8 @@ def cache_finding(data: xr.Dataset) -> str:
         f" for each token and costs {data.kl.values[least]:.2g} nats."
     )
     if recalls(data):
-        whole, told = float(data.needle_whole.mean()), float(data.needle_accuracy[least])
+        some = data.needle_whole.values.any(1)  # prefixes of which the whole cache tells any
+        whole, told = float(data.needle_whole.values[some].mean()), float(data.needle_accuracy[least])
         said += f" Of facts in the prefix the whole cache tells {whole:.0%} again, the smallest {told:.0%}."
     return said
 

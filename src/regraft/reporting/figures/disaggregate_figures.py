@@ -67,6 +67,13 @@ def disaggregate_finding(data: xr.Dataset) -> str:
     same = float(data.same_tokens.min())
     alike = "every token" if same == 1 else f"at least {same:.0%} of tokens"
     told += f"; {alike} stayed the same"
+    if "expert_load" in data:
+        worst = int(np.argmax(data.expert_unevenness.values))
+        uneven, even = (float(data[n][worst]) for n in ("expert_unevenness", "expert_unevenness_copied"))
+        told += (
+            f"; of {counted(data.sizes['rank'], 'rank')} the busiest computes {uneven:.2f} times the mean in"
+            f" block {data.expert_block.values[worst]}, with copies {even:.2f} times"
+        )
     best = data.pays_from.values
     machines = counted(int(data.attrs["machines"]), "simulated machine")
     if np.isfinite(best).any():
